@@ -1,0 +1,334 @@
+"""`Backbone`: one base model, loaded once in 4, 8 or 16 bit, with the roles that share it."""
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from lorarlhf.backbone import roles, storage, trunk
+from lorarlhf.backbone.devices import best_device, compute_dtype_for
+from lorarlhf.backbone.fetch import find_base
+from lorarlhf.backbone.loading import load_model, load_tokenizer
+from lorarlhf.quiet import quiet_libraries
+
+Prompt = str | list[dict[str, str]]
+
+
+class Backbone:
+    """One base model in memory, shared by the roles `policy`, `reference`, `reward`, `value`.
+
+    Make one with `Backbone.load`. The shapes below: B sequences, T tokens, H hidden size.
+
+    Attributes:
+        model: the PEFT model over the causal language model.
+        tokenizer: padded left, with a padding token other than the stop token where there is one.
+        base: the name given to `load`; base_path: the folder or id that was loaded.
+        bits, adapter_layers, split: precision; number of layers with adapters; first of them.
+        heads: the float32 scalar heads of `reward` and `value`.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, Any]) -> None:
+        self.tokenizer = tokenizer
+        self.base: str = settings["base"]
+        self.base_path: str = settings["base_path"]
+        self.bits: int = settings["bits"]
+        self.device = torch.device(settings["device"])
+        self.compute_dtype: torch.dtype = settings["compute_dtype"]
+        self.heads: dict[str, roles.ScalarHead] = {}
+        layers = decoder_of(model).layers
+        self.adapter_layers = count_adapter_layers(settings["adapter_layers"], len(layers))
+        self.split = len(layers) - self.adapter_layers
+        self._config = roles.lora_config(
+            layers,
+            self.split,
+            settings["lora_rank"],
+            settings["lora_alpha"],
+            settings["lora_dropout"],
+        )
+        self._base_shapes = Counter(_key(p) for p in model.parameters())
+        torch.manual_seed(settings["seed"])
+        self.model: PeftModel = get_peft_model(model, self._config, ADAPTER_POLICY)
+        self._float32_adapters()
+        self._keeps_trunk: bool | None = None
+
+    @classmethod
+    def load(
+        cls,
+        base: str = "smollm2-135m",
+        *,
+        bits: int = 4,
+        adapter_layers: int | str = "upper-half",
+        lora_rank: int = 16,
+        lora_alpha: int = 32,
+        lora_dropout: float = 0.0,
+        device: str | None = None,
+        compute_dtype: str | None = None,
+        chat_template: str | None = None,
+        seed: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> "Backbone":
+        """Find, fetch where needed, and load a base, with a fresh policy adapter on it.
+
+        Args:
+            base: `smollm2-135m`, a folder, or a Hugging Face id.
+            bits: 4 (NF4 with double quantisation), 8, or 16 (no quantisation).
+            adapter_layers: `upper-half`, `all`, or a number of layers counted from the top.
+            lora_rank, lora_alpha, lora_dropout: LoRA's settings (arXiv 2106.09685).
+            device: `cuda`, `cpu` or `mps`; the best one that is there by default.
+            compute_dtype: `bfloat16`, `float16` or `float32`; what the device has by default.
+            chat_template: a Jinja file for bases that bring no chat template.
+            seed: of the adapters' first weights.
+            say: called with one line before each slow step.
+
+        Raises:
+            UserError: no such base, not a causal language model, no network, no disk space.
+        """
+        quiet_libraries()
+        path = find_base(base, say)
+        target = torch.device(device) if device else best_device(bits)
+        dtype = compute_dtype_for(target, compute_dtype)
+        model = load_model(path, bits, target, dtype)
+        tokenizer = load_tokenizer(path, chat_template)
+        settings = {
+            "base": base,
+            "base_path": path,
+            "bits": bits,
+            "device": target,
+            "compute_dtype": dtype,
+            "adapter_layers": adapter_layers,
+            "lora_rank": lora_rank,
+            "lora_alpha": lora_alpha,
+            "lora_dropout": lora_dropout,
+            "seed": seed,
+        }
+        return cls(model, tokenizer, settings)
+
+    # ---- roles
+
+    def has(self, role: str) -> bool:
+        """Whether the role has an adapter of its own."""
+        return roles.ADAPTERS[role] in self.model.peft_config
+
+    def add_role(self, role: str, *, copy_of: str | None = None, pooling: str = "mean") -> None:
+        """Add a role's adapter anew (an older one is dropped), fresh or as a copy of another's.
+
+        `reward` and `value` get a scalar head: a copy of the other's head where there is one, with
+        the score's normalisation folded in for the value; zeros otherwise.
+        """
+        adapter = roles.ADAPTERS[role]
+        if self.has(role) and role != "policy":
+            self.model.delete_adapter(adapter)
+        if not self.has(role):
+            self.model.add_adapter(adapter, self._config)
+        if role in ("reward", "value"):
+            self.heads[role] = roles.ScalarHead(self.hidden_size, pooling).to(self.device)
+        if copy_of is not None and self.has(copy_of):
+            self._copy_weights(copy_of, role)
+        self._float32_adapters()
+
+    def _copy_weights(self, source: str, target: str) -> None:
+        ours = roles.adapter_parameters(self.model, roles.ADAPTERS[target])
+        theirs = roles.adapter_parameters(self.model, roles.ADAPTERS[source])
+        for mine, other in zip(ours.values(), theirs.values(), strict=True):
+            mine.data.copy_(other.data)
+        if target in self.heads and source in self.heads:
+            head, other_head = self.heads[target], self.heads[source]
+            head.weight.data.copy_(other_head.weight / other_head.score_std)
+            head.bias.data.copy_((other_head.bias - other_head.score_mean) / other_head.score_std)
+            head.pooling = other_head.pooling
+
+    @contextmanager
+    def role(self, name: str, *, train: bool = False) -> Iterator[None]:
+        """Switch to a role (or `base`: adapters off) for one forward, or forward and backward.
+
+        The reference is its own adapter where SFT made one, the bare base otherwise.
+        """
+        if name == "base" or (name == "reference" and not self.has("reference")):
+            adapter = None
+        else:
+            adapter = roles.ADAPTERS[name]
+        with roles.switched(self.model, adapter, train=train):
+            yield
+
+    def freeze_reference(self) -> None:
+        """Make the reference a copy of the policy as it stands now."""
+        self.add_role("reference", copy_of="policy")
+
+    def parameters_of(self, role: str) -> list[nn.Parameter]:
+        """The LoRA weights of a role (its head, where it has one, comes last)."""
+        weights = list(roles.adapter_parameters(self.model, roles.ADAPTERS[role]).values())
+        return weights + list(self.heads[role].parameters()) if role in self.heads else weights
+
+    def _float32_adapters(self) -> None:
+        for name, weight in self.model.named_parameters():
+            if "lora_" in name:
+                weight.data = weight.data.float()
+
+    @contextmanager
+    def stage(self, adapter_role: str) -> Iterator[PeftModel]:
+        """Hand the model to one of TRL's trainers, and take it back as it was.
+
+        TRL casts the adapters of a quantised model to bfloat16, wraps `forward`, switches
+        checkpointing on and leaves the model in train mode. Inside, the role's adapter is active
+        and the only one that trains.
+        """
+        causal = self.model.get_base_model()
+        cache = causal.config.use_cache
+        self.model.set_adapter(roles.ADAPTERS[adapter_role])
+        try:
+            yield self.model
+        finally:
+            causal.__dict__.pop("forward", None)  # TRL's fused LM head
+            causal.gradient_checkpointing_disable()
+            if hasattr(causal, "_require_grads_hook"):
+                causal.disable_input_require_grads()
+            causal.config.use_cache = cache
+            self.model.set_adapter(ADAPTER_POLICY)
+            self.model.requires_grad_(False)
+            self.model.eval()
+            self._float32_adapters()
+
+    # ---- forward
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The layers without the LM head."""
+        return decoder_of(self.model.get_base_model())
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return self.model.get_base_model().get_input_embeddings().weight.shape[1]
+
+    @property
+    def lm_head(self) -> tuple[torch.Tensor, float | None]:
+        """The LM head's frozen weight (V, H), and the family's cap on logits (Gemma 2) if any."""
+        model = self.model.get_base_model()
+        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        return model.get_output_embeddings().weight, cap
+
+    def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
+        """The lower layers' output (B, T, H), to keep; None where there is no trunk to keep."""
+        if not self.keeps_trunk:
+            return None
+        return trunk.run_trunk(self.decoder, self.split, input_ids, attention_mask)
+
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        kept: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Final hidden states (B, T, H) of the active role, above a kept trunk if one is given."""
+        if kept is None:
+            return trunk.run_decoder(self.decoder, input_ids, attention_mask)
+        return trunk.run_upper(self.decoder, self.split, kept, input_ids, attention_mask)
+
+    @property
+    def keeps_trunk(self) -> bool:
+        """Whether a kept trunk gives this family's plain forward; tried once on a few tokens."""
+        if self._keeps_trunk is None:
+            vocabulary = self.model.get_base_model().get_input_embeddings().weight.shape[0]
+            with self.role("base"):
+                self._keeps_trunk = self.split > 0 and trunk.trunk_is_exact(
+                    self.decoder, self.split, vocabulary
+                )
+        return self._keeps_trunk
+
+    # ---- prompts
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt: plain text as it is, a conversation by the chat template."""
+        if isinstance(prompt, str):
+            return self.tokenizer(prompt)["input_ids"]
+        text = self.tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=False
+        )
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer: every EOS of the base's generation config."""
+        eos = self.model.get_base_model().generation_config.eos_token_id
+        listed = eos if isinstance(eos, list) else [eos] if eos is not None else []
+        own = self.tokenizer.eos_token_id
+        return sorted({*listed, *([own] if own is not None else [])})
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token; masks come from lengths and never from it."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else self.stop_ids[0]
+
+    # ---- storage and accounts
+
+    def save(self, role: str, folder: str | Path) -> Path:
+        """Save a role as a plain PEFT folder (safetensors)."""
+        return storage.save_role(self, role, Path(folder))
+
+    def load_role(self, role: str, folder: str | Path) -> None:
+        """Load a role from a folder that `save` wrote, or a plain PEFT folder for the policy."""
+        storage.load_role(self, role, Path(folder))
+
+    def bytes(self) -> int:
+        """Memory of the base's weights, adapters left out."""
+        return sum(
+            p.untyped_storage().nbytes()
+            for name, p in self.model.named_parameters()
+            if "lora_" not in name
+        )
+
+    def copies(self) -> int:
+        """How many copies of the base's weights live in this process (1, or something is wrong).
+
+        Counts the distinct storages of all living parameters that have the shape and dtype of one
+        of the base's own matrices.
+        """
+        gc.collect()
+        found: dict[tuple, set[int]] = {}
+        for thing in gc.get_objects():
+            if isinstance(thing, nn.Parameter) and _key(thing) in self._base_shapes:
+                found.setdefault(_key(thing), set()).add(thing.untyped_storage().data_ptr())
+        matrices = [key for key in self._base_shapes if torch.Size(key[0]).numel() >= 1 << 16]
+        keys = matrices or list(self._base_shapes)  # tiny test models have no matrix that large
+        return max(-(-len(found.get(key, ())) // self._base_shapes[key]) for key in keys)
+
+
+ADAPTER_POLICY = roles.ADAPTERS["policy"]
+
+
+def _key(weight: torch.Tensor) -> tuple:
+    return tuple(weight.shape), weight.dtype
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The stack of layers inside a causal language model."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    return decoder
+
+
+def count_adapter_layers(wanted: int | str, layers: int) -> int:
+    """`upper-half`, `all` or a number -> how many layers carry adapters, counted from the top.
+
+    Raises:
+        ValueError: another word, or a number below 1 or above the number of layers.
+    """
+    if wanted == "all":
+        return layers
+    if wanted == "upper-half":
+        return layers - layers // 2
+    try:
+        number = int(wanted)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= layers:
+        raise ValueError(
+            f"adapter_layers is 'upper-half', 'all' or a number from 1 to {layers}, not {wanted!r}"
+        )
+    return number

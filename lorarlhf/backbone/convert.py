@@ -1,0 +1,31 @@
+"""Convert one GGUF file into a Hugging Face folder: `python -m lorarlhf.backbone.convert IN OUT`."""
+
+import sys
+from pathlib import Path
+
+PAD_TOKEN = "<|endoftext|>"
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write bfloat16 safetensors, the tokenizer and the configs of `gguf` to `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    # Without dequantize=True the model stays marked as quantised: saving and training are refused.
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The file names <|im_end|> as padding too. Whoever masks by token id then masks the stop token,
+    # and the model never learns to stop (arXiv 2403.17031): give padding a token of its own.
+    tokenizer.pad_token = PAD_TOKEN
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.config._name_or_path = "smollm2-135m"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

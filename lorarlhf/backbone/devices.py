@@ -1,0 +1,44 @@
+"""Which device and which dtype: the best that the machine really has."""
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def best_device(bits: int) -> torch.device:
+    """CUDA, else Apple's GPU where nothing is quantised (bitsandbytes has no kernels there), else CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if bits == 16 and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def compute_dtype_for(device: torch.device, wanted: str | None = None) -> torch.dtype:
+    """The compute dtype: what is wanted, else bfloat16 where it is fast, else what is safe.
+
+    A CUDA card without bfloat16 gets float16; a CPU without bfloat16 instructions gets float32.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if wanted is not None:
+        if wanted not in DTYPES:
+            raise ValueError(f"compute_dtype is one of {', '.join(DTYPES)}, not {wanted!r}")
+        return DTYPES[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+    return torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, or Arm's)."""
+    flags = torch.backends.cpu.get_cpu_capability()
+    if flags.startswith(("AVX512", "AMX")):
+        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return bool(probe())
+    if flags == "DEFAULT" and torch.backends.mkldnn.is_available():
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False

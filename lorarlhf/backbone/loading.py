@@ -1,0 +1,101 @@
+"""Load the weights and the tokenizer of one base, with errors that say what is wrong with it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorarlhf.errors import UserError
+
+
+def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The causal language model in 4, 8 or 16 bit on `device`, frozen, in eval mode.
+
+    Raises:
+        UserError: unknown bits, not a causal language model, not found, or damaged weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if bits not in (4, 8, 16):
+        raise UserError(f"bits is 4, 8 or 16, not {bits}.")
+    config = _explained(path, lambda: AutoConfig.from_pretrained(path))
+    _check_causal(path, config)
+    model = _explained(
+        path,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            quantization_config=_quantization(bits, dtype),
+            device_map={"": device},
+        ),
+    )
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _quantization(bits: int, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if bits == 16:
+        return None
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,  # arXiv 2305.14314, section 3
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _check_causal(path: str, config: Any) -> None:
+    names = getattr(config, "architectures", None) or []
+    causal = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    if getattr(config, "is_encoder_decoder", False) or not any(n.endswith(causal) for n in names):
+        found = ", ".join(names) or config.model_type
+        raise UserError(
+            f"{path} is not a causal language model (its config names {found}). RLHF needs a model "
+            "that writes text from left to right: name one whose architecture ends in ForCausalLM."
+        )
+
+
+def _explained(path: str, load: Any) -> Any:
+    """Run a transformers loader; turn its failures into one paragraph each."""
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        if Path(path).is_dir():
+            raise UserError(f"The model in {path} can't be loaded: {first}") from error
+        raise UserError(
+            f"The model {path} is neither in the local Hugging Face cache nor reachable ({first}). "
+            "Check the name and the network connection, or name a folder that holds the model."
+        ) from error
+    except Exception as error:  # safetensors raises its own kind for a damaged file
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise UserError(
+            f"A weight file in {path} is damaged or was cut off ({error}). Fetch the model again."
+        ) from error
+
+
+def load_tokenizer(path: str, chat_template: str | None) -> Any:
+    """The tokenizer, padded left, with a padding token other than the stop token if it has one.
+
+    Raises:
+        UserError: the chat template's file is missing.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _explained(path, lambda: AutoTokenizer.from_pretrained(path))
+    tokenizer.padding_side = "left"  # not kept by save and reload: set after every load
+    if chat_template is not None:
+        file = Path(chat_template)
+        if not file.is_file():
+            raise UserError(f"There is no chat template file {file}. Name a Jinja file.")
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        spare = tokenizer.unk_token if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+        tokenizer.pad_token = spare or tokenizer.eos_token
+    return tokenizer

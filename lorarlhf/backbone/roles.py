@@ -1,0 +1,141 @@
+"""The four roles on one base: LoRA adapters by name, scalar heads, and the switch between them.
+
+PEFT keeps one set of active adapters for the whole model. Measured traps (docs/architecture.md):
+a forward of one role, a switch, a forward of another and then one `backward()` gives the first
+role no gradient, or a wrong one under checkpointing. So: one role for each forward-and-backward,
+inside `switched(...)`, which puts everything back even when an exception passes through.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+# PEFT's names for the roles. TRL's DPO and RLOO look up "default" and copy it to "ref": with these
+# names they find the policy and the reference by themselves.
+ADAPTERS = {"policy": "default", "reference": "ref", "reward": "reward", "value": "value"}
+ROLES = tuple(ADAPTERS)
+POOLINGS = ("mean", "last")
+
+
+class ScalarHead(nn.Module):
+    """A linear layer from a hidden state to one number, kept and computed in float32.
+
+    Args:
+        hidden_size: H, the base's hidden size.
+        pooling: how a whole answer is scored: `mean` over its tokens or the `last` token. The
+            value role reads every token and ignores it.
+    """
+
+    def __init__(self, hidden_size: int, pooling: str = "mean") -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
+        self.pooling = pooling
+        self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros((), dtype=torch.float32))
+        # Scores of the reference's answers have this mean and deviation; PPO divides them out
+        # (arXiv 1909.08593, section 2.1). Kept here so that it travels with the head.
+        self.register_buffer("score_mean", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("score_std", torch.ones((), dtype=torch.float32))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (..., H) of any dtype -> float32 scores (...)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return hidden.float() @ self.weight + self.bias
+
+    def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Score whole answers: hidden (B, T, H), mask (B, T) of the tokens to pool -> (B,).
+
+        `mean` averages over the masked tokens; `last` takes the last of them.
+        """
+        if self.pooling == "last":
+            columns = torch.arange(mask.shape[1], device=mask.device)
+            last = (mask.long() * columns).argmax(dim=1)
+            return self(hidden[torch.arange(len(hidden), device=mask.device), last])
+        weights = mask.float() / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return self(torch.einsum("bth,bt->bh", hidden.float(), weights))
+
+
+def lora_layers(model: PeftModel) -> list[LoraLayer]:
+    """The modules that carry adapters, in the model's order."""
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
+    """The LoRA weights of one adapter by their full names."""
+    part = f".{adapter}."
+    return {name: p for name, p in model.named_parameters() if part in name and "lora_" in name}
+
+
+def lora_config(
+    layers: list[nn.Module], first: int, rank: int, alpha: int, dropout: float
+) -> LoraConfig:
+    """LoRA on every linear layer of the decoder's layers `first` and above.
+
+    The names are read from the layers, so that families with fused projections work too.
+    """
+    names = {
+        name.rsplit(".", 1)[-1]
+        for layer in layers[first:]
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear)  # bitsandbytes' layers are subclasses
+    }
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=sorted(names),
+        layers_to_transform=list(range(first, len(layers))),
+        layers_pattern="layers",
+        task_type="CAUSAL_LM",
+    )
+
+
+@contextmanager
+def switched(model: PeftModel, adapter: str | None, *, train: bool = False) -> Iterator[None]:
+    """Make one adapter active (None: the bare base), and put all back afterwards.
+
+    With `train`, only that adapter's weights require gradients; without it, none does. Run the
+    forward *and* its backward inside. The active adapter, whether adapters are enabled, train or
+    eval mode of every module and `requires_grad` of every adapter weight are restored, whatever
+    happens inside.
+    """
+    weights = [p for name, p in model.named_parameters() if "lora_" in name]
+    grads = [p.requires_grad for p in weights]
+    modes = {module: module.training for module in model.modules()}
+    before, disabled = list(model.active_adapters), _disabled(model)
+    try:
+        _activate(model, adapter, train)
+        yield
+    finally:
+        model.base_model.set_adapter(before)
+        model.active_adapter = before[0]
+        _set_disabled(model, disabled)
+        for module, training in modes.items():
+            module.training = training
+        for weight, flag in zip(weights, grads, strict=True):
+            weight.requires_grad_(flag)
+
+
+def _activate(model: PeftModel, adapter: str | None, train: bool) -> None:
+    model.eval()  # no dropout in any role, LoRA's included (item 23 of docs/ppo-details.md)
+    if adapter is None:
+        model.base_model.set_adapter(list(model.active_adapters), inference_mode=True)
+        _set_disabled(model, True)
+        return
+    _set_disabled(model, False)
+    model.set_adapter(adapter, inference_mode=not train)
+
+
+def _disabled(model: PeftModel) -> bool:
+    return any(layer.disable_adapters for layer in lora_layers(model))
+
+
+def _set_disabled(model: PeftModel, disabled: bool) -> None:
+    # Not model.disable_adapter(): that one sets requires_grad on the way back by itself.
+    for layer in lora_layers(model):
+        layer._disable_adapters = disabled

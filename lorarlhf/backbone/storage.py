@@ -1,0 +1,137 @@
+"""Roles on disk: plain PEFT folders, safetensors only, with a note of the base they belong to."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lorarlhf.backbone import roles
+from lorarlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from lorarlhf.backbone.base import Backbone
+
+NOTE = "lorarlhf.json"
+WEIGHTS = "adapter_model.safetensors"
+HEAD_KEY = "base_model.model.score.weight"  # where PEFT keeps a classification head
+
+
+def save_role(backbone: "Backbone", role: str, folder: Path) -> Path:
+    """Write `adapter_config.json`, `adapter_model.safetensors` and a note to `folder`.
+
+    A `policy` opens with `PeftModel.from_pretrained` on the causal model, a `reward` with
+    `pooling: last` on `AutoModelForSequenceClassification`. What those do not know (the bias, the
+    pooling, the score's mean and deviation, the base) is in `lorarlhf.json`.
+    """
+    adapter = roles.ADAPTERS[role]
+    head = backbone.heads.get(role)
+    config = LoraConfig(**backbone.model.peft_config[adapter].to_dict())
+    config.base_model_name_or_path = backbone.base_path
+    config.inference_mode = True
+    tensors = {
+        name.replace(f".{adapter}.", "."): weight.detach().cpu().contiguous()
+        for name, weight in roles.adapter_parameters(backbone.model, adapter).items()
+    }
+    note: dict[str, Any] = {
+        "role": role,
+        "base": backbone.base,
+        "base_fingerprint": fingerprint(backbone),
+        "adapter_layers": backbone.adapter_layers,
+    }
+    if head is not None:
+        config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+        tensors[HEAD_KEY] = head.weight.detach().cpu().reshape(1, -1).contiguous()
+        note |= {
+            "pooling": head.pooling,
+            "bias": head.bias.item(),
+            "score_mean": head.score_mean.item(),
+            "score_std": head.score_std.item(),
+        }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    config.save_pretrained(str(folder))
+    (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def load_role(backbone: "Backbone", role: str, folder: Path) -> None:
+    """Load `folder` into `role`, whichever role it was saved as.
+
+    Raises:
+        UserError: no such folder, a damaged file, an adapter of another base or of another shape.
+    """
+    note, tensors = _read(folder)
+    _check_base(backbone, note, folder)
+    pooling = note.get("pooling", "mean")
+    backbone.add_role(role, pooling=pooling)
+    head_weight = tensors.pop(HEAD_KEY, None)
+    _check_shapes(backbone, role, tensors, folder)
+    set_peft_model_state_dict(backbone.model, tensors, adapter_name=roles.ADAPTERS[role])
+    if role in backbone.heads and head_weight is not None:
+        head = backbone.heads[role]
+        head.weight.data.copy_(head_weight.reshape(-1))
+        head.bias.data.fill_(note.get("bias", 0.0))
+        head.score_mean.fill_(note.get("score_mean", 0.0))
+        head.score_std.fill_(note.get("score_std", 1.0))
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"There is no adapter in {folder} ({WEIGHTS} is missing). Name a run folder that has "
+            "finished, or one of the folders under its adapters/."
+        )
+    try:
+        note = json.loads((folder / NOTE).read_text("utf-8")) if (folder / NOTE).exists() else {}
+        return note, load_file(folder / WEIGHTS)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"The adapter in {folder} is damaged ({error}).") from error
+
+
+def _check_base(backbone: "Backbone", note: dict[str, Any], folder: Path) -> None:
+    theirs = note.get("base_fingerprint")
+    if theirs is not None and theirs != fingerprint(backbone):
+        raise UserError(
+            f"The adapter in {folder} was trained on the base {note.get('base')}, and the base "
+            f"loaded here is {backbone.base}. Adapters fit only the base they were trained on: "
+            f"load it with --base {note.get('base')}, or train a new adapter on {backbone.base}."
+        )
+
+
+def _check_shapes(
+    backbone: "Backbone", role: str, tensors: dict[str, torch.Tensor], folder: Path
+) -> None:
+    adapter = roles.ADAPTERS[role]
+    ours = {
+        name.replace(f".{adapter}.", "."): weight.shape
+        for name, weight in roles.adapter_parameters(backbone.model, adapter).items()
+    }
+    theirs = {name: tensor.shape for name, tensor in tensors.items()}
+    if ours == theirs:
+        return
+    layers = {int(n.split(".layers.")[1].split(".")[0]) for n in theirs if ".layers." in n}
+    rank = min((shape[0] for name, shape in theirs.items() if "lora_A" in name), default=0)
+    raise UserError(
+        f"The adapter in {folder} has another shape than this backbone's (it covers {len(layers)} "
+        f"layers at rank {rank}). Load the base with adapter_layers={len(layers)} and "
+        f"lora_rank={rank}."
+    )
+
+
+def fingerprint(backbone: "Backbone") -> str:
+    """A short hash that tells two bases apart: sizes, vocabulary, and a slice of the embedding.
+
+    The same base gives the same hash in 4, 8 and 16 bit, since embeddings are not quantised.
+    """
+    embedding = backbone.model.get_base_model().get_input_embeddings().weight
+    sample = embedding[:: max(1, len(embedding) // 64), :16].detach().to("cpu", torch.bfloat16)
+    layers = len(backbone.decoder.layers)
+    digest = hashlib.sha256(f"{layers} {tuple(embedding.shape)}".encode())
+    digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

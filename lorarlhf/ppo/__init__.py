@@ -1,0 +1,1 @@
+"""Proximal Policy Optimization from human feedback, on the shared backbone."""

@@ -1,0 +1,72 @@
+"""The settings of PPO: TRL's own configuration class with PPO's fields added."""
+
+from dataclasses import dataclass, field
+
+from trl.trainer.base_config import _BaseConfig
+
+
+def _field(default: float | int | bool | str | None, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class PPOConfig(_BaseConfig):
+    """Settings of `PPOTrainer`; everything else is TRL's and transformers' own.
+
+    One update: `rollout_batch_size` prompts are answered once each; then `num_ppo_epochs` passes of
+    `num_minibatches` optimizer steps each, `micro_batch_size` sequences in one forward.
+
+    Raises:
+        ValueError: sizes that do not divide, or a number outside its range.
+    """
+
+    updates: int = _field(40, "Number of updates (rollout and optimization)")
+    rollout_batch_size: int = _field(16, "Prompts answered in one update")
+    num_ppo_epochs: int = _field(4, "Passes over each rollout")
+    num_minibatches: int = _field(1, "Optimizer steps in each pass")
+    micro_batch_size: int = _field(8, "Sequences in one forward and backward; memory only")
+    max_prompt_tokens: int = _field(512, "Longer prompts are refused, not cut")
+    max_new_tokens: int = _field(64, "Longest answer, in tokens")
+    temperature: float = _field(1.0, "Of sampling, and of all log-probabilities")
+    learning_rate: float = _field(3e-4, "Of the policy's adapter")
+    value_learning_rate: float = _field(3e-4, "Of the value's adapter and head")
+    kl_coef: float = _field(0.05, "Price of one nat of KL to the reference, a token")
+    gamma: float = _field(1.0, "Discount of later rewards")
+    gae_lambda: float = _field(0.95, "Bias against variance of the advantages")
+    clip_range: float = _field(0.2, "How far the policy's ratio may leave 1")
+    value_clip_range: float = _field(0.2, "How far values may move in one update")
+    vf_coef: float = _field(0.1, "Weight of the value loss")
+    critic_warmup: int = _field(2, "First updates in which only the value learns")
+    missing_eos_penalty: float | None = _field(
+        None, "Taken from the normalised score of an answer that does not end by itself"
+    )
+    score_clip: float | None = _field(None, "Largest normalised score, either way")
+    normalize_scores: bool = _field(True, "Scores to mean 0, deviation 1 on reference answers")
+
+    # Defaults of the base class that PPO wants otherwise.
+    adam_epsilon: float = _field(1e-5, "Adam's epsilon (arXiv 2403.17031)")
+    gradient_checkpointing: bool = _field(False, "Recompute activations: less memory, more time")
+    logging_steps: float = _field(1, "Updates between two log lines")
+    save_steps: float = _field(10, "Updates between two checkpoints")
+    report_to: str = _field("none", "Where metrics go besides the log: none, wandb, ...")
+    remove_unused_columns: bool = _field(False, "Extra columns are for the reward functions")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rollout_batch_size", "num_ppo_epochs", "num_minibatches", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is above 0, not {self.temperature}: PPO must sample")
+        if self.rollout_batch_size % self.num_minibatches:
+            raise ValueError(
+                f"rollout_batch_size ({self.rollout_batch_size}) must be a multiple of "
+                f"num_minibatches ({self.num_minibatches})"
+            )
+        size = self.rollout_batch_size // self.num_minibatches
+        self.micro_batch_size = min(self.micro_batch_size, size)
+        if size % self.micro_batch_size:
+            raise ValueError(
+                f"a minibatch has {size} sequences, which micro_batch_size "
+                f"({self.micro_batch_size}) must divide"
+            )

@@ -1,0 +1,204 @@
+"""The mathematics of PPO: tensors in, tensors out, float32, no model.
+
+Shapes: B sequences, C completion tokens (padded right), N valid answer tokens, H hidden, V
+vocabulary. Masks (B, C) are true on answer tokens, the stop token included.
+"""
+
+from typing import Any
+
+import torch
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax(h W^T / temperature)[target], a few rows at a time, never (N, V) at once.
+
+    A token's log-probability depends on its own hidden state only, so its gradient
+    (W[target] - softmax @ W) / temperature is an (N, H) tensor that the forward can leave behind;
+    the backward multiplies it by what comes from above.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+        softcap: float | None,
+        chunk: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        wants_grad = ctx.needs_input_grad[0]
+        pieces = [
+            _chunk(hidden[i : i + chunk], weight, targets[i : i + chunk], temperature, softcap)
+            if wants_grad
+            else _chunk_values(
+                hidden[i : i + chunk], weight, targets[i : i + chunk], temperature, softcap
+            )
+            for i in range(0, len(hidden), chunk)
+        ]
+        logprobs = torch.cat([piece[0] for piece in pieces])
+        entropy = torch.cat([piece[1] for piece in pieces])
+        if wants_grad:
+            ctx.save_for_backward(torch.cat([piece[2] for piece in pieces]))
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, _entropy_grad: torch.Tensor) -> tuple:
+        (slope,) = ctx.saved_tensors
+        return (grad[:, None] * slope).to(slope.dtype), None, None, None, None, None
+
+
+def _scaled_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, temperature: float, softcap: float | None
+) -> torch.Tensor:
+    logits = (hidden @ weight.T).float()  # (n, H) and not (B, C, H): one product, no copy of W
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits.div_(temperature)
+
+
+def _chunk_values(hidden, weight, targets, temperature, softcap):
+    logits = _scaled_logits(hidden, weight, temperature, softcap)
+    norm = logits.logsumexp(dim=1)
+    logprobs = logits.gather(1, targets[:, None]).squeeze(1) - norm
+    probabilities = (logits - norm[:, None]).exp_()
+    return logprobs, norm - (probabilities * logits).sum(dim=1)
+
+
+def _chunk(hidden, weight, targets, temperature, softcap):
+    logits = _scaled_logits(hidden, weight, temperature, softcap)
+    norm = logits.logsumexp(dim=1)
+    logprobs = logits.gather(1, targets[:, None]).squeeze(1) - norm
+    probabilities = (logits - norm[:, None]).exp_()
+    entropy = norm - (probabilities * logits).sum(dim=1)
+    if softcap is None:
+        slope = weight[targets].float() - (probabilities.to(weight.dtype) @ weight).float()
+        return logprobs, entropy, slope / temperature
+    inner = 1 - (logits * (temperature / softcap)) ** 2  # derivative of the cap
+    outer = -probabilities * inner
+    outer.scatter_add_(1, targets[:, None], inner.gather(1, targets[:, None]))
+    return logprobs, entropy, (outer.to(weight.dtype) @ weight).float() / temperature
+
+
+def token_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int = 256,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target and entropy of each distribution.
+
+    Args:
+        hidden: (N, H) final hidden states at the positions that predict the targets.
+        weight: (V, H) of the LM head, frozen.
+        targets: (N,) token ids.
+        temperature: divides the logits, as it did in sampling.
+        softcap: the family's cap on logits (Gemma 2), or None.
+        chunk: rows of logits held at once.
+
+    Returns:
+        float32 log-probabilities (N,), differentiable in `hidden`, and entropies (N,) in nats.
+    """
+    return _TokenLogprobs.apply(hidden, weight, targets, temperature, softcap, chunk)
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the true places of `mask`; 0 where there are none."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean 0 and deviation 1 over the valid places; zeros elsewhere (arXiv 2403.17031, detail 18).
+
+    A tensor that is constant up to rounding becomes zeros instead of blown-up rounding.
+    """
+    centred = (x - masked_mean(x, mask)) * mask
+    variance = masked_mean(centred**2, mask)
+    return centred * torch.rsqrt(variance + 1e-8)
+
+
+def shape_rewards(
+    scores: torch.Tensor,
+    logprobs: torch.Tensor,
+    ref_logprobs: torch.Tensor,
+    mask: torch.Tensor,
+    kl_coef: float,
+) -> torch.Tensor:
+    """Per-token rewards (B, C): -kl_coef * (logp - ref_logp), and the score on the last real token.
+
+    (arXiv 1909.08593, equation 2, with the k1 estimator a token.)
+    """
+    rewards = -kl_coef * (logprobs - ref_logprobs) * mask
+    lengths = mask.long().sum(dim=1)
+    rows = torch.nonzero(lengths, as_tuple=True)[0]
+    rewards[rows, lengths[rows] - 1] += scores[rows]
+    return rewards
+
+
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalized advantage estimation (arXiv 1506.02438, equation 16) -> advantages, returns.
+
+    All (B, C). After an answer's last token the value is 0 and nothing is carried over.
+    """
+    mask = mask.to(values.dtype)
+    values = values * mask
+    advantages = torch.zeros_like(values)
+    carried = torch.zeros_like(values[:, 0])
+    next_value = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        carried = (delta + gamma * lam * carried) * mask[:, t]
+        advantages[:, t] = carried
+        next_value = values[:, t]
+    return advantages, (advantages + values) * mask
+
+
+def policy_loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_range: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Clipped surrogate, *summed* over the tokens given (arXiv 1707.06347, equation 7).
+
+    The caller divides by the number of valid tokens of the whole minibatch, so that micro-batches
+    of any size give the same step. All arguments (N,).
+
+    Returns:
+        the sum, and sums of: `clipped` tokens, `approx_kl` (k3: ratio - 1 - log ratio), `ratio`.
+    """
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    with torch.no_grad():
+        stats = {
+            "clip_fraction": (clipped > plain).float().sum(),
+            "approx_kl": (ratio - 1 - log_ratio).sum(),
+            "ratio": ratio.sum(),
+        }
+    return torch.max(plain, clipped).sum(), stats
+
+
+def value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip_range: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clipped squared error, halved and summed (arXiv 2403.17031, detail 17). Arguments (N,).
+
+    Returns:
+        the sum, and the number of tokens where the clipped term was the larger one.
+    """
+    near = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    plain, clipped = (values - returns) ** 2, (near - returns) ** 2
+    return 0.5 * torch.max(plain, clipped).sum(), (clipped > plain).float().sum().detach()
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over valid tokens; 0 is no better than a constant."""
+    valid = mask.bool()
+    total = returns[valid].var(unbiased=False)
+    if total < 1e-12:
+        return 0.0
+    return (1 - (returns - values)[valid].var(unbiased=False) / total).item()

@@ -1,0 +1,163 @@
+"""A rollout: prompts answered by the policy, cut into fixed micro-batches with their trunk kept.
+
+Micro-batches are made once, by length, and stay together through all epochs: padding costs little,
+the trunk is kept a micro-batch at a time, and every forward of an epoch has the shapes of the
+forward that gave the old log-probabilities, so the ratio is exactly 1 on the first pass.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lorarlhf.backbone.base import Backbone, Prompt
+from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
+from lorarlhf.ppo import objective
+from lorarlhf.ppo.config import PPOConfig
+
+
+@dataclass
+class MicroBatch:
+    """A few sequences, padded left before the prompt and right after the answer.
+
+    Attributes:
+        rows: their places in the rollout.
+        input_ids, attention_mask: (b, T).
+        predicts: (b, T) true where the next token is an answer token.
+        answers: (b, T) true on answer tokens, the stop token left out (what is scored).
+        targets: (n,) the answer tokens, row by row.
+        trunk: (b, T, H) kept lower layers, or None.
+    """
+
+    rows: list[int]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    predicts: torch.Tensor
+    answers: torch.Tensor
+    targets: torch.Tensor
+    trunk: torch.Tensor | None = None
+
+
+@dataclass
+class Rollout:
+    """What one update knows. Tensors (B, C) are float32, padded right; `mask` is true on tokens."""
+
+    prompts: list[dict[str, Any]]
+    completions: list[Completion]
+    micro_batches: list[MicroBatch]
+    mask: torch.Tensor
+    logprobs: torch.Tensor
+    ref_logprobs: torch.Tensor
+    values: torch.Tensor
+    entropy: torch.Tensor
+    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def of(self, micro: MicroBatch, x: torch.Tensor) -> torch.Tensor:
+        """The valid tokens of (B, C) tensor `x` in a micro-batch, row by row: (n,)."""
+        return x[micro.rows][self.mask[micro.rows]]
+
+
+def sample(backbone: Backbone, prompts: list[Prompt], args: PPOConfig) -> tuple[list, list]:
+    """Answer the prompts with the policy -> (prompt ids, completions)."""
+    encoded = encode_prompts(backbone, prompts, args.max_prompt_tokens)
+    with backbone.role("policy"):
+        new = generate_ids(
+            backbone, encoded, max_new_tokens=args.max_new_tokens, temperature=args.temperature
+        )
+    return encoded, [completion(backbone, ids) for ids in new]
+
+
+def collect(backbone: Backbone, rows: list[dict[str, Any]], args: PPOConfig) -> Rollout:
+    """Sample answers and everything about them that the epochs need, without gradients."""
+    encoded, completions = sample(backbone, [row["prompt"] for row in rows], args)
+    micros = make_micro_batches(backbone, encoded, completions, args.micro_batch_size)
+    lengths = torch.tensor([len(c.ids) for c in completions], device=backbone.device)
+    columns = torch.arange(int(lengths.max()), device=backbone.device)
+    mask = columns[None, :] < lengths[:, None]
+    empty = torch.zeros(mask.shape, device=backbone.device)
+    rollout = Rollout(rows, completions, micros, mask, *(empty.clone() for _ in range(4)))
+    with torch.no_grad():
+        with backbone.role("base"):
+            for micro in micros:
+                micro.trunk = backbone.trunk(micro.input_ids, micro.attention_mask)
+        with backbone.role("policy"):
+            for micro in micros:
+                logprobs, entropy = policy_logprobs(backbone, micro, args.temperature)
+                _put(rollout, rollout.logprobs, micro, logprobs)
+                _put(rollout, rollout.entropy, micro, entropy)
+        with backbone.role("reference"):
+            for micro in micros:
+                logprobs, _ = policy_logprobs(backbone, micro, args.temperature)
+                _put(rollout, rollout.ref_logprobs, micro, logprobs)
+        with backbone.role("value"):
+            for micro in micros:
+                _put(rollout, rollout.values, micro, token_values(backbone, micro))
+    return rollout
+
+
+def _put(rollout: Rollout, table: torch.Tensor, micro: MicroBatch, flat: torch.Tensor) -> None:
+    part = torch.zeros(len(micro.rows), table.shape[1], device=table.device)
+    part[rollout.mask[micro.rows]] = flat.float()
+    table[micro.rows] = part
+
+
+def make_micro_batches(
+    backbone: Backbone, encoded: list[list[int]], completions: list[Completion], size: int
+) -> list[MicroBatch]:
+    """Sequences of like length together, each micro-batch padded only to its own longest."""
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]) + len(completions[i].ids))
+    return [
+        _micro_batch(backbone, order[i : i + size], encoded, completions)
+        for i in range(0, len(order), size)
+    ]
+
+
+def _micro_batch(
+    backbone: Backbone, rows: list[int], encoded: list[list[int]], completions: list[Completion]
+) -> MicroBatch:
+    before = max(len(encoded[i]) for i in rows)
+    width = before + max(len(completions[i].ids) for i in rows)
+    shape, device = (len(rows), width), backbone.device
+    input_ids = torch.full(shape, backbone.pad_id, device=device)
+    attention, answers, predicts = (
+        torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(3)
+    )
+    for j, i in enumerate(rows):
+        start, ids = before - len(encoded[i]), completions[i].ids
+        end = before + len(ids)
+        input_ids[j, start:end] = torch.tensor(encoded[i] + ids, device=device)
+        attention[j, start:end] = True
+        predicts[j, before - 1 : end - 1] = True
+        # An answer that is nothing but its stop token is scored on that token.
+        answers[j, before : max(before + 1, end - completions[i].ended)] = True
+    targets = torch.tensor([t for i in rows for t in completions[i].ids], device=device)
+    return MicroBatch(rows, input_ids, attention.long(), predicts, answers, targets)
+
+
+def policy_logprobs(
+    backbone: Backbone, micro: MicroBatch, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies (n,) of the answer tokens under the active role."""
+    hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
+    weight, softcap = backbone.lm_head
+    return objective.token_logprobs(
+        hidden[micro.predicts], weight, micro.targets, temperature, softcap
+    )
+
+
+def token_values(backbone: Backbone, micro: MicroBatch) -> torch.Tensor:
+    """Values (n,) before each answer token is written; the value role must be active."""
+    hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
+    return backbone.heads["value"](hidden[micro.predicts])
+
+
+@torch.no_grad()
+def reward_scores(backbone: Backbone, rollout: Rollout) -> torch.Tensor:
+    """Scores (B,) of the answers by the reward role, on the kept trunk."""
+    scores = torch.zeros(len(rollout.completions), device=backbone.device)
+    with backbone.role("reward"):
+        for micro in rollout.micro_batches:
+            hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
+            scores[micro.rows] = backbone.heads["reward"].pool(hidden, micro.answers)
+    return scores

@@ -1,0 +1,84 @@
+"""Nothing leaves the machine, and the terminal shows only lines that help.
+
+Each silenced message is named with the reason beside it; everything else is let through. Set
+`LORARLHF_DEBUG=1` (or `--debug` on the command line) to see all of them.
+"""
+
+import logging
+import os
+import warnings
+
+# (logger name, part of the message, why nobody can act on it)
+_LOG_LINES = [
+    (
+        "bitsandbytes.backends.cpu.ops",
+        "Failed to load CPU gemm_4bit_forward",
+        "an optional kernel that only a model hub serves; the built-in one is used and is right",
+    ),
+    (
+        "bitsandbytes.backends.utils",
+        "Failed to load CPU gemm_4bit_forward",
+        "the same line, from where older releases print it",
+    ),
+    (
+        "transformers.trainer",
+        "The tokenizer has new PAD/BOS/EOS tokens",
+        "TRL aligns the model's configs with the tokenizer, as is wanted",
+    ),
+    (
+        "accelerate.utils.other",
+        "Detected kernel version",
+        "a hint about old Linux kernels and many processes; one process is used",
+    ),
+]
+
+# (category, start of the message as a regular expression, why nobody can act on it)
+_WARNINGS: list[tuple[type[Warning], str, str]] = [
+    (
+        UserWarning,
+        r"You are trying to modify a model with PEFT for a second time",
+        "sharing one base between several adapters is what this package does",
+    ),
+    (
+        UserWarning,
+        r"'pin_memory' argument is set as true but no accelerator is found",
+        "the trainers' default; harmless without a GPU",
+    ),
+    (
+        FutureWarning,
+        r".*ORPO.*",
+        "TRL's note that ORPOTrainer lives in trl.experimental; it is imported from there",
+    ),
+]
+
+
+def private_by_default() -> None:
+    """Switch telemetry off unless the user has said otherwise. Must run before the imports."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # transformers, datasets, TRL
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPOTrainer's notice at import
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no fork warnings
+
+
+class _DropLines(logging.Filter):
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.part not in record.getMessage()
+
+
+def quiet_libraries() -> None:
+    """Silence the known third-party lines above, and the libraries' own progress bars."""
+    if os.environ.get("LORARLHF_DEBUG") == "1":
+        return
+    for name, part, _reason in _LOG_LINES:
+        logging.getLogger(name).addFilter(_DropLines(part))
+    for category, message, _reason in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=category)
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights": a second on small bases
+    datasets.disable_progress_bars()  # "Tokenizing": our own bars tell the stage

@@ -1,0 +1,1 @@
+"""Where a score comes from: Python functions, simulated raters, the trained reward role."""
