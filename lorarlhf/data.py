@@ -36,6 +36,7 @@ ROLES = ("system", "user", "assistant", "tool")
 TYPE_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "label")
 DEMONSTRATION_SHAPES = (("prompt", "completion"), ("messages",), ("text",))
 MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FILL_IN = "fill it in or leave the row out"
 
 
@@ -495,7 +496,7 @@ def _field_fault(row: Row, name: str) -> str | None:
     elif isinstance(value, str) and not value.strip():
         found = f"blank text; {FILL_IN}"
     elif isinstance(value, str) and MESSAGES_AS_TEXT.match(value):
-        found = f"messages that are not JSON, {_excerpt(value)}; write them as a JSON list"
+        found = f"messages written as text, {_excerpt(value)}; write them as a JSON list"
     elif isinstance(value, str) and name != "messages":
         return None
     else:
@@ -567,7 +568,7 @@ KINDS = {
 
 def _kinds(value: Any, field: str) -> Iterator[tuple[str, str]]:
     """(field, kind) of a value and of all that it holds; null goes with every kind."""
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    if isinstance(value, str) and LONE_SURROGATE.search(value):
         yield field, BROKEN_TEXT
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         yield field, HUGE_NUMBER

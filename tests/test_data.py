@@ -106,9 +106,19 @@ def test_json_may_wrap_its_rows_in_data(tmp_path):
     assert data.read_rows(path) == [(1, PLAIN)]
 
 
+def test_endings_may_be_written_in_capitals(tmp_path):
+    assert data.read_rows(jsonl(tmp_path, PLAIN, name="ROWS.JSONL")) == [(1, PLAIN)]
+    (tmp_path / "ROWS.PARQUET").write_bytes(written(tmp_path, ".parquet", [PLAIN]).read_bytes())
+    assert data.read_preferences(tmp_path / "ROWS.PARQUET") == [PLAIN]
+
+
 def test_text_file_holds_one_prompt_a_line(tmp_path):
     path = text_file(tmp_path, "prompts.TXT", "\ufeff Why?\r\n\r\nHow?")
     assert data.read_prompts(path) == [{"prompt": "Why?"}, {"prompt": "How?"}]
+    path = text_file(tmp_path, "prompts.txt", "Why?\n\n" + json.dumps(ASK))
+    text = complaint(data.read_prompts, path)
+    assert text.startswith(f'{path}, line 3, field "prompt": ')
+    assert "found messages written as text" in text
 
 
 def test_byte_order_mark_blank_lines_and_line_separators_in_jsonl(tmp_path):
@@ -141,12 +151,21 @@ def test_csv_cells_that_hold_other_json_or_stand_in_other_columns_stay_text(tmp_
     assert data.read_prompts(written(tmp_path, ".csv", [row])) == [row]
 
 
+def test_csv_cells_with_messages_that_are_not_json_are_named(tmp_path):
+    path = written(tmp_path, ".csv", [{"prompt": str(ASK), "note": "x"}])
+    text = complaint(data.read_prompts, path)
+    assert text.startswith(f'{path}, line 2, field "prompt": expected text or a list of messages, ')
+    assert "found messages written as text, \"[{'role': 'user'" in text
+
+
 def test_csv_margins_become_numbers_and_empty_ones_count_as_absent(tmp_path):
     head = "prompt,chosen,rejected,margin\n"
     rows = data.read_preferences(text_file(tmp_path, "a.csv", head + "q,a,b,2\nq,a,c,-.5\n"))
     assert [row["margin"] for row in rows] == [2.0, -0.5]
     rows = data.read_preferences(text_file(tmp_path, "b.csv", head + "q,a,b, \n"))
     assert rows == [{"prompt": "q", "chosen": "a", "rejected": "b"}]
+    text = complaint(data.read_preferences, text_file(tmp_path, "c.csv", head + "q,a,b,big\n"))
+    assert 'c.csv, line 2, field "margin": expected a number, found the text "big"' in text
 
 
 def test_whole_margins_become_floats(tmp_path):
@@ -191,9 +210,9 @@ def test_keys_of_messages_that_are_not_ours_are_kept(tmp_path):
 
 
 def test_missing_file_names_its_neighbours(tmp_path):
-    jsonl(tmp_path, PLAIN, name="Prompts.jsonl")
-    text = complaint(data.read_prompts, tmp_path / "promts.jsonl")
-    assert text == f"{tmp_path}/promts.jsonl: no such file; did you mean Prompts.jsonl?"
+    jsonl(tmp_path, PLAIN, name="Prompts.JSONL")
+    text = complaint(data.read_prompts, tmp_path / "PROMTS.jsonl")
+    assert text == f"{tmp_path}/PROMTS.jsonl: no such file; did you mean Prompts.JSONL?"
     text = complaint(data.read_rows, tmp_path / "qqq.csv")
     assert f"no file in {tmp_path} has a name like it" in text
     text = complaint(data.read_rows, tmp_path / "no" / "prompts.jsonl")
@@ -203,9 +222,11 @@ def test_missing_file_names_its_neighbours(tmp_path):
 def test_home_folder_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    jsonl(tmp_path, PLAIN)
-    for reader in (data.read_prompts, data.read_preferences, data.read_rows):
-        assert reader("~/rows.jsonl")
+    text_file(tmp_path, "prompts.txt", "Why?")
+    assert data.read_prompts("~/prompts.txt") == [{"prompt": "Why?"}]
+    jsonl(tmp_path, {"prompt": " "})
+    for reader in (data.read_prompts, data.read_demonstrations, data.read_preferences):
+        assert complaint(reader, "~/rows.jsonl").startswith(f"{tmp_path}/rows.jsonl, line 1, ")
     data.write_jsonl("~/demos.jsonl", [{"text": "a"}])
     data.append_jsonl("~/demos.jsonl", {"text": "b"})
     assert data.read_demonstrations("~/demos.jsonl") == [{"text": "a"}, {"text": "b"}]
@@ -219,7 +240,8 @@ def test_folders_and_paths_through_files(tmp_path):
 
 def test_unknown_endings(tmp_path):
     text = complaint(data.read_prompts, text_file(tmp_path, "rows.tsv", "prompt\nx\n"))
-    assert 'expected a file ending in .jsonl, .json, .csv or .parquet, found ".tsv"' in text
+    assert "expected a file ending in .jsonl, .json, .csv or .parquet, found" in text
+    assert 'found ".tsv", which is not a kind that can be read' in text
     text = complaint(data.read_demonstrations, text_file(tmp_path, "rows.txt", "x\n"))
     assert 'found ".txt", which holds prompts only' in text
 
@@ -242,6 +264,9 @@ def test_files_without_rows(tmp_path):
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".txt"])
 def test_other_encodings_name_the_byte(tmp_path, ending):
     path = tmp_path / f"rows{ending}"
+    path.write_bytes(b"\none\r\ncaf\xe9\xe8\n")
+    text = complaint(data.read_prompts, path)
+    assert f"{path}, line 3: expected UTF-8, found 0xe9 at byte offset 9 of the file" in text
     path.write_bytes(b"\xef\xbb\xbfone\n\ncaf\xe9\n")
     assert complaint(data.read_prompts, path) == (
         f"{path}, line 3: expected UTF-8, found 0xe9 at byte offset 11 of the file; "
@@ -250,13 +275,14 @@ def test_other_encodings_name_the_byte(tmp_path, ending):
 
 
 def test_broken_json_lines_name_line_column_and_what_was_found(tmp_path):
-    path = jsonl(tmp_path, "", PLAIN, "  {'prompt': 1}", '{"prompt": "a"', "{", name="a.jsonl")
+    path = jsonl(tmp_path, "", PLAIN, "  {'prompt': 1}\r", '{"prompt": "a"', "{", name="a.jsonl")
     first, second, third = complaint(data.read_rows, path).split("\n")
     assert first.startswith(f"{path}, line 3, column 4: broken JSON, ")
     assert "found \"'prompt': 1}\"; each line must hold one whole JSON object" in first
     assert second.startswith(f"{path}, line 4, column 15: broken JSON, Expecting ',' delimiter")
     assert "found the end of the line" in second
-    assert third.startswith(f"{path}, line 5, column 2: ")
+    assert third.startswith(f"{path}, line 5, column ")
+    assert "found the end of the line" in third
 
 
 def test_long_excerpts_are_cut(tmp_path):
@@ -290,6 +316,8 @@ def test_lines_and_rows_that_are_not_objects(tmp_path, line, found):
 
 
 def test_broken_json_files(tmp_path):
+    text = complaint(data.read_rows, text_file(tmp_path, "e.json", "[" * 100_000))
+    assert text.startswith(f"{tmp_path}/e.json: broken JSON, nested too deeply or a number too")
     text = complaint(data.read_rows, text_file(tmp_path, "a.json", '[{"a": 1},\n {"b" 2}]'))
     assert "a.json, line 2, column 7: broken JSON, Expecting ':' delimiter, found \"2}]\"" in text
     text = complaint(data.read_rows, jsonl(tmp_path, PLAIN, PLAIN, name="b.json"))
@@ -349,7 +377,7 @@ def test_broken_parquet(tmp_path):
         ({"prompt": True}, '"prompt"', "found true; "),
         ({"rejected": {"a": 1}}, '"rejected"', 'found an object with the keys "a"; '),
         ({"chosen": GOOD}, '"chosen"', 'expected text as in "prompt", found messages; use one'),
-        ({"chosen": str(GOOD)}, '"chosen"', "found messages that are not JSON, \"[{'role': 'ass"),
+        ({"chosen": str(GOOD)}, '"chosen"', "found messages written as text, \"[{'role': 'ass"),
         ({"chosen": "Dunno."}, '"rejected"', "ties can't be trained on, leave them out"),
         ({"chosen": GOOD, "rejected": GOOD}, '"rejected"', "ties can't be trained on"),
         ({"margin": "big"}, '"margin"', 'expected a number, found the text "big"; write how'),
@@ -471,15 +499,18 @@ def test_three_problems_are_shown_and_the_others_counted(tmp_path):
     assert lines[3] == "... and 12 more"
     text = complaint(data.read_preferences, jsonl(tmp_path, {**PLAIN, "chosen": 1, "prompt": 2}))
     assert [line.split('"')[1] for line in text.split("\n")] == ["prompt", "chosen"]
-    text = complaint(data.read_rows, jsonl(tmp_path, *["x"] * 5))
-    assert text.endswith("... and 2 more")
+    text = complaint(data.read_rows, jsonl(tmp_path, *["x"] * 4))
+    assert text.endswith("\n... and 1 more")
 
 
-@pytest.mark.parametrize(("ending", "unit"), [(".json", "row 2"), (".parquet", "row 2")])
-def test_json_and_parquet_count_rows(tmp_path, ending, unit):
-    rows: list[dict] = [{"prompt": "a"}, {"prompt": None}]
-    text = complaint(data.read_prompts, written(tmp_path, ending, rows))
-    assert f'rows{ending}, {unit}, field "prompt": ' in text
+@pytest.mark.parametrize("ending", [".json", ".parquet"])
+def test_json_and_parquet_count_rows(tmp_path, ending):
+    path = written(tmp_path, ending, [{"prompt": "a"}, {"prompt": None}])
+    capitals = tmp_path / f"ROWS{ending.upper()}"
+    capitals.write_bytes(path.read_bytes())
+    for named in (path, capitals):
+        text = complaint(data.read_prompts, named)
+        assert text.startswith(f'{named}, row 2, field "prompt": ')
 
 
 @pytest.mark.parametrize(
@@ -539,6 +570,7 @@ def test_extra_columns_hold_one_kind_of_value(tmp_path, one, other, field, words
 def test_conversation_and_text():
     assert data.as_conversation("Why?") == ASK
     copy = data.as_conversation(ASK)
+    assert copy == ASK
     copy[0]["content"] = "changed"
     assert ASK[0]["content"] == "Why?"
     assert data.as_text("Because.") == "Because."
@@ -565,11 +597,19 @@ def test_split_leaves_neither_part_empty(fraction):
     train, held = data.split_by_prompt(rows, fraction, seed=3)
     assert len(train) == len(held) == 1
     assert data.split_by_prompt(rows[:1] * 4, fraction, seed=3) == (rows[:1] * 4, [])
+    many = [{"prompt": f"p{n}"} for n in range(10)]
+    sizes = {0.01: 1, 0.5: 5, 0.99: 9}
+    assert len(data.split_by_prompt(many, fraction, seed=3)[1]) == sizes[fraction]
     assert data.split_by_prompt([], fraction, seed=3) == ([], [])
 
 
 def test_split_knows_conversations_and_texts():
-    rows = [{"messages": ASK + GOOD}, {"messages": ASK + BAD}]
+    turned = [{"content": "Why?", "role": "user"}]
+    rows = [{"messages": ASK + GOOD}, {"messages": turned + BAD}]
+    assert data.split_by_prompt(rows, 0.5, seed=0) == (rows, [])
+    rows = [{"messages": ASK + GOOD}, {"messages": ASK + ASK + GOOD}]
+    assert [len(part) for part in data.split_by_prompt(rows, 0.5, seed=0)] == [1, 1]
+    rows = [{"prompt": ASK}, {"prompt": turned}]
     assert data.split_by_prompt(rows, 0.5, seed=0) == (rows, [])
     train, held = data.split_by_prompt([{"text": "a"}, {"text": "b"}, {"text": "a"}], 0.5, seed=0)
     assert sorted([len(train), len(held)]) == [1, 2]
@@ -600,7 +640,7 @@ def test_split_wants_a_fraction(fraction):
 
 
 def test_written_rows_are_utf8_lines_and_read_back(tmp_path):
-    path = tmp_path / "new" / "rows.jsonl"
+    path = tmp_path / "new" / "folder" / "rows.jsonl"
     rows: list[dict] = [{"prompt": "Grüße 👋\nzwei\u2028drei"}, {"prompt": "half \ud83d", "n": 1}]
     data.write_jsonl(path, rows)
     assert path.read_bytes() == (
@@ -617,6 +657,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
         data.write_jsonl(path, [PLAIN, {"prompt": {1}}])
 
     def full(descriptor: int) -> None:
+        assert os.fstat(descriptor).st_size > 0  # all rows have left Python's buffer by then
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -633,7 +674,7 @@ def test_writing_below_a_file_is_a_mistake_of_the_user(tmp_path):
 
 
 def test_appending_adds_a_line_and_spares_one_that_was_cut_off(tmp_path):
-    path = tmp_path / "new" / "log.jsonl"
+    path = tmp_path / "new" / "folder" / "log.jsonl"
     data.append_jsonl(path, {"step": 1, "day": date(2026, 1, 2)})
     data.append_jsonl(path, {"step": 2, "text": "é"})
     assert (

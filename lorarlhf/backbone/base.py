@@ -2,13 +2,14 @@
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from lorarlhf.backbone import roles, storage, trunk
@@ -31,6 +32,7 @@ class Backbone:
         base: the name given to `load`; base_path: the folder or id that was loaded.
         bits, adapter_layers, split: precision; number of layers with adapters; first of them.
         heads: the float32 scalar heads of `reward` and `value`.
+        keeps_trunk: whether a kept trunk gives this family's plain forward (tried at load).
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, Any]) -> None:
@@ -51,11 +53,15 @@ class Backbone:
             settings["lora_alpha"],
             settings["lora_dropout"],
         )
+        keep_gradients_on_cpu(layers[self.split :])
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.keeps_trunk = self.split > 0 and trunk.trunk_is_exact(
+            decoder_of(model), self.split, vocabulary
+        )
         self._base_shapes = Counter(_key(p) for p in model.parameters())
         torch.manual_seed(settings["seed"])
         self.model: PeftModel = get_peft_model(model, self._config, ADAPTER_POLICY)
-        self._float32_adapters()
-        self._keeps_trunk: bool | None = None
+        self.float32_adapters()
 
     @classmethod
     def load(
@@ -130,7 +136,7 @@ class Backbone:
             self.heads[role] = roles.ScalarHead(self.hidden_size, pooling).to(self.device)
         if copy_of is not None and self.has(copy_of):
             self._copy_weights(copy_of, role)
-        self._float32_adapters()
+        self.float32_adapters()
 
     def _copy_weights(self, source: str, target: str) -> None:
         ours = roles.adapter_parameters(self.model, roles.ADAPTERS[target])
@@ -165,7 +171,8 @@ class Backbone:
         weights = list(roles.adapter_parameters(self.model, roles.ADAPTERS[role]).values())
         return weights + list(self.heads[role].parameters()) if role in self.heads else weights
 
-    def _float32_adapters(self) -> None:
+    def float32_adapters(self) -> None:
+        """Keep all adapter weights in float32: small steps would be lost in bfloat16."""
         for name, weight in self.model.named_parameters():
             if "lora_" in name:
                 weight.data = weight.data.float()
@@ -192,7 +199,7 @@ class Backbone:
             self.model.set_adapter(ADAPTER_POLICY)
             self.model.requires_grad_(False)
             self.model.eval()
-            self._float32_adapters()
+            self.float32_adapters()
 
     # ---- forward
 
@@ -217,7 +224,8 @@ class Backbone:
         """The lower layers' output (B, T, H), to keep; None where there is no trunk to keep."""
         if not self.keeps_trunk:
             return None
-        return trunk.run_trunk(self.decoder, self.split, input_ids, attention_mask)
+        with self._mixed_precision():
+            return trunk.run_trunk(self.decoder, self.split, input_ids, attention_mask)
 
     def hidden(
         self,
@@ -226,20 +234,24 @@ class Backbone:
         kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Final hidden states (B, T, H) of the active role, above a kept trunk if one is given."""
-        if kept is None:
-            return trunk.run_decoder(self.decoder, input_ids, attention_mask)
-        return trunk.run_upper(self.decoder, self.split, kept, input_ids, attention_mask)
+        with self._mixed_precision():
+            if kept is None:
+                return trunk.run_decoder(self.decoder, input_ids, attention_mask)
+            return trunk.run_upper(self.decoder, self.split, kept, input_ids, attention_mask)
 
-    @property
-    def keeps_trunk(self) -> bool:
-        """Whether a kept trunk gives this family's plain forward; tried once on a few tokens."""
-        if self._keeps_trunk is None:
-            vocabulary = self.model.get_base_model().get_input_embeddings().weight.shape[0]
-            with self.role("base"):
-                self._keeps_trunk = self.split > 0 and trunk.trunk_is_exact(
-                    self.decoder, self.split, vocabulary
-                )
-        return self._keeps_trunk
+    @contextmanager
+    def _mixed_precision(self) -> Iterator[None]:
+        """Adapters are kept in float32 and multiplied in the compute dtype.
+
+        Without autocast PEFT would turn every layer's input into float32 first, and keep that copy
+        for the backward: a third more time and twice the activations.
+        """
+        if self.compute_dtype == torch.float32:
+            yield
+            return
+        with torch.autocast(self.device.type, self.compute_dtype):
+            with disable_input_dtype_casting(self.model):
+                yield
 
     # ---- prompts
 
@@ -305,6 +317,19 @@ ADAPTER_POLICY = roles.ADAPTERS["policy"]
 
 def _key(weight: torch.Tensor) -> tuple:
     return tuple(weight.shape), weight.dtype
+
+
+def keep_gradients_on_cpu(layers: Iterable[nn.Module]) -> None:
+    """Stop bitsandbytes from repacking these layers' 4-bit weights for CPU inference.
+
+    On CPUs with AVX512-BF16 its first forward in eval mode repacks a weight in place, for a kernel
+    that has no backward: from then on no gradient flows through that layer, without an error
+    (measured with bitsandbytes 0.50.2). Layers below the adapters need no gradient and may.
+    """
+    for layer in layers:
+        for module in layer.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
 
 
 def decoder_of(model: nn.Module) -> nn.Module:

@@ -1,0 +1,102 @@
+"""The reward role as a function of texts, and the pooled hidden states that its fit learns from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lorarlhf.backbone.base import Backbone, Prompt
+from lorarlhf.data import as_text
+
+Answer = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class EncodedAnswer:
+    """Prompt and answer as token ids; tokens `start` to `end` (exclusive) are what is pooled."""
+
+    ids: list[int]
+    start: int
+    end: int
+
+    @staticmethod
+    def batch(
+        answers: Sequence["EncodedAnswer"], pad: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Padded right: ids, attention mask and the mask of the pooled tokens, each (B, T)."""
+        width = max(len(answer.ids) for answer in answers)
+        ids = torch.tensor([a.ids + [pad] * (width - len(a.ids)) for a in answers])
+        columns = torch.arange(width)[None, :]
+        lengths = torch.tensor([len(a.ids) for a in answers])[:, None]
+        starts = torch.tensor([a.start for a in answers])[:, None]
+        ends = torch.tensor([a.end for a in answers])[:, None]
+        return ids, (columns < lengths).long(), (columns >= starts) & (columns < ends)
+
+
+def encode_answer(
+    backbone: Backbone, prompt: Prompt, answer: Answer, pooling: str = "mean"
+) -> EncodedAnswer:
+    """Token ids of a prompt and its answer with the stop token behind it.
+
+    `mean` pools the answer's own tokens (an empty answer: the stop token); `last` includes the
+    stop token, which is where other tools read the score.
+    """
+    before = backbone.encode(prompt)
+    own = backbone.tokenizer(as_text(answer), add_special_tokens=False)["input_ids"]
+    stop = backbone.tokenizer.eos_token_id
+    ids = before + own + ([stop] if stop is not None else [])
+    end = len(ids) if pooling == "last" or not own else len(before) + len(own)
+    return EncodedAnswer(ids, len(before), end)
+
+
+@torch.no_grad()
+def pooled_states(
+    backbone: Backbone,
+    answers: Sequence[EncodedAnswer],
+    pooling: str = "mean",
+    batch_size: int = 16,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Final hidden states of the bare base, pooled over each answer -> float32 (N, H)."""
+    states = np.zeros((len(answers), backbone.hidden_size), dtype=np.float32)
+    with backbone.role("base"):
+        for rows, hidden, mask in _batches(backbone, answers, batch_size):
+            if pooling == "last":
+                mask = mask & (mask.long().cumsum(1) == mask.long().sum(1, keepdim=True))
+            weights = mask.float() / mask.sum(dim=1, keepdim=True)
+            states[rows] = torch.einsum("bth,bt->bh", hidden.float(), weights).cpu().numpy()
+            progress(len(rows))
+    return states
+
+
+@torch.no_grad()
+def score_encoded(
+    backbone: Backbone, answers: Sequence[EncodedAnswer], batch_size: int = 16
+) -> list[float]:
+    """Raw scores of the reward role."""
+    scores = torch.zeros(len(answers))
+    head = backbone.heads["reward"]
+    with backbone.role("reward"):
+        for rows, hidden, mask in _batches(backbone, answers, batch_size):
+            scores[rows] = head.pool(hidden, mask).cpu()
+    return scores.tolist()
+
+
+def score_answers(
+    backbone: Backbone, prompts: Sequence[Prompt], answers: Sequence[Answer]
+) -> list[float]:
+    """Raw scores of the reward role for texts: higher is what the rater liked more."""
+    pooling = backbone.heads["reward"].pooling
+    pairs = zip(prompts, answers, strict=True)
+    return score_encoded(backbone, [encode_answer(backbone, p, a, pooling) for p, a in pairs])
+
+
+def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
+    """Answers of like length together: their places, hidden states (b, T, H) and pooling mask."""
+    order = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        batch = EncodedAnswer.batch([answers[i] for i in rows], backbone.pad_id)
+        ids, attention, mask = (part.to(backbone.device) for part in batch)
+        yield rows, backbone.hidden(ids, attention), mask

@@ -1,0 +1,114 @@
+"""What the stages share: TRL's arguments, conversations from plain text, logging, progress."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.data import as_conversation
+from lorarlhf.errors import UserError
+from lorarlhf.generation import check_chat_template
+from lorarlhf.runs import Run
+
+Row = dict[str, Any]
+
+
+def trl_arguments(
+    kind: type, backbone: Backbone, run: Run, own: dict[str, Any], extra: dict[str, Any]
+) -> Any:
+    """TRL's config of `kind`: our defaults, then the stage's own settings, then the `trl:` map.
+
+    Raises:
+        UserError: `trl:` names a field that TRL's config does not have; says the nearest.
+    """
+    known = {field.name for field in fields(kind)}
+    for name in extra:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(f"trl.{name} is not a field of TRL's {kind.__name__}.{hint}")
+    defaults = {
+        "output_dir": str(run.folder),
+        "bf16": backbone.compute_dtype == torch.bfloat16,
+        "fp16": backbone.compute_dtype == torch.float16,
+        "use_cpu": backbone.device.type == "cpu",
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "dataloader_pin_memory": backbone.device.type == "cuda",
+        "gradient_checkpointing": backbone.device.type == "cuda",
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "seed": run.about["seed"],
+    }
+    return kind(**(defaults | own | extra))
+
+
+def conversational(rows: Sequence[Row], backbone: Backbone, plain: bool) -> list[Row]:
+    """Plain texts as conversations, so that the chat template is used, unless `plain` is asked for.
+
+    Only TRL's columns are kept. Raises a `UserError` where the base has no chat template.
+    """
+    columns = ("prompt", "completion", "chosen", "rejected", "messages", "text", "margin")
+    kept = [{name: row[name] for name in columns if row.get(name) is not None} for row in rows]
+    if plain:
+        return kept
+    made = [{name: _as_messages(name, value) for name, value in row.items()} for row in kept]
+    check_chat_template(backbone, [row.get("prompt", row.get("messages", "")) for row in made])
+    return made
+
+
+def _as_messages(name: str, value: Any) -> Any:
+    if not isinstance(value, str) or name == "text":
+        return value
+    if name == "prompt":
+        return as_conversation(value)
+    return [{"role": "assistant", "content": value}]
+
+
+class RunCallback(TrainerCallback):
+    """Writes each log line to `metrics.jsonl` and moves one progress bar."""
+
+    def __init__(self, run: Run, title: str, shown: Sequence[str] = ("loss",)) -> None:
+        self.run, self.title, self.shown = run, title, tuple(shown)
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any
+    ) -> None:
+        logs = logs or {}
+        if "train_runtime" in logs:  # the trainer's closing line; run.json has the same
+            return
+        self.run.log({"step": state.global_step, **logs})
+        shown = {name: logs[name] for name in self.shown if name in logs}
+        if self.bar is not None and shown:
+            self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def only_ours(trainer: Any) -> None:
+    """Leave printing and progress to `RunCallback`."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+
+
+def last_losses(trainer: Any) -> dict[str, float]:
+    """The first and the last training loss of a finished trainer."""
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return {"loss_first": losses[0], "loss_last": losses[-1]} if losses else {}

@@ -1,0 +1,284 @@
+"""The reward role from preference pairs: a Bradley-Terry fit first, TRL's `RewardTrainer` on top.
+
+From 50 to 200 votes a freshly trained adapter memorises its pairs and scores others by chance. A
+strongly regularised linear fit on the frozen base's pooled hidden states does not: the head starts
+from it, and what training the adapter adds is kept only as far as the held-out loss falls.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.data import split_by_prompt
+from lorarlhf.rewards.fit import HeadFit, VoteFit
+from lorarlhf.rewards.role import EncodedAnswer, encode_answer, pair_features, score_encoded
+from lorarlhf.runs import Run
+from lorarlhf.stages.common import Row, RunCallback, conversational, only_ours, trl_arguments
+
+
+@dataclass
+class RewardSettings:
+    """Settings of the reward stage; `trl` reaches every other field of TRL's `RewardConfig`."""
+
+    pooling: str = "mean"  # over the answer's tokens; "last": the shape other tools know
+    epochs: float = 1.0  # of training the adapter on top of the fit; 0: the fit alone
+    learning_rate: float = 3e-5
+    batch_size: int = 8  # pairs in one optimizer step
+    micro_batch_size: int = 4  # pairs in one forward; memory only
+    holdout: float = 0.2  # share of the prompts that decides how much training is kept
+    evaluations: int = 4  # of the held-out loss, spread over the training
+    center_rewards_coefficient: float = 0.01  # keeps scores near 0 (arXiv 2312.09244)
+    plain: bool = False  # texts as they are, without the chat template
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Pair:
+    """One preference pair, encoded: answers share the prompt, `group` names it."""
+
+    chosen: EncodedAnswer
+    rejected: EncodedAnswer
+    group: str
+    margin: float = 0.0
+
+
+class RewardView(nn.Module):
+    """The backbone's reward role in the shape that TRL's `RewardTrainer` trains.
+
+    Its forward pools over the answer's tokens, which the collator marks; nothing is copied.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.model, self.head = backbone.model, backbone.heads["reward"]
+        self.config = copy.deepcopy(backbone.model.get_base_model().config)
+        self.config.num_labels = 1
+        self.__dict__["backbone"] = backbone  # not a module
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        answer_mask: torch.Tensor,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        """Ids and masks (B, T) -> logits (B, 1)."""
+        hidden = self.__dict__["backbone"].hidden(input_ids, attention_mask)
+        return SequenceClassifierOutput(logits=self.head.pool(hidden, answer_mask)[:, None])
+
+    def add_model_tags(self, tags: Any) -> None:
+        """TRL tags models for the hub; this view is never saved."""
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Hand the trainer's wish on to the base."""
+        self.model.get_base_model().gradient_checkpointing_enable(**kwargs)
+
+
+def train_reward_model(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    run: Run,
+    settings: RewardSettings | None = None,
+    eval_rows: Sequence[Row] | None = None,
+) -> dict[str, Any]:
+    """Learn the reward role from pairs.
+
+    Args:
+        backbone: gets the roles `reward` with its head.
+        rows: `prompt`, `chosen`, `rejected`, by choice a `margin`.
+        run: where metrics go; the role is saved under its adapters/, the kept hidden states and
+            the fit in votes.safetensors.
+        eval_rows: pairs of other prompts to measure on; without them a share of the prompts is
+            held out for that.
+
+    Returns:
+        a summary: `heldout_accuracy` and `n`, pairs, the fit's strength and cross-validated
+        accuracy, how many training steps were kept.
+    """
+    settings = settings or RewardSettings()
+    seed = run.about["seed"]
+    if eval_rows is None:
+        rows, eval_rows = split_by_prompt(list(rows), settings.holdout, seed)
+    train = encode_pairs(backbone, rows, settings)
+    test = encode_pairs(backbone, eval_rows, settings)
+    fit, votes = start_from_fit(backbone, train, settings.pooling)
+    votes.save(run.folder / "votes.safetensors")
+    kept = _train_on_top(backbone, train, run, settings) if settings.epochs > 0 else 0
+    set_score_scale(backbone, [answer for pair in train for answer in (pair.chosen, pair.rejected)])
+    backbone.save("reward", run.folder / "adapters" / "reward")
+    accuracy = pair_accuracy(backbone, test)
+    run.log({"step": kept, "heldout_accuracy": accuracy}, stage="reward")
+    return {
+        "pairs": len(train),
+        "heldout_accuracy": accuracy,
+        "n": len(test),
+        "fit_l2": fit.l2,
+        "fit_cv_accuracy": fit.cv_accuracy,
+        "adapter_steps_kept": kept,
+    }
+
+
+def encode_pairs(
+    backbone: Backbone, rows: Sequence[Row], settings: RewardSettings
+) -> list[Pair]:
+    """Token ids of both answers of each row, behind the prompt in the policy's own format."""
+    made = conversational(rows, backbone, settings.plain)
+    return [
+        Pair(
+            encode_answer(backbone, row["prompt"], row["chosen"], settings.pooling),
+            encode_answer(backbone, row["prompt"], row["rejected"], settings.pooling),
+            group=repr(row["prompt"]),
+            margin=float(row.get("margin") or 0.0),
+        )
+        for row in made
+    ]
+
+
+def start_from_fit(
+    backbone: Backbone, pairs: Sequence[Pair], pooling: str
+) -> tuple[HeadFit, VoteFit]:
+    """A fresh reward role whose head is the Bradley-Terry fit on the base's hidden states."""
+    backbone.add_role("reward", pooling=pooling)
+    votes = pair_features(backbone, pairs)
+    fit = votes.fit()
+    put_fit(backbone, fit)
+    return fit, votes
+
+
+def put_fit(backbone: Backbone, fit: HeadFit) -> None:
+    """Write a fit into the reward role's head."""
+    head = backbone.heads["reward"]
+    head.weight.data.copy_(torch.as_tensor(fit.weight))
+    head.bias.data.fill_(float(fit.bias))
+
+
+def set_score_scale(backbone: Backbone, answers: Sequence[EncodedAnswer]) -> None:
+    """Keep the mean and deviation of the scores of these (the base's) answers with the head."""
+    scores = torch.tensor(score_encoded(backbone, answers))
+    head = backbone.heads["reward"]
+    head.score_mean.fill_(scores.mean().item())
+    head.score_std.fill_(max(scores.std(unbiased=False).item(), 1e-6))
+
+
+def pair_accuracy(backbone: Backbone, pairs: Sequence[Pair]) -> float:
+    """Share of pairs whose chosen answer has the higher score; ties count half."""
+    scores = score_encoded(backbone, [a for pair in pairs for a in (pair.chosen, pair.rejected)])
+    right = [(c > r) + 0.5 * (c == r) for c, r in zip(scores[::2], scores[1::2], strict=True)]
+    return sum(right) / len(right)
+
+
+# ---- training on top
+
+
+def _train_on_top(
+    backbone: Backbone, pairs: Sequence[Pair], run: Run, settings: RewardSettings
+) -> int:
+    """Train adapter and head by TRL; returns the step whose weights were kept (0: the fit).
+
+    The prompts are split once more, so that what decides has been seen neither by the fit that
+    the training starts from nor by the training. If nothing is gained, the fit on all pairs stays.
+    """
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    seen, unseen = split_by_prompt(
+        [{"prompt": pair.group, "pair": pair} for pair in pairs],
+        settings.holdout,
+        run.about["seed"] + 1,
+    )
+    if not seen or not unseen:
+        return 0
+    head = backbone.heads["reward"]
+    whole_fit = {name: value.clone() for name, value in head.state_dict().items()}
+    put_fit(backbone, pair_features(backbone, [row["pair"] for row in seen]).fit())
+    own = {
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "per_device_eval_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": max(1, settings.batch_size // settings.micro_batch_size),
+        "center_rewards_coefficient": settings.center_rewards_coefficient,
+        "eval_strategy": "steps",
+        "eval_steps": 1.0 / max(1, settings.evaluations),
+        "eval_on_start": True,
+        "remove_unused_columns": False,
+        "max_length": None,
+    }
+    args = trl_arguments(RewardConfig, backbone, run, own, settings.trl)
+    keeper = _KeepBest(backbone)
+    with backbone.stage("reward"):
+        head.requires_grad_(True)
+        trainer = RewardTrainer(
+            model=RewardView(backbone),
+            args=args,
+            data_collator=_Collator(backbone.pad_id),
+            train_dataset=Dataset.from_list([_columns(row["pair"]) for row in seen]),
+            eval_dataset=Dataset.from_list([_columns(row["pair"]) for row in unseen]),
+            processing_class=backbone.tokenizer,
+            callbacks=[RunCallback(run, "reward model", ("loss", "eval_loss")), keeper],
+        )
+        only_ours(trainer)
+        backbone.float32_adapters()
+        head.float()
+        trainer.train()
+        head.requires_grad_(False)
+    keeper.restore()
+    if keeper.best_step == 0:
+        head.load_state_dict(whole_fit)
+    return keeper.best_step
+
+
+def _columns(pair: Pair) -> Row:
+    return {
+        "chosen_ids": pair.chosen.ids,
+        "rejected_ids": pair.rejected.ids,
+        "chosen_span": [pair.chosen.start, pair.chosen.end],
+        "rejected_span": [pair.rejected.start, pair.rejected.end],
+        "margin": pair.margin,
+    }
+
+
+class _Collator:
+    """Rows of `_columns` -> ids and masks, all chosen answers first, then all rejected ones."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        answers = [
+            EncodedAnswer(row[f"{side}_ids"], *row[f"{side}_span"])
+            for side in ("chosen", "rejected")
+            for row in rows
+        ]
+        ids, attention, answer_mask = EncodedAnswer.batch(answers, self.pad_id)
+        margin = torch.tensor([row["margin"] for row in rows], dtype=torch.float32)
+        masks = {"attention_mask": attention, "answer_mask": answer_mask}
+        return {"input_ids": ids, **masks, "margin": margin}
+
+
+class _KeepBest(TrainerCallback):
+    """Keeps a copy of the reward role's weights from where the held-out loss was lowest."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone, self.best_loss, self.best_step = backbone, float("inf"), 0
+        self.weights: list[torch.Tensor] = []
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Row | None = None, **kwargs: Any
+    ) -> None:
+        loss = (metrics or {}).get("eval_loss", float("inf"))
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, state.global_step
+            self.weights = [p.detach().clone() for p in self.backbone.parameters_of("reward")]
+
+    def restore(self) -> None:
+        """Put the best weights back."""
+        for weight, best in zip(self.backbone.parameters_of("reward"), self.weights, strict=True):
+            weight.data.copy_(best)

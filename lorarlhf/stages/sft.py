@@ -1,0 +1,76 @@
+"""Supervised fine-tuning of the policy by TRL's `SFTTrainer`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.runs import Run
+from lorarlhf.stages.common import (
+    Row,
+    RunCallback,
+    conversational,
+    last_losses,
+    only_ours,
+    trl_arguments,
+)
+
+
+@dataclass
+class SFTSettings:
+    """Settings of supervised tuning; `trl` reaches every other field of TRL's `SFTConfig`."""
+
+    epochs: float = 3.0  # passes over the demonstrations
+    learning_rate: float = 2e-4
+    batch_size: int = 8  # demonstrations in one optimizer step
+    micro_batch_size: int = 4  # demonstrations in one forward; memory only
+    max_tokens: int = 1024  # longer demonstrations are cut by TRL
+    plain: bool = False  # texts as they are, without the chat template
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+def train_sft(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    run: Run,
+    settings: SFTSettings | None = None,
+) -> dict[str, Any]:
+    """Train the policy on demonstrations and make it the reference.
+
+    Args:
+        backbone: its policy is trained.
+        rows: `prompt` and `completion`, or `messages`, or `text`.
+        run: where metrics go; the policy and the reference are saved under its adapters/.
+        settings: by default those of `SFTSettings()`.
+
+    Returns:
+        a summary: rows, steps, first and last loss.
+    """
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    settings = settings or SFTSettings()
+    dataset = Dataset.from_list(conversational(rows, backbone, settings.plain))
+    own = {
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": max(1, settings.batch_size // settings.micro_batch_size),
+        "max_length": settings.max_tokens,
+    }
+    args = trl_arguments(SFTConfig, backbone, run, own, settings.trl)
+    with backbone.stage("policy") as model:
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            processing_class=backbone.tokenizer,
+            callbacks=[RunCallback(run, "supervised tuning", ("loss", "mean_token_accuracy"))],
+        )
+        only_ours(trainer)
+        backbone.float32_adapters()  # TRL made them bfloat16; small steps would be lost
+        trainer.train()
+    backbone.freeze_reference()
+    for role in ("policy", "reference"):
+        backbone.save(role, run.folder / "adapters" / role)
+    return {"rows": len(rows), "steps": trainer.state.global_step} | last_losses(trainer)
