@@ -21,9 +21,10 @@ _HOMES = {
     "train_reward_model": "lorarlhf.stages.reward_model",
     "train_sft": "lorarlhf.stages.sft",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 _quiet.private_by_default()
+_quiet.silence_known_messages()
 
 
 def __getattr__(name: str) -> Any:

@@ -16,11 +16,6 @@ _LOG_LINES = [
         "an optional kernel that only a model hub serves; the built-in one is used and is right",
     ),
     (
-        "bitsandbytes.backends.utils",
-        "Failed to load CPU gemm_4bit_forward",
-        "the same line, from where older releases print it",
-    ),
-    (
         "transformers.trainer",
         "The tokenizer has new PAD/BOS/EOS tokens",
         "TRL aligns the model's configs with the tokenizer, as is wanted",
@@ -29,6 +24,11 @@ _LOG_LINES = [
         "accelerate.utils.other",
         "Detected kernel version",
         "a hint about old Linux kernels and many processes; one process is used",
+    ),
+    (
+        "trl.experimental.orpo.orpo_trainer",
+        "When using DPODataCollatorWithPadding",
+        "TRL sets a field of its own config to what it wants, and says so",
     ),
 ]
 
@@ -46,8 +46,8 @@ _WARNINGS: list[tuple[type[Warning], str, str]] = [
     ),
     (
         FutureWarning,
-        r".*ORPO.*",
-        "TRL's note that ORPOTrainer lives in trl.experimental; it is imported from there",
+        r"`(is_)?gradient_checkpointing(_kwargs|_enable|_disable)?` is deprecated",
+        "TRL 1.16's own configs still use transformers' old name",
     ),
 ]
 
@@ -69,16 +69,22 @@ class _DropLines(logging.Filter):
         return self.part not in record.getMessage()
 
 
-def quiet_libraries() -> None:
-    """Silence the known third-party lines above, and the libraries' own progress bars."""
+def silence_known_messages() -> None:
+    """Silence the third-party lines above. Must run before the libraries are imported."""
     if os.environ.get("LORARLHF_DEBUG") == "1":
         return
     for name, part, _reason in _LOG_LINES:
         logging.getLogger(name).addFilter(_DropLines(part))
     for category, message, _reason in _WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
+
+
+def hide_library_bars() -> None:
+    """Switch off the libraries' own progress bars: the stages show one bar of their own."""
+    if os.environ.get("LORARLHF_DEBUG") == "1":
+        return
     import datasets
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # "Loading weights": a second on small bases
-    datasets.disable_progress_bars()  # "Tokenizing": our own bars tell the stage
+    datasets.disable_progress_bars()  # "Tokenizing": a moment on a hobbyist's data

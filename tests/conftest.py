@@ -1,4 +1,4 @@
-"""Settings for every test: no network through the Hugging Face hub, no telemetry."""
+"""Settings for every test (no network through the hub, no telemetry) and the tiny base models."""
 
 import os
 
@@ -6,3 +6,146 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from lorarlhf.backbone.base import Backbone
+
+SPECIALS = ["<pad>", "<|im_start|>", "<|im_end|>"]
+VOCABULARY = 384  # 256 bytes, the special tokens, and the most frequent pairs
+
+# ChatML without a system prompt of its own.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# Small enough for a test, and with all that a real base has: grouped heads, special tokens.
+TINY_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    # Larger than usual, so that the answers of random weights differ from uniform noise.
+    "initializer_range": 0.1,
+    "tie_word_embeddings": False,
+}
+
+
+def _tiny_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from lorarlhf.data import bundled
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(bundled("prompts.jsonl"))], trainer)
+    pad, start, end = SPECIALS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        eos_token=end,
+        additional_special_tokens=[start],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that writes a tiny random Llama with its tokenizer: `make_base(seed=1, ...)`.
+
+    Keyword arguments are fields of `LlamaConfig`. The same weights come from the same seed.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def make(seed: int = 0, **changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("base")
+        tokenizer = _tiny_tokenizer()
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **(TINY_SIZES | changes),
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            LlamaForCausalLM(config).float().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_base(make_base: Callable[..., Path]) -> Path:
+    """The folder of a four-layer random Llama in float32 with a byte-level tokenizer."""
+    return make_base()
+
+
+@pytest.fixture
+def tiny(tiny_base: Path) -> "Backbone":
+    """A backbone of the tiny base in float32, two of its four layers with adapters of rank 4."""
+    from lorarlhf.backbone.base import Backbone
+
+    return Backbone.load(
+        str(tiny_base), bits=16, compute_dtype="float32", adapter_layers=2, lora_rank=4
+    )
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., None]:
+    """`randomise(backbone, role, seed=0)`: give a role's adapter and head random weights."""
+    import torch
+
+    def fill(backbone: "Backbone", role: str, seed: int = 0, std: float = 0.1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for weight in backbone.parameters_of(role):
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def batch() -> Callable[..., Any]:
+    """`batch(backbone, lengths, seed=0)`: random ids (B, T) padded left, and their mask (B, T)."""
+    import torch
+
+    from lorarlhf.generation import pad_left
+
+    def make(backbone: "Backbone", lengths: list[int], seed: int = 0) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        size = len(backbone.tokenizer)
+        rows = [torch.randint(3, size, (n,), generator=generator).tolist() for n in lengths]
+        return pad_left(rows, backbone.pad_id)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_base() -> "Backbone":
+    """The real small base in 4 bit, shared by all tests: leave its roles as you found them.
+
+    pip fetches it where it is not in the cache yet. Mark the tests that use it `slow`.
+    """
+    from lorarlhf.backbone.base import Backbone
+
+    return Backbone.load()

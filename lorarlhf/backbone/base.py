@@ -16,7 +16,7 @@ from lorarlhf.backbone import roles, storage, trunk
 from lorarlhf.backbone.devices import best_device, compute_dtype_for
 from lorarlhf.backbone.fetch import find_base
 from lorarlhf.backbone.loading import load_model, load_tokenizer
-from lorarlhf.quiet import quiet_libraries
+from lorarlhf.quiet import hide_library_bars
 
 Prompt = str | list[dict[str, str]]
 
@@ -54,6 +54,7 @@ class Backbone:
             settings["lora_dropout"],
         )
         keep_gradients_on_cpu(layers[self.split :])
+        model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self.keeps_trunk = self.split > 0 and trunk.trunk_is_exact(
             decoder_of(model), self.split, vocabulary
@@ -95,7 +96,7 @@ class Backbone:
         Raises:
             UserError: no such base, not a causal language model, no network, no disk space.
         """
-        quiet_libraries()
+        hide_library_bars()
         path = find_base(base, say)
         target = torch.device(device) if device else best_device(bits)
         dtype = compute_dtype_for(target, compute_dtype)
@@ -305,10 +306,14 @@ class Backbone:
         gc.collect()
         found: dict[tuple, set[int]] = {}
         for thing in gc.get_objects():
-            if isinstance(thing, nn.Parameter) and _key(thing) in self._base_shapes:
+            # By type first: isinstance alone would ask odd objects for attributes that warn.
+            if issubclass(type(thing), torch.Tensor) and isinstance(thing, nn.Parameter):
+                if _key(thing) not in self._base_shapes:
+                    continue
                 found.setdefault(_key(thing), set()).add(thing.untyped_storage().data_ptr())
-        matrices = [key for key in self._base_shapes if torch.Size(key[0]).numel() >= 1 << 16]
-        keys = matrices or list(self._base_shapes)  # tiny test models have no matrix that large
+        matrices = [key for key in self._base_shapes if len(key[0]) > 1]  # a norm is like a head
+        large = [key for key in matrices if torch.Size(key[0]).numel() >= 1 << 16]
+        keys = large or matrices  # tiny test models have no matrix that large
         return max(-(-len(found.get(key, ())) // self._base_shapes[key]) for key in keys)
 
 
@@ -317,6 +322,12 @@ ADAPTER_POLICY = roles.ADAPTERS["policy"]
 
 def _key(weight: torch.Tensor) -> tuple:
     return tuple(weight.shape), weight.dtype
+
+
+def _contiguous(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    # The last positions cut out of (B, T, H) are not contiguous: as they are, the LM head becomes a
+    # batched product with one copy of the vocabulary matrix a sequence (900 MB at 16 of them).
+    return (args[0].contiguous(), *args[1:])
 
 
 def keep_gradients_on_cpu(layers: Iterable[nn.Module]) -> None:

@@ -75,8 +75,15 @@ def _as_messages(name: str, value: Any) -> Any:
 class RunCallback(TrainerCallback):
     """Writes each log line to `metrics.jsonl` and moves one progress bar."""
 
-    def __init__(self, run: Run, title: str, shown: Sequence[str] = ("loss",)) -> None:
+    def __init__(
+        self,
+        run: Run,
+        title: str,
+        shown: Sequence[str] = ("loss",),
+        stage: str | None = None,
+    ) -> None:
         self.run, self.title, self.shown = run, title, tuple(shown)
+        self.stage = stage  # the run's own, unless the run has several
         self.bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -92,7 +99,7 @@ class RunCallback(TrainerCallback):
         logs = logs or {}
         if "train_runtime" in logs:  # the trainer's closing line; run.json has the same
             return
-        self.run.log({"step": state.global_step, **logs})
+        self.run.log({"step": state.global_step, **logs}, stage=self.stage)
         shown = {name: logs[name] for name in self.shown if name in logs}
         if self.bar is not None and shown:
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})

@@ -17,8 +17,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.data import split_by_prompt
+from lorarlhf.rewards.axes import style_axes
 from lorarlhf.rewards.fit import HeadFit, VoteFit
-from lorarlhf.rewards.role import EncodedAnswer, encode_answer, pair_features, score_encoded
+from lorarlhf.rewards.role import EncodedAnswer, encode_answer, pooled_states, score_encoded
 from lorarlhf.runs import Run
 from lorarlhf.stages.common import Row, RunCallback, conversational, only_ours, trl_arguments
 
@@ -110,7 +111,7 @@ def train_reward_model(
     test = encode_pairs(backbone, eval_rows, settings)
     fit, votes = start_from_fit(backbone, train, settings.pooling)
     votes.save(run.folder / "votes.safetensors")
-    kept = _train_on_top(backbone, train, run, settings) if settings.epochs > 0 else 0
+    kept = _train_on_top(backbone, train, votes, run, settings) if settings.epochs > 0 else 0
     set_score_scale(backbone, [answer for pair in train for answer in (pair.chosen, pair.rejected)])
     backbone.save("reward", run.folder / "adapters" / "reward")
     accuracy = pair_accuracy(backbone, test)
@@ -146,10 +147,25 @@ def start_from_fit(
 ) -> tuple[HeadFit, VoteFit]:
     """A fresh reward role whose head is the Bradley-Terry fit on the base's hidden states."""
     backbone.add_role("reward", pooling=pooling)
-    votes = pair_features(backbone, pairs)
+    # The style axes are directions of states averaged over an answer; a last token has none.
+    axes = style_axes(backbone)[1] if pooling == "mean" else None
+    votes = VoteFit(axes)
+    answers = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    states = pooled_states(backbone, answers, pooling)
+    for pair, chosen, rejected in zip(pairs, states[::2], states[1::2], strict=True):
+        votes.add(chosen, rejected, pair.group)
     fit = votes.fit()
     put_fit(backbone, fit)
     return fit, votes
+
+
+def fit_of_part(votes: VoteFit, groups: set[str]) -> HeadFit:
+    """The fit on the votes of some prompts only, from the same kept hidden states."""
+    part = VoteFit(votes.axes, votes.background)
+    for chosen, rejected, group in zip(votes.chosen, votes.rejected, votes.groups, strict=True):
+        if group in groups:
+            part.add(chosen, rejected, group)
+    return part.fit()
 
 
 def put_fit(backbone: Backbone, fit: HeadFit) -> None:
@@ -178,7 +194,11 @@ def pair_accuracy(backbone: Backbone, pairs: Sequence[Pair]) -> float:
 
 
 def _train_on_top(
-    backbone: Backbone, pairs: Sequence[Pair], run: Run, settings: RewardSettings
+    backbone: Backbone,
+    pairs: Sequence[Pair],
+    votes: VoteFit,
+    run: Run,
+    settings: RewardSettings,
 ) -> int:
     """Train adapter and head by TRL; returns the step whose weights were kept (0: the fit).
 
@@ -197,7 +217,7 @@ def _train_on_top(
         return 0
     head = backbone.heads["reward"]
     whole_fit = {name: value.clone() for name, value in head.state_dict().items()}
-    put_fit(backbone, pair_features(backbone, [row["pair"] for row in seen]).fit())
+    put_fit(backbone, fit_of_part(votes, {row["prompt"] for row in seen}))
     own = {
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
@@ -222,7 +242,7 @@ def _train_on_top(
             train_dataset=Dataset.from_list([_columns(row["pair"]) for row in seen]),
             eval_dataset=Dataset.from_list([_columns(row["pair"]) for row in unseen]),
             processing_class=backbone.tokenizer,
-            callbacks=[RunCallback(run, "reward model", ("loss", "eval_loss")), keeper],
+            callbacks=[RunCallback(run, "reward model", ("loss", "eval_loss"), "reward"), keeper],
         )
         only_ours(trainer)
         backbone.float32_adapters()

@@ -1,0 +1,378 @@
+"""The whole loop on the small base: sample, rate, reward role, PPO, taste test, report.
+
+Each step leaves its result in the run's folder, so that `--resume` goes on at the first one that is
+missing. A simulated rater stands in for the person, so that the loop can be measured.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.data import bundled, read_prompts, read_rows, write_jsonl
+from lorarlhf.errors import UserError
+from lorarlhf.evaluation.win_rate import judge_pairs, length_ratio, win_rate
+from lorarlhf.generation import generate
+from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.trainer import PPOTrainer
+from lorarlhf.report import headline, write_report
+from lorarlhf.rewards.raters import Answer, Rater
+from lorarlhf.runs import Run, read_json, say_to_stderr, write_json
+from lorarlhf.stages.common import RunCallback, only_ours, trl_arguments
+from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
+
+Row = dict[str, Any]
+
+
+@dataclass
+class DemoOptions:
+    """What `lorarlhf demo` can be told."""
+
+    out: str = "runs/demo"
+    rater: str = "cheerful"
+    noise: float = 0.1  # share of votes that are the wrong way round
+    pairs: int = 150  # votes
+    updates: int = 40  # of PPO
+    seed: int = 0
+    base: str = "smollm2-135m"
+    bits: int = 4
+    adapter_layers: int | str = "upper-half"
+    quick: bool = False  # a minute on two cores: shows that it works, not that it learns
+    resume: bool = False
+
+
+# Settings of the demo's PPO; measured by benchmarks/demo_seeds.py.
+PPO_SETTINGS: Row = {
+    "learning_rate": 5e-4,
+    "value_learning_rate": 5e-4,
+    "kl_coef": 0.2,
+    "temperature": 1.0,
+    "critic_warmup": 2,
+    "rollout_batch_size": 16,
+    "micro_batch_size": 4,
+    "save_steps": 1,
+}
+MAX_NEW_TOKENS = 32
+BATCH_SIZE = 60
+SAMPLES = 2  # answers a prompt, for the votes and for the taste test
+
+
+def run_demo(options: DemoOptions, say: Callable[[str], None] = say_to_stderr) -> Row:
+    """Run the loop; returns what it wrote to `summary.json`.
+
+    Raises:
+        UserError: unknown rater, a folder that holds something else, other options on resume.
+        KeyboardInterrupt: after noting in `run.json` that the run was stopped.
+    """
+    rater = Rater.named(options.rater, noise=options.noise, seed=options.seed)
+    _prepare_folder(options)
+    demo = _Demo(options, rater, say)
+    try:
+        summary = demo.run_all()
+    except KeyboardInterrupt:
+        demo.run.finish("stopped")
+        say(f"Stopped. `lorarlhf demo --out {options.out} --resume` goes on where this ended.")
+        raise
+    except BaseException:
+        demo.run.finish("failed")
+        raise
+    return summary
+
+
+def _prepare_folder(options: DemoOptions) -> None:
+    """Refuse folders that hold something else; empty an older demo unless it is resumed."""
+    out = Path(options.out)
+    about = read_json(out / "run.json")
+    if out.exists() and any(out.iterdir()) and about.get("stage") != "demo":
+        raise UserError(f"The folder {out} holds something else than a demo. Name another --out.")
+    if options.resume:
+        now = {name: value for name, value in asdict(options).items() if name != "resume"}
+        before = about.get("config", now)
+        changed = [name for name in now if name != "out" and before.get(name) != now[name]]
+        if changed:
+            told = ", ".join(f"{name} was {before.get(name)}" for name in changed)
+            raise UserError(
+                f"The run in {out} was started with other options ({told}). Resume it with the "
+                "same ones, or start anew without --resume."
+            )
+    elif about:
+        shutil.rmtree(out)
+
+
+class _Demo:
+    """One run of the loop: the folder, the rater and the backbone that its steps share."""
+
+    def __init__(self, options: DemoOptions, rater: Rater, say: Callable[[str], None]) -> None:
+        self.options, self.rater, self.say = options, rater, say
+        self.out = Path(options.out)
+        self.seconds: dict[str, float] = read_json(self.out / "seconds.json")
+        settings = {name: value for name, value in asdict(options).items() if name != "resume"}
+        self.run = Run(self.out, "demo", settings)
+        prompts = read_prompts(bundled("prompts"))
+        heldout = read_prompts(bundled("prompts_heldout"))
+        self.pairs = min(options.pairs, 16) if options.quick else options.pairs
+        self.updates = min(options.updates, 2) if options.quick else options.updates
+        self.max_new_tokens = 12 if options.quick else MAX_NEW_TOKENS
+        self.prompts = prompts[:24] if options.quick else prompts
+        self.heldout = heldout[:6] if options.quick else heldout
+
+    def run_all(self) -> Row:
+        """The steps, in order."""
+        with self._timed("load"):
+            self.backbone = self._load()
+        with self._timed("sample"):
+            answers = self._sample()
+        with self._timed("rate"):
+            votes = self._rate(answers)
+        with self._timed("reward"):
+            reward = self._reward(votes)
+        with self._timed("ppo"):
+            ppo = self._ppo()
+        with self._timed("judge"):
+            verdict = self._judge()
+        return self._finish(votes, reward, ppo, verdict)
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        spent = self.seconds.get(step, 0.0) + time.perf_counter() - started
+        self.seconds[step] = round(spent, 1)
+        write_json(self.out / "seconds.json", self.seconds)
+
+    # ---- steps
+
+    def _load(self) -> Backbone:
+        options = self.options
+        backbone = Backbone.load(
+            options.base,
+            bits=options.bits,
+            adapter_layers=options.adapter_layers,
+            seed=options.seed,
+            say=self.say,
+        )
+        self.run.base(backbone)
+        self.say(
+            f"Base: {options.base} in {options.bits} bit, {backbone.bytes() / 1e6:.0f} MB, held in "
+            f"memory once; adapters on its upper {backbone.adapter_layers} layers make it policy, "
+            "reference, reward and value."
+        )
+        return backbone
+
+    def _answers(self, name: str, rows: list[Row], role: str, seed: int) -> list[list[Answer]]:
+        """`SAMPLES` answers a prompt from a role, kept in NAME.jsonl: made once, then read."""
+        path = self.out / f"{name}.jsonl"
+        if not path.exists():
+            chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+            made: list[Row] = [{"prompt": row["prompt"], "answers": []} for row in rows]
+            bar = tqdm(total=SAMPLES * len(rows), desc=name.replace("_", " "))
+            for sample in range(SAMPLES):
+                completions = generate(
+                    self.backbone,
+                    chats,
+                    role=role,
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=PPO_SETTINGS["temperature"],
+                    batch_size=BATCH_SIZE,
+                    seed=seed + sample,
+                    progress=lambda done, before=sample * len(rows): bar.update(
+                        before + done - bar.n
+                    ),
+                )
+                for row, c in zip(made, completions, strict=True):
+                    row["answers"].append({"text": c.text, "ended": c.ended, "tokens": len(c.ids)})
+            bar.close()
+            write_jsonl(path, made)
+        return [[Answer(**a) for a in row["answers"]] for _, row in read_rows(path)]
+
+    def _sample(self) -> list[list[Answer]]:
+        self.say(f"1. The base answers {len(self.prompts)} everyday prompts, {SAMPLES} times each.")
+        answers = self._answers("answers", self.prompts, "base", 1000 * self.options.seed)
+        seed = 1000 * self.options.seed + 500
+        self._answers("heldout_base", self.heldout, "base", seed)
+        return answers
+
+    def _rate(self, answers: list[list[Answer]]) -> list[Row]:
+        self.say(
+            f"2. A simulated rater compares the two answers. It is `{self.rater.name}`: "
+            f"{self.rater.sentence} {self.options.noise:.0%} of its votes are wrong on purpose."
+        )
+        votes: list[Row] = []
+        for row, (first, second) in zip(self.prompts, answers, strict=True):
+            choice = self.rater.vote(row["prompt"], first, second)
+            if choice and first.text != second.text:
+                chosen, rejected = (first, second) if choice > 0 else (second, first)
+                votes.append(
+                    {
+                        "prompt": row["prompt"],
+                        "chosen": chosen.text,
+                        "rejected": rejected.text,
+                        "rater": self.rater.name,
+                    }
+                )
+        ties = len(answers) - len(votes)
+        votes = votes[: self.pairs]
+        if len(votes) < self.pairs and not self.options.quick:
+            self.say(f"   Only {len(votes)} pairs are not ties; the loop goes on with those.")
+        write_jsonl(self.out / "preferences.jsonl", votes)
+        self.say(f"   {len(votes)} votes kept ({ties} of {len(answers)} pairs were ties).")
+        return votes
+
+    def _heldout_pairs(self) -> list[Row]:
+        """Pairs of the base's held-out answers that the rule without noise can tell apart."""
+        answers = self._answers("heldout_base", self.heldout, "base", 0)
+        pairs = []
+        for row, (first, second) in zip(self.heldout, answers, strict=True):
+            choice = self.rater.judge(first, second)
+            if choice:
+                chosen, rejected = (first, second) if choice > 0 else (second, first)
+                pair = {"chosen": chosen.text, "rejected": rejected.text}
+                pairs.append({"prompt": row["prompt"], **pair})
+        return pairs
+
+    def _reward(self, votes: list[Row]) -> Row:
+        done = read_json(self.out / "reward.json")
+        if done:
+            self.backbone.load_role("reward", self.out / "adapters" / "reward")
+            return done
+        self.say(
+            "3. The reward role learns from the votes: a linear fit on the base's hidden states, "
+            "then training on top that is kept only if it helps on votes it has not seen."
+        )
+        settings = RewardSettings(epochs=0.0 if self.options.quick else 1.0)
+        summary = train_reward_model(
+            self.backbone, votes, self.run, settings, eval_rows=self._heldout_pairs()
+        )
+        write_json(self.out / "reward.json", summary)
+        self.say(
+            f"   It agrees with the rule on {summary['heldout_accuracy']:.0%} of "
+            f"{summary['n']} pairs of prompts it has never seen (chance: 50%)."
+        )
+        return summary
+
+    def _ppo(self) -> Row:
+        done = read_json(self.out / "ppo.json")
+        if done:
+            self.backbone.load_role("policy", self.out / "adapters" / "policy")
+            return done
+        self.say(
+            f"4. PPO: in each of {self.updates} updates the policy answers 16 prompts, the reward "
+            "role scores them, and the policy moves towards what scored well, while staying near "
+            "the base (KL)."
+        )
+        own = PPO_SETTINGS | {"updates": self.updates, "max_new_tokens": self.max_new_tokens}
+        args = trl_arguments(PPOConfig, self.backbone, self.run, own, {})
+        rows = [{"prompt": [{"role": "user", "content": r["prompt"]}]} for r in self.prompts]
+        callback = RunCallback(self.run, "PPO", ("score", "kl", "completion_length"), stage="ppo")
+        trainer = PPOTrainer(self.backbone, args, rows, callbacks=[callback])
+        only_ours(trainer)
+        trainer.train(resume_from_checkpoint=self.options.resume)
+        trainer.save_model()
+        summary = trainer.summary()
+        write_json(self.out / "ppo.json", summary)
+        return summary
+
+    def _judge(self) -> Row:
+        self.say(
+            f"5. Taste test: tuned against base on {len(self.heldout)} prompts that neither has "
+            "seen, judged by the rule without noise, sides shuffled."
+        )
+        base = self._answers("heldout_base", self.heldout, "base", 0)
+        seed = 1000 * self.options.seed + 700
+        tuned = self._answers("heldout_tuned", self.heldout, "policy", seed)
+        before = [answer for row in base for answer in row]
+        after = [answer for row in tuned for answer in row]
+        prompts = [row["prompt"] for row in self.heldout for _ in range(SAMPLES)]
+        outcomes = judge_pairs(self.rater, after, before, seed=self.options.seed)
+        self._write_samples(prompts, before, after, outcomes)
+        lengths_before = [float(a.tokens or 0) for a in before]
+        lengths_after = [float(a.tokens or 0) for a in after]
+        return {
+            "win_rate": win_rate(outcomes, prompts, seed=self.options.seed).to_dict(),
+            "rule_score": {
+                "before": sum(map(self.rater.score, before)) / len(before),
+                "after": sum(map(self.rater.score, after)) / len(after),
+            },
+            "mean_length_before": sum(lengths_before) / len(before),
+            "mean_length_after": sum(lengths_after) / len(after),
+            "length_ratio": length_ratio(lengths_after, lengths_before),
+        }
+
+    def _write_samples(
+        self, prompts: list[str], before: list[Answer], after: list[Answer], outcomes: list[int]
+    ) -> None:
+        """The first answer of every prompt, both sides, for the report and the terminal."""
+        rows = [
+            {
+                "prompt": prompts[i],
+                "base": before[i].text,
+                "tuned": after[i].text,
+                "base_score": self.rater.score(before[i]),
+                "tuned_score": self.rater.score(after[i]),
+                "verdict": {1: "tuned", 0: "tie", -1: "base"}[outcomes[i]],
+            }
+            for i in range(0, len(prompts), SAMPLES)
+        ]
+        write_jsonl(self.out / "samples.jsonl", rows)
+
+    # ---- the end
+
+    def _finish(self, votes: list[Row], reward: Row, ppo: Row, verdict: Row) -> Row:
+        lengths = {key: verdict.pop(key) for key in ("mean_length_before", "mean_length_after")}
+        ratio = verdict.pop("length_ratio")
+        notes = []
+        if abs(ratio - 1) > 0.3:
+            notes.append(
+                f"Answers changed their mean length by {ratio - 1:+.0%}: part of the win rate may "
+                "be length alone."
+            )
+        summary = {
+            "base": self.options.base,
+            "bits": self.options.bits,
+            "adapter_layers": self.backbone.adapter_layers,
+            "rater": self.options.rater,
+            "noise": self.options.noise,
+            "seed": self.options.seed,
+            "pairs": len(votes),
+            "reward_model": reward,
+            "ppo": ppo | lengths,
+            **verdict,
+            "backbone": {"copies": self.backbone.copies(), "bytes": self.backbone.bytes()},
+            "seconds": self.seconds | {"total": round(sum(self.seconds.values()), 1)},
+            "notes": notes,
+            "settings": PPO_SETTINGS | {"max_new_tokens": self.max_new_tokens},
+        }
+        summary["peak_rss_mb"] = self.run.finish("done", summary)["peak_rss_mb"]
+        write_json(self.out / "summary.json", summary)
+        write_report(self.out)
+        self._print(summary)
+        return summary
+
+    def _print(self, summary: Row) -> None:
+        won, rule = summary["win_rate"], summary["rule_score"]
+        low, high = won["ci95"]
+        ppo = summary["ppo"]
+        lines = [
+            "",
+            headline(summary, {}),
+            "",
+            f"{'held-out answers':32}{'base':>10}{'tuned':>10}",
+            f"{'the rule`s mean score':32}{rule['before']:>10.2f}{rule['after']:>10.2f}",
+            f"{'mean length, tokens':32}{ppo['mean_length_before']:>10.1f}"
+            f"{ppo['mean_length_after']:>10.1f}",
+            f"{'wins, ties as half':32}{1 - won['rate']:>10.0%}{won['rate']:>10.0%}"
+            f"   ({won['wins']} wins, {won['ties']} ties, {won['losses']} losses; "
+            f"95% interval {low:.0%} to {high:.0%})",
+            "",
+        ]
+        for _, sample in read_rows(self.out / "samples.jsonl")[:6]:
+            lines += [f"> {sample['prompt']}"]
+            lines += [f"  {side:6} {' '.join(sample[side].split())}" for side in ("base", "tuned")]
+        lines += ["", *summary["notes"], f"Report: {self.out / 'report.html'}"]
+        self.say("\n".join(lines))
