@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,10 @@ def _prepare_folder(options: DemoOptions) -> None:
         shutil.rmtree(out)
 
 
+def _advance(bar: tqdm, before: int, done: int) -> None:
+    bar.update(before + done - bar.n)
+
+
 class _Demo:
     """One run of the loop: the folder, the rater and the backbone that its steps share."""
 
@@ -181,9 +186,7 @@ class _Demo:
                     temperature=PPO_SETTINGS["temperature"],
                     batch_size=BATCH_SIZE,
                     seed=seed + sample,
-                    progress=lambda done, before=sample * len(rows): bar.update(
-                        before + done - bar.n
-                    ),
+                    progress=partial(_advance, bar, sample * len(rows)),
                 )
                 for row, c in zip(made, completions, strict=True):
                     row["answers"].append({"text": c.text, "ended": c.ended, "tokens": len(c.ids)})

@@ -87,7 +87,7 @@ def sampling_config(backbone: Backbone, max_new_tokens: int, temperature: float)
 @contextmanager
 def _own_generation_config(backbone: Backbone, config: Any) -> Iterator[None]:
     """Put the base's generation config aside, so that none of it leaks into the sampling."""
-    model = backbone.model.get_base_model()
+    model = backbone.causal
     kept = model.generation_config
     model.generation_config = config
     try:
@@ -222,7 +222,9 @@ def stream(
                     torch.manual_seed(seed)
                 backbone.model.generate(
                     input_ids=torch.tensor([ids], device=backbone.device),
-                    attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=backbone.device),
+                    attention_mask=torch.ones(
+                        1, len(ids), dtype=torch.long, device=backbone.device
+                    ),
                     generation_config=config,
                     streamer=streamer,
                     stopping_criteria=_stopper(stop.is_set),

@@ -1,4 +1,4 @@
-"""What a finished run says about itself, so that the next command need not be told again.
+"""What finished runs say about themselves, and the backbone that fits them.
 
 The base, its precision and the adapters' shape are read from the run that is named (`RUN`,
 `--init`, `--reward`), and two runs that cannot share one backbone are refused before it is loaded.
@@ -8,17 +8,21 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorarlhf.backbone.fetch import PACKAGED
 from lorarlhf.errors import UserError
-from lorarlhf.runs import adapter_folder, read_json
-from lorarlhf.settings import Given
+from lorarlhf.runs import adapter_folder, read_json, say_to_stderr
+from lorarlhf.settings import Settings
+from lorarlhf.settings_sources import Given
+
+if TYPE_CHECKING:
+    from lorarlhf.backbone.base import Backbone
 
 # Which saved roles may be loaded as which.
 FITS = {
     "policy": ("policy", "reference"),
-    "reference": ("reference", "policy"),
+    "reference": ("reference",),
     "reward": ("reward",),
 }
 
@@ -29,7 +33,7 @@ class Parent:
 
     Attributes:
         option: how it was named, for messages: `--init`, `--reward` or `RUN`.
-        adapter: the folder of the wanted role's adapter.
+        adapter: the folder of the wanted role's adapter; role: what it was saved as, or "".
         base: what the run called its base; base_path: the folder or id that was loaded.
         settings: keys of `settings.resolve` that this parent was trained with.
     """
@@ -37,6 +41,7 @@ class Parent:
     option: str
     run: Path
     adapter: Path
+    role: str
     base: str
     base_path: str
     settings: dict[str, Any]
@@ -71,47 +76,49 @@ def read_parent(run: str | Path, role: str, option: str) -> Parent:
     path = Path(run).expanduser()
     if not path.is_dir():
         raise UserError(f"{option} {run}: there is no such folder. {_near(path)}")
-    adapter = adapter_folder(path, role)
-    note = read_json(adapter / "lorarlhf.json")
-    if note.get("role", role) not in FITS.get(role, (role,)):
+    parent = _parent(option, path, adapter_folder(path, role))
+    if parent.role and parent.role not in FITS.get(role, (role,)):
         raise UserError(
-            f"{option} {run} is a {note['role']} adapter, and a {role} is needed. Name the run's "
+            f"{option} {run} is a {parent.role} adapter, and a {role} is needed. Name the run's "
             f"folder, or its adapters/{role}."
         )
+    return parent
+
+
+def read_bare_run(run: str | Path, option: str) -> Parent:
+    """A run of which no certain adapter is needed: only its base is read.
+
+    Raises:
+        UserError: no such folder, or it holds no adapters.
+    """
+    path = Path(run).expanduser()
+    for folder in (path, *sorted(path.glob("adapters/*"))):
+        if (folder / "adapter_config.json").is_file():
+            return _parent(option, path, folder)
+    raise UserError(f"{option} {run} is not the folder of a finished run. {_near(path)}")
+
+
+def _parent(option: str, run: Path, adapter: Path) -> Parent:
     about = read_json(adapter.parent.parent / "run.json")
+    note = read_json(adapter / "lorarlhf.json")
     peft = read_json(adapter / "adapter_config.json")
-    base_path = peft.get("base_model_name_or_path") or about.get("base_path") or ""
+    # The adapter's own files first: unlike run.json they can't belong to a later run.
+    base_path = str(peft.get("base_model_name_or_path") or about.get("base_path") or "")
     return Parent(
         option=option,
-        run=path,
+        run=run,
         adapter=adapter,
+        role=note.get("role", ""),
         base=str(note.get("base") or about.get("base") or base_path),
-        base_path=str(base_path),
+        base_path=base_path,
         settings=_settings(about, note, peft),
     )
 
 
-def read_bare_run(run: str | Path, option: str) -> Parent:
-    """A run of which no adapter is needed: only its base is read.
-
-    Raises:
-        UserError: no such folder, or nothing in it says which base it is of.
-    """
-    path = Path(run).expanduser()
-    for folder in sorted(path.glob("adapters/*")):
-        if (folder / "adapter_config.json").is_file():
-            about, note = read_json(path / "run.json"), read_json(folder / "lorarlhf.json")
-            peft = read_json(folder / "adapter_config.json")
-            base_path = str(peft.get("base_model_name_or_path") or about.get("base_path") or "")
-            base = str(note.get("base") or about.get("base") or base_path)
-            return Parent(option, path, folder, base, base_path, _settings(about, note, peft))
-    raise UserError(f"{option} {run} is not the folder of a finished run. {_near(path)}")
-
-
 def _settings(about: dict[str, Any], note: dict[str, Any], peft: dict[str, Any]) -> dict[str, Any]:
-    """What the run said, the adapter's own files first: they can't belong to another run."""
     layers = peft.get("layers_to_transform")
-    config = about.get("config") if isinstance(about.get("config"), dict) else {}
+    said = about.get("config")
+    config = said if isinstance(said, dict) else {}
     found = {
         "bits": about.get("bits"),
         "adapter_layers": len(layers) if isinstance(layers, list) else note.get("adapter_layers"),
@@ -151,6 +158,37 @@ def check_same_base(parents: Sequence[Parent], base_is_named: bool) -> None:
                     f"All roles have adapters of one shape: train one of them again with --set "
                     f"{key}={ours} or {theirs}."
                 )
+
+
+def load_backbone(settings: Settings) -> "Backbone":
+    """Load the base as the settings say, with a line for whoever waits.
+
+    Raises:
+        UserError: as `Backbone.load`; also a device that is not there, or more adapter layers
+            than the base has layers.
+    """
+    import torch
+
+    device = settings.backbone["device"] or ""
+    missing = (device.startswith("cuda") and not torch.cuda.is_available()) or (
+        device == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise UserError(
+            f"device is {device}, and this machine has none that PyTorch can use. Leave device "
+            "out, or run `lorarlhf doctor` to see what is wrong."
+        )
+    from lorarlhf.backbone.base import Backbone
+
+    say_to_stderr(f"Loading {settings.base} in {settings.backbone['bits']} bit ...")
+    try:
+        return Backbone.load(
+            settings.base, seed=settings.seed, say=say_to_stderr, **settings.backbone
+        )
+    except ValueError as error:
+        if str(error).startswith("adapter_layers"):  # what it may be is known only now
+            raise UserError(f"{error}.") from error
+        raise
 
 
 def _near(path: Path) -> str:

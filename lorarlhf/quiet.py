@@ -6,6 +6,7 @@ Each silenced message is named with the reason beside it; everything else is let
 
 import logging
 import os
+import sys
 import warnings
 
 # (logger name, part of the message, why nobody can act on it)
@@ -58,6 +59,9 @@ def private_by_default() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPOTrainer's notice at import
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no fork warnings
+    hub = sys.modules.get("huggingface_hub.constants")  # imported before: it has read the old value
+    if hub is not None and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1":
+        hub.__dict__["HF_HUB_DISABLE_TELEMETRY"] = True
 
 
 class _DropLines(logging.Filter):

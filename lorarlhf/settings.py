@@ -15,9 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-import yaml
-
 from lorarlhf.errors import UserError
+from lorarlhf.settings_sources import Given, from_file, from_set, shown, with_trl_flattened
 
 # Where each stage's own settings and its TRL config are declared.
 OWN = {
@@ -85,15 +84,6 @@ class Key:
     default: Any
 
 
-@dataclass(frozen=True)
-class Given:
-    """A value somebody gave, and where: what an error names."""
-
-    name: str
-    value: Any
-    where: str
-
-
 @dataclass
 class Settings:
     """What a command runs with.
@@ -103,6 +93,7 @@ class Settings:
         backbone: the other keyword arguments of `Backbone.load`.
         own: the stage's own settings.
         trl: fields of TRL's config.
+        said: the keys that the user gave, rather than a default or a parent run.
     """
 
     base: str
@@ -110,6 +101,7 @@ class Settings:
     backbone: dict[str, Any]
     own: dict[str, Any]
     trl: dict[str, Any] = field(default_factory=dict)
+    said: frozenset[str] = frozenset()
 
     def flat(self) -> dict[str, Any]:
         """All settings as one mapping, for `run.json`."""
@@ -138,19 +130,19 @@ def resolve(
             a file that is missing or no YAML; each with the place.
     """
     keys = known_keys(stage)
-    given = [item for item in inherited if item.name in keys]
-    given += _from_file(Path(config)) if config else []
-    given += [_from_set(text) for text in sets]
-    given += [Given(k, v, f"--{k} {v}") for k, v in (flags or {}).items() if v is not None]
+    said = from_file(Path(config)) if config else []
+    said += [from_set(text) for text in sets]
+    said += [Given(k, v, f"--{k} {v}") for k, v in (flags or {}).items() if v is not None]
+    given = [item for item in inherited if item.name in keys] + said
     values = {key.name: key.default for key in keys.values()}
     trl: dict[str, Any] = {}
-    for item in _with_trl_flattened(given):
+    for item in with_trl_flattened(given):
         if item.name.startswith("trl.") and stage in TRL:
             trl[item.name.removeprefix("trl.")] = _trl_value(item, stage)
         else:
             values[item.name] = _checked(item, keys, stage)
     _fit_batches(values)
-    return _sorted(stage, values, trl)
+    return _sorted(values, trl, frozenset(item.name for item in said))
 
 
 def known_keys(stage: str) -> dict[str, Key]:
@@ -182,14 +174,14 @@ def _load(place: tuple[str, str]) -> Any:
     return getattr(import_module(place[0]), place[1])
 
 
-def _sorted(stage: str, values: dict[str, Any], trl: dict[str, Any]) -> Settings:
+def _sorted(values: dict[str, Any], trl: dict[str, Any], said: frozenset[str]) -> Settings:
     base, seed = values.pop("base"), values.pop("seed")
     if values["chat_template"] is not None:  # a run remembers the file wherever it is read from
         values["chat_template"] = str(Path(values["chat_template"]).expanduser().resolve())
     names = {key.name for key in _backbone_keys()}
     backbone = {name: value for name, value in values.items() if name in names}
     own = {name: value for name, value in values.items() if name not in names}
-    return Settings(base, seed, backbone, own, trl)
+    return Settings(base, seed, backbone, own, trl, said)
 
 
 def _fit_batches(values: dict[str, Any]) -> None:
@@ -205,91 +197,6 @@ def _fit_batches(values: dict[str, Any]) -> None:
         )
 
 
-# ---- where values come from
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML as people write it: 1e-4 is a number (YAML 1.1 reads it as text)."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _from_file(path: Path) -> list[Given]:
-    try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"The settings file {path} is not UTF-8 text. Save it as UTF-8.") from None
-    except OSError as error:
-        raise UserError(
-            f"The settings file {path} can't be read ({error.strerror}). Check the path after "
-            "--config."
-        ) from error
-    try:
-        return list(_entries(path, text))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        why = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise UserError(
-            f"{path}{line}: this is not valid YAML ({why}). A settings file has one `key: value` a "
-            "line."
-        ) from error
-
-
-def _entries(path: Path, text: str) -> Iterator[Given]:
-    loader = _Yaml(text)
-    node = loader.get_single_node()
-    if node is None:  # nothing but comments
-        return
-    if not isinstance(node, yaml.MappingNode):
-        line = node.start_mark.line + 1
-        raise UserError(f"{path}, line {line}: expected one `key: value` a line, found other YAML.")
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        name = str(key.value)
-        if name in seen:
-            raise UserError(f"{path}, line {line}: {name} stands on line {seen[name]} already.")
-        seen[name] = line
-        if name == "trl" and isinstance(value, yaml.MappingNode):
-            for inner, inner_value in value.value:
-                place = f"{path}, line {inner.start_mark.line + 1}"
-                found = loader.construct_object(inner_value, deep=True)
-                yield Given(f"trl.{inner.value}", found, place)
-        else:
-            yield Given(name, loader.construct_object(value, deep=True), f"{path}, line {line}")
-
-
-def _from_set(text: str) -> Given:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise UserError(f"--set {text}: expected KEY=VALUE, such as --set learning_rate=1e-4.")
-    try:
-        return Given(name.strip(), yaml.load(value, _Yaml), f"--set {text}")
-    except yaml.YAMLError as error:
-        why = getattr(error, "problem", None) or "no YAML"
-        raise UserError(f"--set {text}: the value can't be read ({why}). Put it in quotes.") from (
-            error
-        )
-
-
-def _with_trl_flattened(given: Sequence[Given]) -> Iterator[Given]:
-    for item in given:
-        if item.name != "trl":
-            yield item
-        elif isinstance(item.value, dict):
-            yield from (Given(f"trl.{k}", v, item.where) for k, v in item.value.items())
-        elif item.value is not None:
-            raise UserError(
-                f"{item.where}: trl is a mapping of TRL's fields, found {_shown(item.value)}."
-            )
-
-
 # ---- checks
 
 
@@ -301,13 +208,13 @@ def _checked(item: Given, keys: Mapping[str, Key], stage: str) -> Any:
     except ValueError:
         expected = describe(keys[item.name].kind)
         raise UserError(
-            f"{item.where}: {item.name} is {expected}, found {_shown(item.value)}."
+            f"{item.where}: {item.name} is {expected}, found {shown(item.value)}."
         ) from None
     limit = LIMITS.get(item.name)
     if item.name == "epochs" and stage in TRAINS_AT_ALL:
         limit = _ABOVE
     if limit and value is not None and not limit[1](value):
-        raise UserError(f"{item.where}: {item.name} is {limit[0]}, found {_shown(item.value)}.")
+        raise UserError(f"{item.where}: {item.name} is {limit[0]}, found {shown(item.value)}.")
     return value
 
 
@@ -338,7 +245,7 @@ def _trl_value(item: Given, stage: str) -> Any:
     except ValueError:
         expected = describe(types_of[name])
         raise UserError(
-            f"{item.where}: {item.name} is {expected}, found {_shown(item.value)}."
+            f"{item.where}: {item.name} is {expected}, found {shown(item.value)}."
         ) from None
 
 
@@ -388,15 +295,3 @@ def describe(kind: Any) -> str:
         types.NoneType: "nothing (null)",
     }
     return " or ".join(words.get(choice, str(choice)) for choice in _choices(kind))
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, str):
-        return f'the text "{value}"'
-    return f"a {'mapping' if isinstance(value, dict) else type(value).__name__}"

@@ -156,7 +156,7 @@ def test_the_backward_of_one_role_leaves_the_others_alone(
     def backward(role: str) -> None:
         with four.role(role, train=True):
             hidden = four.hidden(ids, mask)
-            out = four.heads[role](hidden) if role in four.heads else hidden
+            out = four.heads[role](hidden) if role in four.heads else hidden[..., ::2]
             out.square().sum().backward()
 
     backward(first)

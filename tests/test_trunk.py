@@ -83,7 +83,7 @@ def test_gradients_are_equal_above_the_kept_trunk(
     grads = []
     for kept in (None, tiny.trunk(ids, mask)):
         with tiny.role("policy", train=True):
-            tiny.hidden(ids, mask, kept)[mask.bool()].square().sum().backward()
+            tiny.hidden(ids, mask, kept)[mask.bool()][:, ::2].square().sum().backward()
         grads.append([p.grad for p in tiny.parameters_of("policy")])
         tiny.model.zero_grad(set_to_none=True)
     for plain, above in zip(*grads, strict=True):

@@ -35,7 +35,7 @@ class Backbone:
         keeps_trunk: whether a kept trunk gives this family's plain forward (tried at load).
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, settings: dict[str, Any]) -> None:
+    def __init__(self, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
         self.tokenizer = tokenizer
         self.base: str = settings["base"]
         self.base_path: str = settings["base_path"]
@@ -186,7 +186,7 @@ class Backbone:
         checkpointing on and leaves the model in train mode. Inside, the role's adapter is active
         and the only one that trains.
         """
-        causal = self.model.get_base_model()
+        causal = self.causal
         cache = causal.config.use_cache
         self.model.set_adapter(roles.ADAPTERS[adapter_role])
         try:
@@ -205,19 +205,24 @@ class Backbone:
     # ---- forward
 
     @property
-    def decoder(self) -> nn.Module:
+    def causal(self) -> Any:
+        """The causal language model under the adapters."""
+        return self.model.get_base_model()
+
+    @property
+    def decoder(self) -> Any:
         """The layers without the LM head."""
-        return decoder_of(self.model.get_base_model())
+        return decoder_of(self.causal)
 
     @property
     def hidden_size(self) -> int:
         """H."""
-        return self.model.get_base_model().get_input_embeddings().weight.shape[1]
+        return self.causal.get_input_embeddings().weight.shape[1]
 
     @property
     def lm_head(self) -> tuple[torch.Tensor, float | None]:
         """The LM head's frozen weight (V, H), and the family's cap on logits (Gemma 2) if any."""
-        model = self.model.get_base_model()
+        model = self.causal
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         return model.get_output_embeddings().weight, cap
 
@@ -250,9 +255,9 @@ class Backbone:
         if self.compute_dtype == torch.float32:
             yield
             return
-        with torch.autocast(self.device.type, self.compute_dtype):
-            with disable_input_dtype_casting(self.model):
-                yield
+        precision = torch.autocast(self.device.type, self.compute_dtype)
+        with precision, disable_input_dtype_casting(self.model):
+            yield
 
     # ---- prompts
 
@@ -268,7 +273,7 @@ class Backbone:
     @property
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer: every EOS of the base's generation config."""
-        eos = self.model.get_base_model().generation_config.eos_token_id
+        eos = self.causal.generation_config.eos_token_id
         listed = eos if isinstance(eos, list) else [eos] if eos is not None else []
         own = self.tokenizer.eos_token_id
         return sorted({*listed, *([own] if own is not None else [])})
@@ -330,7 +335,7 @@ def _contiguous(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch
     return (args[0].contiguous(), *args[1:])
 
 
-def keep_gradients_on_cpu(layers: Iterable[nn.Module]) -> None:
+def keep_gradients_on_cpu(layers: Iterable[Any]) -> None:
     """Stop bitsandbytes from repacking these layers' 4-bit weights for CPU inference.
 
     On CPUs with AVX512-BF16 its first forward in eval mode repacks a weight in place, for a kernel
@@ -343,10 +348,9 @@ def keep_gradients_on_cpu(layers: Iterable[nn.Module]) -> None:
                 module.support_avx512bf16_for_cpu = False
 
 
-def decoder_of(model: nn.Module) -> nn.Module:
+def decoder_of(model: Any) -> Any:
     """The stack of layers inside a causal language model."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    return decoder
+    return model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
 
 
 def count_adapter_layers(wanted: int | str, layers: int) -> int:

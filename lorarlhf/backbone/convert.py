@@ -1,4 +1,4 @@
-"""Convert one GGUF file into a Hugging Face folder: `python -m lorarlhf.backbone.convert IN OUT`."""
+"""Convert a GGUF file to a Hugging Face folder: `python -m lorarlhf.backbone.convert IN OUT`."""
 
 import sys
 from pathlib import Path

@@ -6,7 +6,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def best_device(bits: int) -> torch.device:
-    """CUDA, else Apple's GPU where nothing is quantised (bitsandbytes has no kernels there), else CPU."""
+    """CUDA, else Apple's GPU if nothing is quantised (bitsandbytes has no kernels there), else CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     if bits == 16 and torch.backends.mps.is_available():

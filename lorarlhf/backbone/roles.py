@@ -8,6 +8,7 @@ inside `switched(...)`, which puts everything back even when an exception passes
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -37,6 +38,8 @@ class ScalarHead(nn.Module):
         self.pooling = pooling
         self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros((), dtype=torch.float32))
+        self.score_mean: torch.Tensor
+        self.score_std: torch.Tensor
         # Scores of the reference's answers have this mean and deviation; PPO divides them out
         # (arXiv 1909.08593, section 2.1). Kept here so that it travels with the head.
         self.register_buffer("score_mean", torch.zeros((), dtype=torch.float32))
@@ -112,7 +115,7 @@ def switched(model: PeftModel, adapter: str | None, *, train: bool = False) -> I
         _activate(model, adapter, train)
         yield
     finally:
-        model.base_model.set_adapter(before)
+        _tuner(model).set_adapter(before)
         model.active_adapter = before[0]
         _set_disabled(model, disabled)
         for module, training in modes.items():
@@ -124,11 +127,15 @@ def switched(model: PeftModel, adapter: str | None, *, train: bool = False) -> I
 def _activate(model: PeftModel, adapter: str | None, train: bool) -> None:
     model.eval()  # no dropout in any role, LoRA's included (item 23 of docs/ppo-details.md)
     if adapter is None:
-        model.base_model.set_adapter(list(model.active_adapters), inference_mode=True)
+        _tuner(model).set_adapter(list(model.active_adapters), inference_mode=True)
         _set_disabled(model, True)
         return
     _set_disabled(model, False)
     model.set_adapter(adapter, inference_mode=not train)
+
+
+def _tuner(model: PeftModel) -> Any:
+    return model.base_model  # PEFT's LoRA model, which can make several adapters active at once
 
 
 def _disabled(model: PeftModel) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
 
 NOTE = "lorarlhf.json"
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD_KEY = "base_model.model.score.weight"  # where PEFT keeps a classification head
 
 
@@ -66,12 +66,12 @@ def load_role(backbone: "Backbone", role: str, folder: Path) -> None:
     Raises:
         UserError: no such folder, a damaged file, an adapter of another base or of another shape.
     """
-    note, tensors = _read(folder)
+    note, config, tensors = _read(folder)
     _check_base(backbone, note, folder)
-    pooling = note.get("pooling", "mean")
-    backbone.add_role(role, pooling=pooling)
     head_weight = tensors.pop(HEAD_KEY, None)
-    _check_shapes(backbone, role, tensors, folder)
+    _check_shapes(backbone, tensors, folder)  # before an older adapter is dropped
+    _check_alpha(backbone, config, folder)
+    backbone.add_role(role, pooling=note.get("pooling", "mean"))
     set_peft_model_state_dict(backbone.model, tensors, adapter_name=roles.ADAPTERS[role])
     if role in backbone.heads and head_weight is not None:
         head = backbone.heads[role]
@@ -81,7 +81,7 @@ def load_role(backbone: "Backbone", role: str, folder: Path) -> None:
         head.score_std.fill_(note.get("score_std", 1.0))
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]:
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             f"There is no adapter in {folder} ({WEIGHTS} is missing). Name a run folder that has "
@@ -89,7 +89,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         )
     try:
         note = json.loads((folder / NOTE).read_text("utf-8")) if (folder / NOTE).exists() else {}
-        return note, load_file(folder / WEIGHTS)
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        return note, config, load_file(folder / WEIGHTS)
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"The adapter in {folder} is damaged ({error}).") from error
 
@@ -104,10 +105,8 @@ def _check_base(backbone: "Backbone", note: dict[str, Any], folder: Path) -> Non
         )
 
 
-def _check_shapes(
-    backbone: "Backbone", role: str, tensors: dict[str, torch.Tensor], folder: Path
-) -> None:
-    adapter = roles.ADAPTERS[role]
+def _check_shapes(backbone: "Backbone", tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    adapter = roles.ADAPTERS["policy"]  # always there, and all roles have its shapes
     ours = {
         name.replace(f".{adapter}.", "."): weight.shape
         for name, weight in roles.adapter_parameters(backbone.model, adapter).items()
@@ -124,12 +123,25 @@ def _check_shapes(
     )
 
 
+def _check_alpha(backbone: "Backbone", config: dict[str, Any], folder: Path) -> None:
+    # Alpha scales the adapter and is in no weight: another one would give wrong numbers silently.
+    own: Any = backbone.model.peft_config[roles.ADAPTERS["policy"]]
+    ours, theirs = own.lora_alpha, config.get("lora_alpha")
+    if config.get("use_rslora"):
+        raise UserError(f"The adapter in {folder} uses rsLoRA's scaling, which is not supported.")
+    if theirs != ours:
+        raise UserError(
+            f"The adapter in {folder} was trained with lora_alpha={theirs}, and this backbone has "
+            f"{ours}. Load the base with lora_alpha={theirs}."
+        )
+
+
 def fingerprint(backbone: "Backbone") -> str:
     """A short hash that tells two bases apart: sizes, vocabulary, and a slice of the embedding.
 
     The same base gives the same hash in 4, 8 and 16 bit, since embeddings are not quantised.
     """
-    embedding = backbone.model.get_base_model().get_input_embeddings().weight
+    embedding = backbone.causal.get_input_embeddings().weight
     sample = embedding[:: max(1, len(embedding) // 64), :16].detach().to("cpu", torch.bfloat16)
     layers = len(backbone.decoder.layers)
     digest = hashlib.sha256(f"{layers} {tuple(embedding.shape)}".encode())

@@ -39,7 +39,7 @@ class _Enter(_Skip):
 
 
 @contextmanager
-def _replaced(parent: nn.Module, swaps: dict[str, nn.Module]) -> Iterator[None]:
+def _replaced(parent: nn.Module, swaps: dict[str, Any]) -> Iterator[None]:
     """Swap children of `parent` by name; the originals are back afterwards, whatever happens."""
     originals = {name: parent._modules[name] for name in swaps}
     parent._modules.update(swaps)
@@ -55,7 +55,7 @@ def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def run_decoder(
-    decoder: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    decoder: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
     """All layers and the final norm: (B, T) ids and mask -> hidden states (B, T, H)."""
     return decoder(
@@ -67,7 +67,7 @@ def run_decoder(
 
 
 def run_trunk(
-    decoder: nn.Module, split: int, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    decoder: Any, split: int, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
     """The layers below `split`, without gradient: (B, T) -> hidden states (B, T, H)."""
     layers = decoder.layers
@@ -77,7 +77,7 @@ def run_trunk(
 
 
 def run_upper(
-    decoder: nn.Module,
+    decoder: Any,
     split: int,
     trunk: torch.Tensor,
     input_ids: torch.Tensor,
@@ -85,13 +85,13 @@ def run_upper(
 ) -> torch.Tensor:
     """The layers from `split` on and the final norm, above a kept trunk (B, T, H) -> (B, T, H)."""
     layers = decoder.layers
-    skips: dict[str, nn.Module] = {str(i): _Skip(layers[i]) for i in range(1, split)}
+    skips: dict[str, Any] = {str(i): _Skip(layers[i]) for i in range(1, split)}
     skips["0"] = _Enter(layers[0], trunk)
     with _replaced(layers, skips):
         return run_decoder(decoder, input_ids, attention_mask)
 
 
-def trunk_is_exact(decoder: nn.Module, split: int, vocabulary: int) -> bool:
+def trunk_is_exact(decoder: Any, split: int, vocabulary: int) -> bool:
     """Compare a kept trunk with the plain forward on a few tokens, some of them padding.
 
     A family whose layers share state beyond the hidden states would differ; the caller then uses

@@ -24,7 +24,7 @@ KEEP = 2  # the newest, and one before it
 
 def save(trainer: "PPOTrainer") -> Path:
     """Write `checkpoints/checkpoint-N` under the run's folder and drop all but the newest two."""
-    folder = Path(trainer.args.output_dir) / "checkpoints"
+    folder = Path(str(trainer.args.output_dir)) / "checkpoints"
     target = folder / f"{PREFIX}{trainer.state.global_step}"
     scratch = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -68,7 +68,7 @@ def load_newest(trainer: "PPOTrainer", wanted: str | bool) -> None:
         if not (Path(wanted) / "state.json").is_file():
             raise UserError(f"There is no PPO checkpoint in {wanted} (state.json is missing).")
     else:
-        whole = newest_first(Path(trainer.args.output_dir) / "checkpoints")
+        whole = newest_first(Path(str(trainer.args.output_dir)) / "checkpoints")
         folder = whole[0] if whole else None
     if folder is None:
         return

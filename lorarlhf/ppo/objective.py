@@ -196,7 +196,7 @@ def value_loss(
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over valid tokens; 0 is no better than a constant."""
+    """1 - Var(returns - values) / Var(returns) over valid tokens; 0: no better than a constant."""
     valid = mask.bool()
     total = returns[valid].var(unbiased=False)
     if total < 1e-12:

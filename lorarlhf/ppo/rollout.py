@@ -155,9 +155,12 @@ def token_values(backbone: Backbone, micro: MicroBatch) -> torch.Tensor:
 @torch.no_grad()
 def reward_scores(backbone: Backbone, rollout: Rollout) -> torch.Tensor:
     """Scores (B,) of the answers by the reward role, on the kept trunk."""
+    head = backbone.heads["reward"]
     scores = torch.zeros(len(rollout.completions), device=backbone.device)
     with backbone.role("reward"):
         for micro in rollout.micro_batches:
             hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
-            scores[micro.rows] = backbone.heads["reward"].pool(hidden, micro.answers)
+            # The last token is the stop token, as when the role was trained.
+            pooled = micro.attention_mask if head.pooling == "last" else micro.answers
+            scores[micro.rows] = head.pool(hidden, pooled)
     return scores

@@ -53,6 +53,7 @@ class PPOTrainer(_BaseTrainer):
 
     _tag_names = ["trl", "ppo", "lorarlhf"]
     _name = "PPO"
+    args: PPOConfig
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class PPOTrainer(_BaseTrainer):
         self.remove_callback(PrinterCallback)
         if args.disable_tqdm:
             self.remove_callback(ProgressCallback)
-        self.backbone = backbone
+        self.backbone, self.rows = backbone, train_dataset
         self.reward_funcs = functions
         self.reward_weights = weights
         self.scale = ScoreScale.of(backbone, args, from_role=not functions)
@@ -110,7 +111,12 @@ class PPOTrainer(_BaseTrainer):
 
     # ---- the loop
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **_: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Run the updates that are left; True resumes from the newest checkpoint in output_dir."""
         args = self.args
         self.state.max_steps, self.state.num_train_epochs = args.updates, args.num_ppo_epochs
@@ -145,12 +151,16 @@ class PPOTrainer(_BaseTrainer):
         stats = self._epochs(rollout)
         ended = time.perf_counter()
         self.update_seconds.append(ended - started)
-        return self._metrics(rollout, raw_scores, scores) | stats | {
-            "seconds": ended - started,
-            "seconds_rollout": sampled - started,
-            "seconds_score": scored - sampled,
-            "seconds_optimize": ended - scored,
-        }
+        return (
+            self._metrics(rollout, raw_scores, scores)
+            | stats
+            | {
+                "seconds": ended - started,
+                "seconds_rollout": sampled - started,
+                "seconds_score": scored - sampled,
+                "seconds_optimize": ended - scored,
+            }
+        )
 
     @property
     def _warmup(self) -> int:
@@ -163,10 +173,10 @@ class PPOTrainer(_BaseTrainer):
         rows: list[int] = []
         while len(rows) < self.args.rollout_batch_size:
             if not self._queue:
-                order = torch.randperm(len(self.train_dataset), generator=self._shuffle)
+                order = torch.randperm(len(self.rows), generator=self._shuffle)
                 self._queue = order.tolist()
             rows.append(self._queue.pop())
-        return [self.train_dataset[i] for i in rows]
+        return [self.rows[i] for i in rows]
 
     def _score(self, rollout: Rollout) -> torch.Tensor:
         if not self.reward_funcs:
@@ -292,6 +302,6 @@ class PPOTrainer(_BaseTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save policy and value as plain PEFT folders under `output_dir`/adapters."""
-        folder = Path(output_dir or self.args.output_dir) / "adapters"
+        folder = Path(output_dir or str(self.args.output_dir)) / "adapters"
         for role in ("policy", "value"):
             self.backbone.save(role, folder / role)

@@ -1,9 +1,9 @@
-"""Style directions: along what people's taste in answers differs, as directions of hidden states.
+"""Style directions: what people's taste in answers differs by, as directions of hidden states.
 
-`recipes/data/style_axes.jsonl` holds pairs of sentences that differ in one style (cheerful or gloomy,
-casual or formal, prose or a list ...). The direction of an axis is the mean difference of the two
-sides' features on the frozen base. The fit of the reward head takes these as a prior: votes decide
-which of them matter (`lorarlhf.rewards.fit`).
+`recipes/data/style_axes.jsonl` holds pairs of sentences that differ in one style (cheerful or
+gloomy, casual or formal, prose or a list ...). The direction of an axis is the mean difference of
+the two sides' features on the frozen base. The fit of the reward head takes these as a prior: votes
+decide which of them matter (`lorarlhf.rewards.fit`).
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def style_axes(
 ) -> tuple[list[str], np.ndarray]:
     """The axes' names and their directions, float32 (K, H), in the units of `answer_features`.
 
-    Computed once for each base and bank of sentences (about 10 s on 2 cores for the small base),
+    Computed once for each base and bank of sentences (5 to 10 s on 2 cores for the small base),
     then read from the cache folder.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the reward head's fit learns from: the frozen base's hidden states, pooled over an answer."""
+"""What the reward head is fitted on: the frozen base's hidden states, pooled over an answer."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,0 +1,269 @@
+"""The command line: one subcommand a stage. Nothing heavy is imported before a command runs."""
+
+import argparse
+import contextlib
+import errno
+import os
+import sys
+from typing import Any, NoReturn
+
+from lorarlhf import __version__
+from lorarlhf.errors import UserError
+
+BACKBONE_KEYS = (
+    "base, seed, bits, adapter_layers, lora_rank, lora_alpha, lora_dropout, device, compute_dtype, "
+    "chat_template"
+)
+# What --help says; a test compares it with what settings.py takes.
+STAGE_KEYS = {
+    "sft": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, plain",
+    "reward": "pooling, epochs, learning_rate, batch_size, micro_batch_size, holdout, evaluations, "
+    "center_rewards_coefficient, plain",
+    "dpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, plain",
+    "orpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, plain",
+    "ppo": "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
+    "max_prompt_tokens, max_new_tokens, temperature, learning_rate, value_learning_rate, kl_coef, "
+    "gamma, gae_lambda, clip_range, value_clip_range, vf_coef, critic_warmup, missing_eos_penalty, "
+    "score_clip, normalize_scores, adam_epsilon, gradient_checkpointing, logging_steps, "
+    "save_steps, report_to, remove_unused_columns, plain",
+    "score": "plain",
+    "chat": "max_prompt_tokens, plain",
+}
+SUMMARIES = {
+    "demo": "the whole loop on the small base, with a simulated rater",
+    "sft": "supervised tuning of the policy on demonstrations",
+    "reward": "a reward role from preference pairs",
+    "ppo": "tune the policy against a reward role or Python functions",
+    "dpo": "tune the policy on preference pairs, without a reward role",
+    "orpo": "tune the policy on preference pairs, without a reference",
+    "chat": "talk to the base or to a trained policy",
+    "score": "the reward role's scores of given answers",
+    "doctor": "check machine and installation, and name what mends them",
+    "ui": "the rating pages (in a later version)",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one paragraph, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}. See `{self.prog} --help`.")
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="lorarlhf",
+        description="RLHF with LoRA on one 4-bit base model, one stage a command.",
+        epilog="`lorarlhf COMMAND --help` explains a command. Start with `lorarlhf demo`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"lorarlhf {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    made = {name: _command(commands, name) for name in SUMMARIES}
+    _demo(made["demo"])
+    for stage in ("sft", "reward", "ppo", "dpo", "orpo"):
+        _training(stage, made[stage])
+    _score(made["score"])
+    _chat(made["chat"])
+    return parser
+
+
+def _command(commands: Any, name: str) -> Parser:
+    keys = STAGE_KEYS.get(name)
+    settings = f"Settings for --set: {keys}; of the base: {BACKBONE_KEYS}" if keys else None
+    if settings and name not in ("chat", "score"):
+        settings += "; and every field of TRL's config as trl.FIELD"
+    sub = commands.add_parser(
+        name,
+        help=SUMMARIES[name],
+        description=f"{SUMMARIES[name][0].upper()}{SUMMARIES[name][1:]}.",
+        epilog=f"{settings}." if settings else None,
+        allow_abbrev=False,
+    )
+    sub.add_argument("--json", action="store_true", help="the result as JSON on standard output")
+    sub.add_argument(
+        "--debug", action="store_true", help="tracebacks, and every warning of every library"
+    )
+    return sub
+
+
+def _demo(sub: Parser) -> None:
+    sub.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/demo)")
+    sub.add_argument("--rater", help="who votes: cheerful, brief or plain")
+    sub.add_argument("--noise", type=float, help="share of wrong votes (default: 0.1)")
+    sub.add_argument("--pairs", type=int, help="votes (default: 150)")
+    sub.add_argument("--updates", type=int, help="updates of PPO (default: 40)")
+    sub.add_argument("--seed", type=int, help="of everything drawn at random (default: 0)")
+    sub.add_argument("--base", help="smollm2-135m, a folder or a Hugging Face id")
+    sub.add_argument("--bits", type=int, help="4, 8 or 16 (default: 4)")
+    sub.add_argument("--adapter-layers", help="upper-half, all or a number of layers")
+    sub.add_argument("--quick", action="store_true", help="a minute: shows only that it works")
+    sub.add_argument("--resume", action="store_true", help="go on after the last finished step")
+
+
+def _training(stage: str, sub: Parser) -> None:
+    if stage == "ppo":
+        sub.add_argument("--prompts", dest="data", metavar="FILE", required=True, help="prompts")
+        sub.add_argument("--reward", metavar="RUN", help="a run with a reward role")
+        sub.add_argument(
+            "--reward-function",
+            metavar="FILE.py:NAME",
+            action="append",
+            default=[],
+            help="a Python function; may be given again, the scores are added",
+        )
+        sub.add_argument("--resume", action="store_true", help="go on at the last checkpoint")
+    else:
+        kind = "demonstrations" if stage == "sft" else "preference pairs"
+        text = f"{kind}: .jsonl, .json, .csv or .parquet"
+        sub.add_argument("--data", metavar="FILE", required=True, help=text)
+    if stage == "reward":
+        sub.add_argument("--eval", metavar="FILE", help="pairs to measure the accuracy on")
+    init = "base and adapter shape of that run" if stage == "reward" else "start from its policy"
+    sub.add_argument("--init", metavar="RUN", help=f"an earlier run: {init}")
+    sub.add_argument("--out", metavar="DIR", help=f"folder of the run (default: runs/{stage})")
+    sub.add_argument("--base", help="smollm2-135m (the default), a folder or a Hugging Face id")
+    sub.add_argument("--seed", type=int, help="of everything drawn at random (default: 0)")
+    sub.add_argument("--config", metavar="FILE.yaml", help="settings, one `key: value` a line")
+    _set_option(sub)
+
+
+def _set_option(sub: Parser) -> None:
+    text = "one setting; may be given again, and counts more than --config"
+    sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=text)
+
+
+def _score(sub: Parser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run with a reward role, such as runs/reward")
+    sub.add_argument("--prompt", metavar="TEXT", help="what was asked")
+    text = "what was answered; may be given again"
+    sub.add_argument("--answer", metavar="TEXT", action="append", default=[], help=text)
+    sub.add_argument("--file", metavar="FILE", help="rows of prompt and completion instead")
+    sub.add_argument("--base", help="another base than the run's own name for it")
+    _set_option(sub)
+
+
+def _chat(sub: Parser) -> None:
+    text = "a run with a policy, such as runs/demo; may be left out with --base"
+    sub.add_argument("run", metavar="RUN", nargs="?", help=text)
+    sub.add_argument("--prompt", metavar="TEXT", help="answer this once and end")
+    sub.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
+    sub.add_argument("--role", choices=("base", "policy", "reference"), help="who answers")
+    sub.add_argument("--base", help="another base than the run's own name for it")
+    sub.add_argument("--seed", type=int, help="makes answers repeatable")
+    sub.add_argument(
+        "--temperature", type=float, default=0.7, help="0: always the likeliest word (default: 0.7)"
+    )
+    sub.add_argument(
+        "--max-new-tokens", type=int, default=256, help="longest answer (default: 256)"
+    )
+    _set_option(sub)
+
+
+# ---- running
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0, 2 for the user's mistakes, 1, 130)."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 gets "?", not an error
+            stream.reconfigure(errors="replace")
+    debug = "--debug" in words or os.environ.get("LORARLHF_DEBUG") == "1"
+    if debug:
+        _show_everything()
+    try:
+        parser = build_parser()
+        args = parser.parse_args(words)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    args.argv = words
+    try:
+        return _run(args)
+    except BrokenPipeError:  # whoever read our output has enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        status, text = explain(error, args.command, debug)
+        print(text, file=sys.stderr)
+        return status
+
+
+def _run(args: argparse.Namespace) -> int:
+    from lorarlhf.commands import COMMANDS
+
+    if not args.json:
+        result = COMMANDS[args.command](args)
+        if result.text:
+            print(result.text)
+    else:
+        import json
+
+        # A library or a reward function that prints must not spoil the one object on stdout.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = COMMANDS[args.command](args)
+        print(json.dumps(_finite(result.data), default=str))
+    sys.stdout.flush()
+    return result.status
+
+
+def _finite(data: Any) -> Any:
+    """The same with null for numbers that JSON does not know."""
+    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+def explain(error: BaseException, command: str, debug: bool = False) -> tuple[int, str]:
+    """The exit status of an exception, and one paragraph for the person at the terminal."""
+    said = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, ""  # who was stopped has said what is kept
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in said:
+        place = getattr(error, "filename", None)
+        where = f" while writing {place}" if place else ""
+        return 2, (
+            f"The disk is full{where}. Free some space, or name a folder on another disk (--out "
+            "for the run, LORARLHF_CACHE for the base), then start again; ppo and demo go on with "
+            "--resume."
+        )
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return 1, (
+            f"{command} ran out of memory ({said or 'no details'}). Make a forward smaller with "
+            "--set micro_batch_size=1, the texts shorter, or take fewer adapter_layers."
+        )
+    again = "" if debug else " Run it again with --debug for the traceback."
+    return 1, f"{command} failed: {type(error).__name__}: {said.rstrip('.')}.{again}"
+
+
+def _show_everything() -> None:
+    """Undo what quiet.py silenced when the package was imported."""
+    import logging
+    import warnings
+
+    os.environ["LORARLHF_DEBUG"] = "1"
+    warnings.simplefilter("default")
+    for logger in logging.root.manager.loggerDict.values():
+        for entry in list(getattr(logger, "filters", [])):
+            if type(entry).__module__ == "lorarlhf.quiet":
+                logger.removeFilter(entry)  # type: ignore[union-attr]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

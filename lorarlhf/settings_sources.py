@@ -1,0 +1,129 @@
+"""Where settings come from: a YAML file and `--set`, each value with the place it was given at."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorarlhf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value somebody gave, and where: what an error names."""
+
+    name: str
+    value: Any
+    where: str
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML as people write it: 1e-4 is a number (YAML 1.1 reads it as text)."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def from_file(path: Path) -> list[Given]:
+    """The entries of a flat YAML file; those of its `trl` mapping as `trl.FIELD`.
+
+    Raises:
+        UserError: the file is missing, not UTF-8, no YAML, or names a key twice.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"The settings file {path} is not UTF-8 text. Save it as UTF-8.") from None
+    except OSError as error:
+        raise UserError(
+            f"The settings file {path} can't be read ({error.strerror}). Check the path after "
+            "--config."
+        ) from error
+    try:
+        return list(_entries(path, text))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        why = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(
+            f"{path}{line}: this is not valid YAML ({why}). A settings file has one `key: value` a "
+            "line."
+        ) from error
+
+
+def _entries(path: Path, text: str) -> Iterator[Given]:
+    loader = _Yaml(text)
+    node = loader.get_single_node()
+    if node is None:  # nothing but comments
+        return
+    if not isinstance(node, yaml.MappingNode):
+        line = node.start_mark.line + 1
+        raise UserError(f"{path}, line {line}: expected one `key: value` a line, found other YAML.")
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        name = str(key.value)
+        if name in seen:
+            raise UserError(f"{path}, line {line}: {name} stands on line {seen[name]} already.")
+        seen[name] = line
+        if name == "trl" and isinstance(value, yaml.MappingNode):
+            for inner, inner_value in value.value:
+                place = f"{path}, line {inner.start_mark.line + 1}"
+                found = loader.construct_object(inner_value, deep=True)
+                yield Given(f"trl.{inner.value}", found, place)
+        else:
+            yield Given(name, loader.construct_object(value, deep=True), f"{path}, line {line}")
+
+
+def from_set(text: str) -> Given:
+    """`KEY=VALUE` with the value in YAML.
+
+    Raises:
+        UserError: no `=` in it, or a value that is no YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"--set {text}: expected KEY=VALUE, such as --set learning_rate=1e-4.")
+    try:
+        return Given(name.strip(), yaml.load(value, _Yaml), f"--set {text}")
+    except yaml.YAMLError as error:
+        why = getattr(error, "problem", None) or "no YAML"
+        message = f"--set {text}: the value can't be read ({why}). Put it in quotes."
+        raise UserError(message) from error
+
+
+def with_trl_flattened(given: Sequence[Given]) -> Iterator[Given]:
+    """The same with a whole `trl` mapping taken apart into `trl.FIELD`.
+
+    Raises:
+        UserError: `trl` is something else than a mapping.
+    """
+    for item in given:
+        if item.name != "trl":
+            yield item
+        elif isinstance(item.value, dict):
+            yield from (Given(f"trl.{k}", v, item.where) for k, v in item.value.items())
+        elif item.value is not None:
+            raise UserError(
+                f"{item.where}: trl is a mapping of TRL's fields, found {shown(item.value)}."
+            )
+
+
+def shown(value: Any) -> str:
+    """A value as YAML names it, for messages."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, str):
+        return f'the text "{value}"'
+    return f"a {'mapping' if isinstance(value, dict) else type(value).__name__}"

