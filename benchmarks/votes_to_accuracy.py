@@ -6,7 +6,7 @@ pairs of answers to the held-out prompts by the rater's noiseless rule, without 
 
     python benchmarks/votes_to_accuracy.py --out runs/votes_to_accuracy.json
 
-Costs 10 to 20 minutes on 2 cores the first time (1,360 answers of 32 tokens and 1,360 of 64 are
+Costs some 25 minutes on 2 free cores the first time (1,360 answers of 32 tokens and 1,360 of 64 are
 sampled; their features are kept in the cache folder) and half a minute after that. `--quick` takes
 80 prompts of 24 tokens and one seed.
 

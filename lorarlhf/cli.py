@@ -170,9 +170,17 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 gets "?", not an error
             stream.reconfigure(errors="replace")
-    debug = "--debug" in words or os.environ.get("LORARLHF_DEBUG") == "1"
-    if debug:
-        _show_everything()
+    try:
+        status = _main(words)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read our output has enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(words: list[str]) -> int:
     try:
         parser = build_parser()
         args = parser.parse_args(words)
@@ -185,12 +193,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     args.argv = words
+    debug = args.debug or os.environ.get("LORARLHF_DEBUG") == "1"
+    if debug:
+        _show_everything()
     try:
         return _run(args)
-    except BrokenPipeError:  # whoever read our output has enough
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except BaseException as error:
         if debug:
             import traceback
@@ -215,7 +224,6 @@ def _run(args: argparse.Namespace) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             result = COMMANDS[args.command](args)
         print(json.dumps(_finite(result.data), default=str))
-    sys.stdout.flush()
     return result.status
 
 

@@ -160,7 +160,7 @@ def _backbone_keys() -> Iterator[Key]:
 
 def _own_keys(stage: str) -> Iterator[Key]:
     if stage in OWN:
-        kind = _load(OWN[stage])
+        kind = load_class(OWN[stage])
         # Of PPO's config only what its own class declares: the rest is TRL's.
         own = inspect.get_annotations(kind, eval_str=True)
         for entry in fields(kind):
@@ -170,7 +170,8 @@ def _own_keys(stage: str) -> Iterator[Key]:
         yield Key(name, kind, default)
 
 
-def _load(place: tuple[str, str]) -> Any:
+def load_class(place: tuple[str, str]) -> Any:
+    """The class of an entry of `OWN` or `TRL`, its module imported now."""
     return getattr(import_module(place[0]), place[1])
 
 
@@ -220,7 +221,7 @@ def _checked(item: Given, keys: Mapping[str, Key], stage: str) -> Any:
 
 def _unknown(item: Given, keys: list[str], stage: str) -> str:
     start = f"{item.where}: there is no setting {item.name}"
-    trl = [entry.name for entry in fields(_load(TRL[stage]))] if stage in TRL else []
+    trl = [entry.name for entry in fields(load_class(TRL[stage]))] if stage in TRL else []
     if item.name in trl:
         kind = TRL[stage][1]
         return f"{start}, but TRL's {kind} has a field of that name: write trl.{item.name}."
@@ -232,7 +233,7 @@ def _unknown(item: Given, keys: list[str], stage: str) -> str:
 
 
 def _trl_value(item: Given, stage: str) -> Any:
-    name, kind = item.name.removeprefix("trl."), _load(TRL[stage])
+    name, kind = item.name.removeprefix("trl."), load_class(TRL[stage])
     types_of = {entry.name: entry.type for entry in fields(kind)}
     if name not in types_of:
         near = difflib.get_close_matches(name, types_of, n=1)

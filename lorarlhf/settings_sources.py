@@ -50,7 +50,8 @@ def from_file(path: Path) -> list[Given]:
         return list(_entries(path, text))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
+        last = text.rstrip("\n").count("\n")  # what is missing at the end is told there
+        line = f", line {min(mark.line, last) + 1}" if mark else ""
         why = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UserError(
             f"{path}{line}: this is not valid YAML ({why}). A settings file has one `key: value` a "

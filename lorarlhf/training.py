@@ -5,11 +5,8 @@ the run's folder is kept.
 """
 
 import contextlib
-import itertools
-import json
-import os
 import shlex
-import shutil
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,14 +19,14 @@ from lorarlhf.data import (
     read_demonstrations,
     read_preferences,
     read_prompts,
-    write_jsonl,
 )
 from lorarlhf.errors import UserError
+from lorarlhf.folders import check_writable, rewind, set_aside, tell_changes
 from lorarlhf.parents import Parent, check_same_base, load_backbone, read_parent
 from lorarlhf.report import write_report
 from lorarlhf.rewards.functions import load_function
-from lorarlhf.runs import Run, read_json, say_to_stderr, write_json
-from lorarlhf.settings import OWN, TRL, Settings, resolve
+from lorarlhf.runs import Run, say_to_stderr, write_json
+from lorarlhf.settings import OWN, TRL, Settings, load_class, resolve
 
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
@@ -42,8 +39,6 @@ READERS: dict[str, Callable[[str], list[Row]]] = {
     "orpo": read_preferences,
     "ppo": read_prompts,
 }
-FILES = ("run.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html")
-RESULTS = (*FILES, "votes.safetensors", "checkpoints")
 ROLES = {"init": "policy", "reward": "reward"}
 
 
@@ -68,10 +63,17 @@ def train(args: Namespace) -> Row:
         inherited=[item for parent in reversed(parents.values()) for item in parent.given()],
     )
     check_same_base(list(parents.values()), "base" in settings.said)
-    run = _open_run(args, settings)
+    folder = Path(args.out or f"runs/{stage}")
+    check_writable(folder)
+    _arguments(stage, settings, folder)
+    started = time.time()
+    backbone = _load(stage, settings, parents)
+    rows = _checked_rows(stage, backbone, rows, settings)
+    # Only now: a mistake in what was asked for leaves an earlier run in the folder as it is.
+    run = _open_run(folder, args, settings)
+    run.started = started
+    run.base(backbone)
     with _recorded(run, args):
-        _arguments(stage, settings, run)
-        backbone = _load(stage, settings, run, parents)
         if stage == "ppo":
             summary = _ppo(backbone, rows, run, settings, functions, args.resume)
         else:
@@ -110,17 +112,16 @@ def _parents(args: Namespace) -> dict[str, Parent]:
     }
 
 
-def _open_run(args: Namespace, settings: Settings) -> Run:
-    folder, resume = Path(args.out or f"runs/{args.command}"), getattr(args, "resume", False)
+def _open_run(folder: Path, args: Namespace, settings: Settings) -> Run:
     named = ("data", "eval", "init", "reward", "reward_function", "config")
     told = {name: getattr(args, name, None) for name in named}
     config = {name: value for name, value in told.items() if value} | settings.flat()
     try:
-        if resume:
-            _tell_changes(folder, config)
-            _rewind(folder)
+        if getattr(args, "resume", False):
+            tell_changes(folder, config)
+            rewind(folder)
         else:
-            _set_aside(folder)
+            set_aside(folder)
     except OSError as error:
         raise UserError(
             f"The output folder {folder} can't be written ({error.strerror}). Name another one "
@@ -129,63 +130,12 @@ def _open_run(args: Namespace, settings: Settings) -> Run:
     return Run(folder, args.command, config)
 
 
-def _set_aside(folder: Path) -> None:
-    """Keep an earlier run's results in `earlier-N`: a new one must not be mixed with them.
+def _arguments(stage: str, settings: Settings, folder: Path, backbone: Any = None) -> Any:
+    """TRL's config, to be used or, before the base is loaded, only to see that it is accepted.
 
-    Adapters are copied, not moved: the new run may start from them.
+    Raises:
+        UserError: TRL's config or PPO's refuses a value, or values that don't go together.
     """
-    if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
-        return
-    number = next(n for n in itertools.count(1) if not (folder / f"earlier-{n}").exists())
-    kept = folder / f"earlier-{number}"
-    kept.mkdir()
-    if (folder / "adapters").is_dir():
-        shutil.copytree(folder / "adapters", kept / "adapters")
-    for name in RESULTS:
-        if (folder / name).exists():
-            os.replace(folder / name, kept / name)
-    say_to_stderr(f"{folder} holds an earlier run; it is kept in {kept}.")
-
-
-def _tell_changes(folder: Path, config: Row) -> None:
-    before = read_json(folder / "run.json").get("config", {})
-    # Through JSON, as the earlier settings went.
-    now = json.loads(json.dumps(config, default=str))
-    changed = [
-        f"{name} was {before[name]} and is {now[name]}"
-        for name in now
-        if name in before and before[name] != now[name]
-    ]
-    if changed:
-        say_to_stderr(f"Going on with other settings: {'; '.join(changed)}.")
-
-
-def _rewind(folder: Path) -> None:
-    """Drop what an interrupted run logged after its last checkpoint: those updates run again."""
-    from lorarlhf.ppo.checkpoint import PREFIX, newest_first
-
-    whole = newest_first(folder / "checkpoints")
-    step = int(whole[0].name.removeprefix(PREFIX)) if whole else -1
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        if (folder / name).exists():
-            rows = _whole_rows((folder / name).read_text(encoding="utf-8", errors="replace"))
-            write_jsonl(folder / name, [row for row in rows if row.get("step", 0) <= step])
-    where = f"after update {step}" if whole else f"at the start: {folder} has no checkpoint yet"
-    say_to_stderr(f"Going on {where}.")
-
-
-def _whole_rows(text: str) -> Iterator[Row]:
-    for line in text.split("\n"):
-        with contextlib.suppress(ValueError):  # a line that a killed run left torn
-            row = json.loads(line)
-            if isinstance(row, dict):
-                yield row
-
-
-def _arguments(stage: str, settings: Settings, run: Run, backbone: Any = None) -> Any:
-    """TRL's config, to be used or, before the base is loaded, only to see that it is accepted."""
-    import importlib
-
     import torch
 
     from lorarlhf.backbone.devices import best_device, compute_dtype_for
@@ -196,11 +146,11 @@ def _arguments(stage: str, settings: Settings, run: Run, backbone: Any = None) -
         device = torch.device(asked) if asked else best_device(bits)
         dtype = compute_dtype_for(device, settings.backbone["compute_dtype"])
         backbone = SimpleNamespace(device=device, compute_dtype=dtype)
-    module, name = TRL[stage]
-    kind = getattr(importlib.import_module(module), name)
     own = {key: value for key, value in settings.own.items() if key != "plain"}
+    place: Any = SimpleNamespace(folder=folder, about={"seed": settings.seed})
     try:
-        return trl_arguments(kind, backbone, run, own if stage == "ppo" else {}, settings.trl)
+        kind = load_class(TRL[stage])
+        return trl_arguments(kind, backbone, place, own if stage == "ppo" else {}, settings.trl)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"The settings of {stage} don't fit: {reason}.") from error
@@ -228,9 +178,8 @@ def _recorded(run: Run, args: Namespace) -> Iterator[None]:
         raise
 
 
-def _load(stage: str, settings: Settings, run: Run, parents: dict[str, Parent]) -> "Backbone":
+def _load(stage: str, settings: Settings, parents: dict[str, Parent]) -> "Backbone":
     backbone = load_backbone(settings)
-    run.base(backbone)
     if "init" in parents:
         backbone.load_role("policy", parents["init"].adapter)
         if stage in ("ppo", "dpo"):
@@ -240,37 +189,29 @@ def _load(stage: str, settings: Settings, run: Run, parents: dict[str, Parent]) 
     return backbone
 
 
-def _by_trl(
-    stage: str,
-    backbone: "Backbone",
-    rows: list[Row],
-    run: Run,
-    settings: Settings,
-    eval_rows: list[Row] | None,
-) -> Row:
-    import importlib
+def _checked_rows(
+    stage: str, backbone: "Backbone", rows: list[Row], settings: Settings
+) -> list[Row]:
+    """The rows as the stage takes them, where the base can read and hold them.
 
-    module, name = OWN[stage]
-    own = getattr(importlib.import_module(module), name)(**settings.own, trl=settings.trl)
-    if stage == "reward":
-        from lorarlhf.stages.reward_model import train_reward_model
+    Raises:
+        UserError: conversations for a base without a chat template, prompts that are too long.
+    """
+    from lorarlhf.generation import encode_prompts
+    from lorarlhf.stages.common import conversational
 
-        return train_reward_model(backbone, rows, run, own, eval_rows)
-    _tell_cut_rows(backbone, rows, own.max_tokens)
-    if stage == "sft":
-        from lorarlhf.stages.sft import train_sft
-
-        return train_sft(backbone, rows, run, own)
-    from lorarlhf.stages.direct import train_direct
-
-    return train_direct(backbone, rows, run, stage, own)
+    if stage != "ppo":
+        made = conversational(rows, backbone, settings.own["plain"])
+        if "max_tokens" in settings.own:
+            _tell_cut_rows(backbone, made, settings.own["max_tokens"])
+        return rows
+    if not settings.own["plain"]:
+        rows = [row | {"prompt": as_conversation(row["prompt"])} for row in rows]
+    encode_prompts(backbone, [row["prompt"] for row in rows], settings.own["max_prompt_tokens"])
+    return rows
 
 
 def _tell_cut_rows(backbone: "Backbone", rows: list[Row], limit: int) -> None:
-    from lorarlhf.generation import check_chat_template
-
-    talks: list[Any] = [row.get("prompt", row.get("messages", "")) for row in rows]
-    check_chat_template(backbone, talks)
     lengths = [_length(backbone, row) for row in rows]
     if longer := [length for length in lengths if length > limit]:
         say_to_stderr(
@@ -288,6 +229,28 @@ def _length(backbone: "Backbone", row: Row) -> int:
     return len(backbone.encode(row["prompt"])) + longest
 
 
+def _by_trl(
+    stage: str,
+    backbone: "Backbone",
+    rows: list[Row],
+    run: Run,
+    settings: Settings,
+    eval_rows: list[Row] | None,
+) -> Row:
+    own = load_class(OWN[stage])(**settings.own, trl=settings.trl)
+    if stage == "reward":
+        from lorarlhf.stages.reward_model import train_reward_model
+
+        return train_reward_model(backbone, rows, run, own, eval_rows)
+    if stage == "sft":
+        from lorarlhf.stages.sft import train_sft
+
+        return train_sft(backbone, rows, run, own)
+    from lorarlhf.stages.direct import train_direct
+
+    return train_direct(backbone, rows, run, stage, own)
+
+
 def _ppo(
     backbone: "Backbone",
     rows: list[Row],
@@ -296,16 +259,12 @@ def _ppo(
     functions: list[Callable[..., Any]],
     resume: bool,
 ) -> Row:
-    from lorarlhf.generation import encode_prompts
     from lorarlhf.ppo.interrupt import StopAfterUpdate
     from lorarlhf.ppo.samples import SampleCallback
     from lorarlhf.ppo.trainer import PPOTrainer
     from lorarlhf.stages.common import RunCallback, only_ours
 
-    if not settings.own["plain"]:
-        rows = [row | {"prompt": as_conversation(row["prompt"])} for row in rows]
-    args = _arguments("ppo", settings, run, backbone)
-    encode_prompts(backbone, [row["prompt"] for row in rows], args.max_prompt_tokens)
+    args = _arguments("ppo", settings, run.folder, backbone)
     stopper = StopAfterUpdate()
     callbacks = [RunCallback(run, "PPO", ("score", "kl", "completion_length")), stopper]
     trainer = PPOTrainer(backbone, args, rows, functions or None, callbacks=callbacks)

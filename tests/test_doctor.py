@@ -1,0 +1,243 @@
+"""Each check of the doctor: what it finds, what it calls wrong, and what it says mends it."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from lorarlhf import doctor
+from lorarlhf.cli import main
+
+
+def found(checks: list[doctor.Check], name: str) -> doctor.Check:
+    return next(check for check in checks if check.name == name)
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[doctor.Check]], None]:
+    """Make `examine` hand out given checks."""
+    return lambda checks: monkeypatch.setattr(doctor, "examine", lambda: checks)
+
+
+def test_every_required_library_is_looked_at() -> None:
+    names = {check.name for check in doctor.libraries()}
+    assert {"torch", "transformers", "trl", "peft", "bitsandbytes"} <= names
+    assert not names & {"gradio", "pytest"}  # extras are nobody's fault
+
+
+def test_this_installation_has_nothing_wrong_with_its_libraries() -> None:
+    assert [check for check in doctor.libraries() if not check.ok] == []
+    assert doctor.python().ok
+
+
+def test_an_old_library_gets_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda n: "0.9" if n == "trl" else real(n))
+    check = found(list(doctor.libraries()), "trl")
+    assert not check.ok and "0.9, needed is" in check.found
+    assert "-m pip install --upgrade" in check.mend and "trl" in check.mend
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "peft":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    check = found(list(doctor.libraries()), "peft")
+    assert not check.ok and "not installed" in check.found and "peft>=" in check.mend
+
+
+def test_a_library_that_breaks_when_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise OSError("libcudart.so: cannot open shared object file")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    check = found(list(doctor.libraries()), "torch")
+    assert not check.ok and "libcudart.so" in check.found and "--force-reinstall" in check.mend
+
+
+def test_a_python_out_of_range_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.9.1")
+    check = doctor.python()
+    assert not check.ok and check.found.startswith("3.9.1") and "python3.12" in check.mend
+
+
+def test_four_bits_work_here() -> None:
+    check = doctor.four_bit()
+    assert check.ok and "NF4 product on" in check.found
+
+
+def test_a_kernel_that_gives_nonsense_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitsandbytes
+
+    class Wrong(torch.nn.Linear):
+        def __init__(self, rows: int, columns: int, **kwargs: Any) -> None:
+            super().__init__(rows, columns, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x), self.out_features), float("nan"))
+
+    monkeypatch.setattr(bitsandbytes.nn, "Linear4bit", Wrong)
+    assert not doctor.four_bit().ok
+
+
+def test_a_check_that_raises_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises() -> doctor.Check:
+        raise RuntimeError("no such\nkernel")
+
+    quick = ("libraries", "compute_dtype", "device", "card_memory", "memory", "disk", "small_base")
+    for name in quick:
+        monkeypatch.setattr(doctor, name, lambda: doctor.Check("fine", True, "", "unused"))
+    monkeypatch.setattr(doctor, "libraries", lambda: iter([]))
+    monkeypatch.setattr(doctor, "four_bit", raises)
+    checks = doctor.examine()
+    broken = found(checks, "4-bit")
+    assert not broken.ok and "RuntimeError: no such kernel" in broken.found
+    assert all(check.mend == "" for check in checks if check.ok)
+
+
+# ---- device
+
+
+def test_a_card_that_torch_cannot_use_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    listed = SimpleNamespace(returncode=0, stdout="GPU 0: NVIDIA A10 (UUID: GPU-1)\n")
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *a, **k: listed)
+    check = doctor.device()
+    assert not check.ok and "GPU 0: NVIDIA A10 is there" in check.found
+    assert "pytorch.org" in check.mend
+
+
+def test_no_card_is_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert doctor.device().ok and "CPU" in doctor.device().found
+    assert doctor.card_memory().ok
+
+
+def test_a_driver_that_hangs_counts_as_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(*args: Any, **kwargs: Any) -> Any:
+        raise subprocess.TimeoutExpired("nvidia-smi", 20)
+
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(doctor.subprocess, "run", hangs)
+    assert doctor._nvidia_card() == ""
+
+
+def test_a_full_card_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (500_000_000, 8_000_000_000))
+    check = doctor.card_memory()
+    assert not check.ok and check.found == "0.5 GB free of 8.0 GB"
+
+
+# ---- room
+
+
+def test_little_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CGROUP", Path("/nowhere"))
+    here = SimpleNamespace(total=8e9, available=1.2e9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: here)
+    check = doctor.memory()
+    assert not check.ok and check.found == "1.2 GB free of 8.0 GB"
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
+    here = SimpleNamespace(total=64e9, available=60e9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: here)
+    (tmp_path / "memory.max").write_text("4000000000\n")
+    (tmp_path / "memory.current").write_text("3500000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 1000000000\n")
+    assert doctor.memory().found == "1.5 GB free of 4.0 GB"  # what the cache holds can be freed
+    (tmp_path / "memory.max").write_text("max\n")
+    assert doctor.memory().found == "60.0 GB free of 64.0 GB"
+
+
+def test_a_disk_without_room_for_the_base_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path / "not" / "yet"))
+    assert doctor.disk().ok  # the folder is made when it is needed
+    usage = SimpleNamespace(free=100_000_000)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    check = doctor.disk()
+    assert not check.ok and "0.1 GB free" in check.found and "LORARLHF_CACHE" in check.mend
+    base = tmp_path / "not" / "yet" / "bases" / doctor.BASE
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    assert doctor.disk().ok  # nothing needs to be fetched any more
+
+
+def test_a_cache_that_cannot_be_written_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path / "file"))
+    assert "can't be written" in doctor.disk().found
+    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert not doctor.disk().ok
+
+
+def test_an_environment_without_pip_cannot_fetch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path))
+    assert doctor.small_base().ok  # not fetched yet, but pip is there
+    failed = SimpleNamespace(returncode=1)
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *a, **k: failed)
+    check = doctor.small_base()
+    assert not check.ok and check.mend.endswith("-m ensurepip")
+
+
+# ---- the command
+
+FINE = doctor.Check("python", True, "3.11")
+BROKEN = doctor.Check("trl", False, "not installed", 'pip install "trl>=1"')
+
+
+def test_the_command_says_ok_and_ends_with_0(
+    only: Callable[[list[doctor.Check]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    only([FINE])
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out == "OK     python  3.11\nNothing is wrong.\n"
+
+
+def test_the_command_names_what_mends_and_ends_with_1(
+    only: Callable[[list[doctor.Check]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    only([FINE, BROKEN])
+    assert main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("WRONG  trl") and lines[2].strip() == f"mend: {BROKEN.mend}"
+    assert lines[3] == "1 of 2 are wrong."
+
+
+def test_the_command_gives_json(
+    only: Callable[[list[doctor.Check]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    only([FINE, BROKEN])
+    assert main(["doctor", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is False
+    assert told["checks"][1] == {
+        "name": "trl",
+        "ok": False,
+        "found": "not installed",
+        "mend": 'pip install "trl>=1"',
+    }

@@ -1,0 +1,253 @@
+"""A rollout: masks from lengths, numbers that no padding changes, rewards on the right tokens."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.generation import Completion, completion
+from lorarlhf.ppo import objective, rollout
+from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.rollout import MicroBatch, collect, make_micro_batches
+from lorarlhf.rewards.role import score_answers
+
+PROMPTS = ["Hi", "Name a fish that lives in cold water.", "Why?", "What is a candle made of?"]
+
+
+@pytest.fixture
+def four(tiny: Backbone, randomise: Callable[..., None]) -> Backbone:
+    """All roles with random weights, so that every number below differs from every other."""
+    for role in ("reference", "reward", "value"):
+        tiny.add_role(role)
+    for seed, role in enumerate(("policy", "reference", "reward", "value")):
+        randomise(tiny, role, seed=seed)
+    return tiny
+
+
+def config(folder: Path, **changes: Any) -> PPOConfig:
+    settings = {"rollout_batch_size": 4, "micro_batch_size": 2, "max_new_tokens": 6}
+    return PPOConfig(output_dir=str(folder), use_cpu=True, **(settings | changes))
+
+
+def answers(backbone: Backbone) -> tuple[list[list[int]], list[Completion]]:
+    """Prompts and answers of different lengths: ended, cut, only the stop token, one token."""
+    stop = backbone.stop_ids[0]
+    ids = [[9, 12, 40, stop], [7, 30, 31, 32, 33, 34], [stop], [50]]
+    return [backbone.encode(p) for p in PROMPTS], [completion(backbone, i) for i in ids]
+
+
+# ---- micro-batches
+
+
+def test_a_micro_batch_by_hand(tiny: Backbone) -> None:
+    stop, pad = tiny.stop_ids[0], tiny.pad_id
+    encoded = [[5, 6, 7], [8], [9, 10]]
+    completions = [completion(tiny, ids) for ids in ([11, stop], [12, 13, 14], [stop])]
+    (micro,) = make_micro_batches(tiny, encoded, completions, size=3)
+    rows = {row: place for place, row in enumerate(micro.rows)}
+    order = [rows[0], rows[1], rows[2]]
+    assert micro.input_ids[order].tolist() == [
+        [5, 6, 7, 11, stop, pad],
+        [pad, pad, 8, 12, 13, 14],
+        [pad, 9, 10, stop, pad, pad],
+    ]
+    assert micro.attention_mask[order].tolist() == [
+        [1, 1, 1, 1, 1, 0],
+        [0, 0, 1, 1, 1, 1],
+        [0, 1, 1, 1, 0, 0],
+    ]
+    assert micro.predicts[order].long().tolist() == [
+        [0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 1, 1, 0],
+        [0, 0, 1, 0, 0, 0],
+    ]
+    assert micro.answers[order].long().tolist() == [
+        [0, 0, 0, 1, 0, 0],  # the stop token is no part of what is said
+        [0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 1, 0, 0],  # unless nothing else is there
+    ]
+    assert micro.targets.tolist() == [t for row in micro.rows for t in completions[row].ids]
+
+
+def test_micro_batches_hold_sequences_of_like_length(tiny: Backbone) -> None:
+    encoded = [[5] * n for n in (9, 1, 8, 2, 10, 3)]
+    completions = [completion(tiny, [6, 7]) for _ in encoded]
+    micros = make_micro_batches(tiny, encoded, completions, size=2)
+    assert [sorted(micro.rows) for micro in micros] == [[1, 3], [2, 5], [0, 4]]
+    assert [micro.input_ids.shape[1] for micro in micros] == [4, 10, 12]
+
+
+def test_a_padding_token_inside_an_answer_counts(tiny: Backbone) -> None:
+    """Masks come from lengths: a base whose padding is its stop token must still learn to stop."""
+    tiny.tokenizer.pad_token = tiny.tokenizer.eos_token
+    stop = tiny.stop_ids[0]
+    assert tiny.pad_id == stop
+    encoded, completions = [[5, stop, 6], [7]], [completion(tiny, [8, stop]) for _ in range(2)]
+    (micro,) = make_micro_batches(tiny, encoded, completions, size=2)
+    assert micro.attention_mask.sum(dim=1).sort().values.tolist() == [3, 5]
+    assert micro.predicts.sum(dim=1).tolist() == [2, 2]
+    assert micro.targets.tolist() == [8, stop, 8, stop]
+
+
+# ---- numbers
+
+
+def losses(
+    backbone: Backbone, encoded: list[list[int]], completions: list[Completion], size: int
+) -> dict[str, torch.Tensor]:
+    """Losses of policy and value over all answers, their gradients, and the scores."""
+    micros = make_micro_batches(backbone, encoded, completions, size)
+    for micro in micros:
+        micro.trunk = backbone.trunk(micro.input_ids, micro.attention_mask)
+    return losses_of(backbone, micros, len(encoded))
+
+
+def losses_of(backbone: Backbone, micros: list[MicroBatch], count: int) -> dict[str, torch.Tensor]:
+    backbone.model.zero_grad(set_to_none=True)
+    totals = {"policy": torch.zeros(()), "value": torch.zeros(())}
+    scores = torch.zeros(count)
+    for micro in micros:
+        with backbone.role("policy", train=True):
+            logprobs, _ = rollout.policy_logprobs(backbone, micro, temperature=0.9)
+            loss = (logprobs * micro.targets.sin()).sum()  # weights that belong to the tokens
+            loss.backward()
+            totals["policy"] += loss.detach()
+        with backbone.role("value", train=True):
+            values = rollout.token_values(backbone, micro)
+            loss = ((values - micro.targets.cos()) ** 2).sum()
+            loss.backward()
+            totals["value"] += loss.detach()
+        with torch.no_grad(), backbone.role("reward"):
+            hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
+            scores[micro.rows] = backbone.heads["reward"].pool(hidden, micro.answers)
+    grads = {
+        f"gradient of {role}": torch.cat(
+            [p.grad.flatten() for p in backbone.parameters_of(role) if p.grad is not None]
+        )
+        for role in totals
+    }
+    backbone.heads["value"].zero_grad(set_to_none=True)
+    return totals | {"scores": scores} | grads
+
+
+def widened(micro: MicroBatch, left: int, right: int, pad: int) -> MicroBatch:
+    """The same micro-batch with more padding on both sides."""
+
+    def wider(x: torch.Tensor, value: int) -> torch.Tensor:
+        return torch.nn.functional.pad(x, (left, right), value=value)
+
+    return MicroBatch(
+        micro.rows,
+        wider(micro.input_ids, pad),
+        wider(micro.attention_mask, 0),
+        wider(micro.predicts, 0),
+        wider(micro.answers, 0),
+        micro.targets,
+    )
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_company_of_a_sequence_changes_nothing(four: Backbone, size: int) -> None:
+    encoded, completions = answers(four)
+    alone = losses(four, encoded, completions, size=1)  # no padding at all
+    together = losses(four, encoded, completions, size=size)
+    for name, wanted in alone.items():
+        torch.testing.assert_close(together[name], wanted, rtol=1e-5, atol=1e-5, msg=name)
+        assert wanted.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("left", "right"), [(3, 0), (0, 5), (4, 2)])
+def test_extra_padding_changes_nothing(four: Backbone, left: int, right: int) -> None:
+    encoded, completions = answers(four)
+    micros = make_micro_batches(four, encoded, completions, size=2)
+    narrow = losses_of(four, micros, len(encoded))
+    wide = losses_of(four, [widened(m, left, right, four.pad_id) for m in micros], len(encoded))
+    for name, wanted in narrow.items():
+        torch.testing.assert_close(wide[name], wanted, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_logprobs_are_those_of_the_plain_forward(four: Backbone) -> None:
+    encoded, completions = answers(four)
+    micros = make_micro_batches(four, encoded, completions, size=2)
+    with torch.no_grad(), four.role("policy"):
+        for micro in micros:
+            micro.trunk = four.trunk(micro.input_ids, micro.attention_mask)
+            ours, _ = rollout.policy_logprobs(four, micro, temperature=0.8)
+            logits = four.model(micro.input_ids, attention_mask=micro.attention_mask).logits
+            wanted = []
+            for j, row in enumerate(micro.rows):
+                start = int(micro.predicts[j].long().argmax())
+                for k, token in enumerate(completions[row].ids):
+                    wanted.append((logits[j, start + k] / 0.8).log_softmax(dim=0)[token])
+            torch.testing.assert_close(ours, torch.stack(wanted), rtol=1e-4, atol=1e-4)
+
+
+# ---- a whole rollout
+
+
+def test_a_rollout_holds_what_each_role_says(four: Backbone, tmp_path: Path) -> None:
+    rows = [{"prompt": p, "id": i} for i, p in enumerate(PROMPTS)]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        rolled = collect(four, rows, config(tmp_path))
+    assert rolled.prompts == rows
+    lengths = torch.tensor([len(c.ids) for c in rolled.completions])
+    assert torch.equal(rolled.mask.sum(dim=1), lengths)
+    for table in (rolled.logprobs, rolled.ref_logprobs, rolled.values, rolled.entropy):
+        assert table.shape == rolled.mask.shape
+        assert table.dtype == torch.float32
+        assert not table[~rolled.mask].any()
+        assert table[rolled.mask].all()
+    assert (rolled.entropy[rolled.mask] > 0).all()
+    assert not torch.equal(rolled.logprobs, rolled.ref_logprobs)
+    # row by row, without any padding or kept trunk
+    for row, (prompt, answer) in enumerate(zip(PROMPTS, rolled.completions, strict=True)):
+        ids = torch.tensor([four.encode(prompt) + answer.ids])
+        n = len(answer.ids)
+        with torch.no_grad():
+            for role, table in (("policy", rolled.logprobs), ("reference", rolled.ref_logprobs)):
+                with four.role(role):
+                    hidden = four.hidden(ids, torch.ones_like(ids))[0, -n - 1 : -1]
+                logprobs, _ = objective.token_logprobs(
+                    hidden, four.lm_head[0], torch.tensor(answer.ids)
+                )
+                torch.testing.assert_close(table[row, :n], logprobs, rtol=1e-4, atol=1e-4)
+            with four.role("value"):
+                hidden = four.hidden(ids, torch.ones_like(ids))[0, -n - 1 : -1]
+                torch.testing.assert_close(
+                    rolled.values[row, :n], four.heads["value"](hidden), rtol=1e-4, atol=1e-4
+                )
+
+
+def test_of_gives_the_tokens_of_a_micro_batch_in_the_order_of_its_targets(
+    four: Backbone, tmp_path: Path
+) -> None:
+    rolled = collect(four, [{"prompt": p} for p in PROMPTS], config(tmp_path))
+    table = torch.zeros(rolled.mask.shape)
+    for row, answer in enumerate(rolled.completions):
+        table[row, : len(answer.ids)] = torch.tensor(answer.ids).float()
+    for micro in rolled.micro_batches:
+        assert torch.equal(rolled.of(micro, table).long(), micro.targets)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_rollout_is_scored_as_the_texts_are(
+    four: Backbone, randomise: Callable[..., None], pooling: str
+) -> None:
+    """The reward role sees in PPO what it saw in its training: `last` is the stop token."""
+    four.add_role("reward", pooling=pooling)
+    randomise(four, "reward", seed=8)
+    stop = four.stop_ids[0]
+    texts = ["A cod.", "I do not know that, sorry", "No", "Wax"]
+    ids = [four.tokenizer(text)["input_ids"] + [stop] for text in texts]
+    completions = [completion(four, i) for i in ids]
+    encoded = [four.encode(prompt) for prompt in PROMPTS]
+    micros = make_micro_batches(four, encoded, completions, size=2)
+    empty = torch.empty(0)
+    rolled = rollout.Rollout([], completions, micros, *(empty for _ in range(5)))
+    ours = rollout.reward_scores(four, rolled).tolist()
+    assert ours == pytest.approx(score_answers(four, PROMPTS, texts), rel=1e-4, abs=1e-5)
+    assert len({round(score, 4) for score in ours}) == 4
