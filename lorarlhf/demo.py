@@ -21,6 +21,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.evaluation.win_rate import judge_pairs, length_ratio, win_rate
 from lorarlhf.generation import generate
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.interrupt import StopAfterUpdate
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.report import headline, write_report
 from lorarlhf.rewards.raters import Answer, Rater
@@ -52,7 +53,7 @@ class DemoOptions:
 PPO_SETTINGS: Row = {
     "learning_rate": 5e-4,
     "value_learning_rate": 5e-4,
-    "kl_coef": 0.2,
+    "kl_coef": 0.1,
     "temperature": 1.0,
     "critic_warmup": 2,
     "rollout_batch_size": 16,
@@ -273,9 +274,13 @@ class _Demo:
         args = trl_arguments(PPOConfig, self.backbone, self.run, own, {})
         rows = [{"prompt": [{"role": "user", "content": r["prompt"]}]} for r in self.prompts]
         callback = RunCallback(self.run, "PPO", ("score", "kl", "completion_length"), stage="ppo")
-        trainer = PPOTrainer(self.backbone, args, rows, callbacks=[callback])
+        stopper = StopAfterUpdate()
+        trainer = PPOTrainer(self.backbone, args, rows, callbacks=[callback, stopper])
         only_ours(trainer)
-        trainer.train(resume_from_checkpoint=self.options.resume)
+        with stopper:
+            trainer.train(resume_from_checkpoint=self.options.resume)
+        if stopper.asked and trainer.state.global_step < self.updates:
+            raise KeyboardInterrupt
         trainer.save_model()
         summary = trainer.summary()
         write_json(self.out / "ppo.json", summary)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from lorarlhf.backbone.base import Backbone, Prompt
+from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.errors import UserError
 
 
@@ -156,6 +157,7 @@ def generate(
                 temperature=temperature,
             )
             results |= {i: completion(backbone, ids) for i, ids in zip(rows, new, strict=True)}
+            give_back_memory()
             progress(len(results))
     return [results[i] for i in range(len(encoded))]
 

@@ -141,7 +141,6 @@ def resolve(
             trl[item.name.removeprefix("trl.")] = _trl_value(item, stage)
         else:
             values[item.name] = _checked(item, keys, stage)
-    _fit_batches(values)
     return _sorted(values, trl, frozenset(item.name for item in said))
 
 
@@ -183,19 +182,6 @@ def _sorted(values: dict[str, Any], trl: dict[str, Any], said: frozenset[str]) -
     backbone = {name: value for name, value in values.items() if name in names}
     own = {name: value for name, value in values.items() if name not in names}
     return Settings(base, seed, backbone, own, trl, said)
-
-
-def _fit_batches(values: dict[str, Any]) -> None:
-    """A micro-batch is no larger than its batch, and divides it."""
-    if "batch_size" not in values:
-        return
-    batch, micro = values["batch_size"], min(values["micro_batch_size"], values["batch_size"])
-    values["micro_batch_size"] = micro
-    if batch % micro:
-        raise UserError(
-            f"batch_size ({batch}) must be a multiple of micro_batch_size ({micro}). Change one of "
-            "them; micro_batch_size decides only how much memory a step takes."
-        )
 
 
 # ---- checks

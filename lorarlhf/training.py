@@ -165,6 +165,7 @@ def _recorded(run: Run, args: Namespace) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        _end_bars()
         run.finish("stopped")
         command = shlex.join(["lorarlhf", *(a for a in args.argv if a != "--resume")])
         if any((run.folder / "checkpoints").glob("checkpoint-*")):
@@ -173,9 +174,18 @@ def _recorded(run: Run, args: Namespace) -> Iterator[None]:
             say_to_stderr("Stopped before anything could be kept; the same command starts again.")
         raise
     except BaseException:
+        _end_bars()
         with contextlib.suppress(OSError):  # a full disk must not hide the first error
             run.finish("failed")
         raise
+
+
+def _end_bars() -> None:
+    """End the line of a progress bar that was cut off, so that what is told next has its own."""
+    from tqdm import tqdm
+
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 def _load(stage: str, settings: Settings, parents: dict[str, Parent]) -> "Backbone":
@@ -212,6 +222,14 @@ def _checked_rows(
 
 
 def _tell_cut_rows(backbone: "Backbone", rows: list[Row], limit: int) -> None:
+    """Count the rows that TRL cuts at `max_tokens`; refuse those of which no answer is left."""
+    prompts = [len(backbone.encode(row["prompt"])) for row in rows if "prompt" in row]
+    if longer := [length for length in prompts if length >= limit]:
+        raise UserError(
+            f"{len(longer)} of {len(rows)} rows have a prompt as long as max_tokens ({limit}) or "
+            f"longer (up to {max(longer)}), so that nothing of the answer is left to learn from. "
+            "Shorten them, leave them out, or raise the limit with --set max_tokens=N."
+        )
     lengths = [_length(backbone, row) for row in rows]
     if longer := [length for length in lengths if length > limit]:
         say_to_stderr(

@@ -13,7 +13,7 @@ You get: runs/2_reward_model with adapters/reward and preferences.jsonl, which s
 
 Your own votes: name your file in PREFERENCES. A row is one vote, written like this:
 
-    {"prompt": "How do I descale a kettle?", "chosen": "Fill it with ...", "rejected": "Kettles ..."}
+    {"prompt": "How do I brew tea?", "chosen": "Boil fresh water ...", "rejected": "Tea is ..."}
 
 Fifty are a start, 150 are good. Other columns and file formats: docs/data.md.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 from lorarlhf import Backbone, generate, train_reward_model
 from lorarlhf.data import as_conversation, bundled, read_preferences, read_prompts, write_jsonl
 from lorarlhf.errors import told_plainly
+from lorarlhf.folders import set_aside
 from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runs import Run, write_json
 from lorarlhf.stages.reward_model import RewardSettings
@@ -56,9 +57,9 @@ def main() -> None:
             print(f"There is no {supervised}, so the untuned base answers.")
         votes = simulated_votes(backbone, args.quick)
 
+    set_aside(folder)
     run = Run(folder, "reward", {"rater": RATER, "noise": NOISE, "seed": SEED})
     run.base(backbone)
-    (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an earlier try
     write_jsonl(folder / "preferences.jsonl", votes)
     settings = RewardSettings(epochs=EPOCHS)
     summary = run.finish("done", train_reward_model(backbone, votes, run, settings))

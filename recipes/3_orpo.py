@@ -10,13 +10,12 @@ You should see: the loss fall below 0.69 (where it starts), and the share of tra
 policy orders as the voter did rise to {{RECIPE_3_ORPO_ACCURACY}}. On prompts that no step has seen
 the new answers won {{RECIPE_3_ORPO_WIN}} of the comparisons.
 You get: runs/3_orpo with adapters/policy, metrics.jsonl, samples.jsonl and summary.json. Running it
-again replaces that folder.
+again keeps the earlier run in runs/3_orpo/earlier-1.
 
 A smaller BETA moves further from step 1 for the same votes.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from lorarlhf import Backbone, UserError, generate, train_direct
@@ -29,6 +28,7 @@ from lorarlhf.data import (
 )
 from lorarlhf.errors import told_plainly
 from lorarlhf.evaluation.win_rate import judge_pairs, win_rate
+from lorarlhf.folders import set_aside
 from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runs import Run, write_json
 from lorarlhf.stages.direct import DirectSettings
@@ -73,7 +73,7 @@ def main() -> None:
         learning_rate=LEARNING_RATE,
         batch_size=BATCH_SIZE,
     )
-    shutil.rmtree(folder, ignore_errors=True)
+    set_aside(folder)
     run = Run(folder, METHOD, {"seed": SEED, **vars(settings)})
     run.base(backbone)
     trained = train_direct(backbone, votes, run, METHOD, settings)

@@ -9,7 +9,7 @@ Costs: {{RECIPE_3_PPO_COST}}.
 You should see: the score rise, the KL rise to {{RECIPE_3_PPO_KL}} nats an answer and not run away,
 and the new answers win {{RECIPE_3_PPO_WIN}} of the comparisons on prompts that no step has seen.
 You get: runs/3_ppo with adapters/policy, adapters/value, report.html, samples.jsonl, metrics.jsonl.
-Running it again replaces that folder.
+Running it again keeps the earlier run in runs/3_ppo/earlier-1.
 
 Not good enough? If the KL stays under 1, halve KL_COEF. If answers become odd, double it.
 A rule of your own instead of votes: give PPOTrainer `reward_funcs=[f]` with
@@ -17,26 +17,26 @@ A rule of your own instead of votes: give PPOTrainer `reward_funcs=[f]` with
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from lorarlhf import Backbone, PPOConfig, PPOTrainer, UserError, generate
 from lorarlhf.data import as_conversation, bundled, read_prompts, write_jsonl
 from lorarlhf.errors import told_plainly
 from lorarlhf.evaluation.win_rate import judge_pairs, win_rate
+from lorarlhf.folders import set_aside
 from lorarlhf.report import write_report
 from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runs import Run, write_json
-from lorarlhf.stages.common import RunCallback, trl_arguments
+from lorarlhf.stages.common import RunCallback
 
 BASE = "smollm2-135m"
 PROMPTS = bundled("prompts")
-UPDATES = 24
+UPDATES = 30
 ROLLOUT_BATCH_SIZE = 16  # prompts an update
 MICRO_BATCH_SIZE = 4  # sequences in one forward; memory only
 MAX_NEW_TOKENS = 64
 LEARNING_RATE = 5e-4
-KL_COEF = 0.2  # the price of leaving the reference; larger stays closer
+KL_COEF = 0.1  # the price of leaving the reference; larger stays closer
 RATER = "cheerful"  # who judges at the end, by its rule without noise
 SEED = 0
 
@@ -69,13 +69,13 @@ def main() -> None:
         "value_learning_rate": LEARNING_RATE,
         "kl_coef": KL_COEF,
     }
-    shutil.rmtree(folder, ignore_errors=True)
+    set_aside(folder)
     run = Run(folder, "ppo", {"seed": SEED, **settings})
     run.base(backbone)
     rows = [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(PROMPTS)]
     trainer = PPOTrainer(
         backbone,
-        trl_arguments(PPOConfig, backbone, run, settings, {}),
+        PPOConfig(output_dir=str(folder), seed=SEED, disable_tqdm=True, **settings),
         rows,
         callbacks=[RunCallback(run, "PPO", ("score", "kl", "completion_length"))],
     )

@@ -42,7 +42,9 @@ def main() -> None:
     found = sorted((file for file in weights if file.is_file()), key=lambda f: f.stat().st_mtime)
     if not found:
         where = " or ".join(str(args.out / name) for name in names)
-        raise UserError(f"There is no tuned policy in {where} yet. Run first: recipes/3_ppo.py")
+        raise UserError(
+            f"There is no tuned policy in {where} yet. Run first: python recipes/3_ppo.py"
+        )
 
     backbone = Backbone.load(args.base, say=print)
     backbone.load_role("policy", found[-1].parent)

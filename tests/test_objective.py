@@ -101,8 +101,8 @@ def test_gae_equals_a_plain_double_loop() -> None:
     generator = torch.Generator().manual_seed(1)
     lengths = [6, 1, 3, 5]
     mask = mask_of(lengths)
-    rewards = torch.randn(mask.shape, generator=generator) * mask
-    values = torch.randn(mask.shape, generator=generator)  # rubbish after the end, too
+    rewards = torch.randn(mask.shape, generator=generator)  # rubbish after the end, too
+    values = torch.randn(mask.shape, generator=generator)
     gamma, lam = 0.97, 0.9
     advantages, returns = gae(rewards, values, mask, gamma, lam)
     for row, length in enumerate(lengths):

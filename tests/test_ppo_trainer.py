@@ -1,6 +1,7 @@
 """`PPOTrainer`: each step does what it says, a resumed run is the same run, and it learns."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.errors import UserError
+from lorarlhf.generation import generate
 from lorarlhf.ppo import trainer as ppo_trainer
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
@@ -92,12 +94,20 @@ def rows_of(trainer: PPOTrainer) -> list[dict[str, Any]]:
 # ---- what a step is
 
 
+@pytest.mark.parametrize(("bits", "dtype"), [(16, "float32"), (16, "bfloat16"), (4, "bfloat16")])
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
 def test_at_step_zero_the_ratio_is_1_and_the_kl_is_0(
-    tiny: Backbone, make: Make, randomise: Callable[..., None]
+    tiny_base: Path,
+    make: Make,
+    randomise: Callable[..., None],
+    bits: int,
+    dtype: str,
+    micro_batch_size: int,
 ) -> None:
-    randomise(tiny, "policy", seed=1)
-    tiny.freeze_reference()
-    trainer = make(tiny, num_ppo_epochs=1, micro_batch_size=2)
+    backbone = Backbone.load(str(tiny_base), bits=bits, compute_dtype=dtype, adapter_layers=2)
+    randomise(backbone, "policy", seed=1)
+    backbone.freeze_reference()
+    trainer = make(backbone, num_ppo_epochs=1, micro_batch_size=micro_batch_size)
     metrics = trainer.update()
     assert metrics["ratio"] == 1.0
     assert metrics["approx_kl"] == 0.0
@@ -156,8 +166,13 @@ def test_minibatches_are_optimizer_steps(
 
 
 def test_the_size_of_a_forward_changes_no_step(
-    tiny_base: Path, make: Make, randomise: Callable[..., None]
+    tiny_base: Path,
+    make: Make,
+    randomise: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Answers of different lengths, so that a mean of means would differ from the mean of all.
+    monkeypatch.setattr(Backbone, "stop_ids", list(range(3, 80)))
     results = []
     for size in (1, 2, 8):
         backbone = load(tiny_base)
@@ -168,6 +183,7 @@ def test_the_size_of_a_forward_changes_no_step(
     started = load(tiny_base)
     randomise(started, "policy", seed=2)
     for policy, value, metrics in results:
+        assert 1.5 < metrics["completion_length"] < 5.5
         assert (policy - weights(started, "policy")).abs().max() > 1e-4
         torch.testing.assert_close(policy, results[0][0], rtol=0, atol=1e-5)
         torch.testing.assert_close(value, results[0][1], rtol=0, atol=1e-5)
@@ -558,31 +574,32 @@ def test_resuming_where_nothing_was_saved_starts_anew(tiny: Backbone, make: Make
 # ---- it learns
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_learns_to_write_a_token(tiny: Backbone, make: Make, seed: int) -> None:
-    """The share of one token in the answers rises from 1 in 400 to most of the answer."""
-    wanted = 50
+    """The share of one token in the answers rises from a twentieth to most of the answer."""
+    before = generate(tiny, PROMPTS * 10, max_new_tokens=8, temperature=0.4)
+    ((wanted, count),) = Counter(i for answer in before for i in answer.ids).most_common(1)
+    assert count / sum(len(answer.ids) for answer in before) < 0.1
 
-    def share(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def share(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return [ids.count(wanted) / len(ids) for ids in completion_ids]
 
     trainer = make(
         tiny,
         reward_funcs=share,
-        updates=25,
+        updates=18,
         rollout_batch_size=16,
         micro_batch_size=16,
         max_new_tokens=8,
         num_ppo_epochs=4,
-        learning_rate=2e-2,
-        value_learning_rate=2e-2,
+        temperature=0.4,
+        learning_rate=1e-2,
+        value_learning_rate=1e-2,
         kl_coef=0.0,
         seed=seed,
         save_steps=100,
     )
     trainer.train()
     scores = [row["score"] for row in trainer.state.log_history]
-    print(scores)
-    assert sum(scores[:3]) / 3 < 0.05
-    assert sum(scores[-3:]) / 3 > 0.5
+    assert sum(scores[:3]) / 3 < 0.15
+    assert sum(scores[-3:]) / 3 > 0.6

@@ -195,12 +195,6 @@ def test_trl_values_of_other_types_are_left_to_trl() -> None:
     }
 
 
-def test_a_micro_batch_fits_its_batch() -> None:
-    assert resolve("sft", sets=["batch_size=2"]).own["micro_batch_size"] == 2
-    error = fails(sets=("batch_size=6", "micro_batch_size=4"))
-    assert "batch_size (6) must be a multiple of micro_batch_size (4)" in error
-
-
 def test_convert_tries_a_union_in_its_order() -> None:
     assert convert("12", int | str) == 12
     assert convert("all", int | str) == "all"

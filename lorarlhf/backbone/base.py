@@ -2,7 +2,7 @@
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from lorarlhf.backbone import roles, storage, trunk
-from lorarlhf.backbone.devices import best_device, compute_dtype_for
+from lorarlhf.backbone.devices import best_device, compute_dtype_for, give_back_memory
 from lorarlhf.backbone.fetch import find_base
 from lorarlhf.backbone.loading import load_model, load_tokenizer
 from lorarlhf.quiet import hide_library_bars
@@ -53,7 +53,7 @@ class Backbone:
             settings["lora_alpha"],
             settings["lora_dropout"],
         )
-        keep_gradients_on_cpu(layers[self.split :])
+        never_repack(model)
         model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self.keeps_trunk = self.split > 0 and trunk.trunk_is_exact(
@@ -62,6 +62,7 @@ class Backbone:
         self._base_shapes = Counter(_key(p) for p in model.parameters())
         torch.manual_seed(settings["seed"])
         self.model: PeftModel = get_peft_model(model, self._config, ADAPTER_POLICY)
+        self.model.eval()
         self.float32_adapters()
 
     @classmethod
@@ -138,6 +139,7 @@ class Backbone:
         if copy_of is not None and self.has(copy_of):
             self._copy_weights(copy_of, role)
         self.float32_adapters()
+        self.model.eval()  # PEFT leaves new layers in train mode
 
     def _copy_weights(self, source: str, target: str) -> None:
         ours = roles.adapter_parameters(self.model, roles.ADAPTERS[target])
@@ -188,6 +190,8 @@ class Backbone:
         """
         causal = self.causal
         cache = causal.config.use_cache
+        hooks = causal.get_input_embeddings()._forward_hooks
+        own_hooks = dict(hooks)
         self.model.set_adapter(roles.ADAPTERS[adapter_role])
         try:
             yield self.model
@@ -196,11 +200,16 @@ class Backbone:
             causal.gradient_checkpointing_disable()
             if hasattr(causal, "_require_grads_hook"):
                 causal.disable_input_require_grads()
+            # It knows only the newest of the hooks that TRL, PEFT and transformers each set; with
+            # one left over, every later backward would run down through the trunk.
+            hooks.clear()
+            hooks.update(own_hooks)
             causal.config.use_cache = cache
             self.model.set_adapter(ADAPTER_POLICY)
             self.model.requires_grad_(False)
             self.model.eval()
             self.float32_adapters()
+            give_back_memory()
 
     # ---- forward
 
@@ -335,17 +344,16 @@ def _contiguous(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch
     return (args[0].contiguous(), *args[1:])
 
 
-def keep_gradients_on_cpu(layers: Iterable[Any]) -> None:
-    """Stop bitsandbytes from repacking these layers' 4-bit weights for CPU inference.
+def never_repack(model: Any) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights for CPU inference.
 
-    On CPUs with AVX512-BF16 its first forward in eval mode repacks a weight in place, for a kernel
-    that has no backward: from then on no gradient flows through that layer, without an error
-    (measured with bitsandbytes 0.50.2). Layers below the adapters need no gradient and may.
+    On CPUs with AVX512-BF16 the first forward in eval mode repacks a weight in place. Its kernel has
+    no backward, so from then on no gradient flows through that layer, without an error; and every
+    `state_dict()` packs it back with rounding, which changes the base (bitsandbytes 0.50.2).
     """
-    for layer in layers:
-        for module in layer.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def decoder_of(model: Any) -> Any:

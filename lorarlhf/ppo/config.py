@@ -52,6 +52,8 @@ class PPOConfig(_BaseConfig):
     remove_unused_columns: bool = _field(False, "Extra columns are for the reward functions")
 
     def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = False  # PPO computes in the backbone's dtype; TRL would refuse some CPUs
         super().__post_init__()
         for name in ("rollout_batch_size", "num_ppo_epochs", "num_minibatches", "max_new_tokens"):
             if getattr(self, name) < 1:

@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.ppo import checkpoint, objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import (
@@ -148,7 +149,9 @@ class PPOTrainer(_BaseTrainer):
         )
         rollout.advantages = objective.whiten(advantages, rollout.mask)
         scored = time.perf_counter()
+        give_back_memory()
         stats = self._epochs(rollout)
+        give_back_memory()
         ended = time.perf_counter()
         self.update_seconds.append(ended - started)
         return (

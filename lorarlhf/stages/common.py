@@ -50,6 +50,17 @@ def trl_arguments(
     return kind(**(defaults | own | extra))
 
 
+def batch_arguments(batch_size: int, micro_batch_size: int) -> dict[str, int]:
+    """TRL's words for `batch_size` rows a step, at most `micro_batch_size` of them in a forward."""
+    micro = min(micro_batch_size, batch_size)
+    while batch_size % micro:
+        micro -= 1
+    return {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": batch_size // micro,
+    }
+
+
 def conversational(rows: Sequence[Row], backbone: Backbone, plain: bool) -> list[Row]:
     """Plain texts as conversations, so that the chat template is used, unless `plain` is asked for.
 

@@ -10,6 +10,7 @@ from lorarlhf.runs import Run
 from lorarlhf.stages.common import (
     Row,
     RunCallback,
+    batch_arguments,
     conversational,
     last_losses,
     only_ours,
@@ -63,8 +64,7 @@ def train_direct(
     own = {
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
-        "per_device_train_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": max(1, settings.batch_size // settings.micro_batch_size),
+        **batch_arguments(settings.batch_size, settings.micro_batch_size),
         "max_length": settings.max_tokens,
         "beta": settings.beta,
     }

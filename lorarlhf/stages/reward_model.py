@@ -19,6 +19,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.data import split_by_prompt
 from lorarlhf.rewards.axes import style_axes
 from lorarlhf.rewards.fit import HeadFit, VoteFit
+from lorarlhf.rewards.learning_curve import learning_curve
 from lorarlhf.rewards.role import EncodedAnswer, encode_answer, pooled_states, score_encoded
 from lorarlhf.runs import Run
 from lorarlhf.stages.common import Row, RunCallback, conversational, only_ours, trl_arguments
@@ -116,6 +117,7 @@ def train_reward_model(
     test = encode_pairs(backbone, eval_rows, settings)
     fit, votes = start_from_fit(backbone, train, settings.pooling)
     votes.save(run.folder / "votes.safetensors")
+    _log_learning_curve(backbone, votes, test, run, settings.pooling)
     kept = _train_on_top(backbone, train, votes, run, settings) if settings.epochs > 0 else 0
     set_score_scale(backbone, [answer for pair in train for answer in (pair.chosen, pair.rejected)])
     backbone.save("reward", run.folder / "adapters" / "reward")
@@ -169,6 +171,15 @@ def fit_of_part(votes: VoteFit, groups: set[str]) -> HeadFit:
         if group in groups:
             part.add(chosen, rejected, group)
     return part.fit()
+
+
+def _log_learning_curve(
+    backbone: Backbone, votes: VoteFit, test: Sequence[Pair], run: Run, pooling: str
+) -> None:
+    answers = [answer for pair in test for answer in (pair.chosen, pair.rejected)]
+    states = pooled_states(backbone, answers, pooling)
+    for count, accuracy in learning_curve(votes, states[::2], states[1::2]):
+        run.log({"step": count, "heldout_accuracy": accuracy}, stage="reward_curve")
 
 
 def put_fit(backbone: Backbone, fit: HeadFit) -> None:

@@ -1,0 +1,35 @@
+"""How accuracy on held-out pairs grows with the number of votes: would more voting help?"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorarlhf.rewards.fit import VoteFit
+
+COUNTS = (10, 25, 50, 100, 150, 200, 400, 800)
+
+
+def learning_curve(
+    votes: VoteFit,
+    chosen: NDArray[np.float32],
+    rejected: NDArray[np.float32],
+    counts: Sequence[int] = COUNTS,
+) -> Iterator[tuple[int, float]]:
+    """Fit the first n votes, for each n that there are, and all of them.
+
+    Args:
+        votes: kept votes, in the order they were given.
+        chosen, rejected: (M, H) pooled states of held-out pairs.
+
+    Yields:
+        n and the share of held-out pairs whose chosen answer scores higher (ties half).
+    """
+    for count in [n for n in counts if n < len(votes)] + [len(votes)]:
+        part = VoteFit(votes.axes, votes.background)
+        rows = zip(votes.chosen, votes.rejected, votes.groups, strict=True)
+        for _, (plus, minus, group) in zip(range(count), rows, strict=False):
+            part.add(plus, minus, group)
+        fit = part.fit()
+        gap = fit.score(chosen) - fit.score(rejected)
+        yield count, float(((gap > 0) + 0.5 * (gap == 0)).mean())

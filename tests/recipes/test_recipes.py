@@ -1,0 +1,149 @@
+"""The recipes: all six in order at their quick size on the real small base, and what they leave."""
+
+import ast
+import contextlib
+import io
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorarlhf.data import read_preferences, read_rows
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+ORDER = ["1_supervised", "2_reward_model", "3_ppo", "3_dpo", "3_orpo", "4_chat"]
+
+
+def run_recipe(name: str, out: Path) -> str:
+    """Run a recipe as `python recipes/NAME.py --quick --out OUT` does; what it printed."""
+    printed = io.StringIO()
+    before = sys.argv
+    sys.argv = [f"{name}.py", "--quick", "--out", str(out)]
+    try:
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(str(RECIPES / f"{name}.py"), run_name="__main__")
+    finally:
+        sys.argv = before
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the recipes write to."""
+    return tmp_path_factory.mktemp("recipes")
+
+
+@pytest.fixture(scope="module")
+def printed(out: Path) -> dict[str, str]:
+    """What each recipe printed, after all have run."""
+    return {name: run_recipe(name, out) for name in ORDER}
+
+
+@pytest.mark.slow
+def test_every_run_is_whole(printed: dict[str, str], out: Path) -> None:
+    roles = {"1_supervised": ["policy", "reference"], "2_reward_model": ["reward"]}
+    roles |= {"3_ppo": ["policy", "value"], "3_dpo": ["policy"], "3_orpo": ["policy"]}
+    assert sorted(path.name for path in out.iterdir()) == sorted(roles)
+    for name, saved in roles.items():
+        folder = out / name
+        assert sorted(path.name for path in (folder / "adapters").iterdir()) == saved
+        for role in saved:
+            assert (folder / "adapters" / role / "adapter_model.safetensors").is_file()
+        assert all("step" in row for _, row in read_rows(folder / "metrics.jsonl"))
+        about = json.loads((folder / "run.json").read_text())
+        assert (about["status"], about["base"]) == ("done", "smollm2-135m")
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["seconds_total"] > 0 and str(folder) in printed[name]
+
+
+@pytest.mark.slow
+def test_every_step_goes_on_from_the_one_before(printed: dict[str, str], out: Path) -> None:
+    weights = {
+        name: (out / name / "adapters/policy/adapter_model.safetensors").read_bytes()
+        for name in ORDER
+        if name not in ("2_reward_model", "4_chat")
+    }
+    assert len(set(weights.values())) == 4  # each of the three moved the policy in its own way
+    reference = (out / "1_supervised/adapters/reference/adapter_model.safetensors").read_bytes()
+    assert reference == weights["1_supervised"]
+    assert "untuned base" not in printed["2_reward_model"]
+
+
+@pytest.mark.slow
+def test_what_each_recipe_measures(printed: dict[str, str], out: Path) -> None:
+    votes = read_preferences(out / "2_reward_model/preferences.jsonl")
+    assert f"{len(votes)} votes" in printed["2_reward_model"]
+    reward = json.loads((out / "2_reward_model/summary.json").read_text())
+    assert 0 <= reward["heldout_accuracy"] <= 1
+    assert reward["pairs"] + reward["n"] == len(votes)
+    ppo = json.loads((out / "3_ppo/summary.json").read_text())
+    assert (ppo["updates"], ppo["episodes"]) == (2, 8)
+    for name in ("3_ppo", "3_dpo", "3_orpo"):
+        won = json.loads((out / name / "summary.json").read_text())["win_rate"]
+        samples = [row for _, row in read_rows(out / name / "samples.jsonl")]
+        assert won["n"] == len(samples) == 6
+        assert won["wins"] == sum(sample["verdict"] == 1 for sample in samples)
+        assert all(sample["prompt"] in printed[name] for sample in samples)
+    report = (out / "3_ppo/report.html").read_text(encoding="utf-8")
+    assert "Distance from the reference" in report and "<svg" in report
+
+
+@pytest.mark.slow
+def test_chat_shows_both_and_takes_the_newest_policy(printed: dict[str, str], out: Path) -> None:
+    assert str(out / "3_orpo" / "adapters" / "policy") in printed["4_chat"]
+    lines = [line.split() for line in printed["4_chat"].splitlines()]
+    for role in ("base:", "policy:"):
+        (answer,) = [words[1:] for words in lines if words[:1] == [role]]
+        assert answer
+
+
+@pytest.mark.slow
+def test_a_second_run_keeps_the_first(printed: dict[str, str], out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out / "1_supervised", tmp_path / "1_supervised")
+    first = (tmp_path / "1_supervised" / "metrics.jsonl").read_bytes()
+    run_recipe("1_supervised", tmp_path)
+    kept = tmp_path / "1_supervised" / "earlier-1"
+    assert (kept / "metrics.jsonl").read_bytes() == first
+    assert (kept / "adapters" / "policy" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "wanted"),
+    [
+        ("3_ppo", [], "recipes/1_supervised.py"),
+        ("3_dpo", [], "recipes/1_supervised.py"),
+        ("3_orpo", [], "recipes/1_supervised.py"),
+        ("3_ppo", ["1_supervised/adapters/policy"], "recipes/2_reward_model.py"),
+        ("3_dpo", ["1_supervised/adapters/policy"], "recipes/2_reward_model.py"),
+        ("4_chat", ["1_supervised/adapters/policy"], "recipes/3_ppo.py"),
+    ],
+)
+def test_a_missing_step_is_named(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    there: list[str],
+    wanted: str,
+) -> None:
+    for folder in there:
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(SystemExit) as ended:
+        run_recipe(name, tmp_path)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"Run first: python {wanted}")
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_recipe_is_a_short_straight_script(name: str) -> None:
+    source = (RECIPES / f"{name}.py").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    assert len(source.splitlines()) < 150
+    assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
+    said = ast.get_docstring(tree) or ""
+    for part in (f"python recipes/{name}.py", "\nCosts: ", "\nYou should see: "):
+        assert part in said, part

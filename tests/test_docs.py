@@ -1,0 +1,219 @@
+"""The documents say what is there: trees, names, commands, examples and links are checked."""
+
+import ast
+import importlib.util
+import re
+import shlex
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorarlhf.cli import SUMMARIES, build_parser
+from lorarlhf.data import read_demonstrations, read_preferences, read_prompts
+from lorarlhf.rewards.raters import RATERS
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    *("README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md"),
+    *("docs/ppo-details.md", "docs/data.md"),
+]
+READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "demonstrations": read_demonstrations,
+    "preferences": read_preferences,
+    "prompts": read_prompts,
+}
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(document: str, info: str = "") -> list[str]:
+    """The fenced blocks of a document whose info string is `info`."""
+    found = re.findall(r"^```([^\n]*)\n(.*?)^```$", text_of(document), re.MULTILINE | re.DOTALL)
+    return [body for said, body in found if said.strip() == info]
+
+
+def tree_paths(block: str) -> list[str]:
+    """The paths of a tree drawn by indentation, one a line with a description behind it."""
+    paths: list[str] = []
+    folders: list[tuple[int, str]] = []
+    for line in block.splitlines():
+        depth, name = len(line) - len(line.lstrip()), line.split()[0]
+        folders = [(indent, folder) for indent, folder in folders if indent < depth]
+        path = "".join(folder for _, folder in folders) + name
+        assert line.split()[1:] or name.endswith("/"), f"{path} is not described"
+        paths.append(path)
+        if name.endswith("/"):
+            folders.append((depth, name))
+    return paths
+
+
+@lru_cache
+def names_in(path: Path) -> set[str]:
+    """Functions, classes and methods (`Class.method`) of a Python file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    for kind in (n for n in tree.body if isinstance(n, ast.ClassDef)):
+        found |= {f"{kind.name}.{m.name}" for m in kind.body if isinstance(m, ast.FunctionDef)}
+    return found
+
+
+# ---- docs/architecture.md
+
+
+def test_the_tree_lists_every_file_of_the_package_once() -> None:
+    (block,) = [b for b in blocks("docs/architecture.md") if b.startswith("lorarlhf/")]
+    listed = [path for path in tree_paths(block) if not path.endswith("/")]
+    real = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "lorarlhf").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert sorted(listed) == sorted(real)
+
+
+def drawn_floors() -> list[list[str]]:
+    """The modules on each floor of the picture, from the ground up."""
+    lines = re.findall(r"^ floor (\d)   (.+)$", text_of("docs/architecture.md"), re.MULTILINE)
+    assert [int(number) for number, _ in lines] == list(range(len(lines), 0, -1))
+    return [names.split() for _, names in reversed(lines)]
+
+
+def test_the_floors_are_those_that_the_import_test_enforces() -> None:
+    path = ROOT / "tests" / "invariants" / "test_imports.py"
+    spec = importlib.util.spec_from_file_location("enforced_floors", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    there = {p.stem for p in (ROOT / "lorarlhf").iterdir() if p.suffix == ".py" or p.is_dir()}
+    there = (there | {"recipes", "benchmarks"}) - {"__init__", "__pycache__"}
+    enforced = [set(names) & there for names in module.FLOORS]
+    assert [set(names) for names in drawn_floors()] == [names for names in enforced if names]
+    assert sum(len(names) for names in drawn_floors()) == len(there)  # each of them, once
+
+
+# ---- docs/ppo-details.md
+
+
+def test_every_detail_names_code_and_tests_that_exist() -> None:
+    found = re.findall(r"`([\w/]+\.py):([\w.]+)`", text_of("docs/ppo-details.md"))
+    assert len(found) > 60
+    missing = [
+        f"{file}:{name}"
+        for file, name in found
+        for path in [ROOT / ("tests" if file.startswith("test_") else "lorarlhf") / file]
+        if not path.is_file() or name not in names_in(path)
+    ]
+    assert missing == []
+
+
+def test_every_row_of_the_details_is_held_by_a_test_or_says_so() -> None:
+    rows = [line for line in text_of("docs/ppo-details.md").splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| detail |")]
+    assert len(rows) > 25
+    for row in rows:
+        _, _, where, test, _, _ = row.split("|")
+        assert ".py:" in where, row
+        assert "test_" in test or "no test of our own" in test, row
+
+
+# ---- docs/data.md
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_the_examples_of_data_files_can_be_read(kind: str, ending: str, tmp_path: Path) -> None:
+    examples = blocks("docs/data.md", f"{ending} {kind}")
+    assert examples or ending == "csv"
+    for number, example in enumerate(examples):
+        file = tmp_path / f"{number}.{ending}"
+        file.write_text(example, encoding="utf-8")
+        assert READERS[kind](file)
+
+
+def test_the_examples_of_the_readme_can_be_read(tmp_path: Path) -> None:
+    (block,) = [b for b in blocks("README.md") if b.startswith("demonstrations")]
+    for line in block.splitlines():
+        kind, row = line.split(maxsplit=1)
+        file = tmp_path / f"{kind}.jsonl"
+        file.write_text(row, encoding="utf-8")
+        assert len(READERS[kind](file)) == 1
+
+
+def test_the_reward_function_of_the_guide_works() -> None:
+    (code,) = blocks("docs/data.md", "python")
+    space: dict[str, Any] = {}
+    exec(compile(code, "docs/data.md", "exec"), space)
+    answers = [[{"role": "assistant", "content": "x" * 50}]] * 2
+    assert space["reward"]([None] * 2, answers, kind=["writing", "question"]) == [0.5, None]
+
+
+def test_every_rater_is_described() -> None:
+    named = re.findall(r"^\| `(\w+)` \| ", text_of("docs/data.md"), re.MULTILINE)
+    assert named == list(RATERS)
+
+
+# ---- README.md
+
+
+def test_the_python_example_runs(tiny_base: Path, tmp_path: Path) -> None:
+    """As it stands, on a tiny base for one update, its files in a folder of the test."""
+    (code,) = blocks("README.md", "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    for said, taken in [
+        ('"smollm2-135m"', repr(str(tiny_base))),
+        ('"runs/mine', f'"{(tmp_path / "mine").as_posix()}'),
+        ("updates=20, max_new_tokens=32", "updates=1, max_new_tokens=4, num_ppo_epochs=1"),
+    ]:
+        assert said in code
+        code = code.replace(said, taken)
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "mine" / "adapters" / "policy" / "adapter_model.safetensors").is_file()
+
+
+def test_the_tree_of_the_readme_exists() -> None:
+    (block,) = [b for b in blocks("README.md") if b.startswith("lorarlhf/")]
+    assert [path for path in tree_paths(block) if not (ROOT / path).exists()] == []
+
+
+def test_the_table_lists_every_command() -> None:
+    named = re.findall(r"^\| `lorarlhf (\w+)[^`]*` \|", text_of("README.md"), re.MULTILINE)
+    assert list(dict.fromkeys(named)) == [
+        *("demo", "sft", "reward", "ppo", "dpo", "orpo", "chat", "score", "doctor", "ui")
+    ]
+    assert set(named) == set(SUMMARIES)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_line_is_accepted(document: str) -> None:
+    text = text_of(document)
+    said = re.findall(r"`(lorarlhf \w[^`\n]*)`", text)
+    said += [line for block in blocks(document, "sh") for line in block.splitlines()]
+    for line in said:
+        _, *words = shlex.split(line)
+        if words[0] in SUMMARIES and len(words) > 1:
+            assert build_parser().parse_args(words).command == words[0], line
+        elif words[0] != "COMMAND":
+            assert words[0] in SUMMARIES, line
+    for target in re.findall(r"(?:^ {4}|`)make (?:\w+=\S+ )?([a-z]+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", text_of("Makefile"), re.MULTILINE), target
+    for script in re.findall(r"python ((?:recipes|benchmarks)/\w+\.py)", text):
+        assert (ROOT / script).is_file(), script
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_somewhere(document: str) -> None:
+    folder = (ROOT / document).parent
+    for target in re.findall(r"\]\(([^)#]+)", text_of(document)):
+        if not target.startswith("http"):
+            assert (folder / target).exists(), target
+
+
+def test_no_figure_is_left_open() -> None:
+    names = [*DOCUMENTS, *(f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py"))]
+    left = {name: re.findall(r"\{\{\w+\}\}", text_of(name)) for name in names}
+    assert {name: found for name, found in left.items() if found} == {}
