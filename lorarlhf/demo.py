@@ -53,12 +53,13 @@ class DemoOptions:
 PPO_SETTINGS: Row = {
     "learning_rate": 5e-4,
     "value_learning_rate": 5e-4,
-    "kl_coef": 0.1,
+    "kl_coef": 0.12,
     "temperature": 1.0,
     "critic_warmup": 2,
     "rollout_batch_size": 16,
     "micro_batch_size": 4,
     "save_steps": 1,
+    "gradient_checkpointing": False,
 }
 MAX_NEW_TOKENS = 32
 BATCH_SIZE = 60

@@ -33,7 +33,7 @@ BASE = "smollm2-135m"
 PREFERENCES = None  # your own votes: "my_votes.jsonl"; None asks the simulated rater
 RATER = "cheerful"  # or "brief", or "plain": docs/data.md says what each of them likes
 NOISE = 0.1  # share of votes that are the wrong way round
-PROMPTS = 200  # answered twice each, one vote a prompt
+PROMPTS = 280  # answered twice each, one vote a prompt
 MAX_NEW_TOKENS = 64
 EPOCHS = 1.0  # of training on top of the linear fit; 0 for the fit alone
 SEED = 0
@@ -76,8 +76,8 @@ def simulated_votes(backbone: Backbone, quick: bool) -> list[dict[str, str]]:
     chats = [as_conversation(prompt) for prompt in prompts]
     length = 12 if quick else MAX_NEW_TOKENS
     print(f"Answering {len(prompts)} prompts twice ...")
-    first = generate(backbone, chats, max_new_tokens=length, seed=SEED, batch_size=50)
-    second = generate(backbone, chats, max_new_tokens=length, seed=SEED + 1, batch_size=50)
+    first = generate(backbone, chats, max_new_tokens=length, seed=SEED, batch_size=32)
+    second = generate(backbone, chats, max_new_tokens=length, seed=SEED + 1, batch_size=32)
 
     rater = Rater.named(RATER, noise=NOISE, seed=SEED)
     print(f"The rater `{rater.name}`: {rater.sentence}")

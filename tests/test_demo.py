@@ -31,7 +31,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_base: object) -> Path:
-    """A quick demo that ran with the network refused and nothing kept offline by the environment."""
+    """A quick demo that ran with the network refused, and nothing kept offline by the tests."""
     out = tmp_path_factory.mktemp("demo") / "run"
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     done = subprocess.run(

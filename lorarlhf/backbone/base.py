@@ -115,7 +115,13 @@ class Backbone:
             "lora_dropout": lora_dropout,
             "seed": seed,
         }
-        return cls(model, tokenizer, settings)
+        backbone = cls(model, tokenizer, settings)
+        if backbone.split and not backbone.keeps_trunk:
+            say(
+                f"{base} is of a family whose lower layers can't be kept apart: each pass runs all "
+                "layers, which is slower and gives the same numbers."
+            )
+        return backbone
 
     # ---- roles
 
@@ -347,9 +353,9 @@ def _contiguous(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch
 def never_repack(model: Any) -> None:
     """Stop bitsandbytes from repacking 4-bit weights for CPU inference.
 
-    On CPUs with AVX512-BF16 the first forward in eval mode repacks a weight in place. Its kernel has
-    no backward, so from then on no gradient flows through that layer, without an error; and every
-    `state_dict()` packs it back with rounding, which changes the base (bitsandbytes 0.50.2).
+    On CPUs with AVX512-BF16 the first forward in eval mode repacks a weight in place. Its kernel
+    has no backward, so from then on no gradient flows through that layer, without an error; and
+    every `state_dict()` packs it back with rounding, which changes the base (bitsandbytes 0.50.2).
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -20,6 +20,8 @@ from torch import nn
 ADAPTERS = {"policy": "default", "reference": "ref", "reward": "reward", "value": "value"}
 ROLES = tuple(ADAPTERS)
 POOLINGS = ("mean", "last")
+SHRINK_TOKENS = 16
+"""Tokens at which a mean-pooled score counts half. Measured by benchmarks/demo_seeds.py."""
 
 
 class ScalarHead(nn.Module):
@@ -53,14 +55,20 @@ class ScalarHead(nn.Module):
     def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Score whole answers: hidden (B, T, H), mask (B, T) of the tokens to pool -> (B,).
 
-        `mean` averages over the masked tokens; `last` takes the last of them.
+        `mean` averages over the masked tokens and is drawn towards 0, where the fit has put the
+        average answer, by n / (n + 16) for n tokens: the mean of four tokens says little and is
+        often extreme, and a policy that is paid for it learns to say four words. `last` takes the
+        last token.
         """
         if self.pooling == "last":
             columns = torch.arange(mask.shape[1], device=mask.device)
             last = (mask.long() * columns).argmax(dim=1)
             return self(hidden[torch.arange(len(hidden), device=mask.device), last])
-        weights = mask.float() / mask.sum(dim=1, keepdim=True).clamp(min=1)
-        return self(torch.einsum("bth,bt->bh", hidden.float(), weights))
+        count = mask.sum(dim=1).float().clamp(min=1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            weights = mask.float() / count[:, None]
+            mean = torch.einsum("bth,bt->bh", hidden.float(), weights)
+        return self(mean) * count / (count + SHRINK_TOKENS)
 
 
 def lora_layers(model: PeftModel) -> list[LoraLayer]:
@@ -132,6 +140,10 @@ def _activate(model: PeftModel, adapter: str | None, train: bool) -> None:
         return
     _set_disabled(model, False)
     model.set_adapter(adapter, inference_mode=not train)
+    if train:
+        for module in model.modules():  # layers checkpoint only in train mode, whose dropout we
+            if getattr(module, "gradient_checkpointing", False):  # don't want: the layer alone
+                module.training = True
 
 
 def _tuner(model: PeftModel) -> Any:

@@ -125,11 +125,14 @@ class PPOTrainer(_BaseTrainer):
         torch.manual_seed(args.seed)
         if resume_from_checkpoint:
             checkpoint.load_newest(self, resume_from_checkpoint)
+        if args.gradient_checkpointing:
+            self.backbone.causal.gradient_checkpointing_enable({"use_reentrant": False})
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         while self.state.global_step < args.updates and not self.control.should_training_stop:
             metrics = self.update()
             self.state.global_step += 1
             self._after_update(metrics)
+        self.backbone.causal.gradient_checkpointing_disable()
         self.control = self.callback_handler.on_train_end(args, self.state, self.control)
         return TrainOutput(self.state.global_step, 0.0, self.summary())
 

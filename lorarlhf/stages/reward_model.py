@@ -22,7 +22,14 @@ from lorarlhf.rewards.fit import HeadFit, VoteFit
 from lorarlhf.rewards.learning_curve import learning_curve
 from lorarlhf.rewards.role import EncodedAnswer, encode_answer, pooled_states, score_encoded
 from lorarlhf.runs import Run
-from lorarlhf.stages.common import Row, RunCallback, conversational, only_ours, trl_arguments
+from lorarlhf.stages.common import (
+    Row,
+    RunCallback,
+    batch_arguments,
+    conversational,
+    only_ours,
+    trl_arguments,
+)
 
 
 @dataclass
@@ -186,7 +193,8 @@ def put_fit(backbone: Backbone, fit: HeadFit) -> None:
     """Write a fit into the reward role's head."""
     head = backbone.heads["reward"]
     head.weight.data.copy_(torch.as_tensor(fit.weight))
-    head.bias.data.fill_(float(fit.bias))
+    # Plain sequence classification, which opens a `last` role, knows no bias.
+    head.bias.data.fill_(0.0 if head.pooling == "last" else float(fit.bias))
 
 
 def set_score_scale(backbone: Backbone, answers: Sequence[EncodedAnswer]) -> None:
@@ -235,9 +243,8 @@ def _train_on_top(
     own = {
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
-        "per_device_train_batch_size": settings.micro_batch_size,
+        **batch_arguments(settings.batch_size, settings.micro_batch_size),
         "per_device_eval_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": max(1, settings.batch_size // settings.micro_batch_size),
         "center_rewards_coefficient": settings.center_rewards_coefficient,
         "eval_strategy": "steps",
         "eval_steps": 1.0 / max(1, settings.evaluations),
@@ -249,6 +256,7 @@ def _train_on_top(
     keeper = _KeepBest(backbone)
     with backbone.stage("reward"):
         head.requires_grad_(True)
+        head.bias.requires_grad_(head.pooling != "last")
         trainer = RewardTrainer(
             model=cast(Any, RewardView(backbone)),
             args=args,
