@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from lorarlhf import __version__
 from lorarlhf.errors import UserError
+from lorarlhf.runs import finite
 
 BACKBONE_KEYS = (
     "base, seed, bits, adapter_layers, lora_rank, lora_alpha, lora_dropout, device, compute_dtype, "
@@ -223,17 +224,8 @@ def _run(args: argparse.Namespace) -> int:
         # A library or a reward function that prints must not spoil the one object on stdout.
         with contextlib.redirect_stdout(sys.stderr):
             result = COMMANDS[args.command](args)
-        print(json.dumps(_finite(result.data), default=str))
+        print(json.dumps(finite(result.data), default=str))
     return result.status
-
-
-def _finite(data: Any) -> Any:
-    """The same with null for numbers that JSON does not know."""
-    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
-        return None
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
 def explain(error: BaseException, command: str, debug: bool = False) -> tuple[int, str]:

@@ -4,7 +4,8 @@ Each step leaves its result in the run's folder, so that `--resume` goes on at t
 missing. A simulated rater stands in for the person, so that the loop can be measured.
 """
 
-import shutil
+import itertools
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,13 +75,13 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = say_to_stderr) -
         KeyboardInterrupt: after noting in `run.json` that the run was stopped.
     """
     rater = Rater.named(options.rater, noise=options.noise, seed=options.seed)
-    _prepare_folder(options)
+    _prepare_folder(options, say)
     demo = _Demo(options, rater, say)
     try:
         summary = demo.run_all()
     except KeyboardInterrupt:
         demo.run.finish("stopped")
-        say(f"Stopped. `lorarlhf demo --out {options.out} --resume` goes on where this ended.")
+        say(f"Stopped. This goes on where it ended:\n  {_resume_command(options)}")
         raise
     except BaseException:
         demo.run.finish("failed")
@@ -88,8 +89,8 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = say_to_stderr) -
     return summary
 
 
-def _prepare_folder(options: DemoOptions) -> None:
-    """Refuse folders that hold something else; empty an older demo unless it is resumed."""
+def _prepare_folder(options: DemoOptions, say: Callable[[str], None]) -> None:
+    """Refuse folders that hold something else; put an older demo aside unless it is resumed."""
     out = Path(options.out)
     about = read_json(out / "run.json")
     if out.exists() and any(out.iterdir()) and about.get("stage") != "demo":
@@ -105,7 +106,21 @@ def _prepare_folder(options: DemoOptions) -> None:
                 "same ones, or start anew without --resume."
             )
     elif about:
-        shutil.rmtree(out)
+        numbers = itertools.count(1)
+        kept = next(k for n in numbers if not (k := out.with_name(f"{out.name}-{n}")).exists())
+        out.rename(kept)
+        say(f"{out} holds an earlier demo; it is kept in {kept}.")
+
+
+def _resume_command(options: DemoOptions) -> str:
+    """The command that goes on: what was told otherwise than by default, and `--resume`."""
+    told = asdict(options) | {"resume": True}
+    usual = asdict(DemoOptions())
+    words = ["lorarlhf", "demo"]
+    for name, value in told.items():
+        if value != usual[name]:
+            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return shlex.join(words)
 
 
 def _advance(bar: tqdm, before: int, done: int) -> None:
@@ -148,10 +163,12 @@ class _Demo:
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        spent = self.seconds.get(step, 0.0) + time.perf_counter() - started
-        self.seconds[step] = round(spent, 1)
-        write_json(self.out / "seconds.json", self.seconds)
+        try:
+            yield
+        finally:
+            spent = self.seconds.get(step, 0.0) + time.perf_counter() - started
+            self.seconds[step] = round(spent, 1)
+            write_json(self.out / "seconds.json", self.seconds)
 
     # ---- steps
 
@@ -223,6 +240,11 @@ class _Demo:
                 )
         ties = len(answers) - len(votes)
         votes = votes[: self.pairs]
+        if not votes:
+            raise UserError(
+                f"The rater {self.rater.name} could not tell any of {len(answers)} pairs apart: "
+                "the answers are too short or too alike for its rule. Take another --rater."
+            )
         if len(votes) < self.pairs and not self.options.quick:
             self.say(f"   Only {len(votes)} pairs are not ties; the loop goes on with those.")
         write_jsonl(self.out / "preferences.jsonl", votes)

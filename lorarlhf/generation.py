@@ -219,7 +219,11 @@ def stream(
     def work() -> None:
         try:
             config = sampling_config(backbone, max_new_tokens, temperature)
-            with backbone.role(role), _own_generation_config(backbone, config):
+            with (
+                torch.random.fork_rng(enabled=seed is not None),
+                backbone.role(role),
+                _own_generation_config(backbone, config),
+            ):
                 if seed is not None:
                     torch.manual_seed(seed)
                 backbone.model.generate(

@@ -64,7 +64,7 @@ class Run:
 
     def log(self, row: dict[str, Any], stage: str | None = None) -> None:
         """Append one object to `metrics.jsonl`."""
-        line = json.dumps({"stage": stage or self.stage, **row}, default=float)
+        line = json.dumps(finite({"stage": stage or self.stage, **row}), default=float)
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -90,8 +90,17 @@ class Run:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to a file of another name and rename it, so that a reader never sees half."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    scratch.write_text(json.dumps(finite(content), indent=2, default=str) + "\n", encoding="utf-8")
     os.replace(scratch, path)
+
+
+def finite(data: Any) -> Any:
+    """The same with null for numbers that JSON does not know."""
+    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    return [finite(value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -244,8 +244,9 @@ def test_pooling_by_hand() -> None:
         ]
     )
     mask = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
-    # mean of (1, 0) and (3, 2) is (2, 1): 2 + 10 + 0.5
-    assert head.pool(hidden, mask).tolist() == [12.5, 42.5]
+    # mean of (1, 0) and (3, 2) is (2, 1): 2 + 10 + 0.5; drawn to 0 by 2/(2+16) and 1/(1+16)
+    expected = [12.5 * 2 / 18, 42.5 / 17]
+    assert head.pool(hidden, mask).tolist() == pytest.approx(expected)
     head.pooling = "last"
     assert head.pool(hidden, mask).tolist() == [23.5, 42.5]
 

@@ -13,9 +13,17 @@ from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from lorarlhf.backbone import roles, storage, trunk
+from lorarlhf.backbone.anatomy import (
+    contiguous,
+    count_adapter_layers,
+    decoder_of,
+    layers_of,
+    never_repack,
+)
 from lorarlhf.backbone.devices import best_device, compute_dtype_for, give_back_memory
 from lorarlhf.backbone.fetch import find_base
 from lorarlhf.backbone.loading import load_model, load_tokenizer
+from lorarlhf.errors import UserError
 from lorarlhf.quiet import hide_library_bars
 
 Prompt = str | list[dict[str, str]]
@@ -43,7 +51,7 @@ class Backbone:
         self.device = torch.device(settings["device"])
         self.compute_dtype: torch.dtype = settings["compute_dtype"]
         self.heads: dict[str, roles.ScalarHead] = {}
-        layers = decoder_of(model).layers
+        layers = layers_of(model, self.base)
         self.adapter_layers = count_adapter_layers(settings["adapter_layers"], len(layers))
         self.split = len(layers) - self.adapter_layers
         self._config = roles.lora_config(
@@ -54,7 +62,7 @@ class Backbone:
             settings["lora_dropout"],
         )
         never_repack(model)
-        model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+        model.get_output_embeddings().register_forward_pre_hook(contiguous)
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self.keeps_trunk = self.split > 0 and trunk.trunk_is_exact(
             decoder_of(model), self.split, vocabulary
@@ -241,6 +249,27 @@ class Backbone:
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         return model.get_output_embeddings().weight, cap
 
+    @torch.no_grad()
+    def check_lm_head(self) -> None:
+        """See on a few tokens that `lm_head` gives the family's own logits.
+
+        Raises:
+            UserError: it scales its logits in a way that is not known here (Granite, Cohere).
+        """
+        ids = torch.arange(8, device=self.device)[None]
+        with self.role("base"):
+            own = self.causal(input_ids=ids).logits.float()
+            hidden = trunk.run_decoder(self.decoder, ids, torch.ones_like(ids))
+        weight, cap = self.lm_head
+        ours = (hidden[0] @ weight.T).float()
+        ours = cap * torch.tanh(ours / cap) if cap else ours
+        if not torch.allclose(ours, own[0], rtol=0.05, atol=0.05):
+            raise UserError(
+                f"{self.base} is of the family {self.causal.config.model_type}, which changes its "
+                "logits in a way that PPO here does not know, and would be trained wrongly. Use "
+                "DPO or ORPO, or another base."
+            )
+
     def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
         """The lower layers' output (B, T, H), to keep; None where there is no trunk to keep."""
         if not self.keeps_trunk:
@@ -342,47 +371,3 @@ ADAPTER_POLICY = roles.ADAPTERS["policy"]
 
 def _key(weight: torch.Tensor) -> tuple:
     return tuple(weight.shape), weight.dtype
-
-
-def _contiguous(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    # The last positions cut out of (B, T, H) are not contiguous: as they are, the LM head becomes a
-    # batched product with one copy of the vocabulary matrix a sequence (900 MB at 16 of them).
-    return (args[0].contiguous(), *args[1:])
-
-
-def never_repack(model: Any) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights for CPU inference.
-
-    On CPUs with AVX512-BF16 the first forward in eval mode repacks a weight in place. Its kernel
-    has no backward, so from then on no gradient flows through that layer, without an error; and
-    every `state_dict()` packs it back with rounding, which changes the base (bitsandbytes 0.50.2).
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
-def decoder_of(model: Any) -> Any:
-    """The stack of layers inside a causal language model."""
-    return model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-
-
-def count_adapter_layers(wanted: int | str, layers: int) -> int:
-    """`upper-half`, `all` or a number -> how many layers carry adapters, counted from the top.
-
-    Raises:
-        ValueError: another word, or a number below 1 or above the number of layers.
-    """
-    if wanted == "all":
-        return layers
-    if wanted == "upper-half":
-        return layers - layers // 2
-    try:
-        number = int(wanted)
-    except ValueError:
-        number = 0
-    if not 1 <= number <= layers:
-        raise ValueError(
-            f"adapter_layers is 'upper-half', 'all' or a number from 1 to {layers}, not {wanted!r}"
-        )
-    return number

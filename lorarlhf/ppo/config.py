@@ -24,7 +24,7 @@ class PPOConfig(_BaseConfig):
     rollout_batch_size: int = _field(16, "Prompts answered in one update")
     num_ppo_epochs: int = _field(4, "Passes over each rollout")
     num_minibatches: int = _field(1, "Optimizer steps in each pass")
-    micro_batch_size: int = _field(8, "Sequences in one forward and backward; memory only")
+    micro_batch_size: int = _field(8, "Sequences in one forward; with one minibatch memory only")
     max_prompt_tokens: int = _field(512, "Longer prompts are refused, not cut")
     max_new_tokens: int = _field(64, "Longest answer, in tokens")
     temperature: float = _field(1.0, "Of sampling, and of all log-probabilities")

@@ -14,6 +14,7 @@ from lorarlhf.backbone.base import Backbone, Prompt
 from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.rewards.role import EncodedAnswer, score_encoded
 
 
 @dataclass
@@ -152,15 +153,32 @@ def token_values(backbone: Backbone, micro: MicroBatch) -> torch.Tensor:
     return backbone.heads["value"](hidden[micro.predicts])
 
 
+def _as_trained(backbone: Backbone, rollout: Rollout) -> torch.Tensor:
+    """Scores (B,) at the stop token, which is put behind answers that were cut off.
+
+    A role with `last` pooling was trained on answers that end, and means nothing elsewhere.
+    """
+    answers: dict[int, EncodedAnswer] = {}
+    for micro in rollout.micro_batches:
+        for j, i in enumerate(micro.rows):
+            ids = micro.input_ids[j][micro.attention_mask[j].bool()].tolist()
+            start = len(ids) - len(rollout.completions[i].ids)
+            if not rollout.completions[i].ended:
+                ids.append(backbone.stop_ids[0])
+            answers[i] = EncodedAnswer(ids, start, len(ids))
+    ordered = [answers[i] for i in range(len(answers))]
+    return torch.tensor(score_encoded(backbone, ordered), device=backbone.device)
+
+
 @torch.no_grad()
 def reward_scores(backbone: Backbone, rollout: Rollout) -> torch.Tensor:
-    """Scores (B,) of the answers by the reward role, on the kept trunk."""
+    """Scores (B,) of the answers by the reward role, on the kept trunk where it pools a mean."""
     head = backbone.heads["reward"]
+    if head.pooling == "last":
+        return _as_trained(backbone, rollout)
     scores = torch.zeros(len(rollout.completions), device=backbone.device)
     with backbone.role("reward"):
         for micro in rollout.micro_batches:
             hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
-            # The last token is the stop token, as when the role was trained.
-            pooled = micro.attention_mask if head.pooling == "last" else micro.answers
-            scores[micro.rows] = head.pool(hidden, pooled)
+            scores[micro.rows] = head.pool(hidden, micro.answers)
     return scores

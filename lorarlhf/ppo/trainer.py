@@ -50,6 +50,7 @@ class PPOTrainer(_BaseTrainer):
 
     Raises:
         ValueError: neither a reward role nor reward functions, or weights of another number.
+        UserError: the base is of a family whose logits are not known.
     """
 
     _tag_names = ["trl", "ppo", "lorarlhf"]
@@ -69,6 +70,7 @@ class PPOTrainer(_BaseTrainer):
         weights = list(reward_weights or [1.0] * len(functions))
         if not functions and not backbone.has("reward"):
             raise ValueError("PPO needs a reward: load a reward role, or give reward_funcs")
+        backbone.check_lm_head()
         if len(weights) != len(functions):
             raise ValueError(f"{len(functions)} reward functions, but {len(weights)} weights")
         super().__init__(
@@ -86,7 +88,6 @@ class PPOTrainer(_BaseTrainer):
         self.reward_funcs = functions
         self.reward_weights = weights
         self.scale = ScoreScale.of(backbone, args, from_role=not functions)
-        self.update_seconds: list[float] = []
         self._start_roles()
         self.optimizers_of = {
             "policy": self._adam("policy", args.learning_rate),
@@ -98,7 +99,8 @@ class PPOTrainer(_BaseTrainer):
     def _start_roles(self) -> None:
         """The value starts as the reward role (arXiv 2403.17031), or as the policy with zeros."""
         if not self.backbone.has("value"):
-            source = "reward" if self.backbone.has("reward") else "policy"
+            from_reward = self.backbone.has("reward") and not self.reward_funcs
+            source = "reward" if from_reward else "policy"
             self.backbone.add_role("value", copy_of=source)
         self.backbone.model.requires_grad_(False)
 
@@ -128,11 +130,13 @@ class PPOTrainer(_BaseTrainer):
         if args.gradient_checkpointing:
             self.backbone.causal.gradient_checkpointing_enable({"use_reentrant": False})
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
-        while self.state.global_step < args.updates and not self.control.should_training_stop:
-            metrics = self.update()
-            self.state.global_step += 1
-            self._after_update(metrics)
-        self.backbone.causal.gradient_checkpointing_disable()
+        try:
+            while self.state.global_step < args.updates and not self.control.should_training_stop:
+                metrics = self.update()
+                self.state.global_step += 1
+                self._after_update(metrics)
+        finally:
+            self.backbone.causal.gradient_checkpointing_disable()
         self.control = self.callback_handler.on_train_end(args, self.state, self.control)
         return TrainOutput(self.state.global_step, 0.0, self.summary())
 
@@ -156,7 +160,6 @@ class PPOTrainer(_BaseTrainer):
         stats = self._epochs(rollout)
         give_back_memory()
         ended = time.perf_counter()
-        self.update_seconds.append(ended - started)
         return (
             self._metrics(rollout, raw_scores, scores)
             | stats

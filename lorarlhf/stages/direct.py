@@ -58,7 +58,7 @@ def train_direct(
 
     settings = settings or DirectSettings()
     dataset = Dataset.from_list(conversational(rows, backbone, settings.plain))
-    if backbone.has("reference"):
+    if method == "dpo" and backbone.has("reference"):
         backbone.model.delete_adapter("ref")  # TRL's DPO makes it anew, as a copy of the policy
     trainer_class, config_class = _trainer(method)
     own = {

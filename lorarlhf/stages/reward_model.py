@@ -17,6 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.data import split_by_prompt
+from lorarlhf.errors import UserError
 from lorarlhf.rewards.axes import style_axes
 from lorarlhf.rewards.fit import HeadFit, VoteFit
 from lorarlhf.rewards.learning_curve import learning_curve
@@ -43,7 +44,8 @@ class RewardSettings:
     micro_batch_size: int = 4  # pairs in one forward; memory only
     holdout: float = 0.2  # share of the prompts that decides how much training is kept
     evaluations: int = 2  # of the held-out loss, spread over the training
-    center_rewards_coefficient: float = 0.01  # keeps scores near 0 (arXiv 2312.09244)
+    center_rewards_coefficient: float = 0.0  # pulls scores to 0 (arXiv 2312.09244); 0: off, and
+    # the held-out loss is of preferences alone. PPO brings scores to a common scale by itself.
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
 
@@ -120,6 +122,12 @@ def train_reward_model(
     seed = run.about["seed"]
     if eval_rows is None:
         rows, eval_rows = split_by_prompt(list(rows), settings.holdout, seed)
+    if not rows or not eval_rows:
+        raise UserError(
+            f"A reward role needs pairs of at least two prompts: there are {len(rows)} pairs to "
+            f"learn from and {len(eval_rows)} of other prompts to measure on. Rate more answers, "
+            "or name pairs to measure on with --eval."
+        )
     train = encode_pairs(backbone, rows, settings)
     test = encode_pairs(backbone, eval_rows, settings)
     fit, votes = start_from_fit(backbone, train, settings.pooling)
@@ -245,9 +253,9 @@ def _train_on_top(
         "learning_rate": settings.learning_rate,
         **batch_arguments(settings.batch_size, settings.micro_batch_size),
         "per_device_eval_batch_size": settings.micro_batch_size,
-        "center_rewards_coefficient": settings.center_rewards_coefficient,
+        "center_rewards_coefficient": settings.center_rewards_coefficient or None,
         "eval_strategy": "steps",
-        "eval_steps": 1.0 / max(1, settings.evaluations),
+        "eval_steps": min(1.0 / max(1, settings.evaluations), 0.999),  # 1.0 would be one step
         "eval_on_start": True,
         "remove_unused_columns": False,
         "max_length": None,
