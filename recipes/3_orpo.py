@@ -5,10 +5,10 @@ lowers that of the rejected ones, measured against the model of step 1.
 
     python recipes/3_orpo.py
 
-Costs: {{RECIPE_3_ORPO_COST}}.
+Costs: a little less than DPO; the bar says how long it still takes.
 You should see: the loss fall below 0.69 (where it starts), and the share of training pairs that the
-policy orders as the voter did rise to {{RECIPE_3_ORPO_ACCURACY}}. On prompts that no step has seen
-the new answers won {{RECIPE_3_ORPO_WIN}} of the comparisons.
+policy orders as the voter did rise. At the end, how many comparisons the
+new answers win on prompts that no step has seen.
 You get: runs/3_orpo with adapters/policy, metrics.jsonl, samples.jsonl and summary.json. Running it
 again keeps the earlier run in runs/3_orpo/earlier-1.
 

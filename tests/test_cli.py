@@ -15,6 +15,7 @@ from lorarlhf import __version__, cli
 from lorarlhf.cli import SUMMARIES, build_parser, explain, main
 from lorarlhf.commands import COMMANDS, Result
 from lorarlhf.errors import UserError
+from lorarlhf.runs import finite
 
 COMMAND = [sys.executable, "-m", "lorarlhf.cli"]
 
@@ -281,4 +282,4 @@ def test_memory_errors_of_a_card_are_told_as_such() -> None:
 
 def test_finite_keeps_what_json_knows() -> None:
     data = {"a": (1.5, None, "x"), "b": [float("-inf")]}
-    assert cli._finite(data) == {"a": [1.5, None, "x"], "b": [None]}
+    assert finite(data) == {"a": [1.5, None, "x"], "b": [None]}

@@ -149,7 +149,7 @@ def test_the_reward_function_of_the_guide_works() -> None:
     space: dict[str, Any] = {}
     exec(compile(code, "docs/data.md", "exec"), space)
     answers = [[{"role": "assistant", "content": "x" * 50}]] * 2
-    assert space["reward"]([None] * 2, answers, kind=["writing", "question"]) == [0.5, None]
+    assert space["reward"]([None] * 2, answers, kind=["writing", "question"]) == [0.5, 0.0]
 
 
 def test_every_rater_is_described() -> None:
