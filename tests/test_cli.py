@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorarlhf import __version__, cli
+from lorarlhf import __version__
 from lorarlhf.cli import SUMMARIES, build_parser, explain, main
 from lorarlhf.commands import COMMANDS, Result
 from lorarlhf.errors import UserError
