@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,9 @@ def test_killed_in_ppo_it_resumes_to_the_same_metrics(finished: Path, tmp_path: 
 def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "lorarlhf.cli", "demo", "--quick", "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell's background job ignores Ctrl-C, and its children do unless they are told otherwise.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
     deadline = time.time() + 300
     while not (out / "preferences.jsonl").exists():
         assert process.poll() is None and time.time() < deadline
