@@ -10,9 +10,10 @@ Costs some 25 minutes on 2 free cores the first time (1,360 answers of 32 tokens
 sampled; their features are kept in the cache folder) and half a minute after that. `--quick` takes
 80 prompts of 24 tokens and one seed.
 
-Columns: the fit with the style axes; with the axes but without those that name this rater's own
-taste (to be expected of a taste that the bank does not hold); without axes; a head on the last
-token; "the longer one wins" (by words); and chance.
+Columns: the fit with the style axes; the same on the final states alone, without the trunk's; with
+the axes but without those that name this rater's own taste (to be expected of a taste that the
+bank does not hold); without axes; a head on the last token; "the longer one wins" (by words); and
+chance.
 
 Near ties: the first width is the rater's own, with which it votes. A wider one follows where the
 rule's score is continuous. For `cheerful` it is 0.37, what one word of average strength moves a
@@ -62,12 +63,12 @@ OWN_AXES = {
     "brief": ("short sentences / long sentences", "direct / roundabout"),
     "plain": ("prose / list", "exclaiming / calm"),
 }
-COLUMNS = ("axes", "other_axes", "no_axes", "last_token", "longer", "chance")
+COLUMNS = ("axes", "no_trunk", "other_axes", "no_axes", "last_token", "longer", "chance")
 
 
 @dataclass
 class Pool:
-    """Answers to P prompts, A each: features (P, A, H) pooled in two ways, and the texts."""
+    """Answers to P prompts, A each: features (P, A, F) pooled in two ways, and the texts."""
 
     prompts: list[Any]
     answers: list[list[Answer]]
@@ -82,7 +83,8 @@ def sample_pool(
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
-    name = f"votes-{fingerprint(backbone)}-{len(prompts)}x{max_new_tokens}-t{temperature}"
+    where = f"{fingerprint(backbone)}-{backbone.split}"
+    name = f"votes-{where}-{len(prompts)}x{max_new_tokens}-t{temperature}"
     path = cache_folder() / "benchmarks" / f"{name}.safetensors"
     if path.is_file():
         with safe_open(str(path), framework="numpy") as file:
@@ -193,6 +195,10 @@ def measure(
             started = time.perf_counter()
             scores = {"axes": fitted_scores(pool.mean, votes, seen, directions)}
             counts["fit_seconds"].append(time.perf_counter() - started)
+            final = slice(-pool.last.shape[-1], None)
+            scores["no_trunk"] = fitted_scores(
+                pool.mean[..., final], votes, seen, directions[:, final]
+            )
             scores["other_axes"] = fitted_scores(pool.mean, votes, seen, others)
             scores["no_axes"] = fitted_scores(pool.mean, votes, seen, None)
             scores["last_token"] = fitted_scores(pool.last, votes, seen, None)

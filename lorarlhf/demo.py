@@ -6,6 +6,8 @@ missing. A simulated rater stands in for the person, so that the loop can be mea
 
 import itertools
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,15 +20,16 @@ from tqdm import tqdm
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.data import bundled, read_prompts, read_rows, write_jsonl
+from lorarlhf.demo_verdict import as_text, judge
 from lorarlhf.errors import UserError
-from lorarlhf.evaluation.win_rate import judge_pairs, length_ratio, win_rate
+from lorarlhf.folders import keep_rows, rewind
 from lorarlhf.generation import generate
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.interrupt import StopAfterUpdate
 from lorarlhf.ppo.trainer import PPOTrainer
-from lorarlhf.report import headline, write_report
-from lorarlhf.rewards.raters import Answer, Rater
-from lorarlhf.runs import Run, read_json, say_to_stderr, write_json
+from lorarlhf.report import write_report
+from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
+from lorarlhf.runs import Run, peak_rss_mb, read_json, say_to_stderr, write_json
 from lorarlhf.stages.common import RunCallback, only_ours, trl_arguments
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 
@@ -62,7 +65,8 @@ PPO_SETTINGS: Row = {
     "save_steps": 1,
     "gradient_checkpointing": False,
 }
-MAX_NEW_TOKENS = 32
+# Lists and endings come late in an answer; friendly words are there from the start.
+MAX_NEW_TOKENS = {"cheerful": 32, "brief": 64, "plain": 64}
 BATCH_SIZE = 60
 SAMPLES = 2  # answers a prompt, for the votes and for the taste test
 
@@ -99,6 +103,8 @@ def _prepare_folder(options: DemoOptions, say: Callable[[str], None]) -> None:
         now = {name: value for name, value in asdict(options).items() if name != "resume"}
         before = about.get("config", now)
         changed = [name for name in now if name != "out" and before.get(name) != now[name]]
+        if not about:
+            say(f"There is no demo in {out} to go on with, so that a new one begins.")
         if changed:
             told = ", ".join(f"{name} was {before.get(name)}" for name in changed)
             raise UserError(
@@ -116,7 +122,8 @@ def _resume_command(options: DemoOptions) -> str:
     """The command that goes on: what was told otherwise than by default, and `--resume`."""
     told = asdict(options) | {"resume": True}
     usual = asdict(DemoOptions())
-    words = ["lorarlhf", "demo"]
+    # `make demo` runs a program that is not on the path.
+    words = ["lorarlhf" if shutil.which("lorarlhf") else sys.argv[0], "demo"]
     for name, value in told.items():
         if value != usual[name]:
             words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
@@ -133,14 +140,16 @@ class _Demo:
     def __init__(self, options: DemoOptions, rater: Rater, say: Callable[[str], None]) -> None:
         self.options, self.rater, self.say = options, rater, say
         self.out = Path(options.out)
-        self.seconds: dict[str, float] = read_json(self.out / "seconds.json")
+        spent = read_json(self.out / "spent.json")  # by earlier processes of this run
+        self.seconds: dict[str, float] = spent.get("seconds", {})
+        self.peak_rss_mb: float = spent.get("peak_rss_mb", 0.0)
         settings = {name: value for name, value in asdict(options).items() if name != "resume"}
         self.run = Run(self.out, "demo", settings)
         prompts = read_prompts(bundled("prompts"))
         heldout = read_prompts(bundled("prompts_heldout"))
         self.pairs = min(options.pairs, 16) if options.quick else options.pairs
         self.updates = min(options.updates, 2) if options.quick else options.updates
-        self.max_new_tokens = 12 if options.quick else MAX_NEW_TOKENS
+        self.max_new_tokens = 12 if options.quick else MAX_NEW_TOKENS[rater.name]
         self.prompts = prompts[:24] if options.quick else prompts
         self.heldout = heldout[:6] if options.quick else heldout
 
@@ -168,7 +177,9 @@ class _Demo:
         finally:
             spent = self.seconds.get(step, 0.0) + time.perf_counter() - started
             self.seconds[step] = round(spent, 1)
-            write_json(self.out / "seconds.json", self.seconds)
+            self.peak_rss_mb = max(self.peak_rss_mb, peak_rss_mb())
+            told = {"seconds": self.seconds, "peak_rss_mb": self.peak_rss_mb}
+            write_json(self.out / "spent.json", told)
 
     # ---- steps
 
@@ -216,28 +227,19 @@ class _Demo:
     def _sample(self) -> list[list[Answer]]:
         self.say(f"1. The base answers {len(self.prompts)} everyday prompts, {SAMPLES} times each.")
         answers = self._answers("answers", self.prompts, "base", 1000 * self.options.seed)
-        seed = 1000 * self.options.seed + 500
-        self._answers("heldout_base", self.heldout, "base", seed)
+        self._heldout_base()
         return answers
+
+    def _heldout_base(self) -> list[list[Answer]]:
+        seed = 1000 * self.options.seed + 500
+        return self._answers("heldout_base", self.heldout, "base", seed)
 
     def _rate(self, answers: list[list[Answer]]) -> list[Row]:
         self.say(
             f"2. A simulated rater compares the two answers. It is `{self.rater.name}`: "
             f"{self.rater.sentence} {self.options.noise:.0%} of its votes are wrong on purpose."
         )
-        votes: list[Row] = []
-        for row, (first, second) in zip(self.prompts, answers, strict=True):
-            choice = self.rater.vote(row["prompt"], first, second)
-            if choice and first.text != second.text:
-                chosen, rejected = (first, second) if choice > 0 else (second, first)
-                votes.append(
-                    {
-                        "prompt": row["prompt"],
-                        "chosen": chosen.text,
-                        "rejected": rejected.text,
-                        "rater": self.rater.name,
-                    }
-                )
+        votes = self._pairs(self.prompts, answers, noise=True)
         ties = len(answers) - len(votes)
         votes = votes[: self.pairs]
         if not votes:
@@ -251,17 +253,12 @@ class _Demo:
         self.say(f"   {len(votes)} votes kept ({ties} of {len(answers)} pairs were ties).")
         return votes
 
-    def _heldout_pairs(self) -> list[Row]:
-        """Pairs of the base's held-out answers that the rule without noise can tell apart."""
-        answers = self._answers("heldout_base", self.heldout, "base", 0)
-        pairs = []
-        for row, (first, second) in zip(self.heldout, answers, strict=True):
-            choice = self.rater.judge(first, second)
-            if choice:
-                chosen, rejected = (first, second) if choice > 0 else (second, first)
-                pair = {"chosen": chosen.text, "rejected": rejected.text}
-                pairs.append({"prompt": row["prompt"], **pair})
-        return pairs
+    def _pairs(self, rows: list[Row], answers: list[list[Answer]], noise: bool) -> list[Row]:
+        """The rater's votes, each with its name; ties are left out."""
+        prompts = [row["prompt"] for row in rows]
+        first, second = zip(*answers, strict=True)
+        votes = vote_pairs(self.rater, prompts, first, second, noise=noise)
+        return [vote | {"rater": self.rater.name} for vote in votes]
 
     def _reward(self, votes: list[Row]) -> Row:
         done = read_json(self.out / "reward.json")
@@ -272,10 +269,11 @@ class _Demo:
             "3. The reward role learns from the votes: a linear fit on the base's hidden states, "
             "then training on top that is kept only if it helps on votes it has not seen."
         )
+        # A killed run may have left some.
+        keep_rows(self.out / "metrics.jsonl", lambda row: row.get("stage") == "ppo")
         settings = RewardSettings(epochs=0.0 if self.options.quick else 1.0)
-        summary = train_reward_model(
-            self.backbone, votes, self.run, settings, eval_rows=self._heldout_pairs()
-        )
+        heldout = self._pairs(self.heldout, self._heldout_base(), noise=False)
+        summary = train_reward_model(self.backbone, votes, self.run, settings, eval_rows=heldout)
         write_json(self.out / "reward.json", summary)
         self.say(
             f"   It agrees with the rule on {summary['heldout_accuracy']:.0%} of "
@@ -293,6 +291,8 @@ class _Demo:
             "role scores them, and the policy moves towards what scored well, while staying near "
             "the base (KL)."
         )
+        if self.options.resume:
+            rewind(self.out)
         own = PPO_SETTINGS | {"updates": self.updates, "max_new_tokens": self.max_new_tokens}
         args = trl_arguments(PPOConfig, self.backbone, self.run, own, {})
         rows = [{"prompt": [{"role": "user", "content": r["prompt"]}]} for r in self.prompts]
@@ -314,55 +314,19 @@ class _Demo:
             f"5. Taste test: tuned against base on {len(self.heldout)} prompts that neither has "
             "seen, judged by the rule without noise, sides shuffled."
         )
-        base = self._answers("heldout_base", self.heldout, "base", 0)
         seed = 1000 * self.options.seed + 700
         tuned = self._answers("heldout_tuned", self.heldout, "policy", seed)
-        before = [answer for row in base for answer in row]
+        before = [answer for row in self._heldout_base() for answer in row]
         after = [answer for row in tuned for answer in row]
         prompts = [row["prompt"] for row in self.heldout for _ in range(SAMPLES)]
-        outcomes = judge_pairs(self.rater, after, before, seed=self.options.seed)
-        self._write_samples(prompts, before, after, outcomes)
-        lengths_before = [float(a.tokens or 0) for a in before]
-        lengths_after = [float(a.tokens or 0) for a in after]
-        return {
-            "win_rate": win_rate(outcomes, prompts, seed=self.options.seed).to_dict(),
-            "rule_score": {
-                "before": sum(map(self.rater.score, before)) / len(before),
-                "after": sum(map(self.rater.score, after)) / len(after),
-            },
-            "mean_length_before": sum(lengths_before) / len(before),
-            "mean_length_after": sum(lengths_after) / len(after),
-            "length_ratio": length_ratio(lengths_after, lengths_before),
-        }
-
-    def _write_samples(
-        self, prompts: list[str], before: list[Answer], after: list[Answer], outcomes: list[int]
-    ) -> None:
-        """The first answer of every prompt, both sides, for the report and the terminal."""
-        rows = [
-            {
-                "prompt": prompts[i],
-                "base": before[i].text,
-                "tuned": after[i].text,
-                "base_score": self.rater.score(before[i]),
-                "tuned_score": self.rater.score(after[i]),
-                "verdict": {1: "tuned", 0: "tie", -1: "base"}[outcomes[i]],
-            }
-            for i in range(0, len(prompts), SAMPLES)
-        ]
-        write_jsonl(self.out / "samples.jsonl", rows)
+        found, rows = judge(self.rater, prompts, before, after, self.options.seed)
+        write_jsonl(self.out / "samples.jsonl", rows[::SAMPLES])  # the first of each prompt
+        return found
 
     # ---- the end
 
     def _finish(self, votes: list[Row], reward: Row, ppo: Row, verdict: Row) -> Row:
         lengths = {key: verdict.pop(key) for key in ("mean_length_before", "mean_length_after")}
-        ratio = verdict.pop("length_ratio")
-        notes = []
-        if abs(ratio - 1) > 0.3:
-            notes.append(
-                f"Answers changed their mean length by {ratio - 1:+.0%}: part of the win rate may "
-                "be length alone."
-            )
         summary = {
             "base": self.options.base,
             "bits": self.options.bits,
@@ -376,34 +340,12 @@ class _Demo:
             **verdict,
             "backbone": {"copies": self.backbone.copies(), "bytes": self.backbone.bytes()},
             "seconds": self.seconds | {"total": round(sum(self.seconds.values()), 1)},
-            "notes": notes,
             "settings": PPO_SETTINGS | {"max_new_tokens": self.max_new_tokens},
         }
-        summary["peak_rss_mb"] = self.run.finish("done", summary)["peak_rss_mb"]
+        summary["peak_rss_mb"] = max(self.peak_rss_mb, peak_rss_mb())
+        self.run.finish("done", summary)
         write_json(self.out / "summary.json", summary)
         write_report(self.out)
-        self._print(summary)
+        samples = [row for _, row in read_rows(self.out / "samples.jsonl")]
+        self.say(as_text(summary, samples, str(self.out / "report.html")))
         return summary
-
-    def _print(self, summary: Row) -> None:
-        won, rule = summary["win_rate"], summary["rule_score"]
-        low, high = won["ci95"]
-        ppo = summary["ppo"]
-        lines = [
-            "",
-            headline(summary, {}),
-            "",
-            f"{'held-out answers':32}{'base':>10}{'tuned':>10}",
-            f"{'the rule`s mean score':32}{rule['before']:>10.2f}{rule['after']:>10.2f}",
-            f"{'mean length, tokens':32}{ppo['mean_length_before']:>10.1f}"
-            f"{ppo['mean_length_after']:>10.1f}",
-            f"{'wins, ties as half':32}{1 - won['rate']:>10.0%}{won['rate']:>10.0%}"
-            f"   ({won['wins']} wins, {won['ties']} ties, {won['losses']} losses; "
-            f"95% interval {low:.0%} to {high:.0%})",
-            "",
-        ]
-        for _, sample in read_rows(self.out / "samples.jsonl")[:6]:
-            lines += [f"> {sample['prompt']}"]
-            lines += [f"  {side:6} {' '.join(sample[side].split())}" for side in ("base", "tuned")]
-        lines += ["", *summary["notes"], f"Report: {self.out / 'report.html'}"]
-        self.say("\n".join(lines))

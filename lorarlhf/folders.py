@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +65,26 @@ def tell_changes(folder: Path, config: Row) -> None:
 
 
 def rewind(folder: Path) -> None:
-    """Drop what an interrupted run logged after its last checkpoint: those updates run again."""
+    """Drop what an interrupted PPO logged after its last checkpoint: those updates run again."""
     from lorarlhf.ppo.checkpoint import PREFIX, newest_first
 
     whole = newest_first(folder / "checkpoints")
     step = int(whole[0].name.removeprefix(PREFIX)) if whole else -1
     for name in ("metrics.jsonl", "samples.jsonl"):
-        if (folder / name).exists():
-            rows = _whole_rows((folder / name).read_text(encoding="utf-8", errors="replace"))
-            write_jsonl(folder / name, [row for row in rows if row.get("step", 0) <= step])
+        # In the demo's folder other stages have logged, too.
+        keep_rows(
+            folder / name,
+            lambda row: row.get("stage", "ppo") != "ppo" or row.get("step", 0) <= step,
+        )
     where = f"after update {step}" if whole else f"at the start: {folder} has no checkpoint yet"
     say_to_stderr(f"Going on {where}.")
+
+
+def keep_rows(file: Path, wanted: Callable[[Row], bool]) -> None:
+    """Write a JSONL file anew with the rows that are wanted; torn lines are dropped."""
+    if file.exists():
+        rows = _whole_rows(file.read_text(encoding="utf-8", errors="replace"))
+        write_jsonl(file, [row for row in rows if wanted(row)])
 
 
 def _whole_rows(text: str) -> Iterator[Row]:

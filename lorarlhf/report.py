@@ -137,11 +137,18 @@ def _results(summary: Row) -> str:
         rows.append(("Comparisons won, ties as half (95% interval)", share(1 - rate), after))
         rows.append(("Wins", show(won.get("losses")), show(won.get("wins"))))
         rows.append(("Ties", show(won.get("ties")), show(won.get("ties"))))
+    alike = _part(summary, "win_rate_at_like_length")
+    if (rate := number(alike.get("rate"))) is not None:
+        label = f"Won among the {show(alike.get('n'))} pairs of like length"
+        rows.append((label, share(1 - rate), share(rate)))
     if rule:
         rows.append(("Rater's rule, mean", show(rule.get("before")), show(rule.get("after"))))
     if "mean_length_after" in ppo:
         before, after = ppo.get("mean_length_before"), ppo["mean_length_after"]
         rows.append(("Mean length (tokens)", show(before, digits=1), show(after, digits=1)))
+    if ended := _part(summary, "ended"):
+        before, after = share(ended.get("before")), share(ended.get("after"))
+        rows.append(("Answers that ended by themselves", before, after))
     if "kl_per_sequence" in ppo:
         rows.append(("KL from the reference (nats)", "0", show(ppo["kl_per_sequence"])))
     if "heldout_accuracy" in reward:

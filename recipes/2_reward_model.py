@@ -25,7 +25,7 @@ from lorarlhf import Backbone, generate, train_reward_model
 from lorarlhf.data import as_conversation, bundled, read_preferences, read_prompts, write_jsonl
 from lorarlhf.errors import told_plainly
 from lorarlhf.folders import set_aside
-from lorarlhf.rewards.raters import Answer, Rater
+from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
 from lorarlhf.runs import Run, write_json
 from lorarlhf.stages.reward_model import RewardSettings
 
@@ -81,12 +81,8 @@ def simulated_votes(backbone: Backbone, quick: bool) -> list[dict[str, str]]:
 
     rater = Rater.named(RATER, noise=NOISE, seed=SEED)
     print(f"The rater `{rater.name}`: {rater.sentence}")
-    votes = []
-    for prompt, a, b in zip(prompts, first, second, strict=True):
-        choice = rater.vote(prompt, Answer(a.text, a.ended), Answer(b.text, b.ended))
-        if choice != 0:
-            better, worse = (a, b) if choice > 0 else (b, a)
-            votes.append({"prompt": prompt, "chosen": better.text, "rejected": worse.text})
+    answers = [[Answer(c.text, c.ended) for c in side] for side in (first, second)]
+    votes = vote_pairs(rater, prompts, *answers)
     print(f"{len(votes)} votes; the other {len(prompts) - len(votes)} pairs were ties.")
     return votes
 

@@ -19,18 +19,20 @@ ANSWERS = ["Because of the air.", "Hello there, how are you today?", "La"]
 
 
 def plain_states(backbone: Backbone, prompt: list, answer: str) -> tuple[np.ndarray, int]:
-    """Final hidden states (T, H) of prompt and answer alone, and where the answer begins."""
+    """[trunk, final] states (T, 2H) of prompt and answer alone, and where the answer begins."""
     before = backbone.encode(prompt)
     own = backbone.tokenizer(answer, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([before + own])
     with torch.no_grad(), backbone.role("base"):
-        hidden = backbone.hidden(ids, torch.ones_like(ids))[0]
-    return hidden.float().numpy(), len(before)
+        hidden = backbone.hidden(ids, torch.ones_like(ids))[0].float()
+        trunk = backbone.trunk(ids, torch.ones_like(ids))[0].float()
+    trunk = trunk / trunk.square().mean(dim=-1, keepdim=True).sqrt()
+    return torch.cat([trunk, hidden], dim=-1).numpy(), len(before)
 
 
 def test_mean_is_over_the_answer_tokens_and_batches_do_not_matter(tiny: Backbone) -> None:
     features = answer_features(tiny, PROMPTS, ANSWERS, batch_size=2)
-    assert features.shape == (3, tiny.hidden_size) and features.dtype == np.float32
+    assert features.shape == (3, 2 * tiny.hidden_size) and features.dtype == np.float32
     for row, prompt, answer in zip(features, PROMPTS, ANSWERS, strict=True):
         states, start = plain_states(tiny, prompt, answer)
         np.testing.assert_allclose(row, states[start:].mean(axis=0), rtol=1e-4, atol=1e-5)
@@ -66,7 +68,7 @@ def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_axis_is_the_mean_difference_of_its_sides(tiny: Backbone, bank: Path) -> None:
     names, directions = style_axes(tiny, bank)
     assert names == ["glad / sad", "long / short"]
-    assert directions.shape == (2, tiny.hidden_size) and directions.dtype == np.float32
+    assert directions.shape == (2, 2 * tiny.hidden_size) and directions.dtype == np.float32
     sides = ["I am glad.", "I am sad.", "What joy!", "What grief!"]
     a, b, c, d = answer_features(tiny, [axes_module.NEUTRAL_PROMPT] * 4, sides)
     np.testing.assert_allclose(directions[0], (a - b + c - d) / 2, rtol=1e-4, atol=1e-5)

@@ -239,6 +239,16 @@ def test_saved_votes_come_back_and_fit_the_same(tmp_path: Path) -> None:
     assert len(VoteFit.load(tmp_path / "none.safetensors")) == 0
 
 
+def test_a_subset_is_the_fit_of_those_votes_alone() -> None:
+    votes = voted(30, 5)
+    part = votes.subset(range(10, 20))
+    alone = voted(0, 5)
+    for place in range(10, 20):
+        alone.add(votes.chosen[place], votes.rejected[place], votes.groups[place])
+    np.testing.assert_array_equal(part.fit().weight, alone.fit().weight)
+    assert len(votes) == 30 and not np.array_equal(votes.fit().weight, part.fit().weight)
+
+
 def test_unreadable_votes_are_a_clear_error(tmp_path: Path) -> None:
     broken = tmp_path / "votes.safetensors"
     broken.write_bytes(b"not a safetensors file at all")

@@ -165,19 +165,22 @@ def test_minibatches_are_optimizer_steps(
         assert sum(tokens[epoch * minibatches :][:minibatches]) == answered
 
 
+@pytest.mark.parametrize("minibatches", [1, 2])
 def test_the_size_of_a_forward_changes_no_step(
     tiny_base: Path,
     make: Make,
+    minibatches: int,
     randomise: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Answers of different lengths, so that a mean of means would differ from the mean of all.
     monkeypatch.setattr(Backbone, "stop_ids", list(range(3, 80)))
     results = []
-    for size in (1, 2, 8):
+    settings = {"num_minibatches": minibatches, "num_ppo_epochs": 3, "adam_epsilon": 1e-3}
+    for size in (1, 2, 8 // minibatches):
         backbone = load(tiny_base)
         randomise(backbone, "policy", seed=2)
-        trainer = make(backbone, micro_batch_size=size, num_ppo_epochs=3, adam_epsilon=1e-3)
+        trainer = make(backbone, micro_batch_size=size, **settings)
         metrics = trainer.update()
         results.append((weights(backbone, "policy"), weights(backbone, "value"), metrics))
     started = load(tiny_base)
@@ -574,7 +577,7 @@ def test_resuming_where_nothing_was_saved_starts_anew(tiny: Backbone, make: Make
 # ---- it learns
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(5))
 def test_it_learns_to_write_a_token(tiny: Backbone, make: Make, seed: int) -> None:
     """The share of one token in the answers rises from a twentieth to most of the answer."""
     before = generate(tiny, PROMPTS * 10, max_new_tokens=8, temperature=0.4)
@@ -587,13 +590,14 @@ def test_it_learns_to_write_a_token(tiny: Backbone, make: Make, seed: int) -> No
     trainer = make(
         tiny,
         reward_funcs=share,
-        updates=18,
+        updates=40,
         rollout_batch_size=16,
-        micro_batch_size=16,
+        micro_batch_size=8,
+        num_minibatches=2,
         max_new_tokens=8,
         num_ppo_epochs=4,
         temperature=0.4,
-        learning_rate=1e-2,
+        learning_rate=5e-3,
         value_learning_rate=1e-2,
         kl_coef=0.0,
         seed=seed,
@@ -602,4 +606,4 @@ def test_it_learns_to_write_a_token(tiny: Backbone, make: Make, seed: int) -> No
     trainer.train()
     scores = [row["score"] for row in trainer.state.log_history]
     assert sum(scores[:3]) / 3 < 0.15
-    assert sum(scores[-3:]) / 3 > 0.6
+    assert sum(scores[-3:]) / 3 > 0.7

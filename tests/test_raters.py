@@ -221,3 +221,29 @@ def test_impossible_noise_is_refused(noise: float) -> None:
         Rater.named("plain", noise=noise)
     with pytest.raises(UserError, match="noise of rater 'plain'"):
         Rater("plain", noise)
+
+
+def test_vote_pairs_leaves_ties_out_and_puts_the_better_one_first() -> None:
+    calm = Answer("It is a plan.")
+    answers = [GLAD, SAD, calm, calm], [SAD, GLAD, calm, SAD]
+    prompts = ["a", "b", "c", "d"]
+    rows = raters.vote_pairs(Rater.named("cheerful"), prompts, *answers, noise=False)
+    assert rows == [
+        {"prompt": "a", "chosen": GLAD.text, "rejected": SAD.text},
+        {"prompt": "b", "chosen": GLAD.text, "rejected": SAD.text},
+        {"prompt": "d", "chosen": calm.text, "rejected": SAD.text},
+    ]
+
+
+def test_vote_pairs_with_noise_are_the_rater_s_votes() -> None:
+    rater = Rater.named("cheerful", noise=0.5, seed=3)
+    prompts = [f"prompt {i}" for i in range(40)]
+    rows = raters.vote_pairs(rater, prompts, [GLAD] * 40, [SAD] * 40)
+    glad = [rater.vote(prompt, GLAD, SAD) > 0 for prompt in prompts]
+    assert [row["chosen"] == GLAD.text for row in rows] == glad
+    assert 0 < sum(glad) < 40
+
+
+def test_an_answer_never_beats_its_own_text() -> None:
+    ended, cut = Answer("Yes"), Answer("Yes", ended=False)
+    assert raters.vote_pairs(Rater.named("brief"), ["a"], [ended], [cut]) == []

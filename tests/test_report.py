@@ -39,6 +39,8 @@ SUMMARY: dict[str, Any] = {
         "rate": 0.779,
         "ci95": [0.706, 0.842],
     },
+    "win_rate_at_like_length": {"n": 80, "rate": 0.75},
+    "ended": {"before": 0.1, "after": 0.125},
     "rule_score": {"before": 0.264, "after": 0.551},
     "backbone": {"copies": 1, "bytes": 98_304_000},
     "peak_rss_mb": 1812.4,
@@ -169,6 +171,8 @@ def page(html: str) -> Page:
 
 def test_numbers_are_the_ones_of_the_summary(page: Page) -> None:
     assert page.row("Comparisons won, ties as half (95% interval)") == ["22%", "78% (71–84%)"]
+    assert page.row("Won among the 80 pairs of like length") == ["25%", "75%"]
+    assert page.row("Answers that ended by themselves") == ["10%", "12%"]
     assert page.row("Wins") == ["25", "92"]
     assert page.row("Ties") == ["3", "3"]
     assert page.row("Rater's rule, mean") == ["0.26", "0.55"]

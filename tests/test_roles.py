@@ -155,8 +155,9 @@ def test_the_backward_of_one_role_leaves_the_others_alone(
 
     def backward(role: str) -> None:
         with four.role(role, train=True):
-            hidden = four.hidden(ids, mask)
-            out = four.heads[role](hidden) if role in four.heads else hidden[..., ::2]
+            trunk = four.trunk(ids, mask)
+            hidden = four.hidden(ids, mask, trunk)
+            out = four.heads[role](hidden, trunk) if role in four.heads else hidden[..., ::2]
             out.square().sum().backward()
 
     backward(first)
@@ -189,21 +190,27 @@ def test_no_role_has_dropout(tiny_base: Path, batch: Callable[..., Any], role: s
         assert torch.equal(backbone.hidden(ids, mask), backbone.hidden(ids, mask))
 
 
+@pytest.mark.parametrize("pooling", roles.POOLINGS)
 def test_the_value_starts_with_the_normalised_score(
-    four: Backbone, batch: Callable[..., Any]
+    four: Backbone, batch: Callable[..., Any], randomise: Callable[..., None], pooling: str
 ) -> None:
+    four.add_role("reward", pooling=pooling)
+    randomise(four, "reward", seed=3)
+    four.heads["reward"].whole_weight = torch.randn(len(four.heads["reward"].whole_weight))
+    four.heads["reward"].bias.data.fill_(0.3)
     four.heads["reward"].score_mean.fill_(0.7)
     four.heads["reward"].score_std.fill_(2.5)
-    four.heads["reward"].pooling = "last"
     four.add_role("value", copy_of="reward")
     ids, mask = batch(four, [6, 3])
+    trunk = four.trunk(ids, mask)
     with torch.no_grad():
         with four.role("reward"):
-            scores = four.heads["reward"](four.hidden(ids, mask))
+            scores = four.heads["reward"](four.hidden(ids, mask, trunk), trunk)
         with four.role("value"):
-            values = four.heads["value"](four.hidden(ids, mask))
+            values = four.heads["value"](four.hidden(ids, mask, trunk), trunk)
     torch.testing.assert_close(values, (scores - 0.7) / 2.5, rtol=1e-5, atol=1e-5)
-    assert four.heads["value"].pooling == "last"
+    assert four.heads["value"].pooling == pooling
+    assert (four.heads["value"].trunk_weight is not None) == (pooling == "mean")
 
 
 def test_a_role_added_again_starts_anew(four: Backbone) -> None:
@@ -219,9 +226,9 @@ def test_all_adapter_weights_and_heads_are_float32(tiny_base: Path) -> None:
         backbone.add_role(role)
     for role in roles.ROLES:
         assert {p.dtype for p in backbone.parameters_of(role)} == {torch.float32}
-    hidden = torch.randn(3, backbone.hidden_size)
+    hidden, trunk = torch.randn(2, 3, backbone.hidden_size).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        score = backbone.heads["value"](hidden.bfloat16())
+        score = backbone.heads["value"](hidden, trunk)
     assert score.dtype == torch.float32
 
 
@@ -249,6 +256,21 @@ def test_pooling_by_hand() -> None:
     assert head.pool(hidden, mask).tolist() == pytest.approx(expected)
     head.pooling = "last"
     assert head.pool(hidden, mask).tolist() == [23.5, 42.5]
+
+
+def test_a_head_on_the_trunk_by_hand() -> None:
+    head = roles.ScalarHead(2, "mean", reads_trunk=True)
+    head.whole_weight = torch.tensor([1.0, 2.0, 10.0, 100.0])
+    head.bias.data.fill_(0.5)
+    trunk = torch.tensor([[[3.0, 4.0], [0.0, -7.0]]])
+    hidden = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    # (3, 4) has the root mean square sqrt(12.5), (0, -7) has 7 / sqrt(2)
+    tokens = [11 / 12.5**0.5 + 10.5, -2 * 2**0.5 + 200.5]
+    assert head(hidden, trunk)[0].tolist() == pytest.approx(tokens)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    assert head.pool(hidden, mask, trunk).tolist() == pytest.approx([sum(tokens) / 18])
+    with pytest.raises(ValueError, match="hand it over"):
+        head(hidden)
 
 
 def test_unknown_pooling_is_refused() -> None:

@@ -122,7 +122,8 @@ def losses_of(backbone: Backbone, micros: list[MicroBatch], count: int) -> dict[
             totals["value"] += loss.detach()
         with torch.no_grad(), backbone.role("reward"):
             hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
-            scores[micro.rows] = backbone.heads["reward"].pool(hidden, micro.answers)
+            head = backbone.heads["reward"]
+            scores[micro.rows] = head.pool(hidden, micro.answers, micro.trunk)
     grads = {
         f"gradient of {role}": torch.cat(
             [p.grad.flatten() for p in backbone.parameters_of(role) if p.grad is not None]
@@ -133,20 +134,22 @@ def losses_of(backbone: Backbone, micros: list[MicroBatch], count: int) -> dict[
     return totals | {"scores": scores} | grads
 
 
-def widened(micro: MicroBatch, left: int, right: int, pad: int) -> MicroBatch:
+def widened(backbone: Backbone, micro: MicroBatch, left: int, right: int) -> MicroBatch:
     """The same micro-batch with more padding on both sides."""
 
     def wider(x: torch.Tensor, value: int) -> torch.Tensor:
         return torch.nn.functional.pad(x, (left, right), value=value)
 
-    return MicroBatch(
+    wide = MicroBatch(
         micro.rows,
-        wider(micro.input_ids, pad),
+        wider(micro.input_ids, backbone.pad_id),
         wider(micro.attention_mask, 0),
         wider(micro.predicts, 0),
         wider(micro.answers, 0),
         micro.targets,
     )
+    wide.trunk = backbone.trunk(wide.input_ids, wide.attention_mask)
+    return wide
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -163,8 +166,8 @@ def test_the_company_of_a_sequence_changes_nothing(four: Backbone, size: int) ->
 def test_extra_padding_changes_nothing(four: Backbone, left: int, right: int) -> None:
     encoded, completions = answers(four)
     micros = make_micro_batches(four, encoded, completions, size=2)
-    narrow = losses_of(four, micros, len(encoded))
-    wide = losses_of(four, [widened(m, left, right, four.pad_id) for m in micros], len(encoded))
+    narrow = losses_of(four, [widened(four, m, 0, 0) for m in micros], len(encoded))
+    wide = losses_of(four, [widened(four, m, left, right) for m in micros], len(encoded))
     for name, wanted in narrow.items():
         torch.testing.assert_close(wide[name], wanted, rtol=1e-5, atol=1e-5, msg=name)
 
@@ -192,7 +195,7 @@ def test_a_rollout_holds_what_each_role_says(four: Backbone, tmp_path: Path) -> 
     rows = [{"prompt": p, "id": i} for i, p in enumerate(PROMPTS)]
     torch.manual_seed(0)
     with torch.no_grad():
-        rolled = collect(four, rows, config(tmp_path))
+        rolled = collect(four, rows, config(tmp_path), torch.Generator())
     assert rolled.prompts == rows
     lengths = torch.tensor([len(c.ids) for c in rolled.completions])
     assert torch.equal(rolled.mask.sum(dim=1), lengths)
@@ -217,15 +220,16 @@ def test_a_rollout_holds_what_each_role_says(four: Backbone, tmp_path: Path) -> 
                 torch.testing.assert_close(table[row, :n], logprobs, rtol=1e-4, atol=1e-4)
             with four.role("value"):
                 hidden = four.hidden(ids, torch.ones_like(ids))[0, -n - 1 : -1]
-                torch.testing.assert_close(
-                    rolled.values[row, :n], four.heads["value"](hidden), rtol=1e-4, atol=1e-4
-                )
+                trunk = four.trunk(ids, torch.ones_like(ids))[0, -n - 1 : -1]
+                values = four.heads["value"](hidden, trunk)
+                torch.testing.assert_close(rolled.values[row, :n], values, rtol=1e-4, atol=1e-4)
 
 
 def test_of_gives_the_tokens_of_a_micro_batch_in_the_order_of_its_targets(
     four: Backbone, tmp_path: Path
 ) -> None:
-    rolled = collect(four, [{"prompt": p} for p in PROMPTS], config(tmp_path))
+    rows = [{"prompt": p} for p in PROMPTS]
+    rolled = collect(four, rows, config(tmp_path), torch.Generator())
     table = torch.zeros(rolled.mask.shape)
     for row, answer in enumerate(rolled.completions):
         table[row, : len(answer.ids)] = torch.tensor(answer.ids).float()
@@ -246,8 +250,10 @@ def test_a_rollout_is_scored_as_the_texts_are(
     completions = [completion(four, i) for i in ids]
     encoded = [four.encode(prompt) for prompt in PROMPTS]
     micros = make_micro_batches(four, encoded, completions, size=2)
+    for micro in micros:
+        micro.trunk = four.trunk(micro.input_ids, micro.attention_mask)
     empty = torch.empty(0)
-    rolled = rollout.Rollout([], completions, micros, *(empty for _ in range(5)))
+    rolled = rollout.Rollout([], completions, [micros], *(empty for _ in range(5)))
     ours = rollout.reward_scores(four, rolled).tolist()
     assert ours == pytest.approx(score_answers(four, PROMPTS, texts), rel=1e-4, abs=1e-5)
     assert len({round(score, 4) for score in ours}) == 4

@@ -23,6 +23,7 @@ def saved(tiny: Backbone, randomise: Callable[..., None], tmp_path: Path) -> dic
     folders = {}
     for seed, role in enumerate(roles.ROLES):
         randomise(tiny, role, seed=seed)
+    tiny.heads["value"].whole_weight = torch.randn(2 * tiny.hidden_size)
     tiny.heads["reward"].score_mean.fill_(0.25)
     tiny.heads["reward"].score_std.fill_(3.5)
     for role in roles.ROLES:
@@ -37,8 +38,9 @@ def fresh(folder: Path, **changes: Any) -> Backbone:
 
 def outputs(backbone: Backbone, role: str, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     with torch.no_grad(), backbone.role(role):
-        hidden = backbone.hidden(ids, mask)
-        return backbone.heads[role](hidden) if role in backbone.heads else hidden
+        trunk = backbone.trunk(ids, mask)
+        hidden = backbone.hidden(ids, mask, trunk)
+        return backbone.heads[role](hidden, trunk) if role in backbone.heads else hidden
 
 
 def test_a_loaded_role_gives_the_outputs_of_the_saved_one(

@@ -225,10 +225,11 @@ def test_a_second_run_keeps_the_first(work: Path, train: Train) -> None:
 
 def test_rewind_drops_what_came_after_the_last_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/checkpoint-2").mkdir(parents=True)
-    rows = [json.dumps({"step": step}) for step in (1, 2, 3)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*rows, '{"step": 4, "torn']))
+    rows = [{"step": step} for step in (1, 2, 3)] + [{"stage": "reward", "step": 9}]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "torn']))
     folders.rewind(tmp_path)
-    assert rows_of(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
+    assert rows_of(tmp_path / "metrics.jsonl") == [rows[0], rows[1], rows[3]]
 
 
 def test_set_aside_leaves_a_folder_without_results_alone(tmp_path: Path) -> None:

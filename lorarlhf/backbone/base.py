@@ -149,7 +149,12 @@ class Backbone:
         if not self.has(role):
             self.model.add_adapter(adapter, self._config)
         if role in ("reward", "value"):
-            self.heads[role] = roles.ScalarHead(self.hidden_size, pooling).to(self.device)
+            if copy_of in self.heads:
+                pooling = self.heads[copy_of].pooling
+            # `last` is the shape that other tools know: one final state, nothing else.
+            reads_trunk = pooling == "mean" and self.keeps_trunk
+            head = roles.ScalarHead(self.hidden_size, pooling, reads_trunk=reads_trunk)
+            self.heads[role] = head.to(self.device)
         if copy_of is not None and self.has(copy_of):
             self._copy_weights(copy_of, role)
         self.float32_adapters()
@@ -162,9 +167,8 @@ class Backbone:
             mine.data.copy_(other.data)
         if target in self.heads and source in self.heads:
             head, other_head = self.heads[target], self.heads[source]
-            head.weight.data.copy_(other_head.weight / other_head.score_std)
+            head.whole_weight = other_head.whole_weight / other_head.score_std
             head.bias.data.copy_((other_head.bias - other_head.score_mean) / other_head.score_std)
-            head.pooling = other_head.pooling
 
     @contextmanager
     def role(self, name: str, *, train: bool = False) -> Iterator[None]:

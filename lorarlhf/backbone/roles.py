@@ -24,22 +24,45 @@ SHRINK_TOKENS = 16
 """Tokens at which a mean-pooled score counts half. Measured by benchmarks/demo_seeds.py."""
 
 
+def normed(trunk: torch.Tensor) -> torch.Tensor:
+    """The trunk's output (..., H) as a head reads it: float32, each token's root mean square 1.
+
+    Inside a model states have any size, 7 in the small base and hundreds in others.
+    """
+    return nn.functional.rms_norm(trunk.float(), trunk.shape[-1:])
+
+
 class ScalarHead(nn.Module):
-    """A linear layer from a hidden state to one number, kept and computed in float32.
+    """A linear layer from a token's states to one number, kept and computed in float32.
+
+    The states are the final hidden state and, by choice, the trunk's output before it: taste is
+    easier to read in the middle of a model, where the last layers have not yet turned it into the
+    next token. The trunk's part comes from a fit (`lorarlhf.rewards.fit`) and no gradient moves it:
+    a critic that trained it too learned more slowly.
 
     Args:
         hidden_size: H, the base's hidden size.
         pooling: how a whole answer is scored: `mean` over its tokens or the `last` token. The
             value role reads every token and ignores it.
+        reads_trunk: whether there is a part for the `normed` trunk.
+
+    Attributes:
+        weight, bias: (H) and a number, trained.
+        trunk_weight: (H), or None.
     """
 
-    def __init__(self, hidden_size: int, pooling: str = "mean") -> None:
+    def __init__(
+        self, hidden_size: int, pooling: str = "mean", *, reads_trunk: bool = False
+    ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
         self.pooling = pooling
         self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros((), dtype=torch.float32))
+        self.trunk_weight: torch.Tensor | None
+        trunk_weight = torch.zeros(hidden_size, dtype=torch.float32) if reads_trunk else None
+        self.register_buffer("trunk_weight", trunk_weight)
         self.score_mean: torch.Tensor
         self.score_std: torch.Tensor
         # Scores of the reference's answers have this mean and deviation; PPO divides them out
@@ -47,13 +70,37 @@ class ScalarHead(nn.Module):
         self.register_buffer("score_mean", torch.zeros((), dtype=torch.float32))
         self.register_buffer("score_std", torch.ones((), dtype=torch.float32))
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (..., H) of any dtype -> float32 scores (...)."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return hidden.float() @ self.weight + self.bias
+    def forward(self, hidden: torch.Tensor, trunk: torch.Tensor | None = None) -> torch.Tensor:
+        """Final and trunk's states (..., H) of any dtype -> float32 scores (...).
 
-    def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Score whole answers: hidden (B, T, H), mask (B, T) of the tokens to pool -> (B,).
+        Raises:
+            ValueError: the head reads the trunk, and none was given.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            score = hidden.float() @ self.weight + self.bias
+            if self.trunk_weight is None:
+                return score
+            if trunk is None:
+                raise ValueError("this head reads the trunk's output too; hand it over")
+            return score + normed(trunk) @ self.trunk_weight
+
+    @property
+    def whole_weight(self) -> torch.Tensor:
+        """The weights of what the head reads, trunk first: (F), 2H or H; a copy."""
+        parts = [self.trunk_weight] if self.trunk_weight is not None else []
+        return torch.cat([*parts, self.weight.detach()])
+
+    @whole_weight.setter
+    def whole_weight(self, weight: torch.Tensor) -> None:
+        size = len(self.weight)
+        self.weight.data.copy_(weight[-size:])
+        if self.trunk_weight is not None:
+            self.trunk_weight.copy_(weight[:size])
+
+    def pool(
+        self, hidden: torch.Tensor, mask: torch.Tensor, trunk: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Score whole answers: states (B, T, H), mask (B, T) of the tokens to pool -> (B,).
 
         `mean` averages over the masked tokens and is drawn towards 0, where the fit has put the
         average answer, by n / (n + 16) for n tokens: the mean of four tokens says little and is
@@ -63,12 +110,11 @@ class ScalarHead(nn.Module):
         if self.pooling == "last":
             columns = torch.arange(mask.shape[1], device=mask.device)
             last = (mask.long() * columns).argmax(dim=1)
-            return self(hidden[torch.arange(len(hidden), device=mask.device), last])
-        count = mask.sum(dim=1).float().clamp(min=1)
-        with torch.autocast(hidden.device.type, enabled=False):
-            weights = mask.float() / count[:, None]
-            mean = torch.einsum("bth,bt->bh", hidden.float(), weights)
-        return self(mean) * count / (count + SHRINK_TOKENS)
+            rows = torch.arange(len(hidden), device=mask.device)
+            return self(hidden[rows, last], None if trunk is None else trunk[rows, last])
+        # The mean of the tokens' scores is the score of their mean.
+        total = (self(hidden, trunk) * mask).sum(dim=1)
+        return total / (mask.sum(dim=1).clamp(min=1) + SHRINK_TOKENS)
 
 
 def lora_layers(model: PeftModel) -> list[LoraLayer]:

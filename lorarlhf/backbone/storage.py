@@ -46,7 +46,7 @@ def save_role(backbone: "Backbone", role: str, folder: Path) -> Path:
     }
     if head is not None:
         config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
-        tensors[HEAD_KEY] = head.weight.detach().cpu().reshape(1, -1).contiguous()
+        tensors[HEAD_KEY] = head.whole_weight.cpu()[None]
         note |= {
             "pooling": head.pooling,
             "bias": head.bias.item(),
@@ -75,7 +75,8 @@ def load_role(backbone: "Backbone", role: str, folder: Path) -> None:
     set_peft_model_state_dict(backbone.model, tensors, adapter_name=roles.ADAPTERS[role])
     if role in backbone.heads and head_weight is not None:
         head = backbone.heads[role]
-        head.weight.data.copy_(head_weight.reshape(-1))
+        _check_head(head, head_weight, folder)
+        head.whole_weight = head_weight.reshape(-1)
         head.bias.data.fill_(note.get("bias", 0.0))
         head.score_mean.fill_(note.get("score_mean", 0.0))
         head.score_std.fill_(note.get("score_std", 1.0))
@@ -121,6 +122,14 @@ def _check_shapes(backbone: "Backbone", tensors: dict[str, torch.Tensor], folder
         f"layers at rank {rank}). Load the base with adapter_layers={len(layers)} and "
         f"lora_rank={rank}."
     )
+
+
+def _check_head(head: roles.ScalarHead, theirs: torch.Tensor, folder: Path) -> None:
+    if theirs.numel() != len(head.whole_weight):
+        raise UserError(
+            f"The head in {folder} reads {theirs.numel()} numbers a token, and this version's "
+            f"reads {len(head.whole_weight)}. Train the role again from its votes."
+        )
 
 
 def _check_alpha(backbone: "Backbone", config: dict[str, Any], folder: Path) -> None:

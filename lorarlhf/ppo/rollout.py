@@ -1,10 +1,12 @@
 """A rollout: prompts answered by the policy, cut into fixed micro-batches with their trunk kept.
 
-Micro-batches are made once, by length, and stay together through all epochs: padding costs little,
-the trunk is kept a micro-batch at a time, and every forward of an epoch has the shapes of the
-forward that gave the old log-probabilities, so the ratio is exactly 1 on the first pass.
+Sequences are dealt to minibatches at random, then cut into micro-batches by length. Both stay
+together through all epochs: padding costs little, the trunk is kept a micro-batch at a time, and
+every forward of an epoch has the shapes of the forward that gave the old log-probabilities, so the
+ratio is exactly 1 on the first pass. The size of a micro-batch changes no step.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +47,7 @@ class Rollout:
 
     prompts: list[dict[str, Any]]
     completions: list[Completion]
-    micro_batches: list[MicroBatch]
+    minibatches: list[list[MicroBatch]]
     mask: torch.Tensor
     logprobs: torch.Tensor
     ref_logprobs: torch.Tensor
@@ -53,6 +55,11 @@ class Rollout:
     entropy: torch.Tensor
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def micro_batches(self) -> list[MicroBatch]:
+        """Those of all minibatches."""
+        return [micro for minibatch in self.minibatches for micro in minibatch]
 
     def of(self, micro: MicroBatch, x: torch.Tensor) -> torch.Tensor:
         """The valid tokens of (B, C) tensor `x` in a micro-batch, row by row: (n,)."""
@@ -69,15 +76,26 @@ def sample(backbone: Backbone, prompts: list[Prompt], args: PPOConfig) -> tuple[
     return encoded, [completion(backbone, ids) for ids in new]
 
 
-def collect(backbone: Backbone, rows: list[dict[str, Any]], args: PPOConfig) -> Rollout:
-    """Sample answers and everything about them that the epochs need, without gradients."""
+def collect(
+    backbone: Backbone, rows: list[dict[str, Any]], args: PPOConfig, dealer: torch.Generator
+) -> Rollout:
+    """Sample answers and everything about them that the epochs need, without gradients.
+
+    Args:
+        dealer: deals the sequences to `num_minibatches` minibatches of equal size.
+    """
     encoded, completions = sample(backbone, [row["prompt"] for row in rows], args)
-    micros = make_micro_batches(backbone, encoded, completions, args.micro_batch_size)
+    dealt = torch.randperm(len(rows), generator=dealer).chunk(args.num_minibatches)
+    minibatches = [
+        make_micro_batches(backbone, encoded, completions, args.micro_batch_size, part.tolist())
+        for part in dealt
+    ]
     lengths = torch.tensor([len(c.ids) for c in completions], device=backbone.device)
     columns = torch.arange(int(lengths.max()), device=backbone.device)
     mask = columns[None, :] < lengths[:, None]
     empty = torch.zeros(mask.shape, device=backbone.device)
-    rollout = Rollout(rows, completions, micros, mask, *(empty.clone() for _ in range(4)))
+    rollout = Rollout(rows, completions, minibatches, mask, *(empty.clone() for _ in range(4)))
+    micros = rollout.micro_batches
     with torch.no_grad():
         with backbone.role("base"):
             for micro in micros:
@@ -104,10 +122,19 @@ def _put(rollout: Rollout, table: torch.Tensor, micro: MicroBatch, flat: torch.T
 
 
 def make_micro_batches(
-    backbone: Backbone, encoded: list[list[int]], completions: list[Completion], size: int
+    backbone: Backbone,
+    encoded: list[list[int]],
+    completions: list[Completion],
+    size: int,
+    rows: Sequence[int] | None = None,
 ) -> list[MicroBatch]:
-    """Sequences of like length together, each micro-batch padded only to its own longest."""
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]) + len(completions[i].ids))
+    """Sequences of like length together, each micro-batch padded only to its own longest.
+
+    Args:
+        rows: which of the sequences; all by default.
+    """
+    chosen = range(len(encoded)) if rows is None else rows
+    order = sorted(chosen, key=lambda i: len(encoded[i]) + len(completions[i].ids))
     return [
         _micro_batch(backbone, order[i : i + size], encoded, completions)
         for i in range(0, len(order), size)
@@ -150,7 +177,8 @@ def policy_logprobs(
 def token_values(backbone: Backbone, micro: MicroBatch) -> torch.Tensor:
     """Values (n,) before each answer token is written; the value role must be active."""
     hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
-    return backbone.heads["value"](hidden[micro.predicts])
+    trunk = None if micro.trunk is None else micro.trunk[micro.predicts]
+    return backbone.heads["value"](hidden[micro.predicts], trunk)
 
 
 def _as_trained(backbone: Backbone, rollout: Rollout) -> torch.Tensor:
@@ -180,5 +208,5 @@ def reward_scores(backbone: Backbone, rollout: Rollout) -> torch.Tensor:
     with backbone.role("reward"):
         for micro in rollout.micro_batches:
             hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
-            scores[micro.rows] = head.pool(hidden, micro.answers)
+            scores[micro.rows] = head.pool(hidden, micro.answers, micro.trunk)
     return scores

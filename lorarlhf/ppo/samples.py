@@ -64,7 +64,7 @@ class SampleCallback(TrainerCallback):
         encoded = encode_prompts(backbone, prompts, args.max_prompt_tokens)
         micros = make_micro_batches(backbone, encoded, completions, args.micro_batch_size)
         empty = torch.empty(0)  # scoring needs no log-probabilities and no values
-        rollout = Rollout(self.rows, completions, micros, *(empty for _ in range(5)))
+        rollout = Rollout(self.rows, completions, [micros], *(empty for _ in range(5)))
         for prompt, answer, score in zip(prompts, completions, self._scores(rollout), strict=True):
             line = {"step": step, "prompt": _shown(prompt), "completion": answer.text}
             append_jsonl(self.file, line | {"score": score})

@@ -143,7 +143,9 @@ class PPOTrainer(_BaseTrainer):
     def update(self) -> dict[str, float]:
         """One update: roll out, score, shape rewards, advantages, epochs."""
         args, started = self.args, time.perf_counter()
-        rollout = collect(self.backbone, self._next_prompts(), args)
+        # Seeded by the update, so that dealing takes nothing from the prompts' order.
+        dealer = torch.Generator().manual_seed(hash((args.seed, self.state.global_step)) % 2**31)
+        rollout = collect(self.backbone, self._next_prompts(), args, dealer)
         sampled = time.perf_counter()
         raw_scores = self._score(rollout)
         scores = self.scale.normalise(raw_scores, learn=self.state.global_step < self._warmup)
@@ -157,7 +159,7 @@ class PPOTrainer(_BaseTrainer):
         rollout.advantages = objective.whiten(advantages, rollout.mask)
         scored = time.perf_counter()
         give_back_memory()
-        stats = self._epochs(rollout)
+        stats = self._epochs(rollout, dealer)
         give_back_memory()
         ended = time.perf_counter()
         return (
@@ -202,15 +204,13 @@ class PPOTrainer(_BaseTrainer):
 
     # ---- optimization
 
-    def _epochs(self, rollout: Rollout) -> dict[str, float]:
+    def _epochs(self, rollout: Rollout, dealer: torch.Generator) -> dict[str, float]:
         """All passes over a rollout: `num_minibatches` optimizer steps in each."""
         sums: dict[str, list[float]] = {}
-        per_step = len(rollout.micro_batches) // self.args.num_minibatches
         moves_policy = self.state.global_step >= self.args.critic_warmup
         for _ in range(self.args.num_ppo_epochs):
-            order = torch.randperm(len(rollout.micro_batches), generator=self._shuffle).tolist()
-            for start in range(0, len(order), per_step):
-                micros = [rollout.micro_batches[i] for i in order[start : start + per_step]]
+            for place in torch.randperm(len(rollout.minibatches), generator=dealer).tolist():
+                micros = rollout.minibatches[place]
                 stats = self._step_value(rollout, micros)
                 if moves_policy:
                     stats |= self._step_policy(rollout, micros)

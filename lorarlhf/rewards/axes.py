@@ -33,7 +33,7 @@ def style_axes(
     path: str | Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[str], np.ndarray]:
-    """The axes' names and their directions, float32 (K, H), in the units of `answer_features`.
+    """The axes' names and their directions, float32 (K, F), in the units of `answer_features`.
 
     Computed once for each base and bank of sentences (5 to 10 s on 2 cores for the small base),
     then read from the cache folder.
@@ -47,10 +47,12 @@ def style_axes(
     """
     file = Path(path) if path is not None else bundled("style_axes.jsonl")
     rows = read_axes(file)
-    bank = hashlib.sha256(json.dumps([NEUTRAL_PROMPT, rows]).encode()).hexdigest()[:16]
-    cached = cache_folder() / "axes" / f"{fingerprint(backbone)}.safetensors"
+    told = json.dumps([NEUTRAL_PROMPT, rows, backbone.keeps_trunk])
+    bank = hashlib.sha256(told.encode()).hexdigest()[:16]
+    # The states that are read lie where the adapters begin.
+    cached = cache_folder() / "axes" / f"{fingerprint(backbone)}-{backbone.split}.safetensors"
     names = list(dict.fromkeys(axis for axis, _, _ in rows))
-    directions = _read_cache(cached, bank, (len(names), backbone.hidden_size))
+    directions = _read_cache(cached, bank, len(names))
     if directions is None:
         say(f"Reading {2 * len(rows)} example sentences for {len(names)} style axes (once) ...")
         directions = _directions(backbone, rows, names)
@@ -84,7 +86,7 @@ def _directions(
     return np.stack(means).astype(np.float32)
 
 
-def _read_cache(path: Path, bank: str, shape: tuple[int, int]) -> np.ndarray | None:
+def _read_cache(path: Path, bank: str, count: int) -> np.ndarray | None:
     """None where there is no entry, a damaged one, or one of another bank of sentences."""
     from safetensors import SafetensorError, safe_open
 
@@ -93,7 +95,7 @@ def _read_cache(path: Path, bank: str, shape: tuple[int, int]) -> np.ndarray | N
             if (file.metadata() or {}).get("bank") != bank:
                 return None
             directions = file.get_tensor("directions")
-        return directions if directions.shape == shape else None
+        return directions if len(directions) == count else None
     except (OSError, SafetensorError):
         return None
 

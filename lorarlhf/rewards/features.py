@@ -17,10 +17,12 @@ def answer_features(
     pooling: str = "mean",
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """The bare base's final hidden states, pooled over each answer -> float32 (N, H).
+    """What the reward head reads, of the bare base and pooled over each answer -> float32 (N, F).
 
-    The same tokens as the reward role scores: `mean` leaves the stop token out, `last` is the stop
-    token (see `encode_answer`). Answers of like length share a batch; rows come back in order.
+    F is 2H for `mean` (the trunk's output, then the final state; H where no trunk is kept) and H
+    for `last`. The same tokens as the reward role scores: `mean` leaves the stop token out, `last`
+    is the stop token (see `encode_answer`). Answers of like length share a batch; rows come back in
+    order.
 
     Args:
         prompts, answers: N of each; a plain-text prompt stays plain.

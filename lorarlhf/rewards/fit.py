@@ -224,6 +224,13 @@ class VoteFit:
         self.rejected.append(minus)
         self.groups.append(str(group))
 
+    def subset(self, wanted: Sequence[int]) -> "VoteFit":
+        """A new fit on some of these votes, by their places; the strength is chosen anew."""
+        part = VoteFit(self.axes, self.background)
+        for place in wanted:
+            part.add(self.chosen[place], self.rejected[place], self.groups[place])
+        return part
+
     def fit(self, strength: Strength | None = None) -> HeadFit:
         """The head for all votes so far; a `strength` that is given is used as it is.
 

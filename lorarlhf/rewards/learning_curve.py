@@ -26,10 +26,6 @@ def learning_curve(
         n and the share of held-out pairs whose chosen answer scores higher (ties half).
     """
     for count in [n for n in counts if n < len(votes)] + [len(votes)]:
-        part = VoteFit(votes.axes, votes.background)
-        rows = zip(votes.chosen, votes.rejected, votes.groups, strict=True)
-        for _, (plus, minus, group) in zip(range(count), rows, strict=False):
-            part.add(plus, minus, group)
-        fit = part.fit()
+        fit = votes.subset(range(count)).fit()
         gap = fit.score(chosen) - fit.score(rejected)
         yield count, float(((gap > 0) + 0.5 * (gap == 0)).mean())

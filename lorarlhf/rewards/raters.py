@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -220,6 +220,29 @@ class Rater:
         # JSON keeps the parts apart and escapes whatever UTF-8 cannot hold.
         digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).digest()
         return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def vote_pairs(
+    rater: Rater,
+    prompts: Sequence[str],
+    first: Sequence[Answer],
+    second: Sequence[Answer],
+    *,
+    noise: bool = True,
+) -> list[dict[str, str]]:
+    """Rows `prompt`, `chosen`, `rejected` of all pairs that the rater can tell apart.
+
+    Args:
+        prompts, first, second: n each.
+        noise: with the rater's noise, as votes; without it, as the rule says.
+    """
+    rows = []
+    for prompt, a, b in zip(prompts, first, second, strict=True):
+        choice = rater.vote(prompt, a, b) if noise else rater.judge(a, b)
+        if choice and a.text != b.text:
+            chosen, rejected = (a, b) if choice > 0 else (b, a)
+            rows.append({"prompt": prompt, "chosen": chosen.text, "rejected": rejected.text})
+    return rows
 
 
 def _unknown_rater(name: str) -> str:

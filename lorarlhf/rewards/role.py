@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from lorarlhf.backbone.base import Backbone, Prompt
+from lorarlhf.backbone.roles import normed
 from lorarlhf.data import as_text
 
 Answer = str | list[dict[str, str]]
@@ -58,16 +59,23 @@ def pooled_states(
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Final hidden states of the bare base, pooled over each answer -> float32 (N, H)."""
-    states = np.zeros((len(answers), backbone.hidden_size), dtype=np.float32)
+    """What a head with this pooling reads, of the bare base and pooled -> float32 (N, F).
+
+    `mean`: F = 2H, the trunk's output and the final state (H where no trunk is kept); `last`: the
+    final state, F = H.
+    """
+    states: list[np.ndarray] = [np.empty(0)] * len(answers)
     with backbone.role("base"):
-        for rows, hidden, mask in _batches(backbone, answers, batch_size):
+        for rows, hidden, mask, trunk in _batches(backbone, answers, batch_size):
             if pooling == "last":
                 mask = mask & (mask.long().cumsum(1) == mask.long().sum(1, keepdim=True))
             weights = mask.float() / mask.sum(dim=1, keepdim=True)
-            states[rows] = torch.einsum("bth,bt->bh", hidden.float(), weights).cpu().numpy()
+            read = [hidden] if pooling == "last" or trunk is None else [normed(trunk), hidden]
+            pooled = [torch.einsum("bth,bt->bh", part.float(), weights) for part in read]
+            for row, state in zip(rows, torch.cat(pooled, dim=1).cpu().numpy(), strict=True):
+                states[row] = state
             progress(len(rows))
-    return states
+    return np.stack(states)
 
 
 @torch.no_grad()
@@ -78,8 +86,8 @@ def score_encoded(
     scores = torch.zeros(len(answers))
     head = backbone.heads["reward"]
     with backbone.role("reward"):
-        for rows, hidden, mask in _batches(backbone, answers, batch_size):
-            scores[rows] = head.pool(hidden, mask).cpu()
+        for rows, hidden, mask, trunk in _batches(backbone, answers, batch_size):
+            scores[rows] = head.pool(hidden, mask, trunk).cpu()
     return scores.tolist()
 
 
@@ -93,10 +101,11 @@ def score_answers(
 
 
 def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
-    """Answers of like length together: their places, hidden states (b, T, H) and pooling mask."""
+    """Answers of like length together: places, final states (b, T, H), pooling mask, trunk."""
     order = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         batch = EncodedAnswer.batch([answers[i] for i in rows], backbone.pad_id)
         ids, attention, mask = (part.to(backbone.device) for part in batch)
-        yield rows, backbone.hidden(ids, attention), mask
+        trunk = backbone.trunk(ids, attention)
+        yield rows, backbone.hidden(ids, attention, trunk), mask, trunk

@@ -86,8 +86,10 @@ class RewardView(nn.Module):
         **_: Any,
     ) -> SequenceClassifierOutput:
         """Ids and masks (B, T) -> logits (B, 1)."""
-        hidden = self.__dict__["backbone"].hidden(input_ids, attention_mask)
-        return SequenceClassifierOutput(logits=self.head.pool(hidden, answer_mask)[:, None])
+        backbone = self.__dict__["backbone"]
+        trunk = backbone.trunk(input_ids, attention_mask)
+        hidden = backbone.hidden(input_ids, attention_mask, trunk)
+        return SequenceClassifierOutput(logits=self.head.pool(hidden, answer_mask, trunk)[:, None])
 
     def add_model_tags(self, tags: Any) -> None:
         """TRL tags models for the hub; this view is never saved."""
@@ -179,15 +181,6 @@ def start_from_fit(
     return fit, votes
 
 
-def fit_of_part(votes: VoteFit, groups: set[str]) -> HeadFit:
-    """The fit on the votes of some prompts only, from the same kept hidden states."""
-    part = VoteFit(votes.axes, votes.background)
-    for chosen, rejected, group in zip(votes.chosen, votes.rejected, votes.groups, strict=True):
-        if group in groups:
-            part.add(chosen, rejected, group)
-    return part.fit()
-
-
 def _log_learning_curve(
     backbone: Backbone, votes: VoteFit, test: Sequence[Pair], run: Run, pooling: str
 ) -> None:
@@ -200,7 +193,7 @@ def _log_learning_curve(
 def put_fit(backbone: Backbone, fit: HeadFit) -> None:
     """Write a fit into the reward role's head."""
     head = backbone.heads["reward"]
-    head.weight.data.copy_(torch.as_tensor(fit.weight))
+    head.whole_weight = torch.as_tensor(fit.weight)
     # Plain sequence classification, which opens a `last` role, knows no bias.
     head.bias.data.fill_(0.0 if head.pooling == "last" else float(fit.bias))
 
@@ -247,7 +240,9 @@ def _train_on_top(
         return 0
     head = backbone.heads["reward"]
     whole_fit = {name: value.clone() for name, value in head.state_dict().items()}
-    put_fit(backbone, fit_of_part(votes, {row["prompt"] for row in seen}))
+    groups = {row["prompt"] for row in seen}
+    part = [place for place, group in enumerate(votes.groups) if group in groups]
+    put_fit(backbone, votes.subset(part).fit())
     own = {
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,

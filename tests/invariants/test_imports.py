@@ -22,7 +22,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("stages", "ppo", "evaluation", "report", "report_plots", "report_text", "export"),
     (
         *("settings", "settings_sources", "parents", "folders", "training"),
-        *("chat", "doctor", "demo", "commands", "cli"),
+        *("chat", "doctor", "demo", "demo_verdict", "commands", "cli"),
     ),
     ("recipes", "benchmarks", "ui"),
 ]

@@ -1,0 +1,61 @@
+"""The demo's verdict by figures worked out by hand."""
+
+import pytest
+
+from lorarlhf.demo_verdict import as_text, judge
+from lorarlhf.rewards.raters import Answer, Rater
+
+RATER = Rater.named("plain")  # fewer exclamation marks win
+BEFORE = [
+    Answer("Go!!", ended=False, tokens=10),
+    Answer("Go.", ended=True, tokens=10),
+    Answer("Go!", ended=True, tokens=10),
+    Answer("Go!", ended=True, tokens=10),
+]
+AFTER = [
+    Answer("Go!", ended=True, tokens=8),
+    Answer("Go.", ended=True, tokens=20),
+    Answer("Go.", ended=False, tokens=20),
+    Answer("Go!!", ended=True, tokens=12),
+]
+
+
+def test_the_figures_by_hand() -> None:
+    found, rows = judge(RATER, ["a", "a", "b", "c"], BEFORE, AFTER, seed=1)
+    won = found["win_rate"]
+    assert (won["n"], won["wins"], won["ties"], won["losses"]) == (4, 2, 1, 1)
+    assert won["rate"] == (2 + 0.5) / 4
+    alike = found["win_rate_at_like_length"]  # 8 and 12 tokens against 10: a win and a loss
+    assert (alike["n"], alike["rate"]) == (2, 0.5)
+    assert found["longer_wins"] == 0.75
+    assert found["rule_score"] == {"before": -1.0, "after": -0.75}
+    assert found["ended"] == {"before": 0.75, "after": 0.75}
+    assert (found["mean_length_before"], found["mean_length_after"]) == (10, 15)
+    (note,) = found["notes"]
+    assert "+50%" in note and "length alone" in note
+    assert [row["verdict"] for row in rows] == ["tuned", "tie", "tuned", "base"]
+    assert rows[0] == {
+        "prompt": "a",
+        "base": "Go!!",
+        "tuned": "Go!",
+        "base_score": -2.0,
+        "tuned_score": -1.0,
+        "verdict": "tuned",
+    }
+
+
+def test_no_note_where_the_length_stayed_and_none_of_like_length() -> None:
+    found, _ = judge(RATER, ["a"], BEFORE[:1], AFTER[:1], seed=0)
+    assert found["notes"] == []
+    found, _ = judge(RATER, ["a"], BEFORE[1:2], AFTER[1:2], seed=0)
+    assert found["win_rate_at_like_length"] is None
+
+
+@pytest.mark.parametrize("last", [3, 4])
+def test_the_text_names_every_figure(last: int) -> None:
+    found, rows = judge(RATER, ["a", "a", "b", "c"][1:last], BEFORE[1:last], AFTER[1:last], seed=1)
+    lengths = {key: found.pop(key) for key in ("mean_length_before", "mean_length_after")}
+    said = as_text(found | {"ppo": lengths}, rows, "somewhere/report.html")
+    assert "somewhere/report.html" in said and "> b" in said
+    assert ("like length" in said.split("Answers changed")[0]) == (last == 4)
+    assert f"{lengths['mean_length_after']:.1f}" in said
