@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/demo_seeds.py --seeds 0 1 2 --out runs/seeds
 
-Each seed is `lorarlhf demo` in a process of its own (about 8 minutes on two cores).
+Each seed is `lorarlhf demo` in a process of its own (nine to ten minutes on two free cores).
 """
 
 import argparse

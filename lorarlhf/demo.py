@@ -44,7 +44,7 @@ class DemoOptions:
     rater: str = "cheerful"
     noise: float = 0.1  # share of votes that are the wrong way round
     pairs: int = 150  # votes
-    updates: int = 40  # of PPO
+    updates: int = 36  # of PPO
     seed: int = 0
     base: str = "smollm2-135m"
     bits: int = 4
@@ -57,7 +57,7 @@ class DemoOptions:
 PPO_SETTINGS: Row = {
     "learning_rate": 5e-4,
     "value_learning_rate": 5e-4,
-    "kl_coef": 0.12,
+    "kl_coef": 0.18,
     "temperature": 1.0,
     "critic_warmup": 2,
     "rollout_batch_size": 16,

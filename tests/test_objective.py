@@ -7,6 +7,7 @@ import torch
 
 from lorarlhf.ppo.objective import (
     explained_variance,
+    fit_line,
     gae,
     masked_mean,
     policy_loss,
@@ -174,6 +175,19 @@ def test_value_loss_by_hand() -> None:
     loss.backward()
     assert values.grad is not None
     torch.testing.assert_close(values.grad, torch.tensor([-1.0, 0.0, 0.0, -0.2]))
+
+
+def test_fit_line_by_hand() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    x = torch.tensor([[0.0, 1.0, 50.0], [2.0, 70.0, 0.0]])
+    y = torch.tensor([[1.0, 1.0, 90.0], [2.0, 10.0, 0.0]])
+    # centred x: -1, 0, 1; y: 1, 1, 2 -> slope (1 * 1 + 1 * 0) / 2, shift 4/3 - 1/2
+    slope, shift = fit_line(x, y, mask)
+    assert (slope.item(), shift.item()) == pytest.approx((0.5, 5 / 6))
+    assert fit_line(x, -y, mask)[0] == 0  # never turned round
+    assert fit_line(x, 9 * y, mask)[0] == 1  # never blown up
+    slope, shift = fit_line(torch.ones_like(x), y, mask)
+    assert (slope.item(), shift.item()) == pytest.approx((0, 4 / 3))
 
 
 def test_explained_variance() -> None:

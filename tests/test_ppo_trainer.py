@@ -16,8 +16,10 @@ from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.errors import UserError
 from lorarlhf.generation import generate
+from lorarlhf.ppo import objective
 from lorarlhf.ppo import trainer as ppo_trainer
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.rollout import Rollout, token_values
 from lorarlhf.ppo.trainer import PPOTrainer
 
 PROMPTS = [
@@ -269,6 +271,38 @@ def test_without_a_reward_role_the_value_starts_as_the_policy_with_zeros(
     assert not tiny.heads["value"].weight.any()
 
 
+@pytest.mark.parametrize("by_role", [True, False])
+def test_a_new_value_is_brought_to_the_first_rollout_s_returns(
+    tiny: Backbone,
+    make: Make,
+    randomise: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    by_role: bool,
+) -> None:
+    if by_role:
+        tiny.add_role("reward")
+        randomise(tiny, "reward", std=1.0)
+    trainer = make(tiny, reward_funcs=None if by_role else length_reward, kl_coef=0, updates=2)
+    rollouts: list[Rollout] = []
+    monkeypatch.setattr(trainer, "_epochs", lambda rollout, dealer: rollouts.append(rollout) or {})
+    trainer.update()
+    (rollout,) = rollouts
+    micro = rollout.micro_batches[0]
+    with torch.no_grad(), tiny.role("value"):
+        again = token_values(tiny, micro)
+    torch.testing.assert_close(rollout.of(micro, rollout.values), again, rtol=1e-4, atol=1e-4)
+    # Gamma is 1 and KL is free: every token's return is its answer's score.
+    scores = trainer.scale.normalise(trainer._score(rollout), learn=False)
+    returns = scores[:, None] * rollout.mask
+    assert objective.explained_variance(rollout.values, returns, rollout.mask) > -1e-4
+    means = [objective.masked_mean(x, rollout.mask) for x in (rollout.values, returns)]
+    assert means[0].item() == pytest.approx(means[1].item(), abs=1e-4)
+    before = weights(tiny, "value")
+    trainer.state.global_step = 1
+    trainer.update()
+    assert torch.equal(weights(tiny, "value"), before)  # once only
+
+
 # ---- rewards and prompts
 
 
@@ -408,6 +442,8 @@ def test_without_any_reward_it_says_so(tiny: Backbone, make: Make) -> None:
         ({"rollout_batch_size": 8, "micro_batch_size": 3}, "micro_batch_size .3. must divide"),
         ({"temperature": 0.0}, "PPO must sample"),
         ({"num_ppo_epochs": 0}, "num_ppo_epochs is 1 or more, not 0"),
+        ({"lr_scheduler_type": "cosine"}, "does not use lr_scheduler_type"),
+        ({"gradient_accumulation_steps": 2}, "does not use gradient_accumulation_steps"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
@@ -430,6 +466,7 @@ class Watcher(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.events.append(f"step {state.global_step}")
         control.should_training_stop = state.global_step == 3
+        control.should_save = state.global_step == 1  # asked for by the callback
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.events.append("log")
@@ -448,7 +485,7 @@ def test_callbacks_are_called_and_can_stop_the_training(tiny: Backbone, make: Ma
     output = trainer.train()
     assert watcher.events == [
         "begin",
-        *("step 1", "log"),
+        *("step 1", "log", "save"),
         *("step 2", "log", "save"),
         *("step 3", "log", "save"),
         "end",

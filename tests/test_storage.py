@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
@@ -142,6 +143,16 @@ def test_another_shape_is_refused_and_says_what_fits(
     with pytest.raises(UserError, match="adapter_layers=2 and lora_rank=4"):
         other.load_role("reward", saved["reward"])
     assert torch.equal(outputs(other, "reward", ids, mask), before)  # the old one is still there
+
+
+def test_an_adapter_on_other_layers_kinds_is_refused_by_name(
+    saved: dict[str, Path], tiny_base: Path
+) -> None:
+    weights = load_file(saved["policy"] / WEIGHTS)
+    kept = {name: weight for name, weight in weights.items() if "_proj" not in name or "q_" in name}
+    save_file(kept, saved["policy"] / WEIGHTS)
+    with pytest.raises(UserError, match="is on q_proj, and the roles here are on down_proj, gate"):
+        fresh(tiny_base).load_role("policy", saved["policy"])
 
 
 def test_another_scale_is_refused(saved: dict[str, Path], tiny_base: Path) -> None:

@@ -115,6 +115,14 @@ def _check_shapes(backbone: "Backbone", tensors: dict[str, torch.Tensor], folder
     theirs = {name: tensor.shape for name, tensor in tensors.items()}
     if ours == theirs:
         return
+    modules, wanted = (
+        {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names} for names in (theirs, ours)
+    )
+    if modules != wanted:
+        raise UserError(
+            f"The adapter in {folder} is on {', '.join(sorted(modules))}, and the roles here are "
+            f"on {', '.join(sorted(wanted))}. Train one with this package."
+        )
     layers = {int(n.split(".layers.")[1].split(".")[0]) for n in theirs if ".layers." in n}
     rank = min((shape[0] for name, shape in theirs.items() if "lora_A" in name), default=0)
     raise UserError(

@@ -26,8 +26,9 @@ def save(trainer: "PPOTrainer") -> Path:
     """Write `checkpoints/checkpoint-N` under the run's folder and drop all but the newest two."""
     folder = Path(str(trainer.args.output_dir)) / "checkpoints"
     target = folder / f"{PREFIX}{trainer.state.global_step}"
+    for left_over in folder.glob(f".{PREFIX}*"):  # by a process that was killed while it wrote
+        shutil.rmtree(left_over, ignore_errors=True)
     scratch = folder / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     tensors: dict[str, torch.Tensor] = {"rng.torch": torch.get_rng_state()}
     if trainer.backbone.device.type == "cuda":

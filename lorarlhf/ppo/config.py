@@ -1,12 +1,17 @@
 """The settings of PPO: TRL's own configuration class with PPO's fields added."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from trl.trainer.base_config import _BaseConfig
 
 
 def _field(default: float | int | bool | str | None, text: str):
     return field(default=default, metadata={"help": text})
+
+
+# Fields of transformers' that a loop of updates has no use for. Whoever sets one is told.
+UNUSED = ("optim", "weight_decay", "lr_scheduler_type", "warmup_steps", "num_train_epochs")
+UNUSED += ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 @dataclass
@@ -54,6 +59,13 @@ class PPOConfig(_BaseConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = False  # PPO computes in the backbone's dtype; TRL would refuse some CPUs
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in UNUSED:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"PPO here does not use {name}: it has Adam at a constant learning_rate, and "
+                    "updates, rollout_batch_size and micro_batch_size for the sizes"
+                )
         super().__post_init__()
         for name in ("rollout_batch_size", "num_ppo_epochs", "num_minibatches", "max_new_tokens"):
             if getattr(self, name) < 1:

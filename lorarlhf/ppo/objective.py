@@ -195,6 +195,20 @@ def value_loss(
     return 0.5 * torch.max(plain, clipped).sum(), (clipped > plain).float().sum().detach()
 
 
+def fit_line(
+    x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slope, kept in 0 to 1, and shift that make slope * x + shift nearest to y (least squares).
+
+    All arguments (B, C). Where x is constant the slope is 0 and the shift the mean of y.
+    """
+    mean_x, mean_y = masked_mean(x, mask), masked_mean(y, mask)
+    variance = masked_mean((x - mean_x) ** 2, mask)
+    slope = masked_mean((x - mean_x) * (y - mean_y), mask) / variance.clamp(min=1e-12)
+    slope = slope.clamp(0, 1)
+    return slope, mean_y - slope * mean_x
+
+
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over valid tokens; 0: no better than a constant."""
     valid = mask.bool()

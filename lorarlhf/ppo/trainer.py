@@ -98,7 +98,8 @@ class PPOTrainer(_BaseTrainer):
 
     def _start_roles(self) -> None:
         """The value starts as the reward role (arXiv 2403.17031), or as the policy with zeros."""
-        if not self.backbone.has("value"):
+        self._fresh_value = not self.backbone.has("value")
+        if self._fresh_value:
             from_reward = self.backbone.has("reward") and not self.reward_funcs
             source = "reward" if from_reward else "policy"
             self.backbone.add_role("value", copy_of=source)
@@ -132,6 +133,7 @@ class PPOTrainer(_BaseTrainer):
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         try:
             while self.state.global_step < args.updates and not self.control.should_training_stop:
+                self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                 metrics = self.update()
                 self.state.global_step += 1
                 self._after_update(metrics)
@@ -153,6 +155,8 @@ class PPOTrainer(_BaseTrainer):
         rewards = objective.shape_rewards(
             scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, args.kl_coef
         )
+        if self._fresh_value and self.state.global_step == 0:
+            self._calibrate_value(rollout, rewards)
         advantages, rollout.returns = objective.gae(
             rewards, rollout.values, rollout.mask, args.gamma, args.gae_lambda
         )
@@ -201,6 +205,20 @@ class PPOTrainer(_BaseTrainer):
             return scores
         endless = torch.tensor([not c.ended for c in rollout.completions], device=scores.device)
         return scores - penalty * endless
+
+    def _calibrate_value(self, rollout: Rollout, rewards: torch.Tensor) -> None:
+        """Scale and shift a new value head to the first rollout's returns, in closed form.
+
+        What the reward role says of one token varies far more than what it says of an answer. Left
+        as it is, the value would begin as a worse guess than a constant.
+        """
+        nothing = torch.zeros_like(rewards)
+        _, returns = objective.gae(rewards, nothing, rollout.mask, self.args.gamma, 1.0)
+        slope, shift = objective.fit_line(rollout.values, returns, rollout.mask)
+        head = self.backbone.heads["value"]
+        head.whole_weight = head.whole_weight * slope
+        head.bias.data.mul_(slope).add_(shift)
+        rollout.values = (rollout.values * slope + shift) * rollout.mask
 
     # ---- optimization
 
@@ -294,7 +312,8 @@ class PPOTrainer(_BaseTrainer):
         if self.state.global_step % self.state.logging_steps == 0:
             self.log(metrics)
         last = self.state.global_step == args.updates or self.control.should_training_stop
-        if last or self.state.global_step % max(1, int(args.save_steps)) == 0:
+        due = self.state.global_step % max(1, int(args.save_steps)) == 0
+        if last or due or self.control.should_save:
             checkpoint.save(self)
             self.control = self.callback_handler.on_save(args, self.state, self.control)
 
