@@ -10,8 +10,10 @@ def _field(default: float | int | bool | str | None, text: str):
 
 
 # Fields of transformers' that a loop of updates has no use for. Whoever sets one is told.
-UNUSED = ("optim", "weight_decay", "lr_scheduler_type", "warmup_steps", "num_train_epochs")
-UNUSED += ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+UNUSED = (
+    *("optim", "weight_decay", "lr_scheduler_type", "warmup_steps", "num_train_epochs"),
+    *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+)
 
 
 @dataclass
