@@ -6,8 +6,6 @@ missing. A simulated rater stands in for the person, so that the loop can be mea
 
 import itertools
 import shlex
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +27,7 @@ from lorarlhf.ppo.interrupt import StopAfterUpdate
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.report import write_report
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
-from lorarlhf.runs import Run, peak_rss_mb, read_json, say_to_stderr, write_json
+from lorarlhf.runs import Run, own_command, peak_rss_mb, read_json, say_to_stderr, write_json
 from lorarlhf.stages.common import RunCallback, only_ours, trl_arguments
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 
@@ -122,8 +120,7 @@ def _resume_command(options: DemoOptions) -> str:
     """The command that goes on: what was told otherwise than by default, and `--resume`."""
     told = asdict(options) | {"resume": True}
     usual = asdict(DemoOptions())
-    # `make demo` runs a program that is not on the path.
-    words = ["lorarlhf" if shutil.which("lorarlhf") else sys.argv[0], "demo"]
+    words = [own_command(), "demo"]
     for name, value in told.items():
         if value != usual[name]:
             words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])

@@ -50,7 +50,7 @@ def judge(
         "ended": {"before": _ended(before), "after": _ended(after)},
         "mean_length_before": _mean(lengths_before),
         "mean_length_after": _mean(lengths_after),
-        "notes": _notes(length_ratio(lengths_after, lengths_before)),
+        "notes": _notes(length_ratio(lengths_after, lengths_before), alike is not None),
     }
     rows = [
         {
@@ -75,13 +75,14 @@ def _ended(answers: Sequence[Answer]) -> float:
     return _mean(float(answer.ended) for answer in answers)
 
 
-def _notes(ratio: float) -> list[str]:
+def _notes(ratio: float, has_alike: bool) -> list[str]:
     if abs(ratio - 1) <= ALIKE:
         return []
-    return [
+    note = (
         f"Answers changed their mean length by {ratio - 1:+.0%}: part of the win rate may be "
-        "length alone. Look at the win rate at like length."
-    ]
+        "length alone."
+    )
+    return [note + (" Look at the win rate at like length." if has_alike else "")]
 
 
 def as_text(summary: Row, samples: Sequence[Row], report: str) -> str:

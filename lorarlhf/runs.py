@@ -6,6 +6,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -153,6 +154,14 @@ def adapter_folder(run: str | Path, role: str) -> Path:
         f"{folder} has no {role} adapter ({has}). Name a finished run that trained one, or an "
         "adapter's own folder."
     )
+
+
+def own_command() -> str:
+    """How to call this program: `make demo` runs one that is not on the path."""
+    program = Path(sys.argv[0])
+    if shutil.which("lorarlhf") or program.name != "lorarlhf":
+        return "lorarlhf"
+    return str(program)
 
 
 Say = Callable[[str], None]

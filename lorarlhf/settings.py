@@ -208,6 +208,10 @@ def _checked(item: Given, keys: Mapping[str, Key], stage: str) -> Any:
 def _unknown(item: Given, keys: list[str], stage: str) -> str:
     start = f"{item.where}: there is no setting {item.name}"
     trl = [entry.name for entry in fields(load_class(TRL[stage]))] if stage in TRL else []
+    if stage == "ppo":
+        from lorarlhf.ppo.config import UNUSED
+
+        trl = [name for name in trl if name not in UNUSED]
     if item.name in trl:
         kind = TRL[stage][1]
         return f"{start}, but TRL's {kind} has a field of that name: write trl.{item.name}."

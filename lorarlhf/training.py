@@ -25,7 +25,7 @@ from lorarlhf.folders import check_writable, rewind, set_aside, tell_changes
 from lorarlhf.parents import Parent, check_same_base, load_backbone, read_parent
 from lorarlhf.report import write_report
 from lorarlhf.rewards.functions import load_function
-from lorarlhf.runs import Run, say_to_stderr, write_json
+from lorarlhf.runs import Run, own_command, say_to_stderr, write_json
 from lorarlhf.settings import OWN, TRL, Settings, load_class, resolve
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _recorded(run: Run, args: Namespace) -> Iterator[None]:
     except KeyboardInterrupt:
         _end_bars()
         run.finish("stopped")
-        command = shlex.join(["lorarlhf", *(a for a in args.argv if a != "--resume")])
+        command = shlex.join([own_command(), *(a for a in args.argv if a != "--resume")])
         if any((run.folder / "checkpoints").glob("checkpoint-*")):
             say_to_stderr(f"Stopped. This goes on where it ended:\n  {command} --resume")
         else:

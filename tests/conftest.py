@@ -120,6 +120,9 @@ def randomise() -> Callable[..., None]:
         generator = torch.Generator().manual_seed(seed)
         for weight in backbone.parameters_of(role):
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
+        if role in backbone.heads:
+            head = backbone.heads[role]
+            head.whole_weight = torch.randn(head.whole_weight.shape, generator=generator) * std
 
     return fill
 

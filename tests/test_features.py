@@ -74,6 +74,18 @@ def test_an_axis_is_the_mean_difference_of_its_sides(tiny: Backbone, bank: Path)
     np.testing.assert_allclose(directions[0], (a - b + c - d) / 2, rtol=1e-4, atol=1e-5)
 
 
+def test_axes_are_of_the_layer_where_the_adapters_begin(
+    tiny: Backbone, tiny_base: Path, bank: Path
+) -> None:
+    _, first = style_axes(tiny, bank)
+    settings = {"bits": 16, "compute_dtype": "float32", "lora_rank": 4}
+    deeper = Backbone.load(str(tiny_base), adapter_layers=1, **settings)
+    _, second = style_axes(deeper, bank)
+    size = tiny.hidden_size
+    np.testing.assert_allclose(first[:, size:], second[:, size:], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(first[:, :size], second[:, :size], rtol=1e-2)
+
+
 def test_axes_are_computed_once_and_again_for_another_bank(
     tiny: Backbone, bank: Path, tmp_path: Path
 ) -> None:

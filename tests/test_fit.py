@@ -10,11 +10,11 @@ import pytest
 from lorarlhf.errors import UserError
 from lorarlhf.rewards.bradley_terry import fit_bradley_terry
 from lorarlhf.rewards.fit import (
-    DEFAULT_L2,
-    MIN_GROUPS_TO_CHOOSE,
-    Strength,
+    PRIORS_WITHOUT_AXES,
+    Blend,
+    Prior,
     VoteFit,
-    choose_strength,
+    blend_priors,
     fit_head,
     split_groups,
 )
@@ -134,30 +134,51 @@ def test_cross_validation_is_not_fooled_by_copies_of_a_vote() -> None:
     rng = np.random.default_rng(5)
     d = np.repeat(rng.normal(size=(40, 400)), 4, axis=0)
     by_prompt = [place // 4 for place in range(160)]
-    assert choose_strength(d, by_prompt, (0.1,), default=Strength(0.1)).cv_accuracy < 0.7
-    leaky = choose_strength(d, list(range(160)), (0.1,), default=Strength(0.1))
+    assert blend_priors(d, by_prompt, priors=[Prior(0.1)]).cv_accuracy < 0.7
+    leaky = blend_priors(d, list(range(160)), priors=[Prior(0.1)])
     assert leaky.cv_accuracy > 0.95
 
 
-def test_cross_validation_leaves_a_default_that_is_far_off() -> None:
+def test_shares_follow_the_held_out_loss() -> None:
     truth = np.zeros(30)
     truth[0] = 1.0
-    chosen, rejected = planted(3, 2 * MIN_GROUPS_TO_CHOOSE, truth, noise=0.0)
-    groups = list(range(len(chosen)))
-    found = choose_strength(chosen - rejected, groups, (1.0, 3.0), default=Strength(1e5, 0.0))
-    assert found.l2 in (1.0, 3.0) and found.cv_accuracy > 0.8 and found.cv_loss < math.log(2)
-    few = MIN_GROUPS_TO_CHOOSE - 1
-    kept = choose_strength(
-        (chosen - rejected)[:few], groups[:few], (1.0, 3.0), default=Strength(1e5, 0.0)
+    chosen, rejected = planted(3, 200, truth, noise=0.0)
+    d, groups = chosen - rejected, list(range(200))
+    alone = [blend_priors(d, groups, priors=[Prior(l2)]) for l2 in (1.0, 3.0, 1e5)]
+    blend = blend_priors(d, groups, priors=[Prior(1.0), Prior(3.0), Prior(1e5)])
+    shares = {prior.l2: share for prior, share in blend.priors}
+    assert set(shares) <= {1.0, 3.0}  # the one that is far off has no say
+    assert sum(shares.values()) == pytest.approx(1)
+    if len(shares) == 2:
+        ratio = math.exp(200 * (alone[0].cv_loss - alone[1].cv_loss))
+        assert shares[3.0] / shares[1.0] == pytest.approx(ratio)
+    assert blend.cv_accuracy > 0.8 and blend.cv_loss < math.log(2)
+    assert blend.cv_loss <= max(alone[0].cv_loss, alone[1].cv_loss)  # a mean of convex losses
+    assert alone[2].cv_loss == pytest.approx(math.log(2), abs=0.01)
+
+
+def test_a_blend_s_weight_is_the_average_of_its_fits() -> None:
+    chosen, rejected = planted(0, 60, np.ones(6))
+    axes, both = np.eye(6)[:2], np.vstack([chosen, rejected])
+    fit = fit_head(chosen, rejected, range(60), background=both, axes=axes)
+    wanted = sum(
+        share
+        * fit_head(
+            *(chosen, rejected, range(60)), background=both, axes=axes, blend=Blend(((prior, 1.0),))
+        ).weight
+        for prior, share in fit.blend.priors
     )
-    assert kept.l2 == 1e5 and kept.cv_loss == pytest.approx(math.log(2), abs=0.01)
+    assert len(fit.blend.priors) > 1
+    np.testing.assert_allclose(fit.weight, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("votes", [1, 2, 30])
-def test_few_votes_and_a_single_prompt_take_the_defaults(votes: int) -> None:
+def test_few_votes_and_a_single_prompt_count_all_priors_alike(votes: int) -> None:
     chosen, rejected = planted(0, votes, np.ones(6))
     fit = fit_head(chosen, rejected, ["the same"] * votes, background=np.vstack([chosen, rejected]))
-    assert fit.l2 == DEFAULT_L2 and math.isnan(fit.cv_accuracy)
+    assert [prior for prior, _ in fit.blend.priors] == list(PRIORS_WITHOUT_AXES)
+    assert len({share for _, share in fit.blend.priors}) == 1
+    assert math.isnan(fit.blend.cv_accuracy)
     assert np.isfinite(fit.weight).all() and np.isfinite(fit.bias)
     assert np.mean(fit.score(chosen) - fit.score(rejected)) > 0
 
@@ -179,7 +200,7 @@ def test_recovers_a_planted_direction() -> None:
     chosen, rejected = planted(1, 400, truth)
     fit = fit_head(chosen, rejected, range(400), background=np.vstack([chosen, rejected]))
     assert accuracy(fit.weight, truth) > 0.9
-    assert fit.cv_accuracy > 0.75  # of 90%: one vote in ten is flipped
+    assert fit.blend.cv_accuracy > 0.75  # of 90%: one vote in ten is flipped
 
 
 @pytest.mark.parametrize(("votes", "gain", "cost"), [(50, 0.2, 0.06), (150, 0.2, 0.06)])
@@ -234,7 +255,7 @@ def test_saved_votes_come_back_and_fit_the_same(tmp_path: Path) -> None:
     again = VoteFit.load(tmp_path / "votes.safetensors")
     assert len(again) == 25 and again.groups == votes.groups
     np.testing.assert_array_equal(again.fit().weight, before.weight)
-    assert again.fit().cv_accuracy == before.cv_accuracy
+    assert again.fit().blend == before.blend
     VoteFit().save(tmp_path / "none.safetensors")
     assert len(VoteFit.load(tmp_path / "none.safetensors")) == 0
 
@@ -260,13 +281,13 @@ def test_unreadable_votes_are_a_clear_error(tmp_path: Path) -> None:
 def test_one_more_vote_is_fitted_in_milliseconds() -> None:
     votes = voted(200, 576, axes=np.random.default_rng(1).normal(size=(20, 576)))
     started = time.perf_counter()
-    chosen_by_cv = votes.fit()
-    assert time.perf_counter() - started < 2  # the strength chosen by cross-validation too
+    weighed = votes.fit()
+    assert time.perf_counter() - started < 2  # the priors weighed by cross-validation too
     times = []
     for extra in range(5):
         votes.add(np.ones(576), np.zeros(576), f"one more {extra}")
         started = time.perf_counter()
         fit = votes.fit()
         times.append(time.perf_counter() - started)
-    assert (fit.l2, fit.axis_strength) == (chosen_by_cv.l2, chosen_by_cv.axis_strength)
+    assert fit.blend is weighed.blend
     assert min(times) < 0.1  # about 15 ms on one core; room for a busy machine

@@ -185,6 +185,8 @@ def test_fit_line_by_hand() -> None:
     slope, shift = fit_line(x, y, mask)
     assert (slope.item(), shift.item()) == pytest.approx((0.5, 5 / 6))
     assert fit_line(x, -y, mask)[0] == 0  # never turned round
+    slope, shift = fit_line(x, -y, mask, low=0.25)
+    assert (slope.item(), shift.item()) == pytest.approx((0.25, -4 / 3 - 0.25))
     assert fit_line(x, 9 * y, mask)[0] == 1  # never blown up
     slope, shift = fit_line(torch.ones_like(x), y, mask)
     assert (slope.item(), shift.item()) == pytest.approx((0, 4 / 3))

@@ -271,6 +271,8 @@ def test_a_head_on_the_trunk_by_hand() -> None:
     assert head.pool(hidden, mask, trunk).tolist() == pytest.approx([sum(tokens) / 18])
     with pytest.raises(ValueError, match="hand it over"):
         head(hidden)
+    with pytest.raises(ValueError, match="4 weights are wanted, not 2"):
+        head.whole_weight = torch.zeros(2)
 
 
 def test_unknown_pooling_is_refused() -> None:

@@ -124,6 +124,7 @@ def test_an_unknown_key_of_set_names_the_option() -> None:
 def test_a_key_of_trl_is_pointed_to_trl() -> None:
     assert "write trl.warmup_steps" in fails(sets=("warmup_steps=3",))
     assert "Did you mean TRL's trl.weight_decay?" in fails(sets=("weight_decy=3",))
+    assert "trl.weight_decay" not in fails(stage="ppo", sets=("weight_decay=3",))
 
 
 def test_a_key_like_no_other_lists_them_all() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.storage import CONFIG, NOTE, WEIGHTS, fingerprint
+from lorarlhf.backbone.storage import CONFIG, HEAD_KEY, NOTE, WEIGHTS, fingerprint
 from lorarlhf.errors import UserError
 
 
@@ -143,6 +143,23 @@ def test_another_shape_is_refused_and_says_what_fits(
     with pytest.raises(UserError, match="adapter_layers=2 and lora_rank=4"):
         other.load_role("reward", saved["reward"])
     assert torch.equal(outputs(other, "reward", ids, mask), before)  # the old one is still there
+
+
+def test_a_head_of_another_size_is_refused_and_the_old_role_stays(
+    tiny: Backbone, saved: dict[str, Path], tiny_base: Path, batch: Callable[..., Any]
+) -> None:
+    other = fresh(tiny_base)
+    other.load_role("value", saved["value"])
+    ids, mask = batch(other, [4])
+    before = outputs(other, "value", ids, mask)
+    weights = load_file(saved["value"] / WEIGHTS)
+    weights[HEAD_KEY] = weights[HEAD_KEY][:, : tiny.hidden_size].contiguous()
+    save_file(weights, saved["value"] / WEIGHTS)
+    with pytest.raises(
+        UserError, match=f"reads {tiny.hidden_size} numbers a token.*Train the role"
+    ):
+        other.load_role("value", saved["value"])
+    assert torch.equal(outputs(other, "value", ids, mask), before)
 
 
 def test_an_adapter_on_other_layers_kinds_is_refused_by_name(

@@ -127,7 +127,7 @@ class Backbone:
         if backbone.split and not backbone.keeps_trunk:
             say(
                 f"{base} is of a family whose lower layers can't be kept apart: each pass runs all "
-                "layers, which is slower and gives the same numbers."
+                "layers, which is slower, and a reward role reads the final states alone."
             )
         return backbone
 
@@ -148,17 +148,20 @@ class Backbone:
             self.model.delete_adapter(adapter)
         if not self.has(role):
             self.model.add_adapter(adapter, self._config)
-        if role in ("reward", "value"):
+        if role in roles.HEADED:
             if copy_of in self.heads:
                 pooling = self.heads[copy_of].pooling
-            # `last` is the shape that other tools know: one final state, nothing else.
-            reads_trunk = pooling == "mean" and self.keeps_trunk
+            reads_trunk = self.reads_trunk(pooling)
             head = roles.ScalarHead(self.hidden_size, pooling, reads_trunk=reads_trunk)
             self.heads[role] = head.to(self.device)
         if copy_of is not None and self.has(copy_of):
             self._copy_weights(copy_of, role)
         self.float32_adapters()
         self.model.eval()  # PEFT leaves new layers in train mode
+
+    def reads_trunk(self, pooling: str) -> bool:
+        """Whether a head with this pooling reads the trunk: `last` is the shape others know."""
+        return pooling == "mean" and self.keeps_trunk
 
     def _copy_weights(self, source: str, target: str) -> None:
         ours = roles.adapter_parameters(self.model, roles.ADAPTERS[target])

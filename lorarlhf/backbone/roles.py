@@ -19,6 +19,7 @@ from torch import nn
 # names they find the policy and the reference by themselves.
 ADAPTERS = {"policy": "default", "reference": "ref", "reward": "reward", "value": "value"}
 ROLES = tuple(ADAPTERS)
+HEADED = ("reward", "value")
 POOLINGS = ("mean", "last")
 SHRINK_TOKENS = 16
 """Tokens at which a mean-pooled score counts half. Measured by benchmarks/demo_seeds.py."""
@@ -93,6 +94,8 @@ class ScalarHead(nn.Module):
     @whole_weight.setter
     def whole_weight(self, weight: torch.Tensor) -> None:
         size = len(self.weight)
+        if len(weight) != len(self.whole_weight):
+            raise ValueError(f"{len(self.whole_weight)} weights are wanted, not {len(weight)}")
         self.weight.data.copy_(weight[-size:])
         if self.trunk_weight is not None:
             self.trunk_weight.copy_(weight[:size])

@@ -26,7 +26,8 @@ def save_role(backbone: "Backbone", role: str, folder: Path) -> Path:
     """Write `adapter_config.json`, `adapter_model.safetensors` and a note to `folder`.
 
     A `policy` opens with `PeftModel.from_pretrained` on the causal model, a `reward` with
-    `pooling: last` on `AutoModelForSequenceClassification`. What those do not know (the bias, the
+    `pooling: last` on `AutoModelForSequenceClassification`; a mean-pooled head reads the trunk too
+    and opens only here. What those do not know (the bias, the
     pooling, the score's mean and deviation, the base) is in `lorarlhf.json`.
     """
     adapter = roles.ADAPTERS[role]
@@ -71,11 +72,13 @@ def load_role(backbone: "Backbone", role: str, folder: Path) -> None:
     head_weight = tensors.pop(HEAD_KEY, None)
     _check_shapes(backbone, tensors, folder)  # before an older adapter is dropped
     _check_alpha(backbone, config, folder)
-    backbone.add_role(role, pooling=note.get("pooling", "mean"))
+    pooling = note.get("pooling", "mean")
+    if role in roles.HEADED and head_weight is not None:
+        _check_head(backbone, pooling, head_weight, folder)
+    backbone.add_role(role, pooling=pooling)
     set_peft_model_state_dict(backbone.model, tensors, adapter_name=roles.ADAPTERS[role])
     if role in backbone.heads and head_weight is not None:
         head = backbone.heads[role]
-        _check_head(head, head_weight, folder)
         head.whole_weight = head_weight.reshape(-1)
         head.bias.data.fill_(note.get("bias", 0.0))
         head.score_mean.fill_(note.get("score_mean", 0.0))
@@ -132,11 +135,13 @@ def _check_shapes(backbone: "Backbone", tensors: dict[str, torch.Tensor], folder
     )
 
 
-def _check_head(head: roles.ScalarHead, theirs: torch.Tensor, folder: Path) -> None:
-    if theirs.numel() != len(head.whole_weight):
+def _check_head(backbone: "Backbone", pooling: str, head: torch.Tensor, folder: Path) -> None:
+    wanted = backbone.hidden_size * (1 + backbone.reads_trunk(pooling))
+    if head.numel() != wanted:
         raise UserError(
-            f"The head in {folder} reads {theirs.numel()} numbers a token, and this version's "
-            f"reads {len(head.whole_weight)}. Train the role again from its votes."
+            f"The head in {folder} reads {head.numel()} numbers a token, and here it would read "
+            f"{wanted}: it was saved by another version, or where the trunk could not be kept. "
+            "Train the role again."
         )
 
 

@@ -18,20 +18,20 @@ UNUSED = (
 
 @dataclass
 class PPOConfig(_BaseConfig):
-    """Settings of `PPOTrainer`; everything else is TRL's and transformers' own.
+    """Settings of `PPOTrainer`; everything else but `UNUSED` is TRL's and transformers' own.
 
     One update: `rollout_batch_size` prompts are answered once each; then `num_ppo_epochs` passes of
     `num_minibatches` optimizer steps each, `micro_batch_size` sequences in one forward.
 
     Raises:
-        ValueError: sizes that do not divide, or a number outside its range.
+        ValueError: sizes that do not divide, a number outside its range, or one of `UNUSED`.
     """
 
     updates: int = _field(40, "Number of updates (rollout and optimization)")
     rollout_batch_size: int = _field(16, "Prompts answered in one update")
     num_ppo_epochs: int = _field(4, "Passes over each rollout")
     num_minibatches: int = _field(1, "Optimizer steps in each pass")
-    micro_batch_size: int = _field(8, "Sequences in one forward; with one minibatch memory only")
+    micro_batch_size: int = _field(8, "Sequences in one forward; memory only")
     max_prompt_tokens: int = _field(512, "Longer prompts are refused, not cut")
     max_new_tokens: int = _field(64, "Longest answer, in tokens")
     temperature: float = _field(1.0, "Of sampling, and of all log-probabilities")

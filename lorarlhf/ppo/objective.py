@@ -196,16 +196,16 @@ def value_loss(
 
 
 def fit_line(
-    x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor
+    x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, low: float = 0.0, high: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slope, kept in 0 to 1, and shift that make slope * x + shift nearest to y (least squares).
+    """Slope and shift that make slope * x + shift nearest to y over the valid tokens, all (B, C).
 
-    All arguments (B, C). Where x is constant the slope is 0 and the shift the mean of y.
+    Least squares, with the slope kept in `low` to `high`. Where x is constant the slope is `low`.
     """
     mean_x, mean_y = masked_mean(x, mask), masked_mean(y, mask)
     variance = masked_mean((x - mean_x) ** 2, mask)
     slope = masked_mean((x - mean_x) * (y - mean_y), mask) / variance.clamp(min=1e-12)
-    slope = slope.clamp(0, 1)
+    slope = slope.clamp(low, high)
     return slope, mean_y - slope * mean_x
 
 

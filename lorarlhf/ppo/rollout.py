@@ -38,7 +38,7 @@ class MicroBatch:
     predicts: torch.Tensor
     answers: torch.Tensor
     targets: torch.Tensor
-    trunk: torch.Tensor | None = None
+    trunk: torch.Tensor | None
 
 
 @dataclass
@@ -97,9 +97,6 @@ def collect(
     rollout = Rollout(rows, completions, minibatches, mask, *(empty.clone() for _ in range(4)))
     micros = rollout.micro_batches
     with torch.no_grad():
-        with backbone.role("base"):
-            for micro in micros:
-                micro.trunk = backbone.trunk(micro.input_ids, micro.attention_mask)
         with backbone.role("policy"):
             for micro in micros:
                 logprobs, entropy = policy_logprobs(backbone, micro, args.temperature)
@@ -128,7 +125,8 @@ def make_micro_batches(
     size: int,
     rows: Sequence[int] | None = None,
 ) -> list[MicroBatch]:
-    """Sequences of like length together, each micro-batch padded only to its own longest.
+    """Sequences of like length together, each micro-batch padded only to its own longest,
+    with its trunk.
 
     Args:
         rows: which of the sequences; all by default.
@@ -160,7 +158,8 @@ def _micro_batch(
         # An answer that is nothing but its stop token is scored on that token.
         answers[j, before : max(before + 1, end - completions[i].ended)] = True
     targets = torch.tensor([t for i in rows for t in completions[i].ids], device=device)
-    return MicroBatch(rows, input_ids, attention.long(), predicts, answers, targets)
+    trunk = backbone.trunk(input_ids, attention.long())
+    return MicroBatch(rows, input_ids, attention.long(), predicts, answers, targets, trunk)
 
 
 def policy_logprobs(

@@ -33,6 +33,8 @@ from lorarlhf.ppo.rollout import (
 from lorarlhf.ppo.scores import ScoreScale, function_scores
 
 RewardFunction = Callable[..., Any]
+MIN_SLOPE = 0.05
+"""What is left of a new value head that a first rollout's luck speaks against."""
 
 
 class PPOTrainer(_BaseTrainer):
@@ -125,6 +127,7 @@ class PPOTrainer(_BaseTrainer):
         args = self.args
         self.state.max_steps, self.state.num_train_epochs = args.updates, args.num_ppo_epochs
         self.state.logging_steps = max(1, int(args.logging_steps))
+        self.state.save_steps = max(1, int(args.save_steps))
         torch.manual_seed(args.seed)
         if resume_from_checkpoint:
             checkpoint.load_newest(self, resume_from_checkpoint)
@@ -155,7 +158,7 @@ class PPOTrainer(_BaseTrainer):
         rewards = objective.shape_rewards(
             scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, args.kl_coef
         )
-        if self._fresh_value and self.state.global_step == 0:
+        if self._fresh_value and self.state.global_step == 0:  # not where a checkpoint was loaded
             self._calibrate_value(rollout, rewards)
         advantages, rollout.returns = objective.gae(
             rewards, rollout.values, rollout.mask, args.gamma, args.gae_lambda
@@ -214,11 +217,12 @@ class PPOTrainer(_BaseTrainer):
         """
         nothing = torch.zeros_like(rewards)
         _, returns = objective.gae(rewards, nothing, rollout.mask, self.args.gamma, 1.0)
-        slope, shift = objective.fit_line(rollout.values, returns, rollout.mask)
+        slope, shift = objective.fit_line(rollout.values, returns, rollout.mask, MIN_SLOPE)
         head = self.backbone.heads["value"]
         head.whole_weight = head.whole_weight * slope
         head.bias.data.mul_(slope).add_(shift)
         rollout.values = (rollout.values * slope + shift) * rollout.mask
+        self._fresh_value = False
 
     # ---- optimization
 
@@ -312,7 +316,7 @@ class PPOTrainer(_BaseTrainer):
         if self.state.global_step % self.state.logging_steps == 0:
             self.log(metrics)
         last = self.state.global_step == args.updates or self.control.should_training_stop
-        due = self.state.global_step % max(1, int(args.save_steps)) == 0
+        due = self.state.global_step % self.state.save_steps == 0
         if last or due or self.control.should_save:
             checkpoint.save(self)
             self.control = self.callback_handler.on_save(args, self.state, self.control)

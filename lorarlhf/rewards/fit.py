@@ -4,7 +4,7 @@ Few votes can't settle hundreds of weights, so the Gaussian prior decides most: 
 bank of style directions that people tend to vote by (`lorarlhf.rewards.axes`), narrow elsewhere.
 All of it stays linear and folds into one weight vector and a bias.
 
-Shapes: N votes, H hidden size, K axes, M unlabelled answers. Only numpy is used.
+Shapes: N votes, F features, K axes, M unlabelled answers. Only numpy is used.
 """
 
 import json
@@ -16,40 +16,52 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lorarlhf.errors import UserError
-from lorarlhf.rewards.bradley_terry import fit_bradley_terry, solve_dual
+from lorarlhf.rewards.bradley_terry import solve_dual
 
 Array = NDArray[np.float64]
 
-# In the units of `fit_head`: features scaled so that two unlabelled answers lie one apart (root
-# mean square), axes so that their scores spread by one. Picked on the small base for the simulated
-# raters. The axes are a bet: with them `cheerful` gained 3 to 8 points and `plain` 1 to 4, and
-# `brief`, whose taste lies along none of them, lost 1 to 4 from 50 votes and 6 to 10 from 150.
-# Cross-validation on as few votes does not notice such a loss; `axes=None` avoids it.
-STRENGTHS = (0.3, 1.0, 3.0)
-AXIS_STRENGTHS = (0.0, 0.01, 0.1)
-DEFAULT_L2 = 3.0
-DEFAULT_AXIS_STRENGTH = 0.01
-FOLDS = 5
-MIN_GROUPS_TO_MEASURE = 10
-"""With fewer prompts than this, held-out votes are too few to say anything."""
-MIN_GROUPS_TO_CHOOSE = 100
-"""Below this many prompts the choice follows luck: from 50 votes it cost 2 to 6 points of accuracy
-against the defaults, which are then kept and only measured."""
-
 
 @dataclass(frozen=True)
-class Strength:
-    """How strongly to regularise, and what held-out votes say about it.
+class Prior:
+    """How strongly to regularise, in the units of `fit_head`.
+
+    There, features are scaled so that two unlabelled answers lie one apart (root mean square), and
+    axes so that their scores spread by one.
 
     Attributes:
         l2: Penalty on the squared weight; larger means smaller weights.
         axis_strength: Prior variance along each axis; 0 means that the axes are left out.
+    """
+
+    l2: float
+    axis_strength: float = 0.0
+
+
+# Most of them bet on the axes, which is right for a taste that lies along them; the last two are
+# for one that does not. Picked on the small base for the simulated raters.
+PRIORS = (
+    *(Prior(l2, axis) for l2 in (1.0, 3.0, 10.0) for axis in (0.003, 0.01, 0.03)),
+    *(Prior(0.3), Prior(1.0)),
+)
+PRIORS_WITHOUT_AXES = (Prior(0.3), Prior(1.0), Prior(3.0))
+FOLDS = 5
+MIN_GROUPS = 10
+"""With fewer prompts than this held-out votes say nothing, and all priors count alike."""
+MIN_SHARE = 0.01
+"""Priors that would have a smaller share are left out."""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Priors with their shares, and what held-out votes say about their average.
+
+    Attributes:
+        priors: (prior, share); the shares add up to 1.
         cv_accuracy: Share of held-out votes that are predicted (ties half); NaN where not measured.
         cv_loss: Mean -log P of held-out votes, ln 2 = 0.693 for a coin; NaN where not measured.
     """
 
-    l2: float = DEFAULT_L2
-    axis_strength: float = DEFAULT_AXIS_STRENGTH
+    priors: tuple[tuple[Prior, float], ...]
     cv_accuracy: float = float("nan")
     cv_loss: float = float("nan")
 
@@ -59,76 +71,61 @@ class HeadFit:
     """A linear head: score = features @ weight + bias, with mean 0 over the background.
 
     Attributes:
-        weight: (H,) float32.
+        weight: (F,) float32.
         bias: A number.
-        l2, axis_strength, cv_accuracy, cv_loss: See `Strength`.
+        blend: The priors whose fits were averaged.
     """
 
     weight: NDArray[np.float32]
     bias: float
-    l2: float
-    axis_strength: float
-    cv_accuracy: float
-    cv_loss: float
+    blend: Blend
 
     def score(self, features: ArrayLike) -> Array:
-        """Features (..., H) -> scores (...)."""
+        """Features (..., F) -> scores (...)."""
         return np.asarray(features, dtype=np.float64) @ self.weight.astype(np.float64) + self.bias
 
 
-def choose_strength(
+def blend_priors(
     differences: ArrayLike,
     groups: Sequence[Hashable],
-    strengths: Sequence[float] = STRENGTHS,
-    *,
     axis_differences: ArrayLike | None = None,
-    axis_strengths: Sequence[float] = AXIS_STRENGTHS,
-    default: Strength | None = None,
-) -> Strength:
-    """Choose l2 (and the axes' strength) by cross-validation over groups of votes.
+    priors: Sequence[Prior] | None = None,
+) -> Blend:
+    """Weigh priors by how well they predict votes that their fit has not seen.
 
-    Votes of one group, a prompt, are never on both sides of a split. The losses of neighbouring
-    strengths differ by luck, so the default is left only with `MIN_GROUPS_TO_CHOOSE` groups or
-    more, and for a setting that is better by over two standard errors of the difference.
+    A prior's share is proportional to exp(-its summed held-out loss) (pseudo-Bayesian model
+    averaging; Yao et al. 2018, arXiv 1704.02030, section 3.4). Picking the best one instead follows
+    luck: from 50 votes the losses of neighbours hardly differ. Votes of one group, a prompt, are
+    never on both sides of a split.
 
     Args:
-        differences: (N, H) chosen minus rejected.
+        differences: (N, F) chosen minus rejected.
         groups: N labels.
-        strengths: The values of l2 to try.
         axis_differences: (N, K), the same votes along the axes; None for a fit without axes.
-        axis_strengths: The axes' prior variances to try, 0 for none.
-        default: What is taken where nothing is clearly better; it need not be among those tried.
-
-    Returns:
-        The choice, with held-out accuracy and loss from `MIN_GROUPS_TO_MEASURE` groups upwards.
+        priors: those to weigh; by default `PRIORS` or `PRIORS_WITHOUT_AXES`.
     """
-    default = default or Strength()
     d = np.asarray(differences, dtype=np.float64)
-    gram = d @ d.T
-    axis_gram = np.zeros_like(gram)
-    if axis_differences is None:
-        default, axis_strengths = Strength(default.l2, 0.0), (0.0,)
-    else:
+    gram, axis_gram = d @ d.T, np.zeros((len(d), len(d)))
+    if axis_differences is not None:
         along = np.asarray(axis_differences, dtype=np.float64)
         axis_gram = along @ along.T
-    folds, count = split_groups(groups), len(set(groups))
-    if count < MIN_GROUPS_TO_MEASURE:
-        return default
-    first = (default.l2, default.axis_strength)
-    grid = [(l2, axis) for l2 in strengths for axis in axis_strengths]
-    if count < MIN_GROUPS_TO_CHOOSE:
-        grid = []
-    margins = {
-        setting: _held_out_margins(gram / setting[0] + setting[1] * axis_gram, folds)
-        for setting in dict.fromkeys([first, *grid])
-    }
-    losses = {setting: np.logaddexp(0, -m) for setting, m in margins.items()}
-    best = min(losses, key=lambda setting: losses[setting].mean())
-    gain = losses[first] - losses[best]
-    if gain.mean() <= 2 * gain.std() / np.sqrt(len(gain)):
-        best = first
-    accuracy = np.mean((margins[best] > 0) + 0.5 * (margins[best] == 0))
-    return Strength(*best, float(accuracy), float(losses[best].mean()))
+    tried = tuple(priors or (PRIORS_WITHOUT_AXES if axis_differences is None else PRIORS))
+    if len(set(groups)) < MIN_GROUPS:
+        return Blend(tuple((prior, 1 / len(tried)) for prior in tried))
+    folds = split_groups(groups)
+    margins = np.stack(
+        [_held_out_margins(gram / p.l2 + p.axis_strength * axis_gram, folds) for p in tried]
+    )
+    losses = np.logaddexp(0, -margins).sum(axis=1)
+    shares = np.exp(losses.min() - losses)
+    shares[shares < MIN_SHARE * shares.sum()] = 0
+    shares /= shares.sum()
+    average = shares @ margins
+    return Blend(
+        tuple((p, float(share)) for p, share in zip(tried, shares, strict=True) if share),
+        cv_accuracy=float(np.mean((average > 0) + 0.5 * (average == 0))),
+        cv_loss=float(np.logaddexp(0, -average).mean()),
+    )
 
 
 def split_groups(groups: Sequence[Hashable], folds: int = FOLDS) -> NDArray[np.int64]:
@@ -144,17 +141,17 @@ def fit_head(
     *,
     background: ArrayLike,
     axes: ArrayLike | None = None,
-    strength: Strength | None = None,
+    blend: Blend | None = None,
 ) -> HeadFit:
     """Fit a head to votes.
 
     Args:
-        chosen, rejected: (N, H) features of the answers, N >= 1.
-        groups: N labels, one a prompt; see `choose_strength`.
-        background: (M, H) features of unlabelled answers, M >= 1 (the voted ones will do). They
+        chosen, rejected: (N, F) features of the answers, N >= 1.
+        groups: N labels, one a prompt; see `blend_priors`.
+        background: (M, F) features of unlabelled answers, M >= 1 (the voted ones will do). They
             give the scale of each feature and the zero of the score.
-        axes: (K, H) directions in the features' own units along which the prior is wide.
-        strength: Used as it is; None to choose by cross-validation.
+        axes: (K, F) directions in the features' own units along which the prior is wide.
+        blend: Used as it is; None to weigh the priors by cross-validation.
 
     Raises:
         ValueError: shapes that do not fit, no vote, or numbers that are not finite.
@@ -168,36 +165,29 @@ def fit_head(
     differences = (plus - minus) * scale
     directions = _axis_directions(axes, unlabelled - mean, scale)
     along = differences @ directions.T
-    if strength is None:
-        strength = choose_strength(
-            differences, groups, axis_differences=along if len(directions) else None
-        )
-    wide = np.sqrt(strength.axis_strength)
-    # One fit over [features | axis scores]: a column scaled by c has prior variance c^2.
-    joined = np.hstack([differences / np.sqrt(strength.l2), wide * along])
-    weight = fit_bradley_terry(joined, 1.0)
-    width = plus.shape[1]
-    whole = weight[:width] / np.sqrt(strength.l2) + (wide * weight[width:]) @ directions
+    if blend is None:
+        blend = blend_priors(differences, groups, along if len(directions) else None)
+    whole = sum(share * _weight(differences, along, directions, p) for p, share in blend.priors)
     folded = (whole * scale).astype(np.float32)
-    return HeadFit(
-        weight=folded,
-        bias=float(-(mean @ folded.astype(np.float64))),
-        l2=strength.l2,
-        axis_strength=strength.axis_strength,
-        cv_accuracy=strength.cv_accuracy,
-        cv_loss=strength.cv_loss,
-    )
+    return HeadFit(folded, float(-(mean @ folded.astype(np.float64))), blend)
+
+
+def _weight(differences: Array, along: Array, directions: Array, prior: Prior) -> Array:
+    """The weight (F,) of scaled features under one prior."""
+    kernel = differences @ differences.T / prior.l2 + prior.axis_strength * along @ along.T
+    dual = solve_dual(kernel, np.ones(len(kernel)))
+    return differences.T @ dual / prior.l2 + prior.axis_strength * (along.T @ dual) @ directions
 
 
 class VoteFit:
     """Votes with their features: one more vote and its fit cost milliseconds.
 
-    The strength is chosen again (cross-validation, up to a second) only when the votes have grown
-    by a quarter since the last time; between, the last one is used.
+    The priors are weighed again (cross-validation, up to a second) only when the votes have grown
+    by a quarter since the last time; between, the last shares are used.
 
     Args:
-        axes: (K, H) style directions, or None.
-        background: (M, H) features of unlabelled answers; the voted ones always count among them.
+        axes: (K, F) style directions, or None.
+        background: (M, F) features of unlabelled answers; the voted ones always count among them.
     """
 
     def __init__(self, axes: ArrayLike | None = None, background: ArrayLike | None = None) -> None:
@@ -206,14 +196,14 @@ class VoteFit:
         self.chosen: list[NDArray[np.float32]] = []
         self.rejected: list[NDArray[np.float32]] = []
         self.groups: list[str] = []
-        self._strength = Strength()
-        self._chosen_at = 0
+        self._blend: Blend | None = None
+        self._weighed_at = 0
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def add(self, chosen: ArrayLike, rejected: ArrayLike, group: Hashable) -> None:
-        """One vote: features (H,) of both answers and the prompt (kept as text) they belong to."""
+        """One vote: features (F,) of both answers and the prompt (kept as text) they belong to."""
         plus = np.array(chosen, dtype=np.float32)
         minus = np.array(rejected, dtype=np.float32)
         if plus.ndim != 1 or plus.shape != minus.shape:
@@ -225,14 +215,14 @@ class VoteFit:
         self.groups.append(str(group))
 
     def subset(self, wanted: Sequence[int]) -> "VoteFit":
-        """A new fit on some of these votes, by their places; the strength is chosen anew."""
+        """A new fit on some of these votes, by their places; the priors are weighed anew."""
         part = VoteFit(self.axes, self.background)
         for place in wanted:
             part.add(self.chosen[place], self.rejected[place], self.groups[place])
         return part
 
-    def fit(self, strength: Strength | None = None) -> HeadFit:
-        """The head for all votes so far; a `strength` that is given is used as it is.
+    def fit(self) -> HeadFit:
+        """The head for all votes so far.
 
         Raises:
             UserError: there is no vote yet.
@@ -243,18 +233,17 @@ class VoteFit:
             )
         chosen, rejected = np.stack(self.chosen), np.stack(self.rejected)
         parts = [chosen, rejected] + ([] if self.background is None else [self.background])
-        due = len(self) >= 1.25 * self._chosen_at
+        due = len(self) >= 1.25 * self._weighed_at
         fit = fit_head(
             chosen,
             rejected,
             self.groups,
             background=np.concatenate(parts),
             axes=self.axes,
-            strength=strength or (None if due else self._strength),
+            blend=None if due else self._blend,
         )
-        if strength is None and due:
-            self._strength = Strength(fit.l2, fit.axis_strength, fit.cv_accuracy, fit.cv_loss)
-            self._chosen_at = len(self)
+        if due:
+            self._blend, self._weighed_at = fit.blend, len(self)
         return fit
 
     def save(self, path: str | Path) -> None:
@@ -265,9 +254,11 @@ class VoteFit:
         tensors = {name: value for name, value in kept.items() if value is not None}
         if self.groups:
             tensors |= {"chosen": np.stack(self.chosen), "rejected": np.stack(self.rejected)}
-        s = self._strength
-        numbers = [s.l2, s.axis_strength, s.cv_accuracy, s.cv_loss, self._chosen_at]
-        note = {"groups": json.dumps(self.groups), "strength": json.dumps(numbers)}
+        note = {"groups": json.dumps(self.groups)}
+        if self._blend is not None:
+            priors = [[p.l2, p.axis_strength, share] for p, share in self._blend.priors]
+            numbers = [self._blend.cv_accuracy, self._blend.cv_loss, self._weighed_at]
+            note["blend"] = json.dumps([priors, *numbers])
         save_file(tensors, str(path), metadata=note)
 
     @classmethod
@@ -280,12 +271,15 @@ class VoteFit:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 note = file.metadata() or {}
             votes = cls(tensors.get("axes"), tensors.get("background"))
-            groups, numbers = json.loads(note["groups"]), json.loads(note["strength"])
+            groups = json.loads(note["groups"])
             for group, plus, minus in zip(
                 groups, tensors.get("chosen", []), tensors.get("rejected", []), strict=True
             ):
                 votes.add(plus, minus, group)
-            votes._strength, votes._chosen_at = Strength(*numbers[:4]), int(numbers[4])
+            if "blend" in note:
+                priors, accuracy, loss, weighed_at = json.loads(note["blend"])
+                shares = tuple((Prior(l2, axis), share) for l2, axis, share in priors)
+                votes._blend, votes._weighed_at = Blend(shares, accuracy, loss), weighed_at
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UserError(
                 f"The votes in {path} can't be read ({error}). Name a votes.safetensors that a "

@@ -20,7 +20,7 @@ def learning_curve(
 
     Args:
         votes: kept votes, in the order they were given.
-        chosen, rejected: (M, H) pooled states of held-out pairs.
+        chosen, rejected: (M, F) pooled states of held-out pairs.
 
     Yields:
         n and the share of held-out pairs whose chosen answer scores higher (ties half).

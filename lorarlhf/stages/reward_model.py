@@ -117,8 +117,8 @@ def train_reward_model(
             held out for that.
 
     Returns:
-        a summary: `heldout_accuracy` and `n`, pairs, the fit's strength and cross-validated
-        accuracy, how many training steps were kept.
+        a summary: `heldout_accuracy` and `n`, pairs, the fit's cross-validated accuracy, how many
+        training steps were kept.
     """
     settings = settings or RewardSettings()
     seed = run.about["seed"]
@@ -144,8 +144,7 @@ def train_reward_model(
         "pairs": len(train),
         "heldout_accuracy": accuracy,
         "n": len(test),
-        "fit_l2": fit.l2,
-        "fit_cv_accuracy": fit.cv_accuracy,
+        "fit_cv_accuracy": fit.blend.cv_accuracy,
         "adapter_steps_kept": kept,
     }
 
