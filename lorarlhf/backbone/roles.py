@@ -98,7 +98,7 @@ class ScalarHead(nn.Module):
             raise ValueError(f"{len(self.whole_weight)} weights are wanted, not {len(weight)}")
         self.weight.data.copy_(weight[-size:])
         if self.trunk_weight is not None:
-            self.trunk_weight.copy_(weight[:size])
+            self.trunk_weight.copy_(weight[:size].detach())
 
     def pool(
         self, hidden: torch.Tensor, mask: torch.Tensor, trunk: torch.Tensor | None = None
