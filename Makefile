@@ -2,9 +2,8 @@
 # (pip's and the base model's own caches aside).
 PYTHON ?= python3
 ARGS ?=
-# Worker processes for the tests. torch already uses every core, so one process is the fastest on
-# small machines; `make test JOBS=4` is for large ones.
-JOBS ?= 0
+# Test processes, a file at a time each; they share the cores. JOBS=0 runs all in one process.
+JOBS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -34,7 +33,7 @@ demo: $(DEMO_STAMP) ## install, then run the whole loop on the small base (ARGS=
 
 test: $(TEST_STAMP) ## install the test tools, then run every test (ARGS="-k packaging")
 	@echo "Running the tests (up to ten minutes)."
-	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(TEST_STAMP) ## format, lint and types; changes nothing
 	@$(PY) -m ruff format --check .

@@ -316,7 +316,8 @@ def test_without_a_kept_trunk_the_numbers_are_the_same(
         backbone.add_role("reward")
         randomise(backbone, "reward", seed=1)
         head = backbone.heads["reward"]
-        head.whole_weight = torch.cat([0 * head.weight, head.weight])[-len(head.whole_weight) :]
+        final = torch.linspace(-1, 1, backbone.hidden_size)
+        head.whole_weight = torch.cat([0 * final, final])[-len(head.whole_weight) :]
         assert (head.trunk_weight is not None) == keeps
         trainer = make(backbone, reward_funcs=None, adam_epsilon=1e-3, folder=f"trunk-{keeps}")
         torch.manual_seed(0)
