@@ -7,13 +7,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# Several test processes share the cores: with more threads than cores, torch's threads would wait
-# for one another most of the time. The programs that tests start inherit it.
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if WORKERS > 1:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // WORKERS)))
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +15,13 @@ import pytest
 
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
+
+# Several test processes share the cores: with more threads than cores, torch's threads would wait
+# for one another most of the time. The programs that tests start inherit it.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // WORKERS)))
 
 SPECIALS = ["<pad>", "<|im_start|>", "<|im_end|>"]
 VOCABULARY = 384  # 256 bytes, the special tokens, and the most frequent pairs
