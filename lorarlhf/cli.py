@@ -24,9 +24,9 @@ STAGE_KEYS = {
     "orpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, plain",
     "ppo": "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
     "max_prompt_tokens, max_new_tokens, temperature, learning_rate, value_learning_rate, kl_coef, "
-    "gamma, gae_lambda, clip_range, value_clip_range, vf_coef, critic_warmup, missing_eos_penalty, "
-    "score_clip, normalize_scores, adam_epsilon, gradient_checkpointing, logging_steps, "
-    "save_steps, report_to, remove_unused_columns, plain",
+    "kl_target, kl_horizon, gamma, gae_lambda, clip_range, value_clip_range, vf_coef, "
+    "critic_warmup, missing_eos_penalty, score_clip, normalize_scores, adam_epsilon, "
+    "gradient_checkpointing, logging_steps, save_steps, report_to, remove_unused_columns, plain",
     "score": "plain",
     "chat": "max_prompt_tokens, plain",
 }

@@ -19,6 +19,7 @@ from lorarlhf.generation import generate
 from lorarlhf.ppo import objective
 from lorarlhf.ppo import trainer as ppo_trainer
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.kl import KLControl
 from lorarlhf.ppo.rollout import Rollout, token_values
 from lorarlhf.ppo.trainer import PPOTrainer
 
@@ -466,6 +467,8 @@ def test_without_any_reward_it_says_so(tiny: Backbone, make: Make) -> None:
         ({"rollout_batch_size": 6, "num_minibatches": 4}, "multiple of num_minibatches"),
         ({"rollout_batch_size": 8, "micro_batch_size": 3}, "micro_batch_size .3. must divide"),
         ({"temperature": 0.0}, "PPO must sample"),
+        ({"kl_target": 0.0}, "kl_target is above 0"),
+        ({"kl_horizon": 8, "kl_target": 4.0}, "kl_horizon .8. is at least rollout_batch_size .16."),
         ({"num_ppo_epochs": 0}, "num_ppo_epochs is 1 or more, not 0"),
         ({"lr_scheduler_type": "cosine"}, "does not use lr_scheduler_type"),
         ({"gradient_accumulation_steps": 2}, "does not use gradient_accumulation_steps"),
@@ -526,7 +529,7 @@ def test_the_log_has_every_metric(tiny: Backbone, make: Make) -> None:
     trainer.train()
     assert [row["step"] for row in trainer.state.log_history] == [1, 2]
     assert [row["episodes"] for row in trainer.state.log_history] == [8, 16]
-    names = "score score_std score_normalised kl entropy completion_length ended_fraction "
+    names = "score score_std score_normalised kl kl_coef entropy completion_length ended_fraction "
     names += "explained_variance policy_loss value_loss clip_fraction value_clip_fraction "
     names += "approx_kl ratio grad_norm_policy grad_norm_value "
     names += "seconds seconds_rollout seconds_score seconds_optimize"
@@ -546,6 +549,38 @@ def test_save_model_writes_plain_peft_folders(tiny: Backbone, make: Make, tmp_pa
         folder = tmp_path / "out" / "adapters" / role
         assert (folder / "adapter_config.json").is_file()
         assert (folder / "adapter_model.safetensors").is_file()
+
+
+# ---- KL control
+
+
+def test_the_kl_coefficient_by_hand() -> None:
+    control = KLControl(0.1, target=4.0, horizon=100)
+    control.update(4.4, episodes=20)  # 10% above: 1 + 0.1 * 20 / 100
+    assert control.coef == pytest.approx(0.102)
+    control.update(400.0, episodes=20)  # clipped to 0.2
+    assert control.coef == pytest.approx(0.102 * 1.04)
+    control.update(-1.0, episodes=20)
+    assert control.coef == pytest.approx(0.102 * 1.04 * 0.96)
+    fixed = KLControl(0.1)
+    fixed.update(400.0, episodes=20)
+    assert fixed.coef == 0.1
+
+
+def test_the_kl_coefficient_follows_the_target_and_is_resumed(tiny_base: Path, make: Make) -> None:
+    settings: dict[str, Any] = {"kl_target": 1e-6, "kl_horizon": 16, "critic_warmup": 1}
+    settings |= {"max_new_tokens": 3, "learning_rate": 1e-2, "save_steps": 1}
+    straight = make(load(tiny_base), folder="whole", updates=4, **settings)
+    straight.train()
+    coefs = [row["kl_coef"] for row in straight.state.log_history]
+    # The warm-up says nothing, and the policy's first rollout is the reference's still.
+    assert coefs[:3] == pytest.approx([0.05, 0.05, 0.05 * (1 - 0.2 * 8 / 16)])
+    assert coefs[3] == pytest.approx(coefs[2] * (1 + 0.2 * 8 / 16))
+    make(load(tiny_base), folder="parts", updates=3, **settings).train()
+    second = make(load(tiny_base), folder="parts", updates=4, **settings)
+    second.train(resume_from_checkpoint=True)
+    assert second.state.log_history[-1]["kl_coef"] == coefs[3]
+    assert second.kl.coef == straight.kl.coef != 0.05
 
 
 # ---- checkpoints

@@ -42,6 +42,7 @@ def save(trainer: "PPOTrainer") -> Path:
         "step": trainer.state.global_step,
         "queue": trainer._queue,
         "scale": trainer.scale.state(),
+        "kl_coef": trainer.kl.coef,
         "log_history": trainer.state.log_history,
     }
     (scratch / "state.json").write_text(json.dumps(state), encoding="utf-8")
@@ -88,6 +89,7 @@ def load_newest(trainer: "PPOTrainer", wanted: str | bool) -> None:
     trainer.state.log_history = state["log_history"]
     trainer._queue = state["queue"]
     trainer.scale.restore(state["scale"])
+    trainer.kl.coef = state["kl_coef"]
     torch.set_rng_state(tensors["rng.torch"])
     trainer._shuffle.set_state(tensors["rng.shuffle"])
     if "rng.cuda" in tensors and trainer.backbone.device.type == "cuda":

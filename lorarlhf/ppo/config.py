@@ -38,6 +38,10 @@ class PPOConfig(_BaseConfig):
     learning_rate: float = _field(3e-4, "Of the policy's adapter")
     value_learning_rate: float = _field(3e-4, "Of the value's adapter and head")
     kl_coef: float = _field(0.05, "Price of one nat of KL to the reference, a token")
+    kl_target: float | None = _field(
+        None, "Nats an answer that kl_coef is steered towards; None: kl_coef stays as it is"
+    )
+    kl_horizon: int = _field(160, "Episodes in which kl_coef reacts to an error of the target")
     gamma: float = _field(1.0, "Discount of later rewards")
     gae_lambda: float = _field(0.95, "Bias against variance of the advantages")
     clip_range: float = _field(0.2, "How far the policy's ratio may leave 1")
@@ -74,6 +78,13 @@ class PPOConfig(_BaseConfig):
                 raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
         if self.temperature <= 0:
             raise ValueError(f"temperature is above 0, not {self.temperature}: PPO must sample")
+        if self.kl_target is not None and self.kl_target <= 0:
+            raise ValueError(f"kl_target is above 0 nats, not {self.kl_target}")
+        if self.kl_target is not None and self.kl_horizon < self.rollout_batch_size:
+            raise ValueError(
+                f"kl_horizon ({self.kl_horizon}) is at least rollout_batch_size "
+                f"({self.rollout_batch_size})"
+            )
         if self.rollout_batch_size % self.num_minibatches:
             raise ValueError(
                 f"rollout_batch_size ({self.rollout_batch_size}) must be a multiple of "

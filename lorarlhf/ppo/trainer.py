@@ -22,6 +22,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.ppo import checkpoint, objective
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.kl import KLControl
 from lorarlhf.ppo.rollout import (
     MicroBatch,
     Rollout,
@@ -89,6 +90,7 @@ class PPOTrainer(_BaseTrainer):
         self.backbone, self.rows = backbone, train_dataset
         self.reward_funcs = functions
         self.reward_weights = weights
+        self.kl = KLControl(args.kl_coef, args.kl_target, args.kl_horizon)
         self.scale = ScoreScale.of(backbone, args, from_role=not functions)
         self._start_roles()
         self.optimizers_of = {
@@ -156,7 +158,7 @@ class PPOTrainer(_BaseTrainer):
         scores = self.scale.normalise(raw_scores, learn=self.state.global_step < self._warmup)
         scores = self._penalise_endless(scores, rollout)
         rewards = objective.shape_rewards(
-            scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, args.kl_coef
+            scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, self.kl.coef
         )
         if self._fresh_value and self.state.global_step == 0:  # not where a checkpoint was loaded
             self._calibrate_value(rollout, rewards)
@@ -169,22 +171,25 @@ class PPOTrainer(_BaseTrainer):
         stats = self._epochs(rollout, dealer)
         give_back_memory()
         ended = time.perf_counter()
-        return (
-            self._metrics(rollout, raw_scores, scores)
-            | stats
-            | {
-                "seconds": ended - started,
-                "seconds_rollout": sampled - started,
-                "seconds_score": scored - sampled,
-                "seconds_optimize": ended - scored,
-            }
-        )
+        metrics = self._metrics(rollout, raw_scores, scores) | stats
+        if self._moves_policy:
+            self.kl.update(metrics["kl"], len(rollout.prompts))
+        return metrics | {
+            "seconds": ended - started,
+            "seconds_rollout": sampled - started,
+            "seconds_score": scored - sampled,
+            "seconds_optimize": ended - scored,
+        }
 
     @property
     def _warmup(self) -> int:
         # Score statistics are learned while the policy is still the reference: in the critic's
         # warm-up, or in the first update where there is none.
         return max(1, self.args.critic_warmup)
+
+    @property
+    def _moves_policy(self) -> bool:
+        return self.state.global_step >= self.args.critic_warmup
 
     def _next_prompts(self) -> list[dict[str, Any]]:
         """The next rows; every prompt is used once before one is used again."""
@@ -229,12 +234,11 @@ class PPOTrainer(_BaseTrainer):
     def _epochs(self, rollout: Rollout, dealer: torch.Generator) -> dict[str, float]:
         """All passes over a rollout: `num_minibatches` optimizer steps in each."""
         sums: dict[str, list[float]] = {}
-        moves_policy = self.state.global_step >= self.args.critic_warmup
         for _ in range(self.args.num_ppo_epochs):
             for place in torch.randperm(len(rollout.minibatches), generator=dealer).tolist():
                 micros = rollout.minibatches[place]
                 stats = self._step_value(rollout, micros)
-                if moves_policy:
+                if self._moves_policy:
                     stats |= self._step_policy(rollout, micros)
                 for name, value in stats.items():
                     sums.setdefault(name, []).append(value)
@@ -302,6 +306,7 @@ class PPOTrainer(_BaseTrainer):
             "score_std": raw_scores.std(unbiased=False).item(),
             "score_normalised": scores.mean().item(),
             "kl": kl.mean().item(),
+            "kl_coef": self.kl.coef,
             "entropy": objective.masked_mean(rollout.entropy, mask).item(),
             "completion_length": mask.sum().item() / len(completions),
             "ended_fraction": sum(c.ended for c in completions) / len(completions),
