@@ -66,10 +66,10 @@ def tell_changes(folder: Path, config: Row) -> None:
 
 def rewind(folder: Path) -> None:
     """Drop what an interrupted PPO logged after its last checkpoint: those updates run again."""
-    from lorarlhf.ppo.checkpoint import PREFIX, newest_first
+    from lorarlhf.ppo.checkpoint import PREFIX, newest_whole
 
-    whole = newest_first(folder / "checkpoints")
-    step = int(whole[0].name.removeprefix(PREFIX)) if whole else -1
+    whole = newest_whole(folder / "checkpoints")
+    step = int(whole.name.removeprefix(PREFIX)) if whole else -1
     for name in ("metrics.jsonl", "samples.jsonl"):
         # In the demo's folder other stages have logged, too.
         keep_rows(

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
@@ -97,6 +99,24 @@ def _own_generation_config(backbone: Backbone, config: Any) -> Iterator[None]:
         model.generation_config = kept
 
 
+class _RowNoise(LogitsProcessor):
+    """Makes the likeliest token a sample of softmax(logits / temperature), by a seed for each row.
+
+    (Gumbel's trick: the argmax of logits / temperature - log E, with E from Exp(1).) An answer then
+    depends on its own seed only: not on the answers beside it, nor on what was drawn before.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() / self.temperature - noise.log_()
+
+
 @torch.no_grad()
 def generate_ids(
     backbone: Backbone,
@@ -104,16 +124,22 @@ def generate_ids(
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
+    seeds: Sequence[int] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[list[int]]:
-    """One batch from the active role: P prompts -> P lists of new ids, cut after the stop token."""
+    """One batch from the active role: P prompts -> P lists of new ids, cut after the stop token.
+
+    With `seeds`, one a prompt, each answer depends on its own seed; otherwise on torch's state.
+    """
     input_ids, mask = pad_left(prompt_ids, backbone.pad_id)
-    config = sampling_config(backbone, max_new_tokens, temperature)
+    config = sampling_config(backbone, max_new_tokens, 0.0 if seeds is not None else temperature)
+    noise = [] if seeds is None else [_RowNoise(seeds, temperature, backbone.device)]
     with _own_generation_config(backbone, config):
         output = backbone.model.generate(
             input_ids=input_ids.to(backbone.device),
             attention_mask=mask.to(backbone.device),
             generation_config=config,
+            logits_processor=LogitsProcessorList(noise),
             stopping_criteria=_stopper(stop),
         )
     return [cut_at_stop(row, backbone.stop_ids) for row in output[:, input_ids.shape[1] :].tolist()]

@@ -224,3 +224,32 @@ def test_an_error_while_streaming_reaches_the_reader(
     with pytest.raises(RuntimeError, match="out of memory"):
         list(stream(endless, "Hi"))
     assert not any(layer.disable_adapters for layer in roles.lora_layers(endless.model))
+
+
+def test_an_answer_with_a_seed_depends_on_nothing_else(tiny: Backbone) -> None:
+    prompts = [tiny.encode(text) for text in ("Hi", "Where do crows sleep?", "One word")]
+    torch.manual_seed(0)
+    together = generate_ids(tiny, prompts, max_new_tokens=12, seeds=[5, 6, 7])
+    torch.rand(3)
+    alone = [
+        generate_ids(tiny, [prompt], max_new_tokens=12, seeds=[seed])[0]
+        for prompt, seed in zip(prompts, (5, 6, 7), strict=True)
+    ]
+    assert together == alone
+    assert generate_ids(tiny, prompts[:1], max_new_tokens=12, seeds=[8]) != alone[:1]
+
+
+def test_seeded_samples_follow_the_softmax(tiny: Backbone) -> None:
+    """Gumbel's trick draws each first token as often as the softmax at 0.7 says."""
+    ids = tiny.encode("Hi")
+    with torch.no_grad():
+        logits = tiny.causal(input_ids=torch.tensor([ids])).logits[0, -1]
+    wanted = (logits / 0.7).softmax(dim=0)
+    drawn = generate_ids(
+        tiny, [ids] * 4000, max_new_tokens=1, temperature=0.7, seeds=list(range(4000))
+    )
+    counts = torch.bincount(torch.tensor([row[0] for row in drawn]), minlength=len(wanted))
+    top = wanted.topk(5).indices
+    for token in top.tolist():
+        share, p = counts[token].item() / 4000, wanted[token].item()
+        assert abs(share - p) < 4 * (p * (1 - p) / 4000) ** 0.5

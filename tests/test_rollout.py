@@ -192,7 +192,7 @@ def test_a_rollout_holds_what_each_role_says(four: Backbone, tmp_path: Path) -> 
     rows = [{"prompt": p, "id": i} for i, p in enumerate(PROMPTS)]
     torch.manual_seed(0)
     with torch.no_grad():
-        rolled = collect(four, rows, config(tmp_path), torch.Generator())
+        rolled = collect(four, rows, config(tmp_path), seed=0)
     assert rolled.prompts == rows
     lengths = torch.tensor([len(c.ids) for c in rolled.completions])
     assert torch.equal(rolled.mask.sum(dim=1), lengths)
@@ -226,7 +226,7 @@ def test_of_gives_the_tokens_of_a_micro_batch_in_the_order_of_its_targets(
     four: Backbone, tmp_path: Path
 ) -> None:
     rows = [{"prompt": p} for p in PROMPTS]
-    rolled = collect(four, rows, config(tmp_path), torch.Generator())
+    rolled = collect(four, rows, config(tmp_path), seed=0)
     table = torch.zeros(rolled.mask.shape)
     for row, answer in enumerate(rolled.completions):
         table[row, : len(answer.ids)] = torch.tensor(answer.ids).float()
@@ -247,8 +247,6 @@ def test_a_rollout_is_scored_as_the_texts_are(
     completions = [completion(four, i) for i in ids]
     encoded = [four.encode(prompt) for prompt in PROMPTS]
     micros = make_micro_batches(four, encoded, completions, size=2)
-    empty = torch.empty(0)
-    rolled = rollout.Rollout([], completions, [micros], *(empty for _ in range(5)))
-    ours = rollout.reward_scores(four, rolled).tolist()
+    ours = rollout.reward_scores(four, rollout.Answers([], completions, [micros])).tolist()
     assert ours == pytest.approx(score_answers(four, PROMPTS, texts), rel=1e-4, abs=1e-5)
     assert len({round(score, 4) for score in ours}) == 4

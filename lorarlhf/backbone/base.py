@@ -137,16 +137,24 @@ class Backbone:
         """Whether the role has an adapter of its own."""
         return roles.ADAPTERS[role] in self.model.peft_config
 
-    def add_role(self, role: str, *, copy_of: str | None = None, pooling: str = "mean") -> None:
+    def add_role(
+        self,
+        role: str,
+        *,
+        copy_of: str | None = None,
+        pooling: str = "mean",
+        own_adapter: bool = True,
+    ) -> None:
         """Add a role's adapter anew (an older one is dropped), fresh or as a copy of another's.
 
         `reward` and `value` get a scalar head: a copy of the other's head where there is one, with
-        the score's normalisation folded in for the value; zeros otherwise.
+        the score's normalisation folded in for the value; zeros otherwise. Without `own_adapter`
+        the role is that head alone, on the policy's states.
         """
         adapter = roles.ADAPTERS[role]
         if self.has(role) and role != "policy":
             self.model.delete_adapter(adapter)
-        if not self.has(role):
+        if own_adapter and not self.has(role):
             self.model.add_adapter(adapter, self._config)
         if role in roles.HEADED:
             if copy_of in self.heads:
@@ -155,7 +163,7 @@ class Backbone:
             head = roles.ScalarHead(self.hidden_size, pooling, reads_trunk=reads_trunk)
             self.heads[role] = head.to(self.device)
         if copy_of is not None and self.has(copy_of):
-            self._copy_weights(copy_of, role)
+            self._copy_weights(copy_of, role, own_adapter)
         self.float32_adapters()
         self.model.eval()  # PEFT leaves new layers in train mode
 
@@ -163,11 +171,12 @@ class Backbone:
         """Whether a head with this pooling reads the trunk: `last` is the shape others know."""
         return pooling == "mean" and self.keeps_trunk
 
-    def _copy_weights(self, source: str, target: str) -> None:
-        ours = roles.adapter_parameters(self.model, roles.ADAPTERS[target])
-        theirs = roles.adapter_parameters(self.model, roles.ADAPTERS[source])
-        for mine, other in zip(ours.values(), theirs.values(), strict=True):
-            mine.data.copy_(other.data)
+    def _copy_weights(self, source: str, target: str, own_adapter: bool) -> None:
+        if own_adapter:
+            ours = roles.adapter_parameters(self.model, roles.ADAPTERS[target])
+            theirs = roles.adapter_parameters(self.model, roles.ADAPTERS[source])
+            for mine, other in zip(ours.values(), theirs.values(), strict=True):
+                mine.data.copy_(other.data)
         if target in self.heads and source in self.heads:
             head, other_head = self.heads[target], self.heads[source]
             head.whole_weight = other_head.whole_weight / other_head.score_std
@@ -177,10 +186,13 @@ class Backbone:
     def role(self, name: str, *, train: bool = False) -> Iterator[None]:
         """Switch to a role (or `base`: adapters off) for one forward, or forward and backward.
 
-        The reference is its own adapter where SFT made one, the bare base otherwise.
+        The reference is its own adapter where SFT made one, the bare base otherwise; a value
+        without an adapter reads the policy's states.
         """
         if name == "base" or (name == "reference" and not self.has("reference")):
             adapter = None
+        elif name == "value" and not self.has("value"):
+            adapter = roles.ADAPTERS["policy"]
         else:
             adapter = roles.ADAPTERS[name]
         with roles.switched(self.model, adapter, train=train):

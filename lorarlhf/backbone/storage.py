@@ -30,7 +30,9 @@ def save_role(backbone: "Backbone", role: str, folder: Path) -> Path:
     and opens only here. What those do not know (the bias, the
     pooling, the score's mean and deviation, the base) is in `lorarlhf.json`.
     """
-    adapter = roles.ADAPTERS[role]
+    # A value that is only a head is the policy's adapter with that head, and saved as such.
+    head_only = role == "value" and not backbone.has("value")
+    adapter = roles.ADAPTERS["policy" if head_only else role]
     head = backbone.heads.get(role)
     config = LoraConfig(**backbone.model.peft_config[adapter].to_dict())
     config.base_model_name_or_path = backbone.base_path
@@ -53,6 +55,7 @@ def save_role(backbone: "Backbone", role: str, folder: Path) -> Path:
             "bias": head.bias.item(),
             "score_mean": head.score_mean.item(),
             "score_std": head.score_std.item(),
+            "own_adapter": not head_only,
         }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS)
@@ -75,8 +78,10 @@ def load_role(backbone: "Backbone", role: str, folder: Path) -> None:
     pooling = note.get("pooling", "mean")
     if role in roles.HEADED and head_weight is not None:
         _check_head(backbone, pooling, head_weight, folder)
-    backbone.add_role(role, pooling=pooling)
-    set_peft_model_state_dict(backbone.model, tensors, adapter_name=roles.ADAPTERS[role])
+    own_adapter = role != "value" or note.get("own_adapter", True)
+    backbone.add_role(role, pooling=pooling, own_adapter=own_adapter)
+    if own_adapter:
+        set_peft_model_state_dict(backbone.model, tensors, adapter_name=roles.ADAPTERS[role])
     if role in backbone.heads and head_weight is not None:
         head = backbone.heads[role]
         head.whole_weight = head_weight.reshape(-1)

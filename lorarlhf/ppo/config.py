@@ -41,18 +41,32 @@ class PPOConfig(_BaseConfig):
     kl_target: float | None = _field(
         None, "Nats an answer that kl_coef is steered towards; None: kl_coef stays as it is"
     )
-    kl_horizon: int = _field(160, "Episodes in which kl_coef reacts to an error of the target")
+    kl_horizon: int = _field(
+        32, "Episodes over which a KL far from kl_target changes kl_coef by a fifth"
+    )
+    kl_budget: float | None = _field(
+        None, "Nats an answer on held-out prompts that end the training; the best inside is kept"
+    )
     gamma: float = _field(1.0, "Discount of later rewards")
     gae_lambda: float = _field(0.95, "Bias against variance of the advantages")
     clip_range: float = _field(0.2, "How far the policy's ratio may leave 1")
+    max_ratio: float | None = _field(10.0, "Mean ratio of a minibatch that is left out as a fluke")
+    max_approx_kl: float | None = _field(
+        None, "Nats a token that the policy may move in one update before its epochs end"
+    )
     value_clip_range: float = _field(0.2, "How far values may move in one update")
     vf_coef: float = _field(0.1, "Weight of the value loss")
+    value_adapter: bool = _field(True, "False: the value is only a head on the policy, for memory")
     critic_warmup: int = _field(2, "First updates in which only the value learns")
     missing_eos_penalty: float | None = _field(
         None, "Taken from the normalised score of an answer that does not end by itself"
     )
     score_clip: float | None = _field(None, "Largest normalised score, either way")
     normalize_scores: bool = _field(True, "Scores to mean 0, deviation 1 on reference answers")
+    whiten_rewards: bool = _field(False, "Rewards of a rollout to deviation 1, their mean kept")
+    linear_lr_decay: bool = _field(False, "Learning rates fall to 0 in a line")
+    save_total_limit: int = _field(2, "Newest checkpoints that are kept")
+    eval_steps: int = _field(10, "Updates between two measurements on held-out prompts")
 
     # Defaults of the base class that PPO wants otherwise.
     adam_epsilon: float = _field(1e-5, "Adam's epsilon (arXiv 2403.17031)")
@@ -73,18 +87,29 @@ class PPOConfig(_BaseConfig):
                     "updates, rollout_batch_size and micro_batch_size for the sizes"
                 )
         super().__post_init__()
+        self._check_ranges()
+        self._check_sizes()
+
+    def _check_ranges(self) -> None:
         for name in ("rollout_batch_size", "num_ppo_epochs", "num_minibatches", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
         if self.temperature <= 0:
             raise ValueError(f"temperature is above 0, not {self.temperature}: PPO must sample")
-        if self.kl_target is not None and self.kl_target <= 0:
-            raise ValueError(f"kl_target is above 0 nats, not {self.kl_target}")
+        if self.max_ratio is not None and self.max_ratio <= 1:
+            raise ValueError(f"max_ratio is above 1, not {self.max_ratio}")
+        for name in ("kl_target", "kl_budget", "max_approx_kl"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} is above 0 nats, not {getattr(self, name)}")
+        if self.kl_target is not None and self.kl_coef <= 0:
+            raise ValueError("kl_target multiplies kl_coef, so kl_coef must be above 0")
         if self.kl_target is not None and self.kl_horizon < self.rollout_batch_size:
             raise ValueError(
-                f"kl_horizon ({self.kl_horizon}) is at least rollout_batch_size "
-                f"({self.rollout_batch_size})"
+                f"kl_horizon ({self.kl_horizon}) must be at least rollout_batch_size "
+                f"({self.rollout_batch_size}): raise kl_horizon"
             )
+
+    def _check_sizes(self) -> None:
         if self.rollout_batch_size % self.num_minibatches:
             raise ValueError(
                 f"rollout_batch_size ({self.rollout_batch_size}) must be a multiple of "

@@ -110,14 +110,17 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
-def whiten(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def whiten(x: torch.Tensor, mask: torch.Tensor, keep_mean: bool = False) -> torch.Tensor:
     """Mean 0 and deviation 1 over the valid places; zeros elsewhere (arXiv 2403.17031, detail 18).
 
-    A tensor that is constant up to rounding becomes zeros instead of blown-up rounding.
+    A tensor that is constant up to rounding becomes zeros instead of blown-up rounding. With
+    `keep_mean` only the deviation changes (rewards: arXiv 1909.08593's code).
     """
-    centred = (x - masked_mean(x, mask)) * mask
+    mean = masked_mean(x, mask)
+    centred = (x - mean) * mask
     variance = masked_mean(centred**2, mask)
-    return centred * torch.rsqrt(variance + 1e-8)
+    whitened = centred * torch.rsqrt(variance + 1e-8)
+    return whitened + mean * mask if keep_mean else whitened
 
 
 def shape_rewards(

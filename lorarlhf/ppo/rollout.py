@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from lorarlhf.backbone.base import Backbone, Prompt
+from lorarlhf.backbone.base import Backbone
 from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
-from lorarlhf.ppo import objective
+from lorarlhf.ppo import objective, processes
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.rewards.role import EncodedAnswer, score_encoded
 
@@ -42,12 +42,30 @@ class MicroBatch:
 
 
 @dataclass
-class Rollout:
-    """What one update knows. Tensors (B, C) are float32, padded right; `mask` is true on tokens."""
+class Answers:
+    """Prompts, their answers, and the micro-batches of those that this process answered."""
 
     prompts: list[dict[str, Any]]
     completions: list[Completion]
     minibatches: list[list[MicroBatch]]
+
+    @property
+    def micro_batches(self) -> list[MicroBatch]:
+        """Those of all minibatches."""
+        return [micro for minibatch in self.minibatches for micro in minibatch]
+
+
+@dataclass
+class Rollout(Answers):
+    """What one update knows. Tensors (B, C) are float32, padded right; `mask` is true on tokens.
+
+    With several processes the tables are those of all; the micro-batches are the process's own.
+
+    Attributes:
+        tokens: answer tokens in each minibatch, over all processes.
+    """
+
+    tokens: list[int]
     mask: torch.Tensor
     logprobs: torch.Tensor
     ref_logprobs: torch.Tensor
@@ -56,60 +74,76 @@ class Rollout:
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
-    @property
-    def micro_batches(self) -> list[MicroBatch]:
-        """Those of all minibatches."""
-        return [micro for minibatch in self.minibatches for micro in minibatch]
-
     def of(self, micro: MicroBatch, x: torch.Tensor) -> torch.Tensor:
         """The valid tokens of (B, C) tensor `x` in a micro-batch, row by row: (n,)."""
         return x[micro.rows][self.mask[micro.rows]]
 
 
-def sample(backbone: Backbone, prompts: list[Prompt], args: PPOConfig) -> tuple[list, list]:
-    """Answer the prompts with the policy -> (prompt ids, completions)."""
-    encoded = encode_prompts(backbone, prompts, args.max_prompt_tokens)
+def sample(
+    backbone: Backbone, encoded: list[list[int]], args: PPOConfig, seeds: Sequence[int]
+) -> list[Completion]:
+    """Answer prompts (token ids) with the policy; each answer depends on its own seed."""
+    if not encoded:
+        return []
     with backbone.role("policy"):
         new = generate_ids(
-            backbone, encoded, max_new_tokens=args.max_new_tokens, temperature=args.temperature
+            backbone,
+            encoded,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            seeds=seeds,
         )
-    return encoded, [completion(backbone, ids) for ids in new]
+    return [completion(backbone, ids) for ids in new]
 
 
-def collect(
-    backbone: Backbone, rows: list[dict[str, Any]], args: PPOConfig, dealer: torch.Generator
-) -> Rollout:
+def collect(backbone: Backbone, rows: list[dict[str, Any]], args: PPOConfig, seed: int) -> Rollout:
     """Sample answers and everything about them that the epochs need, without gradients.
 
     Args:
-        dealer: deals the sequences to `num_minibatches` minibatches of equal size.
+        seed: of the sampling, and of dealing the sequences to `num_minibatches` minibatches.
     """
-    encoded, completions = sample(backbone, [row["prompt"] for row in rows], args)
-    dealt = torch.randperm(len(rows), generator=dealer).chunk(args.num_minibatches)
+    encoded = encode_prompts(backbone, [row["prompt"] for row in rows], args.max_prompt_tokens)
+    own = processes.own_share(len(rows))
+    seeds = [hash((seed, row)) % 2**62 for row in own]
+    answered = sample(backbone, [encoded[i] for i in own], args, seeds)
+    completions = processes.all_rows(answered)
+    dealer = torch.Generator().manual_seed(seed)
+    parts = [
+        p.tolist() for p in torch.randperm(len(rows), generator=dealer).chunk(args.num_minibatches)
+    ]
+    size = args.micro_batch_size
     minibatches = [
-        make_micro_batches(backbone, encoded, completions, args.micro_batch_size, part.tolist())
-        for part in dealt
+        make_micro_batches(backbone, encoded, completions, size, [i for i in part if i in own])
+        for part in parts
     ]
     lengths = torch.tensor([len(c.ids) for c in completions], device=backbone.device)
     columns = torch.arange(int(lengths.max()), device=backbone.device)
     mask = columns[None, :] < lengths[:, None]
+    tokens = [int(lengths[part].sum()) for part in parts]
     empty = torch.zeros(mask.shape, device=backbone.device)
-    rollout = Rollout(rows, completions, minibatches, mask, *(empty.clone() for _ in range(4)))
-    micros = rollout.micro_batches
-    with torch.no_grad():
-        with backbone.role("policy"):
-            for micro in micros:
-                logprobs, entropy = policy_logprobs(backbone, micro, args.temperature)
-                _put(rollout, rollout.logprobs, micro, logprobs)
-                _put(rollout, rollout.entropy, micro, entropy)
-        with backbone.role("reference"):
-            for micro in micros:
-                logprobs, _ = policy_logprobs(backbone, micro, args.temperature)
-                _put(rollout, rollout.ref_logprobs, micro, logprobs)
-        with backbone.role("value"):
-            for micro in micros:
-                _put(rollout, rollout.values, micro, token_values(backbone, micro))
+    tables = [empty.clone() for _ in range(4)]
+    rollout = Rollout(rows, completions, minibatches, tokens, mask, *tables)
+    _fill_tables(backbone, rollout, args.temperature)
     return rollout
+
+
+@torch.no_grad()
+def _fill_tables(backbone: Backbone, rollout: Rollout, temperature: float) -> None:
+    micros = rollout.micro_batches
+    with backbone.role("policy"):
+        for micro in micros:
+            logprobs, entropy = policy_logprobs(backbone, micro, temperature)
+            _put(rollout, rollout.logprobs, micro, logprobs)
+            _put(rollout, rollout.entropy, micro, entropy)
+    with backbone.role("reference"):
+        for micro in micros:
+            logprobs, _ = policy_logprobs(backbone, micro, temperature)
+            _put(rollout, rollout.ref_logprobs, micro, logprobs)
+    with backbone.role("value"):
+        for micro in micros:
+            _put(rollout, rollout.values, micro, token_values(backbone, micro))
+    for table in (rollout.logprobs, rollout.entropy, rollout.ref_logprobs, rollout.values):
+        processes.total(table)  # each process has filled its own rows
 
 
 def _put(rollout: Rollout, table: torch.Tensor, micro: MicroBatch, flat: torch.Tensor) -> None:
@@ -180,32 +214,37 @@ def token_values(backbone: Backbone, micro: MicroBatch) -> torch.Tensor:
     return backbone.heads["value"](hidden[micro.predicts], trunk)
 
 
-def _as_trained(backbone: Backbone, rollout: Rollout) -> torch.Tensor:
-    """Scores (B,) at the stop token, which is put behind answers that were cut off.
-
-    A role with `last` pooling was trained on answers that end, and means nothing elsewhere.
-    """
-    answers: dict[int, EncodedAnswer] = {}
-    for micro in rollout.micro_batches:
-        for j, i in enumerate(micro.rows):
-            ids = micro.input_ids[j][micro.attention_mask[j].bool()].tolist()
-            start = len(ids) - len(rollout.completions[i].ids)
-            if not rollout.completions[i].ended:
-                ids.append(backbone.stop_ids[0])
-            answers[i] = EncodedAnswer(ids, start, len(ids))
-    ordered = [answers[i] for i in range(len(answers))]
-    return torch.tensor(score_encoded(backbone, ordered), device=backbone.device)
-
-
 @torch.no_grad()
-def reward_scores(backbone: Backbone, rollout: Rollout) -> torch.Tensor:
-    """Scores (B,) of the answers by the reward role, on the kept trunk where it pools a mean."""
+def reward_scores(backbone: Backbone, answers: Answers) -> torch.Tensor:
+    """Scores (B,) of the answers by the reward role, on the kept trunk where it pools a mean.
+
+    Answers of other processes have 0.
+    """
+    scores = torch.zeros(len(answers.completions), device=backbone.device)
     head = backbone.heads["reward"]
     if head.pooling == "last":
-        return _as_trained(backbone, rollout)
-    scores = torch.zeros(len(rollout.completions), device=backbone.device)
+        encoded = _as_trained(backbone, answers)
+        values = score_encoded(backbone, list(encoded.values()))
+        scores[list(encoded)] = torch.tensor(values, device=backbone.device)
+        return scores
     with backbone.role("reward"):
-        for micro in rollout.micro_batches:
+        for micro in answers.micro_batches:
             hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
             scores[micro.rows] = head.pool(hidden, micro.answers, micro.trunk)
     return scores
+
+
+def _as_trained(backbone: Backbone, answers: Answers) -> dict[int, EncodedAnswer]:
+    """Answers to be scored at the stop token, which is put behind those that were cut off.
+
+    A role with `last` pooling was trained on answers that end, and means nothing elsewhere.
+    """
+    encoded: dict[int, EncodedAnswer] = {}
+    for micro in answers.micro_batches:
+        for j, i in enumerate(micro.rows):
+            ids = micro.input_ids[j][micro.attention_mask[j].bool()].tolist()
+            start = len(ids) - len(answers.completions[i].ids)
+            if not answers.completions[i].ended:
+                ids.append(backbone.stop_ids[0])
+            encoded[i] = EncodedAnswer(ids, start, len(ids))
+    return encoded

@@ -4,13 +4,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from lorarlhf.data import append_jsonl
 from lorarlhf.generation import encode_prompts, generate
-from lorarlhf.ppo.rollout import Rollout, make_micro_batches, reward_scores
-from lorarlhf.ppo.scores import function_scores
+from lorarlhf.ppo.rollout import Answers, make_micro_batches
 from lorarlhf.ppo.trainer import PPOTrainer
 
 PROMPTS = 4
@@ -51,6 +49,8 @@ class SampleCallback(TrainerCallback):
     def write(self, step: int) -> None:
         """Answer the prompts with the policy as it stands and add one line for each."""
         self.last_step = step
+        if not self.trainer.is_world_process_zero():
+            return
         args, backbone = self.trainer.args, self.trainer.backbone
         prompts = [row["prompt"] for row in self.rows]
         completions = generate(
@@ -63,18 +63,12 @@ class SampleCallback(TrainerCallback):
         )
         encoded = encode_prompts(backbone, prompts, args.max_prompt_tokens)
         micros = make_micro_batches(backbone, encoded, completions, args.micro_batch_size)
-        empty = torch.empty(0)  # scoring needs no log-probabilities and no values
-        rollout = Rollout(self.rows, completions, [micros], *(empty for _ in range(5)))
-        for prompt, answer, score in zip(prompts, completions, self._scores(rollout), strict=True):
+        answers = Answers(self.rows, completions, [micros])
+        everyone = range(len(self.rows))
+        scores, _ = self.trainer.rewards.score(answers, everyone, self.trainer.state)
+        for prompt, answer, score in zip(prompts, completions, scores, strict=True):
             line = {"step": step, "prompt": _shown(prompt), "completion": answer.text}
             append_jsonl(self.file, line | {"score": score})
-
-    def _scores(self, rollout: Rollout) -> list[float]:
-        trainer = self.trainer
-        if not trainer.reward_funcs:
-            return reward_scores(trainer.backbone, rollout).tolist()
-        weights = trainer.reward_weights
-        return function_scores(trainer.reward_funcs, weights, rollout, trainer.state)
 
 
 def _shown(prompt: Any) -> Any:

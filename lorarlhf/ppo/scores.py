@@ -1,37 +1,102 @@
-"""Scores of a rollout: from reward functions, and brought to a common scale."""
+"""Scores of a rollout: from the reward role, from functions, or both; brought to a common scale."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.rollout import Rollout
-from lorarlhf.rewards.functions import RewardFunction, call_reward_function, combine
+from lorarlhf.ppo.rollout import Answers, reward_scores
+from lorarlhf.rewards.functions import (
+    RewardFunction,
+    call_reward_function,
+    combine,
+    function_name,
+)
+
+ROLE = "reward"
+"""Stands for the backbone's reward role among the reward functions."""
 
 
-def function_scores(
-    functions: list[RewardFunction], weights: list[float], rollout: Rollout, state: Any
-) -> list[float]:
-    """Call every reward function with TRL's arguments and add the weighted scores -> (B,) floats.
+class Rewards:
+    """What an answer is worth: the reward role, functions of TRL's signature, or any mix.
 
-    Besides the dataset's columns, functions get `completion_ids`, `ended` (the answer ended by
-    itself) and `trainer_state`.
+    Args:
+        sources: functions, or `"reward"` for the backbone's reward role.
+        weights: one number a source; all 1 by default.
+
+    Raises:
+        ValueError: no source, weights of another number, or no reward role on the backbone.
     """
-    rows = rollout.prompts
-    prompts = [row["prompt"] for row in rows]
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        sources: Sequence[RewardFunction | str],
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self.backbone, self.sources = backbone, list(sources)
+        self.weights = list(weights or [1.0] * len(self.sources))
+        if not self.sources or (ROLE in self.sources and not backbone.has(ROLE)):
+            raise ValueError("PPO needs a reward: load a reward role, or give reward_funcs")
+        if len(self.weights) != len(self.sources):
+            raise ValueError(
+                f"{len(self.sources)} reward functions, but {len(self.weights)} weights"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """What each source is called in logs."""
+        return [s if isinstance(s, str) else function_name(s) for s in self.sources]
+
+    @property
+    def only_role(self) -> bool:
+        """Whether the reward role alone gives the score."""
+        return self.sources == [ROLE]
+
+    def score(
+        self, answers: Answers, rows: Sequence[int], state: Any
+    ) -> tuple[list[float], list[list[float | None]]]:
+        """Scores of some of the answers: the weighted sums, and each source's own.
+
+        In a mix the role's scores are brought to mean 0 and deviation 1 on the answers it was
+        trained on, so that its weight says something.
+        """
+        found: list[list[float | None]] = []
+        for source in self.sources:
+            if isinstance(source, str):
+                raw = reward_scores(self.backbone, answers)
+                head = self.backbone.heads[ROLE]
+                if not self.only_role:
+                    raw = (raw - head.score_mean) / head.score_std
+                found.append(raw[list(rows)].tolist())
+            else:
+                found.append(call_function(source, answers, rows, state))
+        return combine(found, self.weights), found
+
+
+def call_function(
+    function: RewardFunction, answers: Answers, rows: Sequence[int], state: Any
+) -> list[float | None]:
+    """Call a function of TRL's signature on some of the answers.
+
+    Besides the dataset's columns it gets `completion_ids`, `ended` (the answer ended by itself)
+    and `trainer_state`.
+    """
+    chosen = [(answers.prompts[i], answers.completions[i]) for i in rows]
+    prompts = [row["prompt"] for row, _ in chosen]
     completions = [
         c.text if isinstance(p, str) else [{"role": "assistant", "content": c.text}]
-        for p, c in zip(prompts, rollout.completions, strict=True)
+        for p, (_, c) in zip(prompts, chosen, strict=True)
     ]
-    columns: dict[str, Any] = {key: [row[key] for row in rows] for key in rows[0]}
+    columns: dict[str, Any] = {key: [row[key] for row, _ in chosen] for key in answers.prompts[0]}
     for name in ("prompt", "completion", "completion_ids"):
         columns.pop(name, None)
-    columns["completion_ids"] = [c.ids for c in rollout.completions]
-    columns["ended"] = [c.ended for c in rollout.completions]
+    columns["completion_ids"] = [c.ids for _, c in chosen]
+    columns["ended"] = [c.ended for _, c in chosen]
     columns["trainer_state"] = state
-    scores = [call_reward_function(f, prompts, completions, **columns) for f in functions]
-    return combine(scores, weights)
+    return call_reward_function(function, prompts, completions, **columns)
 
 
 class ScoreScale:
@@ -50,7 +115,7 @@ class ScoreScale:
     def of(cls, backbone: Backbone, args: PPOConfig, from_role: bool) -> "ScoreScale":
         """From the reward role's head where that gives the score, to be learned otherwise."""
         if from_role:
-            head = backbone.heads["reward"]
+            head = backbone.heads[ROLE]
             mean, std = head.score_mean.item(), head.score_std.item()
             return cls(args.normalize_scores, args.score_clip, mean, std)
         scale = cls(args.normalize_scores, args.score_clip)

@@ -12,26 +12,19 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
-from lorarlhf.ppo import checkpoint, objective
+from lorarlhf.ppo import checkpoint, heldout, objective, processes
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.kl import KLControl
-from lorarlhf.ppo.rollout import (
-    MicroBatch,
-    Rollout,
-    collect,
-    policy_logprobs,
-    reward_scores,
-    token_values,
-)
-from lorarlhf.ppo.scores import ScoreScale, function_scores
+from lorarlhf.ppo.kl import KLBudget, KLControl
+from lorarlhf.ppo.learner import Learner
+from lorarlhf.ppo.rollout import Rollout, collect
+from lorarlhf.ppo.scores import ROLE, Rewards, ScoreScale
 
 RewardFunction = Callable[..., Any]
 MIN_SLOPE = 0.05
@@ -42,17 +35,21 @@ class PPOTrainer(_BaseTrainer):
     """Proximal Policy Optimization (arXiv 1707.06347) from human feedback (arXiv 1909.08593).
 
     Args:
-        backbone: holds the policy, and the reward role unless `reward_funcs` are given.
+        backbone: holds the policy, and the reward role where that gives the score.
         args: the settings.
         train_dataset: rows with a `prompt` (text or conversation); other columns are handed to
             the reward functions.
         reward_funcs: functions of TRL's signature, `f(prompts, completions, **columns) ->
-            list[float | None]`; the backbone's reward role by default.
+            list[float | None]`, or `"reward"` for the backbone's reward role, which is the
+            default; one, or several in any mix.
         reward_weights: one weight a function; all 1 by default.
         callbacks: transformers' trainer callbacks.
+        eval_dataset: prompts that no update sees, measured every `eval_steps` updates.
+        judge_funcs: functions that judge the held-out answers and reward nothing.
 
     Raises:
-        ValueError: neither a reward role nor reward functions, or weights of another number.
+        ValueError: neither a reward role nor reward functions, weights of another number, or a
+            KL budget or judges without held-out prompts.
         UserError: the base is of a family whose logits are not known.
     """
 
@@ -65,17 +62,22 @@ class PPOTrainer(_BaseTrainer):
         backbone: Backbone,
         args: PPOConfig,
         train_dataset: Any,
-        reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+        reward_funcs: RewardFunction | str | Sequence[RewardFunction | str] | None = None,
         reward_weights: Sequence[float] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        *,
+        eval_dataset: Any = None,
+        judge_funcs: Sequence[RewardFunction] = (),
     ) -> None:
-        functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs or [])
-        weights = list(reward_weights or [1.0] * len(functions))
-        if not functions and not backbone.has("reward"):
-            raise ValueError("PPO needs a reward: load a reward role, or give reward_funcs")
+        sources: list[RewardFunction | str]
+        if callable(reward_funcs) or isinstance(reward_funcs, str):
+            sources = [reward_funcs]
+        else:
+            sources = list(reward_funcs or [ROLE])
+        self.rewards = Rewards(backbone, sources, reward_weights)
         backbone.check_lm_head()
-        if len(weights) != len(functions):
-            raise ValueError(f"{len(functions)} reward functions, but {len(weights)} weights")
+        if eval_dataset is None and (judge_funcs or args.kl_budget is not None):
+            raise ValueError("kl_budget and judges need held-out prompts: give eval_dataset")
         super().__init__(
             model=backbone.model,
             args=args,
@@ -88,34 +90,23 @@ class PPOTrainer(_BaseTrainer):
         if args.disable_tqdm:
             self.remove_callback(ProgressCallback)
         self.backbone, self.rows = backbone, train_dataset
-        self.reward_funcs = functions
-        self.reward_weights = weights
+        self.eval_rows, self.judges = eval_dataset, list(judge_funcs)
         self.kl = KLControl(args.kl_coef, args.kl_target, args.kl_horizon)
-        self.scale = ScoreScale.of(backbone, args, from_role=not functions)
+        self.budget = KLBudget(args.kl_budget) if args.kl_budget is not None else None
+        self.scale = ScoreScale.of(backbone, args, from_role=self.rewards.only_role)
         self._start_roles()
-        self.optimizers_of = {
-            "policy": self._adam("policy", args.learning_rate),
-            "value": self._adam("value", args.value_learning_rate),
-        }
+        self.learner = Learner(backbone, args)
         self._shuffle = torch.Generator().manual_seed(args.seed)
         self._queue: list[int] = []
 
     def _start_roles(self) -> None:
         """The value starts as the reward role (arXiv 2403.17031), or as the policy with zeros."""
-        self._fresh_value = not self.backbone.has("value")
+        backbone = self.backbone
+        self._fresh_value = "value" not in backbone.heads
         if self._fresh_value:
-            from_reward = self.backbone.has("reward") and not self.reward_funcs
-            source = "reward" if from_reward else "policy"
-            self.backbone.add_role("value", copy_of=source)
-        self.backbone.model.requires_grad_(False)
-
-    def _adam(self, role: str, learning_rate: float) -> torch.optim.Adam:
-        return torch.optim.Adam(
-            self.backbone.parameters_of(role),
-            lr=learning_rate,
-            betas=(self.args.adam_beta1, self.args.adam_beta2),
-            eps=self.args.adam_epsilon,
-        )
+            source = ROLE if ROLE in self.rewards.sources else "policy"
+            backbone.add_role("value", copy_of=source, own_adapter=self.args.value_adapter)
+        backbone.model.requires_grad_(False)
 
     # ---- the loop
 
@@ -130,37 +121,38 @@ class PPOTrainer(_BaseTrainer):
         self.state.max_steps, self.state.num_train_epochs = args.updates, args.num_ppo_epochs
         self.state.logging_steps = max(1, int(args.logging_steps))
         self.state.save_steps = max(1, int(args.save_steps))
-        torch.manual_seed(args.seed)
+        set_seed(args.seed)
         if resume_from_checkpoint:
             checkpoint.load_newest(self, resume_from_checkpoint)
         if args.gradient_checkpointing:
             self.backbone.causal.gradient_checkpointing_enable({"use_reentrant": False})
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         try:
-            while self.state.global_step < args.updates and not self.control.should_training_stop:
+            if self.state.global_step == 0:
+                self._measure()
+            while self.state.global_step < args.updates and not self._stopped:
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                 metrics = self.update()
                 self.state.global_step += 1
                 self._after_update(metrics)
         finally:
             self.backbone.causal.gradient_checkpointing_disable()
+        if self.budget is not None and self.budget.best_step is not None:
+            checkpoint.load_best(self)
         self.control = self.callback_handler.on_train_end(args, self.state, self.control)
         return TrainOutput(self.state.global_step, 0.0, self.summary())
 
     def update(self) -> dict[str, float]:
         """One update: roll out, score, shape rewards, advantages, epochs."""
-        args, started = self.args, time.perf_counter()
-        # Seeded by the update, so that dealing takes nothing from the prompts' order.
-        dealer = torch.Generator().manual_seed(hash((args.seed, self.state.global_step)) % 2**31)
-        rollout = collect(self.backbone, self._next_prompts(), args, dealer)
+        args, step, started = self.args, self.state.global_step, time.perf_counter()
+        seed = hash((args.seed, step)) % 2**31  # of sampling, dealing and shuffling
+        rollout = collect(self.backbone, self._next_prompts(), args, seed)
         sampled = time.perf_counter()
-        raw_scores = self._score(rollout)
-        scores = self.scale.normalise(raw_scores, learn=self.state.global_step < self._warmup)
+        raw_scores, by_source = self._score(rollout)
+        scores = self.scale.normalise(raw_scores, learn=step < self._warmup)
         scores = self._penalise_endless(scores, rollout)
-        rewards = objective.shape_rewards(
-            scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, self.kl.coef
-        )
-        if self._fresh_value and self.state.global_step == 0:  # not where a checkpoint was loaded
+        rewards = self._rewards(rollout, scores)
+        if self._fresh_value and step == 0:  # not where a checkpoint was loaded
             self._calibrate_value(rollout, rewards)
         advantages, rollout.returns = objective.gae(
             rewards, rollout.values, rollout.mask, args.gamma, args.gae_lambda
@@ -168,11 +160,11 @@ class PPOTrainer(_BaseTrainer):
         rollout.advantages = objective.whiten(advantages, rollout.mask)
         scored = time.perf_counter()
         give_back_memory()
-        stats = self._epochs(rollout, dealer)
+        stats = self.learner.epochs(rollout, step, seed)
         give_back_memory()
         ended = time.perf_counter()
-        metrics = self._metrics(rollout, raw_scores, scores) | stats
-        if self._moves_policy:
+        metrics = self._metrics(rollout, raw_scores, scores) | by_source | stats
+        if step > args.critic_warmup:  # the first rollout of a policy that has moved
             self.kl.update(metrics["kl"], len(rollout.prompts))
         return metrics | {
             "seconds": ended - started,
@@ -182,14 +174,14 @@ class PPOTrainer(_BaseTrainer):
         }
 
     @property
+    def _stopped(self) -> bool:
+        return self.control.should_training_stop or (self.budget is not None and self.budget.spent)
+
+    @property
     def _warmup(self) -> int:
         # Score statistics are learned while the policy is still the reference: in the critic's
         # warm-up, or in the first update where there is none.
         return max(1, self.args.critic_warmup)
-
-    @property
-    def _moves_policy(self) -> bool:
-        return self.state.global_step >= self.args.critic_warmup
 
     def _next_prompts(self) -> list[dict[str, Any]]:
         """The next rows; every prompt is used once before one is used again."""
@@ -201,11 +193,25 @@ class PPOTrainer(_BaseTrainer):
             rows.append(self._queue.pop())
         return [self.rows[i] for i in rows]
 
-    def _score(self, rollout: Rollout) -> torch.Tensor:
-        if not self.reward_funcs:
-            return reward_scores(self.backbone, rollout)
-        scores = function_scores(self.reward_funcs, self.reward_weights, rollout, self.state)
-        return torch.tensor(scores, dtype=torch.float32, device=self.backbone.device)
+    def _score(self, rollout: Rollout) -> tuple[torch.Tensor, dict[str, float]]:
+        """Raw scores (B,), and in a mix the mean of each source under `score/NAME`."""
+        own = processes.own_share(len(rollout.prompts))
+        sums, by_source = self.rewards.score(rollout, own, self.state)
+        scores = torch.tensor(processes.all_rows(sums), device=self.backbone.device)
+        means: dict[str, float] = {}
+        if len(by_source) > 1:
+            for name, values in zip(self.rewards.names, by_source, strict=True):
+                known = [value for value in processes.all_rows(values) if value is not None]
+                means[f"score/{name}"] = sum(known) / len(known) if known else float("nan")
+        return scores, means
+
+    def _rewards(self, rollout: Rollout, scores: torch.Tensor) -> torch.Tensor:
+        rewards = objective.shape_rewards(
+            scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, self.kl.coef
+        )
+        if self.args.whiten_rewards:
+            return objective.whiten(rewards, rollout.mask, keep_mean=True)
+        return rewards
 
     def _penalise_endless(self, scores: torch.Tensor, rollout: Rollout) -> torch.Tensor:
         penalty = self.args.missing_eos_penalty
@@ -228,69 +234,6 @@ class PPOTrainer(_BaseTrainer):
         head.bias.data.mul_(slope).add_(shift)
         rollout.values = (rollout.values * slope + shift) * rollout.mask
         self._fresh_value = False
-
-    # ---- optimization
-
-    def _epochs(self, rollout: Rollout, dealer: torch.Generator) -> dict[str, float]:
-        """All passes over a rollout: `num_minibatches` optimizer steps in each."""
-        sums: dict[str, list[float]] = {}
-        for _ in range(self.args.num_ppo_epochs):
-            for place in torch.randperm(len(rollout.minibatches), generator=dealer).tolist():
-                micros = rollout.minibatches[place]
-                stats = self._step_value(rollout, micros)
-                if self._moves_policy:
-                    stats |= self._step_policy(rollout, micros)
-                for name, value in stats.items():
-                    sums.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in sums.items()}
-
-    def _step_policy(self, rollout: Rollout, micros: list[MicroBatch]) -> dict[str, float]:
-        tokens = sum(len(micro.targets) for micro in micros)
-        totals: dict[str, torch.Tensor] = {}
-        with self.backbone.role("policy", train=True):
-            for micro in micros:
-                logprobs, _ = policy_logprobs(self.backbone, micro, self.args.temperature)
-                loss, stats = objective.policy_loss(
-                    logprobs,
-                    rollout.of(micro, rollout.logprobs),
-                    rollout.of(micro, rollout.advantages),
-                    self.args.clip_range,
-                )
-                (loss / tokens).backward()
-                for name, value in (stats | {"policy_loss": loss.detach()}).items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
-            norm = self._step("policy")
-        means = {name: (value / tokens).item() for name, value in totals.items()}
-        return means | {"grad_norm_policy": norm}
-
-    def _step_value(self, rollout: Rollout, micros: list[MicroBatch]) -> dict[str, float]:
-        tokens = sum(len(micro.targets) for micro in micros)
-        total = clipped = 0.0
-        with self.backbone.role("value", train=True):
-            for micro in micros:
-                loss, beyond = objective.value_loss(
-                    token_values(self.backbone, micro),
-                    rollout.of(micro, rollout.values),
-                    rollout.of(micro, rollout.returns),
-                    self.args.value_clip_range,
-                )
-                (self.args.vf_coef * loss / tokens).backward()
-                total, clipped = total + loss.item(), clipped + beyond.item()
-            norm = self._step("value")
-        return {
-            "value_loss": total / tokens,
-            "value_clip_fraction": clipped / tokens,
-            "grad_norm_value": norm,
-        }
-
-    def _step(self, role: str) -> float:
-        """Clip the role's own gradients and step its own optimizer."""
-        optimizer = self.optimizers_of[role]
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(weights, self.args.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return norm.item()
 
     # ---- accounts
 
@@ -316,26 +259,58 @@ class PPOTrainer(_BaseTrainer):
         }
 
     def _after_update(self, metrics: dict[str, float]) -> None:
-        args = self.args
-        self.control = self.callback_handler.on_step_end(args, self.state, self.control)
-        if self.state.global_step % self.state.logging_steps == 0:
+        args, state = self.args, self.state
+        self.control = self.callback_handler.on_step_end(args, state, self.control)
+        if state.global_step % state.logging_steps == 0:
             self.log(metrics)
-        last = self.state.global_step == args.updates or self.control.should_training_stop
-        due = self.state.global_step % self.state.save_steps == 0
-        if last or due or self.control.should_save:
+        last = state.global_step == args.updates
+        beyond = self.budget is not None and metrics["kl"] > self.budget.limit
+        if last or beyond or state.global_step % max(1, args.eval_steps) == 0:
+            self._measure()
+        due = state.global_step % state.save_steps == 0
+        if last or due or self._stopped or self.control.should_save:
             checkpoint.save(self)
-            self.control = self.callback_handler.on_save(args, self.state, self.control)
+            self.control = self.callback_handler.on_save(args, state, self.control)
 
-    def summary(self) -> dict[str, float]:
-        """`updates`, `episodes`, `kl_per_sequence` (last ten updates), `seconds_per_update`."""
-        rows = [row for row in self.state.log_history if "kl" in row]
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """How the policy does on the held-out prompts (see `heldout.measure`)."""
+        return heldout.measure(
+            self.backbone, self.eval_rows, self.args, self.rewards, self.judges, self.state
+        )
+
+    def _measure(self) -> None:
+        """Log the held-out figures; keep the best policy inside a KL budget, and end beyond it."""
+        if self.eval_rows is None:
+            return
+        found = self.evaluate()
+        self.log(dict(found))
+        if self.budget is None:
+            return
+        if self.budget.take(self.state.global_step, found["eval_score"], found["eval_kl"]):
+            checkpoint.save_best(self)
+
+    def summary(self) -> dict[str, Any]:
+        """`updates`, `episodes`, `kl_per_sequence` (last ten updates), `seconds_per_update`.
+
+        With held-out prompts also their figures of last; with a KL budget `kept_step`, the update
+        whose policy was kept, and its `kept_score`.
+        """
+        history = self.state.log_history
+        rows = [row for row in history if "kl" in row]
         recent = [row["kl"] for row in rows[-10:]]
-        return {
+        whole: dict[str, Any] = {
             "updates": self.state.global_step,
             "episodes": self.state.global_step * self.args.rollout_batch_size,
             "kl_per_sequence": sum(recent) / len(recent) if recent else 0.0,
             "seconds_per_update": median(row["seconds"] for row in rows) if rows else 0.0,
         }
+        for row in history[::-1]:
+            if "eval_score" in row:
+                whole |= {name: value for name, value in row.items() if name.startswith("eval_")}
+                break
+        if self.budget is not None and self.budget.best_step is not None:
+            whole |= {"kept_step": self.budget.best_step, "kept_score": self.budget.best_score}
+        return whole
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save policy and value as plain PEFT folders under `output_dir`/adapters."""

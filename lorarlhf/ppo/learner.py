@@ -1,0 +1,155 @@
+"""The optimization of one rollout: passes over its minibatches, a step of policy and value each."""
+
+import math
+
+import torch
+from torch import nn
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.ppo import objective, processes
+from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.rollout import Rollout, policy_logprobs, token_values
+
+Stats = dict[str, float]
+LEARNED = ("policy", "value")
+
+
+class Learner:
+    """Takes the optimizer steps of policy and value, each with an Adam of its own.
+
+    Attributes:
+        optimizers: by role.
+    """
+
+    def __init__(self, backbone: Backbone, args: PPOConfig) -> None:
+        self.backbone, self.args = backbone, args
+        self.optimizers: dict[str, torch.optim.Adam] = {}
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Optimizers without memory, over the roles' weights as they are now."""
+        for role in LEARNED:
+            self.optimizers[role] = torch.optim.Adam(
+                self.backbone.parameters_of(role),
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+
+    def learning_rates(self, step: int) -> Stats:
+        """Rates of an update, by role: constant, or falling in a line to 0 after the last one."""
+        args = self.args
+        left = 1 - step / args.updates if args.linear_lr_decay else 1.0
+        return {"policy": args.learning_rate * left, "value": args.value_learning_rate * left}
+
+    def epochs(self, rollout: Rollout, step: int, seed: int) -> Stats:
+        """All passes over a rollout: `num_minibatches` optimizer steps of each role in each.
+
+        They end early where the policy has moved as far as `max_approx_kl` allows. In the critic's
+        warm-up only the value learns.
+
+        Returns:
+            means over the steps; `policy_steps`, how many the policy took; and `skipped_steps`.
+        """
+        for role, rate in self.learning_rates(step).items():
+            for group in self.optimizers[role].param_groups:
+                group["lr"] = rate
+        taken: list[Stats] = []
+        for place in self._order(len(rollout.minibatches), seed):
+            stats = self._step_value(rollout, place)
+            if step >= self.args.critic_warmup:
+                stats |= self._step_policy(rollout, place)
+            taken.append(stats)
+            if self._moved_enough(stats):
+                break
+        policy = [stats for stats in taken if "approx_kl" in stats]
+        counts = {
+            "policy_steps": float(sum(not stats["skipped"] for stats in policy)),
+            "skipped_steps": sum(stats.pop("skipped") for stats in policy),
+        }
+        names = {name: None for stats in taken for name in stats}
+        lists = {name: [stats[name] for stats in taken if name in stats] for name in names}
+        means = {name: sum(values) / len(values) for name, values in lists.items()}
+        return means | (counts if policy else {})
+
+    def _order(self, minibatches: int, seed: int) -> list[int]:
+        """The minibatches of all epochs, shuffled anew in each."""
+        dealer = torch.Generator().manual_seed(seed)
+        epochs = range(self.args.num_ppo_epochs)
+        return [i for _ in epochs for i in torch.randperm(minibatches, generator=dealer).tolist()]
+
+    def _moved_enough(self, stats: Stats) -> bool:
+        limit = self.args.max_approx_kl
+        return limit is not None and stats.get("approx_kl", 0.0) > limit
+
+    def _step_policy(self, rollout: Rollout, place: int) -> Stats:
+        """One step of the policy, left out where its ratio or its KL says that it went too far."""
+        tokens = rollout.tokens[place]
+        totals: dict[str, torch.Tensor] = {}
+        with self.backbone.role("policy", train=True):
+            for micro in rollout.minibatches[place]:
+                logprobs, _ = policy_logprobs(self.backbone, micro, self.args.temperature)
+                loss, stats = objective.policy_loss(
+                    logprobs,
+                    rollout.of(micro, rollout.logprobs),
+                    rollout.of(micro, rollout.advantages),
+                    self.args.clip_range,
+                )
+                (loss / tokens).backward()
+                _add(totals, stats | {"policy_loss": loss.detach()})
+            means = _means(totals, POLICY_STATS, tokens, self.backbone.device)
+            limit = self.args.max_ratio
+            wild = not math.isfinite(means["ratio"]) or (
+                limit is not None and means["ratio"] > limit
+            )
+            norm = self._step("policy", unless=wild or self._moved_enough(means))
+        return means | {"grad_norm_policy": norm, "skipped": float(wild or not math.isfinite(norm))}
+
+    def _step_value(self, rollout: Rollout, place: int) -> Stats:
+        tokens, backbone = rollout.tokens[place], self.backbone
+        totals: dict[str, torch.Tensor] = {}
+        # Without an adapter of its own the value is a head on the policy, which it does not move.
+        with backbone.role("value", train=backbone.has("value")):
+            for micro in rollout.minibatches[place]:
+                loss, clipped = objective.value_loss(
+                    token_values(backbone, micro),
+                    rollout.of(micro, rollout.values),
+                    rollout.of(micro, rollout.returns),
+                    self.args.value_clip_range,
+                )
+                (self.args.vf_coef * loss / tokens).backward()
+                _add(totals, {"value_loss": loss.detach(), "value_clip_fraction": clipped})
+            norm = self._step("value")
+        means = _means(totals, VALUE_STATS, tokens, backbone.device)
+        return means | {"grad_norm_value": norm}
+
+    def _step(self, role: str, unless: bool = False) -> float:
+        """Clip the role's own gradients and step its own optimizer; returns their norm.
+
+        A gradient that is not finite would stay in Adam's memory for ever: no step is taken.
+        """
+        optimizer = self.optimizers[role]
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        processes.add_gradients(weights)
+        norm = nn.utils.clip_grad_norm_(weights, self.args.max_grad_norm).item()
+        if math.isfinite(norm) and not unless:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+POLICY_STATS = ("clip_fraction", "approx_kl", "ratio", "policy_loss")
+VALUE_STATS = ("value_loss", "value_clip_fraction")
+
+
+def _add(totals: dict[str, torch.Tensor], sums: dict[str, torch.Tensor]) -> None:
+    for name, value in sums.items():
+        totals[name] = totals[name] + value if name in totals else value
+
+
+def _means(
+    totals: dict[str, torch.Tensor], names: tuple[str, ...], tokens: int, device: torch.device
+) -> Stats:
+    """Sums over this process's tokens -> means over the minibatch's tokens in all processes."""
+    nothing = torch.zeros((), device=device)
+    sums = processes.total(torch.stack([totals.get(name, nothing).float() for name in names]))
+    return dict(zip(names, (sums / tokens).tolist(), strict=True))
