@@ -28,7 +28,7 @@ STAGE_KEYS = {
     "max_ratio, max_approx_kl, value_clip_range, vf_coef, value_adapter, critic_warmup, "
     "missing_eos_penalty, score_clip, normalize_scores, whiten_rewards, adam_epsilon, "
     "gradient_checkpointing, logging_steps, save_steps, save_total_limit, eval_steps, report_to, "
-    "remove_unused_columns, plain",
+    "remove_unused_columns, algorithm, num_generations, reward_weights, plain",
     "score": "plain",
     "chat": "max_prompt_tokens, plain",
 }
@@ -115,6 +115,21 @@ def _training(stage: str, sub: Parser) -> None:
             action="append",
             default=[],
             help="a Python function; may be given again, the scores are added",
+        )
+        sub.add_argument(
+            "--reward-model",
+            metavar="NAME[#LABEL]",
+            action="append",
+            default=[],
+            help="a sequence classification model (folder or Hugging Face id); may be given again",
+        )
+        sub.add_argument("--eval", metavar="FILE", help="held-out prompts, measured on the way")
+        sub.add_argument(
+            "--judge-function",
+            metavar="FILE.py:NAME",
+            action="append",
+            default=[],
+            help="judges the held-out answers and rewards nothing; may be given again",
         )
         sub.add_argument("--resume", action="store_true", help="go on at the last checkpoint")
     else:

@@ -35,8 +35,13 @@ TRL = {
 }
 PLAIN = ("plain", bool, False)  # texts as they are, without the chat template
 MAX_CHAT_TOKENS = ("max_prompt_tokens", int, 4096)
+REWARDED = [
+    ("algorithm", str, "ppo"),  # or rloo, which has no critic
+    ("num_generations", int, 2),  # answers to a prompt; rloo alone
+    ("reward_weights", list | None, None),  # one number a reward
+]
 EXTRA: dict[str, list[tuple[str, Any, Any]]] = {
-    "ppo": [PLAIN],
+    "ppo": [PLAIN, *REWARDED],
     "score": [PLAIN],
     "chat": [PLAIN, MAX_CHAT_TOKENS],
 }
@@ -73,6 +78,7 @@ LIMITS: dict[str, Limit] = {
     ),
     "device": ("cuda, cuda:N, cpu or mps", lambda x: bool(re.fullmatch(r"cpu|mps|cuda(:\d+)?", x))),
     "pooling": ("mean or last", lambda x: x in ("mean", "last")),
+    "algorithm": ("ppo or rloo", lambda x: x in ("ppo", "rloo")),
     "seed": ("from 0 to 4294967295", lambda x: 0 <= x < 2**32),  # what NumPy takes
 }
 TRAINS_AT_ALL = ("sft", "dpo", "orpo")  # the reward stage may do without: the fit alone
@@ -286,6 +292,7 @@ def describe(kind: Any) -> str:
         float: "a number",
         bool: "true or false",
         str: "text",
+        list: "a list",
         types.NoneType: "nothing (null)",
     }
     return " or ".join(words.get(choice, str(choice)) for choice in _choices(kind))

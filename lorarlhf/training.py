@@ -13,20 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from lorarlhf.data import (
-    as_conversation,
-    as_text,
-    read_demonstrations,
-    read_preferences,
-    read_prompts,
-)
+from lorarlhf.data import as_text, read_demonstrations, read_preferences, read_prompts
 from lorarlhf.errors import UserError
 from lorarlhf.folders import check_writable, rewind, set_aside, tell_changes
 from lorarlhf.parents import Parent, check_same_base, load_backbone, read_parent
 from lorarlhf.report import write_report
-from lorarlhf.rewards.functions import load_function
 from lorarlhf.runs import Run, own_command, say_to_stderr, write_json
 from lorarlhf.settings import OWN, TRL, Settings, load_class, resolve
+from lorarlhf.training_ppo import OWN_KEYS, check, conversations, read_asked, run_ppo
 
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
@@ -51,8 +45,8 @@ def train(args: Namespace) -> Row:
     """
     stage = args.command
     rows = READERS[stage](args.data)
-    eval_rows = read_preferences(args.eval) if getattr(args, "eval", None) else None
-    functions = _reward_functions(args)
+    asked = read_asked(args) if stage == "ppo" else None
+    eval_rows = read_preferences(args.eval) if stage == "reward" and args.eval else None
     parents = _parents(args)
     settings = resolve(
         stage,
@@ -63,19 +57,24 @@ def train(args: Namespace) -> Row:
         inherited=[item for parent in reversed(parents.values()) for item in parent.given()],
     )
     check_same_base(list(parents.values()), "base" in settings.said)
+    if asked is not None:
+        check(settings, asked)
     folder = Path(args.out or f"runs/{stage}")
     check_writable(folder)
     _arguments(stage, settings, folder)
     started = time.time()
     backbone = _load(stage, settings, parents)
     rows = _checked_rows(stage, backbone, rows, settings)
+    if asked is not None and asked.eval_rows is not None:
+        asked.eval_rows = _checked_rows(stage, backbone, asked.eval_rows, settings)
     # Only now: a mistake in what was asked for leaves an earlier run in the folder as it is.
     run = _open_run(folder, args, settings)
     run.started = started
     run.base(backbone)
     with _recorded(run, args):
-        if stage == "ppo":
-            summary = _ppo(backbone, rows, run, settings, functions, args.resume)
+        if asked is not None:
+            whole_args = _arguments(stage, settings, run.folder, backbone)
+            summary = run_ppo(backbone, rows, run, settings, asked, whole_args)
         else:
             summary = _by_trl(stage, backbone, rows, run, settings, eval_rows)
     whole = run.finish("done", summary | {"out": str(run.folder)})
@@ -84,22 +83,6 @@ def train(args: Namespace) -> Row:
 
 
 # ---- what comes before the base is loaded
-
-
-def _reward_functions(args: Namespace) -> list[Callable[..., Any]]:
-    if args.command != "ppo":
-        return []
-    if args.reward and args.reward_function:
-        raise UserError(
-            "A reward role and reward functions can't be mixed in this version: give --reward, or "
-            "--reward-function once or more."
-        )
-    if not args.reward and not args.reward_function:
-        raise UserError(
-            "PPO needs a reward: --reward RUN for a trained reward role, or --reward-function "
-            "FILE.py:NAME for a Python function."
-        )
-    return [load_function(spec) for spec in args.reward_function]
 
 
 def _parents(args: Namespace) -> dict[str, Parent]:
@@ -113,7 +96,8 @@ def _parents(args: Namespace) -> dict[str, Parent]:
 
 
 def _open_run(folder: Path, args: Namespace, settings: Settings) -> Run:
-    named = ("data", "eval", "init", "reward", "reward_function", "config")
+    named = ["data", "eval", "init", "reward", "config"]
+    named += ["reward_function", "reward_model", "judge_function"]
     told = {name: getattr(args, name, None) for name in named}
     config = {name: value for name, value in told.items() if value} | settings.flat()
     try:
@@ -146,7 +130,7 @@ def _arguments(stage: str, settings: Settings, folder: Path, backbone: Any = Non
         device = torch.device(asked) if asked else best_device(bits)
         dtype = compute_dtype_for(device, settings.backbone["compute_dtype"])
         backbone = SimpleNamespace(device=device, compute_dtype=dtype)
-    own = {key: value for key, value in settings.own.items() if key != "plain"}
+    own = {key: value for key, value in settings.own.items() if key not in OWN_KEYS}
     place: Any = SimpleNamespace(folder=folder, about={"seed": settings.seed})
     try:
         kind = load_class(TRL[stage])
@@ -215,8 +199,7 @@ def _checked_rows(
         if "max_tokens" in settings.own:
             _tell_cut_rows(backbone, made, settings.own["max_tokens"])
         return rows
-    if not settings.own["plain"]:
-        rows = [row | {"prompt": as_conversation(row["prompt"])} for row in rows]
+    rows = conversations(rows, settings.own["plain"])
     encode_prompts(backbone, [row["prompt"] for row in rows], settings.own["max_prompt_tokens"])
     return rows
 
@@ -267,35 +250,6 @@ def _by_trl(
     from lorarlhf.stages.direct import train_direct
 
     return train_direct(backbone, rows, run, stage, own)
-
-
-def _ppo(
-    backbone: "Backbone",
-    rows: list[Row],
-    run: Run,
-    settings: Settings,
-    functions: list[Callable[..., Any]],
-    resume: bool,
-) -> Row:
-    from lorarlhf.ppo.interrupt import StopAfterUpdate
-    from lorarlhf.ppo.samples import SampleCallback
-    from lorarlhf.ppo.trainer import PPOTrainer
-    from lorarlhf.stages.common import RunCallback, only_ours
-
-    args = _arguments("ppo", settings, run.folder, backbone)
-    stopper = StopAfterUpdate()
-    callbacks = [RunCallback(run, "PPO", ("score", "kl", "completion_length")), stopper]
-    trainer = PPOTrainer(backbone, args, rows, functions or None, callbacks=callbacks)
-    only_ours(trainer)
-    trainer.add_callback(SampleCallback(trainer, run.folder))
-    with stopper:
-        trainer.train(resume_from_checkpoint=resume)
-    if stopper.asked and trainer.state.global_step < args.updates:
-        raise KeyboardInterrupt
-    trainer.save_model()
-    if backbone.has("reference"):
-        backbone.save("reference", run.folder / "adapters" / "reference")
-    return trainer.summary()
 
 
 def _write_results(run: Run, summary: Row) -> None:

@@ -76,17 +76,19 @@ def _tiny_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function that writes a tiny random Llama with its tokenizer: `make_base(seed=1, ...)`.
+    """A function that writes a tiny random base with its tokenizer: `make_base(seed=1, ...)`.
 
-    Keyword arguments are fields of `LlamaConfig`. The same weights come from the same seed.
+    `family` is a model type of transformers, a Llama by default; other keyword arguments are fields
+    of its configuration. The same weights come from the same seed.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    def make(seed: int = 0, **changes: Any) -> Path:
+    def make(seed: int = 0, family: str = "llama", **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp("base")
         tokenizer = _tiny_tokenizer()
-        config = LlamaConfig(
+        config = AutoConfig.for_model(
+            family,
             vocab_size=len(tokenizer),
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -95,7 +97,7 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            LlamaForCausalLM(config).float().save_pretrained(folder)
+            AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
 

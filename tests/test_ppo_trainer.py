@@ -59,6 +59,7 @@ def make(tmp_path: Path) -> Make:
         callbacks: Any = None,
         reward_weights: Any = None,
         folder: str = "run",
+        eval_dataset: Any = None,
         **settings: Any,
     ) -> PPOTrainer:
         defaults = {"updates": 1, "rollout_batch_size": 8, "micro_batch_size": 4}
@@ -71,7 +72,9 @@ def make(tmp_path: Path) -> Make:
             **(defaults | settings),
         )
         data = rows if rows is not None else Dataset.from_list([{"prompt": p} for p in PROMPTS])
-        return PPOTrainer(backbone, args, data, reward_funcs, reward_weights, callbacks)
+        return PPOTrainer(
+            backbone, args, data, reward_funcs, reward_weights, callbacks, eval_dataset=eval_dataset
+        )
 
     return build
 

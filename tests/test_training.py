@@ -225,6 +225,9 @@ def test_a_second_run_keeps_the_first(work: Path, train: Train) -> None:
 
 def test_rewind_drops_what_came_after_the_last_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/checkpoint-2").mkdir(parents=True)
+    (tmp_path / "checkpoints/checkpoint-2/files.json").write_text("{}")
+    (tmp_path / "checkpoints/checkpoint-3").mkdir()  # torn: what it lists is not there
+    (tmp_path / "checkpoints/checkpoint-3/files.json").write_text('{"state.json": "0"}')
     rows = [{"step": step} for step in (1, 2, 3)] + [{"stage": "reward", "step": 9}]
     lines = [json.dumps(row) for row in rows]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "torn']))
@@ -341,11 +344,7 @@ BY_LENGTH = ("--reward-function", "rewards.py:length")
         (("sft", "--data", "demos.jsonl", "--init", "none"), (), "no such folder"),
         (("sft", "--data", "demos.jsonl", "--out", "demos.jsonl"), (), "can't be written"),
         (("ppo", "--prompts", "prompts.jsonl"), (), "PPO needs a reward"),
-        (
-            ("ppo", "--prompts", "prompts.jsonl", *BY_LENGTH, "--reward", "x"),
-            (),
-            "can't be mixed in this version",
-        ),
+        (("ppo", "--prompts", "prompts.jsonl", *BY_LENGTH, "--reward", "x"), (), "no such folder"),
         (
             ("ppo", "--prompts", "prompts.jsonl", *BY_LENGTH),
             ("max_prompt_tokens=5",),

@@ -48,7 +48,8 @@ class Learner:
         warm-up only the value learns.
 
         Returns:
-            means over the steps; `policy_steps`, how many the policy took; and `skipped_steps`.
+            means over the steps; `policy_steps`, how many the policy took; and `skipped_steps`,
+            how many it did not because its ratio or its gradient had run wild.
         """
         for role, rate in self.learning_rates(step).items():
             for group in self.optimizers[role].param_groups:
@@ -62,10 +63,7 @@ class Learner:
             if self._moved_enough(stats):
                 break
         policy = [stats for stats in taken if "approx_kl" in stats]
-        counts = {
-            "policy_steps": float(sum(not stats["skipped"] for stats in policy)),
-            "skipped_steps": sum(stats.pop("skipped") for stats in policy),
-        }
+        counts = {name: sum(stats.pop(name) for stats in policy) for name in COUNTS}
         names = {name: None for stats in taken for name in stats}
         lists = {name: [stats[name] for stats in taken if name in stats] for name in names}
         means = {name: sum(values) / len(values) for name, values in lists.items()}
@@ -101,8 +99,11 @@ class Learner:
             wild = not math.isfinite(means["ratio"]) or (
                 limit is not None and means["ratio"] > limit
             )
-            norm = self._step("policy", unless=wild or self._moved_enough(means))
-        return means | {"grad_norm_policy": norm, "skipped": float(wild or not math.isfinite(norm))}
+            enough = self._moved_enough(means)
+            norm = self._step("policy", unless=wild or enough)
+        wild = wild or not math.isfinite(norm)
+        counts = {"policy_steps": float(not wild and not enough), "skipped_steps": float(wild)}
+        return means | {"grad_norm_policy": norm} | counts
 
     def _step_value(self, rollout: Rollout, place: int) -> Stats:
         tokens, backbone = rollout.tokens[place], self.backbone
@@ -138,6 +139,7 @@ class Learner:
 
 
 POLICY_STATS = ("clip_fraction", "approx_kl", "ratio", "policy_loss")
+COUNTS = ("policy_steps", "skipped_steps")
 VALUE_STATS = ("value_loss", "value_clip_fraction")
 
 

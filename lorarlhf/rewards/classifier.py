@@ -1,0 +1,108 @@
+"""A sequence classification model as a reward function: another model, with its own tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorarlhf.backbone.devices import best_device
+from lorarlhf.data import as_text
+from lorarlhf.errors import UserError
+from lorarlhf.rewards.functions import RewardFunction, completion_text
+
+BATCH = 8  # answers in one forward
+
+
+def load_classifier(spec: str, device: torch.device | None = None) -> RewardFunction:
+    """A reward function from `NAME` or `NAME#LABEL`, a folder or a Hugging Face id.
+
+    A model with one output is a reward model: it reads prompt and answer, by its chat template
+    where it has one and as a pair of texts otherwise, and its output is the score. A model with
+    several outputs is a classifier of texts: it reads the answer alone, and the score is the
+    log-probability of LABEL.
+
+    Raises:
+        UserError: no such model, no such label, or a head that is missing from the file.
+    """
+    name, _, label = spec.partition("#")
+    model, tokenizer = _load(name, device or best_device(16))
+    column = _column(model, name, label)
+
+    @torch.no_grad()
+    def reward(
+        prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        scores: list[float | None] = []
+        for start in range(0, len(prompts), BATCH):
+            chosen = slice(start, start + BATCH)
+            inputs = _encode(tokenizer, prompts[chosen], completions[chosen], column is None)
+            logits = model(**inputs.to(model.device)).logits.float()
+            one = logits[:, 0] if column is None else logits.log_softmax(dim=1)[:, column]
+            scores.extend(one.tolist())
+        return scores
+
+    reward.__name__ = reward.__qualname__ = Path(name).name + (f"#{label}" if label else "")
+    return reward
+
+
+def _load(name: str, device: torch.device) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            name, output_loading_info=True, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"The reward model {name} could not be loaded: {reason[:300]}. Name a folder or a "
+            "Hugging Face id with a sequence classification model in safetensors files."
+        ) from error
+    if missing := sorted(told["missing_keys"]):
+        raise UserError(
+            f"{name} is not a reward model: its file lacks {missing[0]}, so its scores would be "
+            "random. Name a model that was trained for sequence classification."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # The score is read at the last token that is not padding.
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model.requires_grad_(False).eval().to(device), tokenizer
+
+
+def _column(model: Any, name: str, label: str) -> int | None:
+    labels = {str(text).lower(): int(place) for place, text in model.config.id2label.items()}
+    if model.config.num_labels == 1:
+        if label:
+            raise UserError(f"{name} has one output and no labels: leave out #{label}.")
+        return None
+    if label.lower() in labels:
+        return labels[label.lower()]
+    said = f"has no label {label}" if label else "has several outputs"
+    raise UserError(
+        f"The reward model {name} {said}. Say which counts as the score: {name}#LABEL with one of "
+        f"{', '.join(str(text) for text in model.config.id2label.values())}."
+    )
+
+
+def _encode(tokenizer: Any, prompts: Any, completions: Any, with_prompt: bool) -> Any:
+    """Texts as the model reads them; what is longer than it can read is cut at its start."""
+    tokenizer.truncation_side = "left"
+    settings = {"return_tensors": "pt", "padding": True, "truncation": True}
+    answers = [completion_text(completion) for completion in completions]
+    if not with_prompt:
+        return tokenizer(answers, **settings)
+    if tokenizer.chat_template is None:
+        return tokenizer([as_text(prompt) for prompt in prompts], answers, **settings)
+    talks = [
+        tokenizer.apply_chat_template(_talk(prompt, answer), tokenize=False)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    return tokenizer(talks, add_special_tokens=False, **settings)
+
+
+def _talk(prompt: Any, answer: str) -> list[dict[str, str]]:
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return [*asked, {"role": "assistant", "content": answer}]

@@ -1,0 +1,234 @@
+"""What holds PPO back: early stopping, wild ratios, decay, a head-only value, the KL budget."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorarlhf.backbone import roles
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.ppo import checkpoint, objective
+from lorarlhf.ppo.kl import KLBudget
+from lorarlhf.ppo.learner import Learner
+from lorarlhf.ppo.rollout import Rollout, collect
+from lorarlhf.ppo.trainer import PPOTrainer
+from tests.test_ppo_trainer import PROMPTS, Make, load, rows_of, weights
+from tests.test_ppo_trainer import make as make  # a fixture
+
+EPOCHS = {"num_ppo_epochs": 4, "learning_rate": 1e-2}
+
+
+def prepared(trainer: PPOTrainer) -> tuple[Learner, Rollout]:
+    """A rollout with advantages of both signs and returns, ready for the epochs."""
+    rows = [{"prompt": prompt} for prompt in PROMPTS[:8]]
+    rollout = collect(trainer.backbone, rows, trainer.args, seed=0)
+    torch.manual_seed(0)
+    rollout.advantages = objective.whiten(torch.randn(rollout.mask.shape), rollout.mask)
+    rollout.returns = torch.randn(rollout.mask.shape) * rollout.mask
+    return trainer.learner, rollout
+
+
+# ---- the epochs
+
+
+def test_the_epochs_end_where_the_policy_has_moved_enough(tiny: Backbone, make: Make) -> None:
+    learner, rollout = prepared(make(tiny, max_approx_kl=1e-4, **EPOCHS))
+    before = weights(tiny, "policy")
+    first = learner.epochs(rollout, step=0, seed=0)
+    # The first pass has an approximate KL of 0; the second sees that the first went too far.
+    assert first["policy_steps"] == 1 and first["approx_kl"] > 0.5e-4
+    moved = weights(tiny, "policy")
+    assert not torch.equal(moved, before)
+    learner.epochs(rollout, step=0, seed=0)
+    assert torch.equal(weights(tiny, "policy"), moved)  # it is too far away already
+    free, rollout = prepared(make(tiny, **EPOCHS))
+    assert free.epochs(rollout, step=0, seed=0)["policy_steps"] == 4
+
+
+@pytest.mark.parametrize(("shift", "skipped"), [(0.0, 0), (-2.0, 0), (-5.0, 4)])
+def test_a_minibatch_whose_ratio_explodes_is_left_out(
+    tiny: Backbone, make: Make, shift: float, skipped: int
+) -> None:
+    learner, rollout = prepared(make(tiny, num_ppo_epochs=4, learning_rate=1e-5))
+    before = weights(tiny, "policy")
+    rollout.logprobs += shift  # the mean ratio is then exp(-shift): 1, 7.4 and 148
+    stats = learner.epochs(rollout, step=0, seed=0)
+    assert stats["skipped_steps"] == skipped and stats["policy_steps"] == 4 - skipped
+    assert stats["ratio"] == pytest.approx(math.exp(-shift), rel=0.05)
+    assert torch.equal(weights(tiny, "policy"), before) == (skipped == 4)
+
+
+def test_a_gradient_that_is_no_number_moves_nothing(tiny: Backbone, make: Make) -> None:
+    learner, rollout = prepared(make(tiny, num_ppo_epochs=2))
+    before = {role: weights(tiny, role) for role in ("policy", "value")}
+    rollout.advantages[0, 0] = rollout.returns[0, 0] = float("nan")
+    assert learner.epochs(rollout, step=0, seed=0)["skipped_steps"] == 2
+    for role, kept in before.items():
+        assert torch.equal(weights(tiny, role), kept)
+        state = learner.optimizers[role].state
+        assert all(torch.isfinite(t).all() for s in state.values() for t in s.values())
+
+
+def test_learning_rates_fall_to_zero_in_a_line(tiny: Backbone, make: Make) -> None:
+    settings: dict[str, Any] = {"learning_rate": 4e-3, "value_learning_rate": 2e-3, "updates": 4}
+    trainer = make(tiny, linear_lr_decay=True, max_new_tokens=2, **settings)
+    assert trainer.learner.learning_rates(0) == {"policy": 4e-3, "value": 2e-3}
+    assert trainer.learner.learning_rates(3) == {"policy": 1e-3, "value": 5e-4}
+    trainer.train()
+    used = [o.param_groups[0]["lr"] for o in trainer.learner.optimizers.values()]
+    assert used == [1e-3, 5e-4]
+    constant = make(tiny, **settings).learner
+    assert constant.learning_rates(3) == constant.learning_rates(0)
+
+
+def test_rewards_are_whitened_and_keep_their_mean() -> None:
+    rewards = torch.tensor([[1.0, 3.0, 9.0], [5.0, 9.0, 9.0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    # 1, 3, 5: mean 3, deviation sqrt(8/3)
+    deviation = (8 / 3) ** 0.5
+    wanted = [[3 - 2 / deviation, 3.0, 0.0], [3 + 2 / deviation, 0.0, 0.0]]
+    found = objective.whiten(rewards, mask, keep_mean=True)
+    torch.testing.assert_close(found, torch.tensor(wanted))
+
+
+def test_whitened_rewards_reach_the_advantages(
+    tiny: Backbone, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    gae = objective.gae
+
+    def noted(rewards: torch.Tensor, *rest: Any) -> Any:
+        seen.append(rewards)
+        return gae(rewards, *rest)
+
+    monkeypatch.setattr(objective, "gae", noted)
+    trainer = make(tiny, whiten_rewards=True, normalize_scores=False, value_adapter=False)
+    trainer._fresh_value = False
+    trainer.update()
+    (rewards,) = seen
+    assert rewards[rewards != 0].var(unbiased=False).item() == pytest.approx(1.0, rel=0.2)
+
+
+# ---- a value without an adapter
+
+
+def test_a_value_that_is_only_a_head_learns_and_moves_no_policy(
+    tiny_base: Path, make: Make, tmp_path: Path
+) -> None:
+    backbone = load(tiny_base)
+    trainer = make(backbone, value_adapter=False, critic_warmup=1, updates=3, save_steps=1)
+    assert roles.ADAPTERS["value"] not in backbone.model.peft_config
+    assert len(backbone.parameters_of("value")) == 2
+    policy, head = weights(backbone, "policy"), weights(backbone, "value")
+    trainer.update()  # warm-up
+    assert torch.equal(weights(backbone, "policy"), policy)
+    assert not torch.equal(weights(backbone, "value"), head)
+    make(backbone, value_adapter=False, critic_warmup=0).update()
+    assert not torch.equal(weights(backbone, "policy"), policy)
+
+
+def test_a_value_that_is_only_a_head_is_saved_and_resumed(
+    tiny_base: Path, make: Make, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"value_adapter": False, "critic_warmup": 1, "save_steps": 1}
+    straight = make(load(tiny_base), folder="whole", updates=3, **settings)
+    straight.train()
+    make(load(tiny_base), folder="parts", updates=2, **settings).train()
+    second = make(load(tiny_base), folder="parts", updates=3, **settings)
+    second.train(resume_from_checkpoint=True)
+    assert rows_of(second) == rows_of(straight)
+    second.save_model(str(tmp_path / "out"))
+    fresh = load(tiny_base)
+    for role in ("policy", "value"):
+        fresh.load_role(role, tmp_path / "out" / "adapters" / role)
+    ids = torch.tensor([fresh.encode("Where do crows sleep?")])
+    found = []
+    for backbone in (second.backbone, fresh):
+        with torch.no_grad(), backbone.role("value"):
+            trunk = backbone.trunk(ids, torch.ones_like(ids))
+            hidden = backbone.hidden(ids, torch.ones_like(ids), trunk)
+            found.append(backbone.heads["value"](hidden, trunk))
+    assert torch.equal(found[0], found[1]) and found[0].std() > 0
+
+
+# ---- held-out prompts and the KL budget
+
+HELD_OUT = [{"prompt": "Why is it so?"}, {"prompt": "Name a bird."}, {"prompt": "Tea?"}]
+
+
+def test_the_budget_keeps_the_best_score_inside_it() -> None:
+    budget = KLBudget(limit=2.0)
+    assert budget.take(0, score=1.0, kl=0.0)
+    assert not budget.take(1, score=0.5, kl=1.0)
+    assert budget.take(2, score=3.0, kl=2.0) and not budget.spent
+    assert not budget.take(3, score=9.0, kl=2.1)
+    assert budget.spent and (budget.best_step, budget.best_score) == (2, 3.0)
+
+
+def test_a_kl_budget_ends_training_and_keeps_the_best_policy_inside(
+    tiny_base: Path, make: Make, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"kl_budget": 0.5, "eval_steps": 1, "save_steps": 1, "kl_coef": 0.0}
+    settings |= {"learning_rate": 5e-3, "updates": 30, "num_ppo_epochs": 4}
+    whole = make(load(tiny_base), eval_dataset=HELD_OUT, **settings)
+    whole.train()
+    measured = {r["step"]: r for r in whole.state.log_history if "eval_kl" in r}
+    last = max(measured)
+    assert whole.state.global_step == last < 30 and measured[last]["eval_kl"] > 0.5
+    inside = {step: row for step, row in measured.items() if row["eval_kl"] <= 0.5}
+    best = max(inside, key=lambda step: (inside[step]["eval_score"], -step))
+    summary = whole.summary()
+    assert (summary["kept_step"], summary["kept_score"]) == (best, inside[best]["eval_score"])
+    assert whole.evaluate()["eval_score"] == inside[best]["eval_score"]  # it is the policy now
+    folder = tmp_path / "run" / "checkpoints"
+    assert [p.name for p in folder.glob("best-*")] == [f"best-{best}"]
+    # The same from a process that was stopped on the way, and once more when all is done.
+    part = {**settings, "updates": last - 1}
+    make(load(tiny_base), eval_dataset=HELD_OUT, folder="parts", **part).train()
+    for _ in range(2):
+        rest = make(load(tiny_base), eval_dataset=HELD_OUT, folder="parts", **settings)
+        rest.train(resume_from_checkpoint=True)
+        assert rest.summary()["kept_step"] == best
+        assert torch.equal(weights(rest.backbone, "policy"), weights(whole.backbone, "policy"))
+
+
+def test_measuring_changes_nothing_in_the_training(tiny_base: Path, make: Make) -> None:
+    plain = make(load(tiny_base), folder="plain", updates=3)
+    plain.train()
+    looked = make(load(tiny_base), folder="looked", updates=3, eval_dataset=HELD_OUT, eval_steps=1)
+    looked.train()
+    rows = [row for row in rows_of(looked) if "eval_score" not in row]
+    assert rows == rows_of(plain) and len(rows_of(looked)) == 7
+
+
+def test_a_budget_needs_held_out_prompts(tiny: Backbone, make: Make) -> None:
+    with pytest.raises(ValueError, match="need held-out prompts"):
+        make(tiny, kl_budget=1.0)
+
+
+# ---- torn checkpoints
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone", "list"])
+def test_a_torn_checkpoint_is_passed_over(
+    tiny_base: Path, make: Make, tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"save_steps": 1, "max_new_tokens": 3}
+    straight = make(load(tiny_base), folder="whole", updates=4, **settings)
+    straight.train()
+    make(load(tiny_base), folder="torn", updates=3, **settings).train()
+    newest = tmp_path / "torn" / "checkpoints" / "checkpoint-3"
+    victim = newest / {"list": "files.json"}.get(harm, "policy/adapter_model.safetensors")
+    content = bytearray(victim.read_bytes())
+    content[-5] ^= 1
+    if harm == "gone":
+        victim.unlink()
+    else:
+        victim.write_bytes(content if harm == "flip" else content[: len(content) // 2])
+    assert checkpoint.newest_whole(newest.parent) == newest.with_name("checkpoint-2")
+    second = make(load(tiny_base), folder="torn", updates=4, **settings)
+    second.train(resume_from_checkpoint=True)
+    assert f"The checkpoint {newest} is passed over" in capsys.readouterr().err
+    assert rows_of(second) == rows_of(straight)
