@@ -23,12 +23,13 @@ from lorarlhf.errors import UserError
 from lorarlhf.folders import keep_rows, rewind
 from lorarlhf.generation import generate
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.health import HealthWatch
 from lorarlhf.ppo.interrupt import StopAfterUpdate
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.report import write_report
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
 from lorarlhf.runs import Run, own_command, peak_rss_mb, read_json, say_to_stderr, write_json
-from lorarlhf.stages.common import RunCallback, only_ours, trl_arguments
+from lorarlhf.stages.common import RunCallback, only_ours, say_beside_bars, trl_arguments
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 
 Row = dict[str, Any]
@@ -295,7 +296,8 @@ class _Demo:
         rows = [{"prompt": [{"role": "user", "content": r["prompt"]}]} for r in self.prompts]
         callback = RunCallback(self.run, "PPO", ("score", "kl", "completion_length"), stage="ppo")
         stopper = StopAfterUpdate()
-        trainer = PPOTrainer(self.backbone, args, rows, callbacks=[callback, stopper])
+        watch = HealthWatch(self.run, say_beside_bars, stage="ppo")
+        trainer = PPOTrainer(self.backbone, args, rows, callbacks=[callback, watch, stopper])
         only_ours(trainer)
         with stopper:
             trainer.train(resume_from_checkpoint=self.options.resume)

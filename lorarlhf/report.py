@@ -160,6 +160,16 @@ def _results(summary: Row) -> str:
     )
 
 
+def _health(metrics: Sequence[Row]) -> str:
+    """What the run said about its own health; empty where it was not watched."""
+    alarms = [row for row in metrics if "alarm" in row]
+    if not alarms:
+        watched = any("alarms" in row for row in metrics)
+        return "<p>The run was watched, and no alarm went off.</p>" if watched else ""
+    rows = [(show(row.get("step"), digits=0), row["alarm"], row.get("words")) for row in alarms]
+    return table("Alarms, each when it went on", ("Update", "Alarm", "What to do"), rows)
+
+
 # Samples, time, settings, notes.
 
 
@@ -270,6 +280,7 @@ def build_html(
     sections = (
         ("Before and after", _results(summary), "summary.json"),
         ("How training went", plots(metrics or [], run), "metrics.jsonl"),
+        ("Health", _health(metrics or []), ""),  # only runs of PPO and RLOO are watched
         ("Answers", _samples(samples or []), "samples.jsonl"),
         ("Time and memory", _time(summary, run), "summary.json or run.json"),
         ("Settings", _settings(summary, run), "summary.json or run.json"),
@@ -279,7 +290,7 @@ def build_html(
     notes += [
         f"“{title}” is left out: {source} is missing or holds nothing for it."
         for title, body, source in sections
-        if not body
+        if source and not body
     ]
     items = "\n".join(f"<li>{text(note)}</li>" for note in notes)
     parts = [(title, body) for title, body, _ in sections]

@@ -55,7 +55,7 @@ PLOTS = {
         "Mean score of an update's answers, with a band of one standard deviation: healthy is a "
         "rise that levels off; a sudden jump along with KL or length means the policy found a "
         "trick, so read the samples.",
-        (Panel("mean score", (("score", "score"),), band="score_std"),),
+        (Panel("mean score", (("score", "score"), ("eval_score", "held out")), band="score_std"),),
     ),
     "kl": Plot(
         "ppo",
@@ -63,7 +63,7 @@ PLOTS = {
         "update",
         "How far the policy has moved from its frozen reference: healthy is a slow climb from 0; "
         "a steep one means kl_coef is too small or the learning rate too large.",
-        (Panel("nats per answer", (("kl", "KL"),)),),
+        (Panel("nats per answer", (("kl", "KL"), ("eval_kl", "held out"))),),
     ),
     "length": Plot(
         "ppo",
@@ -72,6 +72,15 @@ PLOTS = {
         "Mean length of an answer, and the share that ended by itself instead of being cut off: "
         "healthy is little change; a steady drift means that the score pays for length.",
         (Panel("tokens", (("completion_length", "length"),)), _ENDED),
+    ),
+    "judge": Plot(
+        "ppo",
+        "Judge on held-out prompts",
+        "update",
+        "What another judge than the reward says of answers to prompts that no update sees: "
+        "healthy is a rise; a fall while the score rises means that the policy has learned what "
+        "the reward overrates.",
+        (Panel("judge", (("eval_judge", "judge"),)),),
     ),
     "value": Plot(
         "ppo",

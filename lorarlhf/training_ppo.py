@@ -147,10 +147,11 @@ def _by_ppo(
     args: Any,
     rewards: list[Any],
 ) -> Row:
+    from lorarlhf.ppo.health import HealthWatch
     from lorarlhf.ppo.interrupt import StopAfterUpdate
     from lorarlhf.ppo.samples import SampleCallback
     from lorarlhf.ppo.trainer import PPOTrainer
-    from lorarlhf.stages.common import RunCallback, only_ours
+    from lorarlhf.stages.common import RunCallback, only_ours, say_beside_bars
 
     stopper = StopAfterUpdate()
     trainer = PPOTrainer(
@@ -164,6 +165,7 @@ def _by_ppo(
         judge_funcs=asked.judges,
     )
     only_ours(trainer)
+    trainer.add_callback(HealthWatch(run, say_beside_bars))
     trainer.add_callback(SampleCallback(trainer, run.folder))
     with stopper:
         trainer.train(resume_from_checkpoint=asked.resume)

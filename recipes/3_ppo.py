@@ -24,6 +24,7 @@ from lorarlhf.data import as_conversation, bundled, read_prompts, write_jsonl
 from lorarlhf.errors import told_plainly
 from lorarlhf.evaluation.win_rate import judge_pairs, win_rate
 from lorarlhf.folders import set_aside
+from lorarlhf.ppo.health import HealthWatch
 from lorarlhf.report import write_report
 from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runs import Run, write_json
@@ -77,7 +78,10 @@ def main() -> None:
         backbone,
         PPOConfig(output_dir=str(folder), seed=SEED, disable_tqdm=True, **settings),
         rows,
-        callbacks=[RunCallback(run, "PPO", ("score", "kl", "completion_length"))],
+        callbacks=[
+            RunCallback(run, "PPO", ("score", "kl", "completion_length")),
+            HealthWatch(run, print),  # says so when something goes wrong (docs/health.md)
+        ],
     )
     trainer.train()
     trainer.save_model()

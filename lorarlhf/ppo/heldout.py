@@ -5,7 +5,7 @@ overrates, on those prompts or in general.
 """
 
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from lorarlhf.backbone.base import Backbone
@@ -34,7 +34,8 @@ def measure(
     Returns:
         `eval_score` (raw, as the training's `score`), `eval_kl` (nats an answer), `eval_length`
         (tokens), `eval_ended` (share), and `eval_judge` where there are judges (the mean of their
-        sums) with `eval_judge/NAME` of each where there are several.
+        sums) with its standard error `eval_judge_se`, and `eval_judge/NAME` of each where there
+        are several.
 
     Raises:
         UserError: a reward function or judge raised, or gave no number for any sample.
@@ -45,7 +46,11 @@ def measure(
         rollout = collect(backbone, list(rows[start : start + size]), args, args.seed + start)
         for name, values in _one_rollout(rollout, rewards, judges, state).items():
             found.setdefault(name, []).extend(values)
-    return {name: fmean(values) for name, values in found.items() if values}
+    means = {name: fmean(values) for name, values in found.items() if values}
+    judged = found.get("eval_judge", [])
+    if len(judged) > 1:
+        means["eval_judge_se"] = stdev(judged) / len(judged) ** 0.5
+    return means
 
 
 def _one_rollout(

@@ -219,3 +219,10 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
     if total < 1e-12:
         return 0.0
     return (1 - (returns - values)[valid].var(unbiased=False) / total).item()
+
+
+def correlation(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Pearson's correlation of two vectors (B,); 0 where one of them is constant."""
+    a, b = x.float() - x.float().mean(), y.float() - y.float().mean()
+    size = (a.norm() * b.norm()).item()
+    return (a @ b).item() / size if size > 1e-9 else 0.0

@@ -252,6 +252,7 @@ class PPOTrainer(_BaseTrainer):
             "kl_coef": self.kl.coef,
             "entropy": objective.masked_mean(rollout.entropy, mask).item(),
             "completion_length": mask.sum().item() / len(completions),
+            "score_length_corr": objective.correlation(raw_scores, mask.sum(dim=1)),
             "ended_fraction": sum(c.ended for c in completions) / len(completions),
             "explained_variance": objective.explained_variance(
                 rollout.values, rollout.returns, mask

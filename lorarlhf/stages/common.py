@@ -1,6 +1,7 @@
 """What the stages share: TRL's arguments, conversations from plain text, logging, progress."""
 
 import difflib
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -118,6 +119,11 @@ class RunCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def say_beside_bars(text: str) -> None:
+    """One line on standard error, above the progress bars that stand there."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def only_ours(trainer: Any) -> None:

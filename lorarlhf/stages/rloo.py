@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.health import HealthWatch
 from lorarlhf.rewards.functions import (
     RewardFunction,
     call_reward_function,
@@ -17,7 +18,13 @@ from lorarlhf.rewards.functions import (
 )
 from lorarlhf.rewards.role import score_answers
 from lorarlhf.runs import Run
-from lorarlhf.stages.common import Row, RunCallback, only_ours, trl_arguments
+from lorarlhf.stages.common import (
+    Row,
+    RunCallback,
+    only_ours,
+    say_beside_bars,
+    trl_arguments,
+)
 
 # Ours: TRL's name for it in RLOO's log.
 LOGGED = {
@@ -109,6 +116,7 @@ class _Log(RunCallback):
     def __init__(self, run: Run, settings: PPOConfig) -> None:
         super().__init__(run, "RLOO", ("score", "kl", "completion_length"))
         self.settings, self.rows = settings, list[Row]()
+        self.health = HealthWatch(run, say_beside_bars)
         self.steps = settings.num_ppo_epochs * settings.num_minibatches  # in one update
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -127,6 +135,11 @@ class _Log(RunCallback):
             self.rows[-1]["seconds"] += logs["step_time"]
         if state.global_step % self.steps == 0 and "step_time" in logs:
             super().on_log(args, self._in_updates(state), control, self.rows[-1])
+            self.health.look(self.rows, len(self.rows))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_end(args, state, control)
+        self.health.end(len(self.rows))
 
     def _in_updates(self, state: Any) -> Any:
         """The trainer's state with updates as its steps."""

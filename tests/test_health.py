@@ -1,0 +1,70 @@
+"""Each alarm goes off in a real run in which its trouble is real, and none in a calm one."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorarlhf.ppo.health import ALARMS, WINDOW, HealthWatch, diagnose
+from lorarlhf.report import write_report
+from lorarlhf.runs import Run, write_json
+from tests.provocations import CALM, PROVOCATIONS, provoke
+
+Row = dict[str, Any]
+
+
+def went_off(rows: list[Row]) -> dict[str, int]:
+    """The alarms of a log, and after how many rows each went on first."""
+    found: dict[str, int] = {}
+    for count in range(1, len(rows) + 1):
+        for finding in diagnose(rows[:count]):
+            found.setdefault(finding.alarm.name, count)
+    return found
+
+
+@pytest.mark.parametrize("name", [alarm.name for alarm in ALARMS])
+def test_each_alarm_is_provoked_for_real(name: str, tiny_base: Path, tmp_path: Path) -> None:
+    rows = provoke(PROVOCATIONS[name], tiny_base, tmp_path)
+    assert name in went_off(rows)
+
+
+def test_a_calm_run_has_no_alarm(tiny_base: Path, tmp_path: Path) -> None:
+    assert went_off(provoke(CALM, tiny_base, tmp_path)) == {}
+
+
+def test_an_alarm_is_said_once_written_down_and_reported(tiny_base: Path, tmp_path: Path) -> None:
+    run, said = Run(tmp_path, "ppo", {"seed": 0}), list[str]()
+    provoke(PROVOCATIONS["length_reward"], tiny_base, tmp_path, [HealthWatch(run, said.append)])
+    ours = [text for text in said if "length_reward" in text]
+    assert len(ours) == 1
+    assert "measures little but length (correlation 1.00). Vote on pairs" in ours[0]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row.get("alarm") == "length_reward"]
+    assert row["step"] == WINDOW + 1 and row["value"] == pytest.approx(1.0)
+    assert rows[-1] == {"stage": "ppo", "step": 15, "alarms": rows[-1]["alarms"]}
+    write_json(tmp_path / "summary.json", {"updates": 15})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "length_reward" in page and "measures little but length" in page
+
+
+def test_a_resumed_run_does_not_repeat_its_alarms(tmp_path: Path) -> None:
+    rows = [{"completion_length": 9, "policy_loss": 0.0, "kl": -5.0} for _ in range(WINDOW)]
+    said: list[str] = []
+    watch = HealthWatch(Run(tmp_path, "ppo", {"seed": 0}), said.append)
+    state = type("State", (), {"log_history": rows, "global_step": 5})
+    watch.on_train_begin(None, state, None)
+    watch.on_log(None, state, None)
+    assert said == []
+    watch.look([*rows, *({**row, "kl": 1.0} for row in rows)], 10)  # it is over
+    watch.look(rows, 11)  # and comes again
+    assert len(said) == 1 and said[0].startswith("Update 11, negative_kl: The KL is negative (-5.0")
+
+
+def test_nothing_is_said_of_too_few_updates() -> None:
+    row = {"completion_length": 9, "policy_loss": 0.0, "kl": 99.0, "ratio": 3.0, "entropy": 0.1}
+    assert diagnose([row] * (WINDOW - 1)) == []
+    assert {f.alarm.name for f in diagnose([row] * WINDOW)} == {"kl_runaway", "ratio"}
+    assert [f.alarm.name for f in diagnose([row | {"kl": math.nan}])] == ["not_a_number"]
+    assert diagnose([]) == []
