@@ -21,9 +21,8 @@ def count() -> int:
 
 def own_share(rows: int) -> range:
     """Which of an update's `rows` sequences this process answers: neighbours, in order."""
-    size = rows // count()
-    first = size * (distributed.get_rank() if _together() else 0)
-    return range(first, first + size)
+    rank = distributed.get_rank() if _together() else 0
+    return range(rank * rows // count(), (rank + 1) * rows // count())
 
 
 def total(x: torch.Tensor) -> torch.Tensor:
