@@ -160,11 +160,11 @@ def _results(summary: Row) -> str:
     )
 
 
-def _health(metrics: Sequence[Row]) -> str:
+def _health(metrics: Sequence[Row], summary: Row) -> str:
     """What the run said about its own health; empty where it was not watched."""
     alarms = [row for row in metrics if "alarm" in row]
     if not alarms:
-        watched = any("alarms" in row for row in metrics)
+        watched = "alarms" in _of_stage(summary, "ppo")
         return "<p>The run was watched, and no alarm went off.</p>" if watched else ""
     rows = [(show(row.get("step"), digits=0), row["alarm"], row.get("words")) for row in alarms]
     return table("Alarms, each when it went on", ("Update", "Alarm", "What to do"), rows)
@@ -280,7 +280,7 @@ def build_html(
     sections = (
         ("Before and after", _results(summary), "summary.json"),
         ("How training went", plots(metrics or [], run), "metrics.jsonl"),
-        ("Health", _health(metrics or []), ""),  # only runs of PPO and RLOO are watched
+        ("Health", _health(metrics or [], summary), ""),  # only runs of PPO and RLOO are watched
         ("Answers", _samples(samples or []), "samples.jsonl"),
         ("Time and memory", _time(summary, run), "summary.json or run.json"),
         ("Settings", _settings(summary, run), "summary.json or run.json"),

@@ -81,7 +81,7 @@ def check(settings: Settings, asked: Asked) -> None:
 
 
 def _check_rloo(settings: Settings, asked: Asked) -> None:
-    from lorarlhf.stages.rloo import USED
+    from lorarlhf.ppo.rloo import USED
 
     unused = sorted(name for name in settings.said & settings.own.keys() if name not in USED)
     if unused:
@@ -119,7 +119,7 @@ def run_ppo(
     models = [load_classifier(spec, backbone.device) for spec in asked.models]
     rewards = [*asked.rewards, *models]
     if settings.own["algorithm"] == "rloo":
-        from lorarlhf.stages.rloo import train_rloo
+        from lorarlhf.ppo.rloo import train_rloo
 
         summary = train_rloo(
             backbone,
@@ -165,11 +165,12 @@ def _by_ppo(
         judge_funcs=asked.judges,
     )
     only_ours(trainer)
-    trainer.add_callback(HealthWatch(run, say_beside_bars))
+    watch = HealthWatch(run, say_beside_bars)
+    trainer.add_callback(watch)
     trainer.add_callback(SampleCallback(trainer, run.folder))
     with stopper:
         trainer.train(resume_from_checkpoint=asked.resume)
     if stopper.asked and trainer.state.global_step < args.updates:
         raise KeyboardInterrupt
     trainer.save_model()
-    return trainer.summary()
+    return trainer.summary() | {"alarms": sorted(watch.on)}

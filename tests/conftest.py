@@ -23,85 +23,13 @@ if WORKERS > 1:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // WORKERS)))
 
-SPECIALS = ["<pad>", "<|im_start|>", "<|im_end|>"]
-VOCABULARY = 384  # 256 bytes, the special tokens, and the most frequent pairs
-
-# ChatML without a system prompt of its own.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-# Small enough for a test, and with all that a real base has: grouped heads, special tokens.
-TINY_SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    # Larger than usual, so that the answers of random weights differ from uniform noise.
-    "initializer_range": 0.1,
-    "tie_word_embeddings": False,
-}
-
-
-def _tiny_tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    from lorarlhf.data import bundled
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train([str(bundled("prompts.jsonl"))], trainer)
-    pad, start, end = SPECIALS
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=pad,
-        eos_token=end,
-        additional_special_tokens=[start],
-        chat_template=CHAT_TEMPLATE,
-    )
-
 
 @pytest.fixture(scope="session")
 def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function that writes a tiny random base with its tokenizer: `make_base(seed=1, ...)`.
+    """A function that writes a tiny random base: `make_base(seed=1, ...)`, as `tiny.write_base`."""
+    from tests.tiny import write_base
 
-    `family` is a model type of transformers, a Llama by default; other keyword arguments are fields
-    of its configuration. The same weights come from the same seed.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    def make(seed: int = 0, family: str = "llama", **changes: Any) -> Path:
-        folder = tmp_path_factory.mktemp("base")
-        tokenizer = _tiny_tokenizer()
-        config = AutoConfig.for_model(
-            family,
-            vocab_size=len(tokenizer),
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **(TINY_SIZES | changes),
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
-
-    return make
+    return lambda *args, **changes: write_base(tmp_path_factory.mktemp("base"), *args, **changes)
 
 
 @pytest.fixture(scope="session")

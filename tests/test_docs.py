@@ -18,7 +18,7 @@ from lorarlhf.rewards.raters import RATERS
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md"),
-    *("docs/ppo-details.md", "docs/data.md"),
+    *("docs/ppo-details.md", "docs/data.md", "docs/health.md"),
 ]
 READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "demonstrations": read_demonstrations,
@@ -105,7 +105,7 @@ def test_every_detail_names_code_and_tests_that_exist() -> None:
     missing = [
         f"{file}:{name}"
         for file, name in found
-        for path in [ROOT / ("tests" if file.startswith("test_") else "lorarlhf") / file]
+        for path in [ROOT / ("tests" if "test_" in file else "lorarlhf") / file]
         if not path.is_file() or name not in names_in(path)
     ]
     assert missing == []
@@ -119,6 +119,22 @@ def test_every_row_of_the_details_is_held_by_a_test_or_says_so() -> None:
         _, _, where, test, _, _ = row.split("|")
         assert ".py:" in where, row
         assert "test_" in test or "no test of our own" in test, row
+
+
+# ---- docs/health.md
+
+
+def test_every_alarm_is_shown_with_its_words_and_its_picture() -> None:
+    from lorarlhf.ppo.health import ALARMS
+
+    guide = text_of("docs/health.md")
+    words = " ".join(guide.replace("\n> ", " ").split())
+    for alarm in ALARMS:
+        assert f"\n## {alarm.name}\n" in guide
+        assert alarm.advice in words, alarm.name
+        assert alarm.reason[1:] in words, alarm.name
+        picture = f"images/health/{alarm.name}.svg"
+        assert f"({picture})" in guide and (ROOT / "docs" / picture).is_file()
 
 
 # ---- docs/data.md
@@ -192,7 +208,8 @@ def test_the_table_lists_every_command() -> None:
 def test_every_command_line_is_accepted(document: str) -> None:
     text = text_of(document)
     said = re.findall(r"`(lorarlhf \w[^`\n]*)`", text)
-    said += [line for block in blocks(document, "sh") for line in block.splitlines()]
+    shell = [block.replace("\\\n", " ") for block in blocks(document, "sh")]
+    said += [line for block in shell for line in block.splitlines()]
     for line in said:
         _, *words = shlex.split(line)
         if words[0] in SUMMARIES and len(words) > 1:

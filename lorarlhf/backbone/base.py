@@ -70,6 +70,8 @@ class Backbone:
         self._base_shapes = Counter(_key(p) for p in model.parameters())
         torch.manual_seed(settings["seed"])
         self.model: PeftModel = get_peft_model(model, self._config, ADAPTER_POLICY)
+        if roles.adapts_below(self.model, self.split):
+            self.keeps_trunk = False
         self.model.eval()
         self.float32_adapters()
 

@@ -6,6 +6,7 @@ role no gradient, or a wrong one under checkpointing. So: one role for each forw
 inside `switched(...)`, which puts everything back even when an exception passes through.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -129,6 +130,17 @@ def adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter
     """The LoRA weights of one adapter by their full names."""
     part = f".{adapter}."
     return {name: p for name, p in model.named_parameters() if part in name and "lora_" in name}
+
+
+def adapts_below(model: PeftModel, split: int) -> bool:
+    """Whether a layer below `split` carries adapters.
+
+    PEFT adapts the experts of some mixture-of-experts families in every layer, whatever the
+    configuration says (0.21.2, `target_parameters`): what lies below is then no trunk.
+    """
+    names = adapter_parameters(model, ADAPTERS["policy"])
+    numbers = (re.search(r"\.layers\.(\d+)\.", name) for name in names)
+    return any(found is not None and int(found[1]) < split for found in numbers)
 
 
 def lora_config(

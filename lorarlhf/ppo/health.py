@@ -276,10 +276,12 @@ class HealthWatch(TrainerCallback):
     """Says each alarm when it goes on: in the terminal and as a row of `metrics.jsonl`.
 
     Args:
-        run: whose `metrics.jsonl` gets `{"step", "alarm", "value", "words"}`, and at the end
-            `{"step", "alarms"}` with how many are on.
+        run: whose `metrics.jsonl` gets `{"step", "alarm", "value", "words"}`.
         say: tells the person at the terminal.
         stage: of the rows, where the run has several.
+
+    Attributes:
+        on: the names of the alarms that are on.
     """
 
     def __init__(self, run: Run, say: Callable[[str], None], stage: str | None = None) -> None:
@@ -292,13 +294,6 @@ class HealthWatch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.look(state.log_history, state.global_step)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.end(state.global_step)
-
-    def end(self, step: int) -> None:
-        """Note how many alarms are on."""
-        self.run.log({"step": step, "alarms": len(self.on)}, stage=self.stage)
 
     def look(self, rows: Sequence[Row], step: int) -> None:
         """Judge the rows so far; an alarm that stays on is said once."""

@@ -137,10 +137,6 @@ class _Log(RunCallback):
             super().on_log(args, self._in_updates(state), control, self.rows[-1])
             self.health.look(self.rows, len(self.rows))
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_end(args, state, control)
-        self.health.end(len(self.rows))
-
     def _in_updates(self, state: Any) -> Any:
         """The trainer's state with updates as its steps."""
         done, planned = state.global_step // self.steps, state.max_steps // self.steps
@@ -162,6 +158,7 @@ class _Log(RunCallback):
         recent = [row["kl"] for row in self.rows[-10:]]
         return {
             "algorithm": "rloo",
+            "alarms": sorted(self.health.on),
             "updates": len(self.rows),
             "episodes": len(self.rows) * self.settings.rollout_batch_size,
             "kl_per_sequence": sum(recent) / len(recent) if recent else 0.0,

@@ -1,0 +1,68 @@
+"""The pictures of docs/health.md: each alarm provoked by a real run of PPO on a tiny model.
+
+    .venv/bin/python benchmarks/health_pictures.py            # all, two minutes
+    .venv/bin/python benchmarks/health_pictures.py kl_runaway
+
+Writes docs/images/health/NAME.svg: the figure by update, and where the alarm went on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from lorarlhf.ppo.health import diagnose
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "docs" / "images" / "health"
+
+
+def first_alarm(rows: list[dict[str, Any]], name: str) -> int:
+    """After which update the alarm went on."""
+    for count in range(1, len(rows) + 1):
+        if any(finding.alarm.name == name for finding in diagnose(rows[:count])):
+            return rows[count - 1]["step"]
+    raise SystemExit(f"{name} did not go off")
+
+
+def draw(name: str, figure: str, rows: list[dict[str, Any]], path: Path) -> None:
+    """One small plot as SVG."""
+    found = [(row["step"], row[figure]) for row in rows if figure in row]
+    plot = Figure(figsize=(4.2, 2.0), layout="constrained")
+    axes = plot.subplots()
+    axes.plot(*zip(*found, strict=True), color="#3b6ea5", linewidth=1.8)
+    axes.axvline(first_alarm(rows, name), color="#b3261e", linestyle=":", linewidth=1.4)
+    axes.set_xlabel("update", fontsize=8)
+    axes.set_ylabel(figure, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    with path.open("w", encoding="utf-8") as stream:
+        FigureCanvasSVG(plot).print_svg(stream, metadata={"Date": None})
+
+
+def main() -> None:
+    """Provoke the alarms that are named, or all."""
+    sys.path.insert(0, str(ROOT))
+    import matplotlib
+
+    from tests.provocations import PROVOCATIONS, provoke
+    from tests.tiny import write_base
+
+    matplotlib.rcParams["svg.hashsalt"] = "lorarlhf"  # the same picture each time
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("alarms", nargs="*", default=list(PROVOCATIONS))
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name in parser.parse_args().alarms:
+        with TemporaryDirectory() as folder:
+            base = write_base(Path(folder) / "base")
+            rows = provoke(PROVOCATIONS[name], base, Path(folder) / "run")
+        draw(name, PROVOCATIONS[name].figure, rows, OUT / f"{name}.svg")
+        print(f"{name}: update {first_alarm(rows, name)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The tiny random base of the tests: small, and with all that a real one has."""
+
+from pathlib import Path
+from typing import Any
+
+SPECIALS = ["<pad>", "<|im_start|>", "<|im_end|>"]
+VOCABULARY = 384  # 256 bytes, the special tokens, and the most frequent pairs
+
+# ChatML without a system prompt of its own.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# Small enough for a test, and with all that a real base has: grouped heads, special tokens.
+TINY_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    # Larger than usual, so that the answers of random weights differ from uniform noise.
+    "initializer_range": 0.1,
+    "tie_word_embeddings": False,
+}
+
+
+def tiny_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from lorarlhf.data import bundled
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(bundled("prompts.jsonl"))], trainer)
+    pad, start, end = SPECIALS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        eos_token=end,
+        additional_special_tokens=[start],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def write_base(folder: Path, seed: int = 0, family: str = "llama", **changes: Any) -> Path:
+    """Write a random base with its tokenizer; the same weights come from the same seed.
+
+    Args:
+        family: a model type of transformers.
+        changes: fields of its configuration.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **(TINY_SIZES | changes),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
