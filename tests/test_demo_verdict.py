@@ -58,4 +58,5 @@ def test_the_text_names_every_figure(last: int) -> None:
     said = as_text(found | {"ppo": lengths}, rows, "somewhere/report.html")
     assert "somewhere/report.html" in said and "> b" in said
     assert ("like length" in said.split("Answers changed")[0]) == (last == 4)
+    assert ("Look at the win rate at like length" in said) == (last == 4)
     assert f"{lengths['mean_length_after']:.1f}" in said

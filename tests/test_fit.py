@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lorarlhf.errors import UserError
-from lorarlhf.rewards.bradley_terry import fit_bradley_terry
+from lorarlhf.rewards.bradley_terry import solve_dual
 from lorarlhf.rewards.fit import (
     PRIORS_WITHOUT_AXES,
     Blend,
@@ -24,13 +24,13 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def primal_newton(d: np.ndarray, l2: float, s: np.ndarray) -> np.ndarray:
+def primal_newton(d: np.ndarray, l2: float) -> np.ndarray:
     """The textbook's Newton in the H x H primal, undamped: fine for small, easy cases."""
     w = np.zeros(d.shape[1])
     for _ in range(50):
         p = sigmoid(-d @ w)
-        hessian = d.T @ (d * (s * p * (1 - p))[:, None]) + l2 * np.eye(len(w))
-        w -= np.linalg.solve(hessian, l2 * w - d.T @ (s * p))
+        hessian = d.T @ (d * (p * (1 - p))[:, None]) + l2 * np.eye(len(w))
+        w -= np.linalg.solve(hessian, l2 * w - d.T @ p)
     return w
 
 
@@ -50,51 +50,38 @@ def accuracy(weight: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean((d @ weight) * (d @ truth) > 0))
 
 
+def weight_of(d: np.ndarray, l2: float) -> np.ndarray:
+    """The weights (H,) from differences (N, H), by way of the dual."""
+    return d.T @ solve_dual(d @ d.T / l2) / l2
+
+
 def test_one_vote_by_hand() -> None:
     # One feature, difference 1, l2 1: w = sigmoid(-w), which w = 0.4010581 solves.
-    (w,) = fit_bradley_terry(np.array([[1.0]]), 1.0)
+    (w,) = weight_of(np.array([[1.0]]), 1.0)
     assert w == pytest.approx(0.4010581, abs=1e-6)
     assert 1 / (1 + math.exp(w)) == pytest.approx(w, abs=1e-9)
 
 
 def test_dual_equals_primal() -> None:
-    rng = np.random.default_rng(0)
-    d, s = rng.normal(size=(12, 4)), rng.uniform(0, 2, size=12)
+    d = np.random.default_rng(0).normal(size=(12, 4))
     for l2 in (0.05, 1.0, 30.0):
-        np.testing.assert_allclose(
-            fit_bradley_terry(d, l2, s), primal_newton(d, l2, s), rtol=1e-6, atol=1e-9
-        )
+        np.testing.assert_allclose(weight_of(d, l2), primal_newton(d, l2), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(3, 50), (80, 7), (200, 576)])
 def test_gradient_is_zero_at_the_solution(shape: tuple[int, int]) -> None:
     d = np.random.default_rng(1).normal(size=shape)
     for l2 in (0.1, 10.0, 1000.0):
-        w = fit_bradley_terry(d, l2)
+        w = weight_of(d, l2)
         gradient = l2 * w - d.T @ sigmoid(-d @ w)
         assert np.abs(gradient).max() < 1e-5 * np.abs(d).sum(axis=0).max()
-
-
-def test_a_weight_of_two_is_the_vote_twice_and_zero_is_none() -> None:
-    d = np.random.default_rng(2).normal(size=(3, 5))
-    twice = fit_bradley_terry(np.vstack([d[:2], d[:1]]), 0.5)
-    np.testing.assert_allclose(fit_bradley_terry(d, 0.5, [2, 1, 0]), twice, rtol=1e-6)
 
 
 def test_separable_and_huge_differences_stay_finite() -> None:
     d = np.array([[1e4, 0.0], [2e4, 1.0], [1e-8, 1e4]])
     for l2 in (1e-8, 1.0):
-        w = fit_bradley_terry(d, l2)
+        w = weight_of(d, l2)
         assert np.isfinite(w).all() and (d[:2] @ w > 0).all()
-
-
-def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="above 0"):
-        fit_bradley_terry(np.ones((2, 2)), 0.0)
-    with pytest.raises(ValueError, match="shape"):
-        fit_bradley_terry(np.ones(3), 1.0)
-    with pytest.raises(ValueError, match="sample_weights"):
-        fit_bradley_terry(np.ones((2, 2)), 1.0, [1.0, -1.0])
 
 
 def test_scores_do_not_depend_on_scale_or_shift_of_the_features() -> None:
@@ -144,14 +131,13 @@ def test_shares_follow_the_held_out_loss() -> None:
     truth[0] = 1.0
     chosen, rejected = planted(3, 200, truth, noise=0.0)
     d, groups = chosen - rejected, list(range(200))
-    alone = [blend_priors(d, groups, priors=[Prior(l2)]) for l2 in (1.0, 3.0, 1e5)]
-    blend = blend_priors(d, groups, priors=[Prior(1.0), Prior(3.0), Prior(1e5)])
+    alone = [blend_priors(d, groups, priors=[Prior(l2)]) for l2 in (1.0, 1.2, 1e5)]
+    blend = blend_priors(d, groups, priors=[Prior(1.0), Prior(1.2), Prior(1e5)])
     shares = {prior.l2: share for prior, share in blend.priors}
-    assert set(shares) <= {1.0, 3.0}  # the one that is far off has no say
+    assert set(shares) == {1.0, 1.2}  # the one that is far off has no say
     assert sum(shares.values()) == pytest.approx(1)
-    if len(shares) == 2:
-        ratio = math.exp(200 * (alone[0].cv_loss - alone[1].cv_loss))
-        assert shares[3.0] / shares[1.0] == pytest.approx(ratio)
+    ratio = math.exp(200 * (alone[0].cv_loss - alone[1].cv_loss))
+    assert shares[1.2] / shares[1.0] == pytest.approx(ratio)
     assert blend.cv_accuracy > 0.8 and blend.cv_loss < math.log(2)
     assert blend.cv_loss <= max(alone[0].cv_loss, alone[1].cv_loss)  # a mean of convex losses
     assert alone[2].cv_loss == pytest.approx(math.log(2), abs=0.01)
@@ -290,4 +276,4 @@ def test_one_more_vote_is_fitted_in_milliseconds() -> None:
         fit = votes.fit()
         times.append(time.perf_counter() - started)
     assert fit.blend is weighed.blend
-    assert min(times) < 0.1  # about 15 ms on one core; room for a busy machine
+    assert min(times) < 0.15  # some 20 ms on one core; room for a busy machine

@@ -134,7 +134,9 @@ def test_theirs_weights_micro_batches_equally_whatever_their_tokens() -> None:
     tokens = [int(MASK[rows].sum()) for rows in (first, second)]
     parts = [trl(name)["pg_loss"] for name in ("losses_first", "losses_second")]
     whole = trl("losses_all")["pg_loss"]
-    assert sum(n * part for n, part in zip(tokens, parts, strict=True)) / sum(
-        tokens
-    ) == pytest.approx(whole, abs=1e-6)
+    ours = [losses(rows)["pg_loss"] for rows in (first, second)]
+    assert ours == pytest.approx(parts, abs=1e-6)
+    weighted = sum(n * part for n, part in zip(tokens, ours, strict=True)) / sum(tokens)
+    assert losses([*first, *second])["pg_loss"] == pytest.approx(weighted, abs=1e-6)
+    assert weighted == pytest.approx(whole, abs=1e-6)
     assert sum(parts) / 2 != pytest.approx(whole, abs=1e-3)

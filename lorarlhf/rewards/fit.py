@@ -167,20 +167,24 @@ def fit_head(
     along = differences @ directions.T
     if blend is None:
         blend = blend_priors(differences, groups, along if len(directions) else None)
-    whole = sum(share * _weight(differences, along, directions, p) for p, share in blend.priors)
+    whole = _weight(differences, along, directions, blend)
     folded = (whole * scale).astype(np.float32)
     return HeadFit(folded, float(-(mean @ folded.astype(np.float64))), blend)
 
 
-def _weight(differences: Array, along: Array, directions: Array, prior: Prior) -> Array:
-    """The weight (F,) of scaled features under one prior."""
-    kernel = differences @ differences.T / prior.l2 + prior.axis_strength * along @ along.T
-    dual = solve_dual(kernel, np.ones(len(kernel)))
-    return differences.T @ dual / prior.l2 + prior.axis_strength * (along.T @ dual) @ directions
+def _weight(differences: Array, along: Array, directions: Array, blend: Blend) -> Array:
+    """The weight (F,) of scaled features: the average of the fits under the blend's priors."""
+    plain, on_axes = differences @ differences.T, along @ along.T
+    votes, votes_on_axes = np.zeros(len(plain)), np.zeros(len(plain))
+    for prior, share in blend.priors:
+        dual = share * solve_dual(plain / prior.l2 + prior.axis_strength * on_axes)
+        votes += dual / prior.l2
+        votes_on_axes += prior.axis_strength * dual
+    return differences.T @ votes + (along.T @ votes_on_axes) @ directions
 
 
 class VoteFit:
-    """Votes with their features: one more vote and its fit cost milliseconds.
+    """Votes with their features: one more vote and its fit cost milliseconds at some hundred votes.
 
     The priors are weighed again (cross-validation, up to a second) only when the votes have grown
     by a quarter since the last time; between, the last shares are used.
@@ -325,6 +329,6 @@ def _held_out_margins(kernel: Array, folds: NDArray[np.int64]) -> Array:
     margins = np.zeros(len(kernel))
     for fold in np.unique(folds):
         out, rest = folds == fold, folds != fold
-        dual = solve_dual(kernel[np.ix_(rest, rest)], np.ones(rest.sum()))
+        dual = solve_dual(kernel[np.ix_(rest, rest)])
         margins[out] = kernel[np.ix_(out, rest)] @ dual
     return margins
