@@ -239,8 +239,14 @@ def train(args: Namespace) -> Result:
     from lorarlhf.training import train as run_training
 
     summary = run_training(args)
-    rows = [(name, value) for name, value in summary.items() if not isinstance(value, dict)]
+    rows = [(name, _in_words(value)) for name, value in summary.items()]
+    rows = [(name, value) for name, value in rows if not isinstance(value, dict)]
     return Result(summary, table(rows))
+
+
+def _in_words(value: Any) -> Any:
+    """A list as its items, for the table that people read."""
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else value
 
 
 COMMANDS = {

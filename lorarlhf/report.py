@@ -90,6 +90,7 @@ def _title(summary: Row, run: Row) -> str:
     base = str(summary.get("base") or run.get("base") or "").rstrip("/\\")
     base = re.split(r"[/\\]", base)[-1]
     stage = str(run.get("stage") or "demo").replace("_", " ")
+    stage = str(summary.get("algorithm") or stage)
     stage = stage.upper() if stage in ("sft", "ppo", "dpo", "orpo", "kto", "rloo") else stage
     what = "The whole loop" if stage == "demo" else f"A run of {stage}"
     return f"{what} on {base}" if base else what
@@ -98,7 +99,8 @@ def _title(summary: Row, run: Row) -> str:
 def headline(summary: Row, run: Row) -> str:
     """The result in one sentence of plain words, not escaped."""
     ppo, reward = _of_stage(summary, "ppo"), _of_stage(summary, "reward_model")
-    updates = f"After {show(ppo['updates'])} updates of PPO, " if "updates" in ppo else ""
+    algorithm = str(ppo.get("algorithm") or "ppo").upper()
+    updates = f"After {show(ppo['updates'])} updates of {algorithm}, " if "updates" in ppo else ""
     if number(_part(summary, "win_rate").get("rate")) is not None:
         sentence = updates + _won(_part(summary, "win_rate"))
     elif number(ppo.get("kl_per_sequence")) is not None:

@@ -138,14 +138,14 @@ def _thin(values: Iterable[float]) -> list[float]:
 
 def _draw(axes: Any, panel: Panel, rows: Sequence[Row]) -> str:
     """Draw a panel on matplotlib axes and return what it shows in words."""
-    words = []
+    words: list[str] = []
     for (key, name), color, dash in zip(panel.lines, _COLORS, ("-", "--"), strict=False):
         if not (series := _series(rows, key)):
             continue
         x, y = _thin(series), _thin(series.values())
         mark = "o" if len(x) <= 40 else ""
         axes.plot(x, y, color=color, linestyle=dash, marker=mark, markersize=2.5, label=name)
-        if spread := _series(rows, panel.band):
+        if not words and (spread := _series(rows, panel.band)):  # the first line's
             width = _thin(spread.get(step, 0.0) for step in series)
             low = [value - wide for value, wide in zip(y, width, strict=True)]
             high = [value + wide for value, wide in zip(y, width, strict=True)]

@@ -167,7 +167,8 @@ def _by_ppo(
     only_ours(trainer)
     watch = HealthWatch(run, say_beside_bars)
     trainer.add_callback(watch)
-    trainer.add_callback(SampleCallback(trainer, run.folder))
+    samples = SampleCallback(backbone, rows, args, trainer.rewards, run.folder)
+    trainer.add_callback(samples)
     with stopper:
         trainer.train(resume_from_checkpoint=asked.resume)
     if stopper.asked and trainer.state.global_step < args.updates:

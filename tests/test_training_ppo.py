@@ -215,7 +215,7 @@ def test_rloo_is_the_same_command_with_the_same_report(
     """The last log line, the summary and the report are those of PPO; there is no value."""
     (tmp_path / "rewards.py").write_text(REWARDS)
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": q} for q in QUESTIONS])
-    sets = [*SETS[:6], "algorithm=rloo", "num_generations=2", "num_ppo_epochs=2"]
+    sets = [*SETS[:6], "save_steps=1", "algorithm=rloo", "num_generations=2", "num_ppo_epochs=2"]
     told = [part for text in sets for part in ("--set", text)]
     words = ["ppo", "--prompts", str(tmp_path / "prompts.jsonl"), "--base", str(tiny_base)]
     words += ["--reward", str(reward_run), "--out", str(tmp_path / "rloo"), "--json"]
@@ -232,7 +232,10 @@ def test_rloo_is_the_same_command_with_the_same_report(
         assert {"score", "kl", "entropy", "completion_length", "ended_fraction"} <= row.keys()
         assert row["score"] == pytest.approx(row["score/length"] + row["score/reward"], abs=1e-3)
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5)
-    assert (folder / "report.html").is_file()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "A run of RLOO" in page and "After 2 updates of RLOO, " in page
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples] == [0] * 4 + [1] * 4 + [2] * 4
     assert (folder / "adapters/policy/adapter_config.json").is_file()
     assert not (folder / "adapters/value").exists()
     assert read_json(folder / "run.json")["config"]["algorithm"] == "rloo"

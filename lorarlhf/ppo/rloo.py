@@ -10,6 +10,8 @@ from datasets import Dataset
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.health import HealthWatch
+from lorarlhf.ppo.samples import SampleCallback
+from lorarlhf.ppo.scores import Rewards
 from lorarlhf.rewards.functions import (
     RewardFunction,
     call_reward_function,
@@ -42,7 +44,7 @@ USED = {
     *("updates", "rollout_batch_size", "num_ppo_epochs", "num_minibatches", "micro_batch_size"),
     *("max_prompt_tokens", "max_new_tokens", "temperature", "learning_rate", "linear_lr_decay"),
     *("kl_coef", "clip_range", "gradient_checkpointing", "plain"),
-    *("algorithm", "num_generations", "reward_weights"),
+    *("algorithm", "num_generations", "reward_weights", "save_steps"),
 }
 
 
@@ -93,7 +95,9 @@ def train_rloo(
         "gradient_checkpointing": settings.gradient_checkpointing,
     }
     args = trl_arguments(RLOOConfig, backbone, run, own, trl or {})
-    log = _Log(run, settings)
+    weighed = Rewards(backbone, rewards, reward_weights)
+    samples = SampleCallback(backbone, rows, settings, weighed, run.folder)
+    log = _Log(run, settings, samples)
     with backbone.stage("policy") as model:
         trainer = RLOOTrainer(
             model=model,
@@ -113,17 +117,24 @@ def train_rloo(
 class _Log(RunCallback):
     """TRL's log lines in PPO's words, one an update: KL in nats an answer, length in tokens."""
 
-    def __init__(self, run: Run, settings: PPOConfig) -> None:
+    def __init__(self, run: Run, settings: PPOConfig, samples: SampleCallback) -> None:
         super().__init__(run, "RLOO", ("score", "kl", "completion_length"))
-        self.settings, self.rows = settings, list[Row]()
+        self.settings, self.samples, self.rows = settings, samples, list[Row]()
         self.health = HealthWatch(run, say_beside_bars)
         self.steps = settings.num_ppo_epochs * settings.num_minibatches  # in one update
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, self._in_updates(state), control)
+        self.samples.on_train_begin(args, self._in_updates(state), control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_step_end(args, self._in_updates(state), control)
+        if state.global_step % self.steps == 0:
+            self.samples.on_step_end(args, self._in_updates(state), control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_end(args, state, control)
+        self.samples.on_train_end(args, self._in_updates(state), control)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any
@@ -140,7 +151,8 @@ class _Log(RunCallback):
     def _in_updates(self, state: Any) -> Any:
         """The trainer's state with updates as its steps."""
         done, planned = state.global_step // self.steps, state.max_steps // self.steps
-        return SimpleNamespace(global_step=done, max_steps=planned)
+        first = state.is_world_process_zero
+        return SimpleNamespace(global_step=done, max_steps=planned, is_world_process_zero=first)
 
     def _row(self, logs: Row) -> Row:
         row = {ours: logs[theirs] for ours, theirs in LOGGED.items() if theirs in logs}

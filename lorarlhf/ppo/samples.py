@@ -6,10 +6,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from lorarlhf.backbone.base import Backbone
 from lorarlhf.data import append_jsonl
 from lorarlhf.generation import encode_prompts, generate
+from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import Answers, make_micro_batches
-from lorarlhf.ppo.trainer import PPOTrainer
+from lorarlhf.ppo.scores import Rewards
 
 PROMPTS = 4
 FILE = "samples.jsonl"
@@ -22,13 +24,18 @@ class SampleCallback(TrainerCallback):
     seed of the sampling are always the same, and the training's own random state is left alone.
 
     Args:
-        trainer: whose policy answers and whose reward scores.
+        backbone: whose policy answers.
+        rows: the prompts of the training, from which a few are taken.
+        args: lengths, temperature and seed.
+        rewards: what scores the answers.
         folder: of the run.
     """
 
-    def __init__(self, trainer: PPOTrainer, folder: Path) -> None:
-        self.trainer, self.file = trainer, folder / FILE
-        rows: Any = trainer.train_dataset
+    def __init__(
+        self, backbone: Backbone, rows: Any, args: PPOConfig, rewards: Rewards, folder: Path
+    ) -> None:
+        self.backbone, self.args, self.rewards = backbone, args, rewards
+        self.file = folder / FILE
         count = min(PROMPTS, len(rows))
         self.rows = [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), count))]
         self.last_step = -1
@@ -36,22 +43,22 @@ class SampleCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.last_step = state.global_step  # a resumed run has written these before
         if state.global_step == 0:
-            self.write(0)
+            self.write(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % max(1, int(args.save_steps)) == 0:
-            self.write(state.global_step)
+        if state.global_step % max(1, int(self.args.save_steps)) == 0:
+            self.write(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step != self.last_step:
-            self.write(state.global_step)
+            self.write(state)
 
-    def write(self, step: int) -> None:
+    def write(self, state: Any) -> None:
         """Answer the prompts with the policy as it stands and add one line for each."""
-        self.last_step = step
-        if not self.trainer.is_world_process_zero():
+        self.last_step = state.global_step
+        if not state.is_world_process_zero:
             return
-        args, backbone = self.trainer.args, self.trainer.backbone
+        args, backbone = self.args, self.backbone
         prompts = [row["prompt"] for row in self.rows]
         completions = generate(
             backbone,
@@ -65,9 +72,9 @@ class SampleCallback(TrainerCallback):
         micros = make_micro_batches(backbone, encoded, completions, args.micro_batch_size)
         answers = Answers(self.rows, completions, [micros])
         everyone = range(len(self.rows))
-        scores, _ = self.trainer.rewards.score(answers, everyone, self.trainer.state)
+        scores, _ = self.rewards.score(answers, everyone, state)
         for prompt, answer, score in zip(prompts, completions, scores, strict=True):
-            line = {"step": step, "prompt": _shown(prompt), "completion": answer.text}
+            line = {"step": state.global_step, "prompt": _shown(prompt), "completion": answer.text}
             append_jsonl(self.file, line | {"score": score})
 
 
