@@ -28,7 +28,7 @@ STAGE_KEYS = {
     "max_ratio, max_approx_kl, value_clip_range, vf_coef, value_adapter, critic_warmup, "
     "missing_eos_penalty, score_clip, normalize_scores, whiten_rewards, adam_epsilon, "
     "gradient_checkpointing, logging_steps, save_steps, save_total_limit, eval_steps, report_to, "
-    "remove_unused_columns, algorithm, num_generations, reward_weights, plain",
+    "algorithm, num_generations, reward_weights, plain",
     "score": "plain",
     "chat": "max_prompt_tokens, plain",
 }

@@ -32,6 +32,7 @@ TRL = {
     "dpo": ("trl", "DPOConfig"),
     "orpo": ("trl.experimental.orpo", "ORPOConfig"),
     "ppo": ("lorarlhf.ppo.config", "PPOConfig"),
+    "rloo": ("trl", "RLOOConfig"),  # of the command ppo, where its algorithm is rloo
 }
 PLAIN = ("plain", bool, False)  # texts as they are, without the chat template
 MAX_CHAT_TOKENS = ("max_prompt_tokens", int, 4096)
@@ -145,12 +146,19 @@ def resolve(
     given = [item for item in inherited if item.name in keys] + said
     values = {key.name: key.default for key in keys.values()}
     trl: dict[str, Any] = {}
+    trained_by = trainer_of(stage, given)
     for item in with_trl_flattened(given):
         if item.name.startswith("trl.") and stage in TRL:
-            trl[item.name.removeprefix("trl.")] = _trl_value(item, stage)
+            trl[item.name.removeprefix("trl.")] = _trl_value(item, trained_by)
         else:
             values[item.name] = _checked(item, keys, stage)
     return _sorted(values, trl, frozenset(item.name for item in said))
+
+
+def trainer_of(stage: str, given: Sequence[Given]) -> str:
+    """Whose TRL config counts: the stage's, or RLOO's where `ppo` is told that algorithm."""
+    algorithm = [item.value for item in given if item.name == "algorithm"]
+    return "rloo" if stage == "ppo" and algorithm[-1:] == ["rloo"] else stage
 
 
 def known_keys(stage: str) -> dict[str, Key]:

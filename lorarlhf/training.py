@@ -20,7 +20,7 @@ from lorarlhf.parents import Parent, check_same_base, load_backbone, read_parent
 from lorarlhf.report import write_report
 from lorarlhf.runs import Run, own_command, say_to_stderr, write_json
 from lorarlhf.settings import OWN, TRL, Settings, load_class, resolve
-from lorarlhf.training_ppo import OWN_KEYS, check, conversations, read_asked, run_ppo
+from lorarlhf.training_ppo import OWN_KEYS, check, conversations, load_models, read_asked, run_ppo
 
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
@@ -65,8 +65,10 @@ def train(args: Namespace) -> Row:
     started = time.time()
     backbone = _load(stage, settings, parents)
     rows = _checked_rows(stage, backbone, rows, settings)
-    if asked is not None and asked.eval_rows is not None:
-        asked.eval_rows = _checked_rows(stage, backbone, asked.eval_rows, settings)
+    if asked is not None:
+        if asked.eval_rows is not None:
+            asked.eval_rows = _checked_rows(stage, backbone, asked.eval_rows, settings)
+        load_models(asked, backbone)
     # Only now: a mistake in what was asked for leaves an earlier run in the folder as it is.
     run = _open_run(folder, args, settings)
     run.started = started
@@ -134,6 +136,12 @@ def _arguments(stage: str, settings: Settings, folder: Path, backbone: Any = Non
     place: Any = SimpleNamespace(folder=folder, about={"seed": settings.seed})
     try:
         kind = load_class(TRL[stage])
+        if settings.own.get("algorithm") == "rloo":
+            from lorarlhf.ppo.rloo import arguments
+
+            made = trl_arguments(kind, backbone, place, own, {})
+            arguments(backbone, place, made, settings.own["num_generations"], None, settings.trl)
+            return made
         return trl_arguments(kind, backbone, place, own if stage == "ppo" else {}, settings.trl)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")

@@ -24,7 +24,8 @@ class Asked:
     """What the command's own options name.
 
     Attributes:
-        rewards: `"reward"` for the reward role, functions, and the specs of reward models.
+        rewards: `"reward"` for the reward role, and functions, in this order.
+        models: reward models that are to be loaded and become functions.
         judges: functions that judge held-out answers; eval_rows: the held-out prompts.
     """
 
@@ -78,6 +79,8 @@ def check(settings: Settings, asked: Asked) -> None:
         raise UserError("kl_budget is measured on held-out prompts: add --eval FILE.")
     if own["algorithm"] == "rloo":
         _check_rloo(settings, asked)
+    elif "num_generations" in settings.said:
+        raise UserError("num_generations is for algorithm rloo; PPO answers each prompt once.")
 
 
 def _check_rloo(settings: Settings, asked: Asked) -> None:
@@ -90,12 +93,21 @@ def _check_rloo(settings: Settings, asked: Asked) -> None:
         raise UserError("algorithm rloo can't be resumed: TRL's checkpoints are pickles.")
     if asked.eval_rows is not None:
         raise UserError("algorithm rloo measures nothing on held-out prompts: leave out --eval.")
+    if settings.own["kl_coef"] <= 0:
+        raise UserError("kl_coef is above 0 with algorithm rloo: without it TRL measures no KL.")
     size, generations = settings.own["rollout_batch_size"], settings.own["num_generations"]
     if generations < 2 or size % generations:
         raise UserError(
             f"num_generations is 2 or more and divides rollout_batch_size ({size}), found "
             f"{generations}."
         )
+
+
+def load_models(asked: Asked, backbone: "Backbone") -> None:
+    """Load the reward models that were named, behind the other rewards."""
+    from lorarlhf.rewards.classifier import load_classifier
+
+    asked.rewards += [load_classifier(spec, backbone.device) for spec in asked.models]
 
 
 def conversations(rows: list[Row], plain: bool) -> list[Row]:
@@ -114,10 +126,6 @@ def run_ppo(
     Raises:
         KeyboardInterrupt: Ctrl-C ended the training after an update.
     """
-    from lorarlhf.rewards.classifier import load_classifier
-
-    models = [load_classifier(spec, backbone.device) for spec in asked.models]
-    rewards = [*asked.rewards, *models]
     if settings.own["algorithm"] == "rloo":
         from lorarlhf.ppo.rloo import train_rloo
 
@@ -126,13 +134,13 @@ def run_ppo(
             rows,
             run,
             args,
-            rewards,
+            asked.rewards,
             num_generations=settings.own["num_generations"],
             reward_weights=settings.own["reward_weights"],
             trl=settings.trl,
         )
     else:
-        summary = _by_ppo(backbone, rows, run, settings, asked, args, rewards)
+        summary = _by_ppo(backbone, rows, run, settings, asked, args)
     if backbone.has("reference"):
         backbone.save("reference", run.folder / "adapters" / "reference")
     return summary
@@ -145,7 +153,6 @@ def _by_ppo(
     settings: Settings,
     asked: Asked,
     args: Any,
-    rewards: list[Any],
 ) -> Row:
     from lorarlhf.ppo.health import HealthWatch
     from lorarlhf.ppo.interrupt import StopAfterUpdate
@@ -158,7 +165,7 @@ def _by_ppo(
         backbone,
         args,
         rows,
-        rewards,
+        asked.rewards,
         settings.own["reward_weights"],
         [RunCallback(run, "PPO", ("score", "kl", "completion_length")), stopper],
         eval_dataset=asked.eval_rows,

@@ -41,8 +41,12 @@ def endless(ended: list[bool], **_: Any) -> list[float]:
 
 
 def few_tokens(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """The share of six tokens."""
-    return [sum(token % 64 == 0 for token in ids) / len(ids) for ids in completion_ids]
+    """The share of six tokens, with a slope that leads there: of 96, of 24, of 6."""
+    sizes = (4, 16, 64)
+    return [
+        sum(token % size == 0 for token in ids for size in sizes) / len(ids)
+        for ids in completion_ids
+    ]
 
 
 def by_prompt(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -89,6 +93,7 @@ class Provocation:
 
 FAST = {"learning_rate": 2e-2, "kl_coef": 0.0, "updates": 30}
 STILL = {"learning_rate": 1e-5}
+UNCLIPPED = {"learning_rate": 5e-2, "num_ppo_epochs": 8, "clip_range": 100.0, "max_ratio": None}
 BROKEN = {"learning_rate": 1e25, "updates": 8}
 PROVOCATIONS = {
     "not_a_number": Provocation("policy_loss", settings=BROKEN),
@@ -104,8 +109,8 @@ PROVOCATIONS = {
         FAST | {"learning_rate": 5e-3, "updates": 50, "rollout_batch_size": 32},
         stops=12,
     ),
-    "clip_fraction": Provocation("clip_fraction", settings={"learning_rate": 3e-2}),
-    "ratio": Provocation("ratio", length, FAST | {"updates": 12}, stops=77),
+    "clip_fraction": Provocation("clip_fraction", few_tokens, FAST | {"updates": 12}),
+    "ratio": Provocation("ratio", length, UNCLIPPED, stops=77),
     "skipped_steps": Provocation("skipped_steps", settings=BROKEN),
     "useless_value": Provocation("explained_variance", dice, STILL | {"value_learning_rate": 3e-2}),
     "length_reward": Provocation("score_length_corr", length, STILL, stops=77),

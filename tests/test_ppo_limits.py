@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.errors import UserError
 from lorarlhf.ppo import checkpoint, objective
 from lorarlhf.ppo.kl import KLBudget
 from lorarlhf.ppo.learner import Learner
@@ -180,7 +182,9 @@ def test_a_kl_budget_ends_training_and_keeps_the_best_policy_inside(
     inside = {step: row for step, row in measured.items() if row["eval_kl"] <= 0.5}
     best = max(inside, key=lambda step: (inside[step]["eval_score"], -step))
     summary = whole.summary()
-    assert (summary["kept_step"], summary["kept_score"]) == (best, inside[best]["eval_score"])
+    assert summary["kept_step"] == best  # and the figures are that policy's
+    assert summary["eval_score"] == inside[best]["eval_score"]
+    assert summary["kl_per_sequence"] == inside[best]["eval_kl"]
     assert whole.evaluate()["eval_score"] == inside[best]["eval_score"]  # it is the policy now
     folder = tmp_path / "run" / "checkpoints"
     assert [p.name for p in folder.glob("best-*")] == [f"best-{best}"]
@@ -206,6 +210,57 @@ def test_measuring_changes_nothing_in_the_training(tiny_base: Path, make: Make) 
 def test_a_budget_needs_held_out_prompts(tiny: Backbone, make: Make) -> None:
     with pytest.raises(ValueError, match="need held-out prompts"):
         make(tiny, kl_budget=1.0)
+
+
+def test_a_raised_budget_goes_on_where_the_smaller_one_ended(
+    tiny_base: Path, make: Make, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"eval_steps": 1, "save_steps": 1, "learning_rate": 2e-2}
+    first = make(load(tiny_base), eval_dataset=HELD_OUT, kl_budget=1e-3, updates=6, **settings)
+    first.train()
+    assert first.state.global_step < 6
+    second = make(load(tiny_base), eval_dataset=HELD_OUT, kl_budget=1e3, updates=6, **settings)
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == 6
+
+
+def test_a_torn_best_policy_is_told(tiny_base: Path, make: Make, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"eval_steps": 1, "kl_budget": 1e3, "updates": 2}
+    trainer = make(load(tiny_base), eval_dataset=HELD_OUT, **settings)
+    trainer.train()
+    (best,) = (tmp_path / "run" / "checkpoints").glob("best-*")
+    (best / "policy" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="best policy inside the KL budget can't be read"):
+        checkpoint.load_best(trainer)
+
+
+def test_a_data_set_is_held_out_and_a_judge_may_be_silent(tiny: Backbone, make: Make) -> None:
+    def seldom(prompts: list[str], **_: Any) -> list[float | None]:
+        return [3.0 if prompt == "Tea?" else None for prompt in prompts]
+
+    trainer = make(tiny, eval_dataset=Dataset.from_list(HELD_OUT), rollout_batch_size=2)
+    trainer.judges = [seldom, seldom]
+    found = trainer.evaluate()
+    assert found["eval_judge"] == 6.0 and found["eval_judge/seldom-2"] == 3.0
+    trainer.judges = [lambda prompts, **_: [None] * len(prompts)]
+    with pytest.raises(UserError, match="None for every held-out answer"):
+        trainer.evaluate()
+
+
+def test_what_is_no_reward_is_refused(tiny: Backbone, make: Make) -> None:
+    with pytest.raises(ValueError, match="load_classifier"):
+        make(tiny, reward_funcs="org/model")
+
+
+def test_the_value_s_shape_cannot_change_on_the_way(tiny_base: Path, make: Make) -> None:
+    make(load(tiny_base), updates=1).train()
+    with pytest.raises(UserError, match="value_adapter=True, which can't change"):
+        make(load(tiny_base), updates=2, value_adapter=False).train(resume_from_checkpoint=True)
+
+
+def test_adam_has_the_epsilon_of_ppo(tiny: Backbone, make: Make) -> None:
+    for optimizer in make(tiny).learner.optimizers.values():
+        assert [group["eps"] for group in optimizer.param_groups] == [1e-5]
 
 
 # ---- torn checkpoints

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -33,7 +34,8 @@ def shortness(prompts, completions, **columns):
     return [-float(len(c[0]["content"])) for c in completions]
 """
 SETS = ("bits=16", "compute_dtype=float32", "lora_rank=4", "updates=2", "rollout_batch_size=4")
-SETS += ("max_new_tokens=6", "critic_warmup=0", "save_steps=1")
+SETS += ("max_new_tokens=6", "save_steps=1")
+RLOO = ("algorithm=rloo",)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -88,9 +90,10 @@ def test_role_functions_and_a_reward_model_are_mixed_with_weights(
     rows = [row for row in metrics(tmp_path / "run") if "score" in row]  # the rest are alarms
     assert len(rows) == 2
     for row in rows:
-        parts = [row[f"score/{name}"] for name in ("reward", "length", "ended", "rm")]
-        ended = 0.0 if parts[2] is None else row["ended_fraction"]  # None counts as nothing
-        wanted = 2 * parts[0] + 0.5 * parts[1] + ended + 3 * parts[3]
+        role, length, model = (row[f"score/{name}"] for name in ("reward", "length", "rm"))
+        # `ended` has an opinion on answers that ended alone; None counts as nothing.
+        assert row.get("score/ended", 1.0) == 1.0
+        wanted = 2 * role + 0.5 * length + row["ended_fraction"] + 3 * model
         assert row["score"] == pytest.approx(wanted, abs=1e-4)
 
 
@@ -195,7 +198,9 @@ def test_held_out_prompts_are_measured_and_judged(ppo: Run, tmp_path: Path) -> N
         ((), ("reward_weights=[1, 2]",), "a list of 1 numbers here"),
         ((), ("reward_weights=[x]",), "a list of 1 numbers here"),
         ((), ("algorithm=grpo",), "algorithm is ppo or rloo, found"),
-        ((), ("algorithm=rloo", "gae_lambda=0.9"), "does not use critic_warmup, gae_lambda"),
+        ((), ("algorithm=rloo", "gae_lambda=0.9"), "does not use gae_lambda"),
+        ((), ("num_generations=2",), "num_generations is for algorithm rloo"),
+        (("--reward-model", "nowhere"), (), "The reward model nowhere could not be loaded"),
     ],
 )
 def test_what_does_not_fit_together_is_told(
@@ -215,7 +220,15 @@ def test_rloo_is_the_same_command_with_the_same_report(
     """The last log line, the summary and the report are those of PPO; there is no value."""
     (tmp_path / "rewards.py").write_text(REWARDS)
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": q} for q in QUESTIONS])
-    sets = [*SETS[:6], "save_steps=1", "algorithm=rloo", "num_generations=2", "num_ppo_epochs=2"]
+    sets = [
+        *SETS[:6],
+        "learning_rate=0.01",
+        "save_steps=1",
+        "trl.epsilon_high=0.3",
+        "algorithm=rloo",
+        "num_generations=2",
+        "num_ppo_epochs=2",
+    ]
     told = [part for text in sets for part in ("--set", text)]
     words = ["ppo", "--prompts", str(tmp_path / "prompts.jsonl"), "--base", str(tiny_base)]
     words += ["--reward", str(reward_run), "--out", str(tmp_path / "rloo"), "--json"]
@@ -231,11 +244,25 @@ def test_rloo_is_the_same_command_with_the_same_report(
     for row in rows:
         assert {"score", "kl", "entropy", "completion_length", "ended_fraction"} <= row.keys()
         assert row["score"] == pytest.approx(row["score/length"] + row["score/reward"], abs=1e-3)
-    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5) and abs(rows[1]["kl"]) > 1e-3
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "A run of RLOO" in page and "After 2 updates of RLOO, " in page
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [0] * 4 + [1] * 4 + [2] * 4
     assert (folder / "adapters/policy/adapter_config.json").is_file()
     assert not (folder / "adapters/value").exists()
+    reference = load_file(folder / "adapters/reference/adapter_model.safetensors")
+    policy = load_file(folder / "adapters/policy/adapter_model.safetensors")
+    moved = [name for name, weight in policy.items() if not torch.equal(weight, reference[name])]
+    assert len(moved) > len(policy) / 2
     assert read_json(folder / "run.json")["config"]["algorithm"] == "rloo"
+
+
+def test_rloo_trains_on_fewer_prompts_than_an_update_has(ppo: Run, tmp_path: Path) -> None:
+    """TRL drops what does not fill an update; one prompt is then asked again."""
+    write_jsonl(tmp_path / "one.jsonl", [{"prompt": "Why?"}])
+    status, out, err = ppo(
+        "--prompts", "one.jsonl", "--reward-function", "rewards.py:length", sets=RLOO
+    )
+    assert status == 0, err
+    assert json.loads(out)["updates"] == 2

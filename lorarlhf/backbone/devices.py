@@ -1,6 +1,7 @@
 """Which device and which dtype: the best that the machine really has."""
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -9,9 +10,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def best_device(bits: int) -> torch.device:
-    """CUDA, else Apple's GPU if nothing is quantised (bitsandbytes lacks it), else the CPU."""
+    """CUDA, else Apple's GPU if nothing is quantised (bitsandbytes lacks it), else the CPU.
+
+    Of several cards the first, or under `torchrun` and `accelerate launch` the process's own.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda", 0)
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if bits == 16 and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from lorarlhf.errors import UserError
 from lorarlhf.ppo import processes
-from lorarlhf.runs import say_to_stderr
+from lorarlhf.runs import read_json, say_to_stderr
 
 if TYPE_CHECKING:
     from lorarlhf.ppo.trainer import PPOTrainer
@@ -46,16 +47,16 @@ def save(trainer: "PPOTrainer") -> Path:
         _publish(scratch, target)
         for old in newest_first(folder)[max(1, trainer.args.save_total_limit or 1) :]:
             shutil.rmtree(old, ignore_errors=True)
-        best = trainer.budget.best_step if trainer.budget else None
+        needed = {f"{BEST}{_best_step(kept)}" for kept in newest_first(folder)}
         for old in folder.glob(f"{BEST}*"):
-            if old.name != f"{BEST}{best}":
+            if old.name not in needed:
                 shutil.rmtree(old, ignore_errors=True)
     processes.wait()
     return target
 
 
 def save_best(trainer: "PPOTrainer") -> None:
-    """Keep the policy as it is now; the one before goes when the next checkpoint is whole."""
+    """Keep the policy as it is now; the one before goes when no checkpoint names it any more."""
     target = folder_of(trainer) / f"{BEST}{trainer.state.global_step}"
     if trainer.is_world_process_zero():
         scratch = _scratch(target)
@@ -66,11 +67,20 @@ def save_best(trainer: "PPOTrainer") -> None:
 
 
 def load_best(trainer: "PPOTrainer") -> None:
-    """Put the best policy inside the KL budget, and its value, in the place of the last ones."""
+    """Put the best policy inside the KL budget, and its value, in the place of the last ones.
+
+    Raises:
+        UserError: its folder is gone or torn.
+    """
     assert trainer.budget is not None
+    folder = folder_of(trainer) / f"{BEST}{trainer.budget.best_step}"
+    if reason := damage(folder):
+        raise UserError(
+            f"The best policy inside the KL budget can't be read from {folder}: {reason}. The last "
+            "policy is in the newest checkpoint beside it."
+        )
     for role in LEARNED:
-        folder = folder_of(trainer) / f"{BEST}{trainer.budget.best_step}" / role
-        trainer.backbone.load_role(role, folder)
+        trainer.backbone.load_role(role, folder / role)
     trainer.backbone.model.requires_grad_(False)
     trainer.learner.start_anew()
 
@@ -86,7 +96,11 @@ def folder_of(trainer: "PPOTrainer") -> Path:
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first."""
     found = [p for p in folder.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit()]
-    return sorted(found, key=lambda p: int(p.name[len(PREFIX) :]), reverse=True)
+    return sorted(found, key=_number, reverse=True)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -119,6 +133,9 @@ def load_newest(trainer: "PPOTrainer", wanted: str | bool) -> None:
         if reason := damage(Path(wanted)):
             raise UserError(f"There is no PPO checkpoint to go on from in {wanted}: {reason}.")
         _load(trainer, Path(wanted))
+        for place in newest_first(folder_of(trainer)):  # or the next --resume would take those
+            if _number(place) > trainer.state.global_step and trainer.is_world_process_zero():
+                os.replace(place, place.with_name(f"left-{place.name}-{int(time.time())}"))
         return
     for place in newest_first(folder_of(trainer)):
         if (reason := damage(place)) is None:
@@ -132,6 +149,11 @@ def load_newest(trainer: "PPOTrainer", wanted: str | bool) -> None:
 def _load(trainer: "PPOTrainer", folder: Path) -> None:
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "state.safetensors")
+    if state["value_adapter"] != trainer.args.value_adapter:
+        raise UserError(
+            f"The run in {folder.parent.parent} has value_adapter={state['value_adapter']}, which "
+            "can't change on the way: resume it with the same."
+        )
     for role in LEARNED:
         trainer.backbone.load_role(role, folder / role)
     trainer.backbone.model.requires_grad_(False)
@@ -145,8 +167,16 @@ def _load(trainer: "PPOTrainer", folder: Path) -> None:
     if trainer.kl.target is not None:  # a fixed price is that of the settings as they are now
         trainer.kl.coef = state["kl_coef"]
     if trainer.budget is not None and state["budget"]:
-        trainer.budget.__dict__.update(state["budget"] | {"limit": trainer.budget.limit})
+        trainer.budget.best_step = state["budget"]["best_step"]
+        trainer.budget.best_score = state["budget"]["best_score"]
+        seen = [row["eval_kl"] for row in state["log_history"] if "eval_kl" in row]
+        trainer.budget.spent = any(not kl <= trainer.budget.limit for kl in seen)
     _set_random_state(trainer, state, tensors)
+
+
+def _best_step(checkpoint: Path) -> int | None:
+    """Which best policy a checkpoint names."""
+    return (read_json(checkpoint / "state.json").get("budget") or {}).get("best_step")
 
 
 # ---- the parts
@@ -158,6 +188,7 @@ def _state(trainer: "PPOTrainer") -> dict[str, Any]:
         "step": trainer.state.global_step,
         "queue": trainer._queue,
         "scale": trainer.scale.state(),
+        "value_adapter": trainer.args.value_adapter,
         "kl_coef": trainer.kl.coef,
         "budget": asdict(trainer.budget) if trainer.budget else None,
         "log_history": trainer.state.log_history,

@@ -74,7 +74,6 @@ class PPOConfig(_BaseConfig):
     logging_steps: float = _field(1, "Updates between two log lines")
     save_steps: float = _field(10, "Updates between two checkpoints")
     report_to: str = _field("none", "Where metrics go besides the log: none, wandb, ...")
-    remove_unused_columns: bool = _field(False, "Extra columns are for the reward functions")
 
     def __post_init__(self) -> None:
         if self.bf16 is None:

@@ -88,8 +88,9 @@ def _above(name: str) -> Callable[[Sequence[Row], float], float | None]:
 
 
 def _not_a_number(rows: Sequence[Row], limit: float) -> float | None:
-    last = rows[-1] if rows else {}
-    bad = [v for v in last.values() if isinstance(v, float) and not math.isfinite(v)]
+    judged = [row for row in rows if "eval_score" in row]
+    last = [*_updates(rows)[-1:], *judged[-1:]]
+    bad = [v for row in last for v in row.values() if isinstance(v, float) and not math.isfinite(v)]
     return float(len(bad)) if len(bad) > limit else None
 
 
@@ -117,6 +118,7 @@ def _length(rows: Sequence[Row], limit: float) -> float | None:
 
 
 MANY_END = 0.2
+"""Share of answers that end at the start; where fewer do, length is cut off anyway."""
 
 
 def _endless(rows: Sequence[Row], limit: float) -> float | None:
@@ -124,10 +126,9 @@ def _endless(rows: Sequence[Row], limit: float) -> float | None:
         _start(_updates(rows), "ended_fraction"),
         _mean(_moved(rows), "ended_fraction"),
     )
-    if not start or now is None:
+    if start is None or now is None or start < MANY_END or now > limit * start:
         return None
-    # Where few answers ended in the first place, only that none does any more says something.
-    return now if now <= (limit * start if start >= MANY_END else 0.0) else None
+    return now
 
 
 def _ratio(rows: Sequence[Row], limit: float) -> float | None:
@@ -206,7 +207,8 @@ ALARMS = (
     Alarm(
         "endless_answers",
         0.25,
-        "Three of four answers that used to end no longer do; what is cut off can't be good.",
+        "Three of four answers that used to end no longer do; what is cut off can't be good. Only "
+        "where a fifth of the answers ended at the start: elsewhere max_new_tokens is short.",
         _endless,
         "Answers no longer end by themselves ({0:.0%} do).",
         "Set missing_eos_penalty (1 or 2), or raise max_new_tokens.",
@@ -293,7 +295,8 @@ class HealthWatch(TrainerCallback):
         self.on = {finding.alarm.name for finding in diagnose(state.log_history)}
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.look(state.log_history, state.global_step)
+        if state.is_world_process_zero:
+            self.look(state.log_history, state.global_step)
 
     def look(self, rows: Sequence[Row], step: int) -> None:
         """Judge the rows so far; an alarm that stays on is said once."""

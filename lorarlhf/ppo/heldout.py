@@ -13,15 +13,13 @@ from lorarlhf.errors import UserError
 from lorarlhf.ppo import processes
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import Rollout, collect
-from lorarlhf.ppo.scores import Rewards, call_function
-from lorarlhf.rewards.functions import RewardFunction, function_name
-
-Row = dict[str, Any]
+from lorarlhf.ppo.scores import Rewards, call_function, unique_names
+from lorarlhf.rewards.functions import RewardFunction
 
 
 def measure(
     backbone: Backbone,
-    rows: Sequence[Row],
+    rows: Any,
     args: PPOConfig,
     rewards: Rewards,
     judges: Sequence[RewardFunction],
@@ -29,7 +27,10 @@ def measure(
 ) -> dict[str, float]:
     """Answer every held-out prompt once, always with the same seeds, and score the answers.
 
-    The random state of the training is left alone.
+    torch's random state is left alone.
+
+    Args:
+        rows: a list or data set of rows with a `prompt`.
 
     Returns:
         `eval_score` (raw, as the training's `score`), `eval_kl` (nats an answer), `eval_length`
@@ -40,46 +41,46 @@ def measure(
     Raises:
         UserError: a reward function or judge raised, or gave no number for any sample.
     """
-    found: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
+    opinions: list[list[float | None]] = [[] for _ in judges]
     size = args.rollout_batch_size
     for start in range(0, len(rows), size):
-        rollout = collect(backbone, list(rows[start : start + size]), args, args.seed + start)
-        for name, values in _one_rollout(rollout, rewards, judges, state).items():
-            found.setdefault(name, []).extend(values)
-    means = {name: fmean(values) for name, values in found.items() if values}
-    judged = found.get("eval_judge", [])
-    if len(judged) > 1:
-        means["eval_judge_se"] = stdev(judged) / len(judged) ** 0.5
-    return means
+        chunk = [rows[i] for i in range(start, min(start + size, len(rows)))]
+        rollout = collect(backbone, chunk, args, args.seed + start)
+        own = processes.own_share(len(chunk))
+        for name, values in _figures(rollout, rewards, own, state).items():
+            figures.setdefault(name, []).extend(values)
+        for judge, said in zip(judges, opinions, strict=True):
+            said.extend(processes.all_rows(call_function(judge, rollout, own, state)))
+    means = {name: fmean(values) for name, values in figures.items()}
+    return means | _judgement(unique_names(judges), opinions)
 
 
-def _one_rollout(
-    rollout: Rollout, rewards: Rewards, judges: Sequence[RewardFunction], state: Any
+def _figures(
+    rollout: Rollout, rewards: Rewards, own: Sequence[int], state: Any
 ) -> dict[str, list[float]]:
-    own = processes.own_share(len(rollout.prompts))
     kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(dim=1)
-    columns: dict[str, list[float]] = {
+    return {
         "eval_score": processes.all_rows(rewards.score(rollout, own, state)[0]),
         "eval_kl": kl.tolist(),
         "eval_length": rollout.mask.sum(dim=1).float().tolist(),
         "eval_ended": [float(c.ended) for c in rollout.completions],
     }
-    by_judge: dict[str, list[float | None]] = {
-        function_name(judge): processes.all_rows(call_function(judge, rollout, own, state))
-        for judge in judges
-    }
-    if by_judge:
-        columns["eval_judge"] = _judged(list(by_judge.values()))
-    if len(by_judge) > 1:
-        columns |= {
-            f"eval_judge/{name}": [v for v in values if v is not None]
-            for name, values in by_judge.items()
-        }
-    return columns
 
 
-def _judged(opinions: list[list[float | None]]) -> list[float]:
-    sums = [[x for x in row if x is not None] for row in zip(*opinions, strict=True)]
-    if not any(sums):
+def _judgement(names: list[str], opinions: list[list[float | None]]) -> dict[str, float]:
+    """Mean and standard error of the judges' sums; an answer without an opinion is left out."""
+    if not names:
+        return {}
+    known = [[x for x in row if x is not None] for row in zip(*opinions, strict=True)]
+    sums = [sum(row) for row in known if row]
+    if not sums:
         raise UserError("The judge gave None for every held-out answer, so it measures nothing.")
-    return [sum(row) for row in sums if row]
+    found = {"eval_judge": fmean(sums)}
+    if len(sums) > 1:
+        found["eval_judge_se"] = stdev(sums) / len(sums) ** 0.5
+    for name, said in zip(names, opinions, strict=True):
+        values = [value for value in said if value is not None]
+        if len(names) > 1 and values:
+            found[f"eval_judge/{name}"] = fmean(values)
+    return found

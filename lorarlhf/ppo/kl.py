@@ -53,8 +53,9 @@ class KLBudget:
 
     def take(self, step: int, score: float, kl: float) -> bool:
         """Account for a measurement; returns whether it is the best inside the budget so far."""
-        self.spent = self.spent or kl > self.limit
-        if kl > self.limit or (self.best_score is not None and score <= self.best_score):
+        inside = kl <= self.limit  # and a KL that is no number is outside
+        self.spent = self.spent or not inside
+        if not inside or (self.best_score is not None and score <= self.best_score):
             return False
         self.best_step, self.best_score = step, score
         return True

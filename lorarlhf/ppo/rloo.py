@@ -72,10 +72,44 @@ def train_rloo(
     Returns:
         the summary that PPO's has.
     """
-    from trl import RLOOConfig, RLOOTrainer
+    from trl import RLOOTrainer
 
     if backbone.has("reference"):
         backbone.model.delete_adapter("ref")  # TRL makes it anew, as a copy of the policy
+    args = arguments(backbone, run, settings, num_generations, reward_weights, trl or {})
+    # TRL leaves out what does not fill an update, and would train nothing where that is all.
+    wanted = settings.rollout_batch_size // num_generations
+    repeated = [dict(row) for row in rows] * -(-wanted // len(rows))
+    weighed = Rewards(backbone, rewards, reward_weights)
+    samples = SampleCallback(backbone, rows, settings, weighed, run.folder)
+    log = _Log(run, settings, samples)
+    with backbone.stage("policy") as model:
+        trainer = RLOOTrainer(
+            model=model,
+            reward_funcs=[_function(backbone, reward) for reward in rewards],
+            args=args,
+            train_dataset=Dataset.from_list(repeated),
+            processing_class=backbone.tokenizer,
+            callbacks=[log],
+        )
+        only_ours(trainer)
+        backbone.float32_adapters()
+        trainer.train()
+    backbone.save("policy", run.folder / "adapters" / "policy")
+    return log.summary()
+
+
+def arguments(
+    backbone: Any,
+    run: Any,
+    settings: PPOConfig,
+    num_generations: int,
+    reward_weights: Sequence[float] | None,
+    trl: dict[str, Any],
+) -> Any:
+    """RLOO's configuration from PPO's settings; `trl` reaches every other field of it."""
+    from trl import RLOOConfig
+
     accumulation = settings.rollout_batch_size // settings.micro_batch_size
     own = {
         "max_steps": settings.updates * settings.num_ppo_epochs * settings.num_minibatches,
@@ -94,24 +128,7 @@ def train_rloo(
         "reward_weights": list(reward_weights) if reward_weights else None,
         "gradient_checkpointing": settings.gradient_checkpointing,
     }
-    args = trl_arguments(RLOOConfig, backbone, run, own, trl or {})
-    weighed = Rewards(backbone, rewards, reward_weights)
-    samples = SampleCallback(backbone, rows, settings, weighed, run.folder)
-    log = _Log(run, settings, samples)
-    with backbone.stage("policy") as model:
-        trainer = RLOOTrainer(
-            model=model,
-            reward_funcs=[_function(backbone, reward) for reward in rewards],
-            args=args,
-            train_dataset=Dataset.from_list([dict(row) for row in rows]),
-            processing_class=backbone.tokenizer,
-            callbacks=[log],
-        )
-        only_ours(trainer)
-        backbone.float32_adapters()
-        trainer.train()
-    backbone.save("policy", run.folder / "adapters" / "policy")
-    return log.summary()
+    return trl_arguments(RLOOConfig, backbone, run, own, trl)
 
 
 class _Log(RunCallback):
@@ -158,9 +175,9 @@ class _Log(RunCallback):
         row = {ours: logs[theirs] for ours, theirs in LOGGED.items() if theirs in logs}
         means = [name for name in logs if name.startswith("rewards/") and name.endswith("/mean")]
         if len(means) > 1:
-            row |= {f"score/{name[8:-5]}": logs[name] for name in means}
+            row |= {f"score/{name[8:-5]}": logs[name] for name in means if logs[name] is not None}
         return row | {
-            "kl": logs.get("kl", 0.0) * logs["completions/mean_length"],
+            "kl": logs["kl"] * logs["completions/mean_length"],  # TRL's is a token's
             "ended_fraction": 1 - logs["completions/clipped_ratio"],
             "episodes": (len(self.rows) + 1) * self.settings.rollout_batch_size,
         }

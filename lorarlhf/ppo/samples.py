@@ -1,5 +1,6 @@
 """The same few prompts answered through training: what people look at first."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.data import append_jsonl
+from lorarlhf.data import append_jsonl, write_jsonl
 from lorarlhf.generation import encode_prompts, generate
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import Answers, make_micro_batches
@@ -41,9 +42,24 @@ class SampleCallback(TrainerCallback):
         self.last_step = -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.last_step = state.global_step  # a resumed run has written these before
-        if state.global_step == 0:
+        step = state.global_step
+        if state.is_world_process_zero and not self._written(step):
+            self.last_step = -1  # killed after the last checkpoint, before these were whole
+        else:
+            self.last_step = step
+        if step == 0:
             self.write(state)
+
+    def _written(self, step: int) -> bool:
+        """Whether a resumed run has all of this step's samples; drops a part of them."""
+        if not self.file.exists():
+            return False
+        lines = self.file.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        now = [row for row in rows if row["step"] == step]
+        if now and len(now) < len(self.rows):
+            write_jsonl(self.file, [row for row in rows if row["step"] != step])
+        return len(now) == len(self.rows)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % max(1, int(self.args.save_steps)) == 0:

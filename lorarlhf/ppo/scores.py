@@ -1,6 +1,7 @@
 """Scores of a rollout: from the reward role, from functions, or both; brought to a common scale."""
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -38,6 +39,12 @@ class Rewards:
     ) -> None:
         self.backbone, self.sources = backbone, list(sources)
         self.weights = list(weights or [1.0] * len(self.sources))
+        for source in self.sources:
+            if isinstance(source, str) and source != ROLE:
+                raise ValueError(
+                    f"a reward is a function or {ROLE!r}, not {source!r}; a model becomes a "
+                    "function by lorarlhf.rewards.classifier.load_classifier"
+                )
         if not self.sources or (ROLE in self.sources and not backbone.has(ROLE)):
             raise ValueError("PPO needs a reward: load a reward role, or give reward_funcs")
         if len(self.weights) != len(self.sources):
@@ -48,7 +55,7 @@ class Rewards:
     @property
     def names(self) -> list[str]:
         """What each source is called in logs."""
-        return [s if isinstance(s, str) else function_name(s) for s in self.sources]
+        return unique_names(self.sources)
 
     @property
     def only_role(self) -> bool:
@@ -76,6 +83,16 @@ class Rewards:
         return combine(found, self.weights), found
 
 
+def unique_names(sources: Sequence[RewardFunction | str]) -> list[str]:
+    """A name for each, with a number behind those that come again."""
+    names: list[str] = []
+    for source in sources:
+        name = source if isinstance(source, str) else function_name(source)
+        number = next(n for n in count(1) if (f"{name}-{n}" if n > 1 else name) not in names)
+        names.append(f"{name}-{number}" if number > 1 else name)
+    return names
+
+
 def call_function(
     function: RewardFunction, answers: Answers, rows: Sequence[int], state: Any
 ) -> list[float | None]:
@@ -84,6 +101,8 @@ def call_function(
     Besides the dataset's columns it gets `completion_ids`, `ended` (the answer ended by itself)
     and `trainer_state`.
     """
+    if not rows:  # a process without a share
+        return []
     chosen = [(answers.prompts[i], answers.completions[i]) for i in rows]
     prompts = [row["prompt"] for row, _ in chosen]
     completions = [
@@ -132,11 +151,9 @@ class ScoreScale:
 
     def normalise(self, scores: torch.Tensor, learn: bool) -> torch.Tensor:
         """Raw scores (B,) -> normalised, and clipped where that is asked for."""
-        if not self.enabled:
-            return scores
-        if learn and self.fixed_std is None:
+        if learn and self.fixed_std is None and self.enabled:
             self._learn(scores.tolist())
-        scaled = (scores - self.mean) / self.std
+        scaled = (scores - self.mean) / self.std if self.enabled else scores
         return scaled.clamp(-self.clip, self.clip) if self.clip else scaled
 
     def _learn(self, scores: list[float]) -> None:

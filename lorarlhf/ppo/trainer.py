@@ -137,9 +137,9 @@ class PPOTrainer(_BaseTrainer):
                 self._after_update(metrics)
         finally:
             self.backbone.causal.gradient_checkpointing_disable()
+        self.control = self.callback_handler.on_train_end(args, self.state, self.control)
         if self.budget is not None and self.budget.best_step is not None:
             checkpoint.load_best(self)
-        self.control = self.callback_handler.on_train_end(args, self.state, self.control)
         return TrainOutput(self.state.global_step, 0.0, self.summary())
 
     def update(self) -> dict[str, float]:
@@ -202,7 +202,8 @@ class PPOTrainer(_BaseTrainer):
         if len(by_source) > 1:
             for name, values in zip(self.rewards.names, by_source, strict=True):
                 known = [value for value in processes.all_rows(values) if value is not None]
-                means[f"score/{name}"] = sum(known) / len(known) if known else float("nan")
+                if known:
+                    means[f"score/{name}"] = sum(known) / len(known)
         return scores, means
 
     def _rewards(self, rollout: Rollout, scores: torch.Tensor) -> torch.Tensor:
@@ -293,8 +294,8 @@ class PPOTrainer(_BaseTrainer):
     def summary(self) -> dict[str, Any]:
         """`updates`, `episodes`, `kl_per_sequence` (last ten updates), `seconds_per_update`.
 
-        With held-out prompts also their figures of last; with a KL budget `kept_step`, the update
-        whose policy was kept, and its `kept_score`.
+        With held-out prompts also their last figures. With a KL budget `kept_step` is the update
+        whose policy was kept; the held-out figures and `kl_per_sequence` are then that policy's.
         """
         history = self.state.log_history
         rows = [row for row in history if "kl" in row]
@@ -305,16 +306,17 @@ class PPOTrainer(_BaseTrainer):
             "kl_per_sequence": sum(recent) / len(recent) if recent else 0.0,
             "seconds_per_update": median(row["seconds"] for row in rows) if rows else 0.0,
         }
-        for row in history[::-1]:
-            if "eval_score" in row:
-                whole |= {name: value for name, value in row.items() if name.startswith("eval_")}
-                break
-        if self.budget is not None and self.budget.best_step is not None:
-            whole |= {"kept_step": self.budget.best_step, "kept_score": self.budget.best_score}
+        kept = self.budget.best_step if self.budget is not None else None
+        measured = [r for r in history if "eval_score" in r and kept in (None, r["step"])]
+        if measured:
+            whole |= {n: value for n, value in measured[-1].items() if n.startswith("eval_")}
+        if kept is not None and measured:
+            whole |= {"kept_step": kept, "kl_per_sequence": whole["eval_kl"]}
         return whole
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save policy and value as plain PEFT folders under `output_dir`/adapters."""
         folder = Path(output_dir or str(self.args.output_dir)) / "adapters"
-        for role in ("policy", "value"):
-            self.backbone.save(role, folder / role)
+        if self.is_world_process_zero():
+            for role in ("policy", "value"):
+                self.backbone.save(role, folder / role)

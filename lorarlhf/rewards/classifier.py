@@ -34,8 +34,9 @@ def load_classifier(spec: str, device: torch.device | None = None) -> RewardFunc
         prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
         scores: list[float | None] = []
-        for start in range(0, len(prompts), BATCH):
-            chosen = slice(start, start + BATCH)
+        size = BATCH if tokenizer.pad_token is not None else 1
+        for start in range(0, len(prompts), size):
+            chosen = slice(start, start + size)
             inputs = _encode(tokenizer, prompts[chosen], completions[chosen], column is None)
             logits = model(**inputs.to(model.device)).logits.float()
             one = logits[:, 0] if column is None else logits.log_softmax(dim=1)[:, column]
@@ -65,9 +66,8 @@ def _load(name: str, device: torch.device) -> tuple[Any, Any]:
             f"{name} is not a reward model: its file lacks {missing[0]}, so its scores would be "
             "random. Name a model that was trained for sequence classification."
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    # The score is read at the last token that is not padding.
+    # The score is read at the last token that is not padding. Without a padding token texts are
+    # read one by one: with EOS in its place, the EOS that ends a text would be taken for padding.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model.requires_grad_(False).eval().to(device), tokenizer
 
@@ -90,7 +90,8 @@ def _column(model: Any, name: str, label: str) -> int | None:
 def _encode(tokenizer: Any, prompts: Any, completions: Any, with_prompt: bool) -> Any:
     """Texts as the model reads them; what is longer than it can read is cut at its start."""
     tokenizer.truncation_side = "left"
-    settings = {"return_tensors": "pt", "padding": True, "truncation": True}
+    settings = {"return_tensors": "pt", "truncation": True}
+    settings["padding"] = tokenizer.pad_token is not None
     answers = [completion_text(completion) for completion in completions]
     if not with_prompt:
         return tokenizer(answers, **settings)

@@ -109,8 +109,8 @@ class RunCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any
     ) -> None:
         logs = logs or {}
-        if "train_runtime" in logs:  # the trainer's closing line; run.json has the same
-            return
+        if "train_runtime" in logs or not state.is_world_process_zero:
+            return  # the trainer's closing line, which run.json has; or another process's
         self.run.log({"step": state.global_step, **logs}, stage=self.stage)
         shown = {name: logs[name] for name in self.shown if name in logs}
         if self.bar is not None and shown:
