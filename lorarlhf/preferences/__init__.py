@@ -1,0 +1,1 @@
+"""Preferences on disk: the store of votes (SQLite), without torch."""

@@ -1,0 +1,298 @@
+"""Votes out of files of many forms: every row becomes a vote, or part of a count with its reason.
+
+A row that can't be read stops the import, with its line and field, before anything is added.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.data import as_text
+from lorarlhf.data_files import raise_first, read_rows
+from lorarlhf.errors import UserError
+from lorarlhf.preferences.exports import MARGINS, SHAREGPT
+from lorarlhf.preferences.records import (
+    BOTH_BAD,
+    BOTH_GOOD,
+    RANKED,
+    TIE,
+    Given,
+    Prompt,
+    Verdict,
+    check_verdict,
+)
+
+Row = dict[str, Any]
+FIRST, SECOND = Verdict(RANKED, [[0], [1]]), Verdict(RANKED, [[1], [0]])
+ALONE = "rows alone on their prompt, which compare nothing"
+UNANSWERED = "records that nobody answered"
+
+
+@dataclass
+class Import:
+    """Votes, and how many rows are in none of them, by reason."""
+
+    votes: list[Given] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+class _Fault(Exception):
+    """What is wrong with a row; the file and the line are put before it."""
+
+
+def read_votes(path: str | Path, answers: str | Path | None = None) -> Import:
+    """The votes in a file; its form is seen from its columns.
+
+    Args:
+        path: our own export, TRL preferences or KTO rows, HH dialogues, ShareGPT preferences,
+            Argilla records, LMSYS arena records, or LLMFAO's crowd comparisons.
+        answers: for LLMFAO the file of its pairs; `pairs-crowd.jsonl` beside it by default.
+
+    Raises:
+        UserError: a file or row that can't be read (file, line, field), or a form not known.
+    """
+    file = Path(path).expanduser()
+    numbered = read_rows(file)
+    read = _form_of(file, set(numbered[0][1]))
+    if read is _llmfao:
+        beside = Path(answers) if answers else file.with_name("pairs-crowd.jsonl")
+        pairs = {row["id"]: row for _, row in read_rows(beside)}
+        return _each(file, numbered, lambda row: _crowd_vote(row, pairs))
+    if read is _kto:
+        return _kto_pairs(file, numbered)
+    return _each(file, numbered, read)
+
+
+def _form_of(file: Path, columns: set[str]) -> Callable[[Row], Iterator[Given]]:
+    for needed, read in FORMS:
+        if needed <= columns:
+            return read
+    raise UserError(
+        f"{file}: the columns {', '.join(sorted(columns))} are of no form that is known here. "
+        "Known are our own export, TRL (chosen, rejected), KTO (completion, label), HH, ShareGPT, "
+        "Argilla, LMSYS arena records and LLMFAO's comparisons."
+    )
+
+
+def _each(
+    file: Path, numbered: list[tuple[int, Row]], read: Callable[[Row], Iterator[Given]]
+) -> Import:
+    found, problems = Import(), list[str]()
+    for line, row in numbered:
+        try:
+            votes = list(read(row))
+            for vote in votes:
+                check_verdict(vote.verdict, len(vote.completions))
+        except _Fault as fault:
+            problems.append(f", line {line}, {fault}")
+            continue
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            what = f'field "{error.args[0]}" is missing' if isinstance(error, KeyError) else error
+            problems.append(f", line {line}: {what}")
+            continue
+        found.votes += votes
+        if not votes:
+            found.left_out[UNANSWERED] += 1
+    raise_first(file, problems)
+    return found
+
+
+# ---- the forms
+
+
+def _own(row: Row) -> Iterator[Given]:
+    said = Verdict(
+        row["verdict"], row["ranking"] or [], row["strength"], row["note"], row["edited"]
+    )
+    yield Given(
+        prompt=row["prompt"],
+        completions=tuple((answer["text"], answer["source"]) for answer in row["completions"]),
+        verdict=said,
+        rater=row["rater"],
+        item=str(row["item"]),
+        shown=tuple(row["shown"]),
+        milliseconds=row["milliseconds"],
+        created_at=row["created_at"],
+        purpose=row["purpose"],
+        origin=row["origin"],
+    )
+
+
+def _trl(row: Row) -> Iterator[Given]:
+    chosen, rejected = row["chosen"], row["rejected"]
+    prompt = row.get("prompt")
+    if prompt is None:
+        if not isinstance(chosen, list) or len(chosen) < 2:
+            raise _Fault('field "prompt": expected a prompt, found none')
+        prompt, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
+    strength = next((name for name, margin in MARGINS.items() if margin == row.get("margin")), None)
+    yield _pair(prompt, as_text(chosen), as_text(rejected), Verdict(RANKED, [[0], [1]], strength))
+
+
+def _hh(row: Row) -> Iterator[Given]:
+    """Dialogues that differ in their last answer, or from some turn on: the first such is voted."""
+    good, bad = (_turns(row[name], name) for name in ("chosen", "rejected"))
+    same = 0
+    while same < min(len(good), len(bad)) - 1 and good[same] == bad[same]:
+        same += 1
+    prompt = good[:same]
+    if not prompt or good[same]["role"] != "assistant" or bad[same]["role"] != "assistant":
+        raise _Fault('field "rejected": expected the dialogue of "chosen" with another answer')
+    yield _pair(prompt, good[same]["content"], bad[same]["content"], FIRST)
+
+
+def _turns(text: str, name: str) -> list[dict[str, str]]:
+    parts = re.split(r"\n\n(Human|Assistant): ?", text)
+    if parts[0].strip() or len(parts) < 5:
+        raise _Fault(f'field "{name}": expected turns after "Human:" and "Assistant:"')
+    roles = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return [{"role": roles[who], "content": content} for who, content in pairs]
+
+
+def _sharegpt(row: Row) -> Iterator[Given]:
+    roles = {theirs: ours for ours, theirs in SHAREGPT.items()}
+    prompt = [
+        {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
+        for turn in row["conversations"]
+    ]
+    yield _pair(prompt, row["chosen"]["value"], row["rejected"]["value"], FIRST)
+
+
+def _arena(row: Row) -> Iterator[Given]:
+    winners = {"model_a": FIRST, "model_b": SECOND, "tie": Verdict(TIE)}
+    winners |= {"tie (bothbad)": Verdict(BOTH_BAD), "both_bad": Verdict(BOTH_BAD)}
+    if row["winner"] not in winners:
+        raise _Fault(f'field "winner": expected one of {", ".join(winners)}')
+    first, second = row["conversation_a"], row["conversation_b"]
+    if first[:-1] != second[:-1]:
+        # Both sides went on talking: what is compared are the whole conversations.
+        first, second = ([first[0], _joined(talk[1:])] for talk in (first, second))
+    verdict = Verdict(BOTH_GOOD) if row.get("both_good") else winners[row["winner"]]
+    when = row.get("tstamp")
+    yield Given(
+        prompt=first[:-1],
+        completions=(
+            (first[-1]["content"], row["model_a"]),
+            (second[-1]["content"], row["model_b"]),
+        ),
+        verdict=verdict,
+        rater=str(row.get("judge", "imported")),
+        item=str(row["question_id"]) if "question_id" in row else None,
+        created_at=None if when is None else round(when * 1000),
+    )
+
+
+def _joined(turns: list[dict[str, str]]) -> dict[str, str]:
+    text = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns[1:])
+    return {"role": "assistant", "content": f"{turns[0]['content']}\n\n{text}".rstrip()}
+
+
+def _argilla(row: Row) -> Iterator[Given]:
+    fields = row["fields"]
+    names = [name for name in fields if re.fullmatch(r"(response|completion)[-_]?\w+", name)]
+    prompts = [name for name in fields if name not in names]
+    if len(names) < 2 or not prompts:
+        raise _Fault('field "fields": expected a prompt and responses, such as response-1')
+    sources = (row.get("metadata") or {}).get("sources") or ["imported"] * len(names)
+    for answers in (row.get("responses") or {}).values():
+        for answer in answers:
+            yield Given(
+                prompt=fields[prompts[0]],
+                completions=tuple(
+                    (fields[name], source) for name, source in zip(names, sources, strict=True)
+                ),
+                verdict=_argilla_verdict(answer, names),
+                rater=str(answer.get("user_id") or "imported"),
+                item=str(row["id"]),
+            )
+
+
+def _argilla_verdict(answer: Row, names: list[str]) -> Verdict:
+    value = answer["value"]
+    if isinstance(value, str):  # a label: the name of the better response
+        value = [{"value": name, "rank": 1 + (name != value)} for name in names]
+    ranks = [
+        (entry["rank"], entry["value"]) if isinstance(entry, dict) else (place, entry)
+        for place, entry in enumerate(value, 1)
+    ]
+    if unknown := [name for _, name in ranks if name not in names]:
+        raise _Fault(f'field "responses": expected one of {", ".join(names)}, found {unknown[0]}')
+    tiers = [
+        [names.index(name) for at, name in ranks if at == rank]
+        for rank in sorted({rank for rank, _ in ranks})
+    ]
+    if len(tiers) == 1 and len(tiers[0]) == len(names):
+        return Verdict(answer.get("verdict", TIE))
+    return Verdict(RANKED, tiers)
+
+
+def _kto(row: Row) -> Iterator[Given]:
+    raise NotImplementedError("KTO rows are read two by two, by _kto_pairs")
+
+
+def _kto_pairs(file: Path, numbered: list[tuple[int, Row]]) -> Import:
+    """Rows of one prompt, two by two: good and bad, both good, or both bad."""
+    found, waiting = Import(), list[tuple[int, Row]]()
+    problems = [
+        f', line {line}, field "label": expected true or false'
+        for line, row in numbered
+        if not isinstance(row.get("label"), bool)
+    ]
+    raise_first(file, problems)
+    for line, row in numbered:
+        if waiting and waiting[0][1]["prompt"] == row["prompt"]:
+            before = waiting.pop()[1]
+            labels = (before["label"], row["label"])
+            verdict = {(True, True): Verdict(BOTH_GOOD), (False, False): Verdict(BOTH_BAD)}.get(
+                labels, FIRST if labels[0] else SECOND
+            )
+            texts = (as_text(before["completion"]), as_text(row["completion"]))
+            found.votes.append(_pair(row["prompt"], *texts, verdict))
+            continue
+        found.left_out[ALONE] += len(waiting)
+        waiting = [(line, row)]
+    found.left_out[ALONE] += len(waiting)
+    found.left_out += Counter()  # without zeros
+    return found
+
+
+def _llmfao(row: Row) -> Iterator[Given]:
+    raise NotImplementedError("needs the pairs beside it: _crowd_vote")
+
+
+def _crowd_vote(row: Row, pairs: dict[Any, Row]) -> Iterator[Given]:
+    number = int(row["id"])
+    if number not in pairs:
+        raise _Fault(f'field "id": there is no pair {number} in the file of answers')
+    pair, winner = pairs[number], row["winner"]
+    verdicts = {"left": FIRST, "right": SECOND, "tie": Verdict(TIE)}
+    if winner not in verdicts:
+        raise _Fault('field "winner": expected left, right or tie')
+    yield Given(  # left is always model_x
+        prompt=pair["text"],
+        completions=((pair["result_x"], row["left"]), (pair["result_y"], row["right"])),
+        verdict=verdicts[winner],
+        rater=f"worker {row['worker']}",
+        item=str(number),
+        origin={"llmfao": number, "slug": pair["slug"]},
+    )
+
+
+FORMS: tuple[tuple[set[str], Callable[[Row], Iterator[Given]]], ...] = (
+    ({"verdict", "completions", "ranking"}, _own),
+    ({"winner", "conversation_a", "conversation_b"}, _arena),
+    ({"winner", "worker", "model_x"}, _llmfao),
+    ({"fields", "responses"}, _argilla),
+    ({"conversations", "chosen", "rejected"}, _sharegpt),
+    ({"prompt", "completion", "label"}, _kto),
+    ({"prompt", "chosen", "rejected"}, _trl),
+    ({"chosen", "rejected"}, lambda row: (_trl if isinstance(row["chosen"], list) else _hh)(row)),
+)
+
+
+def _pair(prompt: Prompt, first: str, second: str, verdict: Verdict) -> Given:
+    return Given(prompt, ((first, "imported"), (second, "imported")), verdict)

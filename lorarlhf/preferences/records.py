@@ -1,0 +1,118 @@
+"""What is kept of a vote, and what a verdict may say. Plain data, no database."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+Prompt = str | list[dict[str, str]]
+Ranking = list[list[int]]
+
+RANKED, TIE, BOTH_GOOD, BOTH_BAD = "ranked", "tie", "both_good", "both_bad"
+SKIP, UNDONE = "skip", "undone"
+VERDICTS = (RANKED, TIE, BOTH_GOOD, BOTH_BAD, SKIP)
+STRENGTHS = ("slightly", "clearly", "much")
+MOST_COMPLETIONS = 6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rater said of an item.
+
+    Attributes:
+        verdict: `ranked`, `tie`, `both_good`, `both_bad` or `skip`.
+        ranking: of a `ranked` one: tiers of positions, the best first; what was not ranked is left
+            out (`[[1], [0]]`: the second won; `[[2], [0, 1]]`: a tie behind the third).
+        strength: `slightly`, `clearly`, `much`, or None.
+        note: the rater's own words.
+        edited: a better answer that the rater wrote.
+    """
+
+    verdict: str
+    ranking: Ranking = field(default_factory=list)
+    strength: str | None = None
+    note: str | None = None
+    edited: str | None = None
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """An item as one rater sees it: `shown` are its positions in the order on the screen."""
+
+    id: int
+    token: str
+    item_id: int
+    shown: list[int]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A judgement as it stands, with everything that it speaks of."""
+
+    id: int
+    rater: str
+    presentation_id: int
+    item_id: int
+    purpose: str
+    prompt: Prompt
+    completions: list[str]  # by position
+    sources: list[str]
+    shown: list[int]
+    verdict: Verdict
+    milliseconds: int | None
+    created_at: int
+    repeats: int | None
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A vote from elsewhere, to be added to a store.
+
+    Attributes:
+        completions: (text, source) by position.
+        item: votes that name the same item share it; None makes one of their own.
+        shown: positions as they stood on the screen; in their order where that is not known.
+    """
+
+    prompt: Prompt
+    completions: tuple[tuple[str, str], ...]
+    verdict: Verdict
+    rater: str = "imported"
+    item: str | None = None
+    shown: tuple[int, ...] | None = None
+    milliseconds: int | None = None
+    created_at: int | None = None
+    purpose: str = "train"
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def check_verdict(verdict: Verdict, count: int) -> None:
+    """See that a verdict fits an item of `count` answers.
+
+    Raises:
+        ValueError: an unknown verdict or strength, or a ranking that does not fit.
+    """
+    if verdict.verdict not in VERDICTS:
+        raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {verdict.verdict!r}")
+    if verdict.strength not in (None, *STRENGTHS):
+        raise ValueError(f"strength is one of {', '.join(STRENGTHS)}, not {verdict.strength!r}")
+    placed = [position for tier in verdict.ranking for position in tier]
+    if verdict.verdict != RANKED:
+        if placed:
+            raise ValueError(f"a ranking does not go with the verdict {verdict.verdict}")
+        return
+    if len(set(placed)) != len(placed) or not set(placed) <= set(range(count)):
+        raise ValueError(f"a ranking names each of positions 0 to {count - 1} at most once")
+    if not verdict.ranking or not all(verdict.ranking):
+        raise ValueError("a ranking has at least one tier, and none is empty")
+    if len(verdict.ranking) == 1 and len(placed) == count:
+        raise ValueError("a ranking that prefers nothing is a tie: say so by the verdict")
+
+
+def stable_order(rater: str, item_id: int, count: int) -> list[int]:
+    """Positions 0 to `count` - 1 in an order that depends on rater and item alone."""
+
+    def rank(position: int) -> str:
+        return hashlib.sha256(f"{rater}\0{item_id}\0{position}".encode()).hexdigest()
+
+    return sorted(range(count), key=rank)

@@ -1,0 +1,177 @@
+"""The tables of the preference store, its migrations, and how it is opened.
+
+Nothing is ever changed or deleted in `judgement`: an undo or a correction is a new row that names
+the one it `supersedes`. The schema's number is in SQLite's `user_version`.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorarlhf.errors import UserError
+
+BUSY_SECONDS = 30.0
+"""How long a writer waits for another one before it gives up."""
+
+MIGRATIONS = (
+    """
+    CREATE TABLE prompt (
+        id INTEGER PRIMARY KEY,
+        digest TEXT NOT NULL UNIQUE,            -- of `messages`: a prompt is kept once
+        messages TEXT NOT NULL,                 -- JSON: a text, or a list of role and content
+        source TEXT NOT NULL,                   -- a file, a page, a person
+        created_at INTEGER NOT NULL             -- milliseconds since 1970, as all times here
+    );
+    CREATE TABLE completion (
+        id INTEGER PRIMARY KEY,
+        prompt_id INTEGER NOT NULL REFERENCES prompt(id),
+        text TEXT NOT NULL,
+        source TEXT NOT NULL,                   -- the role or run that wrote it
+        sampling TEXT NOT NULL DEFAULT '{}',    -- JSON: temperature, seed, ...
+        created_at INTEGER NOT NULL
+    );
+    CREATE INDEX completion_of_prompt ON completion(prompt_id);
+    CREATE TABLE item (
+        id INTEGER PRIMARY KEY,
+        prompt_id INTEGER NOT NULL REFERENCES prompt(id),
+        purpose TEXT NOT NULL CHECK (purpose IN ('train', 'compare')),
+        origin TEXT NOT NULL DEFAULT '{}',      -- JSON: where an imported one came from
+        created_at INTEGER NOT NULL
+    );
+    CREATE TABLE item_completion (
+        item_id INTEGER NOT NULL REFERENCES item(id),
+        position INTEGER NOT NULL,              -- 0 to 5; rankings speak of positions
+        completion_id INTEGER NOT NULL REFERENCES completion(id),
+        PRIMARY KEY (item_id, position)
+    ) WITHOUT ROWID;
+    CREATE TABLE rater (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created_at INTEGER NOT NULL
+    );
+    CREATE TABLE presentation (
+        id INTEGER PRIMARY KEY,
+        token TEXT NOT NULL UNIQUE,             -- what a page sends back with its vote
+        item_id INTEGER NOT NULL REFERENCES item(id),
+        rater_id INTEGER NOT NULL REFERENCES rater(id),
+        shown TEXT NOT NULL,                    -- JSON: positions in the order on the screen
+        repeats INTEGER REFERENCES presentation(id),  -- asked again, for self-consistency
+        created_at INTEGER NOT NULL
+    );
+    CREATE INDEX presentation_of_rater ON presentation(rater_id, item_id);
+    CREATE TABLE judgement (
+        id INTEGER PRIMARY KEY,
+        presentation_id INTEGER NOT NULL REFERENCES presentation(id),
+        verdict TEXT NOT NULL CHECK (
+            verdict IN ('ranked', 'tie', 'both_good', 'both_bad', 'skip', 'undone')),
+        ranking TEXT,                           -- JSON: tiers of positions, the best first
+        strength TEXT CHECK (strength IN ('slightly', 'clearly', 'much')),
+        note TEXT,
+        edited TEXT,                            -- a better answer, written by the rater
+        milliseconds INTEGER,                   -- from shown to judged
+        supersedes INTEGER UNIQUE REFERENCES judgement(id),
+        created_at INTEGER NOT NULL
+    );
+    CREATE UNIQUE INDEX one_first_judgement ON judgement(presentation_id)
+        WHERE supersedes IS NULL;               -- a double click or a held key is one vote
+    CREATE TRIGGER judgements_stay BEFORE UPDATE ON judgement
+        BEGIN SELECT RAISE(ABORT, 'judgements are never changed'); END;
+    CREATE TRIGGER judgements_are_kept BEFORE DELETE ON judgement
+        BEGIN SELECT RAISE(ABORT, 'judgements are never deleted'); END;
+    CREATE VIEW current_judgement AS
+        SELECT j.* FROM judgement j
+        WHERE NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id);
+    """,
+)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection with the settings that lose nothing: WAL, full synchronisation, foreign keys."""
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    return db
+
+
+def prepare(path: Path) -> None:
+    """Make the store where there is none, and bring an older one to this version's schema.
+
+    Raises:
+        UserError: the file is no store, is of a newer version, or can't be written. It is then
+            as it was.
+    """
+    with told(path):
+        version = _version(path)
+        if version > len(MIGRATIONS):
+            raise UserError(
+                f"The preferences in {path} were written by a newer lorarlhf (schema {version}; "
+                f"this one knows {len(MIGRATIONS)}). Install that version; the file is untouched."
+            )
+        if version == len(MIGRATIONS):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(connect(path)) as db:
+            db.execute("BEGIN EXCLUSIVE")
+            # Only one process is in here at a time, and another may have been faster.
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            for script in MIGRATIONS[version:]:
+                for statement in _statements(script):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            db.execute("COMMIT")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """A script's statements one by one; a trigger's body is part of its statement."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _version(path: Path) -> int:
+    """The schema's number, read without touching the file; 0 where there is no store yet."""
+    if not path.exists() or path.stat().st_size == 0:
+        return 0
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
+    if tables and "judgement" not in tables:
+        raise UserError(
+            f"{path} is an SQLite database of another program, not a store of preferences. Name "
+            "another file; this one is untouched."
+        )
+    return version
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into one sentence each that says what to do."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        said = str(error)
+        if "not a database" in said or "malformed" in said:
+            text = f"{path} is no store of preferences, or is damaged ({said}); it is untouched."
+        elif "disk is full" in said:
+            text = (
+                f"The disk is full: the last vote is not kept, all earlier ones in {path} are. "
+                "Free some space and vote again."
+            )
+        elif "readonly" in said or "unable to open" in said:
+            text = f"The preferences in {path} can't be written. Check who owns file and folder."
+        elif "locked" in said:
+            text = f"Another program holds {path} for more than {BUSY_SECONDS:.0f} s. Close it."
+        else:
+            raise
+        raise UserError(text) from error
+    except PermissionError as error:
+        raise UserError(
+            f"The preferences in {path} can't be written ({error.strerror}). Check who owns file "
+            "and folder."
+        ) from error

@@ -1,0 +1,373 @@
+"""`Store`: prompts, completions, what was shown to whom, and the votes, in one SQLite file.
+
+A vote is kept when `judge` returns: it is then on the disk, and neither a crash nor a power cut
+takes it back. One store may be used by several threads and several processes at once.
+"""
+
+import hashlib
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.errors import UserError
+from lorarlhf.preferences import schema
+from lorarlhf.preferences.records import (
+    MOST_COMPLETIONS,
+    UNDONE,
+    Given,
+    Presentation,
+    Prompt,
+    Verdict,
+    Vote,
+    check_verdict,
+    stable_order,
+)
+
+
+class Store:
+    """The preferences in one file, made where there is none.
+
+    Args:
+        path: of the SQLite file.
+
+    Raises:
+        UserError: the file is no store, of a newer version, or can't be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        schema.prepare(self.path)
+        self._local = threading.local()
+        self._open: list[sqlite3.Connection] = []
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        while self._open:
+            self._open.pop().close()
+        self._local = threading.local()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if not hasattr(self._local, "db"):
+            self._local.db = schema.connect(self.path)
+            self._open.append(self._local.db)
+        return self._local.db
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is on the disk afterwards, or nothing."""
+        if self._db.in_transaction:  # inside a larger one
+            yield self._db
+            return
+        with schema.told(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # ---- what is voted on
+
+    def add_prompt(self, prompt: Prompt, source: str = "") -> int:
+        """A prompt's id; one that is there already is not added again."""
+        with self._write() as db:
+            return _add_prompt(db, prompt, source)
+
+    def add_item(
+        self,
+        prompt: Prompt,
+        completions: Sequence[tuple[str, str]],
+        *,
+        purpose: str = "train",
+        sampling: Sequence[dict[str, Any]] = (),
+        origin: dict[str, Any] | None = None,
+    ) -> int:
+        """Two to six answers to one prompt, to be compared.
+
+        Args:
+            completions: (text, source) each; the source is the role or run that wrote it.
+            purpose: `train`, or `compare` for taste tests, which are not trained on unless asked.
+            sampling: how each was sampled.
+            origin: where an imported item came from.
+
+        Raises:
+            ValueError: fewer than two or more than six answers, or another purpose.
+        """
+        if not 2 <= len(completions) <= MOST_COMPLETIONS:
+            raise ValueError(f"an item has 2 to {MOST_COMPLETIONS} answers, not {len(completions)}")
+        if purpose not in ("train", "compare"):
+            raise ValueError(f"purpose is train or compare, not {purpose!r}")
+        with self._write() as db:
+            prompt_id, now = _add_prompt(db, prompt, ""), _now()
+            item = db.execute(
+                "INSERT INTO item (prompt_id, purpose, origin, created_at) VALUES (?, ?, ?, ?)",
+                (prompt_id, purpose, json.dumps(origin or {}), now),
+            ).lastrowid
+            for position, (text, source) in enumerate(completions):
+                how = json.dumps(sampling[position] if sampling else {})
+                completion = db.execute(
+                    "INSERT INTO completion (prompt_id, text, source, sampling, created_at) "
+                    "VALUES (?, ?, ?, ?, ?)",
+                    (prompt_id, text, source, how, now),
+                ).lastrowid
+                db.execute(
+                    "INSERT INTO item_completion VALUES (?, ?, ?)", (item, position, completion)
+                )
+        return int(item or 0)
+
+    def rater(self, name: str) -> int:
+        """A rater's id by name, made where there is none."""
+        with self._write() as db:
+            db.execute(
+                "INSERT INTO rater (name, created_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (name, _now()),
+            )
+            return db.execute("SELECT id FROM rater WHERE name = ?", (name,)).fetchone()[0]
+
+    # ---- showing and judging
+
+    def present(
+        self,
+        item_id: int,
+        rater: str,
+        repeats: int | None = None,
+        shown: Sequence[int] | None = None,
+    ) -> Presentation:
+        """Show an item to a rater: sides by a shuffle that is always the same for this rater.
+
+        Args:
+            repeats: the presentation that this one asks again; its order is turned round.
+            shown: the order on the screen where it was another one.
+        """
+        rater_id = self.rater(rater)
+        with self._write() as db:
+            if shown is not None:
+                order = list(shown)
+            elif repeats is None:
+                order = stable_order(rater, item_id, _size(db, item_id))
+            else:
+                before = db.execute("SELECT shown FROM presentation WHERE id = ?", (repeats,))
+                order = json.loads(before.fetchone()[0])[::-1]
+            token = secrets.token_urlsafe(12)
+            made = db.execute(
+                "INSERT INTO presentation (token, item_id, rater_id, shown, repeats, created_at) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (token, item_id, rater_id, json.dumps(order), repeats, _now()),
+            ).lastrowid
+        return Presentation(int(made or 0), token, item_id, order)
+
+    def judge(
+        self,
+        token: str,
+        verdict: Verdict,
+        milliseconds: int | None = None,
+        created_at: int | None = None,
+    ) -> int:
+        """Keep a vote; returns its id. A second vote with the same token changes nothing.
+
+        Raises:
+            UserError: no such token.
+            ValueError: a verdict that the item does not allow.
+        """
+        with self._write() as db:
+            found = db.execute(
+                "SELECT id, item_id, created_at FROM presentation WHERE token = ?", (token,)
+            ).fetchone()
+            if found is None:
+                raise UserError("This page is not known here any more. Reload it.")
+            first = db.execute(
+                "SELECT id FROM judgement WHERE presentation_id = ? AND supersedes IS NULL",
+                (found["id"],),
+            ).fetchone()
+            if first is not None:
+                return first["id"]
+            check_verdict(verdict, _size(db, found["item_id"]))
+            return _insert(db, found["id"], verdict, milliseconds, None, created_at)
+
+    def correct(self, judgement_id: int, verdict: Verdict | None) -> int:
+        """Put a new verdict in the place of a judgement; None takes it back (undo).
+
+        Raises:
+            UserError: the judgement is not there, or was corrected already.
+        """
+        with self._write() as db:
+            old = db.execute(
+                "SELECT c.presentation_id, p.item_id FROM current_judgement c "
+                "JOIN presentation p ON p.id = c.presentation_id WHERE c.id = ?",
+                (judgement_id,),
+            ).fetchone()
+            if old is None:
+                raise UserError("This vote was changed elsewhere in the meantime. Reload the page.")
+            if verdict is not None:
+                check_verdict(verdict, _size(db, old["item_id"]))
+            new = verdict or Verdict(UNDONE)
+            return _insert(db, old["presentation_id"], new, None, judgement_id)
+
+    def undo(self, rater: str) -> Presentation | None:
+        """Take a rater's last vote back and show its item again; None where there is none."""
+        last = self._db.execute(
+            "SELECT c.id, p.item_id, p.repeats FROM current_judgement c "
+            "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
+            "WHERE r.name = ? AND c.verdict != 'undone' ORDER BY c.id DESC LIMIT 1",
+            (rater,),
+        ).fetchone()
+        if last is None:
+            return None
+        self.correct(last["id"], None)
+        return self.present(last["item_id"], rater, last["repeats"])
+
+    def add_votes(self, votes: Iterable[Given]) -> int:
+        """Add votes from elsewhere, all of them or, where one does not fit, none; says how many.
+
+        Raises:
+            ValueError: a vote that does not fit its item.
+        """
+        items: dict[str, int] = {}
+        added = 0
+        with self._write():
+            for vote in votes:
+                item = items.get(vote.item) if vote.item is not None else None
+                if item is None:
+                    item = self.add_item(
+                        vote.prompt, vote.completions, purpose=vote.purpose, origin=vote.origin
+                    )
+                if vote.item is not None:
+                    items[vote.item] = item
+                order = vote.shown or range(len(vote.completions))
+                shown = self.present(item, vote.rater, shown=list(order))
+                self.judge(shown.token, vote.verdict, vote.milliseconds, vote.created_at)
+                added += 1
+        return added
+
+    # ---- reading
+
+    def votes(
+        self, *, rater: str | None = None, purpose: str | None = None, newest: int | None = None
+    ) -> list[Vote]:
+        """The judgements as they stand, in the order in which they were made, undone ones left out.
+
+        Args:
+            rater, purpose: only these.
+            newest: only so many, of the newest.
+        """
+        where = "WHERE c.verdict != 'undone' AND (:rater IS NULL OR r.name = :rater) "
+        where += "AND (:purpose IS NULL OR i.purpose = :purpose)"
+        rows = self._db.execute(
+            f"SELECT * FROM ({_VOTES} {where} ORDER BY c.id DESC LIMIT :newest) ORDER BY id",
+            {"rater": rater, "purpose": purpose, "newest": -1 if newest is None else newest},
+        ).fetchall()
+        return [self._vote(row) for row in rows]
+
+    def count(self, rater: str | None = None, since: int = 0) -> int:
+        """Judgements as they stand, undone ones left out, from a time on (ms since 1970)."""
+        return self._db.execute(
+            "SELECT count(*) FROM current_judgement c "
+            "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
+            "WHERE c.verdict != 'undone' AND c.created_at >= ? AND (? IS NULL OR r.name = ?)",
+            (since, rater, rater),
+        ).fetchone()[0]
+
+    def backup(self, target: str | Path) -> Path:
+        """Copy the store as it is now, also while others write to it."""
+        target = Path(target)
+        with schema.told(target), closing(sqlite3.connect(target)) as copy:
+            self._db.backup(copy)
+        return target
+
+    def _vote(self, row: sqlite3.Row) -> Vote:
+        answers = self._db.execute(
+            "SELECT c.text, c.source FROM item_completion ic "
+            "JOIN completion c ON c.id = ic.completion_id WHERE ic.item_id = ? ORDER BY position",
+            (row["item_id"],),
+        ).fetchall()
+        verdict = Verdict(
+            row["verdict"],
+            json.loads(row["ranking"] or "[]"),
+            row["strength"],
+            row["note"],
+            row["edited"],
+        )
+        return Vote(
+            id=row["id"],
+            rater=row["rater"],
+            presentation_id=row["presentation_id"],
+            item_id=row["item_id"],
+            purpose=row["purpose"],
+            prompt=json.loads(row["messages"]),
+            completions=[answer["text"] for answer in answers],
+            sources=[answer["source"] for answer in answers],
+            shown=json.loads(row["shown"]),
+            verdict=verdict,
+            milliseconds=row["milliseconds"],
+            created_at=row["created_at"],
+            repeats=row["repeats"],
+            origin=json.loads(row["origin"]),
+        )
+
+
+_VOTES = """
+    SELECT c.*, r.name AS rater, p.item_id, p.shown, p.repeats, i.purpose, i.origin, q.messages
+    FROM current_judgement c
+    JOIN presentation p ON p.id = c.presentation_id
+    JOIN rater r ON r.id = p.rater_id
+    JOIN item i ON i.id = p.item_id
+    JOIN prompt q ON q.id = i.prompt_id
+"""
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _add_prompt(db: sqlite3.Connection, prompt: Prompt, source: str) -> int:
+    messages = json.dumps(prompt, ensure_ascii=False, sort_keys=True)
+    digest = hashlib.sha256(messages.encode("utf-8", "surrogatepass")).hexdigest()
+    db.execute(
+        "INSERT INTO prompt (digest, messages, source, created_at) VALUES (?, ?, ?, ?) "
+        "ON CONFLICT (digest) DO NOTHING",
+        (digest, messages, source, _now()),
+    )
+    return db.execute("SELECT id FROM prompt WHERE digest = ?", (digest,)).fetchone()[0]
+
+
+def _size(db: sqlite3.Connection, item_id: int) -> int:
+    """How many answers an item has."""
+    return db.execute(
+        "SELECT count(*) FROM item_completion WHERE item_id = ?", (item_id,)
+    ).fetchone()[0]
+
+
+def _insert(
+    db: sqlite3.Connection,
+    presentation_id: int,
+    verdict: Verdict,
+    milliseconds: int | None,
+    supersedes: int | None,
+    created_at: int | None = None,
+) -> int:
+    ranking = json.dumps(verdict.ranking) if verdict.ranking else None
+    made = db.execute(
+        "INSERT INTO judgement (presentation_id, verdict, ranking, strength, note, edited, "
+        "milliseconds, supersedes, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            presentation_id,
+            verdict.verdict,
+            ranking,
+            verdict.strength,
+            verdict.note,
+            verdict.edited,
+            milliseconds,
+            supersedes,
+            _now() if created_at is None else created_at,
+        ),
+    ).lastrowid
+    return int(made or 0)

@@ -1,0 +1,226 @@
+"""Votes go out and come back as they were, and each one is in a row or in a count."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorarlhf.data import read_demonstrations, read_preferences, write_jsonl
+from lorarlhf.errors import UserError
+from lorarlhf.preferences.exports import EXPORTS, better_and_worse
+from lorarlhf.preferences.imports import read_votes
+from lorarlhf.preferences.records import Given, Verdict, Vote
+from lorarlhf.preferences.store import Store
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Name a hobby.\n\nA quiet one."},
+    {"role": "assistant", "content": "Chess."},
+    {"role": "user", "content": "Another?"},
+]
+FIRST, SECOND = Verdict("ranked", [[0], [1]], "clearly"), Verdict("ranked", [[1], [0]])
+VERDICTS = [FIRST, SECOND, Verdict("tie"), Verdict("both_good"), Verdict("both_bad")]
+VERDICTS += [Verdict("skip", note="no idea"), Verdict("ranked", [[1], [0]], "much", "ha", "Drums.")]
+ANSWERS = (("Drawing.", "base"), ("Drums!", "runs/3"))
+THREE = (*ANSWERS, ("None.", "base"))
+
+
+def given() -> list[Given]:
+    """A vote of each verdict on a pair, a ranking of three, and two raters on one item."""
+    votes = [
+        Given(TALK if n % 2 else f"Question {n}?", ANSWERS, verdict, "ann", f"item {n}", (1, 0), n)
+        for n, verdict in enumerate(VERDICTS)
+    ]
+    ranking = Verdict("ranked", [[2], [0, 1]])
+    votes += [Given("Three?", THREE, ranking, "ann", "three", (2, 0, 1), purpose="compare")]
+    votes += [Given("Top?", THREE, Verdict("ranked", [[1]]), "bob", "top")]
+    votes += [Given("Question 0?", ANSWERS, SECOND, "bob", "item 0")]
+    return [replace(vote, created_at=1_700_000_000_000 + n) for n, vote in enumerate(votes)]
+
+
+@pytest.fixture
+def votes(tmp_path: Path) -> list[Vote]:
+    store = Store(tmp_path / "first.sqlite")
+    assert store.add_votes(given()) == len(given())
+    return store.votes()
+
+
+def back(rows: list[dict[str, Any]], folder: Path) -> tuple[list[Vote], Counter[str]]:
+    """Rows written to a file, read from it, and kept in another store."""
+    write_jsonl(folder / "rows.jsonl", rows)
+    found = read_votes(folder / "rows.jsonl")
+    store = Store(folder / "second.sqlite")
+    store.add_votes(found.votes)
+    return store.votes(), found.left_out
+
+
+def essence(vote: Vote) -> Any:
+    """A vote without the numbers that a store gives."""
+    return replace(vote, id=0, item_id=0, presentation_id=0)
+
+
+def test_our_own_form_loses_nothing(votes: list[Vote], tmp_path: Path) -> None:
+    again, left_out = back(EXPORTS["own"](votes).rows, tmp_path)
+    assert [essence(vote) for vote in again] == [essence(vote) for vote in votes]
+    items = [vote.item_id for vote in votes]  # two votes on one item stay on one
+    assert [again[items.index(n)].item_id for n in items] == [vote.item_id for vote in again]
+    assert not left_out
+
+
+@pytest.mark.parametrize("form", sorted(EXPORTS))
+def test_every_vote_is_in_a_row_or_in_a_count(votes: list[Vote], form: str) -> None:
+    whole = EXPORTS[form](votes)
+    apart = [EXPORTS[form]([vote]) for vote in votes]
+    assert all(bool(one.rows) != bool(one.left_out) for one in apart)
+    assert sum(one.left_out.total() for one in apart) == whole.left_out.total()
+    assert whole.left_out == sum((one.left_out for one in apart), Counter())
+
+
+@pytest.mark.parametrize("form", ["trl", "trl-plain", "hh", "sharegpt"])
+def test_pairs_come_back_as_pairs(votes: list[Vote], form: str, tmp_path: Path) -> None:
+    if form == "hh":  # its dialogues have no system turn, and blank lines end a turn
+        votes = [
+            replace(v, prompt=v.prompt if isinstance(v.prompt, str) else TALK[2:]) for v in votes
+        ]
+        votes = [replace(v, prompt="Well?") if v.prompt == TALK[2:] else v for v in votes]
+    again, _ = back(EXPORTS[form](votes).rows, tmp_path)
+    wanted = [pair for vote in votes for pair in better_and_worse(vote)]
+    assert [next(better_and_worse(vote)) for vote in again] == wanted
+    if form.startswith("trl"):
+        assert again[0].verdict.strength == "clearly" and again[1].verdict.strength is None
+
+
+def test_what_a_ranking_says_of_pairs() -> None:
+    def pairs(count: int, ranking: list[list[int]], edited: str | None = None) -> list[tuple]:
+        verdict = Verdict("ranked", ranking, edited=edited)
+        texts = ["a", "b", "c", "d"][:count]
+        vote = Vote(1, "x", 1, 1, "train", "?", texts, texts, [], verdict, None, 0, None, {})
+        return list(better_and_worse(vote))
+
+    assert pairs(2, [[1], [0]]) == [("b", "a")]
+    assert pairs(3, [[2], [0, 1]]) == [("c", "a"), ("c", "b")]
+    assert pairs(4, [[3]]) == [("d", "a"), ("d", "b"), ("d", "c")]  # the top alone
+    assert pairs(2, [[1], [0]], edited="e") == [("b", "a"), ("e", "b")]
+
+
+def test_a_ranking_weighs_as_one_vote(votes: list[Vote]) -> None:
+    rows = EXPORTS["trl"](votes).rows
+    groups = {row["group"] for row in rows}
+    for group in groups:
+        voted = [v for v in votes if v.item_id == group and v.verdict.verdict == "ranked"]
+        weights = [row["weight"] for row in rows if row["group"] == group]
+        assert sum(weights) == pytest.approx(len(voted))
+
+
+def test_trl_can_train_on_the_rows(votes: list[Vote], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pairs.jsonl", EXPORTS["trl"](votes).rows)
+    assert len(read_preferences(tmp_path / "pairs.jsonl")) == len(EXPORTS["trl"](votes).rows)
+    write_jsonl(tmp_path / "own.jsonl", EXPORTS["demonstrations"](votes).rows)
+    (row,) = read_demonstrations(tmp_path / "own.jsonl")
+    assert row["completion"] == [{"role": "assistant", "content": "Drums."}]
+
+
+def test_kto_keeps_good_and_bad(votes: list[Vote], tmp_path: Path) -> None:
+    export = EXPORTS["kto"](votes)
+    again, left_out = back(export.rows, tmp_path)
+    said = [vote.verdict.verdict for vote in again]
+    assert said == ["ranked", "ranked", "both_good", "both_bad", "ranked", "ranked"]
+    assert [vote.completions[0] for vote in again][:2] == ["Drawing.", "Drums!"]
+    assert not left_out and export.left_out.total() == 4
+    lone = [{"prompt": f"{n}?", "completion": "x", "label": True} for n in range(3)]
+    write_jsonl(tmp_path / "lone.jsonl", lone)
+    found = read_votes(tmp_path / "lone.jsonl")
+    assert found.votes == [] and list(found.left_out.values()) == [3]
+
+
+@pytest.mark.parametrize("form", ["arena", "argilla"])
+def test_arena_and_argilla_keep_sides_ties_and_raters(
+    votes: list[Vote], form: str, tmp_path: Path
+) -> None:
+    again, _ = back(EXPORTS[form](votes).rows, tmp_path)
+
+    def told(all_votes: list[Vote]) -> list[Any]:
+        kept = [v for v in all_votes if v.verdict.verdict != "skip"]
+        if form == "arena":
+            kept = [v for v in kept if len(v.completions) == 2]
+        return sorted(
+            [v.completions, v.sources, v.verdict.verdict, v.verdict.ranking, v.rater] for v in kept
+        )
+
+    ours = told(again)
+    if form == "argilla":  # a ranking of the top alone leaves the rest out there, too
+        assert [[1]] in [vote.verdict.ranking for vote in again]
+    assert ours == told(votes)
+
+
+def test_arena_records_of_several_turns_are_compared_whole(tmp_path: Path) -> None:
+    def talk(*answers: str) -> list[dict[str, str]]:
+        asked = ("Hi", "More?")
+        turns = zip(asked, answers, strict=True)
+        return [
+            {"role": role, "content": text}
+            for pair in turns
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+
+    row = {"winner": "model_b", "model_a": "x", "model_b": "y", "judge": "arena_user_1"}
+    row |= {"conversation_a": talk("A1", "A2"), "conversation_b": talk("B1", "B2")}
+    (vote,), _ = back([row], tmp_path)
+    assert vote.prompt == [{"role": "user", "content": "Hi"}]
+    assert vote.completions == [
+        "A1\n\nuser: More?\n\nassistant: A2",
+        "B1\n\nuser: More?\n\nassistant: B2",
+    ]
+    assert vote.verdict == Verdict("ranked", [[1], [0]])
+
+
+def test_crowd_comparisons_keep_ties_and_overlap(tmp_path: Path) -> None:
+    pair = {"id": 3, "text": "Why?", "slug": "why", "result_x": "Because.", "result_y": "So."}
+    write_jsonl(tmp_path / "pairs-crowd.jsonl", [pair])
+    lines = ["id,prompt,model_x,model_y,worker,winner,left,right"]
+    lines += [
+        f"3,8,97,98,{n},{w},Model X,Model Y" for n, w in ((5, "left"), (6, "tie"), (7, "right"))
+    ]
+    (tmp_path / "votes.csv").write_text("\n".join(lines))
+    store = Store(tmp_path / "store.sqlite")
+    store.add_votes(read_votes(tmp_path / "votes.csv").votes)
+    votes = store.votes()
+    assert [vote.verdict.verdict for vote in votes] == ["ranked", "tie", "ranked"]
+    assert votes[0].verdict.ranking == [[0], [1]] and votes[2].verdict.ranking == [[1], [0]]
+    assert len({vote.item_id for vote in votes}) == 1
+    assert votes[0].sources == ["Model X", "Model Y"] and votes[0].rater == "worker 5"
+
+
+HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([HH, {**HH, "rejected": "Hi"}], 'line 2, field "rejected": expected turns'),
+        ([HH, {**HH, "rejected": "\n\nHuman: Oh\n\nAssistant: No"}], "the dialogue of"),
+        ([{"winner": "x", "conversation_a": [], "conversation_b": []}], 'field "winner"'),
+        ([{"prompt": "a", "completion": "b", "label": "yes"}], 'field "label": expected true'),
+        ([{"fields": {"prompt": "a"}, "responses": {}}], 'field "fields"'),
+        ([{"verdict": "tie", "completions": [], "ranking": []}], 'field "strength" is missing'),
+        ([{"question": "a"}], "the columns question are of no form"),
+    ],
+)
+def test_a_broken_file_is_named_by_line_and_field(
+    rows: list[dict[str, Any]], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError) as error:
+        read_votes(tmp_path / "rows.jsonl")
+    assert said in str(error.value) and "rows.jsonl" in str(error.value)
+
+
+def test_votes_that_do_not_fit_leave_the_store_as_it_was(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    wrong = [*given(), Given("?", ANSWERS, Verdict("ranked", [[5]]))]
+    with pytest.raises(ValueError, match="positions 0 to 1"):
+        store.add_votes(wrong)
+    assert store.votes() == [] and store.add_prompt("new") == 1
