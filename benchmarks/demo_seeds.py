@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/demo_seeds.py --seeds 0 1 2 --out runs/seeds
 
-Each seed is `lorarlhf demo` in a process of its own (nine to ten minutes on two free cores).
+Each seed is `lorarlhf demo` in a process of its own (ten to twelve minutes on two cores).
 """
 
 import argparse
