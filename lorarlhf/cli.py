@@ -34,6 +34,7 @@ STAGE_KEYS = {
 }
 SUMMARIES = {
     "demo": "the whole loop on the small base, with a simulated rater",
+    "new": "make a project: a folder with settings, prompts, votes and runs",
     "sft": "supervised tuning of the policy on demonstrations",
     "reward": "a reward role from preference pairs",
     "ppo": "tune the policy against a reward role or Python functions",
@@ -65,6 +66,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     made = {name: _command(commands, name) for name in SUMMARIES}
     _demo(made["demo"])
+    _new(made["new"])
     for stage in ("sft", "reward", "ppo", "dpo", "orpo"):
         _training(stage, made[stage])
     _score(made["score"])
@@ -105,9 +107,19 @@ def _demo(sub: Parser) -> None:
     sub.add_argument("--resume", action="store_true", help="go on after the last finished step")
 
 
+def _new(sub: Parser) -> None:
+    sub.add_argument("folder", metavar="FOLDER", help="the project's folder, made here")
+    sub.add_argument("--base", default="smollm2-135m", help="smollm2-135m, a folder or an id")
+    sub.add_argument("--bits", type=int, choices=(4, 8, 16), default=4, help="4, 8 or 16")
+    sub.add_argument("--adapter-layers", default="upper-half", help="upper-half, all or a number")
+    sub.add_argument("--prompts", metavar="FILE", help="prompts to begin with")
+
+
 def _training(stage: str, sub: Parser) -> None:
+    text = "a project's folder, which fills in what is not named"
+    sub.add_argument("workspace", metavar="PROJECT", nargs="?", help=text)
     if stage == "ppo":
-        sub.add_argument("--prompts", dest="data", metavar="FILE", required=True, help="prompts")
+        sub.add_argument("--prompts", dest="data", metavar="FILE", help="prompts")
         sub.add_argument("--reward", metavar="RUN", help="a run with a reward role")
         sub.add_argument(
             "--reward-function",
@@ -135,7 +147,7 @@ def _training(stage: str, sub: Parser) -> None:
     else:
         kind = "demonstrations" if stage == "sft" else "preference pairs"
         text = f"{kind}: .jsonl, .json, .csv or .parquet"
-        sub.add_argument("--data", metavar="FILE", required=True, help=text)
+        sub.add_argument("--data", metavar="FILE", help=text)
     if stage == "reward":
         sub.add_argument("--eval", metavar="FILE", help="pairs to measure the accuracy on")
     init = "base and adapter shape of that run" if stage == "reward" else "start from its policy"
@@ -153,7 +165,7 @@ def _set_option(sub: Parser) -> None:
 
 
 def _score(sub: Parser) -> None:
-    sub.add_argument("run", metavar="RUN", help="a run with a reward role, such as runs/reward")
+    sub.add_argument("run", metavar="RUN", help="a run with a reward role, or a project")
     sub.add_argument("--prompt", metavar="TEXT", help="what was asked")
     text = "what was answered; may be given again"
     sub.add_argument("--answer", metavar="TEXT", action="append", default=[], help=text)
@@ -163,7 +175,7 @@ def _score(sub: Parser) -> None:
 
 
 def _chat(sub: Parser) -> None:
-    text = "a run with a policy, such as runs/demo; may be left out with --base"
+    text = "a run with a policy, such as runs/demo, or a project; may be left out with --base"
     sub.add_argument("run", metavar="RUN", nargs="?", help=text)
     sub.add_argument("--prompt", metavar="TEXT", help="answer this once and end")
     sub.add_argument("--system", metavar="TEXT", help="instructions before the conversation")

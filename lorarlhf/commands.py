@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorarlhf.data import as_conversation, as_text, read_demonstrations
+from lorarlhf.data import as_conversation, as_text, read_demonstrations, read_prompts
 from lorarlhf.errors import UserError
 from lorarlhf.parents import Parent, load_backbone, read_bare_run, read_parent
+from lorarlhf.workspace import create
+from lorarlhf.workspace_commands import newest_run, open_for_chat
 
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone, Prompt
@@ -69,7 +71,7 @@ def score(args: Namespace) -> Result:
     from lorarlhf.settings import resolve
 
     prompts, answers = _pairs_to_score(args)
-    parent = read_parent(args.run, "reward", "RUN")
+    parent = read_parent(newest_run(args.run, "reward"), "reward", "RUN")
     settings = resolve("score", sets=args.set, flags={"base": args.base}, inherited=parent.given())
     backbone = load_backbone(settings)
     backbone.load_role("reward", parent.adapter)
@@ -125,8 +127,9 @@ def chat(args: Namespace) -> Result:
         )
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is 1 or more, not {args.max_new_tokens}.")
+    project = open_for_chat(args)
     role, parents = _chat_parents(args)
-    inherited = [item for parent in parents.values() for item in parent.given()]
+    inherited = [*project, *(item for parent in parents.values() for item in parent.given())]
     settings = resolve("chat", sets=args.set, flags=_chat_flags(args), inherited=inherited)
     backbone = load_backbone(settings)
     for name, parent in parents.items():
@@ -249,8 +252,26 @@ def _in_words(value: Any) -> Any:
     return (", ".join(map(str, value)) or "none") if isinstance(value, list) else value
 
 
+def new(args: Namespace) -> Result:
+    """Make a project."""
+    space = create(
+        args.folder,
+        base=args.base,
+        bits=args.bits,
+        adapter_layers=args.adapter_layers,
+        prompts=args.prompts,
+    )
+    prompts = len(read_prompts(space.prompts))
+    text = (
+        f"{space.folder} is ready: project.yaml holds its settings, prompts.jsonl {prompts} "
+        f"prompts, and preferences.sqlite will hold the votes. Every command takes the folder."
+    )
+    return Result({"folder": str(space.folder), "prompts": prompts}, text)
+
+
 COMMANDS = {
     "demo": demo,
+    "new": new,
     "sft": train,
     "reward": train,
     "ppo": train,

@@ -21,6 +21,7 @@ from lorarlhf.report import write_report
 from lorarlhf.runs import Run, own_command, say_to_stderr, write_json
 from lorarlhf.settings import OWN, TRL, Settings, load_class, resolve
 from lorarlhf.training_ppo import OWN_KEYS, check, conversations, load_models, read_asked, run_ppo
+from lorarlhf.workspace_commands import fill_in
 
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
@@ -44,6 +45,7 @@ def train(args: Namespace) -> Row:
         KeyboardInterrupt: after noting in `run.json` that the run was stopped.
     """
     stage = args.command
+    project = fill_in(args)
     rows = READERS[stage](args.data)
     asked = read_asked(args) if stage == "ppo" else None
     eval_rows = read_preferences(args.eval) if stage == "reward" and args.eval else None
@@ -53,8 +55,11 @@ def train(args: Namespace) -> Row:
         config=args.config,
         sets=args.set,
         flags={"base": args.base, "seed": args.seed},
-        # The last one counts: the policy's run goes before the reward's.
-        inherited=[item for parent in reversed(parents.values()) for item in parent.given()],
+        # The last one counts: the policy's run goes before the reward's, both before the project.
+        inherited=[
+            *project,
+            *(item for parent in reversed(parents.values()) for item in parent.given()),
+        ],
     )
     check_same_base(list(parents.values()), "base" in settings.said)
     if asked is not None:

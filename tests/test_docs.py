@@ -199,7 +199,7 @@ def test_the_tree_of_the_readme_exists() -> None:
 def test_the_table_lists_every_command() -> None:
     named = re.findall(r"^\| `lorarlhf (\w+)[^`]*` \|", text_of("README.md"), re.MULTILINE)
     assert list(dict.fromkeys(named)) == [
-        *("demo", "sft", "reward", "ppo", "dpo", "orpo", "chat", "score", "doctor", "ui")
+        *("demo", "new", "sft", "reward", "ppo", "dpo", "orpo", "chat", "score", "doctor", "ui")
     ]
     assert set(named) == set(SUMMARIES)
 

@@ -21,7 +21,15 @@ FLOORS: list[tuple[str, ...]] = [
     ("generation", "rewards"),
     ("stages", "ppo", "evaluation", "report", "report_plots", "report_text", "export"),
     (
-        *("settings", "settings_sources", "parents", "folders", "training", "training_ppo"),
+        *(
+            "settings",
+            "settings_sources",
+            "parents",
+            "folders",
+            "training",
+            "training_ppo",
+            "workspace_commands",
+        ),
         *("chat", "doctor", "demo", "demo_verdict", "commands", "cli"),
     ),
     ("recipes", "benchmarks", "ui"),

@@ -1,0 +1,128 @@
+"""What a project's folder fills in when a command is given one: files, runs to start from, `--out`.
+
+What the user says on the command line counts more.
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+from lorarlhf.data import write_jsonl
+from lorarlhf.errors import UserError
+from lorarlhf.preferences.exports import EXPORTS, Export
+from lorarlhf.runs import say_to_stderr
+from lorarlhf.settings_sources import Given, from_file
+from lorarlhf.workspace import KEYS, Workspace, is_workspace
+
+FILES = {
+    "sft": "--data FILE with demonstrations",
+    "reward": "--data FILE with preference pairs",
+    "dpo": "--data FILE with preference pairs",
+    "orpo": "--data FILE with preference pairs",
+    "ppo": "--prompts FILE",
+}
+FEWEST_VOTES = 4  # one pair on each side of a split, and some to learn from
+
+
+def fill_in(args: Namespace) -> list[Given]:
+    """Fill in a training command from its project; gives the project's settings.
+
+    Raises:
+        UserError: no project and no file, too few votes, or a key in project.yaml that does not
+            belong there.
+    """
+    stage = args.command
+    if args.workspace is None:
+        if args.data is None:
+            raise UserError(f"{stage} needs {FILES[stage]}, or a project's folder.")
+        return []
+    space = Workspace(args.workspace)
+    settings = _settings(space)
+    again = space.unfinished(stage) if getattr(args, "resume", False) else None
+    args.out = args.out or str(again or space.next_run(stage))
+    _runs_to_start_from(args, space)
+    if args.data is None:
+        args.data = str(_data(space, stage, Path(args.out)))
+    return settings
+
+
+def newest_run(folder: str, role: str) -> str:
+    """The run behind a path: a project's newest one with that role, or the path itself."""
+    if not is_workspace(folder):
+        return folder
+    run = Workspace(folder).newest_with(role)
+    if run is None:
+        needed = "`lorarlhf reward`" if role == "reward" else "`lorarlhf sft` or another stage"
+        raise UserError(
+            f"The project {folder} has no {role} yet. Train one with {needed} {folder}."
+        )
+    say_to_stderr(f"{role} of {run}")
+    return str(run)
+
+
+def open_for_chat(args: Namespace) -> list[Given]:
+    """Put a project's newest policy, or where it has none its bare base, in its place."""
+    if args.run is None or not is_workspace(args.run):
+        return []
+    space = Workspace(args.run)
+    run = space.newest_with("policy")
+    if run is None and args.role in (None, "base"):
+        say_to_stderr(f"The project {args.run} has no policy yet: this is its base.")
+        args.run = None
+    else:
+        args.run = newest_run(args.run, "policy")
+    return _settings(space)
+
+
+def _settings(space: Workspace) -> list[Given]:
+    found = from_file(space.project)
+    for item in found:
+        if item.name not in KEYS:
+            raise UserError(
+                f"{item.where}: {item.name} does not belong into a project, which holds "
+                f"{', '.join(KEYS)}. Put it into a file for --config."
+            )
+    return found
+
+
+def _runs_to_start_from(args: Namespace, space: Workspace) -> None:
+    """The newest supervised run for the policy; for PPO without a reward the newest reward."""
+    if args.init is None and args.command != "sft":
+        run = space.newest_with("policy", ("sft",))
+        args.init = None if run is None else str(run)
+    if args.command == "ppo" and not (args.reward or args.reward_function or args.reward_model):
+        run = space.newest_with("reward")
+        if run is None:
+            raise UserError(
+                f"The project {space.folder} has no reward yet. Train one with `lorarlhf reward "
+                f"{space.folder}`, or name a --reward-function."
+            )
+        args.reward = str(run)
+
+
+def _data(space: Workspace, stage: str, out: Path) -> Path:
+    """The file that the stage learns from; votes are written out beside the run."""
+    if stage == "ppo":
+        return space.prompts
+    votes = space.store().votes(purpose="train")
+    export = EXPORTS["demonstrations" if stage == "sft" else "trl"](votes)
+    if stage == "sft" and not export.rows:
+        raise UserError(
+            f"The project {space.folder} has no demonstrations: nobody has written a better answer "
+            "while rating. Name a file with --data."
+        )
+    if stage != "sft" and len(export.rows) < FEWEST_VOTES:
+        raise UserError(
+            f"The project {space.folder} has {len(export.rows)} votes that name a better answer, "
+            f"and {stage} needs {FEWEST_VOTES} or more. Rate some answers, or name --data FILE."
+        )
+    _tell(export, len(votes), stage)
+    file = out.parent / f"{out.name}.votes.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(file, export.rows)
+    return file
+
+
+def _tell(export: Export, votes: int, stage: str) -> None:
+    left = "; ".join(f"{count} {reason}" for reason, count in sorted(export.left_out.items()))
+    rest = f" Not used: {left}." if left else ""
+    say_to_stderr(f"{votes} votes give {len(export.rows)} rows for {stage}.{rest}")
