@@ -20,8 +20,9 @@ from lorarlhf.parents import Parent, check_same_base, load_backbone, read_parent
 from lorarlhf.report import write_report
 from lorarlhf.runs import Run, own_command, say_to_stderr, write_json
 from lorarlhf.settings import OWN, TRL, Settings, load_class, resolve
+from lorarlhf.settings_sources import Given
 from lorarlhf.training_ppo import OWN_KEYS, check, conversations, load_models, read_asked, run_ppo
-from lorarlhf.workspace_commands import fill_in
+from lorarlhf.workspace_commands import clear_up, fill_in
 
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
@@ -44,8 +45,15 @@ def train(args: Namespace) -> Row:
         UserError: whatever is wrong with files, settings or runs.
         KeyboardInterrupt: after noting in `run.json` that the run was stopped.
     """
-    stage = args.command
     project = fill_in(args)
+    try:
+        return _train(args, project)
+    finally:
+        clear_up(args)
+
+
+def _train(args: Namespace, project: list[Given]) -> Row:
+    stage = args.command
     rows = READERS[stage](args.data)
     asked = read_asked(args) if stage == "ppo" else None
     eval_rows = read_preferences(args.eval) if stage == "reward" and args.eval else None

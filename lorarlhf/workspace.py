@@ -1,7 +1,10 @@
 """A project's folder: its settings, prompts, votes and runs, each a file that people can read."""
 
+import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 from lorarlhf.data import bundled, read_prompts
@@ -12,8 +15,8 @@ from lorarlhf.runs import read_json
 PROJECT, PROMPTS, VOTES, RUNS = "project.yaml", "prompts.jsonl", "preferences.sqlite", "runs"
 KEYS = ("base", "bits", "adapter_layers", "lora_rank", "lora_alpha", "chat_template", "seed")
 _TEMPLATE = """\
-# A lorarlhf project. Every command takes its folder: `lorarlhf reward {name}`.
-# What stands here holds for all of its runs; --set and --config count more.
+# A lorarlhf project. The training commands, chat and score take its folder: lorarlhf reward {name}
+# What stands here holds for its runs; the run that one goes on from, --config and --set count more.
 
 # smollm2-135m, a folder, or a Hugging Face id. Adapters fit only the base they were trained on.
 base: {base}
@@ -71,14 +74,28 @@ class Workspace:
         return sorted(found, key=lambda p: int(p.name.split("-")[0]), reverse=True)
 
     def next_run(self, stage: str) -> Path:
-        """The folder for a new run, such as `runs/0007-ppo`; it is not made yet."""
-        newest = self.runs()[:1]
-        number = 1 + (int(newest[0].name.split("-")[0]) if newest else 0)
-        return self.folder / RUNS / f"{number:04d}-{stage}"
+        """Make the folder for a new run, such as `runs/0007-ppo`; it is nobody else's then."""
+        while True:
+            newest = self.runs()[:1]
+            number = 1 + (int(newest[0].name.split("-")[0]) if newest else 0)
+            taken = self.folder / RUNS / f"{number:04d}"
+            try:
+                # By its number alone, so that two commands of different stages can't share one.
+                taken.mkdir(parents=True)
+            except FileExistsError:
+                time.sleep(0.01)
+                continue
+            if any(taken.parent.glob(f"{number:04d}-*")):  # taken and named in between
+                taken.rmdir()
+                continue
+            run = taken.with_name(f"{number:04d}-{stage}")
+            os.replace(taken, run)
+            return run
 
     def unfinished(self, stage: str) -> Path | None:
         """The newest run of a stage, where it is not done."""
         ours = [run for run in self.runs() if run.name.endswith(f"-{stage}")]
+        ours = [run for run in ours if (run / "run.json").is_file()]
         done = bool(ours) and read_json(ours[0] / "run.json").get("status") == "done"
         return ours[0] if ours and not done else None
 
@@ -131,7 +148,10 @@ def create(
                 write_jsonl(place / PROMPTS, rows)
         Store(place / VOTES).close()
         text = _TEMPLATE.format(
-            name=place.name, base=base, bits=bits, adapter_layers=adapter_layers
+            name=place.resolve().name,
+            base=json.dumps(base),
+            bits=bits,
+            adapter_layers=json.dumps(adapter_layers),
         )
         (place / PROJECT).write_text(text, encoding="utf-8")
     except OSError as error:

@@ -3,13 +3,15 @@
 What the user says on the command line counts more.
 """
 
+import json
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from lorarlhf.data import write_jsonl
 from lorarlhf.errors import UserError
 from lorarlhf.preferences.exports import EXPORTS, Export
-from lorarlhf.runs import say_to_stderr
+from lorarlhf.runs import read_json, say_to_stderr
 from lorarlhf.settings_sources import Given, from_file
 from lorarlhf.workspace import KEYS, Workspace, is_workspace
 
@@ -20,7 +22,7 @@ FILES = {
     "orpo": "--data FILE with preference pairs",
     "ppo": "--prompts FILE",
 }
-FEWEST_VOTES = 4  # one pair on each side of a split, and some to learn from
+FEWEST_PROMPTS = 4  # one on each side of a split, and some to learn from
 
 
 def fill_in(args: Namespace) -> list[Given]:
@@ -37,12 +39,42 @@ def fill_in(args: Namespace) -> list[Given]:
         return []
     space = Workspace(args.workspace)
     settings = _settings(space)
-    again = space.unfinished(stage) if getattr(args, "resume", False) else None
-    args.out = args.out or str(again or space.next_run(stage))
+    if getattr(args, "resume", False) and args.out is None:
+        _go_on(args, space)
     _runs_to_start_from(args, space)
-    if args.data is None:
-        args.data = str(_data(space, stage, Path(args.out)))
+    votes = None if args.data or stage == "ppo" else _votes(space, stage)
+    args.reserved = None
+    if args.out is None:
+        args.out = args.reserved = str(space.next_run(stage))
+    if votes is not None:
+        args.data = f"{args.out}.votes.jsonl"
+        write_jsonl(args.data, votes)
+    elif args.data is None:
+        args.data = str(space.prompts)
     return settings
+
+
+def clear_up(args: Namespace) -> None:
+    """Remove what `fill_in` made for a run that never began."""
+    reserved = getattr(args, "reserved", None)
+    if reserved and not any(Path(reserved).iterdir()):
+        Path(reserved).rmdir()
+        Path(f"{reserved}.votes.jsonl").unlink(missing_ok=True)
+
+
+def _go_on(args: Namespace, space: Workspace) -> None:
+    """Name the unfinished run, and the runs and functions that it was started with."""
+    run = space.unfinished(args.command)
+    if run is None:
+        raise UserError(
+            f"The project {space.folder} has no unfinished run of {args.command} to go on with. "
+            "Without --resume a new one begins."
+        )
+    args.out = str(run)
+    before = read_json(run / "run.json").get("config", {})
+    for name in ("data", "eval", "init", "reward", "reward_function", "reward_model"):
+        if not getattr(args, name, None) and before.get(name):
+            setattr(args, name, before[name])
 
 
 def newest_run(folder: str, role: str) -> str:
@@ -74,7 +106,7 @@ def open_for_chat(args: Namespace) -> list[Given]:
 
 
 def _settings(space: Workspace) -> list[Given]:
-    found = from_file(space.project)
+    found = [_placed(item, space) for item in from_file(space.project)]
     for item in found:
         if item.name not in KEYS:
             raise UserError(
@@ -82,6 +114,13 @@ def _settings(space: Workspace) -> list[Given]:
                 f"{', '.join(KEYS)}. Put it into a file for --config."
             )
     return found
+
+
+def _placed(item: Given, space: Workspace) -> Given:
+    """A chat template's file is named as seen from the project."""
+    if item.name != "chat_template" or not isinstance(item.value, str):
+        return item
+    return Given(item.name, str(space.folder / item.value), item.where)
 
 
 def _runs_to_start_from(args: Namespace, space: Workspace) -> None:
@@ -99,10 +138,8 @@ def _runs_to_start_from(args: Namespace, space: Workspace) -> None:
         args.reward = str(run)
 
 
-def _data(space: Workspace, stage: str, out: Path) -> Path:
-    """The file that the stage learns from; votes are written out beside the run."""
-    if stage == "ppo":
-        return space.prompts
+def _votes(space: Workspace, stage: str) -> list[dict[str, Any]]:
+    """The project's votes as the rows that the stage learns from."""
     votes = space.store().votes(purpose="train")
     export = EXPORTS["demonstrations" if stage == "sft" else "trl"](votes)
     if stage == "sft" and not export.rows:
@@ -110,16 +147,14 @@ def _data(space: Workspace, stage: str, out: Path) -> Path:
             f"The project {space.folder} has no demonstrations: nobody has written a better answer "
             "while rating. Name a file with --data."
         )
-    if stage != "sft" and len(export.rows) < FEWEST_VOTES:
+    prompts = len({json.dumps(row["prompt"]) for row in export.rows})
+    if stage != "sft" and prompts < FEWEST_PROMPTS:
         raise UserError(
-            f"The project {space.folder} has {len(export.rows)} votes that name a better answer, "
-            f"and {stage} needs {FEWEST_VOTES} or more. Rate some answers, or name --data FILE."
+            f"The project {space.folder} has votes that name a better answer on {prompts} prompts, "
+            f"and {stage} needs {FEWEST_PROMPTS} or more. Rate some answers, or name --data FILE."
         )
     _tell(export, len(votes), stage)
-    file = out.parent / f"{out.name}.votes.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(file, export.rows)
-    return file
+    return export.rows
 
 
 def _tell(export: Export, votes: int, stage: str) -> None:

@@ -97,7 +97,7 @@ def test_what_a_ranking_says_of_pairs() -> None:
     def pairs(count: int, ranking: list[list[int]], edited: str | None = None) -> list[tuple]:
         verdict = Verdict("ranked", ranking, edited=edited)
         texts = ["a", "b", "c", "d"][:count]
-        vote = Vote(1, "x", 1, 1, "train", "?", texts, texts, [], verdict, None, 0, None, {})
+        vote = Vote(1, "x", 1, 1, "train", "?", texts, texts, [], verdict, None, 0, [], None, {})
         return list(better_and_worse(vote))
 
     assert pairs(2, [[1], [0]]) == [("b", "a")]
@@ -207,6 +207,14 @@ HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\
         ([{"fields": {"prompt": "a"}, "responses": {}}], 'field "fields"'),
         ([{"verdict": "tie", "completions": [], "ranking": []}], 'field "strength" is missing'),
         ([{"question": "a"}], "the columns question are of no form"),
+        (
+            [{"prompt": "a", "chosen": "b", "rejected": ["c"]}],
+            'field "rejected": expected the same',
+        ),
+        ([{"prompt": "", "chosen": "b", "rejected": "c"}], 'field "prompt"'),
+        ([{"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}], 'field "prompt"'),
+        ([{"prompt": "a", "chosen": "\ud800", "rejected": "c"}], "surrogates not allowed"),
+        ([{"chosen": HH["chosen"], "rejected": HH["chosen"]}], "expected another answer"),
     ],
 )
 def test_a_broken_file_is_named_by_line_and_field(
@@ -224,3 +232,43 @@ def test_votes_that_do_not_fit_leave_the_store_as_it_was(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="positions 0 to 1"):
         store.add_votes(wrong)
     assert store.votes() == [] and store.add_prompt("new") == 1
+
+
+def test_pairs_that_teach_nothing_are_counted(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    same = (("Yes.", "base"), ("Yes.", "base"))
+    store.add_votes([Given("?", same, FIRST), Given("?", (("", "a"), ("No.", "b")), SECOND)])
+    for form in ("trl", "hh", "sharegpt"):
+        export = EXPORTS[form](store.votes())
+        assert export.rows == [] and export.left_out.total() == 2
+
+
+def test_an_answer_written_where_both_are_bad_beats_each(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    store.add_votes([Given("?", ANSWERS, Verdict("both_bad", edited="Chess."))])
+    (vote,) = store.votes()
+    assert list(better_and_worse(vote)) == [("Chess.", "Drawing."), ("Chess.", "Drums!")]
+    assert len(EXPORTS["demonstrations"]([vote]).rows) == 1
+
+
+def test_repeats_and_sampling_come_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "first.sqlite")
+    how = [{"temperature": 0.7, "seed": 3}, {}]
+    item = store.add_item("Why?", ANSWERS, sampling=how)
+    first = store.present(item, "ann")
+    store.judge(first.token, FIRST)
+    again = store.present(item, "ann", repeats=first.id)
+    store.judge(again.token, SECOND)
+    votes, _ = back(EXPORTS["own"](store.votes()).rows, tmp_path)
+    assert votes[0].sampling == how and votes[0].repeats is None
+    assert votes[1].repeats == votes[0].presentation_id
+    assert votes[1].shown == votes[0].shown[::-1]
+
+
+def test_items_of_one_name_with_other_answers_stay_apart(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    other = (("Chess.", "x"), ("Go.", "y"))
+    store.add_votes(
+        [Given("?", ANSWERS, FIRST, item="1"), Given("?", other, FIRST, "bob", item="1")]
+    )
+    assert [vote.completions[0] for vote in store.votes()] == ["Drawing.", "Chess."]

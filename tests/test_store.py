@@ -250,3 +250,92 @@ def test_two_processes_may_make_the_same_store(tmp_path: Path) -> None:
 def test_the_store_loads_no_torch() -> None:
     words = "import sys, lorarlhf.preferences.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", words]).returncode == 0
+
+
+# ---- pages that are reloaded, stale or clicked twice
+
+
+def test_a_reload_shows_the_same_and_takes_one_vote(store: Store) -> None:
+    item = pair(store)
+    shown = store.present(item, "ann")
+    assert store.present(item, "ann") == shown != store.present(item, "bob")
+    store.judge(shown.token, FIRST)
+    later = store.present(item, "ann")
+    assert later.token != shown.token and later.shown == shown.shown
+
+
+def test_a_stale_page_can_not_bring_an_undone_vote_back(store: Store) -> None:
+    shown = store.present(pair(store), "ann")
+    store.judge(shown.token, FIRST)
+    again = store.undo("ann")
+    assert again is not None and again.token != shown.token
+    with pytest.raises(UserError, match="changed elsewhere in the meantime"):
+        store.judge(shown.token, SECOND)
+    assert store.count() == 0
+
+
+def test_a_second_click_on_undo_takes_nothing_more_back(store: Store) -> None:
+    numbers = [store.judge(store.present(pair(store, f"{n}?"), "ann").token, FIRST) for n in (1, 2)]
+    first = store.undo("ann", expected=numbers[1])
+    assert first == store.undo("ann", expected=numbers[1])
+    assert [vote.id for vote in store.votes()] == numbers[:1]
+
+
+def test_a_correction_keeps_the_time_of_the_vote(store: Store) -> None:
+    old = store.judge(store.present(pair(store), "ann").token, FIRST, 900, created_at=5_000)
+    store.judge(store.present(pair(store, "When?"), "ann").token, FIRST, created_at=6_000)
+    store.correct(old, SECOND)
+    assert [(vote.prompt, vote.created_at) for vote in store.votes()] == [
+        ("Why?", 5_000),
+        ("When?", 6_000),
+    ]
+    assert store.votes()[0].milliseconds == 900
+    last = store.undo("ann")
+    assert last is not None and [vote.prompt for vote in store.votes()] == ["Why?"]
+
+
+def test_threads_leave_nothing_open(store: Store) -> None:
+    def files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = files()
+    for _ in range(40):
+        thread = threading.Thread(target=store.count)
+        thread.start()
+        thread.join()
+    assert files() <= before + 1
+
+
+def test_a_migration_may_build_a_table_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.judge(store.present(pair(store), "ann").token, FIRST)
+    store.close()
+    anew = """
+    CREATE TABLE prompt_new (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE,
+        messages TEXT NOT NULL, source TEXT NOT NULL, created_at INTEGER NOT NULL, extra TEXT);
+    INSERT INTO prompt_new SELECT *, 'x' FROM prompt;
+    DROP TABLE prompt;
+    ALTER TABLE prompt_new RENAME TO prompt;
+    """
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, anew))
+    assert [vote.prompt for vote in Store(store.path).votes()] == ["Why?"]
+
+
+def test_a_migration_that_leaves_votes_without_their_prompt_is_taken_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.judge(store.present(pair(store), "ann").token, FIRST)
+    store.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "DELETE FROM prompt;"))
+        with pytest.raises(sqlite3.IntegrityError, match="rows would name what is not there"):
+            Store(store.path)
+    assert [vote.prompt for vote in Store(store.path).votes()] == ["Why?"]
+
+
+def test_a_backup_writes_over_nothing(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "there.sqlite").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        store.backup(tmp_path / "there.sqlite")
+    assert (tmp_path / "there.sqlite").read_text() == "mine"
+    with pytest.raises(UserError, match="can't be written"):
+        store.backup(tmp_path / "none" / "copy.sqlite")

@@ -48,7 +48,7 @@ def test_a_project_is_readable_and_made_once(run: Run, tmp_path: Path) -> None:
         "runs",
     ]
     text = (tmp_path / "mine/project.yaml").read_text()
-    assert "base: smollm2-135m\n" in text and "\n# Of everything that is drawn at random." in text
+    assert 'base: "smollm2-135m"\n' in text and "\n# Of everything that is drawn at random." in text
     (tmp_path / "mine/project.yaml").write_text(text.replace("seed: 0", "seed: 5"))
     status, _, err = run("new", "mine")
     assert status == 2 and "is a project already; nothing was changed" in err
@@ -61,7 +61,7 @@ def test_own_prompts_and_another_base(run: Run, tmp_path: Path) -> None:
         "new", "a b", "--prompts", "mine.txt", "--base", "org/model", "--bits", "8"
     )
     assert status == 0 and "2 prompts" in out
-    assert "base: org/model\n" in (tmp_path / "a b/project.yaml").read_text()
+    assert 'base: "org/model"\n' in (tmp_path / "a b/project.yaml").read_text()
     status, _, err = run("new", "other", "--prompts", "none.jsonl")
     assert status == 2 and "no such file" in err and not (tmp_path / "other").exists()
 
@@ -97,7 +97,7 @@ def test_the_whole_loop_in_a_project(run: Run, tmp_path: Path, tiny_base: Path) 
     run("new", "mine", "--base", str(tiny_base), "--bits", "16")
     space = Workspace(tmp_path / "mine")
     status, _, err = run("reward", "mine", sets=FAST)
-    assert status == 2 and "has 0 votes that name a better answer" in err
+    assert status == 2 and "votes that name a better answer on 0 prompts" in err
     status, _, err = run("ppo", "mine", sets=FAST)
     assert status == 2 and "has no reward yet" in err
     status, _, err = run("chat", "mine", "--prompt", "Hi", "--max-new-tokens", "3", "--json")
@@ -173,4 +173,42 @@ def test_votes_are_kept_out_of_training_where_they_are_taste_tests(
     for item in items:
         store.judge(store.present(item, "ann").token, Verdict("ranked", [[0], [1]]))
     status, _, err = run("dpo", "mine")
-    assert status == 2 and "has 0 votes that name a better answer" in err
+    assert status == 2 and "votes that name a better answer on 0 prompts" in err
+
+
+def test_an_unfinished_run_goes_on_where_it_stopped(
+    run: Run, tmp_path: Path, tiny_base: Path
+) -> None:
+    """`--resume` on a project finds the run and the parents it began with, however new others are.
+
+    A killed run is one whose `run.json` does not say `done`; it is made so by hand here, and
+    tests/invariants/test_kills.py kills processes.
+    """
+    run("new", "mine", "--base", str(tiny_base), "--bits", "16")
+    (tmp_path / "reward.py").write_text(
+        "def same(completions, **_): return [1.0 for _ in completions]"
+    )
+    status, _, err = run("ppo", "mine", "--resume", sets=[*FAST, *PPO])
+    assert status == 2 and "no unfinished run of ppo to go on with" in err
+    words = ("ppo", "mine", "--reward-function", "reward.py:same")
+    status, _, err = run(*words, sets=[*FAST, *PPO, "save_steps=1"])
+    assert status == 0, err
+    about = tmp_path / "mine/runs/0001-ppo/run.json"
+    killed = read_json(about) | {"status": "running"}
+    about.write_text(json.dumps(killed))
+    space = Workspace(tmp_path / "mine")
+    for number in range(4):
+        vote(space, number)
+    assert run("reward", "mine", sets=[*FAST, "epochs=0"])[0] == 0
+    status, _, err = run("ppo", "mine", "--resume", sets=[*FAST, *PPO, "save_steps=1"])
+    assert status == 0, err
+    after = read_json(about)
+    assert after["status"] == "done" and "reward" not in after["config"]
+    assert [path.name for path in space.runs()] == ["0002-reward", "0001-ppo"]
+
+
+def test_a_run_that_never_began_leaves_no_folder(run: Run, tmp_path: Path, tiny_base: Path) -> None:
+    run("new", "mine", "--base", str(tiny_base), "--bits", "16")
+    status, _, err = run("sft", "mine", "--data", "none.jsonl")
+    assert status == 2 and "no such file" in err
+    assert list((tmp_path / "mine/runs").iterdir()) == []

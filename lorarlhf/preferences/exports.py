@@ -12,6 +12,7 @@ Row = dict[str, Any]
 MARGINS = {"slightly": 1.0, "clearly": 2.0, "much": 3.0}
 """TRL's `margin` of a strength: how much higher the chosen answer should score."""
 
+UNSAYABLE = "with empty or equal answers, or with turns that this format can't say"
 TIED, SKIPPED = "ties, which name no better answer", "skipped"
 TOO_MANY = "rankings of more than two answers, which this format can't say"
 NOT_BAD_OR_GOOD = "ties, which call no answer good or bad"
@@ -32,10 +33,10 @@ def to_own(votes: Iterable[Vote]) -> Export:
 
 def _own(vote: Vote) -> Row:
     said = vote.verdict
-    answers = zip(vote.completions, vote.sources, strict=True)
+    answers = zip(vote.completions, vote.sources, vote.sampling, strict=True)
     return {
         "prompt": vote.prompt,
-        "completions": [{"text": text, "source": source} for text, source in answers],
+        "completions": [{"text": t, "source": s, "sampling": how} for t, s, how in answers],
         "verdict": said.verdict,
         "ranking": said.ranking,
         "strength": said.strength,
@@ -43,6 +44,8 @@ def _own(vote: Vote) -> Row:
         "edited": said.edited,
         "rater": vote.rater,
         "item": str(vote.item_id),
+        "presentation": vote.presentation_id,
+        "repeats": vote.repeats,
         "shown": vote.shown,
         "milliseconds": vote.milliseconds,
         "created_at": vote.created_at,
@@ -52,27 +55,34 @@ def _own(vote: Vote) -> Row:
 
 
 def better_and_worse(vote: Vote) -> Iterator[tuple[str, str]]:
-    """(better, worse) texts of all pairs that a vote orders.
+    """(better, worse) texts of all pairs that a vote orders, those that teach something.
 
-    An answer that was left out of a ranking is worse than the ranked ones, and an edited answer is
-    better than the best.
+    An answer that was left out of a ranking is worse than the ranked ones. An edited answer is
+    better than the best, and where both are bad better than each. Pairs with an empty answer or of
+    equal ones are left out: no trainer takes them.
     """
-    tiers = [list(tier) for tier in vote.verdict.ranking]
+    for better, worse in _ordered(vote):
+        if better.strip() and worse.strip() and better != worse:
+            yield better, worse
+
+
+def _ordered(vote: Vote) -> Iterator[tuple[str, str]]:
+    answers, tiers = vote.completions, vote.verdict.ranking
     placed = {position for tier in tiers for position in tier}
-    rest = [position for position in range(len(vote.completions)) if position not in placed]
-    for upper, lower in combinations([*tiers, rest], 2):
-        for better in upper:
-            for worse in lower:
-                yield vote.completions[better], vote.completions[worse]
-    if vote.verdict.edited and tiers:
-        yield vote.verdict.edited, vote.completions[tiers[0][0]]
+    rest = [position for position in range(len(answers)) if position not in placed]
+    if tiers:
+        for upper, lower in combinations([*tiers, rest], 2):
+            yield from ((answers[better], answers[worse]) for better in upper for worse in lower)
+    if edited := vote.verdict.edited:
+        beaten = [tiers[0][0]] if tiers else rest if vote.verdict.verdict == BOTH_BAD else []
+        yield from ((edited, answers[position]) for position in beaten)
 
 
 def to_pairs(votes: Iterable[Vote], conversational: bool = True) -> Export:
     """TRL's preference rows: `prompt`, `chosen`, `rejected`; `margin` where a vote has a strength.
 
-    A ranking of k gives all of its pairs; `group` keeps them together in a split and `weight`
-    makes them count as one vote.
+    A ranking of k gives all of its pairs, each of which the trainers here count as much as a vote;
+    for others `group` says which belong together and `weight` what makes them count as one.
     """
 
     votes = list(votes)
@@ -98,9 +108,10 @@ def to_demonstrations(votes: Iterable[Vote]) -> Export:
     """The answers that raters wrote themselves, as `prompt` and `completion`."""
     export = Export()
     for vote in votes:
-        if vote.verdict.edited:
+        edited = vote.verdict.edited or ""
+        if edited.strip():
             start = _conversation(vote.prompt)
-            export.rows.append({"prompt": start, "completion": _said(vote.verdict.edited)})
+            export.rows.append({"prompt": start, "completion": _said(edited)})
         else:
             export.left_out["votes without an edited answer"] += 1
     return export
@@ -112,12 +123,11 @@ def to_kto(votes: Iterable[Vote]) -> Export:
     for vote in votes:
         labels: tuple[bool, bool] | None = None
         answers = tuple(vote.completions)
-        if vote.verdict.verdict in (BOTH_GOOD, BOTH_BAD):
+        if vote.verdict.verdict in (BOTH_GOOD, BOTH_BAD) and len(answers) == 2:
             labels = (vote.verdict.verdict == BOTH_GOOD,) * 2
-        elif len(answers) == 2 and vote.verdict.verdict == RANKED:
-            ((good, bad), *_) = better_and_worse(vote)
-            answers, labels = (good, bad), (True, False)
-        if labels is None or len(answers) != 2:
+        elif len(answers) == 2 and (pairs := list(better_and_worse(vote))):
+            answers, labels = pairs[0], (True, False)
+        if labels is None:
             export.left_out[_reason(vote, NOT_BAD_OR_GOOD)] += 1
             continue
         for answer, label in zip(answers, labels, strict=True):
@@ -130,6 +140,11 @@ def to_hh(votes: Iterable[Vote]) -> Export:
     """Whole dialogues as text, `chosen` and `rejected`, each turn after Human: or Assistant:."""
 
     def rows(vote: Vote) -> list[Row]:
+        turns = [turn["content"] for turn in _conversation(vote.prompt)]
+        said = [*turns, *(text for pair in better_and_worse(vote) for text in pair)]
+        systems = any(turn["role"] == "system" for turn in _conversation(vote.prompt))
+        if systems or any("\n\nHuman:" in text or "\n\nAssistant:" in text for text in said):
+            return []
         before = "".join(
             f"\n\n{'Assistant' if turn['role'] == 'assistant' else 'Human'}: {turn['content']}"
             for turn in _conversation(vote.prompt)
@@ -241,7 +256,7 @@ EXPORTS: dict[str, Callable[[Iterable[Vote]], Export]] = {
 def _of_ranked(votes: Iterable[Vote], rows: Callable[[Vote], list[Row]]) -> Export:
     export = Export()
     for vote in votes:
-        made = rows(vote) if vote.verdict.verdict == RANKED else []
+        made = rows(vote)
         export.rows += made
         if not made:
             export.left_out[_reason(vote, TIED)] += 1
@@ -251,6 +266,8 @@ def _of_ranked(votes: Iterable[Vote], rows: Callable[[Vote], list[Row]]) -> Expo
 def _reason(vote: Vote, otherwise: str) -> str:
     if vote.verdict.verdict == SKIP:
         return SKIPPED
+    if vote.verdict.verdict == RANKED and otherwise == TIED:
+        return UNSAYABLE
     named = {BOTH_GOOD: "both good", BOTH_BAD: "both bad"}
     if otherwise == TIED and vote.verdict.verdict in named:
         return f"{named[vote.verdict.verdict]}, which names no better answer"

@@ -3,10 +3,11 @@
 A row that can't be read stops the import, with its line and field, before anything is added.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lorarlhf.preferences.exports import MARGINS, SHAREGPT
 from lorarlhf.preferences.records import (
     BOTH_BAD,
     BOTH_GOOD,
+    MOST_COMPLETIONS,
     RANKED,
     TIE,
     Given,
@@ -85,7 +87,7 @@ def _each(
         try:
             votes = list(read(row))
             for vote in votes:
-                check_verdict(vote.verdict, len(vote.completions))
+                _check(vote)
         except _Fault as fault:
             problems.append(f", line {line}, {fault}")
             continue
@@ -100,6 +102,28 @@ def _each(
     return found
 
 
+def _check(vote: Given) -> None:
+    """Raise a `_Fault` or `ValueError` for a vote that a store would not take, or not give back."""
+    prompt = vote.prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(turns, list) or not turns:
+        raise _Fault('field "prompt": expected text or messages')
+    for turn in turns:
+        if not isinstance(turn, dict) or not all(
+            isinstance(turn.get(name), str) for name in ("role", "content")
+        ):
+            raise _Fault('field "prompt": expected messages with role and content')
+    texts = [text for text, _ in vote.completions]
+    if not all(isinstance(text, str) for text in texts):
+        raise _Fault("expected answers that are text")
+    if not 2 <= len(texts) <= MOST_COMPLETIONS:
+        raise _Fault(f"expected 2 to {MOST_COMPLETIONS} answers, found {len(texts)}")
+    if vote.purpose not in ("train", "compare"):
+        raise _Fault('field "purpose": expected train or compare')
+    "".join([*texts, *(turn["content"] for turn in turns)]).encode()  # a lone surrogate is a fault
+    check_verdict(vote.verdict, len(texts))
+
+
 # ---- the forms
 
 
@@ -110,6 +134,9 @@ def _own(row: Row) -> Iterator[Given]:
     yield Given(
         prompt=row["prompt"],
         completions=tuple((answer["text"], answer["source"]) for answer in row["completions"]),
+        sampling=tuple(answer.get("sampling", {}) for answer in row["completions"]),
+        presentation=row.get("presentation"),
+        repeats=row.get("repeats"),
         verdict=said,
         rater=row["rater"],
         item=str(row["item"]),
@@ -122,14 +149,28 @@ def _own(row: Row) -> Iterator[Given]:
 
 
 def _trl(row: Row) -> Iterator[Given]:
-    chosen, rejected = row["chosen"], row["rejected"]
-    prompt = row.get("prompt")
-    if prompt is None:
-        if not isinstance(chosen, list) or len(chosen) < 2:
-            raise _Fault('field "prompt": expected a prompt, found none')
-        prompt, chosen, rejected = chosen[:-1], chosen[-1:], rejected[-1:]
-    strength = next((name for name, margin in MARGINS.items() if margin == row.get("margin")), None)
-    yield _pair(prompt, as_text(chosen), as_text(rejected), Verdict(RANKED, [[0], [1]], strength))
+    chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
+    if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
+        raise _Fault('field "rejected": expected the same form as "chosen", text or messages')
+    if isinstance(chosen, list):
+        same = 0
+        while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+            same += 1
+        if prompt is None:
+            prompt = chosen[:same]
+        elif same and as_text(chosen[:same]) != as_text(prompt):
+            raise _Fault(
+                'field "chosen": expected an answer, or a dialogue that begins as "prompt"'
+            )
+        chosen, rejected = chosen[same:], rejected[same:]
+        if len(chosen) != 1 or len(rejected) != 1 or not prompt:
+            raise _Fault('field "rejected": expected the dialogue of "chosen" with another answer')
+    if not prompt:
+        raise _Fault('field "prompt": expected a prompt, found none')
+    margin = row.get("margin")
+    strength = next((name for name, known in MARGINS.items() if known == margin), None)
+    vote = _pair(prompt, as_text(chosen), as_text(rejected), Verdict(RANKED, [[0], [1]], strength))
+    yield replace(vote, origin={"margin": margin} if margin and strength is None else {})
 
 
 def _hh(row: Row) -> Iterator[Given]:
@@ -139,6 +180,8 @@ def _hh(row: Row) -> Iterator[Given]:
     while same < min(len(good), len(bad)) - 1 and good[same] == bad[same]:
         same += 1
     prompt = good[:same]
+    if good[same] == bad[same]:
+        raise _Fault('field "rejected": expected another answer than in "chosen"')
     if not prompt or good[same]["role"] != "assistant" or bad[same]["role"] != "assistant":
         raise _Fault('field "rejected": expected the dialogue of "chosen" with another answer')
     yield _pair(prompt, good[same]["content"], bad[same]["content"], FIRST)
@@ -159,6 +202,8 @@ def _sharegpt(row: Row) -> Iterator[Given]:
         {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
         for turn in row["conversations"]
     ]
+    if row.get("system"):
+        prompt.insert(0, {"role": "system", "content": row["system"]})
     yield _pair(prompt, row["chosen"]["value"], row["rejected"]["value"], FIRST)
 
 
@@ -200,6 +245,8 @@ def _argilla(row: Row) -> Iterator[Given]:
     sources = (row.get("metadata") or {}).get("sources") or ["imported"] * len(names)
     for answers in (row.get("responses") or {}).values():
         for answer in answers:
+            if not _compares(answer["value"], names):  # another question: a text, a rating
+                continue
             yield Given(
                 prompt=fields[prompts[0]],
                 completions=tuple(
@@ -211,6 +258,15 @@ def _argilla(row: Row) -> Iterator[Given]:
             )
 
 
+def _compares(value: Any, names: list[str]) -> bool:
+    """Whether an answer names responses: the better one, or a ranking of them."""
+    if isinstance(value, str):
+        return value in names
+    return isinstance(value, list) and all(
+        (entry.get("value") if isinstance(entry, dict) else entry) in names for entry in value
+    )
+
+
 def _argilla_verdict(answer: Row, names: list[str]) -> Verdict:
     value = answer["value"]
     if isinstance(value, str):  # a label: the name of the better response
@@ -219,8 +275,6 @@ def _argilla_verdict(answer: Row, names: list[str]) -> Verdict:
         (entry["rank"], entry["value"]) if isinstance(entry, dict) else (place, entry)
         for place, entry in enumerate(value, 1)
     ]
-    if unknown := [name for _, name in ranks if name not in names]:
-        raise _Fault(f'field "responses": expected one of {", ".join(names)}, found {unknown[0]}')
     tiers = [
         [names.index(name) for at, name in ranks if at == rank]
         for rank in sorted({rank for rank, _ in ranks})
@@ -231,32 +285,33 @@ def _argilla_verdict(answer: Row, names: list[str]) -> Verdict:
 
 
 def _kto(row: Row) -> Iterator[Given]:
-    raise NotImplementedError("KTO rows are read two by two, by _kto_pairs")
+    first, second = row["first"], row["second"]
+    both = {(True, True): Verdict(BOTH_GOOD), (False, False): Verdict(BOTH_BAD)}
+    ranked = FIRST if first["label"] else SECOND
+    verdict = both.get((first["label"], second["label"]), ranked)
+    texts = (as_text(first["completion"]), as_text(second["completion"]))
+    yield _pair(first["prompt"], *texts, verdict)
 
 
 def _kto_pairs(file: Path, numbered: list[tuple[int, Row]]) -> Import:
     """Rows of one prompt, two by two: good and bad, both good, or both bad."""
-    found, waiting = Import(), list[tuple[int, Row]]()
     problems = [
         f', line {line}, field "label": expected true or false'
         for line, row in numbered
         if not isinstance(row.get("label"), bool)
     ]
     raise_first(file, problems)
+    waiting: dict[str, Row] = {}
+    found, pairs = Import(), list[tuple[int, Row]]()
     for line, row in numbered:
-        if waiting and waiting[0][1]["prompt"] == row["prompt"]:
-            before = waiting.pop()[1]
-            labels = (before["label"], row["label"])
-            verdict = {(True, True): Verdict(BOTH_GOOD), (False, False): Verdict(BOTH_BAD)}.get(
-                labels, FIRST if labels[0] else SECOND
-            )
-            texts = (as_text(before["completion"]), as_text(row["completion"]))
-            found.votes.append(_pair(row["prompt"], *texts, verdict))
-            continue
+        key = json.dumps(row.get("prompt"))
+        if key in waiting:
+            pairs.append((line, {"first": waiting.pop(key), "second": row}))
+        else:
+            waiting[key] = row
+    found = _each(file, pairs, _kto)
+    if waiting:
         found.left_out[ALONE] += len(waiting)
-        waiting = [(line, row)]
-    found.left_out[ALONE] += len(waiting)
-    found.left_out += Counter()  # without zeros
     return found
 
 

@@ -59,7 +59,8 @@ class Vote:
     shown: list[int]
     verdict: Verdict
     milliseconds: int | None
-    created_at: int
+    created_at: int  # of the vote; a correction does not change it
+    sampling: list[dict[str, Any]]  # of each completion
     repeats: int | None
     origin: dict[str, Any]
 
@@ -72,6 +73,7 @@ class Given:
         completions: (text, source) by position.
         item: votes that name the same item share it; None makes one of their own.
         shown: positions as they stood on the screen; in their order where that is not known.
+        presentation, repeats: numbers elsewhere of what was shown, and of what it asked again.
     """
 
     prompt: Prompt
@@ -84,6 +86,9 @@ class Given:
     created_at: int | None = None
     purpose: str = "train"
     origin: dict[str, Any] = field(default_factory=dict)
+    sampling: tuple[dict[str, Any], ...] = ()
+    presentation: int | None = None
+    repeats: int | None = None
 
 
 def check_verdict(verdict: Verdict, count: int) -> None:

@@ -35,7 +35,7 @@ MIGRATIONS = (
     CREATE TABLE item (
         id INTEGER PRIMARY KEY,
         prompt_id INTEGER NOT NULL REFERENCES prompt(id),
-        purpose TEXT NOT NULL CHECK (purpose IN ('train', 'compare')),
+        purpose TEXT NOT NULL,                  -- train, or compare for taste tests
         origin TEXT NOT NULL DEFAULT '{}',      -- JSON: where an imported one came from
         created_at INTEGER NOT NULL
     );
@@ -60,21 +60,23 @@ MIGRATIONS = (
         created_at INTEGER NOT NULL
     );
     CREATE INDEX presentation_of_rater ON presentation(rater_id, item_id);
+    CREATE INDEX presentation_of_item ON presentation(item_id);
     CREATE TABLE judgement (
         id INTEGER PRIMARY KEY,
         presentation_id INTEGER NOT NULL REFERENCES presentation(id),
-        verdict TEXT NOT NULL CHECK (
-            verdict IN ('ranked', 'tie', 'both_good', 'both_bad', 'skip', 'undone')),
+        verdict TEXT NOT NULL,                  -- ranked, tie, both_good, both_bad, skip, undone
         ranking TEXT,                           -- JSON: tiers of positions, the best first
-        strength TEXT CHECK (strength IN ('slightly', 'clearly', 'much')),
+        strength TEXT,                          -- slightly, clearly, much
         note TEXT,
         edited TEXT,                            -- a better answer, written by the rater
         milliseconds INTEGER,                   -- from shown to judged
         supersedes INTEGER UNIQUE REFERENCES judgement(id),
+        voted_at INTEGER NOT NULL,              -- when the first of a row of corrections was made
         created_at INTEGER NOT NULL
     );
     CREATE UNIQUE INDEX one_first_judgement ON judgement(presentation_id)
         WHERE supersedes IS NULL;               -- a double click or a held key is one vote
+    CREATE INDEX judgement_of_presentation ON judgement(presentation_id);
     CREATE TRIGGER judgements_stay BEFORE UPDATE ON judgement
         BEGIN SELECT RAISE(ABORT, 'judgements are never changed'); END;
     CREATE TRIGGER judgements_are_kept BEFORE DELETE ON judgement
@@ -88,7 +90,8 @@ MIGRATIONS = (
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection with the settings that lose nothing: WAL, full synchronisation, foreign keys."""
-    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    # Threads share a connection; the store lets one at a time.
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
@@ -114,12 +117,15 @@ def prepare(path: Path) -> None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(connect(path)) as db:
+            db.execute("PRAGMA foreign_keys = OFF")  # a table that is built anew is dropped first
             db.execute("BEGIN EXCLUSIVE")
             # Only one process is in here at a time, and another may have been faster.
             version = db.execute("PRAGMA user_version").fetchone()[0]
             for script in MIGRATIONS[version:]:
                 for statement in _statements(script):
                     db.execute(statement)
+            if broken := db.execute("PRAGMA foreign_key_check").fetchall():
+                raise sqlite3.IntegrityError(f"{len(broken)} rows would name what is not there")
             db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
             db.execute("COMMIT")
 

@@ -6,6 +6,7 @@ takes it back. One store may be used by several threads and several processes at
 
 import hashlib
 import json
+import os
 import secrets
 import sqlite3
 import threading
@@ -43,37 +44,35 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         schema.prepare(self.path)
-        self._local = threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._lock = threading.RLock()
+        with schema.told(self.path):
+            self._db = schema.connect(self.path)
 
     def close(self) -> None:
-        """Close the connections of all threads."""
-        while self._open:
-            self._open.pop().close()
-        self._local = threading.local()
-
-    @property
-    def _db(self) -> sqlite3.Connection:
-        if not hasattr(self._local, "db"):
-            self._local.db = schema.connect(self.path)
-            self._open.append(self._local.db)
-        return self._local.db
+        """Close the file; the store can't be used any more."""
+        with self._lock:
+            self._db.close()
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all of it is on the disk afterwards, or nothing."""
-        if self._db.in_transaction:  # inside a larger one
-            yield self._db
-            return
-        with schema.told(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+        with self._lock:
+            if self._db.in_transaction:  # inside a larger one of the same thread
                 yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+                return
+            with schema.told(self.path):
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+
+    def _read(self, query: str, values: Any = ()) -> list[sqlite3.Row]:
+        with self._lock, schema.told(self.path):
+            return self._db.execute(query, values).fetchall()
 
     # ---- what is voted on
 
@@ -144,12 +143,24 @@ class Store:
     ) -> Presentation:
         """Show an item to a rater: sides by a shuffle that is always the same for this rater.
 
+        What the rater was shown and has not judged yet is shown again, with the same token: a
+        reload or a second tab makes no second vote.
+
         Args:
             repeats: the presentation that this one asks again; its order is turned round.
             shown: the order on the screen where it was another one.
         """
-        rater_id = self.rater(rater)
         with self._write() as db:
+            rater_id = self.rater(rater)
+            waiting = db.execute(
+                "SELECT * FROM presentation p WHERE item_id = ? AND rater_id = ? "
+                "AND repeats IS ? AND NOT EXISTS "
+                "(SELECT 1 FROM judgement j WHERE j.presentation_id = p.id)",
+                (item_id, rater_id, repeats),
+            ).fetchone()
+            if waiting is not None and shown is None:
+                order = json.loads(waiting["shown"])
+                return Presentation(waiting["id"], waiting["token"], item_id, order)
             if shown is not None:
                 order = list(shown)
             elif repeats is None:
@@ -175,23 +186,28 @@ class Store:
         """Keep a vote; returns its id. A second vote with the same token changes nothing.
 
         Raises:
-            UserError: no such token.
+            UserError: no such token, or its vote was taken back or corrected in the meantime.
             ValueError: a verdict that the item does not allow.
         """
         with self._write() as db:
             found = db.execute(
-                "SELECT id, item_id, created_at FROM presentation WHERE token = ?", (token,)
+                "SELECT id, item_id FROM presentation WHERE token = ?", (token,)
             ).fetchone()
             if found is None:
                 raise UserError("This page is not known here any more. Reload it.")
             first = db.execute(
-                "SELECT id FROM judgement WHERE presentation_id = ? AND supersedes IS NULL",
+                "SELECT j.id, c.id IS NOT NULL AS stands FROM judgement j "
+                "LEFT JOIN current_judgement c ON c.id = j.id "
+                "WHERE j.presentation_id = ? AND j.supersedes IS NULL",
                 (found["id"],),
             ).fetchone()
+            if first is not None and not first["stands"]:
+                raise UserError("This vote was changed elsewhere in the meantime. Reload the page.")
             if first is not None:
                 return first["id"]
             check_verdict(verdict, _size(db, found["item_id"]))
-            return _insert(db, found["id"], verdict, milliseconds, None, created_at)
+            when = _now() if created_at is None else created_at
+            return _insert(db, found["id"], verdict, milliseconds, None, when)
 
     def correct(self, judgement_id: int, verdict: Verdict | None) -> int:
         """Put a new verdict in the place of a judgement; None takes it back (undo).
@@ -201,7 +217,7 @@ class Store:
         """
         with self._write() as db:
             old = db.execute(
-                "SELECT c.presentation_id, p.item_id FROM current_judgement c "
+                "SELECT c.*, p.item_id FROM current_judgement c "
                 "JOIN presentation p ON p.id = c.presentation_id WHERE c.id = ?",
                 (judgement_id,),
             ).fetchone()
@@ -210,20 +226,35 @@ class Store:
             if verdict is not None:
                 check_verdict(verdict, _size(db, old["item_id"]))
             new = verdict or Verdict(UNDONE)
-            return _insert(db, old["presentation_id"], new, None, judgement_id)
+            place = old["presentation_id"]
+            return _insert(db, place, new, old["milliseconds"], judgement_id, old["voted_at"])
 
-    def undo(self, rater: str) -> Presentation | None:
-        """Take a rater's last vote back and show its item again; None where there is none."""
-        last = self._db.execute(
-            "SELECT c.id, p.item_id, p.repeats FROM current_judgement c "
-            "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
-            "WHERE r.name = ? AND c.verdict != 'undone' ORDER BY c.id DESC LIMIT 1",
-            (rater,),
-        ).fetchone()
-        if last is None:
-            return None
-        self.correct(last["id"], None)
-        return self.present(last["item_id"], rater, last["repeats"])
+    def undo(
+        self, rater: str, *, purpose: str = "train", expected: int | None = None
+    ) -> Presentation | None:
+        """Take a rater's last vote back and show its item again; None where there is none.
+
+        Args:
+            purpose: only votes of this kind.
+            expected: the vote that the rater saw as the last one. Where it is undone already (a
+                second click) its item is shown, and no other vote is touched.
+        """
+        with self._write() as db:
+            last = db.execute(
+                "SELECT j.id, j.verdict, p.item_id, p.repeats, c.id IS NOT NULL AS stands "
+                "FROM judgement j LEFT JOIN current_judgement c ON c.id = j.id "
+                "JOIN presentation p ON p.id = j.presentation_id "
+                "JOIN rater r ON r.id = p.rater_id JOIN item i ON i.id = p.item_id "
+                "WHERE r.name = ? AND i.purpose = ? AND j.verdict != 'undone' "
+                "AND CASE WHEN ?3 IS NULL THEN stands ELSE j.id = ?3 END "
+                "ORDER BY j.voted_at DESC, j.id DESC LIMIT 1",
+                (rater, purpose, expected),
+            ).fetchone()
+            if last is None:
+                return None
+            if last["stands"]:
+                self.correct(last["id"], None)
+            return self.present(last["item_id"], rater, last["repeats"])
 
     def add_votes(self, votes: Iterable[Given]) -> int:
         """Add votes from elsewhere, all of them or, where one does not fit, none; says how many.
@@ -231,19 +262,27 @@ class Store:
         Raises:
             ValueError: a vote that does not fit its item.
         """
-        items: dict[str, int] = {}
+        items: dict[Any, int] = {}
+        presentations: dict[tuple[int, int], int] = {}  # by item and the number elsewhere
         added = 0
         with self._write():
             for vote in votes:
-                item = items.get(vote.item) if vote.item is not None else None
+                # What is not the same prompt and answers is not the same item, whatever its name.
+                key = (vote.item, json.dumps(vote.prompt), vote.completions, vote.purpose)
+                item = items.get(key) if vote.item is not None else None
                 if item is None:
-                    item = self.add_item(
-                        vote.prompt, vote.completions, purpose=vote.purpose, origin=vote.origin
+                    item = items[key] = self.add_item(
+                        vote.prompt,
+                        vote.completions,
+                        purpose=vote.purpose,
+                        sampling=vote.sampling,
+                        origin=vote.origin,
                     )
-                if vote.item is not None:
-                    items[vote.item] = item
-                order = vote.shown or range(len(vote.completions))
-                shown = self.present(item, vote.rater, shown=list(order))
+                order = list(vote.shown or range(len(vote.completions)))
+                repeats = presentations.get((item, vote.repeats)) if vote.repeats else None
+                shown = self.present(item, vote.rater, repeats, order)
+                if vote.presentation is not None:
+                    presentations[item, vote.presentation] = shown.id
                 self.judge(shown.token, vote.verdict, vote.milliseconds, vote.created_at)
                 added += 1
         return added
@@ -261,34 +300,49 @@ class Store:
         """
         where = "WHERE c.verdict != 'undone' AND (:rater IS NULL OR r.name = :rater) "
         where += "AND (:purpose IS NULL OR i.purpose = :purpose)"
-        rows = self._db.execute(
-            f"SELECT * FROM ({_VOTES} {where} ORDER BY c.id DESC LIMIT :newest) ORDER BY id",
-            {"rater": rater, "purpose": purpose, "newest": -1 if newest is None else newest},
-        ).fetchall()
-        return [self._vote(row) for row in rows]
+        with self._lock:  # votes and answers as they are at one moment
+            rows = self._read(
+                f"SELECT * FROM ({_VOTES} {where} ORDER BY c.voted_at DESC, c.id DESC "
+                "LIMIT :newest) ORDER BY voted_at, id",
+                {"rater": rater, "purpose": purpose, "newest": -1 if newest is None else newest},
+            )
+            return [self._vote(row) for row in rows]
 
     def count(self, rater: str | None = None, since: int = 0) -> int:
         """Judgements as they stand, undone ones left out, from a time on (ms since 1970)."""
-        return self._db.execute(
+        return self._read(
             "SELECT count(*) FROM current_judgement c "
             "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
-            "WHERE c.verdict != 'undone' AND c.created_at >= ? AND (? IS NULL OR r.name = ?)",
+            "WHERE c.verdict != 'undone' AND c.voted_at >= ? AND (? IS NULL OR r.name = ?)",
             (since, rater, rater),
-        ).fetchone()[0]
+        )[0][0]
 
     def backup(self, target: str | Path) -> Path:
-        """Copy the store as it is now, also while others write to it."""
+        """Copy the store as it is now, also while others write to it.
+
+        Raises:
+            UserError: there is a file of that name already, or it can't be written.
+        """
         target = Path(target)
-        with schema.told(target), closing(sqlite3.connect(target)) as copy:
-            self._db.backup(copy)
+        if target.exists():
+            raise UserError(f"{target} is there already. Name another file for the backup.")
+        part = target.with_name(f".{target.name}.part")
+        try:
+            with self._lock, closing(sqlite3.connect(part)) as copy:
+                self._db.backup(copy)
+            os.replace(part, target)
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise UserError(f"The backup {target} can't be written ({error}).") from error
+        finally:
+            part.unlink(missing_ok=True)
         return target
 
     def _vote(self, row: sqlite3.Row) -> Vote:
-        answers = self._db.execute(
-            "SELECT c.text, c.source FROM item_completion ic "
+        answers = self._read(
+            "SELECT c.text, c.source, c.sampling FROM item_completion ic "
             "JOIN completion c ON c.id = ic.completion_id WHERE ic.item_id = ? ORDER BY position",
             (row["item_id"],),
-        ).fetchall()
+        )
         verdict = Verdict(
             row["verdict"],
             json.loads(row["ranking"] or "[]"),
@@ -308,7 +362,8 @@ class Store:
             shown=json.loads(row["shown"]),
             verdict=verdict,
             milliseconds=row["milliseconds"],
-            created_at=row["created_at"],
+            created_at=row["voted_at"],
+            sampling=[json.loads(answer["sampling"]) for answer in answers],
             repeats=row["repeats"],
             origin=json.loads(row["origin"]),
         )
@@ -352,12 +407,12 @@ def _insert(
     verdict: Verdict,
     milliseconds: int | None,
     supersedes: int | None,
-    created_at: int | None = None,
+    voted_at: int,
 ) -> int:
     ranking = json.dumps(verdict.ranking) if verdict.ranking else None
     made = db.execute(
         "INSERT INTO judgement (presentation_id, verdict, ranking, strength, note, edited, "
-        "milliseconds, supersedes, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "milliseconds, supersedes, voted_at, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             presentation_id,
             verdict.verdict,
@@ -367,7 +422,8 @@ def _insert(
             verdict.edited,
             milliseconds,
             supersedes,
-            _now() if created_at is None else created_at,
+            voted_at,
+            _now(),
         ),
     ).lastrowid
     return int(made or 0)
