@@ -85,6 +85,49 @@ MIGRATIONS = (
         SELECT j.* FROM judgement j
         WHERE NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id);
     """,
+    """
+    ALTER TABLE presentation ADD COLUMN open INTEGER NOT NULL DEFAULT 1;  -- not judged yet
+    UPDATE presentation SET open = 0
+        WHERE EXISTS (SELECT 1 FROM judgement j WHERE j.presentation_id = presentation.id);
+    CREATE INDEX open_presentation ON presentation(rater_id, id) WHERE open = 1;
+    CREATE INDEX repeated_presentation ON presentation(repeats) WHERE repeats IS NOT NULL;
+
+    CREATE TABLE taste_test (                   -- a blind comparison of two models
+        id INTEGER PRIMARY KEY,
+        first TEXT NOT NULL,                    -- base, or a run
+        second TEXT NOT NULL,
+        wanted INTEGER NOT NULL,                -- prompts
+        created_at INTEGER NOT NULL
+    );
+    ALTER TABLE item ADD COLUMN presented INTEGER NOT NULL DEFAULT 0;  -- to anybody
+    ALTER TABLE item ADD COLUMN shared INTEGER NOT NULL DEFAULT 0;     -- asked of every rater
+    ALTER TABLE item ADD COLUMN taste_test INTEGER REFERENCES taste_test(id);
+    UPDATE item SET presented = 1
+        WHERE EXISTS (SELECT 1 FROM presentation p WHERE p.item_id = item.id);
+    CREATE INDEX item_waiting ON item(purpose, taste_test, id) WHERE presented = 0;
+    CREATE INDEX item_shared ON item(purpose, taste_test, id) WHERE shared = 1;
+    CREATE INDEX item_of_test ON item(taste_test) WHERE taste_test IS NOT NULL;
+
+    CREATE TABLE guess (                        -- what the reward head said before a vote
+        judgement_id INTEGER PRIMARY KEY REFERENCES judgement(id),
+        model REAL NOT NULL,                    -- 1 right, 0 wrong, between where scores are equal
+        longer REAL NOT NULL,                   -- the same of the longest answer
+        chance REAL NOT NULL,                   -- and of a blind guess
+        votes INTEGER NOT NULL,                 -- that the head had learned from
+        created_at INTEGER NOT NULL
+    );
+
+    ALTER TABLE rater ADD COLUMN password TEXT; -- salted scrypt; without one nobody can log in
+    CREATE TABLE session (                      -- logins
+        digest TEXT PRIMARY KEY,                -- of the token in the browser
+        rater_id INTEGER NOT NULL REFERENCES rater(id),
+        expires_at INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE setting (                      -- of the rating pages
+        name TEXT PRIMARY KEY,
+        value TEXT NOT NULL                     -- JSON
+    ) WITHOUT ROWID;
+    """,
 )
 
 

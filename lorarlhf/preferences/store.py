@@ -6,18 +6,14 @@ takes it back. One store may be used by several threads and several processes at
 
 import hashlib
 import json
-import os
 import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lorarlhf.errors import UserError
-from lorarlhf.preferences import schema
+from lorarlhf.preferences.database import Database
 from lorarlhf.preferences.records import (
     MOST_COMPLETIONS,
     UNDONE,
@@ -31,54 +27,14 @@ from lorarlhf.preferences.records import (
 )
 
 
-class Store:
-    """The preferences in one file, made where there is none.
-
-    Args:
-        path: of the SQLite file.
-
-    Raises:
-        UserError: the file is no store, of a newer version, or can't be written.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        schema.prepare(self.path)
-        self._lock = threading.RLock()
-        with schema.told(self.path):
-            self._db = schema.connect(self.path)
-
-    def close(self) -> None:
-        """Close the file; the store can't be used any more."""
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it is on the disk afterwards, or nothing."""
-        with self._lock:
-            if self._db.in_transaction:  # inside a larger one of the same thread
-                yield self._db
-                return
-            with schema.told(self.path):
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
-
-    def _read(self, query: str, values: Any = ()) -> list[sqlite3.Row]:
-        with self._lock, schema.told(self.path):
-            return self._db.execute(query, values).fetchall()
+class Store(Database):
+    """The preferences in one file."""
 
     # ---- what is voted on
 
     def add_prompt(self, prompt: Prompt, source: str = "") -> int:
         """A prompt's id; one that is there already is not added again."""
-        with self._write() as db:
+        with self.write() as db:
             return _add_prompt(db, prompt, source)
 
     def add_item(
@@ -89,6 +45,8 @@ class Store:
         purpose: str = "train",
         sampling: Sequence[dict[str, Any]] = (),
         origin: dict[str, Any] | None = None,
+        shared: bool = False,
+        taste_test: int | None = None,
     ) -> int:
         """Two to six answers to one prompt, to be compared.
 
@@ -97,6 +55,8 @@ class Store:
             purpose: `train`, or `compare` for taste tests, which are not trained on unless asked.
             sampling: how each was sampled.
             origin: where an imported item came from.
+            shared: asked of every rater, not of one alone.
+            taste_test: the test that it belongs to.
 
         Raises:
             ValueError: fewer than two or more than six answers, or another purpose.
@@ -105,11 +65,12 @@ class Store:
             raise ValueError(f"an item has 2 to {MOST_COMPLETIONS} answers, not {len(completions)}")
         if purpose not in ("train", "compare"):
             raise ValueError(f"purpose is train or compare, not {purpose!r}")
-        with self._write() as db:
+        with self.write() as db:
             prompt_id, now = _add_prompt(db, prompt, ""), _now()
             item = db.execute(
-                "INSERT INTO item (prompt_id, purpose, origin, created_at) VALUES (?, ?, ?, ?)",
-                (prompt_id, purpose, json.dumps(origin or {}), now),
+                "INSERT INTO item (prompt_id, purpose, origin, shared, taste_test, created_at) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (prompt_id, purpose, json.dumps(origin or {}), shared, taste_test, now),
             ).lastrowid
             for position, (text, source) in enumerate(completions):
                 how = json.dumps(sampling[position] if sampling else {})
@@ -125,7 +86,7 @@ class Store:
 
     def rater(self, name: str) -> int:
         """A rater's id by name, made where there is none."""
-        with self._write() as db:
+        with self.write() as db:
             db.execute(
                 "INSERT INTO rater (name, created_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
                 (name, _now()),
@@ -150,12 +111,11 @@ class Store:
             repeats: the presentation that this one asks again; its order is turned round.
             shown: the order on the screen where it was another one.
         """
-        with self._write() as db:
+        with self.write() as db:
             rater_id = self.rater(rater)
             waiting = db.execute(
-                "SELECT * FROM presentation p WHERE item_id = ? AND rater_id = ? "
-                "AND repeats IS ? AND NOT EXISTS "
-                "(SELECT 1 FROM judgement j WHERE j.presentation_id = p.id)",
+                "SELECT * FROM presentation WHERE item_id = ? AND rater_id = ? "
+                "AND repeats IS ? AND open = 1",
                 (item_id, rater_id, repeats),
             ).fetchone()
             if waiting is not None and shown is None:
@@ -174,6 +134,7 @@ class Store:
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 (token, item_id, rater_id, json.dumps(order), repeats, _now()),
             ).lastrowid
+            db.execute("UPDATE item SET presented = 1 WHERE id = ?", (item_id,))
         return Presentation(int(made or 0), token, item_id, order)
 
     def judge(
@@ -189,7 +150,7 @@ class Store:
             UserError: no such token, or its vote was taken back or corrected in the meantime.
             ValueError: a verdict that the item does not allow.
         """
-        with self._write() as db:
+        with self.write() as db:
             found = db.execute(
                 "SELECT id, item_id FROM presentation WHERE token = ?", (token,)
             ).fetchone()
@@ -207,6 +168,7 @@ class Store:
                 return first["id"]
             check_verdict(verdict, _size(db, found["item_id"]))
             when = _now() if created_at is None else created_at
+            db.execute("UPDATE presentation SET open = 0 WHERE id = ?", (found["id"],))
             return _insert(db, found["id"], verdict, milliseconds, None, when)
 
     def correct(self, judgement_id: int, verdict: Verdict | None) -> int:
@@ -215,7 +177,7 @@ class Store:
         Raises:
             UserError: the judgement is not there, or was corrected already.
         """
-        with self._write() as db:
+        with self.write() as db:
             old = db.execute(
                 "SELECT c.*, p.item_id FROM current_judgement c "
                 "JOIN presentation p ON p.id = c.presentation_id WHERE c.id = ?",
@@ -239,7 +201,7 @@ class Store:
             expected: the vote that the rater saw as the last one. Where it is undone already (a
                 second click) its item is shown, and no other vote is touched.
         """
-        with self._write() as db:
+        with self.write() as db:
             last = db.execute(
                 "SELECT j.id, j.verdict, p.item_id, p.repeats, c.id IS NOT NULL AS stands "
                 "FROM judgement j LEFT JOIN current_judgement c ON c.id = j.id "
@@ -265,7 +227,7 @@ class Store:
         items: dict[Any, int] = {}
         presentations: dict[tuple[int, int], int] = {}  # by item and the number elsewhere
         added = 0
-        with self._write():
+        with self.write():
             for vote in votes:
                 # What is not the same prompt and answers is not the same item, whatever its name.
                 key = (vote.item, json.dumps(vote.prompt), vote.completions, vote.purpose)
@@ -301,7 +263,7 @@ class Store:
         where = "WHERE c.verdict != 'undone' AND (:rater IS NULL OR r.name = :rater) "
         where += "AND (:purpose IS NULL OR i.purpose = :purpose)"
         with self._lock:  # votes and answers as they are at one moment
-            rows = self._read(
+            rows = self.rows(
                 f"SELECT * FROM ({_VOTES} {where} ORDER BY c.voted_at DESC, c.id DESC "
                 "LIMIT :newest) ORDER BY voted_at, id",
                 {"rater": rater, "purpose": purpose, "newest": -1 if newest is None else newest},
@@ -310,35 +272,15 @@ class Store:
 
     def count(self, rater: str | None = None, since: int = 0) -> int:
         """Judgements as they stand, undone ones left out, from a time on (ms since 1970)."""
-        return self._read(
+        return self.rows(
             "SELECT count(*) FROM current_judgement c "
             "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
             "WHERE c.verdict != 'undone' AND c.voted_at >= ? AND (? IS NULL OR r.name = ?)",
             (since, rater, rater),
         )[0][0]
 
-    def backup(self, target: str | Path) -> Path:
-        """Copy the store as it is now, also while others write to it.
-
-        Raises:
-            UserError: there is a file of that name already, or it can't be written.
-        """
-        target = Path(target)
-        if target.exists():
-            raise UserError(f"{target} is there already. Name another file for the backup.")
-        part = target.with_name(f".{target.name}.part")
-        try:
-            with self._lock, closing(sqlite3.connect(part)) as copy:
-                self._db.backup(copy)
-            os.replace(part, target)
-        except (OSError, sqlite3.DatabaseError) as error:
-            raise UserError(f"The backup {target} can't be written ({error}).") from error
-        finally:
-            part.unlink(missing_ok=True)
-        return target
-
     def _vote(self, row: sqlite3.Row) -> Vote:
-        answers = self._read(
+        answers = self.rows(
             "SELECT c.text, c.source, c.sampling FROM item_completion ic "
             "JOIN completion c ON c.id = ic.completion_id WHERE ic.item_id = ? ORDER BY position",
             (row["item_id"],),

@@ -1,0 +1,97 @@
+"""Raters with a password, and who is logged in. Passwords and tokens are kept as hashes only."""
+
+import hashlib
+import secrets
+import time
+
+from lorarlhf.errors import UserError
+from lorarlhf.preferences.store import Store
+
+SESSION_SECONDS = 30 * 24 * 3600
+SHORTEST_PASSWORD = 8
+_COST, _BLOCK, _LANES = 2**15, 8, 1  # scrypt (RFC 7914): 32 MB and about a tenth of a second
+_MOST_MEMORY = 64 * 2**20
+_NOBODY = "scrypt$00$" + "0" * 128  # takes as long as a real one and never fits
+
+
+def set_password(store: Store, name: str, password: str) -> None:
+    """Give a rater a password, or another one; all of the rater's logins end.
+
+    Raises:
+        UserError: an empty name, or a password that is too short.
+    """
+    if not name.strip() or name != name.strip() or any(ord(sign) < 32 for sign in name):
+        raise UserError("A rater's name is one line, without blanks at its ends.")
+    if len(password) < SHORTEST_PASSWORD:
+        raise UserError(f"A password has {SHORTEST_PASSWORD} characters or more.")
+    salt = secrets.token_bytes(16)
+    kept = f"scrypt${salt.hex()}${_hash(password, salt)}"
+    with store.write() as db:
+        rater = store.rater(name)
+        db.execute("UPDATE rater SET password = ? WHERE id = ?", (kept, rater))
+        db.execute("DELETE FROM session WHERE rater_id = ?", (rater,))
+
+
+def remove_password(store: Store, name: str) -> None:
+    """Nobody can log in as this rater any more; the votes stay.
+
+    Raises:
+        UserError: no rater of this name has a password.
+    """
+    if name not in with_password(store):
+        raise UserError(f"There is no rater {name} with a password here.")
+    with store.write() as db:
+        rater = store.rater(name)
+        db.execute("UPDATE rater SET password = NULL WHERE id = ?", (rater,))
+        db.execute("DELETE FROM session WHERE rater_id = ?", (rater,))
+
+
+def with_password(store: Store) -> list[str]:
+    """The names of all who can log in."""
+    found = store.rows("SELECT name FROM rater WHERE password IS NOT NULL ORDER BY name")
+    return [row["name"] for row in found]
+
+
+def password_fits(store: Store, name: str, password: str) -> bool:
+    """Whether it is the rater's password; takes equally long for names that are not known."""
+    rows = store.rows("SELECT password FROM rater WHERE name = ?", (name,))
+    kept = rows[0]["password"] if rows and rows[0]["password"] else _NOBODY
+    _, salt, digest = kept.split("$")
+    return secrets.compare_digest(_hash(password, bytes.fromhex(salt)), digest)
+
+
+def log_in(store: Store, name: str) -> str:
+    """Begin a login that lasts; returns the token for the browser."""
+    token = secrets.token_urlsafe(32)
+    now = int(time.time())
+    with store.write() as db:
+        db.execute("DELETE FROM session WHERE expires_at < ?", (now,))
+        values = (_digest(token), store.rater(name), now + SESSION_SECONDS)
+        db.execute("INSERT INTO session VALUES (?, ?, ?)", values)
+    return token
+
+
+def logged_in(store: Store, token: str) -> str | None:
+    """The rater behind a token; None where it is unknown, ended or too old."""
+    rows = store.rows(
+        "SELECT r.name FROM session s JOIN rater r ON r.id = s.rater_id "
+        "WHERE s.digest = ? AND s.expires_at >= ?",
+        (_digest(token), int(time.time())),
+    )
+    return rows[0]["name"] if rows else None
+
+
+def log_out(store: Store, token: str) -> None:
+    """End a login."""
+    with store.write() as db:
+        db.execute("DELETE FROM session WHERE digest = ?", (_digest(token),))
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _hash(password: str, salt: bytes) -> str:
+    return hashlib.scrypt(
+        password.encode(), salt=salt, n=_COST, r=_BLOCK, p=_LANES, maxmem=_MOST_MEMORY
+    ).hex()

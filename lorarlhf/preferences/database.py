@@ -1,0 +1,77 @@
+"""`Database`: one SQLite file, one connection that threads take in turns, all or nothing."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.errors import UserError
+from lorarlhf.preferences import schema
+
+
+class Database:
+    """The file of preferences, made where there is none; `Store` says what is in it.
+
+    Args:
+        path: of the SQLite file.
+
+    Raises:
+        UserError: the file is no store, of a newer version, or can't be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        schema.prepare(self.path)
+        self._lock = threading.RLock()
+        with schema.told(self.path):
+            self._db = schema.connect(self.path)
+
+    def close(self) -> None:
+        """Close the file; the store can't be used any more."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is on the disk afterwards, or nothing."""
+        with self._lock:
+            if self._db.in_transaction:  # inside a larger one of the same thread
+                yield self._db
+                return
+            with schema.told(self.path):
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+
+    def rows(self, query: str, values: Any = ()) -> list[sqlite3.Row]:
+        """What a query finds."""
+        with self._lock, schema.told(self.path):
+            return self._db.execute(query, values).fetchall()
+
+    def backup(self, target: str | Path) -> Path:
+        """Copy the store as it is now, also while others write to it.
+
+        Raises:
+            UserError: there is a file of that name already, or it can't be written.
+        """
+        target = Path(target)
+        if target.exists():
+            raise UserError(f"{target} is there already. Name another file for the backup.")
+        part = target.with_name(f".{target.name}.part")
+        try:
+            with self._lock, closing(sqlite3.connect(part)) as copy:
+                self._db.backup(copy)
+            os.replace(part, target)
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise UserError(f"The backup {target} can't be written ({error}).") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return target

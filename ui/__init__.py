@@ -1,0 +1,1 @@
+"""The pages in the browser: collecting votes, chatting, comparing, looking back."""
