@@ -1,5 +1,6 @@
 # `make help` lists what there is. Everything lives in .venv; nothing outside this folder changes
-# (pip's and the base model's own caches aside).
+# (pip's and the base model's own caches aside), except that `make test` installs a Chromium on a
+# machine that has none, and says so.
 PYTHON ?= python3
 ARGS ?=
 # Test processes, a file at a time each; they share the cores. JOBS=0 runs all in one process.
@@ -10,6 +11,8 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
+# The folder ui under the name that it is imported by: mypy reads no editable installs.
+TYPED := $(VENV)/typed
 
 # An environment whose Python is gone, too old or has no pip (a set-up that was cut off) is made
 # anew. A stamp holds the folder it was made in: after a move the install runs again.
@@ -21,17 +24,21 @@ endif
 stale = $(if $(REMAKE_VENV),FORCE,$(if $(filter-out $(CURDIR),$(shell cat $(1) 2>/dev/null)),FORCE))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean install FORCE
+.PHONY: help demo ui test check format clean install FORCE
 
 help: ## list the commands
 	@echo "make <command>:"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-10s %s\n", $$1, $$2}'
-	@echo "Variables: ARGS=\"...\" for demo and test, JOBS=n test processes, PYTHON=python3.12"
+	@echo "Variables: ARGS=\"...\" for demo, ui and test, JOBS=n test processes, PYTHON=python3.12"
 
 demo: $(DEMO_STAMP) ## install, then run the whole loop on the small base (ARGS="--quick")
 	@$(VENV)/bin/lorarlhf demo $(ARGS)
 
+ui: $(DEMO_STAMP) ## install, then open the rating pages (ARGS="my-assistant")
+	@$(VENV)/bin/lorarlhf ui $(ARGS)
+
 test: $(TEST_STAMP) ## install the test tools, then run every test (ARGS="-k packaging")
+	@$(PY) tests/browser/chromium.py
 	@echo "Running the tests (up to ten minutes)."
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -39,7 +46,8 @@ check: $(TEST_STAMP) ## format, lint and types; changes nothing
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@echo "Checking types (half a minute the first time)."
-	@$(PY) -m mypy lorarlhf
+	@mkdir -p $(TYPED) && ln -sfn "$(CURDIR)/ui" $(TYPED)/lorarlhf_ui
+	@MYPYPATH=$(TYPED) $(PY) -m mypy -p lorarlhf -p lorarlhf_ui
 
 format: $(TEST_STAMP) ## put the code in its format and mend what ruff can mend
 	@$(PY) -m ruff check --fix --exit-zero --quiet .
@@ -49,7 +57,7 @@ install: $(DEMO_STAMP) ## only make the environment
 
 clean: ## remove build rubbish and caches; keeps runs/ and .venv
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	@find lorarlhf recipes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@find lorarlhf ui recipes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(PY): $(REMAKE_VENV)
 	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
@@ -64,12 +72,12 @@ $(PY): $(REMAKE_VENV)
 
 # Stamps come last, so that an install that was cut off is done again.
 $(DEMO_STAMP): pyproject.toml constraints.txt $(call stale,$(DEMO_STAMP)) | $(PY)
-	@echo "Installing lorarlhf and what it needs (a minute or two where packages are near; PyTorch is the large one)."
-	@$(PIP_INSTALL) -e .
+	@echo "Installing lorarlhf, its rating pages and what they need (a minute or two where packages are near; PyTorch is the large one)."
+	@$(PIP_INSTALL) -e ".[ui]"
 	@echo "$(CURDIR)" > $@
 
 $(TEST_STAMP): pyproject.toml constraints.txt $(call stale,$(TEST_STAMP)) | $(PY)
-	@echo "Installing lorarlhf, what it needs and the test tools (a minute or two where packages are near; PyTorch is the large one)."
-	@$(PIP_INSTALL) -e ".[test]"
+	@echo "Installing lorarlhf, its rating pages, what they need and the test tools (a minute or two where packages are near; PyTorch is the large one)."
+	@$(PIP_INSTALL) -e ".[ui,test]"
 	@echo "$(CURDIR)" > $(DEMO_STAMP)
 	@echo "$(CURDIR)" > $@

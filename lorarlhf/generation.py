@@ -99,7 +99,7 @@ def _own_generation_config(backbone: Backbone, config: Any) -> Iterator[None]:
         model.generation_config = kept
 
 
-class _RowNoise(LogitsProcessor):
+class RowNoise(LogitsProcessor):
     """Makes the likeliest token a sample of softmax(logits / temperature), by a seed for each row.
 
     (Gumbel's trick: the argmax of logits / temperature - log E, with E from Exp(1).) An answer then
@@ -133,7 +133,7 @@ def generate_ids(
     """
     input_ids, mask = pad_left(prompt_ids, backbone.pad_id)
     config = sampling_config(backbone, max_new_tokens, 0.0 if seeds is not None else temperature)
-    noise = [] if seeds is None else [_RowNoise(seeds, temperature, backbone.device)]
+    noise = [] if seeds is None else [RowNoise(seeds, temperature, backbone.device)]
     with _own_generation_config(backbone, config):
         output = backbone.model.generate(
             input_ids=input_ids.to(backbone.device),

@@ -53,7 +53,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy, so that the checkout stays clean."""
     source = tmp_path_factory.mktemp("source")
     rubbish = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("lorarlhf", "recipes", "tests"):
+    for name in ("lorarlhf", "ui", "recipes", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=rubbish)
     for name in ("pyproject.toml", "LICENSE", "README.md"):
         if (ROOT / name).is_file():
@@ -72,7 +72,14 @@ def test_the_wheel_holds_the_package_its_data_and_nothing_else(wheel: Path) -> N
     assert "lorarlhf/_data/prompts.jsonl" in data
     assert data <= set(names)
     assert {"lorarlhf/__init__.py", "lorarlhf/errors.py", "lorarlhf/py.typed"} <= set(names)
-    assert {name.split("/")[0] for name in names} == {"lorarlhf", "lorarlhf-0.1.0.dist-info"}
+    assert {name for name in names if name.startswith("lorarlhf_ui/")} == {
+        f"lorarlhf_ui/{file.relative_to(ROOT / 'ui').as_posix()}"
+        for file in (ROOT / "ui").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert {name.split("/")[0] for name in names} == {
+        *("lorarlhf", "lorarlhf_ui", "lorarlhf-0.1.0.dist-info"),
+    }
     assert {Path(name).suffix for name in names if name.startswith("lorarlhf/_data/")} == {".jsonl"}
     assert "lorarlhf-0.1.0.dist-info/licenses/LICENSE" in names
 
@@ -104,8 +111,9 @@ def test_the_data_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -
 
 def test_every_subpackage_is_listed() -> None:
     found = {
-        ".".join(file.parent.relative_to(ROOT).parts)
-        for file in (ROOT / "lorarlhf").rglob("*.py")
+        ".".join((package, *file.parent.relative_to(ROOT / folder).parts))
+        for folder, package in (("lorarlhf", "lorarlhf"), ("ui", "lorarlhf_ui"))
+        for file in (ROOT / folder).rglob("*.py")
         if "__pycache__" not in file.parts
     }
     listed = set(PROJECT["tool"]["setuptools"]["packages"])

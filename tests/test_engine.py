@@ -1,0 +1,145 @@
+"""The process with the backbone: answers stream, stop, take turns; one copy; its death is told."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lorarlhf import Backbone
+from lorarlhf.errors import UserError
+from lorarlhf.settings import resolve
+from lorarlhf_ui.engine import BASE, FAILED, READY, Engine
+from lorarlhf_ui.engine_process import unpacked
+
+PROMPT = [{"role": "user", "content": "Name three quiet hobbies."}]
+FAST = ["bits=16", "compute_dtype=float32", "lora_rank=4"]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Folders of three policies and a reward that differ."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("runs")
+    backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32", lora_rank=4)
+    backbone.add_role("reward")
+    for number in range(3):
+        for weight in backbone.parameters_of("policy"):
+            torch.nn.init.normal_(weight, std=0.3)
+        backbone.save("policy", folder / f"{number}")
+    torch.nn.init.normal_(backbone.heads["reward"].weight)
+    backbone.save("reward", folder / "reward")
+    return [str(folder / name) for name in ("0", "1", "2", "reward")]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_base: Path) -> Iterator[Engine]:
+    engine = Engine(resolve("chat", sets=FAST, flags={"base": str(tiny_base)}))
+    yield engine
+    engine.close()
+
+
+def ask(engine: Engine, models: list[str], tokens: int = 12, **more: object):
+    seeds = list(range(len(models)))
+    return engine.answer(
+        PROMPT, models, temperature=1.0, max_new_tokens=tokens, seeds=seeds, **more
+    )
+
+
+def test_answers_of_all_models_with_one_copy_of_the_base(engine: Engine, runs: list[str]) -> None:
+    models = [BASE, runs[0], runs[0], runs[1]]
+    first = ask(engine, models, features=True, urgent=True).wait(60)
+    assert engine.state == READY and len(set(first["texts"])) == 4
+    rows = [unpacked(row) for row in first["features"]]
+    assert len(rows) == 4 and len(rows[0]) == 2 * 64 or rows[0].std() > 0
+    again = ask(engine, models).wait(60)
+    assert again["texts"] == first["texts"]
+    for model, text in zip(models, first["texts"], strict=True):
+        place = models.index(model) if model != runs[0] else None
+        if place in (0, 3):  # alone as among others, by its own seed
+            alone = engine.answer(
+                PROMPT, [model], temperature=1.0, max_new_tokens=12, seeds=[place]
+            ).wait(60)
+            assert alone["texts"] == [text]
+    assert engine.inspect().wait(60)["copies"] == 1
+
+
+def test_a_third_policy_waits_for_a_slot_and_what_is_ahead_gives_way(
+    engine: Engine, runs: list[str]
+) -> None:
+    ahead = [ask(engine, [run], tokens=60) for run in runs[:3]]
+    live = ask(engine, [runs[1], runs[2]], tokens=8, urgent=True)
+    live.wait(60)
+    assert not all(job.done for job in ahead)
+    alone = [ask(engine, [run], tokens=60).wait(60)["texts"] for run in runs[:3]]
+    assert [job.wait(60)["texts"] for job in ahead] == alone
+    assert engine.inspect().wait(60)["copies"] == 1
+
+
+def test_answers_stream_and_stop(engine: Engine) -> None:
+    job = ask(engine, [BASE, BASE], tokens=4000, urgent=True)
+    job.wait_for_more(["", ""], 30)
+    first = list(job.texts)
+    assert any(first) and not job.done
+    job.wait_for_more(first, 30)
+    engine.stop(job)
+    value = job.wait(30)
+    assert value["texts"][0].startswith(first[0]) and value["ended"] == [False, False]
+    assert value["texts"] == job.texts
+
+
+def test_scores_and_axes(engine: Engine, runs: list[str]) -> None:
+    scores = engine.scores(Path(runs[3]), PROMPT, ["Chess.", "Drums and trumpets!"]).wait(60)
+    assert len(scores) == 2 and scores[0] != scores[1]
+    assert len(engine.features([PROMPT], ["Chess."]).wait(60)) == 1
+    with pytest.raises(UserError, match="no adapter in"):
+        engine.scores(Path("nowhere"), PROMPT, ["a"]).wait(60)
+    with pytest.raises(UserError, match="max_prompt_tokens|longer than"):
+        engine.answer(
+            [{"role": "user", "content": "word " * 9000}],
+            [BASE],
+            temperature=1.0,
+            max_new_tokens=4,
+        ).wait(60)
+    assert len(ask(engine, [BASE]).wait(60)["texts"]) == 1  # one job's trouble is its own
+
+
+def test_a_base_that_is_not_there_is_told(tmp_path: Path) -> None:
+    engine = Engine(resolve("chat", flags={"base": str(tmp_path / "none")}))
+    with pytest.raises(UserError, match="none"):
+        ask(engine, [BASE]).wait(60)
+    assert engine.state == FAILED
+    engine.close()
+
+
+def test_without_a_model_every_answer_says_so() -> None:
+    engine = Engine(None)
+    with pytest.raises(UserError, match="without a model"):
+        ask(engine, [BASE]).wait(1)
+
+
+def test_a_killed_process_is_told_and_leaves_nothing_behind(tiny_base: Path) -> None:
+    engine = Engine(resolve("chat", sets=FAST, flags={"base": str(tiny_base)}))
+    pid = engine.inspect().wait(60)["pid"]
+    job = ask(engine, [BASE], tokens=4000)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="Votes are kept"):
+        job.wait(30)
+    assert engine.state == FAILED
+    with pytest.raises(UserError, match="has ended"):
+        ask(engine, [BASE]).wait(5)
+
+
+def test_the_process_ends_with_the_pages(tiny_base: Path) -> None:
+    engine = Engine(resolve("chat", sets=FAST, flags={"base": str(tiny_base)}))
+    pid = engine.inspect().wait(60)["pid"]
+    engine._connection.close()  # as where the pages' process is killed
+    for _ in range(100):
+        if engine.process.exitcode is not None:
+            break
+        engine.process.join(0.1)
+        time.sleep(0.01)
+    assert engine.process.exitcode == 0 and pid == engine.process.pid
