@@ -31,6 +31,7 @@ STAGE_KEYS = {
     "algorithm, num_generations, reward_weights, plain",
     "score": "plain",
     "chat": "max_prompt_tokens, plain",
+    "ui": "max_prompt_tokens, plain",
 }
 SUMMARIES = {
     "demo": "the whole loop on the small base, with a simulated rater",
@@ -43,7 +44,7 @@ SUMMARIES = {
     "chat": "talk to the base or to a trained policy",
     "score": "the reward role's scores of given answers",
     "doctor": "check machine and installation, and name what mends them",
-    "ui": "the rating pages (in a later version)",
+    "ui": "the pages in the browser: rate answers, talk to models, compare them",
 }
 
 
@@ -71,13 +72,14 @@ def build_parser() -> Parser:
         _training(stage, made[stage])
     _score(made["score"])
     _chat(made["chat"])
+    _ui(made["ui"])
     return parser
 
 
 def _command(commands: Any, name: str) -> Parser:
     keys = STAGE_KEYS.get(name)
     settings = f"Settings for --set: {keys}; of the base: {BACKBONE_KEYS}" if keys else None
-    if settings and name not in ("chat", "score"):
+    if settings and name not in ("chat", "score", "ui"):
         settings += "; and every field of TRL's config as trl.FIELD"
     sub = commands.add_parser(
         name,
@@ -188,6 +190,19 @@ def _chat(sub: Parser) -> None:
     sub.add_argument(
         "--max-new-tokens", type=int, default=256, help="longest answer (default: 256)"
     )
+    _set_option(sub)
+
+
+def _ui(sub: Parser) -> None:
+    text = "the project's folder (default: the one here)"
+    sub.add_argument("workspace", metavar="PROJECT", nargs="?", help=text)
+    sub.add_argument("--port", type=int, default=7860, help="0: any free one (default: 7860)")
+    sub.add_argument("--no-browser", action="store_true", help="open no browser")
+    sub.add_argument("--no-model", action="store_true", help="only rate what is there already")
+    sub.add_argument("--rater", metavar="NAME", default="me", help="who votes (default: me)")
+    text = "let others in this network in; raters then log in (see `lorarlhf raters`)"
+    sub.add_argument("--lan", action="store_true", help=text)
+    sub.add_argument("--base", help="of a project that is made on the way")
     _set_option(sub)
 
 

@@ -3,16 +3,19 @@
 Nothing here imports torch before a command needs it.
 """
 
+import importlib
 import math
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.data import as_conversation, as_text, read_demonstrations, read_prompts
 from lorarlhf.errors import UserError
 from lorarlhf.parents import Parent, load_backbone, read_bare_run, read_parent
-from lorarlhf.workspace import create
+from lorarlhf.workspace import Workspace, create, is_workspace
 from lorarlhf.workspace_commands import newest_run, open_for_chat
 
 if TYPE_CHECKING:
@@ -228,13 +231,37 @@ def doctor(args: Namespace) -> Result:
 
 
 def ui(args: Namespace) -> Result:
-    """The rating pages, once there are any."""
-    raise UserError(
-        "The rating pages come with a later version. Until then, write your votes as rows of "
-        "prompt, chosen and rejected into a .jsonl or .csv file for `lorarlhf reward --data FILE` "
-        "or `lorarlhf dpo --data FILE`, talk to what you trained with `lorarlhf chat RUN`, and see "
-        "the whole loop with a simulated rater in `lorarlhf demo`."
-    )
+    """The rating pages, until Ctrl-C."""
+    args.workspace = args.workspace or _project_here()
+    if not is_workspace(args.workspace) and _agrees(f"{args.workspace} is no project yet."):
+        create(args.workspace, base=args.base or "smollm2-135m")
+    Workspace(args.workspace)  # before the slow imports
+    # By name: the pages stand above the commands (docs/architecture.md), and need an extra.
+    try:
+        pages = importlib.import_module("lorarlhf_ui.app")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"The rating pages need {error.name}, which is not installed: "
+            "pip install 'lorarlhf[ui]'."
+        ) from error
+    return Result(pages.main(args))
+
+
+def _project_here() -> str:
+    """The project in this folder, or the only one in a folder of this one; else a new one."""
+    found = [p for p in (Path("."), *sorted(Path(".").glob("*/"))) if is_workspace(p)]
+    if len(found) > 1 and found[0] != Path("."):
+        names = ", ".join(str(path) for path in found)
+        raise UserError(f"Say which project to open: lorarlhf ui FOLDER. Here are {names}.")
+    return str(found[0]) if found else "my-assistant"
+
+
+def _agrees(what: str) -> bool:
+    """Ask at the terminal whether to make a project; False where nobody can answer."""
+    if not sys.stdin.isatty():
+        return False
+    print(f"{what} Make it now, with the small base and everyday prompts? [Y/n] ", end="")
+    return input().strip().lower() in ("", "y", "yes")
 
 
 def train(args: Namespace) -> Result:

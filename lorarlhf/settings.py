@@ -45,6 +45,7 @@ EXTRA: dict[str, list[tuple[str, Any, Any]]] = {
     "ppo": [PLAIN, *REWARDED],
     "score": [PLAIN],
     "chat": [PLAIN, MAX_CHAT_TOKENS],
+    "ui": [PLAIN, MAX_CHAT_TOKENS],
 }
 
 Limit = tuple[str, Callable[[Any], bool]]

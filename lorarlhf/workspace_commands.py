@@ -38,7 +38,7 @@ def fill_in(args: Namespace) -> list[Given]:
             raise UserError(f"{stage} needs {FILES[stage]}, or a project's folder.")
         return []
     space = Workspace(args.workspace)
-    settings = _settings(space)
+    settings = project_settings(space)
     if getattr(args, "resume", False) and args.out is None:
         _go_on(args, space)
     _runs_to_start_from(args, space)
@@ -102,10 +102,10 @@ def open_for_chat(args: Namespace) -> list[Given]:
         args.run = None
     else:
         args.run = newest_run(args.run, "policy")
-    return _settings(space)
+    return project_settings(space)
 
 
-def _settings(space: Workspace) -> list[Given]:
+def project_settings(space: Workspace) -> list[Given]:
     found = [_placed(item, space) for item in from_file(space.project)]
     for item in found:
         if item.name not in KEYS:

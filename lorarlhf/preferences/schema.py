@@ -90,6 +90,7 @@ MIGRATIONS = (
     UPDATE presentation SET open = 0
         WHERE EXISTS (SELECT 1 FROM judgement j WHERE j.presentation_id = presentation.id);
     CREATE INDEX open_presentation ON presentation(rater_id, id) WHERE open = 1;
+    CREATE INDEX presentation_in_time ON presentation(rater_id, id);
     CREATE INDEX repeated_presentation ON presentation(repeats) WHERE repeats IS NOT NULL;
 
     CREATE TABLE taste_test (                   -- a blind comparison of two models

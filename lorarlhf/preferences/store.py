@@ -137,6 +137,21 @@ class Store(Database):
             db.execute("UPDATE item SET presented = 1 WHERE id = ?", (item_id,))
         return Presentation(int(made or 0), token, item_id, order)
 
+    def presentation(self, token: str, rater: str) -> Presentation:
+        """What was shown to a rater under a token.
+
+        Raises:
+            UserError: this rater was shown nothing of that name.
+        """
+        rows = self.rows(
+            "SELECT p.* FROM presentation p JOIN rater r ON r.id = p.rater_id "
+            "WHERE p.token = ? AND r.name = ?",
+            (token, rater),
+        )
+        if not rows:
+            raise UserError("This page is not known here any more. Reload it.")
+        return Presentation(rows[0]["id"], token, rows[0]["item_id"], json.loads(rows[0]["shown"]))
+
     def judge(
         self,
         token: str,
@@ -270,14 +285,29 @@ class Store(Database):
             )
             return [self._vote(row) for row in rows]
 
+    def vote(self, judgement_id: int) -> Vote | None:
+        """One judgement; None where it does not stand any more, or is an undone one."""
+        rows = self.rows(
+            f"{_VOTES} WHERE c.id = ? AND c.verdict != 'undone'",
+            (judgement_id,),
+        )
+        return self._vote(rows[0]) if rows else None
+
     def count(self, rater: str | None = None, since: int = 0) -> int:
         """Judgements as they stand, undone ones left out, from a time on (ms since 1970)."""
-        return self.rows(
-            "SELECT count(*) FROM current_judgement c "
-            "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
-            "WHERE c.verdict != 'undone' AND c.voted_at >= ? AND (? IS NULL OR r.name = ?)",
-            (since, rater, rater),
-        )[0][0]
+        return self.counts(rater, (since,))[0]
+
+    def counts(self, rater: str | None, since: Sequence[int]) -> list[int]:
+        """`count` from each of several times on."""
+        sums = ", ".join("coalesce(sum(j.voted_at >= ?), 0)" for _ in since)
+        rows = self.rows(
+            f"SELECT {sums} FROM judgement j JOIN presentation p ON p.id = j.presentation_id "
+            "JOIN rater r ON r.id = p.rater_id WHERE j.verdict != 'undone' "
+            "AND NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id) "
+            "AND (? IS NULL OR r.name = ?)",
+            (*since, rater, rater),
+        )
+        return list(rows[0])
 
     def _vote(self, row: sqlite3.Row) -> Vote:
         answers = self.rows(

@@ -1,0 +1,140 @@
+"""The rating pages: what they are made of, and how they are served."""
+
+import contextlib
+import threading
+import webbrowser
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any
+
+import fastapi
+import gradio as gr
+import uvicorn
+
+from lorarlhf.errors import UserError
+from lorarlhf.preferences import accounts
+from lorarlhf.preferences.store import Store
+from lorarlhf.runs import say_to_stderr
+from lorarlhf.settings import Settings, resolve
+from lorarlhf.workspace import VOTES, Workspace
+from lorarlhf.workspace_commands import project_settings
+from lorarlhf_ui import look
+from lorarlhf_ui.address import addresses, allowed_hosts, qr_lines
+from lorarlhf_ui.ahead import Ahead
+from lorarlhf_ui.collect import collect_page
+from lorarlhf_ui.collecting import Collecting
+from lorarlhf_ui.engine import Engine
+from lorarlhf_ui.hidden_states import FILE, HiddenStates
+from lorarlhf_ui.meter import Meter
+from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
+
+PAGES = ("/",)
+HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+
+
+@dataclass
+class Pages:
+    """What all pages share: the store, the engine, and what works in the background."""
+
+    space: Workspace
+    store: Store
+    states: HiddenStates
+    engine: Engine
+    ahead: Ahead
+    collecting: Collecting
+
+    def close(self) -> None:
+        """End the background's work."""
+        self.ahead.close()
+        self.engine.close()
+        self.store.close()
+
+
+def open_pages(space: Workspace, settings: Settings | None) -> Pages:
+    """Open a project for the pages; the base is loaded in the background (None: no model)."""
+    store = space.store()
+    states = HiddenStates(space.folder / FILE)
+    meter = Meter(Store(space.folder / VOTES), states)
+    engine = Engine(settings, on_ready=lambda about: learn_space(engine, states, about))
+    ahead = Ahead(space, space.store(), engine, states)
+    return Pages(space, store, states, engine, ahead, Collecting(store, ahead, meter))
+
+
+def learn_space(engine: Engine, states: HiddenStates, about: dict[str, Any]) -> None:
+    """Keep hidden states of this base from now on; its style axes are asked for once."""
+    states.use(about["space"])
+    if states.axes() is None:
+        job = engine.axes()
+        threading.Thread(target=lambda: states.put_axes(job.wait()), daemon=True).start()
+
+
+def build(pages: Pages) -> gr.Blocks:
+    """The pages themselves."""
+    with gr.Blocks(title="lorarlhf", analytics_enabled=False) as blocks:
+        collect_page(pages.collecting)
+    return blocks
+
+
+def web_app(pages: Pages, access: Access) -> Guard:
+    """The pages behind the guard, as an ASGI application."""
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = gr.mount_gradio_app(
+        app,
+        build(pages),
+        path="/",
+        auth_dependency=rater_of,
+        theme=look.theme(),
+        css=look.static("pages.css"),
+        head=HEAD,
+        **SAFE_LAUNCH,
+    )
+    return Guard(app, pages.store, access, PAGES)
+
+
+def main(args: Namespace) -> dict[str, Any]:
+    """Serve a project's pages until Ctrl-C."""
+    space = Workspace(args.workspace)
+    settings = None
+    if not args.no_model:
+        settings = resolve("ui", sets=args.set, inherited=project_settings(space))
+    pages = open_pages(space, settings)
+    try:
+        if args.lan and not accounts.with_password(pages.store):
+            raise UserError(
+                "With --lan everybody in the network can open the pages, so raters need passwords. "
+                f"Add one first: `lorarlhf raters {args.workspace} --add NAME`."
+            )
+        access = Access(hosts=allowed_hosts(args.lan), login=args.lan, default_rater=args.rater)
+        _serve(web_app(pages, access), args)
+    finally:
+        pages.close()
+    return {"project": str(space.folder), "votes": space.store().count()}
+
+
+def _serve(app: Guard, args: Namespace) -> None:
+    config = uvicorn.Config(
+        app,
+        host="0.0.0.0" if args.lan else "127.0.0.1",
+        port=args.port,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    sock = config.bind_socket()
+    port = sock.getsockname()[1]
+    _announce(port, args)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[sock])
+    say_to_stderr("The pages are closed. All votes are kept.")
+
+
+def _announce(port: int, args: Namespace) -> None:
+    local = f"http://127.0.0.1:{port}"
+    say_to_stderr(f"The pages are at {local} (Ctrl-C ends them).")
+    if args.lan:
+        for address in addresses():
+            url = f"http://{address}:{port}"
+            say_to_stderr(f"For others in this network: {url}\n{qr_lines(url)}")
+    if not args.no_browser:
+        threading.Timer(0.5, webbrowser.open, (local,)).start()

@@ -1,0 +1,80 @@
+"""Kept hidden states of answers: a cache beside the store, which may be deleted at any time."""
+
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorarlhf.preferences.records import Prompt
+from lorarlhf_ui.engine_process import unpacked
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FILE = "hidden_states.sqlite"
+
+
+class HiddenStates:
+    """Rows of features by prompt and answer, for one space (a base and where its trunk ends).
+
+    Args:
+        path: of the SQLite file, made where there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock, self.space = threading.Lock(), ""
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, row TEXT)")
+        self._db.execute("CREATE TABLE IF NOT EXISTS last (space TEXT)")
+        found = self._db.execute("SELECT space FROM last").fetchone()
+        if found:
+            self.space = found[0]  # so that the meter works before a model is loaded
+
+    def use(self, space: str) -> None:
+        """Change to the space of the base that is loaded."""
+        with self._lock:
+            self.space = space
+            self._db.execute("DELETE FROM last")
+            self._db.execute("INSERT INTO last VALUES (?)", (space,))
+
+    def put(self, prompt: Prompt, answers: Sequence[str], rows: Sequence[str]) -> None:
+        """Keep packed rows."""
+        keys = [self._key(prompt, answer) for answer in answers]
+        with self._lock:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO state VALUES (?, ?)", list(zip(keys, rows, strict=True))
+            )
+
+    def get(self, prompt: Prompt, answers: Sequence[str]) -> "list[np.ndarray] | None":
+        """The rows of all these answers; None where one is missing."""
+        found = []
+        for answer in answers:
+            key = self._key(prompt, answer)
+            with self._lock:
+                row = self._db.execute("SELECT row FROM state WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return None
+            found.append(unpacked(row[0]))
+        return found
+
+    def put_axes(self, rows: Sequence[str]) -> None:
+        """Keep the style axes of this space."""
+        self.put("style axes", ["axes"], [json.dumps(list(rows))])
+
+    def axes(self) -> "np.ndarray | None":
+        """The style axes (K, F) of this space, where they are known."""
+        import numpy as np
+
+        with self._lock:
+            key = self._key("style axes", "axes")
+            row = self._db.execute("SELECT row FROM state WHERE key = ?", (key,)).fetchone()
+        return None if row is None else np.stack([unpacked(text) for text in json.loads(row[0])])
+
+    def _key(self, prompt: Prompt, answer: str) -> str:
+        whole = json.dumps([self.space, prompt, answer])
+        return hashlib.sha256(whole.encode()).hexdigest()

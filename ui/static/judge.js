@@ -1,0 +1,418 @@
+// The widget that shows an item and takes a vote; the collect page and the taste test share it.
+// It runs inside a gr.HTML: `element` is its root, `server` calls the page's Python functions.
+
+const root = element.querySelector(".judge");
+const find = (name) => root.querySelector(`[data-part="${name}"]`);
+const LETTERS = "ABCDEF";
+const DOUBLE_CLICK_MS = 300; // a second click so soon was meant for the pair that is gone
+const RETRY_MS = 1500;
+
+let view = null; // what the server told last
+let shownAt = 0;
+let busy = false;
+let lastVote = null; // what undo takes back
+let strength = null;
+let ranking = []; // {place, tied}; places after `cut` are not ranked
+let cut = 0;
+let picked = 0; // places that were put in order by number keys
+let confirmed = false; // a ranking that nobody changed is sent at the second try
+
+// ---- talking to the server
+
+// The same question again until the server answers: a vote's token makes a second one harmless.
+async function call(name, data) {
+  for (let tries = 0; ; tries += 1) {
+    try {
+      const answer = await server[name](data);
+      if (answer === undefined || answer === null) throw new Error("no answer");
+      tell("");
+      return answer;
+    } catch (error) {
+      tell("The server does not answer. Votes up to now are kept; trying again …", "warn");
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
+  }
+}
+
+async function go(name, data) {
+  if (busy) return;
+  busy = true;
+  root.setAttribute("aria-busy", "true");
+  const told = await call(name, data);
+  busy = false;
+  root.removeAttribute("aria-busy");
+  if (told.error) {
+    tell(told.error, "warn");
+    if (told.reload) show(told.reload);
+    return;
+  }
+  if (told.voted) lastVote = told.voted;
+  if (name === "undo") lastVote = null;
+  show(told);
+}
+
+// ---- drawing
+
+function show(told) {
+  const fresh = !view || view.token !== told.token || told.token !== "live";
+  const wasLive = view && view.token === "live" && told.answers && !told.streaming;
+  view = told;
+  about(told);
+  const empty = told.empty || told.wait || "";
+  find("empty").textContent = empty;
+  find("empty").hidden = !empty;
+  find("item").hidden = !told.answers;
+  if (told.wait) setTimeout(() => go("begin", {}), 1000);
+  if (!told.answers) return;
+  root.dataset.count = told.answers.length;
+  root.dataset.streaming = told.streaming ? "yes" : "no";
+  find("prompt").innerHTML = told.prompt;
+  draw(told.answers);
+  if (fresh && !wasLive) start(told.answers.length);
+  if (told.streaming) watchMore();
+}
+
+// A new item: nothing of the last one is left over.
+function start(count) {
+  shownAt = performance.now();
+  root.dataset.token = view.token;
+  choose(null);
+  find("note").value = "";
+  find("edited").value = "";
+  find("more").open = false;
+  ranking = Array.from({ length: count }, (_, place) => ({ place, tied: false }));
+  cut = count;
+  picked = 0;
+  confirmed = false;
+  drawRanking();
+  for (const card of root.querySelectorAll(".answer")) card.classList.remove("open");
+  fold();
+}
+
+function draw(answers) {
+  const grid = find("answers");
+  while (grid.children.length > answers.length) grid.lastElementChild.remove();
+  answers.forEach((answer, place) => {
+    const card = grid.children[place] || grid.appendChild(makeCard(place));
+    card.querySelector(".body").innerHTML = answer.html || "<p class='faint'>…</p>";
+    card.querySelector(".flag").hidden = !answer.flag;
+  });
+  fold();
+}
+
+function makeCard(place) {
+  const card = document.createElement("article");
+  card.className = "answer";
+  card.setAttribute("aria-label", `Answer ${LETTERS[place]}`);
+  card.innerHTML =
+    `<header><span class="letter">${LETTERS[place]}</span>` +
+    `<button type="button" class="quiet edit">Edit a copy</button></header>` +
+    `<p class="flag" hidden>This answer names its maker. Skip it if that sways you.</p>` +
+    `<div class="body"></div><button type="button" class="quiet unfold" hidden>Show all</button>`;
+  card.querySelector(".unfold").addEventListener("click", () => {
+    card.classList.add("open");
+    fold();
+  });
+  card.querySelector(".edit").addEventListener("click", () => {
+    find("more").open = true;
+    find("edited").value = view.answers[place].text;
+    find("edited").focus();
+  });
+  return card;
+}
+
+function fold() {
+  for (const card of root.querySelectorAll(".answer")) {
+    const body = card.querySelector(".body");
+    const long = body.scrollHeight > body.clientHeight + 8 && !card.classList.contains("open");
+    card.querySelector(".unfold").hidden = !long;
+    card.classList.toggle("long", long);
+  }
+}
+
+function about(told) {
+  if (told.progress) {
+    const { today, all, hour } = told.progress;
+    find("progress").textContent = `${today} today · ${all} in all · ${hour} in the last hour`;
+  }
+  if (told.score !== undefined) find("meter").innerHTML = told.score;
+  if (told.meter) drawMeter(told.meter);
+}
+
+function drawMeter(meter) {
+  const percent = (share) => `${Math.round(100 * share)}%`;
+  const bar = find("bar");
+  bar.hidden = !meter.guesses;
+  if (!meter.guesses) {
+    find("meter").textContent = "After a few votes this shows how often your next one is foreseen.";
+    return;
+  }
+  find("meter").textContent =
+    `Learned from ${meter.votes} votes, the reward head foresaw ${percent(meter.right)} ` +
+    `(${percent(meter.low)} to ${percent(meter.high)}) of your last ${meter.guesses} · ` +
+    `“the longer one” ${percent(meter.longer)} · chance ${percent(meter.chance)}`;
+  bar.querySelector(".range").style.left = percent(meter.low);
+  bar.querySelector(".range").style.width = percent(meter.high - meter.low);
+  bar.querySelector(".point").style.left = percent(meter.right);
+  bar.querySelector(".chance").style.left = percent(meter.chance);
+}
+
+function tell(text, kind) {
+  const place = find("status");
+  if (place.textContent !== text) place.textContent = text;
+  place.dataset.kind = kind || "";
+}
+
+async function watchMore() {
+  const token = view.token;
+  const told = await call("watch", { seen: view.seen });
+  if (view.token !== token || busy) return; // voted in the meantime
+  if (told.error) tell(told.error, "warn");
+  else show(told);
+}
+
+// ---- voting
+
+const READY = () => view && view.answers && !busy && performance.now() - shownAt > DOUBLE_CLICK_MS;
+
+function send(said) {
+  if (!READY()) return;
+  tell("");
+  const more = { strength, note: find("note").value, edited: find("edited").value };
+  const milliseconds = Math.round(performance.now() - shownAt);
+  go("vote", { token: view.token, said: { ...said, ...more }, milliseconds });
+}
+
+function prefer(place) {
+  const places = view.answers.map((_, n) => n).filter((n) => n !== place);
+  send({ verdict: "ranked", ranking: [[place], places] });
+}
+
+function sendRanking() {
+  if (!READY()) return;
+  const untouched = ranking.every((row, n) => row.place === n && !row.tied);
+  if (untouched && cut === ranking.length && !confirmed) {
+    confirmed = true;
+    tell("This is the order in which they were shown. Send it once more if you mean it.", "warn");
+    return;
+  }
+  const tiers = [];
+  ranking.slice(0, cut).forEach((row, n) => {
+    if (row.tied && n) tiers[tiers.length - 1].push(row.place);
+    else tiers.push([row.place]);
+  });
+  if (!tiers.length) return tell("Put at least one answer above the line.", "warn");
+  if (tiers.length === 1 && tiers[0].length === ranking.length) send({ verdict: "tie" });
+  else send({ verdict: "ranked", ranking: tiers });
+}
+
+function undo() {
+  if (!busy) go("undo", { expected: lastVote });
+}
+
+function choose(name) {
+  strength = name === strength ? null : name;
+  for (const button of root.querySelectorAll("[data-strength]"))
+    button.setAttribute("aria-pressed", String(button.dataset.strength === strength));
+}
+
+const ACTIONS = {
+  tie: () => send({ verdict: "tie" }),
+  both_good: () => send({ verdict: "both_good" }),
+  both_bad: () => send({ verdict: "both_bad" }),
+  skip: () => send({ verdict: "skip" }),
+  first: () => prefer(0),
+  second: () => prefer(1),
+  rank: sendRanking,
+  undo,
+  ask: () => {
+    const text = find("own").value;
+    if (!text.trim()) return tell("Type a prompt first.", "warn");
+    find("own").value = "";
+    go("ask", { text });
+  },
+};
+for (const button of root.querySelectorAll("[data-do]"))
+  button.addEventListener("click", () => ACTIONS[button.dataset.do]());
+for (const button of root.querySelectorAll("[data-strength]"))
+  button.addEventListener("click", () => choose(button.dataset.strength));
+
+// ---- ranking
+
+function drawRanking(focus) {
+  const list = find("ranking");
+  list.replaceChildren();
+  ranking.forEach((row, n) => {
+    if (n === cut) list.appendChild(divider());
+    list.appendChild(chip(row, n));
+  });
+  if (cut === ranking.length) list.appendChild(divider());
+  if (focus !== undefined) {
+    const chosen = list.querySelector(`[data-place="${focus}"]`);
+    if (chosen) chosen.focus();
+  }
+}
+
+function chip(row, n) {
+  const item = document.createElement("li");
+  item.tabIndex = 0;
+  item.dataset.place = row.place;
+  item.className = n >= cut ? "unranked" : row.tied && n ? "tied" : "";
+  const letter = LETTERS[row.place];
+  const rank = n >= cut ? "not ranked" : row.tied && n ? "as good as the one above" : `${n + 1}.`;
+  item.setAttribute("aria-label", `Answer ${letter}, ${rank}. Arrow keys move it, = ties it.`);
+  item.innerHTML =
+    `<span class="grip" aria-hidden="true">⠿</span><b>${letter}</b><span>${rank}</span>` +
+    `<button type="button" class="quiet tie" tabindex="-1" ${n && n < cut ? "" : "hidden"}>=</button>`;
+  item.querySelector(".tie").addEventListener("click", () => tie(n));
+  item.addEventListener("keydown", (event) => chipKey(event, row.place));
+  item.addEventListener("pointerdown", (event) => drag(event, row.place));
+  return item;
+}
+
+function divider() {
+  const item = document.createElement("li");
+  item.className = "divider";
+  item.tabIndex = 0;
+  item.dataset.place = "line";
+  item.textContent = "not ranked below this line";
+  item.setAttribute("aria-label", "Line: what is below it is not ranked. Arrow keys move it.");
+  item.addEventListener("keydown", (event) => chipKey(event, "line"));
+  item.addEventListener("pointerdown", (event) => drag(event, "line"));
+  return item;
+}
+
+// Rows as they stand on the screen, the line among them.
+function rows() {
+  const whole = ranking.map((row) => row.place);
+  whole.splice(cut, 0, "line");
+  return whole;
+}
+
+function arrange(order) {
+  const ties = new Map(ranking.map((row) => [row.place, row.tied]));
+  cut = order.indexOf("line");
+  ranking = order.filter((p) => p !== "line").map((place) => ({ place, tied: ties.get(place) }));
+  if (ranking.length) ranking[0].tied = false;
+}
+
+function move(place, step) {
+  const order = rows();
+  const from = order.indexOf(place);
+  const to = Math.max(0, Math.min(order.length - 1, from + step));
+  order.splice(to, 0, order.splice(from, 1)[0]);
+  const row = ranking.find((known) => known.place === place);
+  if (row) row.tied = false;
+  arrange(order);
+  picked = 0;
+  drawRanking(place);
+}
+
+function tie(n) {
+  if (n < 1 || n >= cut) return;
+  ranking[n].tied = !ranking[n].tied;
+  drawRanking(ranking[n].place);
+}
+
+function chipKey(event, place) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const steps = { ArrowUp: -1, ArrowDown: 1 };
+  if (event.key in steps) move(place, steps[event.key]);
+  else if (event.key === "=") tie(ranking.findIndex((row) => row.place === place));
+  else return;
+  event.preventDefault();
+  event.stopPropagation();
+}
+
+// Number keys from the best to the worst.
+function pick(place) {
+  const order = rows();
+  const from = order.indexOf(place);
+  if (from < picked) return;
+  order.splice(picked, 0, order.splice(from, 1)[0]);
+  picked += 1;
+  arrange(order);
+  drawRanking();
+}
+
+function drag(event, place) {
+  if (event.target.closest("button")) return;
+  event.preventDefault();
+  const list = find("ranking");
+  const follow = (moved) => {
+    const order = rows();
+    const from = order.indexOf(place);
+    const others = [...list.children].filter((child) => child.dataset.place !== String(place));
+    const above = others.filter((child) => {
+      const box = child.getBoundingClientRect();
+      return box.top + box.height / 2 < moved.clientY;
+    }).length;
+    if (above === from) return;
+    order.splice(above, 0, order.splice(from, 1)[0]);
+    arrange(order);
+    picked = 0;
+    drawRanking();
+    mark();
+  };
+  const mark = () => list.querySelector(`[data-place="${place}"]`)?.classList.add("dragged");
+  const end = () => {
+    document.removeEventListener("pointermove", follow);
+    document.removeEventListener("pointerup", end);
+    document.removeEventListener("pointercancel", end);
+    drawRanking(place);
+  };
+  document.addEventListener("pointermove", follow);
+  document.addEventListener("pointerup", end);
+  document.addEventListener("pointercancel", end);
+  mark();
+}
+
+// ---- keys
+
+const PAIR_KEYS = { 1: "first", 2: "second", ArrowLeft: "first", ArrowRight: "second" };
+const KEYS = { t: "tie", g: "both_good", b: "both_bad", s: "skip", u: "undo" };
+const STRENGTHS = { q: "slightly", w: "clearly", e: "much" };
+
+function typed(event) {
+  const target = event.target;
+  if (event.key === "Escape" && root.contains(target)) return target.blur();
+  const writing = target.closest("input, textarea, select, [contenteditable='true']");
+  if (writing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  const onButton = target.closest("button, a, summary, [role='tab']");
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const many = view && view.answers && view.answers.length > 2;
+  if (key === "Enter" && (!many || onButton)) return;
+  if (key === "Enter") sendRanking();
+  else if (key in STRENGTHS) choose(STRENGTHS[key]);
+  else if (key in KEYS) ACTIONS[KEYS[key]]();
+  else if (many && /^[1-6]$/.test(key) && key <= view.answers.length) pick(key - 1);
+  else if (!many && key in PAIR_KEYS) ACTIONS[PAIR_KEYS[key]]();
+  else if (key === "n") openNote("note");
+  else if (key === "p" && find("own")) openNote("own");
+  else return;
+  event.preventDefault();
+}
+
+function openNote(name) {
+  find(name).closest("details").open = true;
+  find(name).focus();
+}
+
+document.addEventListener("keydown", typed);
+window.addEventListener("resize", fold);
+find("own")?.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ACTIONS.ask();
+});
+
+// The meter is fitted in the background; its figure comes a moment after the vote.
+setInterval(async () => {
+  if (busy || document.hidden || !root.isConnected || !root.dataset.token) return;
+  try {
+    const told = await server.progress({});
+    if (told && !busy) about(told);
+  } catch (error) {
+    // The next vote will tell.
+  }
+}, 3000);
+
+go("begin", {});

@@ -1,0 +1,74 @@
+"""Model text as safe HTML, and answers that give their maker away. Model text is never trusted."""
+
+import html
+import re
+from functools import cache
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from lorarlhf.preferences.records import Prompt
+
+MAKERS = (
+    *("openai", "chatgpt", "gpt-?[345]\\w*", "anthropic", "claude", "google", "bard", "gemini"),
+    *(
+        "gemma",
+        "meta ai",
+        "llama",
+        "mistral",
+        "mixtral",
+        "alibaba",
+        "qwen",
+        "deepseek",
+        "microsoft",
+    ),
+    *("phi-?[1234]\\w*", "smollm\\d?", "hugging ?face", "vicuna", "alpaca", "grok", "cohere"),
+)
+_MAKER = re.compile(rf"\b({'|'.join(MAKERS)})\b", re.IGNORECASE)
+_SELF = re.compile(
+    r"\b(i am|i'm|i was|my name is|as an?|call me|trained by|created by|made by|developed by)\b",
+    re.IGNORECASE,
+)
+_NEAR = 60
+
+
+@cache
+def _markdown() -> MarkdownIt:
+    # "js-default" with raw HTML off: what looks like a tag is shown as text. No images: nothing is
+    # fetched because a model wrote an address.
+    rules = MarkdownIt("js-default", {"html": False, "linkify": False, "typographer": False})
+    rules.disable("image")
+    rules.add_render_rule("link_open", _link)
+    return rules
+
+
+def _link(self: Any, tokens: Any, place: int, options: Any, env: Any) -> str:
+    tokens[place].attrSet("rel", "noopener noreferrer nofollow")
+    tokens[place].attrSet("target", "_blank")
+    return self.renderToken(tokens, place, options, env)
+
+
+def as_html(text: str) -> str:
+    """Markdown as HTML without scripts, images, raw tags or `javascript:` links."""
+    return _markdown().render(text)
+
+
+def prompt_html(prompt: Prompt) -> str:
+    """A prompt as HTML: the turns of a conversation each under who said it."""
+    if isinstance(prompt, str):
+        return as_html(prompt)
+    if len(prompt) == 1 and prompt[0]["role"] == "user":
+        return as_html(prompt[0]["content"])
+    turns = (
+        f'<p class="who">{html.escape(turn["role"])}</p>{as_html(turn["content"])}'
+        for turn in prompt
+    )
+    return "".join(turns)
+
+
+def names_its_maker(text: str) -> bool:
+    """Whether an answer says which model wrote it: a maker's name near words about itself."""
+    return any(
+        _SELF.search(text[max(0, found.start() - _NEAR) : found.end()])
+        for found in _MAKER.finditer(text)
+    )
