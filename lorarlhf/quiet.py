@@ -51,6 +51,11 @@ _WARNINGS: list[tuple[type[Warning], str, str]] = [
         "the trainers' default; harmless without a GPU",
     ),
     (
+        UserWarning,
+        r"SSR mode is not supported with multi-page apps",
+        "Gradio says so of several mounted pages even where it was switched off",
+    ),
+    (
         FutureWarning,
         r"`(is_)?gradient_checkpointing(_kwargs|_enable|_disable)?` is deprecated",
         "TRL 1.16's own configs still use transformers' old name",

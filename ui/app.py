@@ -21,14 +21,18 @@ from lorarlhf.workspace_commands import project_settings
 from lorarlhf_ui import look
 from lorarlhf_ui.address import addresses, allowed_hosts, qr_lines
 from lorarlhf_ui.ahead import Ahead
+from lorarlhf_ui.chat import chat_page
 from lorarlhf_ui.collect import collect_page
 from lorarlhf_ui.collecting import Collecting
+from lorarlhf_ui.compare import compare_page
 from lorarlhf_ui.engine import Engine
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
+from lorarlhf_ui.talking import Talking
+from lorarlhf_ui.tasting import Tasting
 
-PAGES = ("/",)
+PAGES = ("/", "/chat", "/compare")
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
@@ -42,10 +46,13 @@ class Pages:
     engine: Engine
     ahead: Ahead
     collecting: Collecting
+    talking: Talking
+    tasting: Tasting
 
     def close(self) -> None:
         """End the background's work."""
         self.ahead.close()
+        self.tasting.close()
         self.engine.close()
         self.store.close()
 
@@ -57,7 +64,9 @@ def open_pages(space: Workspace, settings: Settings | None) -> Pages:
     meter = Meter(Store(space.folder / VOTES), states)
     engine = Engine(settings, on_ready=lambda about: learn_space(engine, states, about))
     ahead = Ahead(space, space.store(), engine, states)
-    return Pages(space, store, states, engine, ahead, Collecting(store, ahead, meter))
+    collecting, talking = Collecting(store, ahead, meter), Talking(store, ahead, meter)
+    tasting = Tasting(store, ahead)
+    return Pages(space, store, states, engine, ahead, collecting, talking, tasting)
 
 
 def learn_space(engine: Engine, states: HiddenStates, about: dict[str, Any]) -> None:
@@ -71,7 +80,14 @@ def learn_space(engine: Engine, states: HiddenStates, about: dict[str, Any]) -> 
 def build(pages: Pages) -> gr.Blocks:
     """The pages themselves."""
     with gr.Blocks(title="lorarlhf", analytics_enabled=False) as blocks:
+        gr.Navbar(main_page_name="Rate")
         collect_page(pages.collecting)
+    with blocks.route("Chat", "/chat"):
+        gr.Navbar(main_page_name="Rate")
+        chat_page(pages.talking)
+    with blocks.route("Compare", "/compare"):
+        gr.Navbar(main_page_name="Rate")
+        compare_page(pages.tasting)
     return blocks
 
 
@@ -118,6 +134,7 @@ def _serve(app: Guard, args: Namespace) -> None:
         port=args.port,
         log_level="warning",
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)

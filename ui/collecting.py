@@ -55,7 +55,7 @@ class Collecting:
         return self._next(rater)
 
     def vote(
-        self, rater: str, token: str, said: dict[str, Any], milliseconds: int | None = None
+        self, rater: str, token: Any, said: dict[str, Any], milliseconds: Any = None
     ) -> View:
         """Keep a vote and give the next item.
 
@@ -68,14 +68,7 @@ class Collecting:
         """
         if token == "live":
             token = self._settle(rater)
-        if not isinstance(token, str):
-            raise UserError("This page is not known here any more. Reload it.")
-        shown = self._shown(token, rater)
-        try:
-            verdict = verdict_of(said, shown)
-            number = self.store.judge(token, verdict, _milliseconds(milliseconds))
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise UserError(f"This vote can't be kept: {error}.") from error
+        number = cast(self.store, rater, token, said, milliseconds)
         self.meter.voted(rater, number)
         self.ahead.look()
         return self._next(rater) | {"voted": number}
@@ -89,7 +82,7 @@ class Collecting:
         shown = queue.read_shown(self.store, presentation)
         return self._view(shown) | self._about(rater)
 
-    def ask(self, rater: str, text: str) -> View:
+    def ask(self, rater: str, text: Any) -> View:
         """Have answers written to the rater's own prompt, which is kept."""
         text = text.strip() if isinstance(text, str) else ""
         if not text:
@@ -114,7 +107,8 @@ class Collecting:
         token = self._settle(rater)
         if token is None:
             return self._next(rater)
-        return self._view(self._shown(token, rater)) | self._about(rater)
+        shown = queue.read_shown(self.store, self.store.presentation(token, rater))
+        return self._view(shown) | self._about(rater)
 
     def progress(self, rater: str) -> View:
         """Votes of this rater today, in all and in the last hour, and what the meter says."""
@@ -171,17 +165,13 @@ class Collecting:
         if live is not None and not live.job.done:
             self.ahead.engine.stop(live.job)
 
-    def _shown(self, token: str, rater: str) -> queue.Shown:
-        presentation = self.store.presentation(token, rater)
-        return queue.read_shown(self.store, presentation)
-
     # ---- what is told
 
     def _view(self, shown: queue.Shown) -> View:
         return {
             "token": shown.presentation.token,
             "prompt": prompt_html(shown.prompt),
-            "answers": [_answer(text) for text in shown.completions],
+            "answers": [answer_view(text) for text in shown.completions],
         }
 
     def _live_view(self, live: Live) -> View:
@@ -190,7 +180,7 @@ class Collecting:
             "token": "live",
             "streaming": True,
             "prompt": prompt_html(live.prompt),
-            "answers": [_answer(text) for text in texts],
+            "answers": [answer_view(text) for text in texts],
             "seen": texts,
         }
 
@@ -211,6 +201,21 @@ NO_MODEL = (
     "There are no answers left to rate, and the pages run without a model. Import some with "
     "`lorarlhf votes import`, or start `lorarlhf ui` without --no-model."
 )
+
+
+def cast(store: Store, rater: str, token: Any, said: dict[str, Any], milliseconds: Any) -> int:
+    """Keep a vote of a page; returns its number.
+
+    Raises:
+        UserError: a page that is out of date, or a verdict that does not fit.
+    """
+    if not isinstance(token, str):
+        raise UserError("This page is not known here any more. Reload it.")
+    shown = queue.read_shown(store, store.presentation(token, rater))
+    try:
+        return store.judge(token, verdict_of(said, shown), _milliseconds(milliseconds))
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(f"This vote can't be kept: {error}.") from error
 
 
 def verdict_of(said: dict[str, Any], shown: queue.Shown) -> Verdict:
@@ -245,5 +250,6 @@ def _milliseconds(value: Any) -> int | None:
     return int(value) if isinstance(value, int | float) and 0 <= value < 1e9 else None
 
 
-def _answer(text: str) -> View:
+def answer_view(text: str) -> View:
+    """An answer as a page shows it."""
     return {"html": as_html(text), "text": text, "flag": names_its_maker(text)}

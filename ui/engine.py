@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorarlhf_ui import engine_process
-from lorarlhf_ui.engine_process import BASE
-
 from lorarlhf.errors import UserError
 from lorarlhf.settings import Settings
+from lorarlhf_ui import engine_process
+from lorarlhf_ui.engine_process import BASE
 
 STARTING, READY, FAILED, OFF = "starting", "ready", "failed", "off"
 __all__ = ["BASE", "FAILED", "OFF", "READY", "STARTING", "Engine", "Job"]

@@ -113,7 +113,7 @@ class Worker:
     def turn(self) -> None:
         """A few tokens of what is most urgent, or one small job."""
         waiting = list(self.live)[:LIVE_AT_ONCE]
-        if self.small and not (waiting and self.small[0][1] == "features"):
+        if self.small and not (waiting and self.small[0][1] in ("features", "axes")):
             self._do_small(*self.small.popleft())
         if waiting:
             for job in waiting:
@@ -216,7 +216,11 @@ class Worker:
         return score_answers(self.backbone, [value["prompt"]] * len(answers), answers)
 
     def _about_of(self, value: Ask) -> Ask:
-        return {"copies": self.backbone.copies(), "bytes": self.backbone.bytes(), "pid": os.getpid()}
+        return {
+            "copies": self.backbone.copies(),
+            "bytes": self.backbone.bytes(),
+            "pid": os.getpid(),
+        }
 
 
 class Answers:

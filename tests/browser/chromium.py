@@ -56,14 +56,13 @@ def provide() -> str:
     """The path of a Chromium, installed where need be; raises NoChromium where nothing works."""
     tried: list[str] = []
     path = _look(tried)
-    for install in (_download, _install_package):
+    for name, install in (("the download", _download), ("Debian's package", _install_package)):
         if path or os.environ.get(VARIABLE):
             break
         problem = install()
-        if problem:
-            tried.append(problem)
-        else:
-            path = _look(tried)
+        path = None if problem else _look(tried)
+        if path is None:
+            tried.append(problem or f"{name} was installed and brought none that starts")
     if path is None:
         raise NoChromium(_what_to_do(tried))
     return path
@@ -148,8 +147,8 @@ def why_not(path: str) -> str:
 def _download() -> str:
     """Playwright's own download. Returns what went wrong, or an empty text."""
     _say(
-        "No Chromium was found; downloading playwright's into its cache, outside this folder "
-        f"(a few hundred MB, {DOWNLOAD_SECONDS // 60} minutes at most)."
+        "No Chromium that starts was found; downloading playwright's into its cache, outside this "
+        f"folder (a few hundred MB, {DOWNLOAD_SECONDS // 60} minutes at most)."
     )
     # Without the second, smaller browser that playwright would load too.
     words = ["-m", "playwright", "install", "--no-shell", "chromium"]

@@ -21,16 +21,26 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 from tests.browser import chromium
 
 COMMAND = (sys.executable, "-m", "lorarlhf.cli", "ui")
 SCREENSHOTS = "LORARLHF_SCREENSHOTS"
+NETWORK = ("http", "https", "ws", "wss")
 # Gradio takes some seconds to import, and many more when every core is busy.
 START_SECONDS = 120
 END_SECONDS = 10
 LOG_SHOWN = 6000
+# Playwright's own five seconds are short next to a test process that uses the same cores.
+expect.set_options(timeout=20_000)
 
 
 # ---- pages
@@ -47,7 +57,7 @@ class Pages:
         self.browser = browser
         self.opened: list[Page] = []
         self._contexts: list[BrowserContext] = []
-        self._hosts: set[str] = set()
+        self._hosts: set[str | None] = set()
         self._noted: list[str] = []
         self._allowed: list[str] = []
 
@@ -71,7 +81,7 @@ class Pages:
                 gave, or a file of it.
             **options: of playwright's `new_context`, as `has_touch=True`.
         """
-        self._hosts.add(urlsplit(url).hostname or "")
+        self._hosts.add(urlsplit(url).hostname)
         context = self.browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
@@ -87,23 +97,26 @@ class Pages:
 
     def _watch(self, context: BrowserContext) -> None:
         """Note what goes wrong on every page of the context, those that a page opens too."""
-        context.on("console", lambda message: self._console(message.type, message.text))
+        context.on("console", self._console)
         context.on("weberror", lambda problem: self._note(f"page error: {problem.error}"))
         context.on("request", lambda request: self._request(request.url))
         context.on("page", self._new_page)
 
     def _new_page(self, page: Page) -> None:
         self.opened.append(page)
-        page.on("websocket", lambda socket: self._request(socket.url))
+        page.on("websocket", lambda connection: self._request(connection.url))
 
-    def _console(self, kind: str, text: str) -> None:
-        if kind == "error":
-            self._note(f"console error: {text}")
+    def _console(self, message: ConsoleMessage) -> None:
+        """Note an error, with its address where the text does not say what failed to load."""
+        if message.type == "error":
+            where = message.location.get("url", "")
+            place = f" ({where})" if message.text.startswith("Failed to load") else ""
+            self._note(f"console error: {message.text}{place}")
 
     def _request(self, url: str) -> None:
-        """Addresses without a host (data:, blob:, about:) stay inside the browser."""
-        host = urlsplit(url).hostname
-        if host and host not in self._hosts:
+        """Note a request to another host; data:, blob: and about: stay inside the browser."""
+        parts = urlsplit(url)
+        if parts.scheme in NETWORK and parts.hostname not in self._hosts:
             self._note(f"outside request: {url}")
 
     def _note(self, text: str) -> None:
@@ -201,6 +214,7 @@ class Server:
                 env=self.environment,
                 start_new_session=True,
             )
+        self._gone = False
         try:
             self._wait()
         except BaseException:
@@ -239,10 +253,11 @@ class Server:
         """SIGKILL to the whole group, as when the machine goes down."""
         self._signal(signal.SIGKILL)
         self.process.wait()
+        self._gone = True
 
     def end(self) -> None:
-        """End it as Ctrl-C does; what is left of its group afterwards is killed."""
-        self._signal(signal.SIGINT)
+        """End it politely; what is left of its group afterwards is killed."""
+        self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_SECONDS)
         self.kill()
@@ -253,8 +268,10 @@ class Server:
         self.start()
 
     def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+        """To the whole group, once: the number of a group that is gone may be another's."""
+        if not self._gone:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
 
 
 def free_port() -> int:
@@ -273,7 +290,7 @@ class Servers:
 
     def __call__(
         self,
-        folder: "str | Path",
+        folder: str | Path,
         *words: str,
         env: dict[str, str] | None = None,
         command: Sequence[str] = COMMAND,

@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, ...]] = [
         *("__init__", "errors", "quiet", "runs", "data", "data_files"),
         *("backbone", "preferences", "workspace", "memory"),
     ),
-    ("generation", "rewards"),
+    ("generation", "stepwise", "rewards"),
     ("stages", "ppo", "evaluation", "report", "report_plots", "report_text", "export"),
     (
         *(

@@ -10,6 +10,7 @@ const RETRY_MS = 1500;
 let view = null; // what the server told last
 let shownAt = 0;
 let busy = false;
+let waiting = false;
 let lastVote = null; // what undo takes back
 let strength = null;
 let ranking = []; // {place, tied}; places after `cut` are not ranked
@@ -62,7 +63,13 @@ function show(told) {
   find("empty").textContent = empty;
   find("empty").hidden = !empty;
   find("item").hidden = !told.answers;
-  if (told.wait) setTimeout(() => go("begin", {}), 1000);
+  if (told.wait && !waiting) {
+    waiting = true;
+    setTimeout(() => {
+      waiting = false;
+      go("begin", {});
+    }, 1000);
+  }
   if (!told.answers) return;
   root.dataset.count = told.answers.length;
   root.dataset.streaming = told.streaming ? "yes" : "no";
@@ -131,11 +138,12 @@ function fold() {
 }
 
 function about(told) {
-  if (told.progress) {
+  if (typeof told.progress === "string") find("progress").textContent = told.progress;
+  else if (told.progress) {
     const { today, all, hour } = told.progress;
     find("progress").textContent = `${today} today · ${all} in all · ${hour} in the last hour`;
   }
-  if (told.score !== undefined) find("meter").innerHTML = told.score;
+  if (told.score !== undefined) find("meter").textContent = told.score;
   if (told.meter) drawMeter(told.meter);
 }
 
@@ -415,4 +423,5 @@ setInterval(async () => {
   }
 }, 3000);
 
+root.addEventListener("again", () => go("begin", {})); // a taste test was started beside it
 go("begin", {});

@@ -1,0 +1,146 @@
+"""Raters' passwords and logins: what is kept, what is refused, what ends."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorarlhf.errors import UserError
+from lorarlhf.preferences import accounts
+from lorarlhf.preferences.accounts import (
+    SESSION_SECONDS,
+    log_in,
+    log_out,
+    logged_in,
+    password_fits,
+    remove_password,
+    set_password,
+    with_password,
+)
+from lorarlhf.preferences.store import Store
+
+PASSWORD = "quiet harbour 7"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "preferences.sqlite")
+
+
+def on_disk(store: Store) -> bytes:
+    """All that the store's files hold, the journal among them."""
+    return b"".join(path.read_bytes() for path in store.path.parent.iterdir())
+
+
+def test_only_the_right_password_fits(store: Store) -> None:
+    set_password(store, "ann", PASSWORD)
+    store.rater("bob")  # votes, but has no password
+    assert password_fits(store, "ann", PASSWORD)
+    for name, password in (
+        ("ann", PASSWORD + " "),
+        ("ann", ""),
+        ("Ann", PASSWORD),
+        ("bob", PASSWORD),
+        ("bob", ""),
+        ("nobody", PASSWORD),
+        ("", ""),
+        ("ann'--", PASSWORD),
+    ):
+        assert not password_fits(store, name, password)
+    assert with_password(store) == ["ann"]
+
+
+def test_passwords_and_tokens_are_on_the_disk_as_hashes_only(store: Store) -> None:
+    set_password(store, "ann", PASSWORD)
+    token = log_in(store, "ann")
+    assert logged_in(store, token) == "ann"
+    kept = on_disk(store)
+    assert b"scrypt$" in kept and PASSWORD.encode() not in kept and token.encode() not in kept
+    assert hashlib.sha256(PASSWORD.encode()).hexdigest().encode() not in kept
+    store.close()
+    assert token.encode() not in on_disk(store)
+
+
+def test_equal_passwords_have_unequal_hashes(store: Store) -> None:
+    for name in ("ann", "bob"):
+        set_password(store, name, PASSWORD)
+    hashes = {row["password"] for row in store.rows("SELECT password FROM rater")}
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize("password", ["", "1234567", "       "])
+def test_short_passwords_are_refused(store: Store, password: str) -> None:
+    with pytest.raises(UserError, match="8 characters"):
+        set_password(store, "ann", password)
+    assert with_password(store) == []
+
+
+@pytest.mark.parametrize("name", ["", "  ", " ann", "ann ", "ann\nbob", "ann\x00"])
+def test_names_are_one_line_without_blanks_at_the_ends(store: Store, name: str) -> None:
+    with pytest.raises(UserError, match="one line"):
+        set_password(store, name, PASSWORD)
+
+
+def test_an_unknown_name_costs_the_same_hash(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_password(store, "ann", PASSWORD)
+    costs: list[dict[str, Any]] = []
+
+    def scrypt(password: bytes, *, salt: bytes, **cost: Any) -> bytes:
+        costs.append(cost)
+        return real(password, salt=salt, **cost)
+
+    real: Callable[..., bytes] = hashlib.scrypt
+    monkeypatch.setattr(accounts.hashlib, "scrypt", scrypt)
+    seconds = [fastest(store, name) for name in ("ann", "nobody")]
+    assert len(costs) == 6 and all(cost == costs[0] for cost in costs)
+    assert 1 / 3 < seconds[0] / seconds[1] < 3
+
+
+def fastest(store: Store, name: str) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        assert not password_fits(store, name, "wrong")
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(3))
+
+
+def test_a_login_ends_by_logout_and_by_age(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_password(store, "ann", PASSWORD)
+    first, second = log_in(store, "ann"), log_in(store, "ann")
+    assert first != second and len(first) >= 43  # 256 bits
+    log_out(store, first)
+    assert logged_in(store, first) is None and logged_in(store, second) == "ann"
+    assert logged_in(store, "") is None and logged_in(store, "ann") is None
+    now = time.time()
+    monkeypatch.setattr(accounts.time, "time", lambda: now + SESSION_SECONDS - 5)
+    assert logged_in(store, second) == "ann"
+    monkeypatch.setattr(accounts.time, "time", lambda: now + SESSION_SECONDS + 5)
+    assert logged_in(store, second) is None
+    log_in(store, "ann")  # takes the old ones out of the file
+    assert store.rows("SELECT count(*) AS n FROM session")[0]["n"] == 1
+
+
+def test_another_password_and_none_end_all_logins(store: Store) -> None:
+    for name in ("ann", "bob"):
+        set_password(store, name, PASSWORD)
+    ann, bob = log_in(store, "ann"), log_in(store, "bob")
+    set_password(store, "ann", "another harbour")
+    assert logged_in(store, ann) is None and logged_in(store, bob) == "bob"
+    assert not password_fits(store, "ann", PASSWORD)
+    remove_password(store, "bob")
+    assert logged_in(store, bob) is None and with_password(store) == ["ann"]
+    with pytest.raises(UserError, match="no rater bob"):
+        remove_password(store, "bob")
+    assert store.rater("bob")  # the rater and the votes stay
+
+
+def test_a_login_outlives_the_server(store: Store) -> None:
+    set_password(store, "ann", PASSWORD)
+    token = log_in(store, "ann")
+    store.close()
+    again = Store(store.path)
+    assert logged_in(again, token) == "ann" and password_fits(again, "ann", PASSWORD)

@@ -1,0 +1,234 @@
+"""Taste tests as plain functions: two models on held-out prompts, blind, until it is clear."""
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorarlhf.data import as_conversation, bundled, read_prompts
+from lorarlhf.errors import UserError
+from lorarlhf.evaluation.win_rate import wilson_interval
+from lorarlhf.preferences import queue
+from lorarlhf.preferences.records import SKIP, Prompt
+from lorarlhf.preferences.store import Store
+from lorarlhf_ui.ahead import Ahead
+from lorarlhf_ui.collecting import View, answer_view, cast
+from lorarlhf_ui.engine import FAILED, OFF
+from lorarlhf_ui.text import prompt_html
+
+HELD_OUT = "prompts_heldout.jsonl"
+"""A project's own held-out prompts; without this file those that come along."""
+PURPOSE = "compare"
+
+
+@dataclass(frozen=True)
+class TasteTest:
+    """Two models, by what an answer's source says, and how many prompts were wanted."""
+
+    id: int
+    first: str
+    second: str
+    wanted: int
+
+    @property
+    def blind_names(self) -> tuple[str, str]:
+        """What first and second are called until the end; not always in the same order."""
+        turned = random.Random(f"taste test {self.id}").random() < 0.5
+        return ("Y", "X") if turned else ("X", "Y")
+
+
+class Tasting:
+    """The compare page's questions, and the thread that has the answers written.
+
+    Args:
+        store: of the votes; taste tests are marked, so that nothing is trained on them unless
+            asked.
+        ahead: knows the models, the engine and how answers are sampled.
+    """
+
+    def __init__(self, store: Store, ahead: Ahead) -> None:
+        self.store, self.ahead = store, ahead
+        self.trouble = ""
+        self._wake, self._closed = threading.Event(), False
+        threading.Thread(target=self._work, daemon=True, name="tasting").start()
+
+    def close(self) -> None:
+        """Make no more answers."""
+        self._closed = True
+        self._wake.set()
+
+    # ---- tests
+
+    def start(self, first: str, second: str, wanted: int) -> TasteTest:
+        """Begin a test of two models on so many held-out prompts.
+
+        Raises:
+            UserError: the same model twice, a model that is gone, or too many prompts.
+        """
+        models = self.ahead.models
+        sources = [models.label(models.place(name)) for name in (first, second)]
+        if sources[0] == sources[1]:
+            raise UserError(f"Both sides are {sources[0]}. Choose two different models.")
+        there = len(self.prompts())
+        if not 1 <= wanted <= there:
+            raise UserError(f"There are {there} held-out prompts; take 1 to {there} of them.")
+        if self.ahead.engine.state in (OFF, FAILED):
+            raise UserError(self.ahead.engine.message or "The pages run without a model.")
+        with self.store.write() as db:
+            db.execute(
+                "INSERT INTO taste_test (first, second, wanted, created_at) VALUES (?, ?, ?, ?)",
+                (*sources, wanted, int(1000 * time.time())),
+            )
+        self._wake.set()
+        test = self.newest()
+        assert test is not None
+        return test
+
+    def newest(self) -> TasteTest | None:
+        """The test that is going on, or was last; None where there is none."""
+        rows = self.store.rows("SELECT * FROM taste_test ORDER BY id DESC LIMIT 1")
+        return _test(rows[0]) if rows else None
+
+    def all(self) -> list[TasteTest]:
+        """All tests, the newest first."""
+        return [_test(row) for row in self.store.rows("SELECT * FROM taste_test ORDER BY id DESC")]
+
+    def prompts(self) -> list[Prompt]:
+        """The held-out prompts."""
+        own = self.ahead.space.folder / HELD_OUT
+        rows = read_prompts(own if own.is_file() else bundled("prompts_heldout"))
+        return [as_conversation(row["prompt"]) for row in rows]
+
+    def made(self, test: TasteTest) -> int:
+        """For how many prompts both answers are there."""
+        found = self.store.rows("SELECT count(*) FROM item WHERE taste_test = ?", (test.id,))
+        return found[0][0]
+
+    # ---- what a page asks
+
+    def begin(self, rater: str) -> View:
+        """The next pair of the newest test, or how it went."""
+        test = self.newest()
+        if test is None:
+            return {"empty": "No taste test yet. Choose two models below and start one."}
+        shown = queue.next_shown(self.store, rater, purpose=PURPOSE, taste_test=test.id)
+        about = self._about(test, rater)
+        if shown is not None:
+            answers = [answer_view(text) for text in shown.completions]
+            token = shown.presentation.token
+            return {"token": token, "prompt": prompt_html(shown.prompt), "answers": answers} | about
+        made = self.made(test)
+        if made < test.wanted and self.trouble:
+            return {"empty": self.trouble} | about
+        if made < test.wanted:
+            return {"wait": f"Answers are being written: {made} of {test.wanted}."} | about
+        return {"empty": self.verdict(test, rater)} | about
+
+    def vote(self, rater: str, token: Any, said: dict[str, Any], milliseconds: Any) -> View:
+        """Keep a vote and give the next pair."""
+        number = cast(self.store, rater, token, said, milliseconds)
+        return self.begin(rater) | {"voted": number}
+
+    def undo(self, rater: str, expected: int | None) -> View:
+        """Take the rater's last vote in a taste test back."""
+        if self.store.undo(rater, purpose=PURPOSE, expected=expected) is None:
+            raise UserError("There is no vote of yours to take back.")
+        return self.begin(rater)
+
+    def progress(self, rater: str) -> View:
+        """How far the newest test is."""
+        test = self.newest()
+        return {} if test is None else self._about(test, rater)
+
+    # ---- results
+
+    def outcomes(self, test: TasteTest, rater: str | None = None) -> list[float]:
+        """1 where the second model won, 0 where the first did, a half for ties; skips are left out.
+
+        Args:
+            rater: only this one's votes.
+        """
+        rows = self.store.rows(
+            "SELECT c.verdict, c.ranking FROM current_judgement c "
+            "JOIN presentation p ON p.id = c.presentation_id JOIN item i ON i.id = p.item_id "
+            "JOIN rater r ON r.id = p.rater_id "
+            "WHERE i.taste_test = ? AND c.verdict NOT IN (?, 'undone') "
+            "AND (? IS NULL OR r.name = ?)",
+            (test.id, SKIP, rater, rater),
+        )
+        by_ranking = {"[[0], [1]]": 0.0, "[[1], [0]]": 1.0}
+        return [by_ranking.get(row["ranking"], 0.5) for row in rows]
+
+    def verdict(self, test: TasteTest, rater: str | None) -> str:
+        """The result with the models' names, for the end."""
+        outcomes = self.outcomes(test, rater)
+        if not outcomes:
+            return f"{test.second} against {test.first}: no votes yet."
+        return (
+            f"{test.second} against {test.first}: {_won(outcomes)} Wins of {test.second}: "
+            f"{outcomes.count(1.0)}, of {test.first}: {outcomes.count(0.0)}, ties: "
+            f"{outcomes.count(0.5)}."
+        )
+
+    def _about(self, test: TasteTest, rater: str) -> View:
+        outcomes, (first, second) = self.outcomes(test, rater), test.blind_names
+        score = f"{second} against {first}: {_won(outcomes)}" if outcomes else ""
+        return {"progress": f"{len(outcomes)} of {test.wanted} votes", "score": score}
+
+    # ---- in the thread
+
+    def _work(self) -> None:
+        while not self._closed:
+            try:
+                test = self.newest()
+                ready = self.ahead.engine.state not in (OFF, FAILED)
+                if test is not None and ready and self.made(test) < test.wanted:
+                    self._one(test)
+                    self.trouble = ""
+                    continue
+            except Exception as error:  # told on the page; tried again later
+                self.trouble = str(error)
+            self._wake.wait(5.0)
+            self._wake.clear()
+
+    def _one(self, test: TasteTest) -> None:
+        prompts = self.prompts()
+        order = random.Random(test.id).sample(range(len(prompts)), len(prompts))
+        prompt = prompts[order[self.made(test)]]
+        making = self.ahead.making()
+        places = [self.ahead.models.place(name.removeprefix("runs/")) for name in _sources(test)]
+        job = self.ahead.engine.answer(
+            prompt,
+            places,
+            temperature=making.temperature,
+            max_new_tokens=making.max_new_tokens,
+            features=True,
+        )
+        job.wait()
+        how = {"temperature": making.temperature, "max_new_tokens": making.max_new_tokens}
+        texts = [text.strip() for text in job.texts]
+        self.ahead.states.put(prompt, texts, job.value["features"])
+        self.store.add_item(
+            prompt,
+            list(zip(texts, _sources(test), strict=True)),
+            purpose=PURPOSE,
+            sampling=[how] * 2,
+            shared=True,
+            taste_test=test.id,
+        )
+
+
+def _sources(test: TasteTest) -> tuple[str, str]:
+    return test.first, test.second
+
+
+def _won(outcomes: Sequence[float]) -> str:
+    rate = sum(outcomes) / len(outcomes)
+    low, high = (round(100 * end) for end in wilson_interval(rate, len(outcomes)))
+    return f"wins {round(100 * rate)}% of {len(outcomes)} ({low} to {high}%)."
+
+
+def _test(row: Any) -> TasteTest:
+    return TasteTest(row["id"], row["first"], row["second"], row["wanted"])
