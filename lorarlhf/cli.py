@@ -33,6 +33,10 @@ STAGE_KEYS = {
     "chat": "max_prompt_tokens, plain",
     "ui": "max_prompt_tokens, plain",
 }
+# What preferences/exports.py writes; a test compares it.
+EXPORT_FORMS = (
+    *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
+)
 SUMMARIES = {
     "demo": "the whole loop on the small base, with a simulated rater",
     "new": "make a project: a folder with settings, prompts, votes and runs",
@@ -43,6 +47,8 @@ SUMMARIES = {
     "orpo": "tune the policy on preference pairs, without a reference",
     "chat": "talk to the base or to a trained policy",
     "score": "the reward role's scores of given answers",
+    "votes": "a project's votes: counts, files in and out, a backup",
+    "raters": "who votes in a project, and who can log in",
     "doctor": "check machine and installation, and name what mends them",
     "ui": "the pages in the browser: rate answers, talk to models, compare them",
 }
@@ -72,6 +78,8 @@ def build_parser() -> Parser:
         _training(stage, made[stage])
     _score(made["score"])
     _chat(made["chat"])
+    _votes(made["votes"])
+    _raters(made["raters"])
     _ui(made["ui"])
     return parser
 
@@ -191,6 +199,30 @@ def _chat(sub: Parser) -> None:
         "--max-new-tokens", type=int, default=256, help="longest answer (default: 256)"
     )
     _set_option(sub)
+
+
+def _votes(sub: Parser) -> None:
+    sub.add_argument("workspace", metavar="PROJECT", help="the project's folder")
+    one = sub.add_mutually_exclusive_group()
+    text = "add the votes of a file, each once: an export of ours, TRL, KTO, HH, ShareGPT, ..."
+    one.add_argument("--import", dest="import_file", metavar="FILE", help=text)
+    text = "write the votes for others: own (everything), " + ", ".join(EXPORT_FORMS[1:])
+    one.add_argument("--export", metavar="FORM", choices=EXPORT_FORMS, help=text)
+    one.add_argument("--backup", metavar="FILE.sqlite", help="copy the whole store, also in use")
+    sub.add_argument("--answers", metavar="FILE", help="of LLMFAO: the pairs that were judged")
+    sub.add_argument("--out", metavar="FILE.jsonl", help="where --export writes; a new file")
+    text = "what --export writes (default: train)"
+    sub.add_argument("--purpose", choices=("train", "compare", "all"), help=text)
+    sub.add_argument("--rater", metavar="NAME", help="--export this rater's votes only")
+
+
+def _raters(sub: Parser) -> None:
+    sub.add_argument("workspace", metavar="PROJECT", help="the project's folder")
+    one = sub.add_mutually_exclusive_group()
+    one.add_argument("--add", metavar="NAME", help="a rater who can log in, or a new password")
+    one.add_argument("--remove", metavar="NAME", help="ends the logins; the votes stay")
+    text = "--add takes the password from a line of standard input"
+    sub.add_argument("--password-stdin", action="store_true", help=text)
 
 
 def _ui(sub: Parser) -> None:

@@ -296,6 +296,20 @@ def new(args: Namespace) -> Result:
     return Result({"folder": str(space.folder), "prompts": prompts}, text)
 
 
+def votes(args: Namespace) -> Result:
+    """Counts of a project's votes, or files of them in and out."""
+    from lorarlhf import votes_commands
+
+    return Result(*votes_commands.votes(args))
+
+
+def raters(args: Namespace) -> Result:
+    """Who votes in a project, and who can log in."""
+    from lorarlhf import votes_commands
+
+    return Result(*votes_commands.raters(args))
+
+
 COMMANDS = {
     "demo": demo,
     "new": new,
@@ -306,6 +320,8 @@ COMMANDS = {
     "orpo": train,
     "chat": chat,
     "score": score,
+    "votes": votes,
+    "raters": raters,
     "doctor": doctor,
     "ui": ui,
 }

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,10 +86,27 @@ def test_no_command_shows_the_help_as_a_mistake(capsys: pytest.CaptureFixture[st
     assert "doctor" in mistake(capsys)
 
 
-def test_ui_says_what_to_use_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
-    error = mistake(capsys, "ui")
-    assert "later version" in error and "lorarlhf reward --data" in error
-    assert error.count("\n") == 1
+def test_ui_without_a_project_names_the_command_that_makes_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = mistake(capsys, "ui", "mine")
+    assert "lorarlhf new mine" in error
+    assert list(tmp_path.iterdir()) == []  # nobody was there to agree
+
+
+def test_ui_offers_to_make_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda: "")
+    pages = SimpleNamespace(main=lambda args: opened.append(args.workspace) or {})
+    monkeypatch.setitem(sys.modules, "lorarlhf_ui.app", pages)
+    assert main(["ui"]) == 0
+    assert opened == ["my-assistant"]
+    assert (tmp_path / "my-assistant" / "project.yaml").is_file()
+    assert main(["ui"]) == 0  # now it is found
+    assert opened == ["my-assistant"] * 2
 
 
 # ---- mistakes in the words

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +40,7 @@ def runs(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 @pytest.fixture(scope="module")
 def engine(tiny_base: Path) -> Iterator[Engine]:
-    engine = Engine(resolve("chat", sets=FAST, flags={"base": str(tiny_base)}))
+    engine = Engine(partial(resolve, "chat", sets=FAST, flags={"base": str(tiny_base)}))
     yield engine
     engine.close()
 
@@ -108,7 +111,7 @@ def test_scores_and_axes(engine: Engine, runs: list[str]) -> None:
 
 
 def test_a_base_that_is_not_there_is_told(tmp_path: Path) -> None:
-    engine = Engine(resolve("chat", flags={"base": str(tmp_path / "none")}))
+    engine = Engine(partial(resolve, "chat", flags={"base": str(tmp_path / "none")}))
     with pytest.raises(UserError, match="none"):
         ask(engine, [BASE]).wait(60)
     assert engine.state == FAILED
@@ -122,7 +125,7 @@ def test_without_a_model_every_answer_says_so() -> None:
 
 
 def test_a_killed_process_is_told_and_leaves_nothing_behind(tiny_base: Path) -> None:
-    engine = Engine(resolve("chat", sets=FAST, flags={"base": str(tiny_base)}))
+    engine = Engine(partial(resolve, "chat", sets=FAST, flags={"base": str(tiny_base)}))
     pid = engine.inspect().wait(60)["pid"]
     job = ask(engine, [BASE], tokens=4000)
     os.kill(pid, signal.SIGKILL)
@@ -133,13 +136,50 @@ def test_a_killed_process_is_told_and_leaves_nothing_behind(tiny_base: Path) -> 
         ask(engine, [BASE]).wait(5)
 
 
-def test_the_process_ends_with_the_pages(tiny_base: Path) -> None:
-    engine = Engine(resolve("chat", sets=FAST, flags={"base": str(tiny_base)}))
-    pid = engine.inspect().wait(60)["pid"]
-    engine._connection.close()  # as where the pages' process is killed
-    for _ in range(100):
-        if engine.process.exitcode is not None:
-            break
-        engine.process.join(0.1)
-        time.sleep(0.01)
-    assert engine.process.exitcode == 0 and pid == engine.process.pid
+def test_settings_that_are_wrong_are_told_by_name(tiny_base: Path) -> None:
+    told: list[str] = []
+    flags = {"base": str(tiny_base)}
+    engine = Engine(partial(resolve, "ui", sets=["bots=4"], flags=flags), on_failed=told.append)
+    with pytest.raises(UserError, match="bots"):
+        ask(engine, [BASE]).wait(60)
+    assert engine.state == FAILED and told == [engine.message]
+    engine.close()
+
+
+PAGES = """
+import sys, time
+from functools import partial
+from lorarlhf.settings import resolve
+from lorarlhf_ui.engine import Engine
+
+if __name__ == "__main__":
+    settings = partial(resolve, "chat", sets=sys.argv[2:], flags={"base": sys.argv[1]})
+    print(Engine(settings).inspect().wait(60)["pid"], flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_process_ends_with_the_pages(tiny_base: Path, tmp_path: Path) -> None:
+    program = tmp_path / "pages.py"
+    program.write_text(PAGES)
+    command = [sys.executable, str(program), str(tiny_base), *FAST]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as pages:
+        assert pages.stdout is not None
+        number = int(pages.stdout.readline())
+        os.kill(number, 0)  # it is there
+        pages.kill()
+    for _ in range(300):
+        if not is_running(number):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the model's process outlived the pages")
+
+
+def is_running(number: int) -> bool:
+    """Whether a process lives; one that nobody has waited for yet does not."""
+    stat = Path(f"/proc/{number}/stat")
+    try:
+        os.kill(number, 0)
+        return not stat.is_file() or stat.read_text().rpartition(") ")[2][0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

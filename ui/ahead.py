@@ -4,9 +4,10 @@ import hashlib
 import json
 import random
 import threading
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from lorarlhf.data import append_jsonl, as_conversation, read_prompts
 from lorarlhf.errors import UserError
@@ -20,6 +21,12 @@ from lorarlhf_ui.hidden_states import HiddenStates
 READY_ITEMS = 6
 """Items that wait for raters; where there are fewer, more are made."""
 SETTING = "collect"
+IN_VAIN_IN_A_ROW = 5
+"""After so many prompts without answers that can be compared, it is how they are made."""
+ALIKE = (
+    "The answers come out alike or empty, so there is nothing to compare. Choose a higher "
+    "temperature or another model."
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,9 @@ class Ahead:
         self.models = Models(space)
         self.trouble = ""
         self._random = random.Random()
+        self._in_vain: Counter[str] = Counter()  # asked without an item to show for it, by prompt
+        self._row = 0
+        self._file = threading.RLock()
         self._wake, self._closed = threading.Event(), False
         threading.Thread(target=self._work, daemon=True, name="ahead").start()
 
@@ -104,9 +114,7 @@ class Ahead:
         Raises:
             UserError: a value that can't be.
         """
-        self.models.place(making.model)
-        if making.against:
-            self.models.place(making.against)
+        places = [self.models.place(name) for name in (making.model, making.against) if name]
         within = (
             2 <= making.answers <= 6
             and 0 <= making.temperature <= 5
@@ -117,6 +125,11 @@ class Ahead:
             raise UserError(
                 "Answers are 2 to 6, the temperature 0 to 5, new tokens 1 to 4096, the overlap 0 "
                 "to 1."
+            )
+        if making.temperature == 0 and len(set(places)) < making.answers:
+            raise UserError(
+                "At temperature 0 a model always writes the same answer, so there is nothing to "
+                "compare. Choose a higher one."
             )
         values = (SETTING, json.dumps(asdict(making)))
         with self.store.write() as db:
@@ -149,45 +162,67 @@ class Ahead:
         return job, places, making
 
     def keep(
-        self, prompt: Prompt, job: Job, places: list[str], making: Making, **more: Any
+        self,
+        prompt: Prompt,
+        job: Job,
+        places: list[str],
+        making: Making,
+        *,
+        told: Sequence[str] | None = None,
+        store: Store | None = None,
     ) -> int | None:
-        """Put finished or stopped answers into the store as an item; None where they are alike."""
-        texts = [text.strip() for text in job.texts]
+        """Put answers into the store as an item; None where they are alike or empty.
+
+        Args:
+            told: as much of them as somebody saw, where the job goes on.
+            store: whose transaction this is part of.
+        """
+        whole = job.done and told in (None, job.texts)
+        texts = [text.strip() for text in (job.texts if told is None else told)]
         if len(set(texts)) < len(texts) or not all(texts):
             return None
-        value = job.value if isinstance(job.value, dict) else {}
+        value = job.value if whole and isinstance(job.value, dict) else {}
         ended = value.get("ended") or [False] * len(texts)
         how = {"temperature": making.temperature, "max_new_tokens": making.max_new_tokens}
         if value.get("features"):
             self.states.put(prompt, texts, value["features"])
-        return self.store.add_item(
+        return (store or self.store).add_item(
             prompt,
             [(text, self.models.label(place)) for text, place in zip(texts, places, strict=True)],
             sampling=[how | {"ended": bool(end)} for end in ended],
             shared=is_shared(_key(prompt), making.overlap),
-            **more,
         )
+
+    def in_vain(self, prompt: Prompt) -> None:
+        """A prompt was asked and gave nothing to compare: others have their turn first."""
+        with self._file:
+            self._in_vain[_key(prompt)] += 1
 
     def next_prompt(self) -> Prompt:
         """One of the project's prompts that was asked least often, drawn at random."""
-        prompts = self.prompts()
+        prompts = {_key(prompt): prompt for prompt in self.prompts()}
         rows = self.store.rows(
             "SELECT q.messages, count(*) AS asked FROM item i JOIN prompt q ON q.id = i.prompt_id "
             "WHERE i.purpose = 'train' GROUP BY q.id"
         )
-        asked = {_key(json.loads(row["messages"])): row["asked"] for row in rows}
-        fewest = min(asked.get(_key(prompt), 0) for prompt in prompts)
-        return self._random.choice([p for p in prompts if asked.get(_key(p), 0) == fewest])
+        with self._file:
+            asked = self._in_vain.copy()
+        for row in rows:
+            asked[_key(json.loads(row["messages"]))] += row["asked"]
+        fewest = min(asked[key] for key in prompts)
+        return self._random.choice([p for key, p in prompts.items() if asked[key] == fewest])
 
     def prompts(self) -> list[Prompt]:
         """The project's prompts, as conversations."""
-        return [as_conversation(row["prompt"]) for row in read_prompts(self.space.prompts)]
+        with self._file:  # not while somebody's prompt is added to it
+            return [as_conversation(row["prompt"]) for row in read_prompts(self.space.prompts)]
 
     def add_prompt(self, text: str, rater: str) -> Prompt:
         """Keep a prompt that somebody typed, in the project's file and in the store."""
         prompt = as_conversation(text)
-        if _key(prompt) not in {_key(known) for known in self.prompts()}:
-            append_jsonl(self.space.prompts, {"prompt": text})
+        with self._file:
+            if _key(prompt) not in {_key(known) for known in self.prompts()}:
+                append_jsonl(self.space.prompts, {"prompt": text})
         self.store.add_prompt(prompt, f"typed by {rater}")
         return prompt
 
@@ -209,10 +244,22 @@ class Ahead:
     def _one(self) -> None:
         prompt = self.next_prompt()
         job, places, making = self.start(prompt, urgent=False)
-        job.wait()
-        if making == self.making():  # not made as nobody wants it any more
-            self.keep(prompt, job, places, making)
+        try:
+            job.wait()
+        except UserError:
+            self.in_vain(prompt)
+            raise
+        if making != self.making():  # made as nobody wants it any more
+            return
+        if self.keep(prompt, job, places, making) is not None:
+            self._row = 0
+            return
+        self.in_vain(prompt)
+        self._row += 1
+        if self._row >= IN_VAIN_IN_A_ROW:
+            raise UserError(ALIKE)
 
 
 def _key(prompt: Prompt) -> str:
-    return hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
+    # Sorted: a prompt out of the store has its fields in another order.
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()

@@ -4,8 +4,12 @@ import contextlib
 import threading
 import webbrowser
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from lorarlhf_ui.quick_gradio import without_apps  # isort: skip  (before gradio)
 
 import fastapi
 import gradio as gr
@@ -26,13 +30,16 @@ from lorarlhf_ui.collect import collect_page
 from lorarlhf_ui.collecting import Collecting
 from lorarlhf_ui.compare import compare_page
 from lorarlhf_ui.engine import Engine
+from lorarlhf_ui.files import add_files
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
+from lorarlhf_ui.history import history_page
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
+from lorarlhf_ui.settings_page import settings_page
 from lorarlhf_ui.talking import Talking
 from lorarlhf_ui.tasting import Tasting
 
-PAGES = ("/", "/chat", "/compare")
+PAGES = ("/", "/chat", "/compare", "/history", "/settings")
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
@@ -44,6 +51,7 @@ class Pages:
     store: Store
     states: HiddenStates
     engine: Engine
+    meter: Meter
     ahead: Ahead
     collecting: Collecting
     talking: Talking
@@ -57,16 +65,20 @@ class Pages:
         self.store.close()
 
 
-def open_pages(space: Workspace, settings: Settings | None) -> Pages:
+def open_pages(space: Workspace, settings: Callable[[], Settings] | None) -> Pages:
     """Open a project for the pages; the base is loaded in the background (None: no model)."""
     store = space.store()
     states = HiddenStates(space.folder / FILE)
     meter = Meter(Store(space.folder / VOTES), states)
-    engine = Engine(settings, on_ready=lambda about: learn_space(engine, states, about))
+    engine = Engine(
+        settings,
+        on_ready=lambda about: learn_space(engine, states, about),
+        on_failed=lambda message: say_to_stderr(f"There is no model to answer: {message}"),
+    )
     ahead = Ahead(space, space.store(), engine, states)
     collecting, talking = Collecting(store, ahead, meter), Talking(store, ahead, meter)
     tasting = Tasting(store, ahead)
-    return Pages(space, store, states, engine, ahead, collecting, talking, tasting)
+    return Pages(space, store, states, engine, meter, ahead, collecting, talking, tasting)
 
 
 def learn_space(engine: Engine, states: HiddenStates, about: dict[str, Any]) -> None:
@@ -77,7 +89,7 @@ def learn_space(engine: Engine, states: HiddenStates, about: dict[str, Any]) -> 
         threading.Thread(target=lambda: states.put_axes(job.wait()), daemon=True).start()
 
 
-def build(pages: Pages) -> gr.Blocks:
+def build(pages: Pages, access: Access) -> gr.Blocks:
     """The pages themselves."""
     with gr.Blocks(title="lorarlhf", analytics_enabled=False) as blocks:
         gr.Navbar(main_page_name="Rate")
@@ -88,15 +100,25 @@ def build(pages: Pages) -> gr.Blocks:
     with blocks.route("Compare", "/compare"):
         gr.Navbar(main_page_name="Rate")
         compare_page(pages.tasting)
+    with blocks.route("History", "/history"):
+        gr.Navbar(main_page_name="Rate")
+        # A store of its own: nobody's vote waits until a long list was read.
+        history_page(pages.space.store(), pages.meter.changed, everybody=not access.login)
+    with blocks.route("Settings", "/settings"):
+        gr.Navbar(main_page_name="Rate")
+        settings_page(pages.ahead)
     return blocks
 
 
 def web_app(pages: Pages, access: Access) -> Guard:
     """The pages behind the guard, as an ASGI application."""
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    add_files(app, pages.space.store(), everybody=not access.login)  # before Gradio, which takes /
+    with without_apps():
+        blocks = build(pages, access)
     app = gr.mount_gradio_app(
         app,
-        build(pages),
+        blocks,
         path="/",
         auth_dependency=rater_of,
         theme=look.theme(),
@@ -112,7 +134,7 @@ def main(args: Namespace) -> dict[str, Any]:
     space = Workspace(args.workspace)
     settings = None
     if not args.no_model:
-        settings = resolve("ui", sets=args.set, inherited=project_settings(space))
+        settings = partial(resolve, "ui", sets=args.set, inherited=project_settings(space))
     pages = open_pages(space, settings)
     try:
         if args.lan and not accounts.with_password(pages.store):

@@ -4,16 +4,17 @@ A page sends the rater's name (known from the login, never from the page), a tok
 the order of its screen, and is told the next item.
 """
 
+import random
 import threading
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lorarlhf.errors import UserError
 from lorarlhf.preferences import queue
-from lorarlhf.preferences.records import RANKED, Prompt, Verdict
+from lorarlhf.preferences.records import RANKED, SKIP, Prompt, Verdict
 from lorarlhf.preferences.store import Store
-from lorarlhf_ui.ahead import Ahead, Making
+from lorarlhf_ui.ahead import ALIKE, Ahead, Making
 from lorarlhf_ui.engine import FAILED, OFF, Job
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.text import as_html, names_its_maker, prompt_html
@@ -25,13 +26,42 @@ STREAM_SECONDS = 1.0
 
 
 class Live:
-    """Answers that are written while a rater looks on."""
+    """Answers that are written while a rater looks on.
+
+    Attributes:
+        order: positions in the order on the screen.
+        told: as much of each answer as the rater was shown, by position.
+    """
 
     def __init__(
-        self, prompt: Prompt, job: Job, places: list[str], making: Making, order: list[int]
+        self, prompt: Prompt, job: Job, places: list[str], making: Making, own: bool
     ) -> None:
         self.prompt, self.job, self.places, self.making = prompt, job, places, making
-        self.order = order  # positions in the order on the screen
+        self.own = own  # asked by the rater
+        # There is no item yet to shuffle by.
+        self.order = random.sample(range(len(places)), len(places))
+        self.told = [""] * len(places)
+
+    def look(self) -> list[str]:
+        """The answers as they are now, in the order on the screen."""
+        self.told = list(self.job.texts)
+        return [self.told[place] for place in self.order]
+
+    def wait_for_more(self, seen: Any) -> None:
+        """Until there is other text than a page has seen, for a while."""
+        texts = [""] * len(self.order)
+        if isinstance(seen, list) and len(seen) == len(texts):
+            for place, text in zip(self.order, seen, strict=True):
+                texts[place] = text
+        self.job.wait_for_more(texts, STREAM_SECONDS)
+
+
+@dataclass
+class Settled:
+    """What a rater's live answers became, and the vote that was sent for them."""
+
+    token: str
+    vote: Any = None
 
 
 class Collecting:
@@ -39,14 +69,15 @@ class Collecting:
 
     Args:
         store: of the votes.
-        ahead: makes the answers; None where the pages run without a project's model.
+        ahead: makes the answers.
         meter: guesses the votes.
     """
 
     def __init__(self, store: Store, ahead: Ahead, meter: Meter) -> None:
         self.store, self.ahead, self.meter = store, ahead, meter
         self._live: dict[str, Live] = {}
-        self._lock = threading.Lock()
+        self._settled: dict[str, Settled] = {}
+        self._lock = threading.RLock()
 
     # ---- what a page asks
 
@@ -54,9 +85,7 @@ class Collecting:
         """What a page shows first: an item, or why there is none."""
         return self._next(rater)
 
-    def vote(
-        self, rater: str, token: Any, said: dict[str, Any], milliseconds: Any = None
-    ) -> View:
+    def vote(self, rater: str, token: Any, said: Any, milliseconds: Any = None) -> View:
         """Keep a vote and give the next item.
 
         Args:
@@ -67,15 +96,21 @@ class Collecting:
             UserError: a page that is out of date, or a verdict that does not fit.
         """
         if token == "live":
-            token = self._settle(rater)
+            token = self._live_token(rater, said, milliseconds)
+            if token is None:
+                return self._too_early(rater, said)
         number = cast(self.store, rater, token, said, milliseconds)
+        with self._lock:
+            settled = self._settled.get(rater)
+            if settled is not None and settled.token == token:
+                settled.vote = (said, milliseconds)
         self.meter.voted(rater, number)
         self.ahead.look()
         return self._next(rater) | {"voted": number}
 
-    def undo(self, rater: str, expected: int | None) -> View:
+    def undo(self, rater: str, expected: Any) -> View:
         """Take the rater's last vote back and show its item again."""
-        presentation = self.store.undo(rater, expected=expected)
+        presentation = self.store.undo(rater, expected=vote_number(expected))
         if presentation is None:
             raise UserError("There is no vote of yours to take back.")
         self.meter.changed(rater)
@@ -84,31 +119,24 @@ class Collecting:
 
     def ask(self, rater: str, text: Any) -> View:
         """Have answers written to the rater's own prompt, which is kept."""
-        text = text.strip() if isinstance(text, str) else ""
+        text = storable(text).strip() if isinstance(text, str) else ""
         if not text:
             raise UserError("Type a prompt first.")
         if len(text) > LONGEST_TEXT:
             raise UserError(f"A prompt has up to {LONGEST_TEXT} characters.")
+        prompt = self.ahead.add_prompt(text, rater)
         self._leave(rater)
-        return self._begin_live(rater, self.ahead.add_prompt(text, rater))
+        return self._begin_live(rater, prompt, own=True) | self._about(rater)
 
-    def watch(self, rater: str, seen: Sequence[str]) -> View:
+    def watch(self, rater: str, seen: Any) -> View:
         """More text of the answers that are being written, as soon as there is some."""
         live = self._live.get(rater)
         if live is None:
             return self._next(rater)
-        in_order = [seen[live.order.index(n)] for n in range(len(live.order))] if seen else []
-        live.job.wait_for_more(in_order, STREAM_SECONDS)
-        if live.job.error is not None:
-            self._leave(rater)
-            return {"empty": live.job.error, **self._about(rater)}
-        if not live.job.done:
-            return self._live_view(live)
-        token = self._settle(rater)
-        if token is None:
-            return self._next(rater)
-        shown = queue.read_shown(self.store, self.store.presentation(token, rater))
-        return self._view(shown) | self._about(rater)
+        live.wait_for_more(seen)
+        if self._live.get(rater) is live and not live.job.done:
+            return self._live_view(live)  # without counting votes, many times a second
+        return self._next(rater)
 
     def progress(self, rater: str) -> View:
         """Votes of this rater today, in all and in the last hour, and what the meter says."""
@@ -117,47 +145,92 @@ class Collecting:
     # ---- items
 
     def _next(self, rater: str) -> View:
-        if rater in self._live and not self._live[rater].job.done:
-            return self._live_view(self._live[rater]) | self._about(rater)
-        shown = queue.next_shown(self.store, rater)
-        if shown is not None:
-            return self._view(shown) | self._about(rater)
-        return self._nothing_ready(rater) | self._about(rater)
+        with self._lock:
+            view = self._live_now(rater)
+        if view is None:
+            shown = queue.next_shown(self.store, rater)
+            view = self._nothing_ready(rater) if shown is None else self._view(shown)
+        return view | self._about(rater)
+
+    def _live_now(self, rater: str) -> View | None:
+        """The live answers, which are an item once they have ended; None where there are none."""
+        live = self._live.get(rater)
+        if live is None:
+            return None
+        if not live.job.done:
+            return self._live_view(live)
+        live.look()
+        if live.job.error is None and (token := self._settle(rater, live)):
+            presentation = self.store.presentation(token, rater)
+            return self._view(queue.read_shown(self.store, presentation))
+        del self._live[rater]
+        self.ahead.in_vain(live.prompt)
+        if live.job.error is not None:
+            return {"empty": live.job.error}
+        return {"empty": ALIKE} if live.own else None
 
     def _nothing_ready(self, rater: str) -> View:
         """Answers are written before the rater's eyes, where there is a model."""
         engine = self.ahead.engine
         if engine.state in (OFF, FAILED):
             return {"empty": engine.message or NO_MODEL}
-        if self.ahead.trouble:
-            return {"empty": self.ahead.trouble}
+        if self.ahead.trouble:  # asked about again: it may pass
+            return {"empty": self.ahead.trouble, "wait": self.ahead.trouble}
         if not engine.about:
             return {"wait": "The model is being loaded. Answers will appear here in a moment."}
-        return self._begin_live(rater, self.ahead.next_prompt())
+        try:
+            return self._begin_live(rater, self.ahead.next_prompt())
+        except UserError as error:  # the vote before it is kept, and not in error
+            return {"empty": str(error)}
 
-    def _begin_live(self, rater: str, prompt: Prompt) -> View:
-        job, places, making = self.ahead.start(prompt, urgent=True)
-        order = list(range(len(places)))
-        if int(time.time_ns()) // 1000 % 2:  # there is no item yet to shuffle by
-            order.reverse()
+    def _begin_live(self, rater: str, prompt: Prompt, own: bool = False) -> View:
         with self._lock:
-            self._live[rater] = live = Live(prompt, job, places, making, order)
-        return self._live_view(live) | self._about(rater)
+            live = self._live.get(rater)  # of another tab, which was faster
+            if live is None:
+                job, places, making = self.ahead.start(prompt, urgent=True)
+                live = self._live[rater] = Live(prompt, job, places, making, own)
+                if rater in self._settled and self._settled[rater].vote is None:
+                    del self._settled[rater]
+            return self._live_view(live)
 
-    def _settle(self, rater: str) -> str | None:
-        """Make an item of the live answers as they stand; the token of its presentation."""
+    def _live_token(self, rater: str, said: Any, milliseconds: Any) -> str | None:
+        """The token of what a vote on live answers is about; None where they say too little yet.
+
+        All of them are called `live` on the page. So a vote that is sent again, since the network
+        lost the answer to the first, is known by its words and its milliseconds.
+        """
         with self._lock:
-            live = self._live.pop(rater, None)
-        if live is None:
+            live, settled = self._live.get(rater), self._settled.get(rater)
+            again = settled is not None and settled.vote == (said, milliseconds)
+            if settled is not None and again and milliseconds is not None:
+                return settled.token
+            if live is not None:
+                return self._settle(rater, live)
+            if settled is not None and settled.vote is None:
+                return settled.token  # they ended while the vote was on its way
             raise UserError("These answers are not known here any more. Reload the page.")
-        if not live.job.done:
-            self.ahead.engine.stop(live.job)
-            live.job.wait(30)
-        with self.store.write():
-            item = self.ahead.keep(live.prompt, live.job, live.places, live.making)
+
+    def _settle(self, rater: str, live: Live) -> str | None:
+        """Make an item of live answers as the rater saw them; the token of its presentation.
+
+        None where they are alike or empty; they are then left as they are.
+        """
+        with self.store.write():  # nobody else is given the item in between
+            item = self.ahead.keep(
+                live.prompt, live.job, live.places, live.making, told=live.told, store=self.store
+            )
             if item is None:
                 return None
-            return self.store.present(item, rater, shown=live.order).token
+            token = self.store.present(item, rater, shown=live.order).token
+        self._settled[rater] = Settled(token)
+        self._leave(rater)
+        return token
+
+    def _too_early(self, rater: str, said: Any) -> View:
+        if isinstance(said, dict) and said.get("verdict") == SKIP:
+            self._leave(rater)
+            return self._next(rater)
+        return {"error": TOO_EARLY, "reload": self._next(rater)}
 
     def _leave(self, rater: str) -> None:
         with self._lock:
@@ -175,7 +248,7 @@ class Collecting:
         }
 
     def _live_view(self, live: Live) -> View:
-        texts = [live.job.texts[place] for place in live.order]
+        texts = live.look()
         return {
             "token": "live",
             "streaming": True,
@@ -198,23 +271,24 @@ class Collecting:
 
 
 NO_MODEL = (
-    "There are no answers left to rate, and the pages run without a model. Import some with "
-    "`lorarlhf votes import`, or start `lorarlhf ui` without --no-model."
+    "There are no answers left to rate, and the pages run without a model. Start `lorarlhf ui` "
+    "without --no-model."
 )
+TOO_EARLY = "The answers are alike or empty so far. Wait for more of them, or skip."
 
 
-def cast(store: Store, rater: str, token: Any, said: dict[str, Any], milliseconds: Any) -> int:
+def cast(store: Store, rater: str, token: Any, said: Any, milliseconds: Any) -> int:
     """Keep a vote of a page; returns its number.
 
     Raises:
         UserError: a page that is out of date, or a verdict that does not fit.
     """
-    if not isinstance(token, str):
+    if not isinstance(token, str) or not isinstance(said, dict):
         raise UserError("This page is not known here any more. Reload it.")
     shown = queue.read_shown(store, store.presentation(token, rater))
     try:
         return store.judge(token, verdict_of(said, shown), _milliseconds(milliseconds))
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
         raise UserError(f"This vote can't be kept: {error}.") from error
 
 
@@ -222,7 +296,7 @@ def verdict_of(said: dict[str, Any], shown: queue.Shown) -> Verdict:
     """A verdict in the screen's order as one in the item's.
 
     Raises:
-        ValueError, TypeError, KeyError, IndexError: a page sent what no page sends.
+        ValueError, TypeError, LookupError, OverflowError: a page sent what no page sends.
     """
     order = shown.presentation.shown
     ranking = [[order[int(place)] for place in tier] for tier in said.get("ranking") or []]
@@ -243,7 +317,19 @@ def _text(value: Any) -> str | None:
         return None
     if len(str(value)) > LONGEST_TEXT:
         raise ValueError(f"a text has up to {LONGEST_TEXT} characters")
-    return str(value).strip()
+    return storable(str(value)).strip()
+
+
+def storable(text: str) -> str:
+    """A text without halves of characters, which no file and no store can hold."""
+    return text.encode("utf-8", "ignore").decode()
+
+
+def vote_number(value: Any) -> int | None:
+    """The number of a vote that a page names."""
+    if value is not None and not (isinstance(value, int) and 0 <= value < 2**63):
+        raise UserError("This page is not known here any more. Reload it.")
+    return value
 
 
 def _milliseconds(value: Any) -> int | None:

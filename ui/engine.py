@@ -63,8 +63,10 @@ class Engine:
     """The process with the backbone; it starts at once and loads in the background.
 
     Args:
-        settings: of the base, as `lorarlhf.settings.resolve` gives them; None for no model at all.
+        settings: gives those of the base (`lorarlhf.settings.resolve`); called in the process,
+            since it takes torch to know them. None for no model at all.
         on_ready: called (in a thread of the engine) with what the process says of itself.
+        on_failed: called with the reason where there will be no model.
 
     Attributes:
         state: `starting`, `ready`, `failed` or `off`.
@@ -74,12 +76,13 @@ class Engine:
 
     def __init__(
         self,
-        settings: Settings | None,
+        settings: Callable[[], Settings] | None,
         on_ready: Callable[[dict[str, Any]], None] = lambda about: None,
+        on_failed: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.state, self.message = OFF if settings is None else STARTING, ""
         self.about: dict[str, Any] = {}
-        self._on_ready = on_ready
+        self._on_ready, self._on_failed = on_ready, on_failed
         self._jobs: dict[int, Job] = {}
         self._count, self._lock = 0, threading.Lock()
         if settings is None:
@@ -195,11 +198,12 @@ class Engine:
             self.about, self.state = value, READY
             self._on_ready(value)
         else:
-            self.state, self.message = FAILED, value
+            self.message, self.state = value, FAILED
+            self._on_failed(value)
 
     def _end(self, number: int, **news: Any) -> None:
         if job := self._jobs.pop(number, None):
-            job.tell(done=True, **news)
+            job.tell(**news, done=True)  # last: who sees that it is done reads the rest
 
     def _lost(self) -> None:
         """The process is gone: all that wait are told."""

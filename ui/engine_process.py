@@ -8,10 +8,12 @@ is about the process itself.
 """
 
 import base64
+import contextlib
 import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,7 @@ LIVE_AT_ONCE = 4
 Ask = dict[str, Any]
 
 
-def main(connection: Connection, settings: Settings) -> None:
+def main(connection: Connection, settings: Callable[[], Settings]) -> None:
     """Load the base, say so, and work until the other end is gone."""
     with_less_haste()
     inbox: SimpleQueue[tuple[int, str, Any]] = SimpleQueue()
@@ -43,9 +45,9 @@ def main(connection: Connection, settings: Settings) -> None:
     try:
         from lorarlhf.parents import load_backbone
 
-        worker = Worker(load_backbone(settings), connection)
-    except (UserError, MemoryError, RuntimeError) as error:
-        connection.send((0, "failed", str(error)))
+        worker = Worker(load_backbone(settings()), connection)
+    except Exception as error:
+        connection.send((0, "failed", _said(error)))
         return
     worker.say_hello()
     while True:
@@ -159,6 +161,7 @@ class Worker:
                 return self._roles(job)
             if not free:
                 return None
+            self.models.pop(free[0], None)  # whatever becomes of the loading
             self.backbone.load_role(free[0], model)
             self.models[free[0]] = model
         places = {model: slot for slot, model in self.models.items()}
@@ -174,7 +177,9 @@ class Worker:
     def _finish(self, job: "Answers") -> None:
         texts, features = job.texts(), None
         if job.wants_features:
-            features = self._features([job.prompt] * len(texts), texts)
+            # Only the meter wants them: the answers are there without.
+            with contextlib.suppress(Exception):
+                features = self._features([job.prompt] * len(texts), texts)
         answer = {"texts": texts, "ended": job.ended(), "features": features}
         self.send(job.number, "done", answer)
 
@@ -210,6 +215,7 @@ class Worker:
         from lorarlhf.rewards.role import score_answers
 
         if self.reward != value["run"]:
+            self.reward = ""
             self.backbone.load_role("reward", value["run"])
             self.reward = value["run"]
         answers = value["answers"]
@@ -286,6 +292,6 @@ def unpacked(text: str) -> "np.ndarray":
 def _said(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if "out of memory" in str(error).lower():
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "There is not enough memory for this. Make the answers shorter or fewer."
     return f"{type(error).__name__}: {error}"

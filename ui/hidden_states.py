@@ -1,5 +1,6 @@
 """Kept hidden states of answers: a cache beside the store, which may be deleted at any time."""
 
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -43,9 +44,9 @@ class HiddenStates:
             self._db.execute("INSERT INTO last VALUES (?)", (space,))
 
     def put(self, prompt: Prompt, answers: Sequence[str], rows: Sequence[str]) -> None:
-        """Keep packed rows."""
+        """Keep packed rows, where the disk lets us: no vote is lost for want of them."""
         keys = [self._key(prompt, answer) for answer in answers]
-        with self._lock:
+        with self._lock, contextlib.suppress(sqlite3.OperationalError):
             self._db.executemany(
                 "INSERT OR REPLACE INTO state VALUES (?, ?)", list(zip(keys, rows, strict=True))
             )
@@ -76,5 +77,6 @@ class HiddenStates:
         return None if row is None else np.stack([unpacked(text) for text in json.loads(row[0])])
 
     def _key(self, prompt: Prompt, answer: str) -> str:
-        whole = json.dumps([self.space, prompt, answer])
+        # Sorted: a prompt out of the store has its fields in another order.
+        whole = json.dumps([self.space, prompt, answer], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()

@@ -8,6 +8,7 @@ hidden states and runs in a thread of its own.
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.preferences.exports import better_and_worse
@@ -16,14 +17,32 @@ from lorarlhf.preferences.store import Store
 from lorarlhf_ui.hidden_states import HiddenStates
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from lorarlhf.rewards.fit import HeadFit, VoteFit
 
-MOST_VOTES = 400
-"""Newest votes that the head is fitted to: the fit's time grows with their third power."""
-FEWEST_VOTES = 4
+MOST_PAIRS = 400
+"""Newest pairs that the head is fitted to: the fit's time grows with their third power."""
+FEWEST_PAIRS = 4
 """Before so many there is no guess."""
 NEWEST_GUESSES = 100
 """The report is about so many of the newest guesses: the head of today, not that of the start."""
+
+
+@dataclass
+class Learned:
+    """What is known of a rater.
+
+    Attributes:
+        space: of the hidden states, and whether its style axes were known.
+        head: None while there are too few pairs.
+        votes: that the head was fitted to.
+    """
+
+    space: tuple[str, bool]
+    fit: "VoteFit"
+    head: "HeadFit | None" = None
+    votes: set[int] = field(default_factory=set)
 
 
 class Meter:
@@ -37,7 +56,8 @@ class Meter:
 
     def __init__(self, store: Store, states: HiddenStates) -> None:
         self.store, self.states = store, states
-        self._fits: dict[str, tuple[VoteFit, HeadFit | None]] = {}
+        self._learned: dict[str, Learned] = {}
+        self._done: set[int] = set()
         self._asked: deque[tuple[str, int | None]] = deque()
         self._wake = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="meter").start()
@@ -93,7 +113,7 @@ class Meter:
             try:
                 self._do(rater, vote)
             except Exception as error:  # the meter must never stand in the way of voting
-                self._fits.pop(rater, None)
+                self._learned.pop(rater, None)
                 print(f"The meter left a vote of {rater} out: {error}")
             with self._wake:
                 self._asked.popleft()
@@ -101,33 +121,55 @@ class Meter:
 
     def _do(self, rater: str, number: int | None) -> None:
         if number is None:
-            self._fits[rater] = self._learn(rater, before=None)
+            self._learned[rater] = self._learn(rater)
             return
         vote = self.store.vote(number)
-        if vote is None or vote.purpose != "train":
+        if vote is None or vote.purpose != "train" or number in self._done:
             return
-        if rater not in self._fits:
-            self._fits[rater] = self._learn(rater, before=number)
-        fit, head = self._fits[rater]
-        if head is not None:
-            self._guess(vote, head, len(fit))
-        if not _add(fit, vote, self.states):
+        self._done.add(number)  # a second click sends the same vote
+        known = self._learned.get(rater)
+        # What was read from the store meanwhile may have this vote in it; it must not guess it.
+        if known is None or number in known.votes or known.space != self._space():
+            known = self._learned[rater] = self._learn(rater, before=vote)
+        if known.head is not None:
+            self._guess(vote, known.head, len(known.votes))
+        if not self._teach(known, vote):
             return
-        full = len(fit) > MOST_VOTES
-        few = 3 * MOST_VOTES // 4  # so that not every vote from here on reads all of them anew
-        self._fits[rater] = self._learn(rater, None, few) if full else (fit, _fitted(fit))
+        if len(known.fit) > MOST_PAIRS:  # by a quarter fewer, so that not every vote gets here
+            self._learned[rater] = self._learn(rater, most=3 * MOST_PAIRS // 4)
+        else:
+            known.head = _fitted(known.fit)
 
-    def _learn(
-        self, rater: str, before: int | None, newest: int = MOST_VOTES
-    ) -> "tuple[VoteFit, HeadFit | None]":
-        """A fit to the rater's votes as they stand."""
+    def _space(self) -> tuple[str, bool]:
+        return self.states.space, self.states.axes() is not None
+
+    def _learn(self, rater: str, before: Vote | None = None, most: int = MOST_PAIRS) -> Learned:
+        """A fit to the rater's newest votes as they stand, those cast before a vote."""
         from lorarlhf.rewards.fit import VoteFit
 
-        fit = VoteFit(self.states.axes())
-        for vote in self.store.votes(rater=rater, purpose="train", newest=newest):
-            if vote.id != before and len(fit) < MOST_VOTES:
-                _add(fit, vote, self.states)
-        return fit, _fitted(fit)
+        found: list[Vote] = []
+        pairs = 0
+        for vote in reversed(self.store.votes(rater=rater, purpose="train", newest=MOST_PAIRS)):
+            if before is not None and (vote.created_at, vote.id) >= (before.created_at, before.id):
+                continue
+            pairs += len(_pairs(vote, self.states))
+            if pairs > most:
+                break
+            found.append(vote)
+        known = Learned(self._space(), VoteFit(self.states.axes()))
+        for vote in reversed(found):
+            self._teach(known, vote)
+        known.head = _fitted(known.fit)
+        return known
+
+    def _teach(self, known: Learned, vote: Vote) -> bool:
+        """Add a vote's pairs; False where it has none, or its hidden states are not known."""
+        pairs = _pairs(vote, self.states)
+        for better, worse in pairs:
+            known.fit.add(better, worse, str(vote.prompt))
+        if pairs:
+            known.votes.add(vote.id)
+        return bool(pairs)
 
     def _guess(self, vote: Vote, head: "HeadFit", votes: int) -> None:
         best = vote.verdict.ranking[0] if vote.verdict.verdict == RANKED else []
@@ -141,23 +183,19 @@ class Meter:
             db.execute("INSERT OR IGNORE INTO guess VALUES (?, ?, ?, ?, ?, ?)", values)
 
 
-def _add(fit: "VoteFit", vote: Vote, states: HiddenStates) -> bool:
-    """Add a vote's pairs; False where it has none, or its hidden states are not known."""
-    pairs = list(better_and_worse(vote))
-    known = states.get(vote.prompt, vote.completions)
-    if not pairs or known is None:
-        return False
+def _pairs(vote: Vote, states: HiddenStates) -> "list[tuple[np.ndarray, np.ndarray]]":
+    """Hidden states of the better and the worse answer, of each pair that a vote orders."""
+    texts = list(better_and_worse(vote))
+    known = states.get(vote.prompt, vote.completions) if texts else None
+    if known is None:
+        return []
     rows = dict(zip(vote.completions, known, strict=True))
-    added = False
-    for better, worse in pairs:
-        if better in rows and worse in rows:  # not an answer that the rater wrote
-            fit.add(rows[better], rows[worse], str(vote.prompt))
-            added = True
-    return added
+    # An answer that the rater wrote has none.
+    return [(rows[a], rows[b]) for a, b in texts if a in rows and b in rows]
 
 
 def _fitted(fit: "VoteFit") -> "HeadFit | None":
-    return fit.fit() if len(fit) >= FEWEST_VOTES else None
+    return fit.fit() if len(fit) >= FEWEST_PAIRS else None
 
 
 def _share_on_top(scores: list[float], best: list[int]) -> float:

@@ -14,7 +14,7 @@ from lorarlhf.errors import UserError
 from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, RANKED, TIE, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui.ahead import Ahead
-from lorarlhf_ui.collecting import LONGEST_TEXT
+from lorarlhf_ui.collecting import LONGEST_TEXT, storable
 from lorarlhf_ui.engine import Job
 from lorarlhf_ui.meter import Meter
 
@@ -87,7 +87,7 @@ class Talking:
     def __init__(self, store: Store, ahead: Ahead, meter: Meter) -> None:
         self.store, self.ahead, self.meter = store, ahead, meter
         self._talks: dict[str, Talk] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def talk(self, rater: str) -> Talk:
         """The rater's conversation; a new one where there is none."""
@@ -96,16 +96,19 @@ class Talking:
 
     def anew(self, rater: str) -> Talk:
         """Forget the conversation."""
-        self.stop(rater)
         with self._lock:
-            self._talks[rater] = Talk()
-            return self._talks[rater]
+            old, new = self.talk(rater), Talk()
+            self._talks[rater] = new  # first, so that the old one's end is not shown
+        self._stop(old)
+        return new
 
     def stop(self, rater: str) -> None:
         """End the answers that are being written, where they are."""
-        job = self.talk(rater).job
-        if job is not None and not job.done:
-            self.ahead.engine.stop(job)
+        self._stop(self.talk(rater))
+
+    def _stop(self, talk: Talk) -> None:
+        if talk.job is not None and not talk.job.done:
+            self.ahead.engine.stop(talk.job)
 
     def say(
         self,
@@ -116,29 +119,43 @@ class Talking:
         system: str = "",
         temperature: float = 0.7,
         max_new_tokens: int = 256,
+        at: int | None = None,
     ) -> Iterator[Talk]:
         """Ask something; gives the conversation again and again while the answers grow.
 
+        Where it fails the conversation is as it was.
+
         Args:
             names: of one or two models, as `Models.names` has them.
+            at: the turn in whose place it comes, and of all after it; None to go on.
 
         Raises:
             UserError: nothing was asked, a model is gone, or the engine says why it can't.
         """
-        text = (text or "").strip()
+        text = storable(text or "").strip()
         if not text:
             raise UserError("Type something first.")
         if len(text) > LONGEST_TEXT:
             raise UserError(f"A message has up to {LONGEST_TEXT} characters.")
         places = [self.ahead.models.place(name) for name in names]
-        talk = self.talk(rater)
-        if talk.job is not None and not talk.job.done:
-            raise UserError("Still answering. Stop that first.")
-        if not talk.turns:
-            talk.system = (system or "").strip()
-        talk.options = {"temperature": float(temperature), "max_new_tokens": int(max_new_tokens)}
-        talk.turns.append(Turn(text, places, [""] * len(places)))
-        yield from self._answer(talk)
+        with self._lock:  # another tab may ask at the same time
+            talk = self.talk(rater)
+            if talk.job is not None and not talk.job.done:
+                raise UserError("Still answering. Stop that first.")
+            before = talk.system, talk.turns, talk.options
+            talk.turns = [*talk.turns[:at], Turn(text, places, [""] * len(places))]
+            if len(talk.turns) == 1:
+                talk.system = storable(system or "").strip()
+            talk.options = {
+                "temperature": float(temperature),
+                "max_new_tokens": int(max_new_tokens),
+            }
+            job = talk.job = self._begin(talk)
+        yield from self._follow(rater, talk, job)
+        if job.error is not None and talk.job is job:
+            talk.system, talk.turns, talk.options = before
+        if job.error is not None:
+            raise UserError(job.error)
 
     def retry(self, rater: str, names: list[str], **options: Any) -> Iterator[Talk]:
         """Answer the last question again."""
@@ -151,27 +168,27 @@ class Talking:
         self, rater: str, number: int, text: str, names: list[str], **options: Any
     ) -> Iterator[Talk]:
         """Ask a question in other words; what came after it is dropped."""
-        talk = self.talk(rater)
-        if talk.job is not None and not talk.job.done:
-            raise UserError("Still answering. Stop that first.")
-        dropped, talk.turns = talk.turns[number:], talk.turns[:number]
-        try:
-            yield from self.say(rater, text, names, **options)
-        except UserError:
-            if len(talk.turns) <= number:  # nothing came in its place
-                talk.turns += dropped
-            raise
+        if not 0 <= number < len(self.talk(rater).turns):
+            raise UserError("This question is not known here any more. Reload the page.")
+        yield from self.say(rater, text, names, at=number, **options)
 
     def vote(self, rater: str, which: str) -> Talk:
         """Keep a vote on the last two answers; the conversation goes on with the better one."""
-        talk = self.talk(rater)
-        turn = talk.turns[-1] if talk.turns else None
-        if turn is None or len(turn.answers) < 2 or (talk.job and not talk.job.done):
-            raise UserError("There are no two finished answers to compare.")
-        if turn.vote is not None:
-            raise UserError("You have voted on these. Correct it on the History page.")
-        if not all(answer.strip() for answer in turn.answers):
-            raise UserError("One of the answers is empty; retry first.")
+        with self._lock:  # a second click waits, and finds the vote
+            talk = self.talk(rater)
+            turn = talk.turns[-1] if talk.turns else None
+            if turn is None or len(turn.answers) < 2 or (talk.job and not talk.job.done):
+                raise UserError("There are no two finished answers to compare.")
+            if turn.vote is not None:
+                raise UserError("You have voted on these. Correct it on the History page.")
+            if not all(answer.strip() for answer in turn.answers):
+                raise UserError("One of the answers is empty; retry first.")
+            turn.vote = self._keep(rater, talk, turn, VERDICTS[which])
+            turn.chosen = 1 if which == "right" else 0
+        self.meter.voted(rater, turn.vote)
+        return talk
+
+    def _keep(self, rater: str, talk: Talk, turn: Turn, verdict: Verdict) -> int:
         labels = [self.ahead.models.label(place) for place in turn.models]
         with self.store.write():
             item = self.store.add_item(
@@ -181,10 +198,7 @@ class Talking:
                 origin={"page": "chat"},
             )
             shown = self.store.present(item, rater, shown=[0, 1])
-            turn.vote = self.store.judge(shown.token, VERDICTS[which])
-        turn.chosen = 1 if which == "right" else 0
-        self.meter.voted(rater, turn.vote)
-        return talk
+            return self.store.judge(shown.token, verdict)
 
     def score(self, rater: str) -> Talk:
         """The newest reward role's scores of the last answers.
@@ -202,23 +216,38 @@ class Talking:
             turn = talk.turns[-1]
             prompt = talk.prompt(len(talk.turns) - 1)
             folder = Path(run) / "adapters" / "reward"
-            turn.scores = self.ahead.engine.scores(folder, prompt, turn.answers).wait(120)
+            try:
+                turn.scores = self.ahead.engine.scores(folder, prompt, turn.answers).wait(120)
+            except TimeoutError as error:
+                raise UserError("The model is busy. Ask for the scores again later.") from error
         return talk
 
-    def _answer(self, talk: Talk) -> Iterator[Talk]:
-        turn, prompt = talk.turns[-1], talk.prompt(len(talk.turns) - 1)
-        job = talk.job = self.ahead.engine.answer(
-            prompt, turn.models, urgent=True, features=len(turn.models) > 1, **talk.options
+    def _begin(self, talk: Talk) -> Job:
+        models = talk.turns[-1].models
+        return self.ahead.engine.answer(
+            talk.prompt(len(talk.turns) - 1),
+            models,
+            urgent=True,
+            features=len(models) > 1,
+            **talk.options,
         )
-        seen: list[str] = []
-        while not job.done:
-            yield talk
-            job.wait_for_more(seen, SECONDS_A_LOOK)
-            seen = turn.answers = list(job.texts)
+
+    def _follow(self, rater: str, talk: Talk, job: Job) -> Iterator[Talk]:
+        """Give the conversation while its last answers grow, unless a new one was begun."""
+        turn, prompt = talk.turns[-1], talk.prompt(len(talk.turns) - 1)
+        try:
+            while not job.done:
+                if self.talk(rater) is talk:
+                    yield talk
+                job.wait_for_more(turn.answers, SECONDS_A_LOOK)
+                turn.answers = list(job.texts)
+        finally:
+            if not job.done:  # nobody looks on any more
+                self.ahead.engine.stop(job)
         if job.error is not None:
-            talk.turns.remove(turn)
-            raise UserError(job.error)
+            return
         turn.answers = list(job.texts)
         if job.value.get("features"):
             self.ahead.states.put(prompt, turn.answers, job.value["features"])
-        yield talk
+        if self.talk(rater) is talk:
+            yield talk

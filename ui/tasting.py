@@ -1,5 +1,6 @@
 """Taste tests as plain functions: two models on held-out prompts, blind, until it is clear."""
 
+import json
 import random
 import threading
 import time
@@ -14,7 +15,7 @@ from lorarlhf.preferences import queue
 from lorarlhf.preferences.records import SKIP, Prompt
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui.ahead import Ahead
-from lorarlhf_ui.collecting import View, answer_view, cast
+from lorarlhf_ui.collecting import NO_MODEL, View, answer_view, cast, vote_number
 from lorarlhf_ui.engine import FAILED, OFF
 from lorarlhf_ui.text import prompt_html
 
@@ -96,10 +97,11 @@ class Tasting:
         return [_test(row) for row in self.store.rows("SELECT * FROM taste_test ORDER BY id DESC")]
 
     def prompts(self) -> list[Prompt]:
-        """The held-out prompts."""
+        """The held-out prompts, each once."""
         own = self.ahead.space.folder / HELD_OUT
         rows = read_prompts(own if own.is_file() else bundled("prompts_heldout"))
-        return [as_conversation(row["prompt"]) for row in rows]
+        prompts = [as_conversation(row["prompt"]) for row in rows]
+        return list({_key(prompt): prompt for prompt in prompts}.values())
 
     def made(self, test: TasteTest) -> int:
         """For how many prompts both answers are there."""
@@ -119,23 +121,39 @@ class Tasting:
             answers = [answer_view(text) for text in shown.completions]
             token = shown.presentation.token
             return {"token": token, "prompt": prompt_html(shown.prompt), "answers": answers} | about
-        made = self.made(test)
-        if made < test.wanted and self.trouble:
-            return {"empty": self.trouble} | about
-        if made < test.wanted:
-            return {"wait": f"Answers are being written: {made} of {test.wanted}."} | about
-        return {"empty": self.verdict(test, rater)} | about
+        made, engine = self.made(test), self.ahead.engine
+        if made >= test.wanted:
+            return {"empty": self.verdict(test, rater)} | about
+        if engine.state in (OFF, FAILED):
+            return {"empty": engine.message or NO_MODEL} | about
+        if self.trouble:  # asked about again: it may pass
+            return {"empty": self.trouble, "wait": self.trouble} | about
+        return {"wait": f"Answers are being written: {made} of {test.wanted}."} | about
 
-    def vote(self, rater: str, token: Any, said: dict[str, Any], milliseconds: Any) -> View:
+    def vote(self, rater: str, token: Any, said: Any, milliseconds: Any = None) -> View:
         """Keep a vote and give the next pair."""
         number = cast(self.store, rater, token, said, milliseconds)
         return self.begin(rater) | {"voted": number}
 
-    def undo(self, rater: str, expected: int | None) -> View:
-        """Take the rater's last vote in a taste test back."""
-        if self.store.undo(rater, purpose=PURPOSE, expected=expected) is None:
+    def undo(self, rater: str, expected: Any) -> View:
+        """Take the rater's last vote in the newest test back; earlier tests are over."""
+        last = self._last_vote(rater, vote_number(expected))
+        if last is None or self.store.undo(rater, purpose=PURPOSE, expected=last) is None:
             raise UserError("There is no vote of yours to take back.")
         return self.begin(rater)
+
+    def _last_vote(self, rater: str, expected: int | None) -> int | None:
+        test = self.newest()
+        rows = self.store.rows(
+            "SELECT j.id FROM judgement j JOIN presentation p ON p.id = j.presentation_id "
+            "JOIN item i ON i.id = p.item_id JOIN rater r ON r.id = p.rater_id "
+            "WHERE i.taste_test = ? AND r.name = ? AND j.verdict != 'undone' AND CASE WHEN ?3 IS "
+            "NULL THEN NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id) "
+            "ELSE j.id = ?3 END "
+            "ORDER BY j.voted_at DESC, j.id DESC LIMIT 1",
+            (test.id if test else None, rater, expected),
+        )
+        return rows[0]["id"] if rows else None
 
     def progress(self, rater: str) -> View:
         """How far the newest test is."""
@@ -158,8 +176,8 @@ class Tasting:
             "AND (? IS NULL OR r.name = ?)",
             (test.id, SKIP, rater, rater),
         )
-        by_ranking = {"[[0], [1]]": 0.0, "[[1], [0]]": 1.0}
-        return [by_ranking.get(row["ranking"], 0.5) for row in rows]
+        best = [json.loads(row["ranking"] or "[[0, 1]]")[0] for row in rows]
+        return [sum(places) / len(places) for places in best]
 
     def verdict(self, test: TasteTest, rater: str | None) -> str:
         """The result with the models' names, for the end."""
@@ -194,9 +212,7 @@ class Tasting:
             self._wake.clear()
 
     def _one(self, test: TasteTest) -> None:
-        prompts = self.prompts()
-        order = random.Random(test.id).sample(range(len(prompts)), len(prompts))
-        prompt = prompts[order[self.made(test)]]
+        prompt = self._next_prompt(test)
         making = self.ahead.making()
         places = [self.ahead.models.place(name.removeprefix("runs/")) for name in _sources(test)]
         job = self.ahead.engine.answer(
@@ -209,7 +225,8 @@ class Tasting:
         job.wait()
         how = {"temperature": making.temperature, "max_new_tokens": making.max_new_tokens}
         texts = [text.strip() for text in job.texts]
-        self.ahead.states.put(prompt, texts, job.value["features"])
+        if job.value.get("features"):
+            self.ahead.states.put(prompt, texts, job.value["features"])
         self.store.add_item(
             prompt,
             list(zip(texts, _sources(test), strict=True)),
@@ -218,6 +235,26 @@ class Tasting:
             shared=True,
             taste_test=test.id,
         )
+
+    def _next_prompt(self, test: TasteTest) -> Prompt:
+        """One that the test has not asked yet, also where the file was changed meanwhile."""
+        rows = self.store.rows(
+            "SELECT q.messages FROM item i JOIN prompt q ON q.id = i.prompt_id "
+            "WHERE i.taste_test = ?",
+            (test.id,),
+        )
+        asked = {_key(json.loads(row["messages"])) for row in rows}
+        left = [prompt for prompt in self.prompts() if _key(prompt) not in asked]
+        if not left:
+            raise UserError(
+                f"There are {len(asked)} held-out prompts now, and this test wanted {test.wanted}. "
+                "Add some, or start a new test."
+            )
+        return random.Random(f"{test.id} {len(asked)}").choice(left)
+
+
+def _key(prompt: Prompt) -> str:
+    return json.dumps(prompt, sort_keys=True)
 
 
 def _sources(test: TasteTest) -> tuple[str, str]:

@@ -10,23 +10,16 @@ from markdown_it import MarkdownIt
 from lorarlhf.preferences.records import Prompt
 
 MAKERS = (
-    *("openai", "chatgpt", "gpt-?[345]\\w*", "anthropic", "claude", "google", "bard", "gemini"),
-    *(
-        "gemma",
-        "meta ai",
-        "llama",
-        "mistral",
-        "mixtral",
-        "alibaba",
-        "qwen",
-        "deepseek",
-        "microsoft",
-    ),
-    *("phi-?[1234]\\w*", "smollm\\d?", "hugging ?face", "vicuna", "alpaca", "grok", "cohere"),
+    *("openai", "chatgpt", "gpt-?[345]\\w*", "anthropic", "claude", "bard", "gemini", "gemma"),
+    *("meta ai", "llama", "mistral", "mixtral", "qwen", "deepseek", "phi-?[1234]\\w*"),
+    *("smollm\\d?", "hugging ?face", "vicuna", "alpaca", "grok", "cohere"),
+    # They are known for other things, too.
+    r"(?<=\bby )(?:google|microsoft|alibaba|amazon|apple|meta)",
 )
 _MAKER = re.compile(rf"\b({'|'.join(MAKERS)})\b", re.IGNORECASE)
 _SELF = re.compile(
-    r"\b(i am|i'm|i was|my name is|as an?|call me|trained by|created by|made by|developed by)\b",
+    r"\b(i am|i['\u2019]m|i was|my name is|call me|(trained|created|made|developed|built) by|"
+    r"as an? (ai|language|large|virtual|assistant|model|chatbot))\b",
     re.IGNORECASE,
 )
 _NEAR = 60
@@ -38,8 +31,14 @@ def _markdown() -> MarkdownIt:
     # fetched because a model wrote an address.
     rules = MarkdownIt("js-default", {"html": False, "linkify": False, "typographer": False})
     rules.disable("image")
+    rules.validateLink = _is_web_link  # type: ignore[assignment]
     rules.add_render_rule("link_open", _link)
     return rules
+
+
+def _is_web_link(address: str) -> bool:
+    scheme = re.match(r"\s*([^/?#]*):", address)
+    return scheme is None or scheme[1].lower() in ("http", "https", "mailto")
 
 
 def _link(self: Any, tokens: Any, place: int, options: Any, env: Any) -> str:

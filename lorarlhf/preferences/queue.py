@@ -36,8 +36,9 @@ def next_shown(
 ) -> Shown | None:
     """What the rater has open, or the next item of the queue, which it is then shown.
 
-    In this order: what was shown and not judged; now and then a repeat; what is asked of every
-    rater; what nobody has seen; what somebody else left. None where nothing is waiting.
+    In this order: what was shown and not judged, unless somebody else was given it since; now and
+    then a repeat; what is asked of every rater; what nobody has seen; what somebody else left. None
+    where nothing is waiting.
     """
     with store.write():  # no two raters are given the same item of which one answer is wanted
         rater_id = store.rater(rater)
@@ -80,8 +81,12 @@ def is_shared(prompt_digest: str, share: float) -> bool:
 
 def _open(store: Store, rater_id: int, purpose: str, test: int | None) -> Presentation | None:
     rows = store.rows(
-        "SELECT p.* FROM presentation p JOIN item i ON i.id = p.item_id "
+        # By the index of what is open: without being told SQLite reads all that was ever shown.
+        "SELECT p.* FROM presentation p INDEXED BY open_presentation "
+        "JOIN item i ON i.id = p.item_id "
         "WHERE p.rater_id = ? AND p.open = 1 AND i.purpose = ? AND i.taste_test IS ? "
+        "AND (i.shared = 1 OR p.repeats IS NOT NULL OR NOT EXISTS (SELECT 1 FROM presentation q "
+        "WHERE q.item_id = p.item_id AND q.rater_id != p.rater_id AND q.id > p.id)) "
         "ORDER BY p.id DESC LIMIT 1",
         (rater_id, purpose, test),
     )
@@ -94,7 +99,10 @@ def _repeat(
     """Now and then, an item that the rater judged some votes ago."""
     rows: list[Any] = store.rows(
         "SELECT p.id, p.item_id, p.repeats FROM presentation p JOIN item i ON i.id = p.item_id "
-        "WHERE p.rater_id = ? AND p.open = 0 AND i.purpose = ? ORDER BY p.id DESC LIMIT ?",
+        "WHERE p.rater_id = ? AND p.open = 0 AND i.purpose = ? AND NOT EXISTS "
+        "(SELECT 1 FROM judgement j WHERE j.presentation_id = p.id AND j.verdict = 'undone' "
+        "AND NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id)) "
+        "ORDER BY p.id DESC LIMIT ?",
         (rater_id, purpose, 2 * REPEAT_AFTER),
     )
     if len(rows) <= REPEAT_AFTER or _fraction(f"{rater} {rows[0]['id']}") >= share:
@@ -103,7 +111,7 @@ def _repeat(
         asked = store.rows(
             "SELECT 1 FROM presentation WHERE repeats = ? UNION ALL "
             "SELECT 1 FROM current_judgement WHERE presentation_id = ? "
-            "AND verdict IN ('skip', 'undone')",
+            "AND verdict = 'skip'",
             (row["id"], row["id"]),
         )
         if row["repeats"] is None and not asked:
@@ -113,7 +121,7 @@ def _repeat(
 
 def _waiting(store: Store, rater_id: int, purpose: str, test: int | None) -> int | None:
     """An item for this rater: one asked of all, one that nobody has seen, or one left open."""
-    stale = time.time() - STALE_SECONDS
+    stale = int(1000 * (time.time() - STALE_SECONDS))
     queries: tuple[tuple[str, tuple[Any, ...]], ...] = (
         (
             "SELECT id FROM item i WHERE purpose = ? AND taste_test IS ? AND shared = 1 "
@@ -130,8 +138,9 @@ def _waiting(store: Store, rater_id: int, purpose: str, test: int | None) -> int
             "SELECT i.id FROM presentation p JOIN item i ON i.id = p.item_id "
             "WHERE p.open = 1 AND i.purpose = ? AND i.taste_test IS ? AND p.rater_id != ? "
             "AND p.created_at < ? AND NOT EXISTS (SELECT 1 FROM presentation q "
-            "WHERE q.item_id = i.id AND (q.open = 0 OR q.rater_id = ?)) ORDER BY p.id LIMIT 1",
-            (purpose, test, rater_id, int(1000 * stale), rater_id),
+            "WHERE q.item_id = i.id AND (q.open = 0 OR q.rater_id = ? OR q.created_at >= ?)) "
+            "ORDER BY p.id LIMIT 1",
+            (purpose, test, rater_id, stale, rater_id, stale),
         ),
     )
     for query, values in queries:

@@ -29,6 +29,7 @@ FLOORS: list[tuple[str, ...]] = [
             "training",
             "training_ppo",
             "workspace_commands",
+            "votes_commands",
         ),
         *("chat", "doctor", "demo", "demo_verdict", "commands", "cli"),
     ),

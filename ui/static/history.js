@@ -101,7 +101,7 @@ function line(row, rater) {
   const button = make("button");
   button.type = "button";
   button.setAttribute("aria-expanded", "false");
-  button.append(make("span", "said"), make("span", "asked"), make("span", "about"));
+  button.append(make("span", "verdict"), make("span", "asked"), make("span", "about"));
   button.addEventListener("click", () => (item === opened ? close() : open(item)));
   item.append(button);
   fill(item, row, rater);
@@ -110,13 +110,13 @@ function line(row, rater) {
 
 function fill(item, row, rater) {
   item.dataset.rater = rater;
-  item.querySelector(".said").textContent = row.said;
+  item.querySelector(".verdict").textContent = row.said;
   item.querySelector(".asked").textContent = row.prompt || "(an empty prompt)";
   const about = [when(row.when)];
   if (row.rater !== rater) about.push(row.rater);
   if (row.purpose === "compare") about.push("taste test");
-  if (row.noted) about.push("with a note");
-  if (row.edited) about.push("with an own answer");
+  if (row.noted) about.push("note");
+  if (row.edited) about.push("own answer");
   item.querySelector(".about").textContent = about.join(" · ");
 }
 
@@ -177,10 +177,9 @@ function draw(item, vote) {
 }
 
 function facts(vote) {
-  const said = [vote.said, when(vote.when)];
-  if (vote.milliseconds !== null) said.push(`after ${lasted(vote.milliseconds)}`);
+  const said = [vote.purpose === "compare" ? "In a taste test" : "For training"];
   if (vote.rater) said.push(`by ${vote.rater}`);
-  said.push(vote.purpose === "compare" ? "in a taste test" : "for training");
+  if (vote.milliseconds !== null) said.push(`after ${lasted(vote.milliseconds)}`);
   if (vote.repeat) said.push("asked a second time");
   return said.join(" · ");
 }

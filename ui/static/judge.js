@@ -63,6 +63,7 @@ function show(told) {
   find("empty").textContent = empty;
   find("empty").hidden = !empty;
   find("item").hidden = !told.answers;
+  find("back").hidden = !told.empty || !voted(told.progress);
   if (told.wait && !waiting) {
     waiting = true;
     setTimeout(() => {
@@ -91,6 +92,7 @@ function start(count) {
   cut = count;
   picked = 0;
   confirmed = false;
+  find("ranking").replaceChildren();
   drawRanking();
   for (const card of root.querySelectorAll(".answer")) card.classList.remove("open");
   fold();
@@ -117,8 +119,9 @@ function makeCard(place) {
     `<p class="flag" hidden>This answer names its maker. Skip it if that sways you.</p>` +
     `<div class="body"></div><button type="button" class="quiet unfold" hidden>Show all</button>`;
   card.querySelector(".unfold").addEventListener("click", () => {
-    card.classList.add("open");
+    card.classList.toggle("open");
     fold();
+    card.scrollIntoView({ block: "nearest" });
   });
   card.querySelector(".edit").addEventListener("click", () => {
     find("more").open = true;
@@ -130,9 +133,11 @@ function makeCard(place) {
 
 function fold() {
   for (const card of root.querySelectorAll(".answer")) {
-    const body = card.querySelector(".body");
-    const long = body.scrollHeight > body.clientHeight + 8 && !card.classList.contains("open");
-    card.querySelector(".unfold").hidden = !long;
+    const [body, unfold] = [card.querySelector(".body"), card.querySelector(".unfold")];
+    const open = card.classList.contains("open");
+    const long = !open && body.scrollHeight > body.clientHeight + 8;
+    unfold.hidden = !long && !open;
+    unfold.textContent = open ? "Show less" : "Show all";
     card.classList.toggle("long", long);
   }
 }
@@ -145,6 +150,12 @@ function about(told) {
   }
   if (told.score !== undefined) find("meter").textContent = told.score;
   if (told.meter) drawMeter(told.meter);
+}
+
+// Whether there is a vote that could be taken back; the taste test tells its progress in words.
+function voted(progress) {
+  const count = typeof progress === "string" ? parseInt(progress) : progress?.all;
+  return lastVote !== null || count > 0;
 }
 
 function drawMeter(meter) {
@@ -247,47 +258,55 @@ for (const button of root.querySelectorAll("[data-strength]"))
 
 // ---- ranking
 
+// The row that has the focus, or the finger, never leaves the page: a finger loses what it holds
+// when the element under it is taken away. The others are put around it.
 function drawRanking(focus) {
   const list = find("ranking");
-  list.replaceChildren();
-  ranking.forEach((row, n) => {
-    if (n === cut) list.appendChild(divider());
-    list.appendChild(chip(row, n));
+  const order = rows();
+  const items = order.map(
+    (place) => list.querySelector(`[data-place="${place}"]`) || makeRow(place),
+  );
+  const fixed = Math.max(0, order.indexOf(focus));
+  if (!list.contains(items[fixed])) list.append(items[fixed]);
+  items.forEach((item, n) => {
+    if (n < fixed) list.insertBefore(item, items[fixed]);
+    if (n > fixed) list.append(item);
   });
-  if (cut === ranking.length) list.appendChild(divider());
-  if (focus !== undefined) {
-    const chosen = list.querySelector(`[data-place="${focus}"]`);
-    if (chosen) chosen.focus();
+  ranking.forEach((row, n) => describe(list.querySelector(`[data-place="${row.place}"]`), row, n));
+  if (focus !== undefined) items[fixed].focus();
+}
+
+function makeRow(place) {
+  const item = document.createElement("li");
+  item.tabIndex = 0;
+  item.dataset.place = place;
+  if (place === "line") {
+    item.className = "divider";
+    item.textContent = "not ranked below this line";
+    item.setAttribute("aria-label", "Line: what is below it is not ranked. Arrow keys move it.");
+  } else {
+    item.innerHTML =
+      `<span class="grip" aria-hidden="true">⠿</span><b>${LETTERS[place]}</b>` +
+      `<span class="rank"></span><button type="button" class="quiet tie" tabindex="-1">=</button>`;
+    item.querySelector(".tie").addEventListener("click", () => tie(place));
   }
+  item.addEventListener("keydown", (event) => chipKey(event, place));
+  item.addEventListener("pointerdown", (event) => drag(event, place));
+  return item;
 }
 
-function chip(row, n) {
-  const item = document.createElement("li");
-  item.tabIndex = 0;
-  item.dataset.place = row.place;
-  item.className = n >= cut ? "unranked" : row.tied && n ? "tied" : "";
+function describe(item, row, n) {
+  const [unranked, tied] = [n >= cut, n < cut && n > 0 && row.tied];
+  const rank = unranked ? "not ranked" : tied ? "as good as the one above" : `${n + 1}.`;
   const letter = LETTERS[row.place];
-  const rank = n >= cut ? "not ranked" : row.tied && n ? "as good as the one above" : `${n + 1}.`;
+  item.classList.toggle("unranked", unranked);
+  item.classList.toggle("tied", tied);
   item.setAttribute("aria-label", `Answer ${letter}, ${rank}. Arrow keys move it, = ties it.`);
-  item.innerHTML =
-    `<span class="grip" aria-hidden="true">⠿</span><b>${letter}</b><span>${rank}</span>` +
-    `<button type="button" class="quiet tie" tabindex="-1" ${n && n < cut ? "" : "hidden"}>=</button>`;
-  item.querySelector(".tie").addEventListener("click", () => tie(n));
-  item.addEventListener("keydown", (event) => chipKey(event, row.place));
-  item.addEventListener("pointerdown", (event) => drag(event, row.place));
-  return item;
-}
-
-function divider() {
-  const item = document.createElement("li");
-  item.className = "divider";
-  item.tabIndex = 0;
-  item.dataset.place = "line";
-  item.textContent = "not ranked below this line";
-  item.setAttribute("aria-label", "Line: what is below it is not ranked. Arrow keys move it.");
-  item.addEventListener("keydown", (event) => chipKey(event, "line"));
-  item.addEventListener("pointerdown", (event) => drag(event, "line"));
-  return item;
+  item.querySelector(".rank").textContent = rank;
+  const button = item.querySelector(".tie");
+  button.hidden = !n || unranked;
+  button.setAttribute("aria-label", `Answer ${letter} is as good as the one above`);
+  button.setAttribute("aria-pressed", String(tied));
 }
 
 // Rows as they stand on the screen, the line among them.
@@ -316,7 +335,8 @@ function move(place, step) {
   drawRanking(place);
 }
 
-function tie(n) {
+function tie(place) {
+  const n = ranking.findIndex((row) => row.place === place);
   if (n < 1 || n >= cut) return;
   ranking[n].tied = !ranking[n].tied;
   drawRanking(ranking[n].place);
@@ -326,7 +346,7 @@ function chipKey(event, place) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const steps = { ArrowUp: -1, ArrowDown: 1 };
   if (event.key in steps) move(place, steps[event.key]);
-  else if (event.key === "=") tie(ranking.findIndex((row) => row.place === place));
+  else if (event.key === "=") tie(place);
   else return;
   event.preventDefault();
   event.stopPropagation();
@@ -347,6 +367,7 @@ function drag(event, place) {
   if (event.target.closest("button")) return;
   event.preventDefault();
   const list = find("ranking");
+  const dragged = event.currentTarget;
   const follow = (moved) => {
     const order = rows();
     const from = order.indexOf(place);
@@ -359,20 +380,19 @@ function drag(event, place) {
     order.splice(above, 0, order.splice(from, 1)[0]);
     arrange(order);
     picked = 0;
-    drawRanking();
-    mark();
+    drawRanking(place);
   };
-  const mark = () => list.querySelector(`[data-place="${place}"]`)?.classList.add("dragged");
   const end = () => {
     document.removeEventListener("pointermove", follow);
     document.removeEventListener("pointerup", end);
     document.removeEventListener("pointercancel", end);
+    dragged.classList.remove("dragged");
     drawRanking(place);
   };
   document.addEventListener("pointermove", follow);
   document.addEventListener("pointerup", end);
   document.addEventListener("pointercancel", end);
-  mark();
+  dragged.classList.add("dragged");
 }
 
 // ---- keys

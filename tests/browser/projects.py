@@ -1,0 +1,147 @@
+"""Projects with a running server that the tests of a file share, and hands for the vote widget."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from lorarlhf.preferences.records import Vote
+from lorarlhf.preferences.store import Store
+from lorarlhf.workspace import VOTES, Workspace, create
+from tests.browser.conftest import Server, Servers
+
+ME = "me"  # who votes where nobody logs in
+# The widget takes no vote so soon after a new item: it was meant for the one that is gone.
+DOUBLE_CLICK_MS = 300
+FAST_BASE = ("--set", "compute_dtype=float32")
+
+
+class Project:
+    """A project and its server.
+
+    Attributes:
+        space: its folder.
+        store: its votes, read beside the server.
+        server: as `serve` gives it.
+    """
+
+    def __init__(self, space: Workspace, server: Server) -> None:
+        self.space, self.store, self.server = space, space.store(), server
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def forget(self) -> None:
+        """As if nobody had been here: the votes become another rater's, nothing waits any more."""
+        self.store.rater(ME)
+        with self.store.write() as db:
+            rater = db.execute("SELECT id FROM rater WHERE name = ?", (ME,)).fetchone()[0]
+            db.execute("UPDATE rater SET name = ? WHERE id = ?", (f"{ME} {rater}", rater))
+            db.execute("UPDATE presentation SET open = 0")
+            db.execute("UPDATE item SET presented = 1, shared = 0, taste_test = NULL")
+            db.execute("DELETE FROM taste_test")
+
+    def ask(
+        self,
+        prompt: Any,
+        texts: Sequence[str] = ("Red.", "Blue."),
+        sources: Sequence[str] = ("base", "runs/0007-ppo"),
+        **more: Any,
+    ) -> int:
+        """An item that waits for votes; its number."""
+        named = [(text, sources[n % len(sources)]) for n, text in enumerate(texts)]
+        return self.store.add_item(prompt, named, **more)
+
+    def votes(self, **only: Any) -> list[Vote]:
+        """The votes as they stand, of who votes in this test."""
+        return self.store.votes(rater=ME, **only)
+
+    def rows(self) -> int:
+        """All rows of this rater's votes: undone ones and the undoings, too."""
+        return self.store.rows(
+            "SELECT count(*) FROM judgement j JOIN presentation p ON p.id = j.presentation_id "
+            "JOIN rater r ON r.id = p.rater_id WHERE r.name = ?",
+            (ME,),
+        )[0][0]
+
+
+@contextlib.contextmanager
+def running(
+    tmp_path_factory: pytest.TempPathFactory,
+    *words: str,
+    base: Path | None = None,
+    runs: Any = None,
+) -> Iterator[Project]:
+    """A new project and its server, until the end of the block.
+
+    Args:
+        *words: more of the command line.
+        base: a tiny one; without it the server runs without a model.
+        runs: called with the new project, to put runs into it.
+    """
+    folder = tmp_path_factory.mktemp("project") / "taste"
+    if base is None:
+        space, words = create(folder), ("--no-model", *words)
+    else:
+        space, words = create(folder, base=str(base), bits=16), (*FAST_BASE, *words)
+        with space.project.open("a", encoding="utf-8") as file:
+            file.write("lora_rank: 4\n")
+    if runs is not None:
+        runs(space)
+    servers = Servers(lambda: tmp_path_factory.mktemp("server"))
+    try:
+        yield Project(space, servers(folder, *words))
+    finally:
+        for server in servers.started:
+            server.end()
+
+
+def stored(space: Workspace) -> Store:
+    """The votes of a project, opened anew."""
+    return Store(space.folder / VOTES)
+
+
+# ---- the widget
+
+
+def judge(page: Page) -> Locator:
+    """The widget that takes votes."""
+    return page.locator(".judge")
+
+
+def part(page: Page, name: str) -> Locator:
+    """A part of the widget, by its name in judge.html."""
+    return page.locator(f'.judge [data-part="{name}"]')
+
+
+def shows(page: Page, prompt: str) -> None:
+    """Wait until this prompt is asked and a vote on it is taken."""
+    expect(part(page, "prompt")).to_have_text(prompt)
+    expect(part(page, "prompt")).to_be_visible()
+    ready(page)
+
+
+def ready(page: Page) -> None:
+    """Wait until the widget takes a vote on what it shows."""
+    expect(judge(page)).not_to_have_attribute("aria-busy", "true")
+    page.wait_for_timeout(DOUBLE_CLICK_MS + 30)  # it gives no sign when this time is over
+
+
+def ends(page: Page, text: str = "There are no answers left to rate") -> None:
+    """Wait until there is nothing to vote on, and the page says why."""
+    expect(part(page, "empty")).to_contain_text(text)
+    expect(part(page, "item")).to_be_hidden()
+
+
+def bodies(page: Page) -> list[str]:
+    """The answers in the order of the screen."""
+    return page.locator(".judge .answer .body").all_inner_texts()
+
+
+def press(page: Page, name: str) -> None:
+    """Click the vote button that does this, as `first` or `tie`."""
+    page.locator(f'.judge [data-do="{name}"]').click()

@@ -1,0 +1,326 @@
+"""The history page in a real browser: find a vote, correct it, take it back, files out and in."""
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from lorarlhf.preferences.accounts import set_password
+from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.store import Store
+
+HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+FIRST, SECOND = Verdict("ranked", [[0], [1]], "clearly"), Verdict("ranked", [[1], [0]])
+PASSWORD = "quiet harbour 7"
+
+# The page by itself, behind the real guard: `lorarlhf ui` without what makes answers.
+SERVER = """
+import sys
+import fastapi, gradio as gr, uvicorn
+from lorarlhf.preferences.store import Store
+from lorarlhf_ui import look
+from lorarlhf_ui.files import add_files
+from lorarlhf_ui.history import history_page
+from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
+
+folder, login = sys.argv[1], "--login" in sys.argv
+port = int(sys.argv[sys.argv.index("--port") + 1])
+store = Store(f"{folder}/preferences.sqlite")
+with gr.Blocks(title="History", analytics_enabled=False) as blocks:
+    gr.Markdown("Here votes are cast.")
+with blocks.route("History", "/history"):
+    history_page(store, lambda rater: print("changed", rater, flush=True), not login)
+app = fastapi.FastAPI()
+add_files(app, store, not login)
+app = gr.mount_gradio_app(app, blocks, path="/", auth_dependency=rater_of, theme=look.theme(),
+    css=look.static("pages.css"),
+    head='<meta name="viewport" content="width=device-width, initial-scale=1">', **SAFE_LAUNCH)
+access = Access(frozenset({"127.0.0.1"}), login, "me")
+uvicorn.run(Guard(app, store, access, ("/", "/history")), port=port, log_level="warning")
+"""
+
+
+def pair(number: int, verdict: Verdict, **more: Any) -> Given:
+    answers = ((f"Answer {number} one.", "base"), (f"Answer {number} two.", "runs/0003-ppo"))
+    asked = {"prompt": f"Question {number}?", "completions": answers, "rater": "me", **more}
+    return Given(verdict=verdict, created_at=1_700_000_000_000 + 60_000 * number, **asked)
+
+
+def votes() -> list[Given]:
+    """Seventy plain votes, and the newest ones with something to see."""
+    made = [pair(n, FIRST if n % 2 else SECOND) for n in range(70)]
+    three = (("Red.", "base"), ("Green.", "base"), ("Blue.", "runs/2"))
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "A colour? " + "A long question. " * 20},
+    ]
+    ranking = Verdict("ranked", [[1], [0, 2]], note="Über alles green")
+    code = "A list:\n\n- one\n- `two`\n\n```python\n" + "print('a wide line') " * 12 + "\n```"
+    return [
+        *made,
+        pair(70, Verdict("skip"), rater="imported", purpose="compare"),
+        pair(71, ranking, prompt=talk, completions=three, milliseconds=65_000),
+        pair(
+            72,
+            Verdict("both_bad", edited=f"Mine. {HOSTILE}", note=HOSTILE),
+            prompt=HOSTILE,
+            completions=((HOSTILE, HOSTILE), (f"[x](javascript:alert(1)) {code}", "base")),
+        ),
+        pair(73, FIRST, milliseconds=8_200, prompt="What is a quiet hobby?"),
+    ]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    store = Store(tmp_path / "preferences.sqlite")
+    store.add_votes(votes())
+    store.close()
+    return tmp_path
+
+
+@pytest.fixture
+def server(serve: Any, project: Path) -> Any:
+    return start(serve, project)
+
+
+def start(serve: Any, project: Path, *words: str) -> Any:
+    program = project / "server.py"
+    program.write_text(SERVER)
+    return serve(project, *words, command=(sys.executable, str(program)))
+
+
+def rows(page: Page) -> Any:
+    return page.locator("#history .rows > li")
+
+
+def told(page: Page) -> Any:
+    return page.locator("#history [data-part=told]")
+
+
+def open_first(page: Page) -> Any:
+    row = rows(page).first
+    row.get_by_role("button").first.click()
+    expect(row.locator(".whole")).to_be_visible()
+    return row
+
+
+def no_sideways(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+# ---- looking
+
+
+def test_votes_are_listed_in_pages_and_filtered(open_page: Any, server: Any) -> None:
+    page = open_page(f"{server.url}/history")
+    expect(told(page)).to_have_text("Votes 1 to 50 of 73, the newest first.")
+    expect(rows(page)).to_have_count(50)
+    page.get_by_role("button", name="Older").click()
+    expect(told(page)).to_have_text("Votes 51 to 73 of 73, the newest first.")
+    expect(page.get_by_role("button", name="Older")).to_be_disabled()
+    page.locator("#history").get_by_label("Whose").select_option("all")
+    expect(told(page)).to_contain_text("1 to 50 of 74")
+    page.get_by_label("Verdict").select_option("skip")
+    expect(rows(page)).to_have_count(1)
+    expect(rows(page)).to_contain_text("imported · taste test")
+    page.get_by_label("For", exact=True).select_option("train")
+    expect(told(page)).to_have_text("No vote is like this. Change the choice above.")
+    page.get_by_label("Verdict").select_option("")
+    page.get_by_label("Words in").fill("ÜBER GREEN.")
+    expect(rows(page)).to_have_count(1)
+    expect(rows(page)).to_contain_text("B > A = C")
+
+
+def test_a_vote_is_opened_with_the_keyboard(open_page: Any, server: Any) -> None:
+    page = open_page(f"{server.url}/history")
+    first = rows(page).first.get_by_role("button").first
+    first.focus()
+    page.keyboard.press("Enter")
+    whole = rows(page).first.locator(".whole")
+    expect(whole).to_contain_text("For training · after 8 s")
+    expect(whole.get_by_role("article", name="Answer B")).to_contain_text("runs/0003-ppo")
+    expect(first).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("Tab")
+    expect(whole.locator("summary")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(whole).to_have_count(0)
+    expect(first).to_be_focused()
+
+
+def test_hostile_text_stays_text(open_page: Any, server: Any) -> None:
+    page = open_page(f"{server.url}/history")
+    row = rows(page).nth(1)
+    row.get_by_role("button").first.click()
+    whole = row.locator(".whole")
+    expect(whole.locator(".prompt")).to_have_text(HOSTILE)
+    expect(whole.locator(".note")).to_have_text(HOSTILE)
+    expect(whole.locator(".edited .text")).to_have_text(f"Mine. {HOSTILE}")
+    expect(whole.locator(".source").first).to_have_text(HOSTILE)
+    expect(whole.locator("a, img, script")).to_have_count(0)
+    expect(page).to_have_title("History")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_nothing_is_wider_than_the_window(
+    open_page: Any, server: Any, width: int, dark: bool
+) -> None:
+    page = open_page(f"{server.url}/history", width=width, dark=dark)
+    expect(rows(page)).to_have_count(50)
+    no_sideways(page)
+    for number in (0, 1, 2):
+        row = rows(page).nth(number)
+        row.get_by_role("button").first.click()
+        row.locator("summary").click()
+        expect(row.get_by_role("button", name="Keep the correction")).to_be_visible()
+        no_sideways(page)
+    for name in ("Download votes", "Bring in votes from a file"):
+        page.get_by_role("button", name=name).click()
+    expect(page.get_by_role("link", name=re.compile("Download"))).to_be_visible()
+    no_sideways(page)
+
+
+# ---- changing
+
+
+def test_a_vote_is_corrected(open_page: Any, server: Any, project: Path) -> None:
+    page = open_page(f"{server.url}/history")
+    row = open_first(page)
+    row.locator("summary").click()
+    row.get_by_label("B is better").check()
+    row.get_by_label("By how much").select_option("much")
+    row.get_by_label("Note").fill("on second thought")
+    row.get_by_role("button", name="Keep the correction").click()
+    expect(told(page)).to_have_text("The correction is kept.")
+    expect(row.locator(".verdict")).to_have_text("B is better, much")
+    expect(row.get_by_role("button").first).to_be_focused()
+    newest = Store(project / "preferences.sqlite").votes(rater="me", newest=1)[0]
+    assert newest.verdict == Verdict("ranked", [[1], [0]], "much", "on second thought")
+    assert "changed me" in server.said()
+    page.reload()
+    expect(rows(page).first).to_contain_text("B is better, much")
+
+
+def test_a_ranking_is_corrected_in_letters(open_page: Any, server: Any, project: Path) -> None:
+    page = open_page(f"{server.url}/history")
+    row = rows(page).nth(2)
+    row.get_by_role("button").first.click()
+    row.locator("summary").click()
+    expect(row.get_by_label("Ranking, the best")).to_have_value("B > A = C")
+    row.get_by_label("Ranking, the best").fill("c > d")
+    row.get_by_role("button", name="Keep the correction").click()
+    expect(row.locator(".problem")).to_contain_text("D is none of A, B, C")
+    row.get_by_label("Ranking, the best").fill("c > a")
+    row.get_by_role("button", name="Keep the correction").click()
+    expect(row.locator(".verdict")).to_have_text("C > A (B not ranked)")
+    newest = Store(project / "preferences.sqlite").votes(rater="me", newest=3)[0]
+    assert newest.verdict.ranking == [[2], [0]]
+
+
+def test_a_vote_is_taken_back(open_page: Any, server: Any, project: Path) -> None:
+    page = open_page(f"{server.url}/history")
+    row = open_first(page)
+    row.locator("summary").click()
+    row.get_by_role("button", name="Take this vote back").click()
+    expect(told(page)).to_contain_text("The vote is taken back.")
+    expect(rows(page).first).to_contain_text("both bad")
+    expect(rows(page).first.get_by_role("button").first).to_be_focused()
+    assert Store(project / "preferences.sqlite").count("me") == 72
+
+
+def test_what_was_changed_elsewhere_is_told(open_page: Any, server: Any, project: Path) -> None:
+    page = open_page(f"{server.url}/history")
+    row = open_first(page)
+    row.locator("summary").click()
+    store = Store(project / "preferences.sqlite")
+    store.correct(store.votes(rater="me", newest=1)[0].id, SECOND)
+    row.get_by_role("button", name="Take this vote back").click()
+    expect(row.locator(".problem")).to_contain_text("changed elsewhere")
+    assert store.count("me") == 73
+
+
+# ---- files
+
+
+def test_what_is_downloaded_is_what_was_counted(open_page: Any, server: Any) -> None:
+    page = open_page(f"{server.url}/history")
+    page.get_by_role("button", name="Download votes").click()
+    told = page.locator("#export [data-part=told]")
+    expect(told).to_have_text("75 rows from 73 votes.")
+    page.get_by_label("Form").select_option("own")
+    page.get_by_label("Votes of").select_option("all")
+    page.locator("#export").get_by_label("Whose").select_option("all")
+    expect(told).to_have_text("74 rows from 74 votes.")
+    page.get_by_label("Form").select_option("trl")
+    expect(told).to_contain_text("1 skipped")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download 75 rows").click()
+    assert download.value.suggested_filename == "votes-trl.jsonl"
+    found = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+    assert len(found) == 75 and all({"prompt", "chosen", "rejected"} <= set(row) for row in found)
+
+
+def test_a_file_comes_in_once_and_a_broken_one_not_at_all(
+    open_page: Any, server: Any, project: Path
+) -> None:
+    page = open_page(f"{server.url}/history")
+    expect(rows(page)).to_have_count(50)
+    page.get_by_role("button", name="Bring in votes from a file").click()
+    good, broken = project / "good.jsonl", project / "broken.jsonl"
+    row = {"prompt": "New?", "chosen": "Yes.", "rejected": HOSTILE}
+    good.write_text("".join(json.dumps(row | {"prompt": f"New {n}?"}) + "\n" for n in range(3)))
+    broken.write_text(good.read_text() + '{"prompt": "x", "chosen": 3, "rejected": "<b>"}\n')
+    said = page.locator("#import-said")
+    page.locator("#history").get_by_label("Whose").select_option("all")
+    expect(told(page)).to_contain_text("of 74")
+    bring(page, broken)
+    expect(said.get_by_role("alert")).to_contain_text("broken.jsonl, line 4")
+    assert Store(project / "preferences.sqlite").count() == 74
+    bring(page, good)
+    expect(said.get_by_role("status")).to_have_text("3 votes from good.jsonl came in.")
+    expect(told(page)).to_contain_text("of 77")  # by itself
+    bring(page, good)
+    expect(said).to_contain_text("0 votes from good.jsonl came in. Left out: 3 there already.")
+    assert Store(project / "preferences.sqlite").count() == 77
+
+
+def bring(page: Page, file: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a file").click()
+    chooser.value.set_files(file)
+
+
+# ---- others
+
+
+def test_under_a_login_everybody_sees_their_own(open_page: Any, serve: Any, project: Path) -> None:
+    set_password(Store(project / "preferences.sqlite"), "ann", PASSWORD)
+    Store(project / "preferences.sqlite").add_votes([pair(99, FIRST, rater="ann")])
+    server = start(serve, project, "--login")
+    page = open_page(f"{server.url}/history")
+    page.get_by_label("Name").fill("ann")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    expect(rows(page)).to_have_count(1)
+    expect(page.locator("#history").get_by_label("Whose")).to_be_hidden()
+    assert page.request.get(f"{server.url}/files/votes?scope=all").status == 400
+    own = page.request.get(f"{server.url}/files/votes?form=own&purpose=all").text()
+    assert [json.loads(line)["rater"] for line in own.splitlines()] == ["ann"]
+
+
+def test_fifty_thousand_votes_are_looked_through_quickly(
+    open_page: Any, serve: Any, tmp_path: Path
+) -> None:
+    made = [pair(n, FIRST, prompt=f"Question {n % 500}?") for n in range(50_000)]
+    Store(tmp_path / "preferences.sqlite").add_votes(made)
+    page = open_page(f"{start(serve, tmp_path).url}/history")
+    expect(told(page)).to_have_text("Votes 1 to 50 of 50,000, the newest first.")
+    started = time.monotonic()
+    page.get_by_label("Words in").fill("Answer 49123")
+    expect(rows(page)).to_have_count(1)
+    assert time.monotonic() - started < 10

@@ -1,0 +1,364 @@
+"""Looking through votes and changing them, as plain functions; downloads behind the real guard."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio")
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import fastapi
+from starlette.testclient import TestClient
+
+from lorarlhf.errors import UserError
+from lorarlhf.preferences.accounts import log_in, set_password
+from lorarlhf.preferences.exports import EXPORTS
+from lorarlhf.preferences.history import PAGE, Wanted, find, in_words, ranking_text, read_ranking
+from lorarlhf.preferences.queue import next_shown
+from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.store import Store
+from lorarlhf_ui.files import FORMS, add_files
+from lorarlhf_ui.history import NOT_YOURS, History
+from lorarlhf_ui.login import COOKIE
+from lorarlhf_ui.security import Access, Guard
+
+FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
+ANSWERS = (("One.", "base"), ("Two.", "runs/1"))
+THREE = (("Red.", "a"), ("Green.", "b"), ("Blue.", "c"))
+PASSWORD = "quiet harbour 7"
+HERE = "http://localhost:7860"
+
+
+def given(number: int, verdict: Verdict = FIRST, **more: Any) -> Given:
+    item = {"prompt": f"Question {number}?", "completions": ANSWERS, "rater": "me", **more}
+    return Given(verdict=verdict, created_at=1_000 * number, **item)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "preferences.sqlite")
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": 'A "quiet" hobby?\nSay 100%.'},
+    ]
+    made.add_votes(
+        [
+            given(1),
+            given(2, Verdict("ranked", [[1], [0, 2]], note="Über alles"), completions=THREE),
+            given(3, Verdict("tie"), prompt=talk, purpose="compare"),
+            given(4, Verdict("both_bad", edited="Straße, better."), rater="ann"),
+            given(5, SECOND, rater="imported"),
+        ]
+    )
+    return made
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def history(store: Store, told: list[str]) -> History:
+    return History(store, told.append, everybody=True)
+
+
+# ---- finding
+
+
+@pytest.mark.parametrize(
+    "wanted, prompts",
+    [
+        (Wanted(), [5, 4, 3, 2, 1]),
+        (Wanted(rater="me"), [3, 2, 1]),
+        (Wanted(purpose="compare"), [3]),
+        (Wanted(verdict="ranked", rater="me"), [2, 1]),
+        (Wanted(words="question 2"), [2]),
+        (Wanted(words="GREEN."), [2]),  # an answer
+        (Wanted(words="über"), [2]),  # a note, in other capitals
+        (Wanted(words="STRASSE"), []),
+        (Wanted(words="straße"), [4]),  # an edited answer
+        (Wanted(words='"quiet"'), [3]),  # JSON would have it with backslashes
+        (Wanted(words="100%"), [3]),
+        (Wanted(words="1%0"), []),
+        (Wanted(words="q_iet"), []),
+        (Wanted(words="content"), []),  # words of the file's form are nobody's
+        (Wanted(words="user"), []),
+        (Wanted(words="Two. question"), [5, 4, 1]),  # every word, wherever it stands
+    ],
+)
+def test_votes_are_found(store: Store, wanted: Wanted, prompts: list[int]) -> None:
+    found = find(store, wanted)
+    assert [vote.created_at // 1000 for vote in found.votes] == prompts
+    assert found.total == len(prompts)
+
+
+def test_pages_end_and_a_page_behind_the_last_is_the_last(store: Store) -> None:
+    assert [v.created_at for v in find(store, Wanted(), 2, 2).votes] == [3000, 2000]
+    behind = find(store, Wanted(), 6, 2)
+    assert (behind.start, behind.total, len(behind.votes)) == (4, 5, 1)
+    assert find(store, Wanted(), -3, 2).start == 0
+    nothing = find(store, Wanted(rater="eve"), 50)
+    assert (nothing.start, nothing.total, nothing.votes) == (0, 0, [])
+    store.undo("me")
+    assert find(store, Wanted(rater="me")).total == 2
+
+
+def test_fifty_thousand_votes_stay_quick(tmp_path: Path) -> None:
+    store = Store(tmp_path / "many.sqlite")
+    store.add_votes(given(n, prompt=f"Question {n % 500}?") for n in range(50_000))
+    started = time.monotonic()
+    assert find(store, Wanted(), 49_950).total == 50_000
+    assert find(store, Wanted(words="nowhere")).total == 0
+    assert len(find(store, Wanted(rater="me", words="question 77?")).votes) == PAGE
+    assert time.monotonic() - started < 6  # a second on an idle core
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    "verdict, count, said",
+    [
+        (FIRST, 2, "A is better"),
+        (Verdict("ranked", [[1]], "much"), 2, "B is better, much"),
+        (Verdict("ranked", [[1], [0, 2]]), 3, "B > A = C"),
+        (Verdict("ranked", [[3]], "clearly"), 4, "D (A, B, C not ranked), clearly"),
+        (Verdict("both_good"), 2, "both good"),
+        (Verdict("both_bad"), 3, "all bad"),
+        (Verdict("skip"), 2, "skipped"),
+    ],
+)
+def test_verdicts_in_words(verdict: Verdict, count: int, said: str) -> None:
+    assert in_words(verdict, count) == said
+
+
+@pytest.mark.parametrize("text, ranking", [("b>a=C", [[1], [0, 2]]), (" C ", [[2]])])
+def test_rankings_are_read(text: str, ranking: list[list[int]]) -> None:
+    assert read_ranking(text, 3) == ranking
+    assert read_ranking(ranking_text(ranking), 3) == ranking
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("B > D", "D is none of A, B, C"),
+        ("AB > C", "AB is none of"),
+        ("B > A > B", "B stands in it twice"),
+        ("B > > A", "a letter is missing"),
+        ("A B > C", "a letter is missing"),
+        ("", "a letter is missing"),
+        ("=", "a letter is missing"),
+        ("A=B=C", "choose the tie"),
+    ],
+)
+def test_what_is_no_ranking_is_told(text: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        read_ranking(text, 3)
+
+
+# ---- the page's questions
+
+
+def test_a_page_of_votes(history: History) -> None:
+    view = history.look("me", {})
+    assert (view["total"], view["start"], view["page"]) == (3, 0, PAGE)
+    first = view["rows"][0]
+    assert first["said"] == "tie" and first["prompt"] == 'A "quiet" hobby? Say 100%.'
+    assert history.look("me", {"scope": "all", "start": "x", "words": 7})["total"] == 0
+    assert history.look("me", {"scope": "all", "verdict": "both_bad"})["rows"][0]["edited"]
+    json.dumps(view)
+
+
+def test_under_a_login_there_are_only_ones_own(store: Store) -> None:
+    history = History(store, print)
+    with pytest.raises(UserError, match="their own votes only"):
+        history.look("me", {"scope": "all"})
+    (other,) = store.votes(rater="ann")
+    for ask in (history.open, history.correct, history.take_back):
+        with pytest.raises(UserError, match="changed elsewhere"):  # says not even that it is there
+            ask("me", {"id": other.id, "said": {"verdict": "tie"}})
+    with pytest.raises(UserError, match="their own"):
+        history.export("me", {"scope": "all", "form": "trl", "purpose": "train"})
+    assert store.vote(other.id) == other
+
+
+def test_a_vote_is_shown_whole_and_harmless(history: History, store: Store) -> None:
+    bad = "<img src=x onerror=alert(1)><script>alert(1)</script>"
+    note = Verdict("both_bad", note=bad, edited=bad)
+    store.add_votes([given(9, note, prompt=bad, completions=((bad, bad), ("b", "base")))])
+    (vote,) = store.votes(newest=1)
+    view = history.open("me", {"id": vote.id})
+    for markup in (view["prompt"], view["answers"][0]["html"], view["edited_html"]):
+        assert "<img" not in markup and "<script" not in markup and "&lt;img" in markup
+    assert view["note"] == bad and view["answers"][0]["source"] == bad  # the page makes them text
+
+
+def test_a_correction(history: History, store: Store, told: list[str]) -> None:
+    vote = store.votes(rater="me")[0]
+    said = {
+        "verdict": "ranked",
+        "ranking": "B > A",
+        "strength": "much",
+        "note": " hm ",
+        "edited": "",
+    }
+    view = history.correct("me", {"id": vote.id, "said": said})
+    assert view["said"] == view["row"]["said"] == "B is better, much" and view["note"] == "hm"
+    assert store.vote(vote.id) is None and told == ["me"]
+    again = history.correct("me", {"id": view["id"], "said": said})
+    assert again["told"] == "Nothing was changed." and again["id"] == view["id"]
+    tie = history.correct("me", {"id": view["id"], "said": {**said, "verdict": "tie"}})
+    kept = store.vote(tie["id"])
+    assert kept is not None and kept.verdict == Verdict("tie", note="hm")  # of no strength
+    with pytest.raises(UserError, match="changed elsewhere"):
+        history.correct("me", {"id": vote.id, "said": said})
+
+
+@pytest.mark.parametrize(
+    "said, why",
+    [
+        ({}, "a verdict is one of"),
+        ({"verdict": "undone"}, "a verdict is one of"),
+        ({"verdict": "ranked", "ranking": "C > A"}, "C is none of A, B"),
+        ({"verdict": "ranked", "ranking": "A > B", "strength": "hugely"}, "strength is one of"),
+        ({"verdict": "tie", "note": "x" * 20_001}, "a text has up to"),
+    ],
+)
+def test_a_correction_that_does_not_fit(
+    history: History, store: Store, told: list[str], said: dict[str, Any], why: str
+) -> None:
+    before = store.votes()
+    with pytest.raises(UserError, match=why):
+        history.correct("me", {"id": before[0].id, "said": said})
+    assert store.votes() == before and told == []
+
+
+def test_what_was_taken_back_is_asked_again(
+    history: History, store: Store, told: list[str]
+) -> None:
+    vote = store.votes(rater="me", purpose="train")[0]
+    view = history.take_back("me", {"id": vote.id})
+    assert view["gone"] == vote.id and "asked about these answers again" in view["told"]
+    assert store.count("me") == 2 and told == ["me"]
+    shown = next_shown(store, "me")
+    assert shown is not None and shown.presentation.item_id == vote.item_id
+    with pytest.raises(UserError, match="changed elsewhere"):
+        history.take_back("me", {"id": vote.id})
+
+
+def test_votes_of_others_are_changed_only_where_nobody_logs_in(
+    history: History, store: Store, told: list[str]
+) -> None:
+    (imported,), (ann,) = store.votes(rater="imported"), store.votes(rater="ann")
+    set_password(store, "ann", PASSWORD)
+    assert not history.open("me", {"id": ann.id})["yours"]
+    with pytest.raises(UserError, match="This vote is ann's"):
+        history.take_back("me", {"id": ann.id})
+    assert "again" not in history.take_back("me", {"id": imported.id})["told"]
+    assert told == ["imported"] and store.count("imported") == 0
+    assert store.rows("SELECT 1 FROM presentation WHERE open = 1") == []
+
+
+# ---- files
+
+
+def test_what_an_export_would_hold(history: History, store: Store) -> None:
+    ask = {"form": "trl", "purpose": "all", "scope": "all"}
+    view = history.export("me", ask)
+    assert (view["votes"], view["rows"]) == (5, 6)
+    assert view["left_out"] == ["1 ties, which name no better answer"]
+    assert view["link"] == "/files/votes?form=trl&scope=all&purpose=all"
+    store.add_votes([given(8)])
+    assert history.export("me", ask)["rows"] == 7  # counted anew
+    with pytest.raises(UserError, match="form of an export"):
+        history.export("me", {"form": "<b>", "purpose": "all"})
+
+
+def test_a_file_comes_in(history: History, store: Store, told: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    rows = EXPORTS["own"](store.votes()).rows
+    fresh = rows[0] | {"prompt": "New?", "item": "77", "presentation": 77}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, fresh]))
+    said = history.bring_in("me", str(file))
+    assert said == "1 vote from in.jsonl came in. Left out: 5 there already."
+    assert told == ["me"] and store.count() == 6
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{broken')
+    with pytest.raises(UserError) as error:
+        history.bring_in("me", str(file))
+    assert str(error.value).startswith("in.jsonl, line 2") and str(tmp_path) not in str(error.value)
+    assert store.count() == 6
+
+
+def test_nobody_brings_votes_in_the_name_of_another(store: Store, tmp_path: Path) -> None:
+    set_password(store, "ann", PASSWORD)
+    set_password(store, "bob", PASSWORD)
+    file = tmp_path / "in.jsonl"
+    rows = [row | {"prompt": "New?"} for row in EXPORTS["own"](store.votes()).rows]
+    names = zip(rows, ("ann", "bob", "worker 3", "bob", "bob"), strict=True)
+    file.write_text("".join(json.dumps(row | {"rater": name}) + "\n" for row, name in names))
+    said = History(store, print).bring_in("ann", str(file))
+    assert said == f"2 votes from in.jsonl came in. Left out: 3 {NOT_YOURS}."
+    assert (store.count("ann"), store.count("bob"), store.count("worker 3")) == (2, 0, 1)
+
+
+def client(store: Store, *, login: bool) -> TestClient:
+    app = fastapi.FastAPI()
+    add_files(app, store, everybody=not login)
+    access = Access(frozenset({"localhost"}), login, "me")
+    return TestClient(Guard(app, store, access), HERE, follow_redirects=False)
+
+
+def rows_of(answer: Any) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    return [json.loads(line) for line in answer.content.decode().splitlines()]
+
+
+def test_every_form_is_offered() -> None:
+    assert set(FORMS) == set(EXPORTS)
+
+
+@pytest.mark.parametrize("form", sorted(EXPORTS))
+def test_a_download_holds_what_the_export_does(store: Store, form: str) -> None:
+    answer = client(store, login=False).get(f"/files/votes?form={form}&scope=all&purpose=all")
+    assert rows_of(answer) == json.loads(json.dumps(EXPORTS[form](store.votes()).rows))
+    assert answer.headers["content-disposition"] == f'attachment; filename="votes-{form}.jsonl"'
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_download_is_of_ones_own_training_votes_unless_more_is_asked(store: Store) -> None:
+    pages = client(store, login=False)
+    assert [row["prompt"] for row in rows_of(pages.get("/files/votes?form=own"))] == [
+        "Question 1?",
+        "Question 2?",
+    ]
+    assert len(rows_of(pages.get("/files/votes?form=own&purpose=compare"))) == 1
+    assert len(rows_of(pages.get("/files/votes?form=own&scope=all&purpose=all"))) == 5
+    assert rows_of(pages.get("/files/votes?form=demonstrations")) == []
+    for wrong in ("form=xml", "scope=ann", "purpose=x", "form=../own"):
+        answer = pages.get(f"/files/votes?{wrong}")
+        assert answer.status_code == 400 and answer.headers["content-type"].startswith("text/plain")
+    assert pages.get("/files/votes", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+
+
+def test_a_download_under_a_login(store: Store) -> None:
+    set_password(store, "ann", PASSWORD)
+    pages = client(store, login=True)
+    assert pages.get("/files/votes?form=own").status_code == 401
+    pages.cookies.set(COOKIE, log_in(store, "ann"))
+    own = rows_of(pages.get("/files/votes?form=own&purpose=all"))
+    assert [row["rater"] for row in own] == ["ann"]
+    assert pages.get("/files/votes?form=own&scope=all").status_code == 400
+
+
+def test_odd_characters_neither_split_a_row_nor_stop_a_download(store: Store) -> None:
+    odd = {"origin": {"half a character": "\ud83d"}, "prompt": "One\u2028two \U0001f600"}
+    store.add_votes([given(7, **odd)])
+    content = client(store, login=False).get("/files/votes?form=own").content
+    own = [json.loads(line) for line in content.decode().split("\n") if line]
+    assert {name: own[-1][name] for name in odd} == odd

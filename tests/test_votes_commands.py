@@ -1,0 +1,272 @@
+"""`lorarlhf votes` and `lorarlhf raters`: counts, files in and out, backups, logins."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorarlhf import votes_commands
+from lorarlhf.cli import EXPORT_FORMS, main
+from lorarlhf.errors import UserError
+from lorarlhf.preferences.accounts import password_fits, with_password
+from lorarlhf.preferences.exports import EXPORTS
+from lorarlhf.preferences.history import Wanted, find
+from lorarlhf.preferences.merge import Merged, merge_votes
+from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.store import Store
+from lorarlhf.workspace import create
+
+FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
+ANSWERS = (("One.", "base"), ("Two.", "runs/1"))
+PASSWORD = "quiet harbour 7"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def given(number: int = 0, verdict: Verdict = FIRST, **more: Any) -> Given:
+    item = {"prompt": f"Question {number}?", "completions": ANSWERS, "rater": "ann", **more}
+    return Given(verdict=verdict, **item)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def command(*words: Any) -> tuple[int, str, str]:
+        status = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return status, out, err
+
+    return command
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return create(tmp_path / "mine").folder
+
+
+@pytest.fixture
+def store(project: Path) -> Store:
+    made = Store(project / "preferences.sqlite")
+    made.add_votes(
+        [
+            given(1, created_at=1000),
+            given(2, SECOND, rater="bob", created_at=2000),
+            given(3, Verdict("skip"), created_at=3000),
+            given(4, Verdict("both_good"), purpose="compare", created_at=4000),
+        ]
+    )
+    return made
+
+
+# ---- counts
+
+
+def test_votes_are_counted(run: Run, project: Path, store: Store) -> None:
+    status, out, _ = run("votes", project)
+    assert status == 0 and out.splitlines() == [
+        "4 votes",
+        "by verdict: 2 ranked, 1 both good, 1 skip",
+        "by rater: 3 ann, 1 bob",
+        "by purpose: 3 train, 1 compare",
+        "0 pairs of votes of two raters on one item: too few to say how far raters agree "
+        "(20 are needed)",
+    ]
+    status, out, _ = run("votes", project, "--json")
+    data = json.loads(out)
+    assert data["votes"] == 4 and data["rater"] == {"ann": 3, "bob": 1}
+    assert data["agreement"] == {"pairs": 0, "same": 0}
+
+
+def test_agreement_is_told_where_there_is_enough(run: Run, project: Path) -> None:
+    store = Store(project / "preferences.sqlite")
+    for number in range(20):
+        item = store.add_item(f"{number}?", ANSWERS, shared=True)
+        first, second = (store.present(item, name) for name in ("ann", "bob"))
+        store.judge(first.token, FIRST if number else Verdict("tie"))
+        # A ranking of the best alone says the same as one of both.
+        store.judge(second.token, Verdict("ranked", [[0]]) if number < 15 else SECOND)
+    assert votes_commands.agreement(store) == {"pairs": 20, "same": 14}
+    assert (
+        "20 pairs of votes of two raters on one item: 70% say the same" in run("votes", project)[1]
+    )
+
+
+def test_an_empty_project_has_no_votes(run: Run, project: Path) -> None:
+    assert run("votes", project)[1].startswith("0 votes\nby verdict: none\n")
+    assert "Nobody has voted yet" in run("raters", project)[1]
+
+
+# ---- in
+
+
+def test_a_file_comes_in_once(run: Run, project: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"{n}?", "completion": "x", "label": True} for n in (1, 1, 2)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out, _ = run("votes", project, "--import", file)
+    alone = "1 rows alone on their prompt, which compare nothing"
+    assert (status, out) == (0, f"1 vote from {file} came in. Left out: {alone}.\n")
+    status, out, _ = run("votes", project, "--import", file, "--json")
+    reason = alone.removeprefix("1 ")
+    assert json.loads(out) == {"added": 0, "there_already": 1, "left_out": {reason: 1}}
+
+
+def test_an_export_comes_in_again_without_doubles(
+    run: Run, project: Path, store: Store, tmp_path: Path
+) -> None:
+    out = tmp_path / "own.jsonl"
+    assert run("votes", project, "--export", "own", "--purpose", "all", "--out", out)[0] == 0
+    store.undo("ann")  # taken back here is still known
+    store.correct(store.votes(rater="bob")[0].id, FIRST)
+    status, said, _ = run("votes", project, "--import", out)
+    assert (status, said) == (0, f"0 votes from {out} came in. Left out: 4 there already.\n")
+    other = create(tmp_path / "other").folder
+    assert "4 votes" in run("votes", other, "--import", out)[1]
+    assert "Left out: 4 there already" in run("votes", other, "--import", out)[1]
+
+
+def test_what_stands_twice_in_a_file_is_two_votes_and_comes_once(tmp_path: Path) -> None:
+    store = Store(tmp_path / "preferences.sqlite")
+    assert merge_votes(store, [given(), given(), given(verdict=SECOND)]) == Merged(3, 0)
+    assert merge_votes(store, [given(), given(), given()]) == Merged(1, 2)
+    assert merge_votes(store, [given(rater="bob"), given(1)]) == Merged(2, 0)
+    assert merge_votes(store, [given(created_at=5)]) == Merged(1, 0)  # at no known time
+    assert merge_votes(store, [given(created_at=5)]) == Merged(0, 1)
+
+
+@pytest.mark.parametrize(
+    "field, broken",
+    [
+        ("rater", given(rater=7)),
+        ("rater", given(rater=" ")),
+        ("created_at or milliseconds", given(created_at="yesterday")),
+        ("created_at or milliseconds", given(milliseconds=2**70)),
+        ("shown", given(shown=(1, 1))),
+        ("note", given(verdict=Verdict("tie", note=["a"]))),  # type: ignore[arg-type]
+        ("origin", given(origin=None)),
+        ("source", given(completions=(("a", 1), ("b", "x")))),
+    ],
+)
+def test_a_field_that_would_break_the_store_is_refused(
+    tmp_path: Path, field: str, broken: Given
+) -> None:
+    store = Store(tmp_path / "preferences.sqlite")
+    with pytest.raises(UserError, match=f'Vote 2 of the file: field "{field}"'):
+        merge_votes(store, [given(), broken])
+    assert store.count() == 0
+
+
+def test_a_broken_file_leaves_the_store_as_it_was(
+    run: Run, project: Path, store: Store, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": 1}')
+    status, out, err = run("votes", project, "--import", file)
+    assert (status, out) == (2, "") and f"{file}, line 2" in err
+    assert store.count() == 4
+
+
+# ---- out
+
+
+def test_the_forms_are_those_of_the_exports() -> None:
+    assert tuple(EXPORTS) == EXPORT_FORMS
+
+
+def test_an_export_says_what_it_leaves_out(
+    run: Run, project: Path, store: Store, tmp_path: Path
+) -> None:
+    out = tmp_path / "a" / "votes.jsonl"
+    status, said, _ = run("votes", project, "--export", "trl", "--out", out)
+    assert status == 0 and said == (
+        f"{out}: 2 rows from 4 votes. Left out: 1 skipped; 1 of taste tests (--purpose all takes "
+        "them).\n"
+    )
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["chosen"][0]["content"] for row in rows] == ["One.", "Two."]
+    status, _, err = run("votes", project, "--export", "trl", "--out", out)
+    assert status == 2 and f"{out} is there already" in err
+    other = tmp_path / "bob.jsonl"
+    words = ("--export", "own", "--out", other, "--rater", "bob", "--json")
+    assert json.loads(run("votes", project, *words)[1])["rows"] == 1
+    assert json.loads(other.read_text())["rater"] == "bob"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--export", "trl"), "--export needs a file to write: --out FILE.jsonl"),
+        (("--out", "x"), "--out belongs to --export"),
+        (("--rater", "ann"), "--rater belongs to --export"),
+        (("--answers", "x"), "--answers belongs to --import"),
+        (("--export", "xml", "--out", "x"), "invalid choice: 'xml'"),
+        (("--import", "x", "--backup", "y"), "not allowed with"),
+        (("--export", "trl", "--out", "x", "--rater", "eve"), "no votes of eve. Votes are there"),
+        (("--export", "demonstrations", "--out", "x"), "nothing to write to x. Left out: 3 votes"),
+    ],
+)
+def test_mistakes_are_told(
+    run: Run, project: Path, store: Store, words: tuple[str, ...], said: str
+) -> None:
+    status, out, err = run("votes", project, *words)
+    assert (status, out) == (2, "") and said in err
+
+
+def test_a_backup_holds_everything(run: Run, project: Path, store: Store, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.sqlite"
+    status, out, _ = run("votes", project, "--backup", copy)
+    assert (status, out) == (0, f"{copy} holds all 4 votes.\n")
+    assert Store(copy).count() == 4
+    assert find(Store(copy), Wanted(rater="bob")).total == 1
+    status, _, err = run("votes", project, "--backup", copy)
+    assert status == 2 and "is there already" in err
+
+
+# ---- raters
+
+
+def test_raters_are_added_listed_and_removed(
+    run: Run, project: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def typed(text: str) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+    typed(f"{PASSWORD}\n")
+    assert run("raters", project, "--add", "carol", "--password-stdin")[1] == "carol can log in.\n"
+    assert password_fits(store, "carol", PASSWORD)
+    assert run("raters", project)[1].splitlines() == [
+        "ann    3 votes, no password",
+        "bob    1 vote, no password",
+        "carol  0 votes, can log in",
+    ]
+    typed("another one\n")
+    said = run("raters", project, "--add", "carol", "--password-stdin")[1]
+    assert said == "carol has a new password; earlier logins have ended.\n"
+    assert run("raters", project, "--remove", "carol")[1].startswith("carol can't log in any more")
+    assert with_password(store) == []
+    status, _, err = run("raters", project, "--remove", "carol")
+    assert status == 2 and "no rater carol with a password" in err
+    typed("short\n")
+    status, _, err = run("raters", project, "--add", "dan", "--password-stdin")
+    assert status == 2 and "8 characters" in err
+    data = json.loads(run("raters", project, "--json")[1])
+    assert data["raters"][0] == {"name": "ann", "votes": 3, "can_log_in": False}
+
+
+def test_a_password_is_asked_for_twice(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, _, err = run("raters", project, "--add", "ann")
+    assert status == 2 and "--password-stdin" in err  # nobody sits at the terminal here
+    answers = [PASSWORD, PASSWORD, PASSWORD, "a slip of it"]
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(votes_commands.getpass, "getpass", lambda prompt: answers.pop(0))
+    assert run("raters", project, "--add", "ann")[0] == 0
+    status, _, err = run("raters", project, "--add", "ann")
+    assert status == 2 and "differ" in err
+    assert password_fits(Store(project / "preferences.sqlite"), "ann", PASSWORD)
+    status, _, err = run("raters", project, "--password-stdin")
+    assert status == 2 and "belongs to --add" in err
