@@ -121,7 +121,7 @@ KEY_TO_NEXT = """async () => {
   await new Promise((done) => setTimeout(done, 400));
   const root = document.querySelector(".judge"), before = root.dataset.token;
   const begun = performance.now();
-  document.dispatchEvent(new KeyboardEvent("keydown", { key: "1", bubbles: true }));
+  document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "1", bubbles: true }));
   while (root.dataset.token === before) await new Promise((done) => setTimeout(done, 1));
   await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   return performance.now() - begun;
@@ -174,7 +174,7 @@ class Client:
         form = urllib.parse.urlencode({"name": name, "password": PASSWORD}).encode()
         self.opener.open(f"{url}/login", form, timeout=60).read()
         config = json.loads(self.opener.open(f"{url}/config", timeout=60).read())
-        (self.widget,) = (
+        self.widget = next(  # the first page's; the Compare page has one, too
             part["id"] for part in config["components"] if part["props"].get("elem_id") == "judge"
         )
         self.view = self.ask("begin", {})

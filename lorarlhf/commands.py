@@ -233,7 +233,13 @@ def doctor(args: Namespace) -> Result:
 def ui(args: Namespace) -> Result:
     """The rating pages, until Ctrl-C."""
     args.workspace = args.workspace or _project_here()
-    if not is_workspace(args.workspace) and _agrees(f"{args.workspace} is no project yet."):
+    if is_workspace(args.workspace):
+        if args.base:
+            raise UserError(
+                f"{args.workspace} has its base already, in project.yaml; --base is for a project "
+                "that is made on the way."
+            )
+    elif _agrees(f"{args.workspace} is no project yet."):
         create(args.workspace, base=args.base or "smollm2-135m")
     Workspace(args.workspace)  # before the slow imports
     # By name: the pages stand above the commands (docs/architecture.md), and need an extra.

@@ -104,6 +104,10 @@ def _summary(store: Store) -> Told:
         data[name] = dict(counts.most_common())
         lines.append(f"by {name}: " + (_listed(counts) or "none"))
     data["agreement"] = both = agreement(store)
+    data["repeats"] = again = repeats(store)
+    if again["repeats"]:
+        share = f"{again['same']} of {_many(again['repeats'], 'pair')}"
+        lines.append(f"asked a second time, sides swapped: {share} judged as before")
     if len(data["rater"]) > 1:
         share = f"{both['same'] / both['pairs']:.0%} say the same" if both["pairs"] else "none"
         few = f"too few to say how far raters agree ({FEWEST_OVERLAPS} are needed)"
@@ -127,6 +131,19 @@ def agreement(store: Store) -> dict[str, int]:
         "JOIN said b ON a.item_id = b.item_id AND a.rater_id < b.rater_id"
     )
     return {"pairs": rows[0]["pairs"], "same": rows[0]["same"]}
+
+
+def repeats(store: Store) -> dict[str, int]:
+    """Pairs that a rater was asked again, and how many of them were judged as before."""
+    rows = store.rows(
+        "SELECT count(*) AS repeats, coalesce(sum(a.verdict = b.verdict "
+        "AND a.ranking IS b.ranking), 0) AS same FROM presentation p "
+        "JOIN current_judgement b ON b.presentation_id = p.id "
+        "JOIN current_judgement a ON a.presentation_id = p.repeats "
+        "WHERE a.verdict NOT IN ('skip', 'undone') AND b.verdict NOT IN ('skip', 'undone') "
+        "AND (SELECT count(*) FROM item_completion ic WHERE ic.item_id = p.item_id) = 2"
+    )
+    return {"repeats": rows[0]["repeats"], "same": rows[0]["same"]}
 
 
 # ---- raters

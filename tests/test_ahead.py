@@ -150,7 +150,8 @@ def test_trouble_is_told_and_passes(open_bench: OpenBench, space: Workspace) -> 
     bench.ahead.make(Making("0001-dpo"))
     (space.folder / "runs" / "0001-dpo").rename(space.folder / "gone")
     second = open_bench(writing())
-    until(lambda: "no policy 0001-dpo" in second.ahead.trouble)
+    until(lambda: "model that was to answer is gone" in second.ahead.trouble)
+    assert "dpo" not in second.ahead.trouble  # the page that shows it is blind
     (space.folder / "gone").rename(space.folder / "runs" / "0001-dpo")
     second.ahead.look()
     until(lambda: queue.waiting(second.store) == READY_ITEMS)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -107,6 +108,20 @@ def test_ui_offers_to_make_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "my-assistant" / "project.yaml").is_file()
     assert main(["ui"]) == 0  # now it is found
     assert opened == ["my-assistant"] * 2
+
+
+def test_ui_names_what_it_can_not_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    project = str(tmp_path / "mine")
+    assert main(["new", project]) == 0
+    capsys.readouterr()
+    assert "has its base already" in mistake(capsys, "ui", project, "--base", "other")
+    assert "--rater is a name" in mistake(capsys, "ui", project, "--no-model", "--rater", " ")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = str(other.getsockname()[1])
+        assert "Name another port" in mistake(capsys, "ui", project, "--no-model", "--port", taken)
+    assert "Name another port" in mistake(capsys, "ui", project, "--no-model", "--port", "99999")
 
 
 # ---- mistakes in the words

@@ -52,7 +52,7 @@ def vote(bench: Bench, token: Any, said: Any = LEFT, rater: str = "ann", ms: Any
 
 def live(bench: Bench, *texts: str, rater: str = "ann") -> tuple[Asked, View]:
     """Answers that are written just now, and what the page shows of them."""
-    assert begin(bench, rater)["token"] == "live"
+    assert begin(bench, rater)["token"].startswith("live-")
     asked = bench.engine.live[-1]
     asked.tell(*texts)
     return asked, bench.collecting.watch(rater, [""] * len(texts))
@@ -121,6 +121,25 @@ def test_all_verdicts_and_what_goes_with_them(bench: Bench) -> None:
     assert votes[-1].milliseconds is None
 
 
+def test_undo_of_live_answers_keeps_their_sides(bench: Bench) -> None:
+    for number in range(8):  # each is drawn: a shuffle of its own would differ in half of them
+        asked, view = live(bench, f"One {number}", f"Two {number}")
+        last = vote(bench, view["token"], RIGHT)["last"]
+        asked.end(f"One {number}", f"Two {number}")
+        again = bench.collecting.undo("ann", last)
+        assert on_screen(again) == on_screen(view)
+        vote(bench, again["token"], RIGHT)
+        (kept,) = bench.store.votes(newest=1)
+        assert kept.completions[kept.verdict.ranking[0][0]] == on_screen(view)[1]
+
+
+def test_an_answer_that_is_copied_and_left_is_no_better_one(bench: Bench) -> None:
+    pair(bench.store, "1?")
+    view = begin(bench)
+    vote(bench, view["token"], LEFT | {"edited": f" {on_screen(view)[1]}\n"})
+    assert only(bench).verdict.edited is None
+
+
 def test_undo_shows_the_item_again_and_no_more(bench: Bench) -> None:
     pair(bench.store, "1?")
     pair(bench.store, "2?")
@@ -130,10 +149,13 @@ def test_undo_shows_the_item_again_and_no_more(bench: Bench) -> None:
     assert on_screen(again) == on_screen(first) and again["token"] != first["token"]
     assert again["progress"]["all"] == 0 and bench.store.votes() == []
     assert bench.collecting.undo("ann", told["voted"])["token"] == again["token"]  # twice clicked
-    vote(bench, again["token"], RIGHT)
-    assert bench.collecting.undo("ann", None)["progress"]["all"] == 0
-    with pytest.raises(UserError, match="no vote of yours"):
-        bench.collecting.undo("bob", None)
+    assert again["last"] is None
+    last = vote(bench, again["token"], RIGHT)["last"]
+    for _ in range(2):  # the answer to the first was lost: it means the same vote
+        assert bench.collecting.undo("ann", last)["progress"]["all"] == 0
+    for nobody in ("ann", "bob"):
+        with pytest.raises(UserError, match="no vote of yours"):
+            bench.collecting.undo(nobody, None)
     with pytest.raises(UserError, match="no vote of yours"):
         bench.collecting.undo("ann", 9999)
 
@@ -194,7 +216,7 @@ def test_votes_that_mean_nothing_are_refused_in_words(bench: Bench, said: Any) -
     assert bench.store.votes() == [] and begin(bench)["token"] == token
 
 
-@pytest.mark.parametrize("strange", [7, None, "", "nothing", ["live"], {"a": 1}, "live"])
+@pytest.mark.parametrize("strange", [7, None, "", "nothing", ["live"], {"a": 1}, "live-1"])
 def test_tokens_that_are_not_known_are_refused_in_words(bench: Bench, strange: Any) -> None:
     pair(bench.store)
     begin(bench)
@@ -231,7 +253,7 @@ def test_live_answers_grow_and_become_an_item(bench: Bench) -> None:
     asked.end("Yes!", "No!", features=rows)
     done = bench.collecting.watch("ann", view["seen"])
     assert on_screen(done) == [text + "!" for text in on_screen(view)]
-    assert done["token"] != "live" and "streaming" not in done
+    assert done["token"][:5] != "live-" and "streaming" not in done
     assert begin(bench)["token"] == done["token"]
     vote(bench, done["token"], RIGHT)
     kept = only(bench)
@@ -244,7 +266,7 @@ def test_live_answers_grow_and_become_an_item(bench: Bench) -> None:
 def test_a_vote_before_the_end_keeps_what_was_shown(bench: Bench) -> None:
     asked, view = live(bench, "A first answer", "A second")
     asked.tell("A first answer that goes on", "A second that goes on")  # nobody has seen this
-    vote(bench, "live", RIGHT)
+    vote(bench, view["token"], RIGHT)
     kept = only(bench)
     assert kept.completions == ["A first answer", "A second"]
     assert kept.completions[kept.verdict.ranking[0][0]] == on_screen(view)[1]
@@ -256,7 +278,7 @@ def test_a_vote_before_the_end_keeps_what_was_shown(bench: Bench) -> None:
 def test_a_vote_just_before_the_end_keeps_what_was_shown(bench: Bench) -> None:
     asked, view = live(bench, "One", "Two")
     asked.end("One is more", "Two is more", features=[packed(np.ones(4))] * 2)
-    vote(bench, "live")
+    vote(bench, view["token"])
     kept = only(bench)
     assert sorted(kept.completions) == sorted(on_screen(view)) == ["One", "Two"]
     # The hidden states are those of longer texts.
@@ -267,48 +289,48 @@ def test_a_vote_that_meets_the_end_on_its_way_is_kept(bench: Bench) -> None:
     asked, view = live(bench, "One", "Two")
     asked.end("One", "Two")
     bench.collecting.watch("ann", view["seen"])  # its answer reaches the page too late
-    vote(bench, "live", RIGHT)
+    vote(bench, view["token"], RIGHT)
     kept = only(bench)
     assert kept.completions[kept.verdict.ranking[0][0]] == on_screen(view)[1]
 
 
 def test_a_live_vote_that_is_sent_twice_is_one(bench: Bench) -> None:
-    live(bench, "One", "Two")
-    first = vote(bench, "live", RIGHT, ms=1234)
-    assert first["token"] == "live" and len(bench.engine.live) == 2
+    _, view = live(bench, "One", "Two")
+    first = vote(bench, view["token"], RIGHT, ms=1234)
+    assert first["token"].startswith("live-") and first["token"] != view["token"]
     bench.engine.live[1].tell("Three", "Four")
     bench.collecting.watch("ann", ["", ""])
-    again = vote(bench, "live", dict(RIGHT), ms=1234)  # the answer to the first was lost
+    again = vote(bench, view["token"], dict(RIGHT), ms=1234)  # the answer to the first was lost
     assert again["voted"] == first["voted"] and len(bench.store.votes()) == 1
-    assert vote(bench, "live", RIGHT, ms=4321)["voted"] != first["voted"]
+    assert vote(bench, again["token"], RIGHT)["voted"] != first["voted"]
     assert sorted(bench.store.votes()[1].completions) == ["Four", "Three"]
 
 
 @pytest.mark.parametrize("texts", [("", ""), ("Yes", ""), ("Yes", "Yes"), (" ", "Yes")])
 def test_answers_that_say_too_little_yet_go_on(bench: Bench, texts: tuple[str, str]) -> None:
-    asked, _ = live(bench, *texts)
-    told = vote(bench, "live")
+    asked, view = live(bench, *texts)
+    told = vote(bench, view["token"])
     assert told["error"] == TOO_EARLY and told["reload"]["streaming"]
     assert bench.engine.stopped == [] and bench.store.votes() == []
     asked.tell("Yes", "No")
     view = bench.collecting.watch("ann", told["reload"]["seen"])
     assert sorted(on_screen(view)) == ["No", "Yes"]
-    vote(bench, "live")
+    vote(bench, view["token"])
     assert len(bench.store.votes()) == 1
 
 
 def test_answers_that_say_too_little_can_be_skipped(bench: Bench) -> None:
-    asked, _ = live(bench, "", "")
-    told = vote(bench, "live", {"verdict": "skip"})
-    assert told["token"] == "live" and "voted" not in told
+    asked, view = live(bench, "", "")
+    told = vote(bench, view["token"], {"verdict": "skip"})
+    assert told["token"].startswith("live-") and "voted" not in told
     assert bench.engine.stopped == [asked.job] and len(bench.engine.live) == 2
 
 
 def test_a_vote_with_too_long_a_note_may_be_sent_again(bench: Bench) -> None:
-    live(bench, "One", "Two")
+    _, view = live(bench, "One", "Two")
     with pytest.raises(UserError, match="up to 20000"):
-        vote(bench, "live", LEFT | {"note": "x" * 20_001})
-    vote(bench, "live", LEFT | {"note": "short"})
+        vote(bench, view["token"], LEFT | {"note": "x" * 20_001})
+    vote(bench, view["token"], LEFT | {"note": "short"})
     assert only(bench).verdict.note == "short"
 
 
@@ -318,15 +340,15 @@ def test_live_answers_that_fail_are_told_and_the_page_goes_on(bench: Bench) -> N
     told = bench.collecting.watch("ann", view["seen"])
     assert told["empty"] == "There is not enough memory for this." and "progress" in told
     with pytest.raises(UserError, match="not known here any more"):
-        vote(bench, "live")
-    assert begin(bench)["token"] == "live" and len(bench.engine.live) == 2
+        vote(bench, view["token"])
+    assert begin(bench)["token"].startswith("live-") and len(bench.engine.live) == 2
     assert bench.engine.live[1].prompt != asked.prompt
 
 
 def test_a_vote_while_they_fail_keeps_what_was_shown(bench: Bench) -> None:
-    asked, _ = live(bench, "One", "Two")
+    asked, view = live(bench, "One", "Two")
     asked.fail("The model's process has ended.")
-    vote(bench, "live")
+    vote(bench, view["token"])
     assert only(bench).completions == ["One", "Two"]
 
 
@@ -334,11 +356,11 @@ def test_alike_answers_are_passed_over(bench: Bench) -> None:
     asked, view = live(bench, "One", "Two")
     asked.end("Same", "Same")
     told = bench.collecting.watch("ann", view["seen"])
-    assert told["token"] == "live" and bench.engine.live[1].prompt != asked.prompt
+    assert told["token"].startswith("live-") and bench.engine.live[1].prompt != asked.prompt
     bench.collecting.ask("ann", "My own?")
     bench.engine.live[-1].end("", "x")
     assert "alike or empty" in bench.collecting.watch("ann", told["seen"])["empty"]
-    assert begin(bench)["token"] == "live"
+    assert begin(bench)["token"].startswith("live-")
 
 
 def test_undo_while_answers_are_written(bench: Bench) -> None:
@@ -373,14 +395,16 @@ def test_two_tabs_watch_the_same_answers(bench: Bench) -> None:
 
 
 def test_live_answers_are_of_one_rater(bench: Bench) -> None:
-    live(bench, "One", "Two")
+    _, view = live(bench, "One", "Two")
     other, _ = live(bench, "Three", "Four", rater="bob")
-    vote(bench, "live")
+    with pytest.raises(UserError, match="not known here any more"):
+        vote(bench, view["token"], rater="bob")
+    vote(bench, view["token"])
     assert only(bench).rater == "ann" and only(bench).completions == ["One", "Two"]
     other.end("Three", "Four")
     bench.collecting.watch("bob", ["", ""])
     bench.engine.live[-1].fail("x")
-    assert begin(bench, "cem")["token"] == "live"  # bob's item is bob's
+    assert begin(bench, "cem")["token"].startswith("live-")  # bob's item is bob's
 
 
 def test_sides_of_live_answers_are_drawn(bench: Bench) -> None:
@@ -398,7 +422,9 @@ def test_sides_of_live_answers_are_drawn(bench: Bench) -> None:
 def test_a_typed_prompt_is_kept_once_and_answered(bench: Bench, space: Workspace) -> None:
     for _ in range(2):
         view = bench.collecting.ask("ann", "  Why is the sea salty? \ud800 ")
-        assert view["token"] == "live" and "salty" in view["prompt"] and "progress" in view
+        assert (
+            view["token"].startswith("live-") and "salty" in view["prompt"] and "progress" in view
+        )
     kept = [row["prompt"] for row in read_prompts(space.prompts)]
     assert kept == [*PROMPTS, "Why is the sea salty?"]
     assert bench.engine.stopped == [bench.engine.live[0].job]
@@ -418,10 +444,10 @@ def test_prompts_that_can_not_be_are_refused_in_words(
 def test_what_was_open_comes_again_after_an_own_prompt(bench: Bench) -> None:
     pair(bench.store, "1?")
     before = begin(bench)
-    bench.collecting.ask("ann", "My own?")
+    view = bench.collecting.ask("ann", "My own?")
     bench.engine.live[0].tell("One", "Two")
     bench.collecting.watch("ann", ["", ""])
-    assert vote(bench, "live")["token"] == before["token"]
+    assert vote(bench, view["token"])["token"] == before["token"]
 
 
 # ---- blindness, and states without answers
@@ -447,7 +473,7 @@ def test_a_page_is_told_no_name_of_a_model(bench: Bench, space: Workspace) -> No
     for name in ("base", "0001", "dpo", "policy", "runs/", "adapters", "source", "sampling"):
         assert name not in whole
     known = {"token", "prompt", "answers", "progress", "meter", "ready", "voted", "streaming"}
-    assert {key for view in told for key in view} == known | {"seen"}
+    assert {key for view in told for key in view} == known | {"seen", "was", "last"}
 
 
 def test_states_without_answers_are_told_in_words(

@@ -18,7 +18,7 @@ from lorarlhf.rewards.raters import RATERS
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md"),
-    *("docs/ppo-details.md", "docs/data.md", "docs/health.md"),
+    *("docs/ppo-details.md", "docs/data.md", "docs/health.md", "docs/pages.md"),
 ]
 READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "demonstrations": read_demonstrations,

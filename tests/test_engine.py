@@ -8,14 +8,19 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from lorarlhf import Backbone
 from lorarlhf.errors import UserError
+from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.store import Store
 from lorarlhf.settings import resolve
+from lorarlhf_ui.catching_up import CatchUp
 from lorarlhf_ui.engine import BASE, FAILED, READY, Engine
 from lorarlhf_ui.engine_process import unpacked
+from lorarlhf_ui.hidden_states import HiddenStates
 
 PROMPT = [{"role": "user", "content": "Name three quiet hobbies."}]
 FAST = ["bits=16", "compute_dtype=float32", "lora_rank=4"]
@@ -98,8 +103,9 @@ def test_scores_and_axes(engine: Engine, runs: list[str]) -> None:
     scores = engine.scores(Path(runs[3]), PROMPT, ["Chess.", "Drums and trumpets!"]).wait(60)
     assert len(scores) == 2 and scores[0] != scores[1]
     assert len(engine.features([PROMPT], ["Chess."]).wait(60)) == 1
-    with pytest.raises(UserError, match="no adapter in"):
+    with pytest.raises(UserError, match="could not be loaded") as told:
         engine.scores(Path("nowhere"), PROMPT, ["a"]).wait(60)
+    assert "nowhere" not in str(told.value)  # it may name a run, on a page that is blind
     with pytest.raises(UserError, match="max_prompt_tokens|longer than"):
         engine.answer(
             [{"role": "user", "content": "word " * 9000}],
@@ -116,6 +122,25 @@ def test_a_base_that_is_not_there_is_told(tmp_path: Path) -> None:
         ask(engine, [BASE]).wait(60)
     assert engine.state == FAILED
     engine.close()
+
+
+def test_states_of_votes_that_came_without_them(engine: Engine, tmp_path: Path) -> None:
+    store, states = Store(tmp_path / "votes.sqlite"), HiddenStates(tmp_path / "states.sqlite")
+    engine.inspect().wait(60)
+    states.use(engine.about["space"])
+    answers = (("Drawing, for one.", "base"), ("Drums!", "base"))
+    verdict = Verdict("ranked", [[0], [1]])
+    long = (("word " * 9000, "base"), ("Drums!", "base"))
+    store.add_votes([Given(PROMPT, long, verdict), Given(PROMPT, answers, verdict)])
+    there: SimpleQueue[int] = SimpleQueue()
+    late = CatchUp(engine, states)
+    for vote in [*store.votes(), *store.votes()]:
+        late.fetch(vote, lambda number=vote.id: there.put(number))
+    assert there.get(timeout=60) == store.votes()[1].id  # the one that is too long is left out
+    rows = states.get(PROMPT, store.votes()[1].completions)
+    told = engine.features([PROMPT] * 2, [text for text, _ in answers]).wait(60)
+    assert rows is not None and [list(row) for row in rows] == [list(unpacked(t)) for t in told]
+    assert there.empty()
 
 
 def test_without_a_model_every_answer_says_so() -> None:

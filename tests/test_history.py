@@ -219,6 +219,37 @@ def test_a_correction(history: History, store: Store, told: list[str]) -> None:
         history.correct("me", {"id": vote.id, "said": said})
 
 
+def test_letters_are_those_of_the_screen(history: History, store: Store) -> None:
+    item = store.add_item("Three?", [(text, f"runs/{text}") for text in ("x", "y", "z")])
+    shown = store.present(item, "me", shown=[2, 0, 1])  # A is z, B is x, C is y
+    number = store.judge(shown.token, Verdict("ranked", [[2], [0, 1]]))
+    view = history.open("me", {"id": number})
+    assert [answer["source"] for answer in view["answers"]] == ["runs/z", "runs/x", "runs/y"]
+    assert view["said"] == view["ranking"] == "A > B = C"
+    said = {"verdict": "ranked", "ranking": "C > A"}
+    view = history.correct("me", {"id": number, "said": said})
+    kept = store.vote(view["id"])
+    assert kept is not None and kept.verdict.ranking == [[1], [2]]
+    assert view["ranking"] == "C > A" and view["row"]["said"] == "C > A (B not ranked)"
+    again = history.correct("me", {"id": view["id"], "said": said})
+    assert again["told"] == "Nothing was changed."
+    history.take_back("me", {"id": view["id"]})
+    (waiting,) = store.rows("SELECT shown FROM presentation WHERE open = 1")
+    assert waiting["shown"] == "[2, 0, 1]"
+
+
+def test_a_taste_test_tells_no_names_before_its_end(history: History, store: Store) -> None:
+    with store.write() as db:
+        db.execute("INSERT INTO taste_test VALUES (1, 'base', 'runs/2', 2, 0)")
+    numbers = []
+    for place in range(2):
+        answers = [("x", "base"), ("y", "runs/2")]
+        item = store.add_item(f"{place}?", answers, purpose="compare", taste_test=1)
+        numbers.append(store.judge(store.present(item, "me").token, FIRST))
+        told = [answer["source"] for answer in history.open("me", {"id": numbers[0]})["answers"]]
+        assert sorted(told) == (["", ""] if place == 0 else ["base", "runs/2"])
+
+
 @pytest.mark.parametrize(
     "said, why",
     [

@@ -281,3 +281,41 @@ def test_a_vote_costs_little(desk: Desk) -> None:
         times.append(time.perf_counter() - begun)
     print(f"guess and fit at 150 votes of 1152 features: {max(times):.3f} s")
     assert max(times) < 2
+
+
+def test_a_damaged_cache_is_put_aside(tmp_path: Path) -> None:
+    file = tmp_path / "states.sqlite"
+    file.write_bytes(bytes(range(256)) * 64)
+    states = HiddenStates(file)
+    states.use("made up")
+    states.put("?", ["a"], [packed(np.ones(4))])
+    assert states.get("?", ["a"]) is not None
+    assert (tmp_path / "states.damaged").stat().st_size == 256 * 64
+
+
+def test_votes_whose_states_come_later_are_learned_then(desk: Desk) -> None:
+    wanted: list[tuple[int, Any]] = []
+    states = HiddenStates(desk.folder / "states.sqlite")
+    desk.meter = Meter(
+        Store(desk.store.path), states, lambda vote, then: wanted.append((vote.id, then))
+    )
+    numbers = [
+        desk.vote(desk.item(np.eye(2, WIDTH), known=False), FIRST)
+        for _ in range(meters.FEWEST_PAIRS)
+    ]
+    assert [number for number, _ in wanted[-1:]] == numbers[-1:]
+    assert {number for number, _ in wanted} == set(numbers)
+    assert desk.meter._learned["ann"].head is None
+    for number, then in dict(wanted).items():
+        vote = desk.store.vote(number)
+        assert vote is not None
+        rows = [packed(np.asarray(row)) for row in np.eye(2, WIDTH)]
+        states.put(vote.prompt, vote.completions, rows)
+        then()
+        then()  # once is enough
+    assert desk.meter.wait()
+    known = desk.meter._learned["ann"]
+    assert known.votes == set(numbers) and len(known.fit) == len(numbers)
+    assert known.head is not None and desk.report() == {"guesses": 0}  # what is known is no guess
+    desk.vote(desk.item(np.eye(2, WIDTH)), FIRST)
+    assert desk.report()["guesses"] == 1 and desk.report()["right"] == 1.0

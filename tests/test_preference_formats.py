@@ -197,9 +197,32 @@ def test_crowd_comparisons_keep_ties_and_overlap(tmp_path: Path) -> None:
 HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}
 
 
+def own(**changes: Any) -> list[dict[str, Any]]:
+    """A row of our own form with something wrong."""
+    answers = [{"text": text, "source": "base"} for text in "xy"]
+    row = {"prompt": "?", "completions": answers, "verdict": "tie", "ranking": [], "item": 1}
+    row |= {"strength": None, "note": None, "edited": None, "rater": "ann", "shown": [1, 0]}
+    row |= {"milliseconds": 900, "created_at": 1_700_000_000_000, "purpose": "train", "origin": {}}
+    return [row, row | changes]
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
+        (own(rater=7), 'line 2, field "rater": expected a name'),
+        (own(rater=" "), 'line 2, field "rater": expected a name'),
+        (own(rater="\x1b[31mred"), 'line 2, field "rater": expected a name'),
+        (own(note="\ud800"), "line 2: 'utf-8' codec can't encode"),
+        (own(milliseconds=2**70), 'line 2, field "milliseconds": expected a whole number'),
+        (own(created_at="today"), 'line 2, field "created_at": expected a whole number'),
+        (own(milliseconds=True), 'line 2, field "milliseconds": expected a whole number'),
+        (own(origin=[1]), 'line 2, fields "origin" and "sampling": expected objects'),
+        (own(shown=[0, 0]), 'line 2, field "shown": expected the positions 0 to 1'),
+        (own(note={"a": 1}), 'line 2, fields "note" and "edited"'),
+        (
+            own(completions=[{"text": "x", "source": None}, {"text": "y", "source": "base"}]),
+            'line 2, field "source": expected a text',
+        ),
         ([HH, {**HH, "rejected": "Hi"}], 'line 2, field "rejected": expected turns'),
         ([HH, {**HH, "rejected": "\n\nHuman: Oh\n\nAssistant: No"}], "the dialogue of"),
         ([{"winner": "x", "conversation_a": [], "conversation_b": []}], 'field "winner"'),
@@ -272,3 +295,12 @@ def test_items_of_one_name_with_other_answers_stay_apart(tmp_path: Path) -> None
         [Given("?", ANSWERS, FIRST, item="1"), Given("?", other, FIRST, "bob", item="1")]
     )
     assert [vote.completions[0] for vote in store.votes()] == ["Drawing.", "Chess."]
+
+
+def test_an_answer_written_after_a_tie_beats_all_and_after_a_skip_none(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    for name in ("tie", "both_good", "skip"):
+        store.add_votes([Given(f"{name}?", ANSWERS, Verdict(name, edited="Chess."))])
+    found = [list(better_and_worse(vote)) for vote in store.votes()]
+    beaten = [("Chess.", "Drawing."), ("Chess.", "Drums!")]
+    assert found == [beaten, beaten, []]

@@ -237,6 +237,18 @@ def test_a_full_disk_is_told_and_nothing_is_half_kept(store: Store) -> None:
     assert store.count() == 1
 
 
+def test_a_folder_that_can_not_be_written_is_told(store: Store) -> None:
+    shown = store.present(pair(store), "ann")
+    store._db.execute("PRAGMA query_only = 1")  # as SQLite finds a read-only file
+    with pytest.raises(UserError, match="can't be written. Check who owns file and folder"):
+        store.judge(shown.token, FIRST)
+    store._db.execute("PRAGMA query_only = 0")
+    store.judge(shown.token, FIRST)
+    if Path("/proc/self").exists():  # a folder where not even root can make files
+        with pytest.raises(UserError, match="can't be written. Check who owns file and folder"):
+            Store(Path("/proc/self/votes.sqlite"))
+
+
 def test_two_processes_may_make_the_same_store(tmp_path: Path) -> None:
     path = tmp_path / "new.sqlite"
     words = (
@@ -279,6 +291,27 @@ def test_a_second_click_on_undo_takes_nothing_more_back(store: Store) -> None:
     first = store.undo("ann", expected=numbers[1])
     assert first == store.undo("ann", expected=numbers[1])
     assert [vote.id for vote in store.votes()] == numbers[:1]
+
+
+def test_undo_of_a_corrected_vote_takes_the_correction_back(store: Store) -> None:
+    item = pair(store)
+    old = store.judge(store.present(item, "ann").token, FIRST)
+    new = store.correct(old, SECOND)
+    assert store.last_vote("ann") == new
+    again = store.undo("ann", expected=old)
+    assert again is not None and store.votes() == [] and store.last_vote("ann") is None
+    assert store.undo("ann", expected=new) == again
+    store.judge(again.token, FIRST)
+    assert len(store.votes()) == 1
+
+
+def test_undo_keeps_the_sides(store: Store) -> None:
+    item = pair(store)
+    for shown in ([0, 1], [1, 0]):
+        number = store.judge(store.present(item, "ann", shown=shown).token, FIRST)
+        again = store.undo("ann", expected=number)
+        assert again is not None and again.shown == shown
+        store.judge(again.token, FIRST)
 
 
 def test_a_correction_keeps_the_time_of_the_vote(store: Store) -> None:

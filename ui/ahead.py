@@ -16,6 +16,7 @@ from lorarlhf.preferences.records import Prompt
 from lorarlhf.preferences.store import Store
 from lorarlhf.workspace import Workspace
 from lorarlhf_ui.engine import BASE, FAILED, OFF, Engine, Job
+from lorarlhf_ui.engine_process import in_words
 from lorarlhf_ui.hidden_states import HiddenStates
 
 READY_ITEMS = 6
@@ -27,6 +28,7 @@ ALIKE = (
     "The answers come out alike or empty, so there is nothing to compare. Choose a higher "
     "temperature or another model."
 )
+GONE = "A model that was to answer is gone. Choose another one on the Settings page."
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,12 @@ class Ahead:
     def start(self, prompt: Prompt, urgent: bool) -> tuple[Job, list[str], Making]:
         """Begin answers to a prompt: the job, and the model of each answer."""
         making = self.making()
-        places = [self.models.place(making.model)] * making.answers
-        if making.against:
-            places[1] = self.models.place(making.against)
+        try:
+            places = [self.models.place(making.model)] * making.answers
+            if making.against:
+                places[1] = self.models.place(making.against)
+        except UserError as error:  # the page of those who rate blindly tells no name
+            raise UserError(GONE) from error
         job = self.engine.answer(
             prompt,
             places,
@@ -237,7 +242,7 @@ class Ahead:
                     self.trouble = ""
                     continue
             except Exception as error:  # told on the page; tried again later
-                self.trouble = str(error)
+                self.trouble = in_words(error)
             self._wake.wait(5.0)
             self._wake.clear()
 

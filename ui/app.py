@@ -1,6 +1,7 @@
 """The rating pages: what they are made of, and how they are served."""
 
 import contextlib
+import socket
 import threading
 import webbrowser
 from argparse import Namespace
@@ -17,6 +18,7 @@ import uvicorn
 
 from lorarlhf.errors import UserError
 from lorarlhf.preferences import accounts
+from lorarlhf.preferences.records import is_name
 from lorarlhf.preferences.store import Store
 from lorarlhf.runs import say_to_stderr
 from lorarlhf.settings import Settings, resolve
@@ -25,6 +27,7 @@ from lorarlhf.workspace_commands import project_settings
 from lorarlhf_ui import look
 from lorarlhf_ui.address import addresses, allowed_hosts, qr_lines
 from lorarlhf_ui.ahead import Ahead
+from lorarlhf_ui.catching_up import CatchUp
 from lorarlhf_ui.chat import chat_page
 from lorarlhf_ui.collect import collect_page
 from lorarlhf_ui.collecting import Collecting
@@ -69,12 +72,12 @@ def open_pages(space: Workspace, settings: Callable[[], Settings] | None) -> Pag
     """Open a project for the pages; the base is loaded in the background (None: no model)."""
     store = space.store()
     states = HiddenStates(space.folder / FILE)
-    meter = Meter(Store(space.folder / VOTES), states)
     engine = Engine(
         settings,
         on_ready=lambda about: learn_space(engine, states, about),
         on_failed=lambda message: say_to_stderr(f"There is no model to answer: {message}"),
     )
+    meter = Meter(Store(space.folder / VOTES), states, CatchUp(engine, states).fetch)
     ahead = Ahead(space, space.store(), engine, states)
     collecting, talking = Collecting(store, ahead, meter), Talking(store, ahead, meter)
     tasting = Tasting(store, ahead)
@@ -86,7 +89,12 @@ def learn_space(engine: Engine, states: HiddenStates, about: dict[str, Any]) -> 
     states.use(about["space"])
     if states.axes() is None:
         job = engine.axes()
-        threading.Thread(target=lambda: states.put_axes(job.wait()), daemon=True).start()
+
+        def keep() -> None:
+            with contextlib.suppress(UserError):  # without them the meter learns more slowly
+                states.put_axes(job.wait())
+
+        threading.Thread(target=keep, daemon=True, name="style axes").start()
 
 
 def build(pages: Pages, access: Access) -> gr.Blocks:
@@ -132,6 +140,9 @@ def web_app(pages: Pages, access: Access) -> Guard:
 def main(args: Namespace) -> dict[str, Any]:
     """Serve a project's pages until Ctrl-C."""
     space = Workspace(args.workspace)
+    if not is_name(args.rater):
+        raise UserError("--rater is a name in one line, without blanks at its ends.")
+    sock = listen("0.0.0.0" if args.lan else "127.0.0.1", args.port)  # before the slow part
     settings = None
     if not args.no_model:
         settings = partial(resolve, "ui", sets=args.set, inherited=project_settings(space))
@@ -143,26 +154,42 @@ def main(args: Namespace) -> dict[str, Any]:
                 f"Add one first: `lorarlhf raters {args.workspace} --add NAME`."
             )
         access = Access(hosts=allowed_hosts(args.lan), login=args.lan, default_rater=args.rater)
-        _serve(web_app(pages, access), args)
+        _serve(web_app(pages, access), sock, args)
     finally:
         pages.close()
     return {"project": str(space.folder), "votes": space.store().count()}
 
 
-def _serve(app: Guard, args: Namespace) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections from now on.
+
+    Raises:
+        UserError: the port is taken, or can't be one.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen()
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise UserError(
+            f"The pages can't be at port {port} ({getattr(error, 'strerror', None) or error}). "
+            "Perhaps they are open already. Name another port with --port N; 0 takes a free one."
+        ) from error
+    return sock
+
+
+def _serve(app: Guard, sock: socket.socket, args: Namespace) -> None:
     config = uvicorn.Config(
         app,
-        host="0.0.0.0" if args.lan else "127.0.0.1",
-        port=args.port,
         log_level="warning",
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
-    sock = config.bind_socket()
-    port = sock.getsockname()[1]
-    _announce(port, args)
+    _announce(sock.getsockname()[1], args)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[sock])
     say_to_stderr("The pages are closed. All votes are kept.")

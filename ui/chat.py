@@ -16,6 +16,17 @@ VOTES = {
     "both_good": "Both good",
     "both_bad": "Both bad",
 }
+# Tags that are shown as the text they are; Markdown makes none of them but images. Gradio takes
+# scripts away, and what the rest can do with a style stays inside the message (pages.css).
+AS_TEXT = """
+    img image picture source audio video track canvas iframe object embed map area style form input
+    textarea select option label fieldset legend output meter progress link dialog details summary
+    b i u s small big sub sup mark font center marquee meta base
+"""
+
+# Whether there is a second side. In the browser: Gradio can lose an event that is sent while the
+# answer to the one before it ends, and a question may follow at once.
+BESIDE = f"(name) => ({{__type__: 'update', visible: name !== '{NOBODY}'}})"
 
 
 def chat_page(talking: Talking) -> None:
@@ -91,7 +102,7 @@ class _ChatPage:
         self.retry.click(self.on_retry, options, shown, **quiet)
         self.chatbots[0].edit(self.on_edit, options, shown, **quiet)
         self.anew.click(self.on_anew, None, shown, **quiet)
-        self.models[1].change(self.on_beside, self.models[1], self.chatbots[1], **quiet)
+        self.models[1].change(None, self.models[1], self.chatbots[1], js=BESIDE)
         for which, button in self.vote_buttons.items():
             button.click(self._voting(which), None, shown, **quiet)
 
@@ -101,17 +112,16 @@ class _ChatPage:
         """The models there are, and the conversation as it stands."""
         names = self.talking.ahead.models.names()
         talk = self.talking.talk(_name(request))
-        two = bool(talk.turns) and len(talk.turns[-1].answers) > 1
-        newest = names[1] if len(names) > 1 else names[0]
+        now = names[1:2] or names[:1]
+        if talk.turns:  # those whose answers are shown
+            models = self.talking.ahead.models
+            now = [models.label(place).removeprefix("runs/") for place in talk.turns[-1].models]
+        beside = now[1] if len(now) > 1 else NOBODY
         return [
-            gr.Dropdown(choices=names, value=newest),
-            gr.Dropdown(choices=[NOBODY, *names], value=names[0] if two else NOBODY),
-            *self._shown(talk, two=two),
+            gr.Dropdown(choices=names, value=now[0] if now[0] in names else names[0]),
+            gr.Dropdown(choices=[NOBODY, *names], value=beside if beside in names else NOBODY),
+            *self._shown(talk, two=len(now) > 1),
         ]
-
-    def on_beside(self, name: str) -> Any:
-        """Show or hide the second side."""
-        return gr.Chatbot(visible=name != NOBODY)
 
     def on_send(self, request: gr.Request, text: str, *options: Any) -> Iterator[Any]:
         """Ask, and show the answers as they are written."""
@@ -125,8 +135,7 @@ class _ChatPage:
         except UserError as error:
             yield [text if first else gr.skip(), *self._shown(self.talking.talk(rater), str(error))]
             return
-        if scored:
-            yield [gr.skip(), *self._scored(rater)]
+        yield ["" if first else gr.skip(), *self._at_the_end(rater, scored)]
 
     def on_retry(self, request: gr.Request, *options: Any) -> Iterator[Any]:
         """Answer the last question again."""
@@ -174,10 +183,12 @@ class _ChatPage:
         except UserError as error:
             yield self._shown(self.talking.talk(rater), str(error))
             return
-        if scored:
-            yield self._scored(rater)
+        yield self._at_the_end(rater, scored)
 
-    def _scored(self, rater: str) -> list[Any]:
+    def _at_the_end(self, rater: str, scored: bool) -> list[Any]:
+        """The conversation as it stands: Gradio draws what came last again, and it may be gone."""
+        if not scored:
+            return self._shown(self.talking.talk(rater))
         try:
             return self._shown(self.talking.score(rater))
         except UserError as error:
@@ -205,7 +216,7 @@ def _chatbot(name: str, first: bool) -> gr.Chatbot:
         min_width=300,
         editable="user" if first else None,
         buttons=["copy"],
-        allow_tags=False,
+        allow_tags=AS_TEXT.split(),  # "preserved", that is: not tags any more
         feedback_options=None,
         layout="bubble",
         placeholder="Ask something below.",
@@ -222,6 +233,7 @@ def _name(request: gr.Request) -> str:
 
 def _options(values: tuple[Any, ...]) -> tuple[list[str], dict[str, Any], bool]:
     left, right, system, temperature, tokens, scored = values
+    left = left or "newest"  # asked before the page was filled
     names = [left] if right in (None, NOBODY) else [left, right]
     more = {"system": system, "temperature": temperature, "max_new_tokens": tokens}
     return names, more, bool(scored)

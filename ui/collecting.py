@@ -5,9 +5,10 @@ the order of its screen, and is told the next item.
 """
 
 import random
+import secrets
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from lorarlhf.errors import UserError
@@ -21,6 +22,8 @@ from lorarlhf_ui.text import as_html, names_its_maker, prompt_html
 
 View = dict[str, Any]
 LONGEST_TEXT = 20_000
+SECONDS_TO_READ = 6
+"""How long a page shows why there are no answers, before it asks for others."""
 STREAM_SECONDS = 1.0
 """How long a page's question for more text is held open."""
 
@@ -29,6 +32,7 @@ class Live:
     """Answers that are written while a rater looks on.
 
     Attributes:
+        token: names them on the page until they are an item.
         order: positions in the order on the screen.
         told: as much of each answer as the rater was shown, by position.
     """
@@ -38,6 +42,7 @@ class Live:
     ) -> None:
         self.prompt, self.job, self.places, self.making = prompt, job, places, making
         self.own = own  # asked by the rater
+        self.token = f"live-{secrets.token_hex(8)}"
         # There is no item yet to shuffle by.
         self.order = random.sample(range(len(places)), len(places))
         self.told = [""] * len(places)
@@ -56,14 +61,6 @@ class Live:
         self.job.wait_for_more(texts, STREAM_SECONDS)
 
 
-@dataclass
-class Settled:
-    """What a rater's live answers became, and the vote that was sent for them."""
-
-    token: str
-    vote: Any = None
-
-
 class Collecting:
     """The collect page's questions.
 
@@ -76,7 +73,8 @@ class Collecting:
     def __init__(self, store: Store, ahead: Ahead, meter: Meter) -> None:
         self.store, self.ahead, self.meter = store, ahead, meter
         self._live: dict[str, Live] = {}
-        self._settled: dict[str, Settled] = {}
+        # A rater's last live answers that became an item: their token, and that of the item.
+        self._settled: dict[str, tuple[str, str]] = {}
         self._lock = threading.RLock()
 
     # ---- what a page asks
@@ -89,28 +87,26 @@ class Collecting:
         """Keep a vote and give the next item.
 
         Args:
-            token: of what was shown; `live` for answers that are still being written.
+            token: of what was shown.
             said: verdict, ranking (tiers of places on the screen), strength, note, edited.
 
         Raises:
             UserError: a page that is out of date, or a verdict that does not fit.
         """
-        if token == "live":
-            token = self._live_token(rater, said, milliseconds)
+        if isinstance(token, str) and token.startswith("live-"):
+            token = self._item_token(rater, token)
             if token is None:
                 return self._too_early(rater, said)
         number = cast(self.store, rater, token, said, milliseconds)
-        with self._lock:
-            settled = self._settled.get(rater)
-            if settled is not None and settled.token == token:
-                settled.vote = (said, milliseconds)
         self.meter.voted(rater, number)
         self.ahead.look()
         return self._next(rater) | {"voted": number}
 
     def undo(self, rater: str, expected: Any) -> View:
         """Take the rater's last vote back and show its item again."""
-        presentation = self.store.undo(rater, expected=vote_number(expected))
+        number = vote_number(expected)
+        # A page that is asked again, since its answer was lost, must mean the same vote.
+        presentation = None if number is None else self.store.undo(rater, expected=number)
         if presentation is None:
             raise UserError("There is no vote of yours to take back.")
         self.meter.changed(rater)
@@ -162,12 +158,13 @@ class Collecting:
         live.look()
         if live.job.error is None and (token := self._settle(rater, live)):
             presentation = self.store.presentation(token, rater)
-            return self._view(queue.read_shown(self.store, presentation))
+            shown = queue.read_shown(self.store, presentation)
+            return self._view(shown) | {"was": live.token}
         del self._live[rater]
         self.ahead.in_vain(live.prompt)
         if live.job.error is not None:
-            return {"empty": live.job.error}
-        return {"empty": ALIKE} if live.own else None
+            return {"empty": live.job.error, "wait": live.job.error, "after": SECONDS_TO_READ}
+        return {"empty": ALIKE, "wait": ALIKE, "after": SECONDS_TO_READ} if live.own else None
 
     def _nothing_ready(self, rater: str) -> View:
         """Answers are written before the rater's eyes, where there is a model."""
@@ -189,25 +186,21 @@ class Collecting:
             if live is None:
                 job, places, making = self.ahead.start(prompt, urgent=True)
                 live = self._live[rater] = Live(prompt, job, places, making, own)
-                if rater in self._settled and self._settled[rater].vote is None:
-                    del self._settled[rater]
             return self._live_view(live)
 
-    def _live_token(self, rater: str, said: Any, milliseconds: Any) -> str | None:
-        """The token of what a vote on live answers is about; None where they say too little yet.
+    def _item_token(self, rater: str, token: str) -> str | None:
+        """The token of the item that live answers are; None where they say too little yet.
 
-        All of them are called `live` on the page. So a vote that is sent again, since the network
-        lost the answer to the first, is known by its words and its milliseconds.
+        They may have become one while the vote was on its way, or by the same vote, which is sent
+        again where its answer was lost.
         """
         with self._lock:
-            live, settled = self._live.get(rater), self._settled.get(rater)
-            again = settled is not None and settled.vote == (said, milliseconds)
-            if settled is not None and again and milliseconds is not None:
-                return settled.token
-            if live is not None:
+            live = self._live.get(rater)
+            if live is not None and live.token == token:
                 return self._settle(rater, live)
-            if settled is not None and settled.vote is None:
-                return settled.token  # they ended while the vote was on its way
+            was, item = self._settled.get(rater, ("", ""))
+            if was == token:
+                return item
             raise UserError("These answers are not known here any more. Reload the page.")
 
     def _settle(self, rater: str, live: Live) -> str | None:
@@ -222,7 +215,7 @@ class Collecting:
             if item is None:
                 return None
             token = self.store.present(item, rater, shown=live.order).token
-        self._settled[rater] = Settled(token)
+        self._settled[rater] = live.token, token
         self._leave(rater)
         return token
 
@@ -250,7 +243,7 @@ class Collecting:
     def _live_view(self, live: Live) -> View:
         texts = live.look()
         return {
-            "token": "live",
+            "token": live.token,
             "streaming": True,
             "prompt": prompt_html(live.prompt),
             "answers": [answer_view(text) for text in texts],
@@ -267,6 +260,7 @@ class Collecting:
             "progress": dict(zip(names, counts, strict=True)),
             "meter": self.meter.report(rater),
             "ready": queue.waiting(self.store),
+            "last": self.store.last_vote(rater),
         }
 
 
@@ -308,8 +302,13 @@ def verdict_of(said: dict[str, Any], shown: queue.Shown) -> Verdict:
         [sorted(tier) for tier in ranking] if verdict == RANKED else [],
         said.get("strength") or None,
         _text(said.get("note")),
-        _text(said.get("edited")),
+        edited(_text(said.get("edited")), shown.completions),
     )
+
+
+def edited(text: str | None, answers: Sequence[str]) -> str | None:
+    """A rater's better answer; None where it is one of the answers, copied and left as it was."""
+    return None if text in [answer.strip() for answer in answers] else text
 
 
 def _text(value: Any) -> str | None:

@@ -30,7 +30,10 @@ def compare_page(tasting: Tasting) -> None:
             first = gr.Dropdown(label="One model", elem_id="taste-first", interactive=True)
             second = gr.Dropdown(label="The other", elem_id="taste-second", interactive=True)
             wanted = gr.Slider(5, 60, 30, step=1, label="Held-out prompts", elem_id="taste-wanted")
-        start = gr.Button("Start", variant="primary", elem_id="taste-start", min_width=120)
+        # Off until the models are known: a test of nothing would be refused.
+        start = gr.Button(
+            "Start", variant="primary", elem_id="taste-start", min_width=120, interactive=False
+        )
         said = gr.Markdown(elem_id="taste-said", elem_classes="said")
     with gr.Accordion("Earlier tests", open=False, elem_id="taste-earlier"):
         earlier = gr.Markdown(elem_id="taste-results")
@@ -43,6 +46,7 @@ def compare_page(tasting: Tasting) -> None:
             gr.Dropdown(choices=names, value=newest),
             gr.Slider(maximum=len(tasting.prompts())),
             results(rater_of(request)),
+            gr.Button(interactive=True),
         ]
 
     def begin(one: str, other: str, wanted: int) -> str:
@@ -61,6 +65,6 @@ def compare_page(tasting: Tasting) -> None:
         "show_progress": "hidden",
         "concurrency_limit": None,
     }
-    gr.on(None, fill, None, [first, second, wanted, earlier], **quiet)
+    gr.on(None, fill, None, [first, second, wanted, earlier, start], **quiet)
     started = start.click(begin, [first, second, wanted], said, **quiet)
     started.then(None, None, None, js=AGAIN)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,10 @@ class Engine:
     def _about(self, what: str, value: Any) -> None:
         if what == "ready":
             self.about, self.state = value, READY
-            self._on_ready(value)
+            try:
+                self._on_ready(value)
+            except Exception as error:  # the answers must be listened to all the same
+                traceback.print_exception(error)
         else:
             self.message, self.state = value, FAILED
             self._on_failed(value)

@@ -10,8 +10,11 @@ is about the process itself.
 import base64
 import contextlib
 import os
+import signal
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -34,20 +37,25 @@ TOKENS_A_TURN = 4
 SECONDS_A_REPORT = 0.08
 LIVE_AT_ONCE = 4
 
+UNLOADED = "A model could not be loaded. The terminal of `lorarlhf ui` says why."
+UNFORESEEN = "Something went wrong that was not foreseen. The terminal of `lorarlhf ui` says more."
+
 Ask = dict[str, Any]
 
 
 def main(connection: Connection, settings: Callable[[], Settings]) -> None:
     """Load the base, say so, and work until the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the pages, whose end ends this
     with_less_haste()
     inbox: SimpleQueue[tuple[int, str, Any]] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     try:
         from lorarlhf.parents import load_backbone
 
-        worker = Worker(load_backbone(settings()), connection)
+        said = settings()
+        worker = Worker(load_backbone(said), connection, said.own)
     except Exception as error:
-        connection.send((0, "failed", _said(error)))
+        connection.send((0, "failed", in_words(error)))
         return
     worker.say_hello()
     while True:
@@ -70,10 +78,14 @@ def _read(connection: Connection, inbox: "SimpleQueue[tuple[int, str, Any]]") ->
 
 
 class Worker:
-    """Does the jobs in turns: live ones side by side, then those made ahead."""
+    """Does the jobs in turns: live ones side by side, then those made ahead.
 
-    def __init__(self, backbone: "Backbone", connection: Connection) -> None:
-        self.backbone, self.connection = backbone, connection
+    Args:
+        own: the settings `plain` and `max_prompt_tokens`.
+    """
+
+    def __init__(self, backbone: "Backbone", connection: Connection, own: Ask) -> None:
+        self.backbone, self.connection, self.own = backbone, connection, own
         self.live: deque[Answers] = deque()
         self.ahead: deque[Answers] = deque()
         self.small: deque[tuple[int, str, Any]] = deque()
@@ -133,7 +145,7 @@ class Worker:
                 sampling.step(TOKENS_A_TURN)
         except Exception as error:  # one job's trouble is not the others'
             line.remove(job)
-            self.send(job.number, "failed", _said(error))
+            self.send(job.number, "failed", in_words(error))
             return
         done = all(sampling.done for sampling in job.samplings)
         if done or time.monotonic() - job.reported >= SECONDS_A_REPORT:
@@ -147,8 +159,13 @@ class Worker:
         roles = self._roles(job)
         if roles is None:
             return False
-        job.begin(self.backbone, roles)
+        job.begin(self.backbone, roles, self._asked(job.prompt), self.own["max_prompt_tokens"])
         return True
+
+    def _asked(self, prompt: Any) -> Any:
+        """A prompt as the base is asked it: the one text of a conversation, for plain bases."""
+        alone = isinstance(prompt, list) and len(prompt) == 1
+        return prompt[0]["content"] if self.own["plain"] and alone else prompt
 
     def _roles(self, job: "Answers") -> dict[str, str] | None:
         """The role that answers for each model; loads what is not there, into a slot not in use."""
@@ -162,10 +179,18 @@ class Worker:
             if not free:
                 return None
             self.models.pop(free[0], None)  # whatever becomes of the loading
-            self.backbone.load_role(free[0], model)
+            self._load(free[0], model)
             self.models[free[0]] = model
         places = {model: slot for slot, model in self.models.items()}
         return {model: places.get(model, BASE) for model in job.models}
+
+    def _load(self, slot: str, folder: str) -> None:
+        """Load a role; what is wrong with it is for the terminal, since it names the run."""
+        try:
+            self.backbone.load_role(slot, folder)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            raise UserError(UNLOADED) from error
 
     def _put_back(self) -> bool:
         """What is made ahead gives its slot away and begins anew later."""
@@ -196,7 +221,7 @@ class Worker:
         try:
             self.send(number, "done", getattr(self, f"_{what}_of")(value))
         except Exception as error:
-            self.send(number, "failed", _said(error))
+            self.send(number, "failed", in_words(error))
 
     def _features_of(self, value: Ask) -> list[str]:
         return self._features(value["prompts"], value["answers"])
@@ -204,7 +229,8 @@ class Worker:
     def _features(self, prompts: list[Any], answers: list[str]) -> list[str]:
         from lorarlhf.rewards.features import answer_features
 
-        return [packed(row) for row in answer_features(self.backbone, prompts, answers)]
+        asked = [self._asked(prompt) for prompt in prompts]
+        return [packed(row) for row in answer_features(self.backbone, asked, answers)]
 
     def _axes_of(self, value: Ask) -> list[str]:
         from lorarlhf.rewards.axes import style_axes
@@ -216,10 +242,10 @@ class Worker:
 
         if self.reward != value["run"]:
             self.reward = ""
-            self.backbone.load_role("reward", value["run"])
+            self._load("reward", value["run"])
             self.reward = value["run"]
         answers = value["answers"]
-        return score_answers(self.backbone, [value["prompt"]] * len(answers), answers)
+        return score_answers(self.backbone, [self._asked(value["prompt"])] * len(answers), answers)
 
     def _about_of(self, value: Ask) -> Ask:
         return {
@@ -244,7 +270,9 @@ class Answers:
         self.samplings: list[Sampling] = []
         self._places: list[list[int]] = []
 
-    def begin(self, backbone: "Backbone", roles: dict[str, str]) -> None:
+    def begin(
+        self, backbone: "Backbone", roles: dict[str, str], prompt: Any, max_prompt_tokens: int
+    ) -> None:
         """Start sampling: answers of one model share a batch."""
         from lorarlhf.stepwise import Sampling
 
@@ -253,9 +281,10 @@ class Answers:
         self.samplings = [
             Sampling(
                 backbone,
-                self.prompt,
+                prompt,
                 role=roles[model],
                 seeds=[self.seeds[place] for place in places],
+                max_prompt_tokens=max_prompt_tokens,
                 **self.sampling,
             )
             for model, places in zip(models, self._places, strict=True)
@@ -289,9 +318,11 @@ def unpacked(text: str) -> "np.ndarray":
     return np.frombuffer(base64.b64decode(text), dtype="float16").astype("float32")
 
 
-def _said(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """An error for the pages: what was not foreseen goes to the terminal, with its paths."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "There is not enough memory for this. Make the answers shorter or fewer."
-    return f"{type(error).__name__}: {error}"
+    traceback.print_exception(error)
+    return UNFORESEEN

@@ -27,6 +27,16 @@ class HiddenStates:
 
     def __init__(self, path: Path) -> None:
         self._lock, self.space = threading.Lock(), ""
+        try:
+            self._open(path)
+        except sqlite3.OperationalError:  # the folder can't be written, or another has the file
+            raise
+        except sqlite3.DatabaseError:  # damaged: it is only a cache
+            self._db.close()
+            path.replace(path.with_suffix(".damaged"))
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
@@ -38,7 +48,7 @@ class HiddenStates:
 
     def use(self, space: str) -> None:
         """Change to the space of the base that is loaded."""
-        with self._lock:
+        with self._lock, contextlib.suppress(sqlite3.OperationalError):
             self.space = space
             self._db.execute("DELETE FROM last")
             self._db.execute("INSERT INTO last VALUES (?)", (space,))

@@ -1,7 +1,7 @@
 """The history page: look through votes, correct one, take one back; files out and in."""
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from lorarlhf.preferences.exports import as_plain
 from lorarlhf.preferences.history import (
     PAGE,
     Wanted,
+    as_kept,
+    as_shown,
     find,
     in_words,
     ranking_text,
@@ -22,7 +24,7 @@ from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.merge import merge_votes
 from lorarlhf.preferences.records import RANKED, Prompt, Verdict, Vote
 from lorarlhf.preferences.store import Store
-from lorarlhf_ui.collecting import LONGEST_TEXT
+from lorarlhf_ui.collecting import LONGEST_TEXT, edited
 from lorarlhf_ui.files import FORMS, PURPOSES, exported, link, whose
 from lorarlhf_ui.judge import served
 from lorarlhf_ui.look import static
@@ -91,7 +93,8 @@ class History:
         vote = self._own_vote(rater, data)
         said = data.get("said")
         try:
-            verdict = verdict_of(said if isinstance(said, dict) else {}, len(vote.completions))
+            verdict = verdict_of(said if isinstance(said, dict) else {}, vote.completions)
+            verdict = as_kept(verdict, vote.shown)
             if verdict == vote.verdict:
                 return self._whole(rater, vote) | {"told": "Nothing was changed."}
             number = self.store.correct(vote.id, verdict)
@@ -107,7 +110,7 @@ class History:
         with self.store.write():
             self.store.correct(vote.id, None)
             if vote.rater == rater:
-                self.store.present(vote.item_id, rater, vote.repeats)
+                self.store.present_again(vote.presentation_id)
         self.changed(vote.rater)
         again = " You will be asked about these answers again." if vote.rater == rater else ""
         return {"gone": vote.id, "told": f"The vote is taken back.{again}"}
@@ -129,9 +132,11 @@ class History:
         """A rater's own votes, and those of names that nobody can log in with."""
         return vote.rater == rater or vote.rater not in with_password(self.store)
 
-    def _whole(self, rater: str, vote: Vote) -> View:
+    def _whole(self, rater: str, kept: Vote) -> View:
+        vote = as_shown(kept)
         said = vote.verdict
-        answers = zip(vote.completions, vote.sources, strict=True)
+        sources = vote.sources if self._is_over(vote) else [""] * len(vote.sources)
+        answers = zip(vote.completions, sources, strict=True)
         return {
             "id": vote.id,
             "prompt": prompt_html(vote.prompt),
@@ -150,6 +155,18 @@ class History:
             "repeat": vote.repeats is not None,
             "yours": self._may_change(rater, vote),
         }
+
+    def _is_over(self, vote: Vote) -> bool:
+        """Whether the names may be told: in a taste test only when the rater is through with it."""
+        rows = self.store.rows(
+            "SELECT t.wanted, (SELECT count(*) FROM current_judgement c "
+            "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
+            "JOIN item o ON o.id = p.item_id WHERE o.taste_test = t.id AND r.name = ? "
+            "AND c.verdict != 'undone') AS votes "
+            "FROM item i JOIN taste_test t ON t.id = i.taste_test WHERE i.id = ?",
+            (vote.rater, vote.item_id),
+        )
+        return all(row["votes"] >= row["wanted"] for row in rows)
 
     # ---- files
 
@@ -195,8 +212,8 @@ class History:
         return f"{came} Left out: {rest}." if rest else came
 
 
-def verdict_of(said: View, count: int) -> Verdict:
-    """A verdict as the page's form says it.
+def verdict_of(said: View, answers: Sequence[str]) -> Verdict:
+    """A verdict as the page's form says it, in the order of the screen.
 
     Raises:
         UserError: a ranking that can't be read.
@@ -206,10 +223,10 @@ def verdict_of(said: View, count: int) -> Verdict:
     ranked = verdict == RANKED
     return Verdict(
         verdict,
-        read_ranking(str(said.get("ranking") or ""), count) if ranked else [],
+        read_ranking(str(said.get("ranking") or ""), len(answers)) if ranked else [],
         (str(said.get("strength") or "") or None) if ranked else None,
         _text(said.get("note")),
-        _text(said.get("edited")),
+        edited(_text(said.get("edited")), answers),
     )
 
 
@@ -224,7 +241,7 @@ def _row(vote: Vote) -> View:
     """A vote as a line of the list."""
     return {
         "id": vote.id,
-        "said": in_words(vote.verdict, len(vote.completions)),
+        "said": in_words(as_shown(vote).verdict, len(vote.completions)),
         "prompt": _excerpt(vote.prompt),
         "when": vote.created_at,
         "rater": vote.rater,

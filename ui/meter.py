@@ -8,6 +8,7 @@ hidden states and runs in a thread of its own.
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +53,20 @@ class Meter:
         store: of the votes; guesses are kept there. A store of its own, so that nobody waits for
             long reading.
         states: the kept hidden states.
+        fetch: called with a vote whose hidden states are not kept, and with what to call when they
+            are.
     """
 
-    def __init__(self, store: Store, states: HiddenStates) -> None:
-        self.store, self.states = store, states
+    def __init__(
+        self,
+        store: Store,
+        states: HiddenStates,
+        fetch: Callable[[Vote, Callable[[], None]], None] = lambda vote, then: None,
+    ) -> None:
+        self.store, self.states, self.fetch = store, states, fetch
         self._learned: dict[str, Learned] = {}
         self._done: set[int] = set()
-        self._asked: deque[tuple[str, int | None]] = deque()
+        self._asked: deque[tuple[str, int | None, bool]] = deque()
         self._wake = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="meter").start()
 
@@ -100,18 +108,18 @@ class Meter:
 
     # ---- in the thread
 
-    def _ask(self, rater: str, vote: int | None) -> None:
+    def _ask(self, rater: str, vote: int | None, late: bool = False) -> None:
         with self._wake:
-            self._asked.append((rater, vote))
+            self._asked.append((rater, vote, late))
             self._wake.notify_all()
 
     def _work(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: bool(self._asked))
-                rater, vote = self._asked[0]
+                rater, vote, late = self._asked[0]
             try:
-                self._do(rater, vote)
+                self._do(rater, vote, late)
             except Exception as error:  # the meter must never stand in the way of voting
                 self._learned.pop(rater, None)
                 print(f"The meter left a vote of {rater} out: {error}")
@@ -119,12 +127,17 @@ class Meter:
                 self._asked.popleft()
                 self._wake.notify_all()
 
-    def _do(self, rater: str, number: int | None) -> None:
+    def _do(self, rater: str, number: int | None, late: bool) -> None:
         if number is None:
             self._learned[rater] = self._learn(rater)
             return
         vote = self.store.vote(number)
-        if vote is None or vote.purpose != "train" or number in self._done:
+        if vote is None or vote.purpose != "train":
+            return
+        if late:
+            self._learn_late(rater, vote)
+            return
+        if number in self._done:
             return
         self._done.add(number)  # a second click sends the same vote
         known = self._learned.get(rater)
@@ -133,8 +146,18 @@ class Meter:
             known = self._learned[rater] = self._learn(rater, before=vote)
         if known.head is not None:
             self._guess(vote, known.head, len(known.votes))
-        if not self._teach(known, vote):
-            return
+        if self._teach(known, vote):
+            self._refit(rater, known)
+
+    def _learn_late(self, rater: str, vote: Vote) -> None:
+        """From a vote whose hidden states came after it; it is not guessed any more."""
+        known = self._learned.get(rater)
+        if known is None or known.space != self._space() or vote.id in known.votes:
+            return  # the next vote learns anew, or it is learned already
+        if self._teach(known, vote):
+            self._refit(rater, known)
+
+    def _refit(self, rater: str, known: Learned) -> None:
         if len(known.fit) > MOST_PAIRS:  # by a quarter fewer, so that not every vote gets here
             self._learned[rater] = self._learn(rater, most=3 * MOST_PAIRS // 4)
         else:
@@ -163,8 +186,10 @@ class Meter:
         return known
 
     def _teach(self, known: Learned, vote: Vote) -> bool:
-        """Add a vote's pairs; False where it has none, or its hidden states are not known."""
+        """Add a vote's pairs; False where it has none, or its hidden states are not known yet."""
         pairs = _pairs(vote, self.states)
+        if not pairs and list(better_and_worse(vote)):
+            self.fetch(vote, lambda: self._ask(vote.rater, vote.id, late=True))
         for better, worse in pairs:
             known.fit.add(better, worse, str(vote.prompt))
         if pairs:

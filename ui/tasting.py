@@ -17,6 +17,7 @@ from lorarlhf.preferences.store import Store
 from lorarlhf_ui.ahead import Ahead
 from lorarlhf_ui.collecting import NO_MODEL, View, answer_view, cast, vote_number
 from lorarlhf_ui.engine import FAILED, OFF
+from lorarlhf_ui.engine_process import in_words
 from lorarlhf_ui.text import prompt_html
 
 HELD_OUT = "prompts_heldout.jsonl"
@@ -137,7 +138,8 @@ class Tasting:
 
     def undo(self, rater: str, expected: Any) -> View:
         """Take the rater's last vote in the newest test back; earlier tests are over."""
-        last = self._last_vote(rater, vote_number(expected))
+        number = vote_number(expected)
+        last = None if number is None else self._last_vote(rater, number)
         if last is None or self.store.undo(rater, purpose=PURPOSE, expected=last) is None:
             raise UserError("There is no vote of yours to take back.")
         return self.begin(rater)
@@ -193,7 +195,8 @@ class Tasting:
     def _about(self, test: TasteTest, rater: str) -> View:
         outcomes, (first, second) = self.outcomes(test, rater), test.blind_names
         score = f"{second} against {first}: {_won(outcomes)}" if outcomes else ""
-        return {"progress": f"{len(outcomes)} of {test.wanted} votes", "score": score}
+        progress = f"{len(outcomes)} of {test.wanted} votes"
+        return {"progress": progress, "score": score, "last": self._last_vote(rater, None)}
 
     # ---- in the thread
 
@@ -207,7 +210,7 @@ class Tasting:
                     self.trouble = ""
                     continue
             except Exception as error:  # told on the page; tried again later
-                self.trouble = str(error)
+                self.trouble = in_words(error)
             self._wake.wait(5.0)
             self._wake.clear()
 

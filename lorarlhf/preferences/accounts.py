@@ -5,6 +5,7 @@ import secrets
 import time
 
 from lorarlhf.errors import UserError
+from lorarlhf.preferences.records import is_name
 from lorarlhf.preferences.store import Store
 
 SESSION_SECONDS = 30 * 24 * 3600
@@ -20,7 +21,7 @@ def set_password(store: Store, name: str, password: str) -> None:
     Raises:
         UserError: an empty name, or a password that is too short.
     """
-    if not name.strip() or name != name.strip() or any(ord(sign) < 32 for sign in name):
+    if not is_name(name):
         raise UserError("A rater's name is one line, without blanks at its ends.")
     if len(password) < SHORTEST_PASSWORD:
         raise UserError(f"A password has {SHORTEST_PASSWORD} characters or more.")

@@ -58,7 +58,7 @@ def better_and_worse(vote: Vote) -> Iterator[tuple[str, str]]:
     """(better, worse) texts of all pairs that a vote orders, those that teach something.
 
     An answer that was left out of a ranking is worse than the ranked ones. An edited answer is
-    better than the best, and where both are bad better than each. Pairs with an empty answer or of
+    better than the best, than each of them where several are. Pairs with an empty answer or of
     equal ones are left out: no trainer takes them.
     """
     for better, worse in _ordered(vote):
@@ -74,7 +74,7 @@ def _ordered(vote: Vote) -> Iterator[tuple[str, str]]:
         for upper, lower in combinations([*tiers, rest], 2):
             yield from ((answers[better], answers[worse]) for better in upper for worse in lower)
     if edited := vote.verdict.edited:
-        beaten = [tiers[0][0]] if tiers else rest if vote.verdict.verdict == BOTH_BAD else []
+        beaten = tiers[0] if tiers else [] if vote.verdict.verdict == SKIP else rest
         yield from ((edited, answers[position]) for position in beaten)
 
 

@@ -1,7 +1,8 @@
 """Looking through the votes: filtered, newest first, a page at a time; and verdicts as words."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from lorarlhf.errors import UserError
 from lorarlhf.preferences.records import (
@@ -99,6 +100,32 @@ def _words(text: str) -> tuple[str, dict[str, object]]:
             either += [place.format(word=f":{name} ESCAPE '!'") for place in _PLACES]
         parts.append(f"AND ({' OR '.join(either)})")
     return " ".join(parts), values
+
+
+# ---- as it was shown
+
+
+def as_shown(vote: Vote) -> Vote:
+    """A vote with its answers in the order of the screen, and the verdict on them."""
+    order = vote.shown
+    verdict = replace(vote.verdict, ranking=_moved(vote.verdict.ranking, order.index))
+    return replace(
+        vote,
+        completions=[vote.completions[place] for place in order],
+        sources=[vote.sources[place] for place in order],
+        sampling=[vote.sampling[place] for place in order],
+        verdict=verdict,
+        shown=list(range(len(order))),
+    )
+
+
+def as_kept(verdict: Verdict, shown: Sequence[int]) -> Verdict:
+    """A verdict on answers in the order of the screen as one in the item's order."""
+    return replace(verdict, ranking=_moved(verdict.ranking, lambda place: shown[place]))
+
+
+def _moved(ranking: Ranking, where: Callable[[int], int]) -> Ranking:
+    return [sorted(where(place) for place in tier) for tier in ranking]
 
 
 # ---- verdicts as words

@@ -6,8 +6,8 @@ A row that can't be read stops the import, with its line and field, before anyth
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lorarlhf.preferences.records import (
     Prompt,
     Verdict,
     check_verdict,
+    is_name,
 )
 
 Row = dict[str, Any]
@@ -39,6 +40,10 @@ class Import:
 
     votes: list[Given] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+
+
+MOST = 2**53
+"""Numbers below it are held by every reader of the exports."""
 
 
 class _Fault(Exception):
@@ -58,11 +63,12 @@ def read_votes(path: str | Path, answers: str | Path | None = None) -> Import:
     """
     file = Path(path).expanduser()
     numbered = read_rows(file)
-    read = _form_of(file, set(numbered[0][1]))
-    if read is _llmfao:
+    columns = set(numbered[0][1])
+    if columns >= LLMFAO:
         beside = Path(answers) if answers else file.with_name("pairs-crowd.jsonl")
-        pairs = {row["id"]: row for _, row in read_rows(beside)}
+        pairs = {row.get("id"): row for _, row in read_rows(beside)}
         return _each(file, numbered, lambda row: _crowd_vote(row, pairs))
+    read = _form_of(file, columns)
     if read is _kto:
         return _kto_pairs(file, numbered)
     return _each(file, numbered, read)
@@ -91,7 +97,7 @@ def _each(
         except _Fault as fault:
             problems.append(f", line {line}, {fault}")
             continue
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f'field "{error.args[0]}" is missing' if isinstance(error, KeyError) else error
             problems.append(f", line {line}: {what}")
             continue
@@ -120,8 +126,26 @@ def _check(vote: Given) -> None:
         raise _Fault(f"expected 2 to {MOST_COMPLETIONS} answers, found {len(texts)}")
     if vote.purpose not in ("train", "compare"):
         raise _Fault('field "purpose": expected train or compare')
-    "".join([*texts, *(turn["content"] for turn in turns)]).encode()  # a lone surrogate is a fault
+    if not is_name(vote.rater):
+        raise _Fault('field "rater": expected a name in one line')
+    if not isinstance(vote.origin, dict) or not all(isinstance(s, dict) for s in vote.sampling):
+        raise _Fault('fields "origin" and "sampling": expected objects')
+    for name in ("created_at", "milliseconds", "presentation", "repeats"):
+        value = getattr(vote, name)
+        if value is not None and (type(value) is not int or not 0 <= value < MOST):
+            raise _Fault(f'field "{name}": expected a whole number or null, found {value!r}')
+    if not all(isinstance(source, str) for _, source in vote.completions):
+        raise _Fault('field "source": expected a text')
+    if vote.shown is not None and not _is_order(vote.shown, len(texts)):
+        raise _Fault(f'field "shown": expected the positions 0 to {len(texts) - 1} in some order')
+    if not all(isinstance(text, str | None) for text in (vote.verdict.note, vote.verdict.edited)):
+        raise _Fault('fields "note" and "edited": expected a text or null')
     check_verdict(vote.verdict, len(texts))
+    json.dumps(asdict(vote), ensure_ascii=False).encode()  # a lone surrogate is a fault
+
+
+def _is_order(shown: Sequence[Any], count: int) -> bool:
+    return all(type(place) is int for place in shown) and sorted(shown) == list(range(count))
 
 
 # ---- the forms
@@ -315,10 +339,6 @@ def _kto_pairs(file: Path, numbered: list[tuple[int, Row]]) -> Import:
     return found
 
 
-def _llmfao(row: Row) -> Iterator[Given]:
-    raise NotImplementedError("needs the pairs beside it: _crowd_vote")
-
-
 def _crowd_vote(row: Row, pairs: dict[Any, Row]) -> Iterator[Given]:
     number = int(row["id"])
     if number not in pairs:
@@ -337,10 +357,10 @@ def _crowd_vote(row: Row, pairs: dict[Any, Row]) -> Iterator[Given]:
     )
 
 
+LLMFAO = {"winner", "worker", "model_x"}
 FORMS: tuple[tuple[set[str], Callable[[Row], Iterator[Given]]], ...] = (
     ({"verdict", "completions", "ranking"}, _own),
     ({"winner", "conversation_a", "conversation_b"}, _arena),
-    ({"winner", "worker", "model_x"}, _llmfao),
     ({"fields", "responses"}, _argilla),
     ({"conversations", "chosen", "rejected"}, _sharegpt),
     ({"prompt", "completion", "label"}, _kto),

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences.records import Given, Prompt, Verdict
 from lorarlhf.preferences.store import Store
-
-_LATEST = 2**53  # milliseconds that every reader of the exports can hold
 
 
 @dataclass(frozen=True)
@@ -28,11 +25,9 @@ def merge_votes(store: Store, votes: Sequence[Given]) -> Merged:
     file has one) time is, also where it was corrected or taken back here since. What stands twice
     in a file is two votes, and comes once as such.
 
-    Raises:
-        UserError: a vote with a field that no store can keep.
+    Args:
+        votes: as `imports.read_votes` has checked them.
     """
-    for number, vote in enumerate(votes, 1):
-        _check(vote, number)
     with store.write():  # nobody else imports the same file in between
         timed, untimed = _there(store, votes)
         fresh = []
@@ -97,27 +92,3 @@ def _said(verdict: Verdict) -> str:
 def _text(prompt: Prompt) -> str:
     """A prompt as the store writes it."""
     return json.dumps(prompt, ensure_ascii=False, sort_keys=True)
-
-
-def _check(vote: Given, number: int) -> None:
-    """Raise for a field of another kind than a store's: it would break every later export."""
-    times = (vote.created_at, vote.milliseconds)
-    faults = {
-        "rater": not isinstance(vote.rater, str) or not vote.rater.strip(),
-        "note": not isinstance(vote.verdict.note, str | None),
-        "edited": not isinstance(vote.verdict.edited, str | None),
-        "created_at or milliseconds": not all(
-            time is None or (type(time) is int and 0 <= time < _LATEST) for time in times
-        ),
-        "shown": vote.shown is not None and not _is_order(vote.shown, len(vote.completions)),
-        "origin": not isinstance(vote.origin, dict),
-        "sampling": not all(isinstance(how, dict) for how in vote.sampling),
-        "source": not all(isinstance(source, str) for _, source in vote.completions),
-    }
-    wrong = [name for name, fault in faults.items() if fault]
-    if wrong:
-        raise UserError(f'Vote {number} of the file: field "{wrong[0]}" holds what no vote has.')
-
-
-def _is_order(shown: Sequence[Any], count: int) -> bool:
-    return all(type(place) is int for place in shown) and sorted(shown) == list(range(count))

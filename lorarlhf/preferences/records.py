@@ -1,6 +1,7 @@
 """What is kept of a vote, and what a verdict may say. Plain data, no database."""
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +113,16 @@ def check_verdict(verdict: Verdict, count: int) -> None:
         raise ValueError("a ranking has at least one tier, and none is empty")
     if len(verdict.ranking) == 1 and len(placed) == count:
         raise ValueError("a ranking that prefers nothing is a tie: say so by the verdict")
+
+
+def is_name(name: Any) -> bool:
+    """Whether a rater can be called so: one line, no blanks at its ends, no control characters."""
+    return (
+        isinstance(name, str)
+        and bool(name)
+        and name == name.strip()
+        and not any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in name)
+    )
 
 
 def stable_order(rater: str, item_id: int, count: int) -> list[int]:

@@ -213,25 +213,54 @@ class Store(Database):
 
         Args:
             purpose: only votes of this kind.
-            expected: the vote that the rater saw as the last one. Where it is undone already (a
-                second click) its item is shown, and no other vote is touched.
+            expected: the vote that the rater means, also where it was corrected since. Where it is
+                undone already (a second click) its item is shown, and no other vote is touched.
         """
-        with self.write() as db:
-            last = db.execute(
-                "SELECT j.id, j.verdict, p.item_id, p.repeats, c.id IS NOT NULL AS stands "
-                "FROM judgement j LEFT JOIN current_judgement c ON c.id = j.id "
+        with self.write():
+            number = self.last_vote(rater, purpose) if expected is None else expected
+            found = self.rows(
+                "SELECT p.*, c.id AS now, c.verdict AS said FROM judgement j "
                 "JOIN presentation p ON p.id = j.presentation_id "
+                "JOIN current_judgement c ON c.presentation_id = p.id "
                 "JOIN rater r ON r.id = p.rater_id JOIN item i ON i.id = p.item_id "
-                "WHERE r.name = ? AND i.purpose = ? AND j.verdict != 'undone' "
-                "AND CASE WHEN ?3 IS NULL THEN stands ELSE j.id = ?3 END "
-                "ORDER BY j.voted_at DESC, j.id DESC LIMIT 1",
-                (rater, purpose, expected),
-            ).fetchone()
-            if last is None:
+                "WHERE j.id = ? AND r.name = ? AND i.purpose = ?",
+                (number, rater, purpose),
+            )
+            if not found:
                 return None
-            if last["stands"]:
-                self.correct(last["id"], None)
-            return self.present(last["item_id"], rater, last["repeats"])
+            if found[0]["said"] != UNDONE:
+                self.correct(found[0]["now"], None)
+            return self.present_again(found[0]["id"])
+
+    def present_again(self, presentation: int) -> Presentation:
+        """Show what was shown, to the same rater and with the same sides."""
+        with self.write():
+            (row,) = self.rows(
+                "SELECT p.*, r.name FROM presentation p JOIN rater r ON r.id = p.rater_id "
+                "WHERE p.id = ?",
+                (presentation,),
+            )
+            waiting = self.rows(
+                "SELECT * FROM presentation WHERE item_id = ? AND rater_id = ? AND repeats IS ? "
+                "AND open = 1",
+                (row["item_id"], row["rater_id"], row["repeats"]),
+            )
+            if waiting:  # a second click
+                order = json.loads(waiting[0]["shown"])
+                return Presentation(waiting[0]["id"], waiting[0]["token"], row["item_id"], order)
+            order = json.loads(row["shown"])
+            return self.present(row["item_id"], row["name"], row["repeats"], order)
+
+    def last_vote(self, rater: str, purpose: str = "train") -> int | None:
+        """The number of the rater's newest vote as it stands; None where there is none."""
+        rows = self.rows(
+            "SELECT c.id FROM current_judgement c JOIN presentation p ON p.id = c.presentation_id "
+            "JOIN rater r ON r.id = p.rater_id JOIN item i ON i.id = p.item_id "
+            "WHERE r.name = ? AND i.purpose = ? AND c.verdict != 'undone' "
+            "ORDER BY c.voted_at DESC, c.id DESC LIMIT 1",
+            (rater, purpose),
+        )
+        return rows[0]["id"] if rows else None
 
     def add_votes(self, votes: Iterable[Given]) -> int:
         """Add votes from elsewhere, all of them or, where one does not fit, none; says how many.

@@ -1,6 +1,7 @@
 """Projects with a running server that the tests of a file share, and hands for the vote widget."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,33 @@ def bodies(page: Page) -> list[str]:
 def press(page: Page, name: str) -> None:
     """Click the vote button that does this, as `first` or `tie`."""
     page.locator(f'.judge [data-do="{name}"]').click()
+
+
+# ---- runs
+
+
+def put_runs(space: Workspace, base: Path, names: Sequence[str], tokens: int) -> None:
+    """Finished runs with random adapters that differ; a `-reward` run has a reward role.
+
+    Args:
+        tokens: how long the answers are that the Rate and Compare pages have written.
+    """
+    import torch
+
+    from lorarlhf import Backbone
+
+    backbone = Backbone.load(str(base), bits=16, compute_dtype="float32", lora_rank=4)
+    backbone.add_role("reward")
+    torch.nn.init.normal_(backbone.heads["reward"].weight)
+    for name in names:
+        stage = name.split("-")[1]
+        role = "reward" if stage == "reward" else "policy"
+        for weight in backbone.parameters_of("policy"):
+            torch.nn.init.normal_(weight, std=0.3)
+        folder = space.folder / "runs" / name
+        backbone.save(role, folder / "adapters" / role)
+        (folder / "run.json").write_text(json.dumps({"status": "done", "stage": stage}))
+    with space.store().write() as db:
+        db.execute(
+            "INSERT INTO setting VALUES ('collect', ?)", (json.dumps({"max_new_tokens": tokens}),)
+        )

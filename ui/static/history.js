@@ -26,10 +26,20 @@ async function read(name, data, wanted) {
     } catch (error) {
       // As below: no answer.
     }
+    if ((await reach()) === 401) return { error: "You are not logged in any more. Reload the page." };
     if (wanted()) tell(SILENT, "warn");
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
   return null;
+}
+
+// What the server says to a small question that is always allowed; 0 where it says nothing.
+async function reach() {
+  try {
+    return (await fetch("/gradio_api/app_id", { cache: "no-store" })).status;
+  } catch (error) {
+    return 0;
+  }
 }
 
 async function write(name, data) {

@@ -11,7 +11,8 @@ let view = null; // what the server told last
 let shownAt = 0;
 let busy = false;
 let waiting = false;
-let lastVote = null; // what undo takes back
+let lastVote = null; // what undo takes back, as the server told it
+let asked = 0; // answers to older questions than the last action tell nothing any more
 let strength = null;
 let ranking = []; // {place, tied}; places after `cut` are not ranked
 let cut = 0;
@@ -22,68 +23,87 @@ let confirmed = false; // a ranking that nobody changed is sent at the second tr
 
 // The same question again until the server answers: a vote's token makes a second one harmless.
 async function call(name, data) {
-  for (let tries = 0; ; tries += 1) {
+  for (let refused = 0; ; ) {
     try {
       const answer = await server[name](data);
       if (answer === undefined || answer === null) throw new Error("no answer");
       tell("");
       return answer;
     } catch (error) {
-      tell("The server does not answer. Votes up to now are kept; trying again …", "warn");
-      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      const status = await reach();
+      if (status === 401) return { error: "You are not logged in any more. Reload the page." };
+      if (status) refused += 1;
+      if (refused > 2)
+        return { error: "The server refuses this. Reload the page; votes up to now are kept." };
+      if (!status)
+        tell("The server does not answer. Votes up to now are kept; trying again …", "warn");
+      await pause(RETRY_MS);
     }
   }
 }
 
+// What the server says to a small question that is always allowed; 0 where it says nothing.
+async function reach() {
+  try {
+    return (await fetch("/gradio_api/app_id", { cache: "no-store" })).status;
+  } catch (error) {
+    return 0;
+  }
+}
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+// Ask, and show what comes of it; whether it was done.
 async function go(name, data) {
-  if (busy) return;
+  if (busy) return false;
   busy = true;
+  asked += 1;
   root.setAttribute("aria-busy", "true");
   const told = await call(name, data);
   busy = false;
   root.removeAttribute("aria-busy");
   if (told.error) {
-    tell(told.error, "warn");
     if (told.reload) show(told.reload);
-    return;
+    tell(told.error, "warn");
+    if (view?.streaming) watchMore();
+    return false;
   }
-  if (told.voted) lastVote = told.voted;
-  if (name === "undo") lastVote = null;
   show(told);
+  return true;
 }
 
 // ---- drawing
 
 function show(told) {
-  const fresh = !view || view.token !== told.token || told.token !== "live";
-  const wasLive = view && view.token === "live" && told.answers && !told.streaming;
+  // Answers that were written live get another token at their end.
+  const same = view && told.answers && [told.token, told.was].includes(view.token);
   view = told;
   about(told);
   const empty = told.empty || told.wait || "";
   find("empty").textContent = empty;
   find("empty").hidden = !empty;
   find("item").hidden = !told.answers;
-  find("back").hidden = !told.empty || !voted(told.progress);
+  find("back").hidden = !told.empty || lastVote === null;
   if (told.wait && !waiting) {
     waiting = true;
     setTimeout(() => {
       waiting = false;
       go("begin", {});
-    }, 1000);
+    }, 1000 * (told.after || 1));
   }
   if (!told.answers) return;
   root.dataset.count = told.answers.length;
   root.dataset.streaming = told.streaming ? "yes" : "no";
   find("prompt").innerHTML = told.prompt;
   draw(told.answers);
-  if (fresh && !wasLive) start(told.answers.length);
+  root.dataset.token = told.token;
+  if (!same) start(told.answers.length);
   if (told.streaming) watchMore();
 }
 
 // A new item: nothing of the last one is left over.
 function start(count) {
   shownAt = performance.now();
-  root.dataset.token = view.token;
   choose(null);
   find("note").value = "";
   find("edited").value = "";
@@ -143,6 +163,7 @@ function fold() {
 }
 
 function about(told) {
+  if (told.last !== undefined) lastVote = told.last;
   if (typeof told.progress === "string") find("progress").textContent = told.progress;
   else if (told.progress) {
     const { today, all, hour } = told.progress;
@@ -150,12 +171,6 @@ function about(told) {
   }
   if (told.score !== undefined) find("meter").textContent = told.score;
   if (told.meter) drawMeter(told.meter);
-}
-
-// Whether there is a vote that could be taken back; the taste test tells its progress in words.
-function voted(progress) {
-  const count = typeof progress === "string" ? parseInt(progress) : progress?.all;
-  return lastVote !== null || count > 0;
 }
 
 function drawMeter(meter) {
@@ -182,12 +197,21 @@ function tell(text, kind) {
   place.dataset.kind = kind || "";
 }
 
+// One loop for the answers that are being written, until they end or something else is shown.
+let watched = "";
 async function watchMore() {
   const token = view.token;
-  const told = await call("watch", { seen: view.seen });
-  if (view.token !== token || busy) return; // voted in the meantime
-  if (told.error) tell(told.error, "warn");
-  else show(told);
+  if (watched === token) return;
+  watched = token;
+  while (view.token === token && view.streaming) {
+    const told = await call("watch", { seen: view.seen });
+    if (view.token !== token) break; // voted in the meantime
+    if (told.error) tell(told.error, "warn");
+    if (told.error) break;
+    if (busy) await pause(100); // what was sent decides what is shown
+    else show(told);
+  }
+  if (watched === token) watched = "";
 }
 
 // ---- voting
@@ -226,7 +250,8 @@ function sendRanking() {
 }
 
 function undo() {
-  if (!busy) go("undo", { expected: lastVote });
+  if (lastVote !== null) go("undo", { expected: lastVote });
+  else if (!busy) tell("There is no vote of yours to take back.", "warn");
 }
 
 function choose(name) {
@@ -244,11 +269,11 @@ const ACTIONS = {
   second: () => prefer(1),
   rank: sendRanking,
   undo,
-  ask: () => {
+  ask: async () => {
     const text = find("own").value;
     if (!text.trim()) return tell("Type a prompt first.", "warn");
-    find("own").value = "";
-    go("ask", { text });
+    while (busy) await pause(50); // a question whether there is something to rate now
+    if ((await go("ask", { text })) && find("own").value === text) find("own").value = "";
   },
 };
 for (const button of root.querySelectorAll("[data-do]"))
@@ -402,6 +427,7 @@ const KEYS = { t: "tie", g: "both_good", b: "both_bad", s: "skip", u: "undo" };
 const STRENGTHS = { q: "slightly", w: "clearly", e: "much" };
 
 function typed(event) {
+  if (!root.isConnected) return;
   const target = event.target;
   if (event.key === "Escape" && root.contains(target)) return target.blur();
   const writing = target.closest("input, textarea, select, [contenteditable='true']");
@@ -435,9 +461,10 @@ find("own")?.addEventListener("keydown", (event) => {
 // The meter is fitted in the background; its figure comes a moment after the vote.
 setInterval(async () => {
   if (busy || document.hidden || !root.isConnected || !root.dataset.token) return;
+  const before = asked;
   try {
     const told = await server.progress({});
-    if (told && !busy) about(told);
+    if (told && !told.error && before === asked) about(told);
   } catch (error) {
     // The next vote will tell.
   }

@@ -1,0 +1,60 @@
+"""Our side of `ppo_vs_trl.py`: a few updates, and what they took, as a line of JSON."""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import psutil
+
+ASKED = json.loads(sys.argv[1])
+
+
+def resident_mb() -> float:
+    """Memory of this process now, in MB (10^6 bytes)."""
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def main() -> None:
+    """Tune, measure, save the policy."""
+    import bitsandbytes  # noqa: F401  (what the libraries take is not what the models take)
+
+    from lorarlhf import Backbone, PPOConfig, PPOTrainer
+    from lorarlhf.data import as_conversation, bundled, read_prompts
+    from lorarlhf.runs import peak_rss_mb
+
+    interpreter = resident_mb()
+    work = Path(ASKED["work"])
+    backbone = Backbone.load(adapter_layers=ASKED["adapter_layers"], seed=ASKED["seed"])
+    backbone.load_role("reward", work / "reward" / "adapters" / "reward")
+    loaded = resident_mb()
+    rows = [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(bundled("prompts"))]
+    with TemporaryDirectory() as folder:
+        config = PPOConfig(
+            output_dir=folder,
+            updates=ASKED["updates"] + 1,
+            seed=ASKED["seed"],
+            rollout_batch_size=ASKED["batch"],
+            max_new_tokens=ASKED["max_new_tokens"],
+            micro_batch_size=ASKED["micro"],
+            critic_warmup=0,
+            use_cpu=backbone.device.type == "cpu",
+            disable_tqdm=True,
+        )
+        trainer = PPOTrainer(backbone, config, rows)
+        measured = [trainer.update() for _ in range(config.updates)][1:]
+    backbone.save("policy", work / "policy-ours")
+    names = {
+        "seconds": "seconds",
+        "generate": "seconds_rollout",
+        "score": "seconds_score",
+        "update": "seconds_optimize",
+    }
+    figures = {name: median(row[key] for row in measured) for name, key in names.items()}
+    figures |= {"interpreter_mb": interpreter, "loaded_mb": loaded, "peak_mb": peak_rss_mb()}
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

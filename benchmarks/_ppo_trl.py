@@ -1,0 +1,171 @@
+"""TRL's side of `ppo_vs_trl.py`: TRL 1.12.0 from a folder of its own, the same figures.
+
+Policy, value and reward are models of their own there, each with the base in 4 bit; the reference
+is the policy with its adapter switched off. Its phases are told apart where it calls functions of
+its own: `batch_generation` once an update, then `masked_whiten` at the end of the scoring.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+
+ASKED = json.loads(sys.argv[1])
+sys.path.insert(0, ASKED["trl"])
+LORA_RANK = 16
+
+
+def resident_mb() -> float:
+    """Memory of this process now, in MB (10^6 bytes)."""
+    return psutil.Process().memory_info().rss / 1e6
+
+
+class Clock:
+    """Seconds of each phase of each update."""
+
+    def __init__(self, module: Any) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.module, self.at = module, 0.0
+        generation, whiten = module.batch_generation, module.masked_whiten
+
+        def generate(*words: Any, **named: Any) -> Any:
+            self.rows.append({"begun": time.perf_counter()})
+            result = generation(*words, **named)
+            self.rows[-1]["generated"] = time.perf_counter()
+            return result
+
+        def whitened(*words: Any, **named: Any) -> Any:
+            result = whiten(*words, **named)
+            self.rows[-1]["scored"] = time.perf_counter()
+            return result
+
+        module.batch_generation, module.masked_whiten = generate, whitened
+
+    def ended(self) -> None:
+        """An update is over."""
+        self.rows[-1]["ended"] = time.perf_counter()
+
+    def medians(self) -> dict[str, float]:
+        """By phase, the first update left out."""
+        spans = {
+            "seconds": ("begun", "ended"),
+            "generate": ("begun", "generated"),
+            "score": ("generated", "scored"),
+            "update": ("scored", "ended"),
+        }
+        rows = self.rows[1:]
+        return {k: median(row[b] - row[a] for row in rows) for k, (a, b) in spans.items()}
+
+
+def main() -> None:
+    """Tune, measure, save the policy."""
+    import bitsandbytes  # noqa: F401
+    import torch
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        TrainerCallback,
+    )
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+    from lorarlhf.data import as_conversation, bundled, read_prompts
+    from lorarlhf.runs import peak_rss_mb
+
+    assert trl.__version__ == "1.12.0", trl.__version__
+    interpreter = resident_mb()
+    work = Path(ASKED["work"])
+    base = (work / "base.txt").read_text()
+    reward_folder = work / "reward" / "adapters" / "reward"
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = "<|endoftext|>"
+    torch.manual_seed(ASKED["seed"])
+    dtype = torch.bfloat16
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    options: dict[str, Any] = {"quantization_config": four_bit, "dtype": dtype}
+
+    def scorer() -> Any:
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return model
+
+    policy = AutoModelForCausalLM.from_pretrained(base, **options)
+    lora = {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "target_modules": "all-linear"}
+    value = get_peft_model(scorer(), LoraConfig(task_type="SEQ_CLS", **lora))
+    reward = PeftModel.from_pretrained(scorer(), reward_folder).eval()
+    loaded = resident_mb()
+    rows = [
+        {
+            "input_ids": tokenizer.apply_chat_template(
+                as_conversation(row["prompt"]), add_generation_prompt=True, return_dict=False
+            )
+        }
+        for row in read_prompts(bundled("prompts"))
+    ]
+    with TemporaryDirectory() as folder:
+        config = PPOConfig(
+            output_dir=folder,
+            seed=ASKED["seed"],
+            total_episodes=ASKED["batch"] * (ASKED["updates"] + 1),
+            per_device_train_batch_size=ASKED["micro"],
+            gradient_accumulation_steps=ASKED["batch"] // ASKED["micro"],
+            num_mini_batches=1,
+            num_ppo_epochs=4,
+            local_rollout_forward_batch_size=ASKED["batch"],
+            response_length=ASKED["max_new_tokens"],
+            temperature=1.0,
+            stop_token="eos",
+            learning_rate=3e-4,
+            lr_scheduler_type="constant",
+            kl_coef=0.05,
+            num_sample_generations=0,
+            bf16=True,
+            gradient_checkpointing=False,
+            use_cpu=not torch.cuda.is_available(),
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        clock = Clock(ppo_trainer)
+
+        class Ends(TrainerCallback):
+            """Tells the clock."""
+
+            def on_step_end(self, *words: Any, **named: Any) -> None:
+                clock.ended()
+
+        trainer = PPOTrainer(
+            args=config,
+            processing_class=tokenizer,
+            model=policy,
+            ref_model=None,
+            reward_model=reward,
+            value_model=value,
+            train_dataset=Dataset.from_list(rows),
+            callbacks=[Ends()],
+            peft_config=LoraConfig(task_type="CAUSAL_LM", **lora),
+        )
+        trainer.train()
+        trainer.policy_model.save_pretrained(work / "policy-trl")
+    figures = clock.medians()
+    figures |= {"interpreter_mb": interpreter, "loaded_mb": loaded, "peak_mb": peak_rss_mb()}
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

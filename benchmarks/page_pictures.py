@@ -1,0 +1,119 @@
+"""The pictures of the pages in docs/images: a real project, the small base, a real Chromium.
+
+    .venv/bin/python benchmarks/page_pictures.py           # about five minutes
+
+A project is made, the base is tuned on the demonstrations, a simulated rater votes a few dozen
+times, and each page is photographed at three widths, in light and dark.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.rating_pages import chromium, serving
+from lorarlhf.rewards.raters import Answer, cheerful_score
+from lorarlhf.workspace import Workspace, create
+
+OUT = Path(__file__).parents[1] / "docs" / "images"
+SIZES = {360: 740, 768: 1024, 1280: 800}
+VOTES = 12
+MAKING = {"max_new_tokens": 64}
+QUESTION = "What is a good way to start the day?"
+
+
+def main() -> None:
+    """Make all pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--project", type=Path, help="one with a tuned policy; made otherwise")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as folder, chromium() as browser:
+        space = Workspace(args.project) if args.project else tuned(Path(folder) / "my-assistant")
+        with serving(space) as url:
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            vote(page, url, space)
+            chat(page, url)
+            compare(page, url)
+            page.close()
+            photograph(browser, url, args.out)
+
+
+def tuned(folder: Path) -> Workspace:
+    """A project whose base was tuned on the demonstrations."""
+    space = create(folder)
+    command = [sys.executable, "-m", "lorarlhf.cli", "sft", str(space.folder), "--data"]
+    subprocess.run([*command, "recipes/data/demonstrations.jsonl"], check=True)
+    with space.store().write() as db:
+        db.execute("INSERT INTO setting VALUES ('collect', ?)", (json.dumps(MAKING),))
+    return space
+
+
+def vote(page: Any, url: str, space: Workspace) -> None:
+    """Two dozen votes by keys, for the friendlier answer."""
+    page.goto(url)
+    answers = page.locator(".judge[data-streaming='no'] .answer .body")
+    end = time.monotonic() + 600
+    while space.store().count() < VOTES:
+        if time.monotonic() > end:
+            raise TimeoutError("the pages do not go on")
+        page.wait_for_timeout(400)
+        texts = answers.all_inner_texts()
+        if len(texts) == 2 and all(len(text) > 1 for text in texts):
+            first, second = (cheerful_score(Answer(text)) for text in texts)
+            page.keyboard.press("1" if first >= second else "2")
+
+
+def chat(page: Any, url: str) -> None:
+    """A question to both models."""
+    page.goto(f"{url}/chat")
+    choose(page, "#chat-right-model", "base")
+    page.locator("#chat-text textarea").fill(QUESTION)
+    page.keyboard.press("Enter")
+    page.locator("#chat-votes").wait_for(timeout=300_000)
+
+
+def compare(page: Any, url: str) -> None:
+    """A taste test with a few votes."""
+    page.goto(f"{url}/compare")
+    page.locator("#taste-start").click()
+    for _ in range(3):
+        page.locator(".judge .answer .body p").first.wait_for(timeout=300_000)
+        page.wait_for_timeout(1500)
+        page.keyboard.press("1")
+        page.wait_for_timeout(500)
+    page.locator(".judge .answer .body p").first.wait_for(timeout=300_000)
+
+
+def choose(page: Any, field: str, name: str) -> None:
+    """Pick an entry of a dropdown."""
+    page.locator(f"{field} input").click()
+    page.get_by_role("option", name=name, exact=True).first.click()
+
+
+def photograph(browser: Any, url: str, out: Path) -> None:
+    """Every page at three widths, and dark at the widest."""
+    looks = [(width, "light") for width in SIZES] + [(1280, "dark")]
+    for width, scheme in looks:
+        context = browser.new_context(
+            viewport={"width": width, "height": SIZES[width]}, color_scheme=scheme
+        )
+        page = context.new_page()
+        for name in ("rate", "chat", "compare", "history", "settings"):
+            page.goto(url if name == "rate" else f"{url}/{name}")
+            page.wait_for_timeout(2500)
+            if name == "history":
+                page.locator("#history .rows > li button").first.click()
+                page.wait_for_timeout(500)
+            page.screenshot(path=out / f"{name}-{width}-{scheme}.png")
+        context.close()
+
+
+if __name__ == "__main__":
+    main()
