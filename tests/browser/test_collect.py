@@ -200,6 +200,32 @@ def test_keys_are_letters_while_somebody_types(open_page: Any, project: Project)
     assert project.votes()[0].verdict.note == "best gut 12 \nu"
 
 
+def test_undo_after_a_lost_answer_takes_one_vote_back(open_page: Any, project: Project) -> None:
+    for number in range(1, 4):
+        project.ask(f"Question {number}?")
+    page = open_page(project.url)
+    open_page.allow(GONE)
+    for number in (1, 2):
+        shows(page, f"Question {number}?")
+        page.keyboard.press("1")
+    shows(page, "Question 3?")
+    page.reload()  # the page knows of its votes only what the server tells
+    shows(page, "Question 3?")
+    lost = []
+
+    def lose(route: Route) -> None:
+        if '"fn_name":"undo"' in (route.request.post_data or "").replace(" ", "") and not lost:
+            lost.append(route.fetch())
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route(re.compile("component_server"), lose)
+    page.keyboard.press("u")
+    shows(page, "Question 2?")
+    assert len(lost) == 1 and len(project.votes()) == 1
+
+
 def test_notes_and_edited_answers_are_kept(open_page: Any, project: Project) -> None:
     project.ask("First?", ("Red *is* best.", "Blue."))
     project.ask("Second?")
@@ -272,7 +298,7 @@ def test_a_vote_whose_answer_is_lost_is_sent_again_and_counted_once(
     page = open_page(project.url)
     open_page.allow(GONE)
     shows(page, "Question 1?")
-    tries = []
+    tries: list[Any] = []
 
     def lose(route: Route) -> None:
         """The server hears the first vote; the page never hears that it did."""
@@ -282,13 +308,22 @@ def test_a_vote_whose_answer_is_lost_is_sent_again_and_counted_once(
         else:
             route.continue_()
 
+    def silent(route: Route) -> None:
+        """As where the network is gone: the page can't find out more, the first time."""
+        if len(tries) == 1:
+            tries.append(None)
+            route.abort()
+        else:
+            route.continue_()
+
     page.route(re.compile("component_server"), lose)
+    page.route(re.compile("app_id"), silent)
     page.keyboard.press("1")
     expect(part(page, "status")).to_contain_text("The server does not answer. Votes up to now")
     assert said(project) == [("A", None)]
     shows(page, "Question 2?")
     expect(part(page, "status")).to_have_text("")
-    assert said(project) == [("A", None)] and project.rows() == 1 and len(tries) == 1
+    assert said(project) == [("A", None)] and project.rows() == 1 and len(tries) == 2
 
 
 def test_a_killed_server_is_told_and_nothing_is_lost(open_page: Any, project: Project) -> None:
@@ -360,6 +395,7 @@ def test_hostile_text_does_nothing(open_page: Any, project: Project) -> None:
     link = shown.get_by_role("link")
     assert {a.get_attribute("href") for a in link.all()} <= {"http://example.invalid/x.png"}
     page.get_by_role("button", name="Edit a copy").first.click()
+    part(page, "edited").press_sequentially(" Mine.")  # an untouched copy would not be kept
     part(page, "note").fill(HOSTILE)
     press(page, "first")
     ends(page)

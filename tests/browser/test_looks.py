@@ -161,6 +161,7 @@ def open_all(page: Page, path: str) -> None:
         expect(page.locator("#export [data-part=told]")).to_contain_text("rows from")
     elif path == "/settings":
         expect(page.locator("#making-save")).to_be_enabled()
+        expect(page.locator("#making-save")).to_have_css("opacity", "1")  # it fades in
     elif path == "/chat":
         expect(page.locator("#chat-right-model input")).not_to_have_value("")
         page.get_by_role("button", name="System prompt and sampling").click()
