@@ -132,10 +132,18 @@ def grows(message: Locator) -> str:
 
 
 def answered(page: Page, turns: int = 1) -> None:
-    """Wait until both sides have answered and a vote is possible."""
-    for side in ("left", "right"):
-        expect(messages(page, side, "bot")).to_have_count(turns)
-    expect(page.locator("#chat-votes")).to_be_visible()
+    """Wait until both sides have answered and a vote is possible.
+
+    A random base now and then begins with the end, which leaves nothing to vote on.
+    """
+    for _ in range(6):
+        for side in ("left", "right"):
+            expect(messages(page, side, "bot")).to_have_count(turns)
+        expect(page.locator("#chat-votes")).to_be_visible()
+        if all(text(messages(page, side, "bot").last).strip("… ") for side in ("left", "right")):
+            return
+        page.get_by_role("button", name="Answer again").click()
+        page.wait_for_timeout(SETTLED_MS)
 
 
 def vote(page: Page, name: str) -> None:
