@@ -1,0 +1,66 @@
+"""The pages as a command: who is let in, and what the terminal says."""
+
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from lorarlhf.errors import UserError
+from lorarlhf.preferences.accounts import set_password
+from lorarlhf.workspace import create
+from lorarlhf_ui import app
+
+
+def words(folder: Path, **more: object) -> Namespace:
+    """The command line as the parser gives it."""
+    plain = {"workspace": str(folder), "port": 0, "no_browser": True, "no_model": True, "set": []}
+    return Namespace(**(plain | {"rater": "me", "lan": False, "base": None} | more))
+
+
+def test_lan_is_refused_before_somebody_can_log_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = create(tmp_path / "mine")
+    served = []
+    monkeypatch.setattr(app, "_serve", lambda *said: served.append(said))
+    with pytest.raises(UserError, match="raters need passwords. Add one first: `lorarlhf raters"):
+        app.main(words(space.folder, lan=True))
+    assert served == []
+    set_password(space.store(), "ann", "quiet harbour 7")
+    app.main(words(space.folder, lan=True))
+    ((guard, sock, _),) = served
+    assert guard._access.login and sock.getsockname()[0] == "0.0.0.0"
+    sock.close()
+    app.main(words(space.folder))
+    guard, sock, _ = served[1]
+    assert not guard._access.login and sock.getsockname()[0] == "127.0.0.1"
+    sock.close()
+
+
+def test_lan_tells_every_address_with_a_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(app, "addresses", lambda: ["192.168.1.5", "10.0.0.7"])
+    app._announce(7860, words(tmp_path, lan=True))
+    said = capsys.readouterr().err
+    for address in ("192.168.1.5", "10.0.0.7"):
+        assert f"For others in this network: http://{address}:7860\n" in said
+    assert sum(len(line) > 20 and not line.isascii() for line in said.splitlines()) > 20
+    app._announce(7860, words(tmp_path))
+    assert capsys.readouterr().err == "The pages are at http://127.0.0.1:7860 (Ctrl-C ends them).\n"
+
+
+def test_gradio_is_quick_to_import_and_whole() -> None:
+    """Its own sources are not parsed meanwhile, and afterwards `inspect` is as it was."""
+    code = (
+        "import inspect; before = inspect.getfile\n"
+        "from lorarlhf_ui import quick_gradio\n"
+        "import gradio as gr\n"
+        "assert inspect.getfile is before\n"
+        "with quick_gradio.without_apps(), gr.Blocks() as blocks: gr.Textbox().change(None)\n"
+        "assert blocks.app is None and gr.routes.App.create_app(blocks) is not None\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
