@@ -134,7 +134,7 @@ def main() -> None:
             lr_scheduler_type="constant",
             kl_coef=0.05,
             num_sample_generations=0,
-            bf16=True,
+            bf16=False,  # it would cast the norms, and sampling runs outside of its autocast
             gradient_checkpointing=False,
             use_cpu=not torch.cuda.is_available(),
             report_to="none",
