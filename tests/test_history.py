@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("gradio")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import fastapi

@@ -18,7 +18,6 @@ from typing import Any
 import anyio
 import pytest
 
-pytest.importorskip("gradio")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr

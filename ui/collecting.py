@@ -13,6 +13,7 @@ from typing import Any
 
 from lorarlhf.errors import UserError
 from lorarlhf.preferences import queue
+from lorarlhf.preferences.history import moved
 from lorarlhf.preferences.records import RANKED, SKIP, Prompt, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui.ahead import ALIKE, Ahead, Making
@@ -293,13 +294,13 @@ def verdict_of(said: dict[str, Any], shown: queue.Shown) -> Verdict:
         ValueError, TypeError, LookupError, OverflowError: a page sent what no page sends.
     """
     order = shown.presentation.shown
-    ranking = [[order[int(place)] for place in tier] for tier in said.get("ranking") or []]
+    ranking = moved(said.get("ranking") or [], lambda place: order[int(place)])
     if any(int(place) < 0 for tier in said.get("ranking") or [] for place in tier):
         raise ValueError("a place on the screen is 0 or more")
     verdict = str(said["verdict"])
     return Verdict(
         verdict,
-        [sorted(tier) for tier in ranking] if verdict == RANKED else [],
+        ranking if verdict == RANKED else [],
         said.get("strength") or None,
         _text(said.get("note")),
         edited(_text(said.get("edited")), shown.completions),

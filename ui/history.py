@@ -277,7 +277,7 @@ def history_page(store: Store, changed: Callable[[str], None], everybody: bool =
     questions = ("look", "open", "correct", "take_back")
     gr.HTML(
         html_template=static("history.html"),
-        js_on_load=static("history.js"),
+        js_on_load=static("reach.js") + static("history.js"),
         server_functions=[served(name, getattr(history, name)) for name in questions],
         apply_default_css=False,
         elem_id="history",

@@ -24,7 +24,7 @@ def judge(questions: dict[str, Answer], *, own_prompts: bool) -> gr.HTML:
         template = template[:start] + template[end:]
     return gr.HTML(
         html_template=template,
-        js_on_load=static("judge.js"),
+        js_on_load=static("reach.js") + static("judge.js"),
         server_functions=[served(name, ask) for name, ask in questions.items()],
         apply_default_css=False,
         elem_id="judge",

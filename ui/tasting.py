@@ -138,24 +138,13 @@ class Tasting:
 
     def undo(self, rater: str, expected: Any) -> View:
         """Take the rater's last vote in the newest test back; earlier tests are over."""
-        number = vote_number(expected)
-        last = None if number is None else self._last_vote(rater, number)
-        if last is None or self.store.undo(rater, purpose=PURPOSE, expected=last) is None:
+        number, test = vote_number(expected), self.newest()
+        back = None
+        if number is not None and test is not None:
+            back = self.store.undo(rater, purpose=PURPOSE, taste_test=test.id, expected=number)
+        if back is None:
             raise UserError("There is no vote of yours to take back.")
         return self.begin(rater)
-
-    def _last_vote(self, rater: str, expected: int | None) -> int | None:
-        test = self.newest()
-        rows = self.store.rows(
-            "SELECT j.id FROM judgement j JOIN presentation p ON p.id = j.presentation_id "
-            "JOIN item i ON i.id = p.item_id JOIN rater r ON r.id = p.rater_id "
-            "WHERE i.taste_test = ? AND r.name = ? AND j.verdict != 'undone' AND CASE WHEN ?3 IS "
-            "NULL THEN NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id) "
-            "ELSE j.id = ?3 END "
-            "ORDER BY j.voted_at DESC, j.id DESC LIMIT 1",
-            (test.id if test else None, rater, expected),
-        )
-        return rows[0]["id"] if rows else None
 
     def progress(self, rater: str) -> View:
         """How far the newest test is."""
@@ -196,7 +185,8 @@ class Tasting:
         outcomes, (first, second) = self.outcomes(test, rater), test.blind_names
         score = f"{second} against {first}: {_won(outcomes)}" if outcomes else ""
         progress = f"{len(outcomes)} of {test.wanted} votes"
-        return {"progress": progress, "score": score, "last": self._last_vote(rater, None)}
+        last = self.store.last_vote(rater, PURPOSE, test.id)
+        return {"progress": progress, "score": score, "last": last}
 
     # ---- in the thread
 

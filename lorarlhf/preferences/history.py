@@ -108,7 +108,7 @@ def _words(text: str) -> tuple[str, dict[str, object]]:
 def as_shown(vote: Vote) -> Vote:
     """A vote with its answers in the order of the screen, and the verdict on them."""
     order = vote.shown
-    verdict = replace(vote.verdict, ranking=_moved(vote.verdict.ranking, order.index))
+    verdict = replace(vote.verdict, ranking=moved(vote.verdict.ranking, order.index))
     return replace(
         vote,
         completions=[vote.completions[place] for place in order],
@@ -121,10 +121,11 @@ def as_shown(vote: Vote) -> Vote:
 
 def as_kept(verdict: Verdict, shown: Sequence[int]) -> Verdict:
     """A verdict on answers in the order of the screen as one in the item's order."""
-    return replace(verdict, ranking=_moved(verdict.ranking, lambda place: shown[place]))
+    return replace(verdict, ranking=moved(verdict.ranking, lambda place: shown[place]))
 
 
-def _moved(ranking: Ranking, where: Callable[[int], int]) -> Ranking:
+def moved(ranking: Ranking, where: Callable[[int], int]) -> Ranking:
+    """A ranking of the same answers at other positions."""
     return [sorted(where(place) for place in tier) for tier in ranking]
 
 

@@ -113,14 +113,9 @@ class Store(Database):
         """
         with self.write() as db:
             rater_id = self.rater(rater)
-            waiting = db.execute(
-                "SELECT * FROM presentation WHERE item_id = ? AND rater_id = ? "
-                "AND repeats IS ? AND open = 1",
-                (item_id, rater_id, repeats),
-            ).fetchone()
-            if waiting is not None and shown is None:
-                order = json.loads(waiting["shown"])
-                return Presentation(waiting["id"], waiting["token"], item_id, order)
+            waiting = None if shown is not None else self._waiting(item_id, rater_id, repeats)
+            if waiting is not None:
+                return waiting
             if shown is not None:
                 order = list(shown)
             elif repeats is None:
@@ -136,6 +131,17 @@ class Store(Database):
             ).lastrowid
             db.execute("UPDATE item SET presented = 1 WHERE id = ?", (item_id,))
         return Presentation(int(made or 0), token, item_id, order)
+
+    def _waiting(self, item_id: int, rater_id: int, repeats: int | None) -> Presentation | None:
+        """What the rater was shown of an item and has not judged yet."""
+        rows = self.rows(
+            "SELECT * FROM presentation WHERE item_id = ? AND rater_id = ? AND repeats IS ? "
+            "AND open = 1",
+            (item_id, rater_id, repeats),
+        )
+        if not rows:
+            return None
+        return Presentation(rows[0]["id"], rows[0]["token"], item_id, json.loads(rows[0]["shown"]))
 
     def presentation(self, token: str, rater: str) -> Presentation:
         """What was shown to a rater under a token.
@@ -207,24 +213,31 @@ class Store(Database):
             return _insert(db, place, new, old["milliseconds"], judgement_id, old["voted_at"])
 
     def undo(
-        self, rater: str, *, purpose: str = "train", expected: int | None = None
+        self,
+        rater: str,
+        *,
+        purpose: str = "train",
+        taste_test: int | None = None,
+        expected: int | None = None,
     ) -> Presentation | None:
         """Take a rater's last vote back and show its item again; None where there is none.
 
         Args:
-            purpose: only votes of this kind.
+            purpose, taste_test: only votes of this kind, and of this test.
             expected: the vote that the rater means, also where it was corrected since. Where it is
                 undone already (a second click) its item is shown, and no other vote is touched.
         """
         with self.write():
-            number = self.last_vote(rater, purpose) if expected is None else expected
+            if (number := expected) is None:
+                number = self.last_vote(rater, purpose, taste_test)
             found = self.rows(
                 "SELECT p.*, c.id AS now, c.verdict AS said FROM judgement j "
                 "JOIN presentation p ON p.id = j.presentation_id "
                 "JOIN current_judgement c ON c.presentation_id = p.id "
                 "JOIN rater r ON r.id = p.rater_id JOIN item i ON i.id = p.item_id "
-                "WHERE j.id = ? AND r.name = ? AND i.purpose = ?",
-                (number, rater, purpose),
+                "WHERE j.id = ? AND j.verdict != 'undone' AND r.name = ? AND i.purpose = ? "
+                "AND (?4 IS NULL OR i.taste_test = ?4)",
+                (number, rater, purpose, taste_test),
             )
             if not found:
                 return None
@@ -240,25 +253,22 @@ class Store(Database):
                 "WHERE p.id = ?",
                 (presentation,),
             )
-            waiting = self.rows(
-                "SELECT * FROM presentation WHERE item_id = ? AND rater_id = ? AND repeats IS ? "
-                "AND open = 1",
-                (row["item_id"], row["rater_id"], row["repeats"]),
-            )
-            if waiting:  # a second click
-                order = json.loads(waiting[0]["shown"])
-                return Presentation(waiting[0]["id"], waiting[0]["token"], row["item_id"], order)
+            waiting = self._waiting(row["item_id"], row["rater_id"], row["repeats"])
+            if waiting is not None:  # a second click
+                return waiting
             order = json.loads(row["shown"])
             return self.present(row["item_id"], row["name"], row["repeats"], order)
 
-    def last_vote(self, rater: str, purpose: str = "train") -> int | None:
+    def last_vote(
+        self, rater: str, purpose: str = "train", taste_test: int | None = None
+    ) -> int | None:
         """The number of the rater's newest vote as it stands; None where there is none."""
         rows = self.rows(
             "SELECT c.id FROM current_judgement c JOIN presentation p ON p.id = c.presentation_id "
             "JOIN rater r ON r.id = p.rater_id JOIN item i ON i.id = p.item_id "
-            "WHERE r.name = ? AND i.purpose = ? AND c.verdict != 'undone' "
-            "ORDER BY c.voted_at DESC, c.id DESC LIMIT 1",
-            (rater, purpose),
+            "WHERE r.name = ? AND i.purpose = ? AND (?3 IS NULL OR i.taste_test = ?3) "
+            "AND c.verdict != 'undone' ORDER BY c.voted_at DESC, c.id DESC LIMIT 1",
+            (rater, purpose, taste_test),
         )
         return rows[0]["id"] if rows else None
 

@@ -33,15 +33,6 @@ async function read(name, data, wanted) {
   return null;
 }
 
-// What the server says to a small question that is always allowed; 0 where it says nothing.
-async function reach() {
-  try {
-    return (await fetch("/gradio_api/app_id", { cache: "no-store" })).status;
-  } catch (error) {
-    return 0;
-  }
-}
-
 async function write(name, data) {
   try {
     const answer = await server[name](data);

@@ -42,15 +42,6 @@ async function call(name, data) {
   }
 }
 
-// What the server says to a small question that is always allowed; 0 where it says nothing.
-async function reach() {
-  try {
-    return (await fetch("/gradio_api/app_id", { cache: "no-store" })).status;
-  } catch (error) {
-    return 0;
-  }
-}
-
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 // Ask, and show what comes of it; whether it was done.
