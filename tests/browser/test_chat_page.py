@@ -313,17 +313,19 @@ def test_the_reward_roles_scores(chat: Any) -> None:
 
 
 def test_an_answer_is_written_again(chat: Any) -> None:
-    page = chat(temperature=1.5)
+    page = chat(RUN, temperature=1.5)
     ask(page, "A colour?")
-    expect(messages(page, who="bot")).to_have_attribute("aria-label", re.compile(r": [^…]{3}"))
-    page.get_by_role("button", name="Stop").click()
-    page.wait_for_timeout(500)
-    before = said(messages(page, who="bot"))
-    page.get_by_role("button", name="Answer again").click()
-    again = messages(page, who="bot")
-    expect(again).not_to_have_attribute("aria-label", f"bot's message: {before}")
-    expect(again).to_have_attribute("aria-label", re.compile(r": [^…]{3}"))
-    assert not text(again).startswith(before[:6])
+    answered(page)
+    before = again = ""
+    for _ in range(8):  # a random base may say a letter and end: two answers of three are wanted
+        before = again if len(again) >= 3 else before
+        page.get_by_role("button", name="Answer again").click()
+        page.wait_for_timeout(SETTLED_MS)
+        answered(page)
+        again = text(messages(page, who="bot"))
+        if before and len(again) >= 3:
+            break
+    assert len(again) >= 3 and not again.startswith(before[:3])
     assert texts(page)[0] == "A colour?" and len(texts(page)) == 2
 
 
