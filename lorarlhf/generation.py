@@ -1,29 +1,16 @@
-"""Sample answers from a role: batched, or streamed token by token.
+"""Answers from a role: for many prompts at once, or streamed word by word."""
 
-Sampling is exactly the softmax at the given temperature: no top-p, no top-k, no repetition penalty,
-and nothing of the base's own generation config, or PPO's KL would go negative
-(trl issues 1005 and 925).
-"""
-
+import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event, Thread
-from typing import Any
-
-import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-)
 
 from lorarlhf.backbone.base import Backbone, Prompt
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.errors import UserError
+from lorarlhf.sampling import Sampler, row_seeds
+
+HALF = "\ufffd"
+"""What a character decodes to while some of its bytes are still to come."""
 
 
 @dataclass(frozen=True)
@@ -73,51 +60,6 @@ def _excerpt(prompt: Prompt) -> str:
     return repr(text[:60] + ("..." if len(text) > 60 else ""))
 
 
-def sampling_config(backbone: Backbone, max_new_tokens: int, temperature: float) -> Any:
-    """Plain sampling at `temperature` (0: greedy) until a stop token or `max_new_tokens`."""
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        top_k=0 if temperature > 0 else None,
-        top_p=1.0 if temperature > 0 else None,
-        eos_token_id=backbone.stop_ids,
-        pad_token_id=backbone.pad_id,
-        use_cache=True,
-        **({"do_sample": False} | sampling),
-    )
-
-
-@contextmanager
-def _own_generation_config(backbone: Backbone, config: Any) -> Iterator[None]:
-    """Put the base's generation config aside, so that none of it leaks into the sampling."""
-    model = backbone.causal
-    kept = model.generation_config
-    model.generation_config = config
-    try:
-        yield
-    finally:
-        model.generation_config = kept
-
-
-class RowNoise(LogitsProcessor):
-    """Makes the likeliest token a sample of softmax(logits / temperature), by a seed for each row.
-
-    (Gumbel's trick: the argmax of logits / temperature - log E, with E from Exp(1).) An answer then
-    depends on its own seed only: not on the answers beside it, nor on what was drawn before.
-    """
-
-    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
-        self.temperature = temperature
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty_like(scores, dtype=torch.float32)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores.float() / self.temperature - noise.log_()
-
-
-@torch.no_grad()
 def generate_ids(
     backbone: Backbone,
     prompt_ids: Sequence[Sequence[int]],
@@ -125,24 +67,21 @@ def generate_ids(
     max_new_tokens: int,
     temperature: float = 1.0,
     seeds: Sequence[int] | None = None,
-    stop: Callable[[], bool] | None = None,
 ) -> list[list[int]]:
-    """One batch from the active role: P prompts -> P lists of new ids, cut after the stop token.
+    """One batch from the active role: P prompts -> P lists of new ids, the stop token included.
 
-    With `seeds`, one a prompt, each answer depends on its own seed; otherwise on torch's state.
+    Each answer depends on its own seed (by default its place) and on nothing else.
     """
-    input_ids, mask = pad_left(prompt_ids, backbone.pad_id)
-    config = sampling_config(backbone, max_new_tokens, 0.0 if seeds is not None else temperature)
-    noise = [] if seeds is None else [RowNoise(seeds, temperature, backbone.device)]
-    with _own_generation_config(backbone, config):
-        output = backbone.model.generate(
-            input_ids=input_ids.to(backbone.device),
-            attention_mask=mask.to(backbone.device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList(noise),
-            stopping_criteria=_stopper(stop),
-        )
-    return [cut_at_stop(row, backbone.stop_ids) for row in output[:, input_ids.shape[1] :].tolist()]
+    sampler = Sampler(
+        backbone,
+        prompt_ids,
+        seeds=range(len(prompt_ids)) if seeds is None else seeds,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    while not sampler.done:
+        sampler.step()
+    return sampler.ids
 
 
 def generate(
@@ -160,7 +99,7 @@ def generate(
     """Sample one answer for each prompt from a role (or `base`).
 
     Prompts are batched by length, so that padding costs little, and come back in their own order.
-    The same seed gives the same answers; the caller's random state is left alone.
+    The same seed gives the same answers, whatever the batch; torch's random state is left alone.
 
     Args:
         prompts: plain texts, or conversations for the chat template.
@@ -172,8 +111,7 @@ def generate(
     encoded = encode_prompts(backbone, prompts, max_prompt_tokens)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     results: dict[int, Completion] = {}
-    with torch.random.fork_rng(), backbone.role(role):
-        torch.manual_seed(seed)
+    with backbone.role(role):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             new = generate_ids(
@@ -181,6 +119,7 @@ def generate(
                 [encoded[i] for i in rows],
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
+                seeds=row_seeds(seed, rows),
             )
             results |= {i: completion(backbone, ids) for i, ids in zip(rows, new, strict=True)}
             give_back_memory()
@@ -195,34 +134,6 @@ def completion(backbone: Backbone, ids: list[int]) -> Completion:
     return Completion(text=text.strip(), ids=ids, ended=ended)
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lists of ids -> (B, P) ids padded left, and the mask by their lengths."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
-
-
-def cut_at_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
-    """The ids up to and with the first stop token; all of them where there is none."""
-    for place, token in enumerate(ids):
-        if token in stops:
-            return ids[: place + 1]
-    return ids
-
-
-class _StopAsked(StoppingCriteria):
-    def __init__(self, asked: Callable[[], bool]) -> None:
-        self.asked = asked
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.asked(), device=input_ids.device)
-
-
-def _stopper(asked: Callable[[], bool] | None) -> StoppingCriteriaList | None:
-    return StoppingCriteriaList([_StopAsked(asked)]) if asked else None
-
-
 def stream(
     backbone: Backbone,
     prompt: Prompt,
@@ -233,44 +144,25 @@ def stream(
     seed: int | None = None,
     max_prompt_tokens: int = 4096,
 ) -> Iterator[str]:
-    """Sample one answer and yield its text piece by piece.
+    """Sample one answer and yield its text piece by piece; stop asking to end it early.
 
-    Closing the iterator stops the sampling. The role is switched inside the sampling thread only
-    for as long as the answer lasts, so ask for one answer at a time.
+    The role is switched only while a token is written. Without a seed each call differs.
     """
     (ids,) = encode_prompts(backbone, [prompt], max_prompt_tokens)
-    streamer = TextIteratorStreamer(backbone.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    stop, failure = Event(), []
-
-    def work() -> None:
-        try:
-            config = sampling_config(backbone, max_new_tokens, temperature)
-            with (
-                torch.random.fork_rng(enabled=seed is not None),
-                backbone.role(role),
-                _own_generation_config(backbone, config),
-            ):
-                if seed is not None:
-                    torch.manual_seed(seed)
-                backbone.model.generate(
-                    input_ids=torch.tensor([ids], device=backbone.device),
-                    attention_mask=torch.ones(
-                        1, len(ids), dtype=torch.long, device=backbone.device
-                    ),
-                    generation_config=config,
-                    streamer=streamer,
-                    stopping_criteria=_stopper(stop.is_set),
-                )
-        except Exception as error:  # handed to the reader below
-            failure.append(error)
-            streamer.end()
-
-    thread = Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield from streamer
-    finally:
-        stop.set()
-        thread.join()
-    if failure:
-        raise failure[0]
+    seed = secrets.randbits(32) if seed is None else seed
+    sampler = Sampler(
+        backbone,
+        [ids],
+        seeds=row_seeds(seed, [0]),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    written = ""
+    while not sampler.done:
+        with backbone.role(role):
+            sampler.step()
+        text = backbone.tokenizer.decode(sampler.ids[0], skip_special_tokens=True)
+        whole = text if sampler.done else text.rstrip(HALF)
+        if len(whole) > len(written):
+            yield whole[len(written) :]
+            written = whole

@@ -1,12 +1,8 @@
 """Answers sampled a token at a time, so that several can take turns on one backbone and stop."""
 
-from typing import Any
-
-import torch
-from transformers import DynamicCache
-
 from lorarlhf.backbone.base import Backbone, Prompt
-from lorarlhf.generation import RowNoise, completion, encode_prompts
+from lorarlhf.generation import completion, encode_prompts
+from lorarlhf.sampling import Sampler
 
 
 class Sampling:
@@ -38,17 +34,24 @@ class Sampling:
         max_prompt_tokens: int = 4096,
     ) -> None:
         self.backbone, self.role = backbone, role
-        self.max_new_tokens, self.temperature = max_new_tokens, temperature
         (self.prompt_ids,) = encode_prompts(backbone, [prompt], max_prompt_tokens)
-        self.ids: list[list[int]] = [[] for _ in seeds]
-        self._open = list(range(len(seeds)))  # rows of the batch, as places in `ids`
-        self._noise = [RowNoise([seed], temperature, backbone.device) for seed in seeds]
-        self._cache: Any = None
+        self._sampler = Sampler(
+            backbone,
+            [self.prompt_ids] * len(seeds),
+            seeds=seeds,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+        )
 
     @property
     def done(self) -> bool:
         """Whether all answers have ended."""
-        return not self._open
+        return self._sampler.done
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """The tokens so far."""
+        return self._sampler.ids
 
     def texts(self) -> list[str]:
         """What has been written so far."""
@@ -58,7 +61,6 @@ class Sampling:
         """Which answers ended by themselves, not by `max_new_tokens` or by being stopped."""
         return [bool(ids) and ids[-1] in self.backbone.stop_ids for ids in self.ids]
 
-    @torch.no_grad()
     def step(self, tokens: int = 1) -> None:
         """Up to so many more tokens for each answer that has not ended.
 
@@ -69,43 +71,4 @@ class Sampling:
             for _ in range(tokens):
                 if self.done:
                     return
-                self._add(self._first() if self._cache is None else self._next())
-
-    def _add(self, scores: torch.Tensor) -> None:
-        """Sample from logits (N, V) of the open rows, and let those leave that have ended."""
-        staying = []
-        for row, place in enumerate(self._open):
-            chosen = scores[row : row + 1]
-            if self.temperature > 0:
-                chosen = self._noise[place](chosen, chosen)
-            token = int(chosen.argmax())
-            self.ids[place].append(token)
-            full = len(self.ids[place]) >= self.max_new_tokens
-            if token not in self.backbone.stop_ids and not full:
-                staying.append(row)
-        if len(staying) < len(self._open):
-            self._open = [self._open[row] for row in staying]
-            if staying:
-                self._cache.batch_select_indices(torch.tensor(staying, device=scores.device))
-            else:
-                self._cache = None
-
-    def _first(self) -> torch.Tensor:
-        """Logits (N, V) after the prompt, which is run once and then kept for each answer."""
-        self._cache = DynamicCache(config=self.backbone.causal.config)
-        scores = self._forward(torch.tensor([self.prompt_ids]))
-        if len(self.ids) > 1:
-            self._cache.batch_repeat_interleave(len(self.ids))
-        return scores.expand(len(self.ids), -1)
-
-    def _next(self) -> torch.Tensor:
-        return self._forward(torch.tensor([[self.ids[place][-1]] for place in self._open]))
-
-    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
-        output = self.backbone.causal(
-            input_ids=ids.to(self.backbone.device),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]
+                self._sampler.step()

@@ -1,6 +1,5 @@
 """Answers are sampled from exactly the softmax, whatever the batch, and end where they should."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +11,12 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.errors import UserError
 from lorarlhf.generation import (
     completion,
-    cut_at_stop,
     encode_prompts,
     generate,
     generate_ids,
-    pad_left,
     stream,
 )
+from lorarlhf.sampling import pad_left
 
 PROMPTS = [
     "Hi",
@@ -84,7 +82,6 @@ def test_samples_follow_the_softmax(endless: Backbone) -> None:
         ids = torch.tensor([row])
         hidden = endless.hidden(ids, torch.ones_like(ids))[0, -1]
     probabilities = (endless.lm_head[0] @ hidden / temperature).softmax(dim=0)
-    torch.manual_seed(0)
     new = generate_ids(endless, [row] * count, max_new_tokens=1, temperature=temperature)
     order = probabilities.argsort(descending=True).tolist()
     rank = {token: place for place, token in enumerate(order)}
@@ -133,13 +130,6 @@ def test_every_role_answers_for_itself(endless: Backbone, randomise: Callable[..
 
 
 # ---- the end of an answer
-
-
-def test_an_answer_is_cut_after_the_first_stop_token() -> None:
-    assert cut_at_stop([5, 9, 2, 7, 2], [2]) == [5, 9, 2]
-    assert cut_at_stop([5, 9, 2, 7], [7, 9]) == [5, 9]
-    assert cut_at_stop([2, 2], [2]) == [2]
-    assert cut_at_stop([5, 6], [2]) == [5, 6]
 
 
 def test_a_stop_token_ends_the_answer(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,14 +191,14 @@ def test_a_closed_stream_stops_early_and_puts_the_role_back(
 ) -> None:
     steps = []
     layer = endless.decoder.layers[0]
-    handle = layer.register_forward_hook(lambda *_: steps.append(threading.get_ident()))
+    handle = layer.register_forward_hook(lambda *_: steps.append(1))
     endless.model.train()
     answer = stream(endless, "Hi", role="base", max_new_tokens=2000, temperature=0)
     next(answer)
+    assert endless.model.training  # the role is switched while a token is written, not between
     answer.close()
     handle.remove()
-    assert 0 < len(steps) < 1900
-    assert threading.get_ident() not in steps  # it sampled in a thread of its own
+    assert 0 < len(steps) < 20
     assert endless.model.training
     assert not any(layer.disable_adapters for layer in roles.lora_layers(endless.model))
     assert len(generate(endless, ["Hi"], max_new_tokens=3)[0].ids) == 3
@@ -217,10 +207,10 @@ def test_a_closed_stream_stops_early_and_puts_the_role_back(
 def test_an_error_while_streaming_reaches_the_reader(
     endless: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(**_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(endless.model, "generate", fail)
+    monkeypatch.setattr(endless.causal, "forward", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(stream(endless, "Hi"))
     assert not any(layer.disable_adapters for layer in roles.lora_layers(endless.model))
@@ -236,11 +226,14 @@ def test_an_answer_with_a_seed_depends_on_nothing_else(tiny: Backbone) -> None:
         for prompt, seed in zip(prompts, (5, 6, 7), strict=True)
     ]
     assert together == alone
+    assert generate(tiny, PROMPTS, max_new_tokens=9, batch_size=1, seed=2) == generate(
+        tiny, PROMPTS, max_new_tokens=9, batch_size=4, seed=2
+    )
     assert generate_ids(tiny, prompts[:1], max_new_tokens=12, seeds=[8]) != alone[:1]
 
 
 def test_seeded_samples_follow_the_softmax(tiny: Backbone) -> None:
-    """Gumbel's trick draws each first token as often as the softmax at 0.7 says."""
+    """Each first token is drawn as often as the softmax at 0.7 says."""
     ids = tiny.encode("Hi")
     with torch.no_grad():
         logits = tiny.causal(input_ids=torch.tensor([ids])).logits[0, -1]

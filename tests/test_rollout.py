@@ -47,29 +47,39 @@ def test_a_micro_batch_by_hand(tiny: Backbone) -> None:
     encoded = [[5, 6, 7], [8], [9, 10]]
     completions = [completion(tiny, ids) for ids in ([11, stop], [12, 13, 14], [stop])]
     (micro,) = make_micro_batches(tiny, encoded, completions, size=3)
-    rows = {row: place for place, row in enumerate(micro.rows)}
-    order = [rows[0], rows[1], rows[2]]
-    assert micro.input_ids[order].tolist() == [
-        [5, 6, 7, 11, stop, pad],
-        [pad, pad, 8, 12, 13, 14],
-        [pad, 9, 10, stop, pad, pad],
+    assert micro.rows == [2, 1, 0]  # 3, 4 and 5 tokens
+    assert micro.pack.input_ids.tolist() == [[9, 10, stop, 8, 12, 13, 14, 5, 6, 7, 11, stop]]
+    assert micro.pack.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4]]
+    assert micro.predicts.tolist() == [1, 3, 4, 5, 9, 10]
+    assert micro.targets.tolist() == [stop, 12, 13, 14, 11, stop]
+    said = [row[: int(mask.sum())] for row, mask in zip(micro.answers, micro.answer_mask)]
+    assert [row.tolist() for row in said] == [
+        [2],  # the stop token is no part of what is said, unless nothing else is there
+        [4, 5, 6],
+        [10],
     ]
-    assert micro.attention_mask[order].tolist() == [
-        [1, 1, 1, 1, 1, 0],
-        [0, 0, 1, 1, 1, 1],
-        [0, 1, 1, 1, 0, 0],
-    ]
-    assert micro.predicts[order].long().tolist() == [
-        [0, 0, 1, 1, 0, 0],
-        [0, 0, 1, 1, 1, 0],
-        [0, 0, 1, 0, 0, 0],
-    ]
-    assert micro.answers[order].long().tolist() == [
-        [0, 0, 0, 1, 0, 0],  # the stop token is no part of what is said
-        [0, 0, 0, 1, 1, 1],
-        [0, 0, 0, 1, 0, 0],  # unless nothing else is there
-    ]
-    assert micro.targets.tolist() == [t for row in micro.rows for t in completions[row].ids]
+
+
+def test_a_micro_batch_that_shares_its_beginning_by_hand(tiny: Backbone) -> None:
+    begin = [40, 41, 42, 43]
+    encoded = [begin + own for own in ([5, 6], [5, 7, 8])]
+    completions = [completion(tiny, ids) for ids in ([11, 12], [13])]
+    (micro,) = make_micro_batches(tiny, encoded, completions, size=2)
+    assert (micro.rows, micro.pack.shared) == ([0, 1], 5)
+    assert micro.pack.input_ids.tolist() == [[*begin, 5, 6, 11, 12, 7, 8, 13]]
+    assert micro.pack.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 5, 6, 7]]
+    assert micro.predicts.tolist() == [5, 6, 9]
+    assert micro.answers[micro.answer_mask].tolist() == [6, 7, 10]
+
+
+def test_the_token_that_predicts_is_never_shared(tiny: Backbone) -> None:
+    """Equal prompts share all but their last token, equal answers or not."""
+    encoded = [[40, 41, 42, 43, 44]] * 2
+    completions = [completion(tiny, [11, 12]), completion(tiny, [11, 13])]
+    (micro,) = make_micro_batches(tiny, encoded, completions, size=2)
+    assert micro.pack.shared == 4
+    assert micro.pack.input_ids.tolist() == [[40, 41, 42, 43, 44, 11, 12, 44, 11, 13]]
+    assert micro.predicts.tolist() == [4, 5, 7, 8]
 
 
 def test_micro_batches_hold_sequences_of_like_length(tiny: Backbone) -> None:
@@ -77,7 +87,7 @@ def test_micro_batches_hold_sequences_of_like_length(tiny: Backbone) -> None:
     completions = [completion(tiny, [6, 7]) for _ in encoded]
     micros = make_micro_batches(tiny, encoded, completions, size=2)
     assert [sorted(micro.rows) for micro in micros] == [[1, 3], [2, 5], [0, 4]]
-    assert [micro.input_ids.shape[1] for micro in micros] == [4, 10, 12]
+    assert [max(micro.pack.lengths) + micro.pack.shared for micro in micros] == [4, 10, 12]
 
 
 def test_a_padding_token_inside_an_answer_counts(tiny: Backbone) -> None:
@@ -87,8 +97,8 @@ def test_a_padding_token_inside_an_answer_counts(tiny: Backbone) -> None:
     assert tiny.pad_id == stop
     encoded, completions = [[5, stop, 6], [7]], [completion(tiny, [8, stop]) for _ in range(2)]
     (micro,) = make_micro_batches(tiny, encoded, completions, size=2)
-    assert micro.attention_mask.sum(dim=1).sort().values.tolist() == [3, 5]
-    assert micro.predicts.sum(dim=1).tolist() == [2, 2]
+    assert micro.pack.lengths == [3, 5]
+    assert micro.predicts.tolist() == [0, 1, 5, 6]
     assert micro.targets.tolist() == [8, stop, 8, stop]
 
 
@@ -119,9 +129,10 @@ def losses_of(backbone: Backbone, micros: list[MicroBatch], count: int) -> dict[
             loss.backward()
             totals["value"] += loss.detach()
         with torch.no_grad(), backbone.role("reward"):
-            hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
-            head = backbone.heads["reward"]
-            scores[micro.rows] = head.pool(hidden, micro.answers, micro.trunk)
+            hidden = backbone.packed_hidden(micro.pack, micro.trunk)[micro.answers]
+            assert micro.trunk is not None
+            head, trunk = backbone.heads["reward"], micro.trunk[micro.answers]
+            scores[micro.rows] = head.pool(hidden, micro.answer_mask, trunk)
     grads = {
         f"gradient of {role}": torch.cat(
             [p.grad.flatten() for p in backbone.parameters_of(role) if p.grad is not None]
@@ -132,42 +143,35 @@ def losses_of(backbone: Backbone, micros: list[MicroBatch], count: int) -> dict[
     return totals | {"scores": scores} | grads
 
 
-def widened(backbone: Backbone, micro: MicroBatch, left: int, right: int) -> MicroBatch:
-    """The same micro-batch with more padding on both sides."""
-
-    def wider(x: torch.Tensor, value: int) -> torch.Tensor:
-        return torch.nn.functional.pad(x, (left, right), value=value)
-
-    ids, mask = wider(micro.input_ids, backbone.pad_id), wider(micro.attention_mask, 0)
-    return MicroBatch(
-        micro.rows,
-        ids,
-        mask,
-        wider(micro.predicts, 0),
-        wider(micro.answers, 0),
-        micro.targets,
-        backbone.trunk(ids, mask),
-    )
-
-
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("begin", [[], [40, 41, 42, 43, 44, 45]], ids=["own", "shared"])
 @pytest.mark.parametrize("size", [2, 4])
-def test_the_company_of_a_sequence_changes_nothing(four: Backbone, size: int) -> None:
+def test_the_company_of_a_sequence_changes_nothing(
+    four: Backbone, size: int, begin: list[int], packs: bool
+) -> None:
     encoded, completions = answers(four)
-    alone = losses(four, encoded, completions, size=1)  # no padding at all
+    encoded = [begin + ids for ids in encoded]
+    alone = losses(four, encoded, completions, size=1)  # nothing shared, no padding at all
+    four.packs = packs
     together = losses(four, encoded, completions, size=size)
     for name, wanted in alone.items():
         torch.testing.assert_close(together[name], wanted, rtol=1e-4, atol=1e-4, msg=name)
         assert wanted.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("left", "right"), [(3, 0), (0, 5), (4, 2)])
-def test_extra_padding_changes_nothing(four: Backbone, left: int, right: int) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_losses_are_those_of_the_padded_forward(four: Backbone, checkpointing: bool) -> None:
+    """The same losses and gradients by the family's own attention over (B, T)."""
     encoded, completions = answers(four)
-    micros = make_micro_batches(four, encoded, completions, size=2)
-    narrow = losses_of(four, micros, len(encoded))
-    wide = losses_of(four, [widened(four, m, left, right) for m in micros], len(encoded))
-    for name, wanted in narrow.items():
-        torch.testing.assert_close(wide[name], wanted, rtol=1e-4, atol=1e-4, msg=name)
+    encoded = [[40, 41, 42, 43, 44, *ids] for ids in encoded]
+    if checkpointing:
+        four.causal.gradient_checkpointing_enable({"use_reentrant": False})
+    ours = losses(four, encoded, completions, size=4)
+    four.causal.gradient_checkpointing_disable()
+    four.packs = False
+    padded = losses(four, encoded, completions, size=4)
+    for name, wanted in padded.items():
+        torch.testing.assert_close(ours[name], wanted, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_logprobs_are_those_of_the_plain_forward(four: Backbone) -> None:
@@ -176,12 +180,13 @@ def test_logprobs_are_those_of_the_plain_forward(four: Backbone) -> None:
     with torch.no_grad(), four.role("policy"):
         for micro in micros:
             ours, _ = rollout.policy_logprobs(four, micro, temperature=0.8)
-            logits = four.model(micro.input_ids, attention_mask=micro.attention_mask).logits
-            wanted = []
-            for j, row in enumerate(micro.rows):
-                start = int(micro.predicts[j].long().argmax())
-                for k, token in enumerate(completions[row].ids):
-                    wanted.append((logits[j, start + k] / 0.8).log_softmax(dim=0)[token])
+            ids, mask = micro.pack.padded(four.pad_id)
+            logits = four.model(ids, attention_mask=mask).logits
+            wanted = [
+                (logits[j, start + k - 1] / 0.8).log_softmax(dim=0)[token]
+                for j, (row, start) in enumerate(zip(micro.rows, micro.starts, strict=True))
+                for k, token in enumerate(completions[row].ids)
+            ]
             torch.testing.assert_close(ours, torch.stack(wanted), rtol=1e-4, atol=1e-4)
 
 

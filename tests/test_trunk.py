@@ -52,9 +52,9 @@ def kept_and_plain(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states above a kept trunk, and of the plain forward."""
     with torch.no_grad():
-        kept = trunk.run_trunk(decoder, split, ids, mask)
-        upper = trunk.run_upper(decoder, split, kept, ids, mask)
-        return upper, trunk.run_decoder(decoder, ids, mask)
+        inputs = trunk.padded_inputs(ids, mask)
+        kept = trunk.run_trunk(decoder, split, inputs)
+        return trunk.run_upper(decoder, split, kept, inputs), trunk.run_decoder(decoder, inputs)
 
 
 @pytest.mark.parametrize("role", [*roles.ROLES, "base"])

@@ -23,6 +23,9 @@ from lorarlhf.backbone.anatomy import (
 from lorarlhf.backbone.devices import best_device, compute_dtype_for, give_back_memory
 from lorarlhf.backbone.fetch import find_base
 from lorarlhf.backbone.loading import load_model, load_tokenizer
+from lorarlhf.backbone.lora_linear import fuse_lora
+from lorarlhf.backbone.packing import Pack
+from lorarlhf.backbone.trunk import Inputs
 from lorarlhf.errors import UserError
 from lorarlhf.quiet import hide_library_bars
 
@@ -40,7 +43,8 @@ class Backbone:
         base: the name given to `load`; base_path: the folder or id that was loaded.
         bits, adapter_layers, split: precision; number of layers with adapters; first of them.
         heads: the float32 scalar heads of `reward` and `value`.
-        keeps_trunk: whether a kept trunk gives this family's plain forward (tried at load).
+        keeps_trunk, packs: whether a kept trunk, and packed sequences, give this family's plain
+            forward (tried at load).
     """
 
     def __init__(self, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
@@ -67,11 +71,13 @@ class Backbone:
         self.keeps_trunk = self.split > 0 and trunk.trunk_is_exact(
             decoder_of(model), self.split, vocabulary
         )
+        self.packs = trunk.packing_is_exact(decoder_of(model), vocabulary)
         self._base_shapes = Counter(_key(p) for p in model.parameters())
         torch.manual_seed(settings["seed"])
         self.model: PeftModel = get_peft_model(model, self._config, ADAPTER_POLICY)
         if roles.adapts_below(self.model, self.split):
             self.keeps_trunk = False
+        fuse_lora(self.model)
         self.model.eval()
         self.float32_adapters()
 
@@ -280,7 +286,9 @@ class Backbone:
         ids = torch.arange(8, device=self.device)[None]
         with self.role("base"):
             own = self.causal(input_ids=ids).logits.float()
-            hidden = trunk.run_decoder(self.decoder, ids, torch.ones_like(ids))
+            hidden = trunk.run_decoder(
+                self.decoder, trunk.padded_inputs(ids, torch.ones_like(ids))
+            )
         weight, cap = self.lm_head
         ours = (hidden[0] @ weight.T).float()
         ours = cap * torch.tanh(ours / cap) if cap else ours
@@ -293,10 +301,7 @@ class Backbone:
 
     def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
         """The lower layers' output (B, T, H), to keep; None where there is no trunk to keep."""
-        if not self.keeps_trunk:
-            return None
-        with self._mixed_precision():
-            return trunk.run_trunk(self.decoder, self.split, input_ids, attention_mask)
+        return self._trunk(trunk.padded_inputs(input_ids, attention_mask))
 
     def hidden(
         self,
@@ -305,10 +310,35 @@ class Backbone:
         kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Final hidden states (B, T, H) of the active role, above a kept trunk if one is given."""
+        return self._hidden(trunk.padded_inputs(input_ids, attention_mask), kept)
+
+    def packed_trunk(self, pack: Pack) -> torch.Tensor | None:
+        """`trunk` of packed sequences: (N, H), or None."""
+        if self.packs:
+            kept = self._trunk(trunk.packed_inputs(pack))
+            return None if kept is None else kept[0]
+        kept = self.trunk(*pack.padded(self.pad_id))
+        return None if kept is None else pack.rows_of(kept)
+
+    def packed_hidden(self, pack: Pack, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """`hidden` of packed sequences: (N, H)."""
+        if self.packs:
+            above = None if kept is None else kept[None]
+            return self._hidden(trunk.packed_inputs(pack), above)[0]
+        above = None if kept is None else pack.padded_rows(kept)
+        return pack.rows_of(self._hidden(trunk.padded_inputs(*pack.padded(self.pad_id)), above))
+
+    def _trunk(self, inputs: Inputs) -> torch.Tensor | None:
+        if not self.keeps_trunk:
+            return None
+        with self._mixed_precision():
+            return trunk.run_trunk(self.decoder, self.split, inputs)
+
+    def _hidden(self, inputs: Inputs, kept: torch.Tensor | None) -> torch.Tensor:
         with self._mixed_precision():
             if kept is None:
-                return trunk.run_decoder(self.decoder, input_ids, attention_mask)
-            return trunk.run_upper(self.decoder, self.split, kept, input_ids, attention_mask)
+                return trunk.run_decoder(self.decoder, inputs)
+            return trunk.run_upper(self.decoder, self.split, kept, inputs)
 
     @contextmanager
     def _mixed_precision(self) -> Iterator[None]:

@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
+
+from lorarlhf.backbone.anatomy import decoder_of
 
 # PEFT's names for the roles. TRL's DPO and RLOO look up "default" and copy it to "ref": with these
 # names they find the policy and the reference by themselves.
@@ -123,7 +126,17 @@ class ScalarHead(nn.Module):
 
 def lora_layers(model: PeftModel) -> list[LoraLayer]:
     """The modules that carry adapters, in the model's order."""
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+    # A role is switched many times in an update, and there are thousands of modules to look
+    # through: the list is kept for as long as the adapters are the same.
+    adapters = [id(config) for config in model.peft_config.values()]
+    known = _LAYERS.get(model)
+    if known is None or known[0] != adapters:
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        known = _LAYERS[model] = adapters, layers
+    return known[1]
+
+
+_LAYERS: WeakKeyDictionary[PeftModel, tuple[list[int], list[LoraLayer]]] = WeakKeyDictionary()
 
 
 def adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
@@ -176,46 +189,50 @@ def switched(model: PeftModel, adapter: str | None, *, train: bool = False) -> I
     eval mode of every module and `requires_grad` of every adapter weight are restored, whatever
     happens inside.
     """
-    weights = [p for name, p in model.named_parameters() if "lora_" in name]
-    grads = [p.requires_grad for p in weights]
-    modes = {module: module.training for module in model.modules()}
-    before, disabled = list(model.active_adapters), _disabled(model)
+    layers = lora_layers(model)
+    grads = [(p, p.requires_grad) for layer in layers for p in _weights(layer)]
+    checkpointed = _checkpointed(model) if train else []
+    modes: dict[nn.Module, bool] = {}
+    if model.training or checkpointed:
+        modes = {module: module.training for module in model.modules()}
+    active = [(layer, layer._active_adapter, layer._disable_adapters) for layer in layers]
+    before = model.active_adapter, _tuner(model).active_adapter
     try:
+        if model.training:
+            model.eval()  # no dropout in any role, LoRA's included (item 23 of ppo-details.md)
+        for module in checkpointed:  # layers checkpoint only in train mode, whose dropout we
+            module.training = True  # don't want: the layer alone
         _activate(model, adapter, train)
         yield
     finally:
-        _tuner(model).set_adapter(before)
-        model.active_adapter = before[0]
-        _set_disabled(model, disabled)
+        for layer, names, disabled in active:
+            # Not model.disable_adapter(): that one sets requires_grad on the way back by itself.
+            layer._active_adapter, layer._disable_adapters = names, disabled
+        model.active_adapter, _tuner(model).active_adapter = before
         for module, training in modes.items():
             module.training = training
-        for weight, flag in zip(weights, grads, strict=True):
+        for weight, flag in grads:
             weight.requires_grad_(flag)
 
 
 def _activate(model: PeftModel, adapter: str | None, train: bool) -> None:
-    model.eval()  # no dropout in any role, LoRA's included (item 23 of docs/ppo-details.md)
-    if adapter is None:
-        _tuner(model).set_adapter(list(model.active_adapters), inference_mode=True)
-        _set_disabled(model, True)
-        return
-    _set_disabled(model, False)
-    model.set_adapter(adapter, inference_mode=not train)
-    if train:
-        for module in model.modules():  # layers checkpoint only in train mode, whose dropout we
-            if getattr(module, "gradient_checkpointing", False):  # don't want: the layer alone
-                module.training = True
+    for layer in lora_layers(model):
+        names = layer._active_adapter if adapter is None else adapter
+        layer.set_adapter(names, inference_mode=adapter is None or not train)
+        layer._disable_adapters = adapter is None
+    if adapter is not None:
+        model.active_adapter = _tuner(model).active_adapter = adapter
+
+
+def _weights(layer: LoraLayer) -> Iterator[nn.Parameter]:
+    for part in layer.adapter_layer_names:
+        yield from getattr(layer, part).parameters()
+
+
+def _checkpointed(model: PeftModel) -> list[nn.Module]:
+    layers = getattr(decoder_of(model.get_base_model()), "layers", [])
+    return [layer for layer in layers if getattr(layer, "gradient_checkpointing", False)]
 
 
 def _tuner(model: PeftModel) -> Any:
     return model.base_model  # PEFT's LoRA model, which can make several adapters active at once
-
-
-def _disabled(model: PeftModel) -> bool:
-    return any(layer.disable_adapters for layer in lora_layers(model))
-
-
-def _set_disabled(model: PeftModel, disabled: bool) -> None:
-    # Not model.disable_adapter(): that one sets requires_grad on the way back by itself.
-    for layer in lora_layers(model):
-        layer._disable_adapters = disabled

@@ -27,19 +27,22 @@ class _TokenLogprobs(torch.autograd.Function):
         softcap: float | None,
         chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wants_grad = ctx.needs_input_grad[0]
+        wants_slope = ctx.needs_input_grad[0]
         pieces = [
-            _chunk(hidden[i : i + chunk], weight, targets[i : i + chunk], temperature, softcap)
-            if wants_grad
-            else _chunk_values(
-                hidden[i : i + chunk], weight, targets[i : i + chunk], temperature, softcap
+            _chunk(
+                hidden[i : i + chunk],
+                weight,
+                targets[i : i + chunk],
+                temperature,
+                softcap,
+                wants_slope,
             )
             for i in range(0, len(hidden), chunk)
         ]
-        logprobs = torch.cat([piece[0] for piece in pieces])
-        entropy = torch.cat([piece[1] for piece in pieces])
-        if wants_grad:
-            ctx.save_for_backward(torch.cat([piece[2] for piece in pieces]))
+        logprobs, entropy, slopes = (list(part) for part in zip(*pieces, strict=True))
+        if wants_slope:
+            ctx.save_for_backward(torch.cat(slopes))
+        logprobs, entropy = torch.cat(logprobs), torch.cat(entropy)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -49,36 +52,48 @@ class _TokenLogprobs(torch.autograd.Function):
         return (grad[:, None] * slope).to(slope.dtype), None, None, None, None, None
 
 
-def _scaled_logits(
-    hidden: torch.Tensor, weight: torch.Tensor, temperature: float, softcap: float | None
-) -> torch.Tensor:
-    logits = (hidden @ weight.T).float()  # (n, H) and not (B, C, H): one product, no copy of W
+def _chunk(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    softcap: float | None,
+    wants_slope: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities (n,), entropies (n,) and, where wanted, their slopes (n, H) in `hidden`.
+
+    The products are of all rows; what lies between them is done on a few rows at a time, small
+    enough for a CPU's cache, and written over the logits.
+    """
+    logits = hidden @ weight.T  # (n, V), and not (B, C, V): one product, no copy of W
+    floats = 1 << (20 if hidden.device.type == "cpu" else 24)
+    rows = max(1, floats // logits.shape[1])
+    kept = []
+    for i in range(0, len(logits), rows):
+        part = logits[i : i + rows]
+        x = part.float()
+        if softcap is not None:
+            x = softcap * torch.tanh(x / softcap)
+        x /= temperature
+        own = x.gather(1, targets[i : i + rows, None]).squeeze(1)
+        top = x.amax(dim=1, keepdim=True)
+        x -= top
+        e = x.exp()
+        total = e.sum(dim=1)
+        entropy = total.log() - torch.linalg.vecdot(e, x) / total
+        kept.append((own - top.squeeze(1) - total.log(), entropy, own, total))
+        if wants_slope:
+            if softcap is not None:  # derivative of the cap
+                e *= 1 - ((x + top) * (temperature / softcap)) ** 2
+            part.copy_(e)
+    logprobs, entropies, own, total = (torch.cat(part) for part in zip(*kept, strict=True))
+    if not wants_slope:
+        return logprobs, entropies, None
+    at_target = weight[targets].float()
     if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return logits.div_(temperature)
-
-
-def _chunk_values(hidden, weight, targets, temperature, softcap):
-    logits = _scaled_logits(hidden, weight, temperature, softcap)
-    norm = logits.logsumexp(dim=1)
-    logprobs = logits.gather(1, targets[:, None]).squeeze(1) - norm
-    probabilities = (logits - norm[:, None]).exp_()
-    return logprobs, norm - (probabilities * logits).sum(dim=1)
-
-
-def _chunk(hidden, weight, targets, temperature, softcap):
-    logits = _scaled_logits(hidden, weight, temperature, softcap)
-    norm = logits.logsumexp(dim=1)
-    logprobs = logits.gather(1, targets[:, None]).squeeze(1) - norm
-    probabilities = (logits - norm[:, None]).exp_()
-    entropy = norm - (probabilities * logits).sum(dim=1)
-    if softcap is None:
-        slope = weight[targets].float() - (probabilities.to(weight.dtype) @ weight).float()
-        return logprobs, entropy, slope / temperature
-    inner = 1 - (logits * (temperature / softcap)) ** 2  # derivative of the cap
-    outer = -probabilities * inner
-    outer.scatter_add_(1, targets[:, None], inner.gather(1, targets[:, None]))
-    return logprobs, entropy, (outer.to(weight.dtype) @ weight).float() / temperature
+        at_target *= (1 - (own * (temperature / softcap)) ** 2)[:, None]
+    slope = at_target - (logits @ weight).float() / total[:, None]
+    return logprobs, entropies, slope / temperature
 
 
 def token_logprobs(

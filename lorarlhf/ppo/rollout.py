@@ -13,31 +13,36 @@ from typing import Any
 import torch
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.packing import Pack
 from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
 from lorarlhf.ppo import objective, processes
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.rewards.role import EncodedAnswer, score_encoded
+from lorarlhf.sampling import row_seeds
 
 
 @dataclass
 class MicroBatch:
-    """A few sequences, padded left before the prompt and right after the answer.
+    """A few sequences, packed into N rows.
 
     Attributes:
         rows: their places in the rollout.
-        input_ids, attention_mask: (b, T).
-        predicts: (b, T) true where the next token is an answer token.
-        answers: (b, T) true on answer tokens, the stop token left out (what is scored).
-        targets: (n,) the answer tokens, row by row.
-        trunk: (b, T, H) kept lower layers, or None.
+        pack: prompts and answers.
+        starts: where each answer begins in its sequence.
+        predicts: (n,) the rows whose next token is an answer token.
+        targets: (n,) those answer tokens, sequence by sequence.
+        answers: (b, A) the rows of each answer, the stop token left out (what is scored).
+        answer_mask: (b, A) true where there is one.
+        trunk: (N, H) kept lower layers, or None.
     """
 
     rows: list[int]
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    pack: Pack
+    starts: list[int]
     predicts: torch.Tensor
-    answers: torch.Tensor
     targets: torch.Tensor
+    answers: torch.Tensor
+    answer_mask: torch.Tensor
     trunk: torch.Tensor | None
 
 
@@ -104,8 +109,7 @@ def collect(backbone: Backbone, rows: list[dict[str, Any]], args: PPOConfig, see
     """
     encoded = encode_prompts(backbone, [row["prompt"] for row in rows], args.max_prompt_tokens)
     own = processes.own_share(len(rows))
-    seeds = [hash((seed, row)) % 2**62 for row in own]
-    answered = sample(backbone, [encoded[i] for i in own], args, seeds)
+    answered = sample(backbone, [encoded[i] for i in own], args, row_seeds(seed, own))
     completions = processes.all_rows(answered)
     dealer = torch.Generator().manual_seed(seed)
     parts = [
@@ -159,8 +163,7 @@ def make_micro_batches(
     size: int,
     rows: Sequence[int] | None = None,
 ) -> list[MicroBatch]:
-    """Sequences of like length together, each micro-batch padded only to its own longest,
-    with its trunk.
+    """Sequences of like length together, each micro-batch with its trunk.
 
     Args:
         rows: which of the sequences; all by default.
@@ -176,31 +179,38 @@ def make_micro_batches(
 def _micro_batch(
     backbone: Backbone, rows: list[int], encoded: list[list[int]], completions: list[Completion]
 ) -> MicroBatch:
-    before = max(len(encoded[i]) for i in rows)
-    width = before + max(len(completions[i].ids) for i in rows)
-    shape, device = (len(rows), width), backbone.device
-    input_ids = torch.full(shape, backbone.pad_id, device=device)
-    attention, answers, predicts = (
-        torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(3)
-    )
+    device = backbone.device
+    starts = [len(encoded[i]) for i in rows]
+    # The last token of a prompt predicts: it is never among the shared ones.
+    pack = Pack.of([encoded[i] + completions[i].ids for i in rows], device, min(starts) - 1)
+    predicts: list[int] = []
+    answers: list[list[int]] = []
     for j, i in enumerate(rows):
-        start, ids = before - len(encoded[i]), completions[i].ids
-        end = before + len(ids)
-        input_ids[j, start:end] = torch.tensor(encoded[i] + ids, device=device)
-        attention[j, start:end] = True
-        predicts[j, before - 1 : end - 1] = True
+        first, count = pack.row(j, starts[j]), len(completions[i].ids)
+        predicts += range(first - 1, first + count - 1)
         # An answer that is nothing but its stop token is scored on that token.
-        answers[j, before : max(before + 1, end - completions[i].ended)] = True
-    targets = torch.tensor([t for i in rows for t in completions[i].ids], device=device)
-    trunk = backbone.trunk(input_ids, attention.long())
-    return MicroBatch(rows, input_ids, attention.long(), predicts, answers, targets, trunk)
+        answers.append(list(range(first, first + max(1, count - completions[i].ended))))
+    width = max(len(places) for places in answers)
+    trunk = backbone.packed_trunk(pack)
+    return MicroBatch(
+        rows,
+        pack,
+        starts,
+        predicts=torch.tensor(predicts, device=device),
+        targets=torch.tensor([t for i in rows for t in completions[i].ids], device=device),
+        answers=torch.tensor([p + [0] * (width - len(p)) for p in answers], device=device),
+        answer_mask=torch.tensor(
+            [[n < len(p) for n in range(width)] for p in answers], device=device
+        ),
+        trunk=trunk,
+    )
 
 
 def policy_logprobs(
     backbone: Backbone, micro: MicroBatch, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities and entropies (n,) of the answer tokens under the active role."""
-    hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
+    hidden = backbone.packed_hidden(micro.pack, micro.trunk)
     weight, softcap = backbone.lm_head
     return objective.token_logprobs(
         hidden[micro.predicts], weight, micro.targets, temperature, softcap
@@ -209,7 +219,7 @@ def policy_logprobs(
 
 def token_values(backbone: Backbone, micro: MicroBatch) -> torch.Tensor:
     """Values (n,) before each answer token is written; the value role must be active."""
-    hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
+    hidden = backbone.packed_hidden(micro.pack, micro.trunk)
     trunk = None if micro.trunk is None else micro.trunk[micro.predicts]
     return backbone.heads["value"](hidden[micro.predicts], trunk)
 
@@ -229,8 +239,9 @@ def reward_scores(backbone: Backbone, answers: Answers) -> torch.Tensor:
         return scores
     with backbone.role("reward"):
         for micro in answers.micro_batches:
-            hidden = backbone.hidden(micro.input_ids, micro.attention_mask, micro.trunk)
-            scores[micro.rows] = head.pool(hidden, micro.answers, micro.trunk)
+            hidden = backbone.packed_hidden(micro.pack, micro.trunk)
+            trunk = None if micro.trunk is None else micro.trunk[micro.answers]
+            scores[micro.rows] = head.pool(hidden[micro.answers], micro.answer_mask, trunk)
     return scores
 
 
@@ -241,10 +252,10 @@ def _as_trained(backbone: Backbone, answers: Answers) -> dict[int, EncodedAnswer
     """
     encoded: dict[int, EncodedAnswer] = {}
     for micro in answers.micro_batches:
+        padded, mask = micro.pack.padded(backbone.pad_id)
         for j, i in enumerate(micro.rows):
-            ids = micro.input_ids[j][micro.attention_mask[j].bool()].tolist()
-            start = len(ids) - len(answers.completions[i].ids)
+            ids = padded[j][mask[j].bool()].tolist()
             if not answers.completions[i].ended:
                 ids.append(backbone.stop_ids[0])
-            encoded[i] = EncodedAnswer(ids, start, len(ids))
+            encoded[i] = EncodedAnswer(ids, micro.starts[j], len(ids))
     return encoded

@@ -159,7 +159,6 @@ class PPOTrainer(_BaseTrainer):
         )
         rollout.advantages = objective.whiten(advantages, rollout.mask)
         scored = time.perf_counter()
-        give_back_memory()
         stats = self.learner.epochs(rollout, step, seed)
         give_back_memory()
         ended = time.perf_counter()

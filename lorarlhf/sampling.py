@@ -1,0 +1,143 @@
+"""Sample tokens for a batch of prompts: what they share is run once, and who has ended leaves.
+
+Sampling is exactly the softmax at the given temperature: no top-p, no top-k, no repetition penalty,
+and nothing of the base's own generation config, or PPO's KL would go negative
+(trl issues 1005 and 925).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.packing import common_beginning
+from lorarlhf.backbone.trunk import position_ids
+
+
+class Sampler:
+    """Answers of the active role to some prompts, a token each at every `step`.
+
+    An answer depends on its own seed only: not on the answers beside it, nor on what was drawn
+    before, nor on the device.
+
+    Args:
+        prompt_ids: one prompt an answer, not empty.
+        seeds: one an answer.
+        temperature: 0 takes the likeliest token.
+
+    Attributes:
+        ids: the tokens so far, the stop token included.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompt_ids: Sequence[Sequence[int]],
+        *,
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+    ) -> None:
+        self.backbone, self.prompts = backbone, prompt_ids
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.ids: list[list[int]] = [[] for _ in prompt_ids]
+        self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if len(self._draws) != len(self.ids):
+            raise ValueError(f"{len(self.ids)} prompts, but {len(self._draws)} seeds")
+        self._open = list(range(len(self.ids)))  # rows of the batch, as places in `ids`
+        self._cache: Any = None
+        self._mask = torch.empty(0)
+
+    @property
+    def done(self) -> bool:
+        """Whether all answers have ended."""
+        return not self._open
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One more token for each answer that has not ended."""
+        logits = self._first() if self._cache is None else self._next()
+        tokens = pick(logits, self._drawn(), self.temperature).tolist()
+        stops, staying = self.backbone.stop_ids, []
+        for row, (place, token) in enumerate(zip(self._open, tokens, strict=True)):
+            self.ids[place].append(token)
+            if token not in stops and len(self.ids[place]) < self.max_new_tokens:
+                staying.append(row)
+        if len(staying) < len(self._open):
+            self._leave(staying)
+
+    def _drawn(self) -> torch.Tensor:
+        draws = [torch.rand((), generator=self._draws[i], dtype=torch.float64) for i in self._open]
+        return torch.stack(draws)
+
+    def _leave(self, staying: list[int]) -> None:
+        self._open = [self._open[row] for row in staying]
+        if not staying:
+            self._cache = None
+            return
+        rows = torch.tensor(staying, device=self._mask.device)
+        self._cache.batch_select_indices(rows)
+        self._mask = self._mask[rows]
+
+    def _first(self) -> torch.Tensor:
+        """Logits (B, V) after the prompts: their common beginning once, then the rest of each."""
+        prompts = self.prompts
+        self._cache = DynamicCache(config=self.backbone.causal.config)
+        shared = 0
+        if not any(self._cache.is_sliding):  # which keeps no more than its window of a beginning
+            shared = common_beginning(prompts, min(map(len, prompts)) - 1) * (len(prompts) > 1)
+        if shared:
+            begin = torch.tensor([prompts[0][:shared]], device=self.backbone.device)
+            self._mask = torch.ones_like(begin)
+            self._forward(begin)
+            self._cache.batch_repeat_interleave(len(prompts))
+        ids, mask = pad_left([ids[shared:] for ids in prompts], self.backbone.pad_id)
+        before = torch.ones((len(ids), shared), dtype=mask.dtype)
+        self._mask = torch.cat([before, mask], dim=1).to(self.backbone.device)
+        return self._forward(ids.to(self.backbone.device))
+
+    def _next(self) -> torch.Tensor:
+        last = [[self.ids[place][-1]] for place in self._open]
+        self._mask = torch.cat([self._mask, self._mask.new_ones((len(last), 1))], dim=1)
+        return self._forward(torch.tensor(last, device=self.backbone.device))
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        output = self.backbone.causal(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=position_ids(self._mask)[:, -ids.shape[1] :],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+
+def pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Tokens (n,) from softmax(logits / temperature), (n, V), where `draws` (n,) of [0, 1) fall.
+
+    The distribution is added up from token 0 on, and the token is taken in which a draw ends.
+    Temperature 0 takes the likeliest token.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=1)
+    # A float32 sum over 100,000 tokens would round the rare ones away; Apple's GPU has no float64.
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    sums = (logits.float() / temperature).softmax(dim=1).cumsum(dim=1, dtype=exact)
+    ends = draws.to(sums.device, exact)[:, None] * sums[:, -1:]
+    return torch.searchsorted(sums, ends, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+
+
+def row_seeds(seed: int, rows: Sequence[int]) -> list[int]:
+    """A seed for each row of a batch, from the batch's own."""
+    return [hash((seed, row)) % 2**62 for row in rows]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists of ids -> (B, P) ids padded left, and the mask by their lengths."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask

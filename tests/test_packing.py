@@ -1,0 +1,131 @@
+"""Packed sequences give the numbers of the padded forward, for every known family, and its
+gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_trunk import FAMILIES, tiny_model
+
+from lorarlhf.backbone import attention, trunk
+from lorarlhf.backbone.packing import Pack, common_beginning
+
+CPU = torch.device("cpu")
+BEGIN = [5, 6, 7, 8, 9]
+SEQUENCES = [
+    [*BEGIN, 11],
+    [*BEGIN, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21],
+    [*BEGIN, 12, 30, 31],
+    [*BEGIN, 40, 41, 42, 43],
+]
+
+
+def family_with(family: str, kind: str) -> Any:
+    attention.register()
+    model = tiny_model(family)
+    model.set_attn_implementation(attention.NAMES.get(kind, kind))
+    return model.requires_grad_(True)
+
+
+def run(model: Any, inputs: trunk.Inputs, rows: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Hidden states (N, H) and the gradients of all weights for a loss that weighs each number."""
+    hidden = rows(trunk.run_decoder(model.get_decoder(), inputs))
+    model.zero_grad()
+    (hidden * torch.arange(hidden.numel()).view_as(hidden).cos()).sum().backward()
+    grads = [p.grad.clone() for p in model.get_decoder().parameters() if p.grad is not None]
+    return hidden.detach(), grads
+
+
+# ---- the layout
+
+
+def test_a_pack_by_hand() -> None:
+    pack = Pack.of([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6, 7, 8]], CPU, most_shared=4)
+    assert (pack.shared, pack.lengths) == (4, [1, 3])
+    assert pack.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    assert pack.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5, 6]]
+    assert pack.gather.tolist() == [0, 0, 0, 1, 2, 3]
+    assert pack.scatter.tolist() == [0, 3, 4, 5]
+    assert [pack.row(0, i) for i in (0, 3, 4)] == [0, 3, 4]
+    assert [pack.row(1, i) for i in (0, 3, 4, 6)] == [0, 3, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("most", "shared"), [(0, 0), (3, 0), (4, 4), (5, 5), (9, 5)], ids=lambda n: str(n)
+)
+def test_short_beginnings_are_not_shared(most: int, shared: int) -> None:
+    assert common_beginning(SEQUENCES, most) == shared
+    assert Pack.of(SEQUENCES, CPU, most).shared == shared
+    assert Pack.of(SEQUENCES[:1], CPU, most).shared == 0  # nobody to share it with
+
+
+@pytest.mark.parametrize("most", [0, 5])
+def test_padded_and_packed_are_each_others_inverse(most: int) -> None:
+    pack = Pack.of(SEQUENCES, CPU, most)
+    ids, mask = pack.padded(pad=0)
+    assert [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)] == SEQUENCES
+    assert not ids[~mask.bool()].any()
+    states = torch.randn(*ids.shape, 3)
+    states[:, : pack.shared] = states[:1, : pack.shared]
+    rows = pack.rows_of(states)
+    assert len(rows) == pack.input_ids.numel() == sum(map(len, SEQUENCES)) - 3 * pack.shared
+    real = mask.bool()
+    assert torch.equal(pack.padded_rows(rows)[real], states[real])
+
+
+# ---- the numbers
+
+
+@pytest.mark.parametrize("most", [0, 5], ids=["apart", "shared"])
+@pytest.mark.parametrize("kind", list(attention.NAMES))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_states_and_gradients_are_the_padded_ones(
+    family: str, kind: str, most: int
+) -> None:
+    """Against transformers' own attention, beyond the width of the sliding windows."""
+    pack = Pack.of(SEQUENCES, CPU, most)
+    padded = trunk.padded_inputs(*pack.padded(pad=0))
+    wanted, wanted_grads = run(family_with(family, "eager"), padded, pack.rows_of)
+    model = family_with(family, kind)
+    ours, grads = run(model, trunk.packed_inputs(pack), lambda hidden: hidden[0])
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+    assert wanted.std() > 0.1
+    for mine, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-3)
+    assert trunk.packing_is_exact(model.get_decoder(), 97)
+
+
+@pytest.mark.parametrize("kind", list(attention.NAMES))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_packing_it_is_the_familys_attention(family: str, kind: str) -> None:
+    pack = Pack.of(SEQUENCES, CPU)
+    padded = trunk.padded_inputs(*pack.padded(pad=0))
+    wanted, wanted_grads = run(family_with(family, "eager"), padded, pack.rows_of)
+    ours, grads = run(family_with(family, kind), padded, pack.rows_of)
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=2e-3)
+
+
+def test_a_sequence_sees_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = family_with("llama", "plain")
+    changed = [SEQUENCES[0], [*BEGIN, 50, 51, 52], *SEQUENCES[2:]]
+    with torch.no_grad():
+        before, after = (
+            trunk.run_decoder(model.get_decoder(), trunk.packed_inputs(Pack.of(some, CPU, 5)))[0]
+            for some in (SEQUENCES, changed)
+        )
+    torch.testing.assert_close(before[:6], after[:6])  # the beginning, and the first one's own
+    torch.testing.assert_close(before[-7:], after[-7:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_family_with_an_unknown_kind_of_mask_is_not_packed() -> None:
+    decoder = family_with("llama", "plain").get_decoder()
+    assert trunk.packing_is_exact(decoder, 97)
+    decoder.config.layer_types = ["chunked_attention"] * 4
+    assert not trunk.packing_is_exact(decoder, 97)
+
+
+def test_a_decoder_that_does_not_know_packing_is_found_out() -> None:
+    """transformers' own attention mixes the sequences; the answer is the plain forward."""
+    assert not trunk.packing_is_exact(family_with("llama", "eager").get_decoder(), 97)
