@@ -27,7 +27,7 @@ def main() -> None:
     interpreter = resident_mb()
     work = Path(ASKED["work"])
     backbone = Backbone.load(adapter_layers=ASKED["adapter_layers"], seed=ASKED["seed"])
-    backbone.load_role("reward", work / "reward" / "adapters" / "reward")
+    backbone.load_role("reward", work / f"reward-{ASKED['adapter_layers']}")
     loaded = resident_mb()
     rows = [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(bundled("prompts"))]
     with TemporaryDirectory() as folder:

@@ -85,7 +85,7 @@ def main() -> None:
     interpreter = resident_mb()
     work = Path(ASKED["work"])
     base = (work / "base.txt").read_text()
-    reward_folder = work / "reward" / "adapters" / "reward"
+    reward_folder = work / "reward-all"
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = "<|endoftext|>"

@@ -40,7 +40,8 @@ def main() -> None:
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
         work = Path(folder)
-        prepare(work)
+        for layers in {args.adapter_layers, "all"}:
+            prepare(work, layers)
         trl = args.trl or install_trl(work / "trl")
         best = {side: fastest_micro(side, work, trl, args) for side in SIDES}
         rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
@@ -49,7 +50,7 @@ def main() -> None:
                 rounds[side].append(run(side, work, trl, args, best[side], seed, args.updates))
         result = {"settings": settings_of(args), "micro_batch": best, **told(rounds)}
         if args.updates >= WORTH_JUDGING:
-            result["heldout_score_of_the_base"] = heldout_score(work)
+            result["heldout_score_of_the_base"] = heldout_score(work, "all")
     text = json.dumps(result, indent=2)
     print(text)
     if args.out:
@@ -69,8 +70,8 @@ def install_trl(folder: Path) -> Path:
     return folder
 
 
-def prepare(work: Path) -> None:
-    """The reward adapter that both sides open."""
+def prepare(work: Path, adapter_layers: str) -> None:
+    """The reward adapter that a side opens: a fit on the base's states, its LoRA still zero."""
     from lorarlhf import Backbone, train_reward_model
     from lorarlhf.data import bundled
     from lorarlhf.rewards.axes import read_axes
@@ -82,11 +83,11 @@ def prepare(work: Path) -> None:
         {"prompt": f"Say something. {n}", "chosen": positive, "rejected": negative}
         for n, (_, positive, negative) in enumerate(axes)
     ]
-    backbone = Backbone.load()
-    run = Run(work / "reward", "reward", {"seed": 0})
+    backbone = Backbone.load(adapter_layers=adapter_layers)
+    run = Run(work / f"run-{adapter_layers}", "reward", {"seed": 0})
     train_reward_model(backbone, rows, run, RewardSettings(pooling="last", epochs=0))
     backbone.heads["reward"].bias.data.zero_()  # a constant, which other tools' shape lacks
-    backbone.save("reward", work / "reward" / "adapters" / "reward")
+    backbone.save("reward", work / f"reward-{adapter_layers}")
     (work / "base.txt").write_text(backbone.base_path)
 
 
@@ -116,19 +117,20 @@ def run(
         raise SystemExit(f"{program.name} ended with {done.returncode}; what it said is above")
     figures = json.loads(done.stdout.splitlines()[-1])
     if updates >= WORTH_JUDGING:
-        figures["heldout_score"] = heldout_score(work, work / f"policy-{side}")
+        layers = args.adapter_layers if side == "ours" else "all"
+        figures["heldout_score"] = heldout_score(work, layers, work / f"policy-{side}")
     print(f"{side} seed {seed} micro {micro}: {figures}", file=sys.stderr)
     return figures
 
 
-def heldout_score(work: Path, policy: Path | None = None) -> float:
+def heldout_score(work: Path, adapter_layers: str, policy: Path | None = None) -> float:
     """Mean score of the answers to the held-out prompts; same seeds and reward for everybody."""
     from lorarlhf import Backbone, generate
     from lorarlhf.data import as_conversation, bundled, read_prompts
     from lorarlhf.rewards.role import score_answers
 
-    backbone = Backbone.load(adapter_layers="all")
-    backbone.load_role("reward", work / "reward" / "adapters" / "reward")
+    backbone = Backbone.load(adapter_layers=adapter_layers)
+    backbone.load_role("reward", work / f"reward-{adapter_layers}")
     if policy is not None:
         backbone.load_role("policy", policy)
     role = "base" if policy is None else "policy"

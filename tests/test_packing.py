@@ -79,9 +79,7 @@ def test_padded_and_packed_are_each_others_inverse(most: int) -> None:
 @pytest.mark.parametrize("most", [0, 5], ids=["apart", "shared"])
 @pytest.mark.parametrize("kind", list(attention.NAMES))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_states_and_gradients_are_the_padded_ones(
-    family: str, kind: str, most: int
-) -> None:
+def test_packed_states_and_gradients_are_the_padded_ones(family: str, kind: str, most: int) -> None:
     """Against transformers' own attention, beyond the width of the sliding windows."""
     pack = Pack.of(SEQUENCES, CPU, most)
     padded = trunk.padded_inputs(*pack.padded(pad=0))

@@ -43,7 +43,7 @@ def answers(backbone: Backbone) -> tuple[list[list[int]], list[Completion]]:
 
 
 def test_a_micro_batch_by_hand(tiny: Backbone) -> None:
-    stop, pad = tiny.stop_ids[0], tiny.pad_id
+    stop = tiny.stop_ids[0]
     encoded = [[5, 6, 7], [8], [9, 10]]
     completions = [completion(tiny, ids) for ids in ([11, stop], [12, 13, 14], [stop])]
     (micro,) = make_micro_batches(tiny, encoded, completions, size=3)
@@ -52,7 +52,9 @@ def test_a_micro_batch_by_hand(tiny: Backbone) -> None:
     assert micro.pack.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4]]
     assert micro.predicts.tolist() == [1, 3, 4, 5, 9, 10]
     assert micro.targets.tolist() == [stop, 12, 13, 14, 11, stop]
-    said = [row[: int(mask.sum())] for row, mask in zip(micro.answers, micro.answer_mask)]
+    said = [
+        row[: int(mask.sum())] for row, mask in zip(micro.answers, micro.answer_mask, strict=True)
+    ]
     assert [row.tolist() for row in said] == [
         [2],  # the stop token is no part of what is said, unless nothing else is there
         [4, 5, 6],

@@ -140,9 +140,7 @@ def _masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return scores + mask.to(scores.dtype)
 
 
-def causal_mask(
-    query: torch.Tensor, key: torch.Tensor, window: int | None = None
-) -> torch.Tensor:
+def causal_mask(query: torch.Tensor, key: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """(T, S) true where a query may look, the queries being the last T of S positions."""
     length, keys = query.shape[-2], key.shape[-2]
     ones = torch.ones(length, keys, dtype=torch.bool, device=query.device)

@@ -286,9 +286,7 @@ class Backbone:
         ids = torch.arange(8, device=self.device)[None]
         with self.role("base"):
             own = self.causal(input_ids=ids).logits.float()
-            hidden = trunk.run_decoder(
-                self.decoder, trunk.padded_inputs(ids, torch.ones_like(ids))
-            )
+            hidden = trunk.run_decoder(self.decoder, trunk.padded_inputs(ids, torch.ones_like(ids)))
         weight, cap = self.lm_head
         ours = (hidden[0] @ weight.T).float()
         ours = cap * torch.tanh(ours / cap) if cap else ours

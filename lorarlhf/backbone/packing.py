@@ -87,25 +87,27 @@ class Pack:
             (1, N, h, d).
         """
         rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # (N, heads, d)
-        begin = [x[: self.shared].transpose(0, 1)[None] for x in rows]  # (1, heads, P, d)
-        own = [self._table(x[self.shared :]).transpose(1, 2) for x in rows]  # (B, heads, W, d)
-        q, k, v = own
-        if self.shared:
-            k, v = (
-                torch.cat([x.expand(len(q), -1, -1, -1), y], dim=2)
-                for x, y in zip(begin[1:], (k, v), strict=True)
-            )
-        out = attention(q, k, v, causal_mask(q, k, window)).transpose(1, 2)
-        packed = _Scatter.apply(out.flatten(0, 1), self.scatter)
-        if self.shared:
-            first = attention(*begin, causal_mask(begin[0], begin[1], window))
-            packed = torch.cat([first[0].transpose(0, 1), packed])
-        return packed[None]
+        q, k, v = (self._table(x[self.shared :]).transpose(1, 2) for x in rows)  # (B, heads, W, d)
+        if not self.shared:
+            return self._rows(attention(q, k, v, causal_mask(q, k, window)))[None]
+        first = [x[: self.shared].transpose(0, 1)[None] for x in rows]  # (1, heads, P, d)
+        k, v = (
+            torch.cat([x.expand(len(q), -1, -1, -1), y], dim=2)
+            for x, y in zip(first[1:], (k, v), strict=True)
+        )
+        own = self._rows(attention(q, k, v, causal_mask(q, k, window)))
+        q, k, v = first
+        begin = attention(q, k, v, causal_mask(q, k, window))[0].transpose(0, 1)
+        return torch.cat([begin, own])[None]
 
     def _table(self, rows: torch.Tensor) -> torch.Tensor:
         """Own rows (N - P, ...) -> (B, W, ...), padded right."""
         table = _Gather.apply(rows, self.gather, self.scatter)
         return table.view(len(self.lengths), -1, *rows.shape[1:])
+
+    def _rows(self, table: torch.Tensor) -> torch.Tensor:
+        """(B, heads, W, d) -> own rows (N - P, heads, d)."""
+        return _Scatter.apply(table.transpose(1, 2).flatten(0, 1), self.scatter)
 
     def padded(self, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The sequences as they were: ids (B, T) padded right, and the mask."""

@@ -129,11 +129,12 @@ def lora_layers(model: PeftModel) -> list[LoraLayer]:
     # A role is switched many times in an update, and there are thousands of modules to look
     # through: the list is kept for as long as the adapters are the same.
     adapters = [id(config) for config in model.peft_config.values()]
-    known = _LAYERS.get(model)
-    if known is None or known[0] != adapters:
-        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-        known = _LAYERS[model] = adapters, layers
-    return known[1]
+    known, layers = _LAYERS.get(model, ([], []))
+    if known != adapters:
+        layers = []
+        layers += (module for module in model.modules() if isinstance(module, LoraLayer))
+        _LAYERS[model] = adapters, layers
+    return layers
 
 
 _LAYERS: WeakKeyDictionary[PeftModel, tuple[list[int], list[LoraLayer]]] = WeakKeyDictionary()

@@ -124,7 +124,9 @@ def packing_is_exact(decoder: Any, vocabulary: int) -> bool:
     if not {"full_attention", "sliding_attention"}.issuperset(kinds):
         return False  # a kind of mask that a few tokens would not show
     device = next(decoder.parameters()).device
-    sequences = [[(7 * i) % vocabulary for i in (*range(5), *own)] for own in ((8, 9), range(9, 14))]
+    sequences = [
+        [(7 * i) % vocabulary for i in (*range(5), *own)] for own in ((8, 9), range(9, 14))
+    ]
     pack = Pack.of(sequences, device, most_shared=5)
     ids, mask = pack.padded(pad=0)
     try:

@@ -39,10 +39,10 @@ class _TokenLogprobs(torch.autograd.Function):
             )
             for i in range(0, len(hidden), chunk)
         ]
-        logprobs, entropy, slopes = (list(part) for part in zip(*pieces, strict=True))
+        logprobs = torch.cat([piece[0] for piece in pieces])
+        entropy = torch.cat([piece[1] for piece in pieces])
         if wants_slope:
-            ctx.save_for_backward(torch.cat(slopes))
-        logprobs, entropy = torch.cat(logprobs), torch.cat(entropy)
+            ctx.save_for_backward(torch.cat([piece[2] for piece in pieces if piece[2] is not None]))
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 

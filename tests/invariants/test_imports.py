@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, ...]] = [
         *("__init__", "errors", "quiet", "runs", "data", "data_files"),
         *("backbone", "preferences", "workspace", "memory"),
     ),
-    ("generation", "stepwise", "rewards"),
+    ("generation", "stepwise", "sampling", "rewards"),
     ("stages", "ppo", "evaluation", "report", "report_plots", "report_text", "export"),
     (
         *(
