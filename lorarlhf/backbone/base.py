@@ -132,6 +132,7 @@ class Backbone:
             "seed": seed,
         }
         backbone = cls(model, tokenizer, settings)
+        give_back_memory()  # what loading and quantising took besides
         if backbone.split and not backbone.keeps_trunk:
             say(
                 f"{base} is of a family whose lower layers can't be kept apart: each pass runs all "

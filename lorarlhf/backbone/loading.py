@@ -34,7 +34,20 @@ def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -
         ),
     )
     model.requires_grad_(False)
+    if bits < 16:
+        _let_go_of_the_file(model)
     return model.eval()
+
+
+def _let_go_of_the_file(model: nn.Module) -> None:
+    """Copy what was not quantised out of the checkpoint's memory map.
+
+    A single tensor that lies in it, and the embeddings do on the CPU, keeps all of the 16-bit
+    weights in memory that were read through it.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point() and tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def _quantization(bits: int, dtype: torch.dtype) -> Any:

@@ -1,0 +1,182 @@
+"""Peak memory of every stage on one base, beside what `lorarlhf estimate` says of it.
+
+    .venv/bin/python benchmarks/stage_memory.py                    # the small base, every stage
+    .venv/bin/python benchmarks/stage_memory.py --base 1b          # a random model of that size
+    .venv/bin/python benchmarks/stage_memory.py --prompt-tokens 256 --answer-tokens 256 --micro 2
+
+Every row has exactly the lengths asked for, so that the peak is that of the longest batch. Each
+stage runs in a process of its own, which takes two optimizer steps. Peaks are of the process from
+the moment the base is loaded; `interpreter` is the process with its libraries before that.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
+RANDOM: dict[str, dict[str, int]] = {
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+    | {"num_attention_heads": 32, "num_key_value_heads": 8},
+    "3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28}
+    | {"num_attention_heads": 24, "num_key_value_heads": 8},
+}
+ROWS = 16
+
+
+def main() -> None:
+    """Measure the stages asked for; prints a table and, with --out, writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default="smollm2-135m", help="1b, 3b: random; or any base")
+    parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--answer-tokens", type=int, default=64)
+    parser.add_argument("--micro", type=int, default=4, help="sequences, or pairs, in a forward")
+    parser.add_argument("--adapter-layers", default="upper-half")
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args)))
+        return
+    with TemporaryDirectory() as folder:
+        base = args.base if args.base not in RANDOM else write_random(Path(folder), args.base)
+        rows = [row_of(stage, base, args) for stage in args.stages]
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def write_random(folder: Path, size: str) -> str:
+    """A random base of that size with the small base's tokenizer; the folder's name."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from lorarlhf.backbone.fetch import find_base
+
+    small = find_base("smollm2-135m")
+    config = AutoConfig.from_pretrained(small, head_dim=None, **RANDOM[size])
+    torch.set_default_dtype(torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder / size, max_shard_size="500MB")
+    AutoTokenizer.from_pretrained(small).save_pretrained(folder / size)
+    return str(folder / size)
+
+
+def row_of(stage: str, base: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One stage in a process of its own: what was measured and what was foretold."""
+    command = [sys.executable, __file__, "--one", stage, "--base", base]
+    for name in ("prompt_tokens", "answer_tokens", "micro", "adapter_layers", "bits"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{stage} ended with {done.returncode}; what it said is above")
+    row = {"stage": stage, "base": args.base} | json.loads(done.stdout.splitlines()[-1])
+    print(f"{stage}: {row}", file=sys.stderr)
+    return row
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run one stage here and read this process's memory."""
+    import bitsandbytes  # noqa: F401
+    import trl
+
+    for name in ("SFTTrainer", "RewardTrainer", "DPOTrainer"):
+        getattr(trl, name)
+    from lorarlhf import Backbone
+
+    before = resident_mb()
+    backbone = Backbone.load(args.base, adapter_layers=args.adapter_layers, bits=args.bits)
+    loaded = resident_mb()
+    forget_peak()
+    with TemporaryDirectory() as folder:
+        run_stage(args.one, backbone, args, Path(folder))
+    peak = status_mb("VmHWM")
+    return {
+        "interpreter_mb": round(before),
+        "loaded_mb": round(loaded - before),
+        "peak_mb": round(peak - before),
+    }
+
+
+def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path) -> None:
+    """Two optimizer steps, one micro-batch each (PPO: two updates of two micro-batches)."""
+    from lorarlhf import PPOConfig, PPOTrainer, train_direct, train_reward_model, train_sft
+    from lorarlhf.runs import Run
+    from lorarlhf.stages.direct import DirectSettings
+    from lorarlhf.stages.reward_model import RewardSettings
+    from lorarlhf.stages.sft import SFTSettings
+
+    backbone.tokenizer.chat_template = None
+    prompts = [words(backbone, args.prompt_tokens, seed) for seed in range(ROWS)]
+    answers = [words(backbone, args.answer_tokens - 1, 99 + seed) for seed in range(ROWS)]
+    others = [words(backbone, args.answer_tokens - 1, 999 + seed) for seed in range(ROWS)]
+    pairs = [
+        {"prompt": p, "chosen": c, "rejected": r}
+        for p, c, r in zip(prompts, answers, others, strict=True)
+    ]
+    sizes = {"batch_size": args.micro, "micro_batch_size": args.micro, "plain": True}
+    once = {"trl": {"max_steps": 2}}
+    run = Run(folder / "run", stage, {"seed": 0})
+    if stage == "sft":
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
+        train_sft(backbone, rows, run, SFTSettings(max_tokens=4096, **sizes, **once))
+    elif stage == "reward":
+        settings = RewardSettings(evaluations=1, **sizes, **once)
+        train_reward_model(backbone, pairs, run, settings, pairs[:4])
+    elif stage in ("dpo", "orpo"):
+        settings = DirectSettings(max_tokens=4096, **sizes, **once)
+        train_direct(backbone, pairs, run, stage, settings)
+    else:
+        backbone.add_role("reward")
+        config = PPOConfig(
+            output_dir=str(folder),
+            updates=2,
+            rollout_batch_size=2 * args.micro,
+            micro_batch_size=args.micro,
+            max_prompt_tokens=4096,
+            max_new_tokens=args.answer_tokens,
+            critic_warmup=0,
+            use_cpu=backbone.device.type == "cpu",
+            disable_tqdm=True,
+        )
+        type(backbone).stop_ids = property(lambda self: [self.tokenizer.eos_token_id + 10**6])
+        trainer = PPOTrainer(backbone, config, [{"prompt": prompt} for prompt in prompts])
+        for _ in range(2):
+            trainer.update()
+
+
+def words(backbone: Any, tokens: int, seed: int) -> str:
+    """A text of exactly so many tokens, another for each seed."""
+    start = " one two three four five six seven eight nine ten".split()
+    text = " ".join(start[(seed * 7 + i * (seed % 5 + 1)) % len(start)] for i in range(2 * tokens))
+    ids = backbone.tokenizer(f" {text}")["input_ids"][:tokens]
+    return backbone.tokenizer.decode(ids)
+
+
+def resident_mb() -> float:
+    """Memory of this process now, in MB (10^6 bytes)."""
+    return status_mb("VmRSS")
+
+
+def status_mb(name: str) -> float:
+    """One of this process's figures in Linux's /proc/self/status, in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise SystemExit(f"/proc/self/status has no {name}")
+
+
+def forget_peak() -> None:
+    """Let the kernel count this process's peak from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    main()
