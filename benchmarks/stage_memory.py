@@ -20,9 +20,9 @@ from typing import Any
 STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
 RANDOM: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
-    | {"num_attention_heads": 32, "num_key_value_heads": 8},
+    | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64},
     "3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28}
-    | {"num_attention_heads": 24, "num_key_value_heads": 8},
+    | {"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128},
 }
 ROWS = 16
 
@@ -60,7 +60,7 @@ def write_random(folder: Path, size: str) -> str:
     from lorarlhf.backbone.fetch import find_base
 
     small = find_base("smollm2-135m")
-    config = AutoConfig.from_pretrained(small, head_dim=None, **RANDOM[size])
+    config = AutoConfig.from_pretrained(small, **RANDOM[size])
     torch.set_default_dtype(torch.bfloat16)
     model = AutoModelForCausalLM.from_config(config)
     torch.set_default_dtype(torch.float32)
@@ -154,7 +154,7 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
 
 def words(backbone: Any, tokens: int, seed: int) -> str:
     """A text of exactly so many tokens, another for each seed."""
-    start = " one two three four five six seven eight nine ten".split()
+    start = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     text = " ".join(start[(seed * 7 + i * (seed % 5 + 1)) % len(start)] for i in range(2 * tokens))
     ids = backbone.tokenizer(f" {text}")["input_ids"][:tokens]
     return backbone.tokenizer.decode(ids)

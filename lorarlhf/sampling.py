@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.packing import common_beginning
 from lorarlhf.backbone.trunk import position_ids
 
@@ -47,6 +49,7 @@ class Sampler:
         if len(self._draws) != len(self.ids):
             raise ValueError(f"{len(self.ids)} prompts, but {len(self._draws)} seeds")
         self._open = list(range(len(self.ids)))  # rows of the batch, as places in `ids`
+        self._steps = 0
         self._cache: Any = None
         self._mask = torch.empty(0)
 
@@ -58,6 +61,9 @@ class Sampler:
     @torch.no_grad()
     def step(self) -> None:
         """One more token for each answer that has not ended."""
+        self._steps += 1
+        if self._steps % TRIM_EVERY == 0:
+            give_back_memory()
         logits = self._first() if self._cache is None else self._next()
         tokens = pick(logits, self._drawn(), self.temperature).tolist()
         stops, staying = self.backbone.stop_ids, []
@@ -84,7 +90,7 @@ class Sampler:
     def _first(self) -> torch.Tensor:
         """Logits (B, V) after the prompts: their common beginning once, then the rest of each."""
         prompts = self.prompts
-        self._cache = DynamicCache(config=self.backbone.causal.config)
+        self._cache = growing_cache(self.backbone.causal.config)
         shared = 0
         if not any(self._cache.is_sliding):  # which keeps no more than its window of a beginning
             shared = common_beginning(prompts, min(map(len, prompts)) - 1) * (len(prompts) > 1)
@@ -113,6 +119,60 @@ class Sampler:
             logits_to_keep=1,
         )
         return output.logits[:, -1]
+
+
+TRIM_EVERY = 16
+"""Steps: dequantised weights leave holes in a CPU's heap, 15 MB a step in a model of 1B."""
+ROOM = 64
+"""Tokens that a cache has room for beyond those that are there."""
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values (B, k, S, d), with room for more of them.
+
+    transformers' own is copied for each new token, which makes long answers quadratic and leaves
+    the heap full of holes.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._rooms: list[torch.Tensor] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add those of new tokens; returns all."""
+        before = self.get_seq_length()
+        now = before + key_states.shape[-2]
+        if not self._rooms or self._rooms[0].shape[-2] < now:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            new = key_states, value_states
+            rooms = [x.new_empty((*x.shape[:-2], now + ROOM, x.shape[-1])) for x in new]
+            if before:
+                rooms[0][..., :before, :], rooms[1][..., :before, :] = self.keys, self.values
+            self._rooms = rooms
+        self._rooms[0][..., before:now, :] = key_states
+        self._rooms[1][..., before:now, :] = value_states
+        self.keys, self.values = (room[..., :now, :] for room in self._rooms)
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row so many times."""
+        super().batch_repeat_interleave(repeats)
+        self._rooms = []
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some rows."""
+        super().batch_select_indices(indices)
+        self._rooms = []
+
+
+def growing_cache(config: Any) -> DynamicCache:
+    """A family's own cache, the layers that keep everything in it with room to grow."""
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(x) is DynamicLayer else x for x in cache.layers]
+    return cache
 
 
 def pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -13,12 +13,16 @@ from typing import Any
 import torch
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.packing import Pack
 from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
 from lorarlhf.ppo import objective, processes
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.rewards.role import EncodedAnswer, score_encoded
 from lorarlhf.sampling import row_seeds
+
+GENERATED_AT_ONCE = 8
+"""Micro-batches: the keys and values of so many take less memory than the activations of one."""
 
 
 @dataclass
@@ -90,14 +94,18 @@ def sample(
     """Answer prompts (token ids) with the policy; each answer depends on its own seed."""
     if not encoded:
         return []
+    size = GENERATED_AT_ONCE * args.micro_batch_size
+    new: list[list[int]] = []
     with backbone.role("policy"):
-        new = generate_ids(
-            backbone,
-            encoded,
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            seeds=seeds,
-        )
+        for start in range(0, len(encoded), size):
+            new += generate_ids(
+                backbone,
+                encoded[start : start + size],
+                max_new_tokens=args.max_new_tokens,
+                temperature=args.temperature,
+                seeds=seeds[start : start + size],
+            )
+    give_back_memory()  # the holes that keys and values left as they grew
     return [completion(backbone, ids) for ids in new]
 
 

@@ -1,0 +1,250 @@
+"""Peak memory of a plan before it starts: from a model's `config.json` to bytes by part.
+
+Nothing is loaded and torch is not imported. The counts follow the code: which tensors are kept for
+the backward, which adapters are there, which optimizer state. What no count gives, the holes in the
+heap and the libraries' own buffers, are factors measured by `benchmarks/stage_memory.py` on the
+CPU; those for cards are guesses until `measured` says otherwise. All sizes are in bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
+PAIRED = ("reward", "dpo", "orpo")  # a row is two sequences
+FLOAT32 = 4
+ADAM = 2 * FLOAT32  # its two running means
+CHUNK = 256  # rows of logits that PPO holds at once
+GENERATED_AT_ONCE = 8  # micro-batches, see ppo/rollout.py
+TRL_TILE = 36  # bytes a labelled token and entry of the vocabulary: TRL's LM head without Triton
+FULL_LOGITS = 13  # bytes a token and entry of the vocabulary where TRL holds them all (ORPO)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a device adds to the counts.
+
+    Attributes:
+        runtime: the process with its libraries, or the card's context.
+        heap: what activations take, holes included, over what they are.
+        measured: whether these come from measurements.
+    """
+
+    runtime: int
+    heap: float
+    measured: bool
+
+
+MACHINES = {
+    "cpu": Machine(runtime=590_000_000, heap=1.6, measured=True),
+    "cuda": Machine(runtime=600_000_000, heap=1.15, measured=False),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model's `config.json` says: sizes of its layers, and V the vocabulary."""
+
+    hidden: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+    experts: int = 1
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Shape":
+        """Read a configuration of a decoder.
+
+        Raises:
+            KeyError: a size is not there under the name that such configurations use.
+        """
+        config = config.get("text_config") or config
+        heads = config["num_attention_heads"]
+        experts = ("num_local_experts", "num_experts", "n_routed_experts")
+        return cls(
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            key_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            intermediate=config.get("moe_intermediate_size") or config["intermediate_size"],
+            vocabulary=config["vocab_size"],
+            tied=config.get("tie_word_embeddings", False),
+            experts=max((config.get(name) or 1 for name in experts), default=1),
+        )
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """(in, out) of a layer's linear layers."""
+        queries, keys = self.heads * self.head_dim, self.key_heads * self.head_dim
+        attention = [(self.hidden, queries), *[(self.hidden, keys)] * 2, (queries, self.hidden)]
+        mlp = [(self.hidden, self.intermediate)] * 2 + [(self.intermediate, self.hidden)]
+        return attention + mlp * self.experts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run.
+
+    Attributes:
+        adapter_layers: how many layers carry adapters; None: the upper half.
+        micro_batch_size: sequences in one forward, or pairs.
+        prompt_tokens, answer_tokens: of the longest row.
+        float_bytes: of the compute dtype.
+        reference: whether the reference is an adapter of its own.
+    """
+
+    stage: str
+    bits: int = 4
+    adapter_layers: int | None = None
+    lora_rank: int = 16
+    micro_batch_size: int = 4
+    rollout_batch_size: int = 16
+    prompt_tokens: int = 256
+    answer_tokens: int = 256
+    float_bytes: int = 2
+    device: str = "cuda"
+    gradient_checkpointing: bool = False
+    reference: bool = True
+    value_adapter: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """In one forward, at the longest."""
+        rows = self.micro_batch_size * (2 if self.stage in PAIRED else 1)
+        return rows * (self.prompt_tokens + self.answer_tokens)
+
+    @property
+    def answered(self) -> int:
+        """Tokens of answers in one forward."""
+        return self.tokens * self.answer_tokens // (self.prompt_tokens + self.answer_tokens)
+
+
+def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
+    """Bytes by part, and their `total`: what is there at the same time at the peak.
+
+    `kv_cache` is there while PPO samples and `activations`, `logits` and `kept_trunk` while it
+    learns: the larger of the two counts.
+    """
+    machine = MACHINES[plan.device]
+    learning = {
+        "kept_trunk": _kept_trunk(shape, plan),
+        "activations": round(machine.heap * _activations(shape, plan)),
+        "logits": _logits(shape, plan),
+    }
+    parts = {
+        "base": base_bytes(shape, plan.bits),
+        "adapters": _adapters(plan) * adapter_bytes(shape, plan),
+        "optimizer": _optimizer(shape, plan),
+        **learning,
+        "kv_cache": _kv_cache(shape, plan),
+        "scratch": _scratch(shape, plan),
+        "runtime": machine.runtime,
+    }
+    apart = sum(learning.values()), parts["kv_cache"]
+    return parts | {"total": sum(parts.values()) - min(apart)}
+
+
+def base_bytes(shape: Shape, bits: int) -> int:
+    """The frozen weights; embeddings and LM head stay in 16 bit."""
+    # NF4 with double quantisation: an 8-bit scale for 64 weights, a float for 256 of those.
+    each = {4: 0.5 + 1 / 64 + FLOAT32 / (64 * 256), 8: 1.0, 16: 2.0}[bits]
+    linear = shape.layers * sum(a * b for a, b in shape.matrices)
+    words = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    norms = (2 * shape.layers + 1) * shape.hidden
+    return round(linear * each) + 2 * (words + norms)
+
+
+def adapter_bytes(shape: Shape, plan: Plan) -> int:
+    """The LoRA weights of one role, in float32."""
+    return _upper(shape, plan) * plan.lora_rank * sum(map(sum, shape.matrices)) * FLOAT32
+
+
+def _upper(shape: Shape, plan: Plan) -> int:
+    half = shape.layers - shape.layers // 2
+    return half if plan.adapter_layers is None else min(plan.adapter_layers, shape.layers)
+
+
+def _adapters(plan: Plan) -> int:
+    """How many roles have one."""
+    of_ppo = 2 + plan.reference + plan.value_adapter  # policy and reward besides
+    return {"sft": 1, "reward": 2, "dpo": 2, "orpo": 1, "ppo": of_ppo}[plan.stage]
+
+
+def _optimizer(shape: Shape, plan: Plan) -> int:
+    """Adam's state, and the gradients of the role that learns."""
+    learn = 2 if plan.stage == "ppo" and plan.value_adapter else 1
+    return adapter_bytes(shape, plan) * (learn * ADAM + FLOAT32) // FLOAT32
+
+
+def _kept_trunk(shape: Shape, plan: Plan) -> int:
+    if plan.stage != "ppo" or _upper(shape, plan) == shape.layers:
+        return 0
+    tokens = plan.rollout_batch_size * (plan.prompt_tokens + plan.answer_tokens)
+    return tokens * shape.hidden * plan.float_bytes
+
+
+def _activations(shape: Shape, plan: Plan) -> int:
+    """What the layers with adapters keep for the backward."""
+    upper, tokens = _upper(shape, plan), plan.tokens
+    layer = tokens * token_bytes(shape, plan)
+    if not plan.gradient_checkpointing:
+        return upper * layer
+    return upper * tokens * shape.hidden * plan.float_bytes + layer
+
+
+def token_bytes(shape: Shape, plan: Plan) -> int:
+    """Kept a token and layer: the inputs of norms (in float32) and of every product."""
+    queries, keys = shape.heads * shape.head_dim, shape.key_heads * shape.head_dim
+    length = plan.prompt_tokens + plan.answer_tokens
+    # Torch's fused attention keeps no weights of query against key; the CPU's does.
+    attended = shape.heads * length if plan.device == "cpu" else queries
+    products = 2 * shape.hidden + 2 * queries + 2 * keys + attended
+    low_rank = len(shape.matrices) * plan.lora_rank
+    kept = products + low_rank + 4 * shape.intermediate
+    return 2 * shape.hidden * FLOAT32 + kept * plan.float_bytes
+
+
+def _logits(shape: Shape, plan: Plan) -> int:
+    if plan.stage == "reward":
+        return 0
+    if plan.stage == "ppo":
+        held = min(CHUNK, plan.answered) * shape.vocabulary * 2 * plan.float_bytes
+        return held + 2 * plan.answered * shape.hidden * FLOAT32  # and their slopes
+    if plan.stage == "orpo":
+        return plan.tokens * shape.vocabulary * FULL_LOGITS
+    if plan.device == "cpu":
+        return plan.answered * shape.vocabulary * TRL_TILE
+    return min(4096, plan.answered) * min(32768, shape.vocabulary) * 2 * plan.float_bytes
+
+
+def _kv_cache(shape: Shape, plan: Plan) -> int:
+    if plan.stage != "ppo":
+        return 0
+    at_once = min(plan.rollout_batch_size, GENERATED_AT_ONCE * plan.micro_batch_size)
+    tokens = at_once * (plan.prompt_tokens + plan.answer_tokens)
+    keys = 2 * shape.key_heads * shape.head_dim * plan.float_bytes
+    chosen = at_once * shape.vocabulary * (8 + 3 * FLOAT32)  # probabilities, added up in float64
+    return round(MACHINES[plan.device].heap * tokens * shape.layers * keys) + chosen
+
+
+def _scratch(shape: Shape, plan: Plan) -> int:
+    """Weights of one layer while they are dequantised, forward and backward."""
+    largest = max(a * b for a, b in shape.matrices)
+    return 2 * largest * plan.float_bytes if plan.bits < 16 else 0
+
+
+def largest(shape: Shape, plan: Plan, room: int) -> dict[str, int]:
+    """The largest `micro_batch_size` at the plan's lengths, and the largest `answer_tokens` at its
+    micro-batch, that fit into `room` bytes; 0 where nothing does."""
+    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if _fits(shape, plan, room, micro_batch_size=n)]
+    lengths = [n for n in range(32, 16385, 32) if _fits(shape, plan, room, answer_tokens=n)]
+    return {"micro_batch_size": max(sizes, default=0), "answer_tokens": max(lengths, default=0)}
+
+
+def _fits(shape: Shape, plan: Plan, room: int, **changes: int) -> bool:
+    return estimate(shape, replace(plan, **changes))["total"] <= room
