@@ -78,8 +78,33 @@ def row_of(stage: str, base: str, args: argparse.Namespace) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{stage} ended with {done.returncode}; what it said is above")
     row = {"stage": stage, "base": args.base} | json.loads(done.stdout.splitlines()[-1])
+    row |= foretold(stage, base, args, row)
     print(f"{stage}: {row}", file=sys.stderr)
     return row
+
+
+def foretold(
+    stage: str, base: str, args: argparse.Namespace, measured: dict[str, Any]
+) -> dict[str, Any]:
+    """What the estimate says of the whole process, and by how much it is off."""
+    from lorarlhf.estimating import _layers, read_shape
+    from lorarlhf.memory import Plan, estimate
+
+    shape = read_shape(base)
+    plan = Plan(
+        stage,
+        bits=args.bits,
+        adapter_layers=_layers(args.adapter_layers, shape),
+        micro_batch_size=args.micro,
+        rollout_batch_size=2 * args.micro,
+        prompt_tokens=args.prompt_tokens,
+        answer_tokens=args.answer_tokens,
+        device="cpu",
+        reference=False,
+    )
+    total = estimate(shape, plan)["total"] / 1e6
+    real = measured["interpreter_mb"] + measured["peak_mb"]
+    return {"estimate_mb": round(total), "off": f"{total / real - 1:+.1%}"}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -49,6 +49,7 @@ SUMMARIES = {
     "score": "the reward role's scores of given answers",
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
+    "estimate": "peak memory of every stage, before anything is loaded",
     "doctor": "check machine and installation, and name what mends them",
     "ui": "the pages in the browser: rate answers, talk to models, compare them",
 }
@@ -78,6 +79,7 @@ def build_parser() -> Parser:
         _training(stage, made[stage])
     _score(made["score"])
     _chat(made["chat"])
+    _estimate(made["estimate"])
     _votes(made["votes"])
     _raters(made["raters"])
     _ui(made["ui"])
@@ -199,6 +201,26 @@ def _chat(sub: Parser) -> None:
         "--max-new-tokens", type=int, default=256, help="longest answer (default: 256)"
     )
     _set_option(sub)
+
+
+def _estimate(sub: Parser) -> None:
+    sub.add_argument("--base", default="smollm2-135m", help="a base, or a config.json")
+    sub.add_argument("--stage", choices=("sft", "reward", "dpo", "orpo", "ppo"), help="one alone")
+    sub.add_argument("--card", type=float, metavar="GB", help="what fits into so many gigabytes")
+    sub.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda)")
+    sub.add_argument("--bits", type=int, choices=(4, 8, 16), help="(default: 4)")
+    sub.add_argument("--adapter-layers", default="upper-half", help="upper-half, all or a number")
+    sub.add_argument("--lora-rank", type=int, help="(default: 16)")
+    sub.add_argument("--micro-batch-size", type=int, help="rows in a forward (default: 4)")
+    sub.add_argument("--rollout-batch-size", type=int, help="prompts an update (default: 16)")
+    sub.add_argument("--prompt-tokens", type=int, help="of the longest prompt (default: 256)")
+    sub.add_argument("--answer-tokens", type=int, help="of the longest answer (default: 256)")
+    sub.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        default=None,
+        help="activations are recomputed: less memory, more time",
+    )
 
 
 def _votes(sub: Parser) -> None:

@@ -1,4 +1,4 @@
-"""What each subcommand does: `demo`, `score`, `chat`, `doctor`, `ui`; training is in training.py.
+"""What each subcommand does: `demo`, `score`, `chat`, `doctor`, `ui`...; training.py trains.
 
 Nothing here imports torch before a command needs it.
 """
@@ -230,6 +230,14 @@ def doctor(args: Namespace) -> Result:
     return Result(data, as_text(checks), status=0 if whole else 1)
 
 
+def estimate(args: Namespace) -> Result:
+    """Peak memory of the stages on a base."""
+    from lorarlhf.estimating import as_text, run
+
+    result = run(args)
+    return Result(result, as_text(result))
+
+
 def ui(args: Namespace) -> Result:
     """The rating pages, until Ctrl-C."""
     args.workspace = args.workspace or _project_here()
@@ -328,6 +336,7 @@ COMMANDS = {
     "score": score,
     "votes": votes,
     "raters": raters,
+    "estimate": estimate,
     "doctor": doctor,
     "ui": ui,
 }

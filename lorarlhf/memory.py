@@ -95,6 +95,7 @@ class Plan:
         micro_batch_size: sequences in one forward, or pairs.
         prompt_tokens, answer_tokens: of the longest row.
         float_bytes: of the compute dtype.
+        gradient_checkpointing: None is the stages' own default, which is on for TRL's on a card.
         reference: whether the reference is an adapter of its own.
     """
 
@@ -108,7 +109,7 @@ class Plan:
     answer_tokens: int = 256
     float_bytes: int = 2
     device: str = "cuda"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
     reference: bool = True
     value_adapter: bool = True
 
@@ -117,6 +118,13 @@ class Plan:
         """In one forward, at the longest."""
         rows = self.micro_batch_size * (2 if self.stage in PAIRED else 1)
         return rows * (self.prompt_tokens + self.answer_tokens)
+
+    @property
+    def checkpointed(self) -> bool:
+        """Whether activations are recomputed."""
+        if self.gradient_checkpointing is None:
+            return self.stage != "ppo" and self.device == "cuda"
+        return self.gradient_checkpointing
 
     @property
     def answered(self) -> int:
@@ -189,12 +197,13 @@ def _kept_trunk(shape: Shape, plan: Plan) -> int:
 
 
 def _activations(shape: Shape, plan: Plan) -> int:
-    """What the layers with adapters keep for the backward."""
+    """What the layers with adapters keep for the backward, or every layer's input and one layer."""
     upper, tokens = _upper(shape, plan), plan.tokens
     layer = tokens * token_bytes(shape, plan)
-    if not plan.gradient_checkpointing:
+    if not plan.checkpointed:
         return upper * layer
-    return upper * tokens * shape.hidden * plan.float_bytes + layer
+    through = upper if plan.stage == "ppo" else shape.layers  # TRL's begin at the embeddings
+    return through * tokens * shape.hidden * plan.float_bytes + layer
 
 
 def token_bytes(shape: Shape, plan: Plan) -> int:
@@ -241,10 +250,10 @@ def _scratch(shape: Shape, plan: Plan) -> int:
 def largest(shape: Shape, plan: Plan, room: int) -> dict[str, int]:
     """The largest `micro_batch_size` at the plan's lengths, and the largest `answer_tokens` at its
     micro-batch, that fit into `room` bytes; 0 where nothing does."""
-    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if _fits(shape, plan, room, micro_batch_size=n)]
-    lengths = [n for n in range(32, 16385, 32) if _fits(shape, plan, room, answer_tokens=n)]
+
+    def fits(changed: Plan) -> bool:
+        return estimate(shape, changed)["total"] <= room
+
+    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if fits(replace(plan, micro_batch_size=n))]
+    lengths = [n for n in range(32, 16385, 32) if fits(replace(plan, answer_tokens=n))]
     return {"micro_batch_size": max(sizes, default=0), "answer_tokens": max(lengths, default=0)}
-
-
-def _fits(shape: Shape, plan: Plan, room: int, **changes: int) -> bool:
-    return estimate(shape, replace(plan, **changes))["total"] <= room

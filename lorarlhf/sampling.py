@@ -149,8 +149,9 @@ class GrowingLayer(DynamicLayer):
                 self.lazy_initialization(key_states, value_states)
             new = key_states, value_states
             rooms = [x.new_empty((*x.shape[:-2], now + ROOM, x.shape[-1])) for x in new]
-            if before:
-                rooms[0][..., :before, :], rooms[1][..., :before, :] = self.keys, self.values
+            for room, there in zip(rooms, (self.keys, self.values), strict=True):
+                if before and there is not None:
+                    room[..., :before, :] = there
             self._rooms = rooms
         self._rooms[0][..., before:now, :] = key_states
         self._rooms[1][..., before:now, :] = value_states

@@ -201,7 +201,7 @@ def test_the_table_lists_every_command() -> None:
     named = re.findall(r"^\| `lorarlhf (\w+)[^`]*` \|", text_of("README.md"), re.MULTILINE)
     assert list(dict.fromkeys(named)) == [
         *("demo", "new", "ui", "votes", "raters", "sft", "reward", "ppo", "dpo", "orpo", "chat"),
-        *("score", "doctor"),
+        *("score", "estimate", "doctor"),
     ]
     assert set(named) == set(SUMMARIES)
 

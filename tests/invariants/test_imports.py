@@ -31,7 +31,7 @@ FLOORS: list[tuple[str, ...]] = [
             "workspace_commands",
             "votes_commands",
         ),
-        *("chat", "doctor", "demo", "demo_verdict", "commands", "cli"),
+        *("chat", "doctor", "estimating", "demo", "demo_verdict", "commands", "cli"),
     ),
     ("recipes", "benchmarks", "ui"),
 ]
