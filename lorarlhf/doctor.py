@@ -173,9 +173,9 @@ def four_bit() -> Check:
     from lorarlhf.backbone.devices import best_device, compute_dtype_for
 
     best = best_device(4)
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(256, 256, generator=generator)
-    inputs = torch.randn(8, 256, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    weight = torch.randn(256, 256, generator=generator, device="cpu")
+    inputs = torch.randn(8, 256, generator=generator, device="cpu")
     layer = bitsandbytes.nn.Linear4bit(
         256, 256, bias=False, quant_type="nf4", compute_dtype=compute_dtype_for(best)
     )

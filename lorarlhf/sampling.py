@@ -45,13 +45,13 @@ class Sampler:
         self.backbone, self.prompts = backbone, prompt_ids
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.ids: list[list[int]] = [[] for _ in prompt_ids]
-        self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._draws = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         if len(self._draws) != len(self.ids):
             raise ValueError(f"{len(self.ids)} prompts, but {len(self._draws)} seeds")
         self._open = list(range(len(self.ids)))  # rows of the batch, as places in `ids`
         self._steps = 0
         self._cache: Any = None
-        self._mask = torch.empty(0)
+        self._mask = torch.empty(0, device=backbone.device)
 
     @property
     def done(self) -> bool:
@@ -75,8 +75,8 @@ class Sampler:
             self._leave(staying)
 
     def _drawn(self) -> torch.Tensor:
-        draws = [torch.rand((), generator=self._draws[i], dtype=torch.float64) for i in self._open]
-        return torch.stack(draws)
+        like: Any = {"dtype": torch.float64, "device": "cpu"}
+        return torch.stack([torch.rand((), generator=self._draws[i], **like) for i in self._open])
 
     def _leave(self, staying: list[int]) -> None:
         self._open = [self._open[row] for row in staying]
@@ -99,10 +99,10 @@ class Sampler:
             self._mask = torch.ones_like(begin)
             self._forward(begin)
             self._cache.batch_repeat_interleave(len(prompts))
-        ids, mask = pad_left([ids[shared:] for ids in prompts], self.backbone.pad_id)
-        before = torch.ones((len(ids), shared), dtype=mask.dtype)
-        self._mask = torch.cat([before, mask], dim=1).to(self.backbone.device)
-        return self._forward(ids.to(self.backbone.device))
+        rest = [ids[shared:] for ids in prompts]
+        ids, mask = pad_left(rest, self.backbone.pad_id, self.backbone.device)
+        self._mask = torch.cat([mask.new_ones((len(ids), shared)), mask], dim=1)
+        return self._forward(ids)
 
     def _next(self) -> torch.Tensor:
         last = [[self.ids[place][-1]] for place in self._open]
@@ -196,9 +196,11 @@ def row_seeds(seed: int, rows: Sequence[int]) -> list[int]:
     return [hash((seed, row)) % 2**62 for row in rows]
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Lists of ids -> (B, P) ids padded left, and the mask by their lengths."""
     width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -75,7 +75,7 @@ def batch() -> Callable[..., Any]:
         generator = torch.Generator().manual_seed(seed)
         size = len(backbone.tokenizer)
         rows = [torch.randint(3, size, (n,), generator=generator).tolist() for n in lengths]
-        return pad_left(rows, backbone.pad_id)
+        return pad_left(rows, backbone.pad_id, backbone.device)
 
     return make
 

@@ -44,7 +44,7 @@ def test_a_prompt_alone_answers_as_in_a_batch(tiny: Backbone) -> None:
 def test_extra_left_padding_changes_no_answer(endless: Backbone) -> None:
     rows = [endless.encode("Name a fish."), endless.encode("Hello there, how are you today?")]
     batched = generate_ids(endless, rows, max_new_tokens=10, temperature=0)
-    wide, mask = pad_left([*rows, [5] * 60], endless.pad_id)
+    wide, mask = pad_left([*rows, [5] * 60], endless.pad_id, endless.device)
     assert wide.shape == mask.shape == (3, 60)
     again = generate_ids(endless, [*rows, [5] * 60], max_new_tokens=10, temperature=0)
     assert again[:2] == batched

@@ -169,8 +169,9 @@ class Backbone:
             if copy_of in self.heads:
                 pooling = self.heads[copy_of].pooling
             reads_trunk = self.reads_trunk(pooling)
-            head = roles.ScalarHead(self.hidden_size, pooling, reads_trunk=reads_trunk)
-            self.heads[role] = head.to(self.device)
+            self.heads[role] = roles.ScalarHead(
+                self.hidden_size, pooling, reads_trunk=reads_trunk, device=self.device
+            )
         if copy_of is not None and self.has(copy_of):
             self._copy_weights(copy_of, role, own_adapter)
         self.float32_adapters()
@@ -299,7 +300,11 @@ class Backbone:
             )
 
     def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
-        """The lower layers' output (B, T, H), to keep; None where there is no trunk to keep."""
+        """The lower layers' output (B, T, H), to keep; None where there is no trunk to keep.
+
+        Raises:
+            ValueError: ids or mask are on another kind of device than the base.
+        """
         return self._trunk(trunk.padded_inputs(input_ids, attention_mask))
 
     def hidden(
@@ -308,7 +313,11 @@ class Backbone:
         attention_mask: torch.Tensor,
         kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Final hidden states (B, T, H) of the active role, above a kept trunk if one is given."""
+        """Final hidden states (B, T, H) of the active role, above a kept trunk if one is given.
+
+        Raises:
+            ValueError: a tensor is on another kind of device than the base.
+        """
         return self._hidden(trunk.padded_inputs(input_ids, attention_mask), kept)
 
     def packed_trunk(self, pack: Pack) -> torch.Tensor | None:
@@ -330,14 +339,25 @@ class Backbone:
     def _trunk(self, inputs: Inputs) -> torch.Tensor | None:
         if not self.keeps_trunk:
             return None
+        self._check_device(inputs)
         with self._mixed_precision():
             return trunk.run_trunk(self.decoder, self.split, inputs)
 
     def _hidden(self, inputs: Inputs, kept: torch.Tensor | None) -> torch.Tensor:
+        self._check_device(inputs | {"kept": kept})
         with self._mixed_precision():
             if kept is None:
                 return trunk.run_decoder(self.decoder, inputs)
             return trunk.run_upper(self.decoder, self.split, kept, inputs)
+
+    def _check_device(self, inputs: Inputs) -> None:
+        """Raise a `ValueError` for a tensor on another kind of device than the weights."""
+        for name, tensor in inputs.items():
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != self.device.type:
+                raise ValueError(
+                    f"{name} is on {tensor.device} and the backbone on {self.device}: hand it over "
+                    "with .to(backbone.device)"
+                )
 
     @contextmanager
     def _mixed_precision(self) -> Iterator[None]:

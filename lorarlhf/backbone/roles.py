@@ -57,23 +57,29 @@ class ScalarHead(nn.Module):
     """
 
     def __init__(
-        self, hidden_size: int, pooling: str = "mean", *, reads_trunk: bool = False
+        self,
+        hidden_size: int,
+        pooling: str = "mean",
+        *,
+        reads_trunk: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is one of {POOLINGS}, not {pooling!r}")
         self.pooling = pooling
-        self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.zeros((), dtype=torch.float32))
+        like: Any = {"dtype": torch.float32, "device": device}
+        self.weight = nn.Parameter(torch.zeros(hidden_size, **like))
+        self.bias = nn.Parameter(torch.zeros((), **like))
         self.trunk_weight: torch.Tensor | None
-        trunk_weight = torch.zeros(hidden_size, dtype=torch.float32) if reads_trunk else None
+        trunk_weight = torch.zeros(hidden_size, **like) if reads_trunk else None
         self.register_buffer("trunk_weight", trunk_weight)
         self.score_mean: torch.Tensor
         self.score_std: torch.Tensor
         # Scores of the reference's answers have this mean and deviation; PPO divides them out
         # (arXiv 1909.08593, section 2.1). Kept here so that it travels with the head.
-        self.register_buffer("score_mean", torch.zeros((), dtype=torch.float32))
-        self.register_buffer("score_std", torch.ones((), dtype=torch.float32))
+        self.register_buffer("score_mean", torch.zeros((), **like))
+        self.register_buffer("score_std", torch.ones((), **like))
 
     def forward(self, hidden: torch.Tensor, trunk: torch.Tensor | None = None) -> torch.Tensor:
         """Final and trunk's states (..., H) of any dtype -> float32 scores (...).

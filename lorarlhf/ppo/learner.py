@@ -71,9 +71,10 @@ class Learner:
 
     def _order(self, minibatches: int, seed: int) -> list[int]:
         """The minibatches of all epochs, shuffled anew in each."""
-        dealer = torch.Generator().manual_seed(seed)
+        dealer = torch.Generator("cpu").manual_seed(seed)
         epochs = range(self.args.num_ppo_epochs)
-        return [i for _ in epochs for i in torch.randperm(minibatches, generator=dealer).tolist()]
+        shuffled = (torch.randperm(minibatches, generator=dealer, device="cpu") for _ in epochs)
+        return [i for order in shuffled for i in order.tolist()]
 
     def _moved_enough(self, stats: Stats) -> bool:
         limit = self.args.max_approx_kl

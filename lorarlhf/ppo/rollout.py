@@ -7,7 +7,7 @@ ratio is exactly 1 on the first pass. The size of a micro-batch changes no step.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,8 +80,8 @@ class Rollout(Answers):
     ref_logprobs: torch.Tensor
     values: torch.Tensor
     entropy: torch.Tensor
-    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    advantages: torch.Tensor
+    returns: torch.Tensor
 
     def of(self, micro: MicroBatch, x: torch.Tensor) -> torch.Tensor:
         """The valid tokens of (B, C) tensor `x` in a micro-batch, row by row: (n,)."""
@@ -119,10 +119,9 @@ def collect(backbone: Backbone, rows: list[dict[str, Any]], args: PPOConfig, see
     own = processes.own_share(len(rows))
     answered = sample(backbone, [encoded[i] for i in own], args, row_seeds(seed, own))
     completions = processes.all_rows(answered)
-    dealer = torch.Generator().manual_seed(seed)
-    parts = [
-        p.tolist() for p in torch.randperm(len(rows), generator=dealer).chunk(args.num_minibatches)
-    ]
+    dealer = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(rows), generator=dealer, device="cpu")
+    parts = [part.tolist() for part in order.chunk(args.num_minibatches)]
     size = args.micro_batch_size
     minibatches = [
         make_micro_batches(backbone, encoded, completions, size, [i for i in part if i in own])
@@ -133,7 +132,7 @@ def collect(backbone: Backbone, rows: list[dict[str, Any]], args: PPOConfig, see
     mask = columns[None, :] < lengths[:, None]
     tokens = [int(lengths[part].sum()) for part in parts]
     empty = torch.zeros(mask.shape, device=backbone.device)
-    tables = [empty.clone() for _ in range(4)]
+    tables = [empty.clone() for _ in range(6)]
     rollout = Rollout(rows, completions, minibatches, tokens, mask, *tables)
     _fill_tables(backbone, rollout, args.temperature)
     return rollout

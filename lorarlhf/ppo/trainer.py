@@ -96,7 +96,7 @@ class PPOTrainer(_BaseTrainer):
         self.scale = ScoreScale.of(backbone, args, from_role=self.rewards.only_role)
         self._start_roles()
         self.learner = Learner(backbone, args)
-        self._shuffle = torch.Generator().manual_seed(args.seed)
+        self._shuffle = torch.Generator("cpu").manual_seed(args.seed)
         self._queue: list[int] = []
 
     def _start_roles(self) -> None:
@@ -187,7 +187,7 @@ class PPOTrainer(_BaseTrainer):
         rows: list[int] = []
         while len(rows) < self.args.rollout_batch_size:
             if not self._queue:
-                order = torch.randperm(len(self.rows), generator=self._shuffle)
+                order = torch.randperm(len(self.rows), generator=self._shuffle, device="cpu")
                 self._queue = order.tolist()
             rows.append(self._queue.pop())
         return [self.rows[i] for i in rows]

@@ -23,15 +23,15 @@ class EncodedAnswer:
 
     @staticmethod
     def batch(
-        answers: Sequence["EncodedAnswer"], pad: int
+        answers: Sequence["EncodedAnswer"], pad: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Padded right: ids, attention mask and the mask of the pooled tokens, each (B, T)."""
         width = max(len(answer.ids) for answer in answers)
-        ids = torch.tensor([a.ids + [pad] * (width - len(a.ids)) for a in answers])
-        columns = torch.arange(width)[None, :]
-        lengths = torch.tensor([len(a.ids) for a in answers])[:, None]
-        starts = torch.tensor([a.start for a in answers])[:, None]
-        ends = torch.tensor([a.end for a in answers])[:, None]
+        padded = [a.ids + [pad] * (width - len(a.ids)) for a in answers]
+        ids = torch.tensor(padded, device=device)
+        columns = torch.arange(width, device=device)[None, :]
+        places = torch.tensor([(len(a.ids), a.start, a.end) for a in answers], device=device)
+        lengths, starts, ends = places.T[:, :, None]
         return ids, (columns < lengths).long(), (columns >= starts) & (columns < ends)
 
 
@@ -83,7 +83,7 @@ def score_encoded(
     backbone: Backbone, answers: Sequence[EncodedAnswer], batch_size: int = 16
 ) -> list[float]:
     """Raw scores of the reward role."""
-    scores = torch.zeros(len(answers))
+    scores = torch.zeros(len(answers), device="cpu")
     head = backbone.heads["reward"]
     with backbone.role("reward"):
         for rows, hidden, mask, trunk in _batches(backbone, answers, batch_size):
@@ -105,7 +105,7 @@ def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
     order = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        batch = EncodedAnswer.batch([answers[i] for i in rows], backbone.pad_id)
-        ids, attention, mask = (part.to(backbone.device) for part in batch)
+        some = [answers[i] for i in rows]
+        ids, attention, mask = EncodedAnswer.batch(some, backbone.pad_id, backbone.device)
         trunk = backbone.trunk(ids, attention)
         yield rows, backbone.hidden(ids, attention, trunk), mask, trunk

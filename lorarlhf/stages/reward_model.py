@@ -192,14 +192,14 @@ def _log_learning_curve(
 def put_fit(backbone: Backbone, fit: HeadFit) -> None:
     """Write a fit into the reward role's head."""
     head = backbone.heads["reward"]
-    head.whole_weight = torch.as_tensor(fit.weight)
+    head.whole_weight = torch.as_tensor(fit.weight, device=head.weight.device)
     # Plain sequence classification, which opens a `last` role, knows no bias.
     head.bias.data.fill_(0.0 if head.pooling == "last" else float(fit.bias))
 
 
 def set_score_scale(backbone: Backbone, answers: Sequence[EncodedAnswer]) -> None:
     """Keep the mean and deviation of the scores of these (the base's) answers with the head."""
-    scores = torch.tensor(score_encoded(backbone, answers))
+    scores = torch.tensor(score_encoded(backbone, answers), device=backbone.device)
     head = backbone.heads["reward"]
     head.score_mean.fill_(scores.mean().item())
     head.score_std.fill_(max(scores.std(unbiased=False).item(), 1e-6))
@@ -301,8 +301,10 @@ class _Collator:
             for side in ("chosen", "rejected")
             for row in rows
         ]
-        ids, attention, answer_mask = EncodedAnswer.batch(answers, self.pad_id)
-        margin = torch.tensor([row["margin"] for row in rows], dtype=torch.float32)
+        ids, attention, answer_mask = EncodedAnswer.batch(answers, self.pad_id, torch.device("cpu"))
+        margin = torch.tensor(
+            [row["margin"] for row in rows], dtype=torch.float32, device=ids.device
+        )
         masks = {"attention_mask": attention, "answer_mask": answer_mask}
         return {"input_ids": ids, **masks, "margin": margin}
 

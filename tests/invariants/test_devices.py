@@ -1,0 +1,126 @@
+"""Read from the syntax trees: every new tensor names its device, and nothing is meant for one kind
+of device alone. Nobody can run each card here, so the code must not be able to differ."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.packing import Pack
+from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.learner import Learner
+from lorarlhf.ppo.rollout import collect
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted([*(ROOT / "lorarlhf").rglob("*.py"), *(ROOT / "ui").glob("*.py")])
+FACTORIES = {
+    *("tensor", "as_tensor", "zeros", "ones", "empty", "full", "arange", "linspace", "eye"),
+    *("rand", "randn", "randint", "randperm", "normal", "Generator"),
+}
+DEVICE_FIRST = {"Generator"}  # takes its device as its first argument, too
+FOR_ONE_KIND = {"cuda", "cpu", "mps", "xpu", "npu", "half", "bfloat16", "double"}
+
+
+def trees() -> Iterator[tuple[Path, ast.AST]]:
+    for path in MODULES:
+        yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def called(node: ast.Call) -> str | None:
+    """`zeros` for `torch.zeros(...)`."""
+    target = node.func
+    of_torch = isinstance(target, ast.Attribute) and ast.unparse(target.value) == "torch"
+    return target.attr if of_torch else None  # type: ignore[union-attr]
+
+
+def names_device(node: ast.Call, name: str) -> bool:
+    keyword = any(word.arg in ("device", None) for word in node.keywords)
+    return keyword or (name in DEVICE_FIRST and bool(node.args))
+
+
+def without_device(tree: ast.AST) -> list[int]:
+    """Lines of the factory calls that leave the device to torch's default."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    named = [(node, called(node)) for node in calls]
+    return [n.lineno for n, name in named if name in FACTORIES and not names_device(n, name)]
+
+
+def moved_by_name(tree: ast.AST) -> list[int]:
+    """Lines of `.cuda()` and its like, which fix a device or a dtype in passing."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in FOR_ONE_KIND - {"cpu"}
+        and not node.args
+    ]
+
+
+def test_every_new_tensor_names_its_device() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{n}" for path, tree in trees() for n in without_device(tree)
+    ]
+    assert found == []
+
+
+def test_nothing_is_moved_to_a_device_by_name() -> None:
+    found = [f"{path.relative_to(ROOT)}:{n}" for path, tree in trees() for n in moved_by_name(tree)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("torch.zeros(3)", True),
+        ("torch.zeros(3, device=x.device)", False),
+        ("torch.zeros(3, **like)", False),
+        ("torch.zeros_like(x)", False),
+        ("x.new_zeros(3)", False),
+        ("torch.Generator()", True),
+        ("torch.Generator('cpu')", False),
+        ("numpy.zeros(3)", False),
+    ],
+)
+def test_what_is_found(line: str, wrong: bool) -> None:
+    assert bool(without_device(ast.parse(line))) == wrong
+    assert moved_by_name(ast.parse("x.cuda()")) == [1] and not moved_by_name(ast.parse("x.to(d)"))
+
+
+# ---- and where tensors are handed in, another kind of device is told from the base's own
+
+META = torch.device("meta")
+
+
+def test_inputs_on_another_device_are_refused_where_they_enter(tiny: Backbone) -> None:
+    ids = torch.zeros(1, 4, dtype=torch.long, device="cpu")
+    mask = torch.ones_like(ids)
+    kept = tiny.trunk(ids, mask)
+    assert kept is not None
+    for call in (
+        lambda: tiny.hidden(ids.to(META), mask),
+        lambda: tiny.hidden(ids, mask.to(META)),
+        lambda: tiny.hidden(ids, mask, kept.to(META)),
+        lambda: tiny.trunk(ids.to(META), mask),
+        lambda: tiny.packed_hidden(Pack.of([[4, 5, 6]], META)),
+        lambda: tiny.packed_trunk(Pack.of([[4, 5, 6]], META)),
+    ):
+        with pytest.raises(ValueError, match="is on meta and the backbone on cpu"):
+            call()
+
+
+def test_an_update_on_another_device_is_refused_where_it_enters(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    config = PPOConfig(str(tmp_path), rollout_batch_size=2, max_new_tokens=4, use_cpu=True)
+    for role in ("reward", "value"):
+        tiny.add_role(role)
+    rollout = collect(tiny, [{"prompt": "Hi"}, {"prompt": "Who?"}], config, seed=0)
+    for micro in rollout.micro_batches:
+        assert micro.trunk is not None
+        micro.trunk = micro.trunk.to(META)
+    with pytest.raises(ValueError, match="kept is on meta and the backbone on cpu"):
+        Learner(tiny, config).epochs(rollout, step=5, seed=0)
