@@ -209,6 +209,9 @@ def _estimate(sub: Parser) -> None:
     sub.add_argument("--card", type=float, metavar="GB", help="what fits into so many gigabytes")
     sub.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda)")
     sub.add_argument("--bits", type=int, choices=(4, 8, 16), help="(default: 4)")
+    sub.add_argument(
+        "--compute-dtype", choices=("bfloat16", "float16", "float32"), help="(default: bfloat16)"
+    )
     sub.add_argument("--adapter-layers", default="upper-half", help="upper-half, all or a number")
     sub.add_argument("--lora-rank", type=int, help="(default: 16)")
     sub.add_argument("--micro-batch-size", type=int, help="rows in a forward (default: 4)")

@@ -60,7 +60,7 @@ PPO_SETTINGS: Row = {
     "temperature": 1.0,
     "critic_warmup": 2,
     "rollout_batch_size": 16,
-    "micro_batch_size": 4,
+    "micro_batch_size": 8,
     "save_steps": 1,
     "gradient_checkpointing": False,
 }

@@ -29,6 +29,7 @@ def run(args: Namespace) -> dict[str, Any]:
             raise UserError(f"--{name.replace('_', '-')} is 1 or more, not {value}.")
     if args.card is not None and not args.card > 0:
         raise UserError(f"--card is above 0 gigabytes, not {args.card:g}.")
+    named["float_bytes"] = 4 if args.compute_dtype == "float32" else 2
     layers = _layers(args.adapter_layers, shape)
     plans = [
         Plan(stage, adapter_layers=layers, **named)

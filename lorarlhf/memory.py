@@ -62,7 +62,10 @@ class Shape:
         Raises:
             KeyError: a size is not there under the name that such configurations use.
         """
-        config = config.get("text_config") or config
+        whole, config = config, config.get("text_config") or config
+        # Left out where it is the family's own default.
+        usual = str(config.get("model_type", "")).startswith(("gemma", "cohere"))
+        tied = config.get("tie_word_embeddings", whole.get("tie_word_embeddings", usual))
         heads = config["num_attention_heads"]
         experts = ("num_local_experts", "num_experts", "n_routed_experts")
         return cls(
@@ -73,7 +76,7 @@ class Shape:
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
             intermediate=config.get("moe_intermediate_size") or config["intermediate_size"],
             vocabulary=config["vocab_size"],
-            tied=config.get("tie_word_embeddings", False),
+            tied=tied,
             experts=max((config.get(name) or 1 for name in experts), default=1),
         )
 
@@ -145,7 +148,7 @@ def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
         "logits": _logits(shape, plan),
     }
     parts = {
-        "base": base_bytes(shape, plan.bits),
+        "base": base_bytes(shape, plan.bits, plan.float_bytes),
         "adapters": _adapters(plan) * adapter_bytes(shape, plan),
         "optimizer": _optimizer(shape, plan),
         **learning,
@@ -157,14 +160,14 @@ def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
     return parts | {"total": sum(parts.values()) - min(apart)}
 
 
-def base_bytes(shape: Shape, bits: int) -> int:
-    """The frozen weights; embeddings and LM head stay in 16 bit."""
+def base_bytes(shape: Shape, bits: int, float_bytes: int = 2) -> int:
+    """The frozen weights; embeddings and LM head stay in the compute dtype."""
     # NF4 with double quantisation: an 8-bit scale for 64 weights, a float for 256 of those.
-    each = {4: 0.5 + 1 / 64 + FLOAT32 / (64 * 256), 8: 1.0, 16: 2.0}[bits]
+    each = {4: 0.5 + 1 / 64 + FLOAT32 / (64 * 256), 8: 1.0, 16: float_bytes}[bits]
     linear = shape.layers * sum(a * b for a, b in shape.matrices)
     words = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
     norms = (2 * shape.layers + 1) * shape.hidden
-    return round(linear * each) + 2 * (words + norms)
+    return round(linear * each) + float_bytes * (words + norms)
 
 
 def adapter_bytes(shape: Shape, plan: Plan) -> int:

@@ -21,8 +21,8 @@ from lorarlhf.backbone.trunk import position_ids
 class Sampler:
     """Answers of the active role to some prompts, a token each at every `step`.
 
-    An answer depends on its own seed only: not on the answers beside it, nor on what was drawn
-    before, nor on the device.
+    What is drawn for an answer depends on its own seed only: not on the answers beside it, nor on
+    what was drawn before, nor on the device (in 16 bit, other shapes round otherwise, though).
 
     Args:
         prompt_ids: one prompt an answer, not empty.
@@ -49,6 +49,7 @@ class Sampler:
         if len(self._draws) != len(self.ids):
             raise ValueError(f"{len(self.ids)} prompts, but {len(self._draws)} seeds")
         self._open = list(range(len(self.ids)))  # rows of the batch, as places in `ids`
+        self._ended: set[int] = set()
         self._steps = 0
         self._cache: Any = None
         self._mask = torch.empty(0, device=backbone.device)
@@ -68,17 +69,29 @@ class Sampler:
         tokens = pick(logits, self._drawn(), self.temperature).tolist()
         stops, staying = self.backbone.stop_ids, []
         for row, (place, token) in enumerate(zip(self._open, tokens, strict=True)):
+            if place in self._ended:
+                continue
             self.ids[place].append(token)
             if token not in stops and len(self.ids[place]) < self.max_new_tokens:
                 staying.append(row)
-        if len(staying) < len(self._open):
+            else:
+                self._ended.add(place)
+        if self._takes_rows or not staying:
             self._leave(staying)
 
     def _drawn(self) -> torch.Tensor:
         like: Any = {"dtype": torch.float64, "device": "cpu"}
         return torch.stack([torch.rand((), generator=self._draws[i], **like) for i in self._open])
 
+    @property
+    def _takes_rows(self) -> bool:
+        """Whether rows of the cache can be repeated and left out; hybrid families' can't."""
+        needed = ("batch_select_indices", "batch_repeat_interleave")
+        return all(hasattr(x, name) for x in self._cache.layers for name in needed)
+
     def _leave(self, staying: list[int]) -> None:
+        if len(staying) == len(self._open):
+            return
         self._open = [self._open[row] for row in staying]
         if not staying:
             self._cache = None
@@ -92,7 +105,9 @@ class Sampler:
         prompts = self.prompts
         self._cache = growing_cache(self.backbone.causal.config)
         shared = 0
-        if not any(self._cache.is_sliding):  # which keeps no more than its window of a beginning
+        if self._takes_rows and not any(
+            self._cache.is_sliding
+        ):  # which keeps no more than its window of a beginning
             shared = common_beginning(prompts, min(map(len, prompts)) - 1) * (len(prompts) > 1)
         if shared:
             begin = torch.tensor([prompts[0][:shared]], device=self.backbone.device)
@@ -130,8 +145,7 @@ ROOM = 64
 class GrowingLayer(DynamicLayer):
     """One layer's keys and values (B, k, S, d), with room for more of them.
 
-    transformers' own is copied for each new token, which makes long answers quadratic and leaves
-    the heap full of holes.
+    transformers' own is copied for each new token; this one for every 64th.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -187,7 +201,8 @@ def pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch
     # A float32 sum over 100,000 tokens would round the rare ones away; Apple's GPU has no float64.
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
     sums = (logits.float() / temperature).softmax(dim=1).cumsum(dim=1, dtype=exact)
-    ends = draws.to(sums.device, exact)[:, None] * sums[:, -1:]
+    below = torch.nextafter(sums[:, -1:], torch.zeros_like(sums[:, -1:]))
+    ends = torch.minimum(draws.to(sums.device, exact)[:, None] * sums[:, -1:], below)
     return torch.searchsorted(sums, ends, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.lora_linear import Fused
 
 BITS = {4: "float32", 16: "float32", 8: "float32"}
 
@@ -28,7 +29,8 @@ def backbone(
 def peft_only(backbone: Backbone) -> None:
     """Take the fused forwards away again."""
     for layer in roles.lora_layers(backbone.model):
-        layer.__dict__.pop("forward", None)
+        if isinstance(layer, Fused):
+            layer.__class__ = type(layer).__mro__[2]
 
 
 def states_and_gradients(backbone: Backbone, role: str) -> list[torch.Tensor]:
@@ -59,7 +61,7 @@ def test_what_is_fused(tiny_base: Path) -> None:
     for bits, fused in ((4, True), (8, False), (16, True)):
         backbone = Backbone.load(str(tiny_base), bits=bits, lora_rank=4)
         layers: list[Any] = roles.lora_layers(backbone.model)
-        assert all(("forward" in layer.__dict__) == fused for layer in layers), bits
+        assert all(isinstance(layer, Fused) == fused for layer in layers), bits
 
 
 def test_mixed_precision_is_pefts(tiny_base: Path, randomise: Callable[..., None]) -> None:

@@ -160,10 +160,14 @@ def test_shapes_of_configurations(tmp_path: Path) -> None:
     for family in ("llama", "gemma2", "qwen3", "phi3"):
         folder = write_base(tmp_path / family, family=family)
         shape = Shape.of(json.loads((folder / "config.json").read_text()))
-        assert (shape.hidden, shape.layers) == (32, 4) or shape.hidden > 0
+        sizes = json.loads((folder / "config.json").read_text())
+        assert (shape.hidden, shape.layers) == (sizes["hidden_size"], sizes["num_hidden_layers"])
         assert shape.heads >= shape.key_heads >= 1
     nested = {"text_config": json.loads((folder / "config.json").read_text())}
     assert Shape.of(nested) == shape
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small |= {"intermediate_size": 8, "vocab_size": 9}
+    assert Shape.of(small | {"model_type": "gemma2"}).tied and not Shape.of(small).tied
 
 
 # ---- the command

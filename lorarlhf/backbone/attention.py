@@ -19,6 +19,10 @@ the CPU at the lengths of chat answers, where the fused kernel's backward takes 
 matrix products of a layer together."""
 
 
+UNKNOWN = ("s_aux", "position_bias")
+"""What some families add to the scores; they keep their own attention."""
+
+
 def register() -> None:
     """Make both known to transformers, with the masks that they take."""
     AttentionInterface.register(NAMES["plain"], _plain)
@@ -84,6 +88,9 @@ class _Rules:
         dropout: float,
         said: dict[str, Any],
     ) -> None:
+        unknown = [name for name in UNKNOWN if said.get(name) is not None]
+        if unknown:
+            raise RuntimeError(f"attention here knows no {unknown[0]}")
         self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         self.dropout = dropout if module.training else 0.0
         self.softcap: float | None = said.get("softcap")
@@ -117,7 +124,7 @@ class _Rules:
         weights = scores.softmax(dim=-1)  # in float32 inside, whatever the scores' dtype
         if self.dropout:
             weights = nn.functional.dropout(weights, self.dropout)
-        return torch.bmm(weights, value.flatten(0, 1)).view(batch, heads, length, size)
+        return torch.bmm(weights, value.flatten(0, 1)).view(batch, heads, length, -1)
 
     def fused(
         self,

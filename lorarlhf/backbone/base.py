@@ -71,7 +71,7 @@ class Backbone:
         self.keeps_trunk = self.split > 0 and trunk.trunk_is_exact(
             decoder_of(model), self.split, vocabulary
         )
-        self.packs = trunk.packing_is_exact(decoder_of(model), vocabulary)
+        self.packs = trunk.adopt_packing(model, self.device, vocabulary)
         self._base_shapes = Counter(_key(p) for p in model.parameters())
         torch.manual_seed(settings["seed"])
         self.model: PeftModel = get_peft_model(model, self._config, ADAPTER_POLICY)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorarlhf.backbone import attention
 from lorarlhf.errors import UserError
 
 
@@ -20,7 +19,6 @@ def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -
 
     if bits not in (4, 8, 16):
         raise UserError(f"bits is 4, 8 or 16, not {bits}.")
-    attention.register()
     config = _explained(path, lambda: AutoConfig.from_pretrained(path))
     _check_causal(path, config)
     model = _explained(
@@ -30,7 +28,9 @@ def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -
             dtype=dtype,
             quantization_config=_quantization(bits, dtype),
             device_map={"": device},
-            attn_implementation=attention.name_for(device),
+            # On the CPU the fused attention's backward takes as long as all matrix products of a
+            # layer together at the lengths of chat answers.
+            attn_implementation="eager" if device.type == "cpu" else None,
         ),
     )
     model.requires_grad_(False)

@@ -3,16 +3,17 @@
 PEFT adds the two as tensors of their own: it copies the base's result, multiplies the adapter's by
 its scaling and adds them, each a pass over an output that is far larger than the adapter itself,
 and again on the way back. The arithmetic is the same (arXiv 2106.09685, equation 3):
-y = x W^T + scaling (x A^T) B^T.
+y = x W^T + scaling (x A^T) B^T, in the dtype of the base's result also where nothing trains.
 """
 
-from types import MethodType
+from functools import cache
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 
 def fuse_lora(model: PeftModel) -> None:
@@ -21,37 +22,53 @@ def fuse_lora(model: PeftModel) -> None:
     Whatever it does not know (8 bit, several adapters at once, dropout, variants) takes PEFT's own.
     """
     for module in model.modules():
-        if isinstance(module, LoraLayer) and dense_weight(module.get_base_layer()) is not None:
-            module.forward = MethodType(_forward, module)  # type: ignore[attr-defined, method-assign]
+        if isinstance(module, LoraLayer) and is_dense(module.get_base_layer()):
+            module.__class__ = _fused(type(module))
 
 
-def dense_weight(base: nn.Module) -> torch.Tensor | None:
-    """The weight (out, in) of a linear layer, dequantised from 4 bit; None for other layers."""
-    if type(base).__name__ == "Linear4bit":
-        from bitsandbytes.functional import dequantize_4bit
-
-        weight: Any = base.weight
-        return dequantize_4bit(weight.data, weight.quant_state)
-    return base.weight if type(base) is nn.Linear else None
+def is_dense(base: nn.Module) -> bool:
+    """Whether `dense_weight` knows this layer."""
+    return type(base).__name__ == "Linear4bit" or type(base) is nn.Linear
 
 
-def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    if layer._disable_adapters and not layer.merged and not kwargs:
-        return layer.base_layer(x)
-    names = layer.active_adapters
-    if args or kwargs or len(names) != 1 or layer.merged:
-        return type(layer).forward(layer, x, *args, **kwargs)
-    (name,) = names
-    if name not in layer.lora_A:
-        return layer.base_layer(x)
-    dropout, b = layer.lora_dropout[name], layer.lora_B[name]
-    drops = dropout.training and getattr(dropout, "p", 0) > 0
-    if drops or b.bias is not None or name in layer.lora_variant:
-        return type(layer).forward(layer, x)
-    weights = layer.lora_A[name].weight, b.weight
-    if torch.is_grad_enabled():
-        return _LoraLinear.apply(x, *weights, layer.scaling[name], layer.base_layer)
-    return _product(x, *weights, layer.scaling[name], layer.base_layer)[0]
+def dense_weight(base: Any) -> torch.Tensor:
+    """The weight (out, in) of a linear layer, dequantised from 4 bit."""
+    if type(base) is nn.Linear:
+        return base.weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(base.weight.data, base.weight.quant_state)
+
+
+class Fused:
+    """Stands before one of PEFT's layer classes and takes the forward that it knows."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        layer: Any = self
+        own: Any = super()
+        names = layer.active_adapters
+        if args or kwargs or layer.merged:
+            return own.forward(x, *args, **kwargs)
+        if layer._disable_adapters or not any(name in layer.lora_A for name in names):
+            return layer.base_layer(x)
+        if len(names) != 1:
+            return own.forward(x)
+        (name,) = names
+        dropout, b = layer.lora_dropout[name], layer.lora_B[name]
+        drops = dropout.training and getattr(dropout, "p", 0) > 0
+        if drops or b.bias is not None or name in layer.lora_variant:
+            return own.forward(x)
+        weights = layer.lora_A[name].weight, b.weight
+        if torch.is_grad_enabled():
+            return _LoraLinear.apply(x, *weights, layer.scaling[name], layer.base_layer)
+        return _product(x, *weights, layer.scaling[name], layer.base_layer)[0]
+
+
+@cache
+def _fused(kind: type) -> type:
+    """PEFT's class with `Fused` before it: a class, as a bound method would be a circle."""
+    return kind if issubclass(kind, Fused) else type(f"Fused{kind.__name__}", (Fused, kind), {})
 
 
 def _product(
@@ -79,6 +96,7 @@ class _LoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         x, a, b, low = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
@@ -86,9 +104,7 @@ class _LoraLinear(torch.autograd.Function):
         grad_low *= ctx.scaling
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            weight = dense_weight(ctx.base)
-            assert weight is not None
-            grad_x = rows @ weight.to(grad.dtype)
+            grad_x = rows @ dense_weight(ctx.base).to(grad.dtype)
             grad_x.addmm_(grad_low, a.to(grad.dtype))
             grad_x = grad_x.view(x.shape).to(x.dtype)
         if ctx.needs_input_grad[1]:

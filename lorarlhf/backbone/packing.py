@@ -6,7 +6,7 @@ padding: its N rows are all tokens that there are. Only attention sees the seque
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Pack:
         gather: (B * W,) the row, counted after the shared ones, of each place of a table of own
             tokens padded right to the longest, W; padding repeats row 0.
         scatter: (N - P,) the place in that table of each row.
+        windows: widths of the sliding windows that layers asked for.
     """
 
     input_ids: torch.Tensor
@@ -38,6 +39,7 @@ class Pack:
     lengths: list[int]
     gather: torch.Tensor
     scatter: torch.Tensor
+    windows: set[int] = field(default_factory=set)
 
     @classmethod
     def of(
@@ -86,6 +88,8 @@ class Pack:
         Returns:
             (1, N, h, d).
         """
+        if window is not None:
+            self.windows.add(window)
         rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # (N, heads, d)
         q, k, v = (self._table(x[self.shared :]).transpose(1, 2) for x in rows)  # (B, heads, W, d)
         if not self.shared:
@@ -132,7 +136,7 @@ class Pack:
 def common_beginning(sequences: Sequence[Sequence[int]], most: int) -> int:
     """How many first tokens all sequences share, up to `most`; 0 where sharing is not worth it."""
     found = 0
-    for tokens in zip(*(ids[:most] for ids in sequences), strict=False):
+    for tokens in zip(*(ids[: max(0, most)] for ids in sequences), strict=False):
         if len(set(tokens)) > 1:
             break
         found += 1

@@ -134,16 +134,16 @@ def lora_layers(model: PeftModel) -> list[LoraLayer]:
     """The modules that carry adapters, in the model's order."""
     # A role is switched many times in an update, and there are thousands of modules to look
     # through: the list is kept for as long as the adapters are the same.
-    adapters = [id(config) for config in model.peft_config.values()]
+    adapters = list(model.peft_config.values())
     known, layers = _LAYERS.get(model, ([], []))
-    if known != adapters:
+    if len(known) != len(adapters) or any(a is not b for a, b in zip(known, adapters, strict=True)):
         layers = []
         layers += (module for module in model.modules() if isinstance(module, LoraLayer))
         _LAYERS[model] = adapters, layers
     return layers
 
 
-_LAYERS: WeakKeyDictionary[PeftModel, tuple[list[int], list[LoraLayer]]] = WeakKeyDictionary()
+_LAYERS: WeakKeyDictionary[PeftModel, tuple[list[Any], list[LoraLayer]]] = WeakKeyDictionary()
 
 
 def adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:

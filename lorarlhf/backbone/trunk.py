@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorarlhf.backbone import attention
+from lorarlhf.backbone.anatomy import decoder_of
 from lorarlhf.backbone.packing import Pack
 
 Inputs = dict[str, Any]
@@ -118,22 +120,38 @@ def trunk_is_exact(decoder: Any, split: int, vocabulary: int) -> bool:
     return torch.allclose(plain[real].float(), upper[real].float(), rtol=1e-3, atol=1e-3)
 
 
-def packing_is_exact(decoder: Any, vocabulary: int) -> bool:
-    """Compare packed sequences with the plain forward on a few tokens, as `trunk_is_exact` does."""
-    kinds = getattr(decoder.config, "layer_types", None) or ["full_attention"]
-    if not {"full_attention", "sliding_attention"}.issuperset(kinds):
-        return False  # a kind of mask that a few tokens would not show
-    device = next(decoder.parameters()).device
-    sequences = [
-        [(7 * i) % vocabulary for i in (*range(5), *own)] for own in ((8, 9), range(9, 14))
-    ]
+def adopt_packing(model: Any, device: torch.device, vocabulary: int) -> bool:
+    """Give a family the attention that packs, where that gives the family's own numbers.
+
+    Otherwise it keeps its own attention, and packed sequences are run padded. A few tokens are
+    compared; what they would not show (kinds of masks, windows that are wider) is asked for.
+    """
+    config, decoder = model.config.get_text_config(), decoder_of(model)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and not {"full_attention", "sliding_attention"}.issuperset(kinds):
+        return False
+    begin, rest = range(5), ((8, 9), range(9, 14))
+    sequences = [[(7 * i) % vocabulary for i in (*begin, *own)] for own in rest]
     pack = Pack.of(sequences, device, most_shared=5)
-    ids, mask = pack.padded(pad=0)
+    padded, real = pack.padded(pad=0)
+    inputs, own_attention = padded_inputs(padded, real), config._attn_implementation
+    attention.register()
     try:
         with torch.no_grad():
-            plain = pack.rows_of(run_decoder(decoder, padded_inputs(ids, mask)))
-            packed = run_decoder(decoder, packed_inputs(pack))[0]
-    except (AttributeError, KeyError, TypeError, RuntimeError):
-        return False
-    # Other shapes are added up in another order: equal up to the compute dtype's rounding.
-    return torch.allclose(packed.float(), plain.float(), rtol=0.1, atol=0.1)
+            wanted = pack.rows_of(run_decoder(decoder, inputs)).float()
+            model.set_attn_implementation(attention.name_for(device))
+            unpacked = pack.rows_of(run_decoder(decoder, inputs)).float()
+            packed = run_decoder(decoder, packed_inputs(pack))[0].float()
+        slides = getattr(config, "sliding_window", None) is not None
+        told = bool(pack.windows) or not (slides and "sliding_attention" in (kinds or SLIDING))
+        # Other shapes are added up in another order: equal up to the compute dtype's rounding.
+        near = 1e-3 if next(decoder.parameters()).dtype == torch.float32 else 0.1
+        exact = all(torch.allclose(x, wanted, rtol=near, atol=near) for x in (unpacked, packed))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        told = exact = False
+    if not (told and exact):
+        model.set_attn_implementation(own_attention)
+    return told and exact
+
+
+SLIDING = ("sliding_attention",)

@@ -1,0 +1,208 @@
+"""How PPO's cost grows, how near it is to the machine's limit, and what an adapter costs.
+
+    .venv/bin/python benchmarks/ppo_limits.py --ceiling      # a few minutes
+    .venv/bin/python benchmarks/ppo_limits.py --growth       # half an hour
+    .venv/bin/python benchmarks/ppo_limits.py --adapter
+
+`--ceiling`: floating-point work of the optimization over what the machine's own matrix product
+reaches in the same dtype. `--growth`: seconds and peak memory against answer length, prompts an
+update and layers with adapters, each size in a process of its own, and the slopes between the
+sizes (1: twice the work takes twice as long). `--adapter`: sampling with a LoRA adapter over
+sampling from the bare 4-bit base, in turn.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+LENGTHS = (32, 64, 128, 256, 512)
+BATCHES = (4, 8, 16, 32, 64)
+LAYERS = (4, 8, 15, 30)
+MICRO = 8
+PROMPT = 32  # tokens
+
+
+def main() -> None:
+    """Run what was asked for and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ceiling", action="store_true")
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--adapter", action="store_true")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one(**json.loads(args.one))))
+        return
+    result: dict[str, Any] = {}
+    if args.ceiling:
+        result["ceiling"] = ceiling()
+    if args.growth:
+        result["growth"] = growth()
+    if args.adapter:
+        result["adapter"] = adapter()
+    print(json.dumps(result, indent=2))
+
+
+# ---- growth
+
+
+def growth() -> dict[str, Any]:
+    """Rows of figures for each size, and the slopes over the whole range."""
+    kinds: dict[str, list[dict[str, Any]]] = {
+        "answer_tokens": [{"answer_tokens": n} for n in LENGTHS],
+        "batch": [{"batch": n} for n in BATCHES],
+        "layers": [{"layers": n} for n in LAYERS],
+    }
+    found = {}
+    for name, sizes in kinds.items():
+        rows = [size | apart(**size) for size in sizes]
+        for row in rows:
+            print(name, row, file=sys.stderr)
+        slopes = {key: slope(rows, name, key) for key in ("generate", "update", "seconds")}
+        found[name] = {"rows": rows, "slopes": slopes}
+    return found
+
+
+def slope(rows: list[dict[str, Any]], name: str, key: str) -> list[float]:
+    """Exponents between neighbouring sizes: log(time ratio) / log(size ratio)."""
+    return [
+        round(math.log(b[key] / a[key]) / math.log(b[name] / a[name]), 2)
+        for a, b in zip(rows, rows[1:], strict=False)
+    ]
+
+
+def apart(**size: Any) -> dict[str, Any]:
+    """`one` in a process of its own."""
+    command = [sys.executable, __file__, "--one", json.dumps(size)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one(answer_tokens: int = 32, batch: int = 16, layers: Any = "upper-half") -> dict[str, Any]:
+    """Seconds by phase of the second of two updates, and the peak above the loaded base, in MB."""
+    from stage_memory import forget_peak, resident_mb, status_mb, words
+
+    trainer, folder = make_trainer(answer_tokens, batch, layers, words)
+    with folder:
+        loaded = resident_mb()
+        forget_peak()
+        trainer.update()
+        row = trainer.update()
+    return {
+        "seconds": round(row["seconds"], 2),
+        "generate": round(row["seconds_rollout"], 2),
+        "update": round(row["seconds_optimize"], 2),
+        "peak_mb": round(status_mb("VmHWM") - loaded),
+    }
+
+
+def make_trainer(answer_tokens: int, batch: int, layers: Any, words: Any) -> Any:
+    """A trainer whose answers all have the same length, and its folder."""
+    from lorarlhf import Backbone, PPOConfig, PPOTrainer
+
+    backbone = Backbone.load(adapter_layers=layers)
+    backbone.add_role("reward")
+    backbone.heads["reward"].weight.data.normal_(0, 0.02)
+    type(backbone).stop_ids = property(lambda self: [10**7])  # no answer ends by itself
+    rows = [{"prompt": words(backbone, PROMPT, seed)} for seed in range(max(16, batch))]
+    folder = TemporaryDirectory()
+    config = PPOConfig(
+        output_dir=folder.name,
+        updates=3,
+        rollout_batch_size=batch,
+        micro_batch_size=min(MICRO, batch),
+        max_new_tokens=answer_tokens,
+        critic_warmup=0,
+        use_cpu=backbone.device.type == "cpu",
+        disable_tqdm=True,
+    )
+    return PPOTrainer(backbone, config, rows), folder
+
+
+# ---- the machine's limit
+
+
+def ceiling() -> dict[str, Any]:
+    """Billions of operations a second: of one matrix product, and of the optimization."""
+    from stage_memory import words
+
+    trainer, folder = make_trainer(32, 16, "upper-half", words)
+    with folder:
+        trainer.update()
+        shares = []
+        for _ in range(3):  # in turn, as the machine's speed drifts
+            limit = matrix_speed(trainer.backbone)
+            seconds = trainer.update()["seconds_optimize"]
+            shares.append((limit, optimization_work(trainer) / seconds / 1e9))
+    limit, reached = (median(x) for x in zip(*shares, strict=True))
+    share = median(b / a for a, b in shares)
+    return {"matrix_gflops": round(limit), "reached": round(reached), "share": round(share, 3)}
+
+
+def matrix_speed(backbone: Any) -> float:
+    """The best that products of the model's own widths and 1,024 rows reach, in 10^9 a second."""
+    import torch
+
+    hidden, wide = backbone.hidden_size, backbone.causal.config.intermediate_size
+    best = 0.0
+    for inner, outer in ((hidden, wide), (wide, hidden)):
+        like: Any = {"dtype": backbone.compute_dtype, "device": backbone.device}
+        a, b = torch.randn(1024, inner, **like), torch.randn(outer, inner, **like)
+        seconds = []
+        for _ in range(30):
+            started = time.perf_counter()
+            (a @ b.T)[0, 0].item()
+            seconds.append(time.perf_counter() - started)
+        best = max(best, 2 * 1024 * inner * outer / median(seconds) / 1e9)
+    return best
+
+
+def optimization_work(trainer: Any) -> float:
+    """Operations of one update's epochs: products with the base's weights (forward, and backward to
+    the inputs), with LoRA's (forward, and backward to both) and with the LM head."""
+    from lorarlhf.estimating import read_shape
+    from lorarlhf.memory import Plan, adapter_bytes
+
+    backbone, args = trainer.backbone, trainer.args
+    shape = read_shape(backbone.base)
+    rows = args.rollout_batch_size * (PROMPT + args.max_new_tokens)
+    upper = backbone.adapter_layers * sum(a * b for a, b in shape.matrices)
+    low_rank = adapter_bytes(shape, Plan("ppo", adapter_layers=backbone.adapter_layers)) / 4
+    answers = args.rollout_batch_size * args.max_new_tokens
+    head = answers * shape.vocabulary * shape.hidden
+    role = rows * (2 * 2 * upper + 3 * 2 * low_rank)
+    return args.num_ppo_epochs * (2 * role + 2 * 2 * head)
+
+
+# ---- what an adapter costs
+
+
+def adapter() -> dict[str, Any]:
+    """Seconds of sampling 16 answers of 32 tokens: the bare base and the policy, A B A B."""
+    from stage_memory import words
+
+    from lorarlhf.generation import generate_ids
+
+    trainer, folder = make_trainer(32, 16, "upper-half", words)
+    backbone = trainer.backbone
+    encoded = [backbone.encode(row["prompt"]) for row in trainer.rows]
+    seconds: dict[str, list[float]] = {"base": [], "policy": []}
+    with folder:
+        for _ in range(6):
+            for role, times in seconds.items():
+                with backbone.role(role):
+                    started = time.perf_counter()
+                    generate_ids(backbone, encoded, max_new_tokens=32)
+                    times.append(time.perf_counter() - started)
+    middle = {role: round(median(times[1:]), 3) for role, times in seconds.items()}
+    return middle | {"ratio": round(middle["policy"] / middle["base"], 3)}
+
+
+if __name__ == "__main__":
+    main()
