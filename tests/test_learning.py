@@ -18,7 +18,7 @@ from lorarlhf.ppo.trainer import PPOTrainer
 PROMPTS = ["Hi", "Name a fish that lives in cold water.", "Why?", "What is a candle made of?"]
 PROMPTS += ["Tell me about tea", "Is it late?", "One word for happy", "Where do crows sleep?"]
 PROMPTS += ["Good morning"]
-UPDATES = 32
+UPDATES = 40
 LOST = UPDATES // 4
 
 
