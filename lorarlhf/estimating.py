@@ -117,7 +117,7 @@ def as_text(result: dict[str, Any]) -> str:
             f"On {result['card'] / GB:g} GB: the largest micro_batch_size at these lengths, and the"
             " most answer tokens at this micro_batch_size."
         )
-    lines.append("kv_cache and what the learning keeps are not there at the same time.")
     if not result["measured"]:
+        lines.append("kv_cache and what the learning keeps are not there at the same time.")
         lines.append("Computed; not measured on such a card.")
     return "\n".join(lines)

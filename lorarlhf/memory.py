@@ -139,7 +139,7 @@ def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
     """Bytes by part, and their `total`: what is there at the same time at the peak.
 
     `kv_cache` is there while PPO samples and `activations`, `logits` and `kept_trunk` while it
-    learns: the larger of the two counts.
+    learns. On a card the larger of the two counts; a CPU's heap keeps the holes of both.
     """
     machine = MACHINES[plan.device]
     learning = {
@@ -156,8 +156,8 @@ def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
         "scratch": _scratch(shape, plan),
         "runtime": machine.runtime,
     }
-    apart = sum(learning.values()), parts["kv_cache"]
-    return parts | {"total": sum(parts.values()) - min(apart)}
+    apart = min(sum(learning.values()), parts["kv_cache"]) if plan.device == "cuda" else 0
+    return parts | {"total": sum(parts.values()) - apart}
 
 
 def base_bytes(shape: Shape, bits: int, float_bytes: int = 2) -> int:

@@ -96,8 +96,10 @@ def test_the_kept_trunk_and_the_cache() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_total_counts_sampling_and_learning_apart(stage: str) -> None:
+def test_the_total_counts_sampling_and_learning_apart_on_a_card(stage: str) -> None:
     parts = estimate(HAND, replace(PLAN, stage=stage))
+    assert parts.pop("total") == sum(parts.values())
+    parts = estimate(HAND, replace(PLAN, stage=stage, device="cuda"))
     learning = parts["kept_trunk"] + parts["activations"] + parts["logits"]
     total = parts.pop("total")
     assert total == sum(parts.values()) - min(learning, parts["kv_cache"])
