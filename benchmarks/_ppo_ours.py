@@ -6,14 +6,9 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-import psutil
+from stage_memory import resident_mb
 
 ASKED = json.loads(sys.argv[1])
-
-
-def resident_mb() -> float:
-    """Memory of this process now, in MB (10^6 bytes)."""
-    return psutil.Process().memory_info().rss / 1e6
 
 
 def main() -> None:

@@ -13,16 +13,11 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil
+from stage_memory import resident_mb
 
 ASKED = json.loads(sys.argv[1])
 sys.path.insert(0, ASKED["trl"])
 LORA_RANK = 16
-
-
-def resident_mb() -> float:
-    """Memory of this process now, in MB (10^6 bytes)."""
-    return psutil.Process().memory_info().rss / 1e6
 
 
 class Clock:

@@ -21,6 +21,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from stage_memory import forget_peak, resident_mb, status_mb, words
+
 LENGTHS = (32, 64, 128, 256, 512)
 BATCHES = (4, 8, 16, 32, 64)
 LAYERS = (4, 8, 15, 30)
@@ -86,9 +88,7 @@ def apart(**size: Any) -> dict[str, Any]:
 
 def one(answer_tokens: int = 32, batch: int = 16, layers: Any = "upper-half") -> dict[str, Any]:
     """Seconds by phase of the second of two updates, and the peak above the loaded base, in MB."""
-    from stage_memory import forget_peak, resident_mb, status_mb, words
-
-    trainer, folder = make_trainer(answer_tokens, batch, layers, words)
+    trainer, folder = make_trainer(answer_tokens, batch, layers)
     with folder:
         loaded = resident_mb()
         forget_peak()
@@ -102,7 +102,7 @@ def one(answer_tokens: int = 32, batch: int = 16, layers: Any = "upper-half") ->
     }
 
 
-def make_trainer(answer_tokens: int, batch: int, layers: Any, words: Any) -> Any:
+def make_trainer(answer_tokens: int, batch: int, layers: Any) -> Any:
     """A trainer whose answers all have the same length, and its folder."""
     from lorarlhf import Backbone, PPOConfig, PPOTrainer
 
@@ -130,9 +130,7 @@ def make_trainer(answer_tokens: int, batch: int, layers: Any, words: Any) -> Any
 
 def ceiling() -> dict[str, Any]:
     """Billions of operations a second: of one matrix product, and of the optimization."""
-    from stage_memory import words
-
-    trainer, folder = make_trainer(32, 16, "upper-half", words)
+    trainer, folder = make_trainer(32, 16, "upper-half")
     with folder:
         trainer.update()
         shares = []
@@ -185,11 +183,9 @@ def optimization_work(trainer: Any) -> float:
 
 def adapter() -> dict[str, Any]:
     """Seconds of sampling 16 answers of 32 tokens: the bare base and the policy, A B A B."""
-    from stage_memory import words
-
     from lorarlhf.generation import generate_ids
 
-    trainer, folder = make_trainer(32, 16, "upper-half", words)
+    trainer, folder = make_trainer(32, 16, "upper-half")
     backbone = trainer.backbone
     encoded = [backbone.encode(row["prompt"]) for row in trainer.rows]
     seconds: dict[str, list[float]] = {"base": [], "policy": []}

@@ -17,7 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
+import psutil
+
+from lorarlhf.memory import STAGES, Plan, estimate
+
 RANDOM: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
     | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64},
@@ -87,14 +90,14 @@ def foretold(
     stage: str, base: str, args: argparse.Namespace, measured: dict[str, Any]
 ) -> dict[str, Any]:
     """What the estimate says of the whole process, and by how much it is off."""
-    from lorarlhf.estimating import _layers, read_shape
-    from lorarlhf.memory import Plan, estimate
+    from lorarlhf.backbone.anatomy import count_adapter_layers
+    from lorarlhf.estimating import read_shape
 
     shape = read_shape(base)
     plan = Plan(
         stage,
         bits=args.bits,
-        adapter_layers=_layers(args.adapter_layers, shape),
+        adapter_layers=count_adapter_layers(args.adapter_layers, shape.layers),
         micro_batch_size=args.micro,
         rollout_batch_size=2 * args.micro,
         prompt_tokens=args.prompt_tokens,
@@ -187,7 +190,7 @@ def words(backbone: Any, tokens: int, seed: int) -> str:
 
 def resident_mb() -> float:
     """Memory of this process now, in MB (10^6 bytes)."""
-    return status_mb("VmRSS")
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def status_mb(name: str) -> float:

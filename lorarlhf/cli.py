@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from lorarlhf import __version__
 from lorarlhf.errors import UserError
+from lorarlhf.memory import STAGES
 from lorarlhf.runs import finite
 
 BACKBONE_KEYS = (
@@ -205,7 +206,7 @@ def _chat(sub: Parser) -> None:
 
 def _estimate(sub: Parser) -> None:
     sub.add_argument("--base", default="smollm2-135m", help="a base, or a config.json")
-    sub.add_argument("--stage", choices=("sft", "reward", "dpo", "orpo", "ppo"), help="one alone")
+    sub.add_argument("--stage", choices=STAGES, help="one alone")
     sub.add_argument("--card", type=float, metavar="GB", help="what fits into so many gigabytes")
     sub.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda)")
     sub.add_argument("--bits", type=int, choices=(4, 8, 16), help="(default: 4)")

@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.backbone.anatomy import count_adapter_layers
 from lorarlhf.backbone.fetch import PACKAGED, find_base
 from lorarlhf.errors import UserError
 from lorarlhf.memory import MACHINES, STAGES, Plan, Shape, estimate, largest
@@ -44,22 +45,20 @@ def run(args: Namespace) -> dict[str, Any]:
         room = round(args.card * GB)
         result |= {
             "card": room,
-            "fits": {p.stage: estimate(shape, p)["total"] <= room for p in plans},
+            "fits": {name: parts["total"] <= room for name, parts in result["bytes"].items()},
             "largest": {p.stage: largest(shape, p, room) for p in plans},
         }
     return result
 
 
 def _layers(wanted: str, shape: Shape) -> int:
-    number = {"all": shape.layers, "upper-half": shape.layers - shape.layers // 2}.get(wanted)
-    if number is None and wanted.isdecimal() and 1 <= int(wanted) <= shape.layers:
-        number = int(wanted)
-    if number is None:
+    try:
+        return count_adapter_layers(wanted, shape.layers)
+    except ValueError as error:
         raise UserError(
             f"--adapter-layers is upper-half, all or a number from 1 to {shape.layers}, not "
             f"{wanted}."
-        )
-    return number
+        ) from error
 
 
 def read_shape(base: str) -> Shape:

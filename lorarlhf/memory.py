@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lorarlhf.backbone.anatomy import count_adapter_layers
+
 STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
 PAIRED = ("reward", "dpo", "orpo")  # a row is two sequences
 FLOAT32 = 4
 ADAM = 2 * FLOAT32  # its two running means
 CHUNK = 256  # rows of logits that PPO holds at once
-GENERATED_AT_ONCE = 8  # micro-batches, see ppo/rollout.py
+GENERATED_AT_ONCE = 8
+"""Micro-batches that PPO answers together: the keys and values of so many take less memory than the
+activations of one."""
 TRL_TILE = 36  # bytes a labelled token and entry of the vocabulary: TRL's LM head without Triton
 FULL_LOGITS = 13  # bytes a token and entry of the vocabulary where TRL holds them all (ORPO)
 
@@ -176,8 +180,9 @@ def adapter_bytes(shape: Shape, plan: Plan) -> int:
 
 
 def _upper(shape: Shape, plan: Plan) -> int:
-    half = shape.layers - shape.layers // 2
-    return half if plan.adapter_layers is None else min(plan.adapter_layers, shape.layers)
+    if plan.adapter_layers is None:
+        return count_adapter_layers("upper-half", shape.layers)
+    return min(plan.adapter_layers, shape.layers)
 
 
 def _adapters(plan: Plan) -> int:

@@ -52,6 +52,7 @@ class Sampler:
         self._ended: set[int] = set()
         self._steps = 0
         self._cache: Any = None
+        self._takes_rows = False  # of the cache; hybrid families' can't be repeated or left out
         self._mask = torch.empty(0, device=backbone.device)
 
     @property
@@ -76,22 +77,14 @@ class Sampler:
                 staying.append(row)
             else:
                 self._ended.add(place)
-        if self._takes_rows or not staying:
+        if len(staying) < len(self._open) and (self._takes_rows or not staying):
             self._leave(staying)
 
     def _drawn(self) -> torch.Tensor:
         like: Any = {"dtype": torch.float64, "device": "cpu"}
         return torch.stack([torch.rand((), generator=self._draws[i], **like) for i in self._open])
 
-    @property
-    def _takes_rows(self) -> bool:
-        """Whether rows of the cache can be repeated and left out; hybrid families' can't."""
-        needed = ("batch_select_indices", "batch_repeat_interleave")
-        return all(hasattr(x, name) for x in self._cache.layers for name in needed)
-
     def _leave(self, staying: list[int]) -> None:
-        if len(staying) == len(self._open):
-            return
         self._open = [self._open[row] for row in staying]
         if not staying:
             self._cache = None
@@ -104,11 +97,12 @@ class Sampler:
         """Logits (B, V) after the prompts: their common beginning once, then the rest of each."""
         prompts = self.prompts
         self._cache = growing_cache(self.backbone.causal.config)
+        needed = ("batch_select_indices", "batch_repeat_interleave")
+        self._takes_rows = all(hasattr(x, name) for x in self._cache.layers for name in needed)
         shared = 0
-        if self._takes_rows and not any(
-            self._cache.is_sliding
-        ):  # which keeps no more than its window of a beginning
-            shared = common_beginning(prompts, min(map(len, prompts)) - 1) * (len(prompts) > 1)
+        # A sliding layer keeps no more than its window of a beginning.
+        if self._takes_rows and not any(self._cache.is_sliding):
+            shared = common_beginning(prompts, min(map(len, prompts)) - 1)
         if shared:
             begin = torch.tensor([prompts[0][:shared]], device=self.backbone.device)
             self._mask = torch.ones_like(begin)

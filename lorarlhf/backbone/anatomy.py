@@ -1,14 +1,15 @@
 """Where things are inside a causal language model, and what is set on it once at load."""
 
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from lorarlhf.errors import UserError
 
+if TYPE_CHECKING:  # `count_adapter_layers` is asked for where torch is not loaded
+    import torch
+    from torch import nn
 
-def contiguous(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+
+def contiguous(_head: "nn.Module", args: "tuple[torch.Tensor, ...]") -> "tuple[torch.Tensor, ...]":
     # The last positions cut out of (B, T, H) are not contiguous: as they are, the LM head becomes a
     # batched product with one copy of the vocabulary matrix a sequence (900 MB at 16 of them).
     return (args[0].contiguous(), *args[1:])

@@ -5,6 +5,7 @@ Handed a `packing` (see `packing.py`) it attends within each sequence; without o
 attention over (B, T). Shapes: h query heads, k key heads, d a head's size, S keys.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,16 +18,14 @@ NAMES = {"plain": "lorarlhf_plain", "fused": "lorarlhf_fused"}
 """`fused`: torch's kernel, which holds no (T, S) weights. `plain`: two products, twice as fast on
 the CPU at the lengths of chat answers, where the fused kernel's backward takes as long as all
 matrix products of a layer together."""
-
-
 UNKNOWN = ("s_aux", "position_bias")
 """What some families add to the scores; they keep their own attention."""
 
 
 def register() -> None:
     """Make both known to transformers, with the masks that they take."""
-    AttentionInterface.register(NAMES["plain"], _plain)
-    AttentionInterface.register(NAMES["fused"], _fused)
+    for kind, name in NAMES.items():
+        AttentionInterface.register(name, partial(_attention, kind))
     AttentionMaskInterface.register(NAMES["plain"], eager_mask)
     AttentionMaskInterface.register(NAMES["fused"], sdpa_mask)
 
@@ -36,7 +35,8 @@ def name_for(device: torch.device) -> str:
     return NAMES["plain" if device.type == "cpu" else "fused"]
 
 
-def _plain(
+def _attention(
+    kind: str,
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -49,32 +49,17 @@ def _plain(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: (B, h, T, d) and (B, k, S, d) -> (B, T, h, d)."""
     rules = _Rules(module, query, scaling, dropout, kwargs)
+    fused = kind == "fused" and not rules.softcap  # torch's kernel knows no cap on logits (Gemma 2)
     if packing is not None:
-        return packing.attend(query, key, value, rules.plain, rules.window), None
-    return rules.plain(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
-
-
-def _fused(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    packing: Any = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    rules = _Rules(module, query, scaling, dropout, kwargs)
-    if packing is not None:
-        attend = rules.plain if rules.softcap else rules.fused
+        attend = rules.fused if fused else rules.plain
         return packing.attend(query, key, value, attend, rules.window), None
-    if rules.softcap:  # torch's kernel knows no cap on the logits (Gemma 2)
-        mask = causal_mask(query, key) if attention_mask is None else attention_mask
-        return rules.plain(query, key, value, mask).transpose(1, 2).contiguous(), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-    )
+    if fused:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if attention_mask is None and kind == "fused":  # its mask may be left out where it is causal
+        attention_mask = causal_mask(query, key)
+    return rules.plain(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
 
 
 class _Rules:

@@ -50,7 +50,7 @@ class Pack:
         Args:
             most_shared: how many tokens at the beginning may be shared, at most.
         """
-        shared = common_beginning(sequences, most_shared) if len(sequences) > 1 else 0
+        shared = common_beginning(sequences, most_shared)
         own = [list(ids[shared:]) for ids in sequences]
         lengths = [len(ids) for ids in own]
         width = max(lengths)
@@ -135,6 +135,8 @@ class Pack:
 
 def common_beginning(sequences: Sequence[Sequence[int]], most: int) -> int:
     """How many first tokens all sequences share, up to `most`; 0 where sharing is not worth it."""
+    if len(sequences) < 2:
+        return 0
     found = 0
     for tokens in zip(*(ids[: max(0, most)] for ids in sequences), strict=False):
         if len(set(tokens)) > 1:

@@ -142,8 +142,9 @@ def adopt_packing(model: Any, device: torch.device, vocabulary: int) -> bool:
             model.set_attn_implementation(attention.name_for(device))
             unpacked = pack.rows_of(run_decoder(decoder, inputs)).float()
             packed = run_decoder(decoder, packed_inputs(pack))[0].float()
-        slides = getattr(config, "sliding_window", None) is not None
-        told = bool(pack.windows) or not (slides and "sliding_attention" in (kinds or SLIDING))
+        window = getattr(config, "sliding_window", None)
+        slides = window is not None and (kinds is None or "sliding_attention" in kinds)
+        told = bool(pack.windows) or not slides
         # Other shapes are added up in another order: equal up to the compute dtype's rounding.
         near = 1e-3 if next(decoder.parameters()).dtype == torch.float32 else 0.1
         exact = all(torch.allclose(x, wanted, rtol=near, atol=near) for x in (unpacked, packed))
@@ -152,6 +153,3 @@ def adopt_packing(model: Any, device: torch.device, vocabulary: int) -> bool:
     if not (told and exact):
         model.set_attn_implementation(own_attention)
     return told and exact
-
-
-SLIDING = ("sliding_attention",)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lorarlhf.memory import CHUNK
+
 
 class _TokenLogprobs(torch.autograd.Function):
     """log softmax(h W^T / temperature)[target], a few rows at a time, never (N, V) at once.
@@ -102,7 +104,7 @@ def token_logprobs(
     targets: torch.Tensor,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk: int = 256,
+    chunk: int = CHUNK,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target and entropy of each distribution.
 

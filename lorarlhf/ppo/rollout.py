@@ -16,13 +16,11 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.packing import Pack
 from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
+from lorarlhf.memory import GENERATED_AT_ONCE
 from lorarlhf.ppo import objective, processes
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.rewards.role import EncodedAnswer, score_encoded
 from lorarlhf.sampling import row_seeds
-
-GENERATED_AT_ONCE = 8
-"""Micro-batches: the keys and values of so many take less memory than the activations of one."""
 
 
 @dataclass
