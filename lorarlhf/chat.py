@@ -6,7 +6,8 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, TextIO, cast
 
-from lorarlhf.backbone.base import Backbone, Prompt
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.reading import Prompt
 from lorarlhf.errors import UserError
 from lorarlhf.generation import stream
 

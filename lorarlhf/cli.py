@@ -169,6 +169,8 @@ def _training(stage: str, sub: Parser) -> None:
     sub.add_argument("--base", help="smollm2-135m (the default), a folder or a Hugging Face id")
     sub.add_argument("--seed", type=int, help="of everything drawn at random (default: 0)")
     sub.add_argument("--config", metavar="FILE.yaml", help="settings, one `key: value` a line")
+    text = "start also where the memory seems too small"
+    sub.add_argument("--no-memory-check", action="store_true", help=text)
     _set_option(sub)
 
 

@@ -19,7 +19,8 @@ from lorarlhf.workspace import Workspace, create, is_workspace
 from lorarlhf.workspace_commands import newest_run, open_for_chat
 
 if TYPE_CHECKING:
-    from lorarlhf.backbone.base import Backbone, Prompt
+    from lorarlhf.backbone.base import Backbone
+    from lorarlhf.backbone.reading import Prompt
     from lorarlhf.settings import Settings
 
 Row = dict[str, Any]

@@ -12,15 +12,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
-from pathlib import Path
 
 from lorarlhf.backbone.fetch import PACKAGED, cache_folder
+from lorarlhf.room import main_memory
 
 BASE = "smollm2-135m"
 NEEDED_RAM = 2.0e9  # bytes; what the demo takes at its peak
 NEEDED_CARD = 2.0e9
 IMPORTED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -194,27 +193,10 @@ def four_bit() -> Check:
 
 def memory() -> Check:
     """Memory that is free now, a container's own limit included."""
-    import psutil
-
-    here = psutil.virtual_memory()
-    total, free = here.total, here.available
-    if (limit := _container_limit()) is not None:
-        total, free = min(total, limit[0]), min(free, limit[0] - limit[1])
+    free, total = main_memory()
     mend = "close other programs; a run of the small base takes about 2 GB"
     found = f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB"
     return Check("memory", free >= NEEDED_RAM, found, mend)
-
-
-def _container_limit() -> tuple[int, int] | None:
-    """(limit, used) in bytes of the control group this process is in; None without a limit."""
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-        stat = (CGROUP / "memory.stat").read_text().split()
-    except (OSError, ValueError):
-        return None
-    cache = int(stat[stat.index("inactive_file") + 1]) if "inactive_file" in stat else 0
-    return (int(limit), max(0, used - cache)) if limit.isdecimal() else None
 
 
 def card_memory() -> Check:

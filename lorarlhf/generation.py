@@ -4,8 +4,9 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lorarlhf.backbone.base import Backbone, Prompt
+from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
+from lorarlhf.backbone.reading import Prompt, Reader
 from lorarlhf.errors import UserError
 from lorarlhf.sampling import Sampler, row_seeds
 
@@ -23,7 +24,7 @@ class Completion:
 
 
 def encode_prompts(
-    backbone: Backbone, prompts: Sequence[Prompt], max_prompt_tokens: int
+    reader: Backbone | Reader, prompts: Sequence[Prompt], max_prompt_tokens: int
 ) -> list[list[int]]:
     """Token ids of each prompt.
 
@@ -31,8 +32,8 @@ def encode_prompts(
         UserError: prompts longer than `max_prompt_tokens` (never cut silently), or conversations
             for a base that has no chat template.
     """
-    check_chat_template(backbone, prompts)
-    encoded = [backbone.encode(prompt) for prompt in prompts]
+    check_chat_template(reader, prompts)
+    encoded = [reader.encode(prompt) for prompt in prompts]
     too_long = [i for i, ids in enumerate(encoded) if len(ids) > max_prompt_tokens]
     if too_long:
         first = too_long[0]
@@ -45,11 +46,11 @@ def encode_prompts(
     return encoded
 
 
-def check_chat_template(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
+def check_chat_template(reader: Backbone | Reader, prompts: Sequence[Prompt]) -> None:
     """Raise a `UserError` for conversations on a base without a chat template."""
-    if backbone.tokenizer.chat_template is None and any(not isinstance(p, str) for p in prompts):
+    if reader.tokenizer.chat_template is None and any(not isinstance(p, str) for p in prompts):
         raise UserError(
-            f"The base {backbone.base} brings no chat template, so it can't be given "
+            f"The base {reader.base} brings no chat template, so it can't be given "
             "conversations. Name a Jinja file with --set chat_template=FILE, or use plain text "
             "prompts with --set plain=true."
         )

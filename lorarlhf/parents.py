@@ -17,6 +17,8 @@ from lorarlhf.settings import Settings
 from lorarlhf.settings_sources import Given
 
 if TYPE_CHECKING:
+    import torch
+
     from lorarlhf.backbone.base import Backbone
 
 # Which saved roles may be loaded as which.
@@ -160,16 +162,19 @@ def check_same_base(parents: Sequence[Parent], base_is_named: bool) -> None:
                 )
 
 
-def load_backbone(settings: Settings) -> "Backbone":
-    """Load the base as the settings say, with a line for whoever waits.
+def device_of(settings: Settings) -> "torch.device":
+    """The device that the settings name, or the best one.
 
     Raises:
-        UserError: as `Backbone.load`; also a device that is not there, or more adapter layers
-            than the base has layers.
+        UserError: a device that is not there.
     """
     import torch
 
-    device = settings.backbone["device"] or ""
+    from lorarlhf.backbone.devices import best_device
+
+    device = settings.backbone["device"]
+    if device is None:
+        return best_device(settings.backbone["bits"])
     missing = (device.startswith("cuda") and not torch.cuda.is_available()) or (
         device == "mps" and not torch.backends.mps.is_available()
     )
@@ -178,8 +183,19 @@ def load_backbone(settings: Settings) -> "Backbone":
             f"device is {device}, and this machine has none that PyTorch can use. Leave device "
             "out, or run `lorarlhf doctor` to see what is wrong."
         )
+    return torch.device(device)
+
+
+def load_backbone(settings: Settings) -> "Backbone":
+    """Load the base as the settings say, with a line for whoever waits.
+
+    Raises:
+        UserError: as `Backbone.load`; also a device that is not there, or more adapter layers
+            than the base has layers.
+    """
     from lorarlhf.backbone.base import Backbone
 
+    device_of(settings)
     say_to_stderr(f"Loading {settings.base} in {settings.backbone['bits']} bit ...")
     try:
         return Backbone.load(

@@ -74,13 +74,10 @@ class Run:
         whole = dict(summary or {})
         whole.setdefault("stage", self.stage)
         whole["seconds_total"] = round(time.time() - self.started, 1)
-        whole["peak_rss_mb"] = peak_rss_mb()
-        self.about |= {
-            "status": status,
-            "seconds": whole["seconds_total"],
-            "peak_rss_mb": whole["peak_rss_mb"],
-            "summary": summary or {},
-        }
+        peaks = {"peak_rss_mb": peak_rss_mb()} | peak_card_mb()
+        whole |= peaks
+        ended = {"status": status, "seconds": whole["seconds_total"], **peaks}
+        self.about |= ended | {"summary": summary or {}}
         self._write()
         return whole
 
@@ -134,6 +131,14 @@ def peak_rss_mb() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
+
+
+def peak_card_mb() -> dict[str, float]:
+    """`peak_card_mb`, the most memory of a CUDA card held so far, in MB; empty without one."""
+    torch = sys.modules.get("torch")  # who has not imported it has nothing on a card
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"peak_card_mb": round(torch.cuda.max_memory_reserved() / 1e6, 1)}
 
 
 def adapter_folder(run: str | Path, role: str) -> Path:

@@ -1,6 +1,7 @@
 """Answers sampled a token at a time, so that several can take turns on one backbone and stop."""
 
-from lorarlhf.backbone.base import Backbone, Prompt
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.reading import Prompt
 from lorarlhf.generation import completion, encode_prompts
 from lorarlhf.sampling import Sampler
 

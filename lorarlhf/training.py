@@ -13,15 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from lorarlhf.data import as_text, read_demonstrations, read_preferences, read_prompts
+from lorarlhf.data import read_demonstrations, read_preferences, read_prompts
 from lorarlhf.errors import UserError
 from lorarlhf.folders import check_writable, rewind, set_aside, tell_changes
-from lorarlhf.parents import Parent, check_same_base, load_backbone, read_parent
+from lorarlhf.parents import Parent, check_same_base, device_of, load_backbone, read_parent
 from lorarlhf.report import write_report
 from lorarlhf.runs import Run, own_command, say_to_stderr, write_json
 from lorarlhf.settings import OWN, TRL, Settings, load_class, resolve
 from lorarlhf.settings_sources import Given
-from lorarlhf.training_ppo import OWN_KEYS, check, conversations, load_models, read_asked, run_ppo
+from lorarlhf.training_ppo import OWN_KEYS, Asked, check, load_models, read_asked, run_ppo
 from lorarlhf.workspace_commands import clear_up, fill_in
 
 if TYPE_CHECKING:
@@ -76,16 +76,15 @@ def _train(args: Namespace, project: list[Given]) -> Row:
     check_writable(folder)
     _arguments(stage, settings, folder)
     started = time.time()
+    rows, expected = _before_loading(args, rows, settings, asked)
     backbone = _load(stage, settings, parents)
-    rows = _checked_rows(stage, backbone, rows, settings)
     if asked is not None:
-        if asked.eval_rows is not None:
-            asked.eval_rows = _checked_rows(stage, backbone, asked.eval_rows, settings)
         load_models(asked, backbone)
     # Only now: a mistake in what was asked for leaves an earlier run in the folder as it is.
     run = _open_run(folder, args, settings)
     run.started = started
     run.base(backbone)
+    run.about |= expected
     with _recorded(run, args):
         if asked is not None:
             whole_args = _arguments(stage, settings, run.folder, backbone)
@@ -108,6 +107,42 @@ def _parents(args: Namespace) -> dict[str, Parent]:
         for option, path in named.items()
         if path
     }
+
+
+def _before_loading(
+    args: Namespace, rows: list[Row], settings: Settings, asked: Asked | None
+) -> tuple[list[Row], Row]:
+    """See that the base can read the rows, and that the training will fit into memory.
+
+    Returns:
+        the rows as the stage takes them, and `expected_mb`, the peak that is expected.
+    """
+    from lorarlhf.backbone.devices import compute_dtype_for
+    from lorarlhf.backbone.fetch import find_base
+    from lorarlhf.backbone.loading import load_config, load_tokenizer
+    from lorarlhf.backbone.reading import Reader
+    from lorarlhf.room import foretell, free_for_us
+    from lorarlhf.row_checks import check_rows
+
+    stage = args.command
+    device = device_of(settings)
+    path = find_base(settings.base, say_to_stderr)
+    config = load_config(path)
+    reader = Reader(settings.base, load_tokenizer(path, settings.backbone["chat_template"]))
+    rows, longest = check_rows(stage, reader, rows, settings)
+    if asked is not None and asked.eval_rows is not None:
+        asked.eval_rows, _ = check_rows(stage, reader, asked.eval_rows, settings)
+    dtype = compute_dtype_for(device, settings.backbone["compute_dtype"])
+    reference = stage in ("ppo", "dpo") and bool(args.init)
+    foretold = foretell(stage, config, settings, device, dtype.itemsize, longest, reference)
+    if foretold is None:
+        say_to_stderr("Memory: how much this takes can't be told before it starts.")
+        return rows, {}
+    free = free_for_us(device)
+    if not args.no_memory_check:
+        foretold.check(free)
+    say_to_stderr(foretold.told(free))
+    return rows, {"expected_mb": round(foretold.parts["total"] / 1e6, 1)}
 
 
 def _open_run(folder: Path, args: Namespace, settings: Settings) -> Run:
@@ -135,14 +170,11 @@ def _arguments(stage: str, settings: Settings, folder: Path, backbone: Any = Non
     Raises:
         UserError: TRL's config or PPO's refuses a value, or values that don't go together.
     """
-    import torch
-
-    from lorarlhf.backbone.devices import best_device, compute_dtype_for
+    from lorarlhf.backbone.devices import compute_dtype_for
     from lorarlhf.stages.common import trl_arguments
 
     if backbone is None:
-        asked, bits = settings.backbone["device"], settings.backbone["bits"]
-        device = torch.device(asked) if asked else best_device(bits)
+        device = device_of(settings)
         dtype = compute_dtype_for(device, settings.backbone["compute_dtype"])
         backbone = SimpleNamespace(device=device, compute_dtype=dtype)
     own = {key: value for key, value in settings.own.items() if key not in OWN_KEYS}
@@ -202,53 +234,6 @@ def _load(stage: str, settings: Settings, parents: dict[str, Parent]) -> "Backbo
     if "reward" in parents:
         backbone.load_role("reward", parents["reward"].adapter)
     return backbone
-
-
-def _checked_rows(
-    stage: str, backbone: "Backbone", rows: list[Row], settings: Settings
-) -> list[Row]:
-    """The rows as the stage takes them, where the base can read and hold them.
-
-    Raises:
-        UserError: conversations for a base without a chat template, prompts that are too long.
-    """
-    from lorarlhf.generation import encode_prompts
-    from lorarlhf.stages.common import conversational
-
-    if stage != "ppo":
-        made = conversational(rows, backbone, settings.own["plain"])
-        if "max_tokens" in settings.own:
-            _tell_cut_rows(backbone, made, settings.own["max_tokens"])
-        return rows
-    rows = conversations(rows, settings.own["plain"])
-    encode_prompts(backbone, [row["prompt"] for row in rows], settings.own["max_prompt_tokens"])
-    return rows
-
-
-def _tell_cut_rows(backbone: "Backbone", rows: list[Row], limit: int) -> None:
-    """Count the rows that TRL cuts at `max_tokens`; refuse those of which no answer is left."""
-    prompts = [len(backbone.encode(row["prompt"])) for row in rows if "prompt" in row]
-    if longer := [length for length in prompts if length >= limit]:
-        raise UserError(
-            f"{len(longer)} of {len(rows)} rows have a prompt as long as max_tokens ({limit}) or "
-            f"longer (up to {max(longer)}), so that nothing of the answer is left to learn from. "
-            "Shorten them, leave them out, or raise the limit with --set max_tokens=N."
-        )
-    lengths = [_length(backbone, row) for row in rows]
-    if longer := [length for length in lengths if length > limit]:
-        say_to_stderr(
-            f"{len(longer)} of {len(rows)} rows are longer than max_tokens ({limit}; the longest "
-            f"has {max(longer)}) and are cut there. --set max_tokens=N changes that."
-        )
-
-
-def _length(backbone: "Backbone", row: Row) -> int:
-    """Tokens of a row's longest text, prompt included."""
-    if "prompt" not in row:
-        return len(backbone.encode(row.get("messages") or row["text"]))
-    answers = [as_text(row[name]) for name in ("completion", "chosen", "rejected") if name in row]
-    longest = max(len(backbone.encode(answer)) for answer in answers)
-    return len(backbone.encode(row["prompt"])) + longest
 
 
 def _by_trl(

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from lorarlhf import doctor
+from lorarlhf import doctor, room
 from lorarlhf.cli import main
 
 
@@ -148,7 +148,7 @@ def test_a_full_card_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_little_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "CGROUP", Path("/nowhere"))
+    monkeypatch.setattr(room, "CGROUP", Path("/nowhere"))
     here = SimpleNamespace(total=8e9, available=1.2e9)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: here)
     check = doctor.memory()
@@ -156,7 +156,7 @@ def test_little_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
     here = SimpleNamespace(total=64e9, available=60e9)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: here)
     (tmp_path / "memory.max").write_text("4000000000\n")

@@ -25,11 +25,10 @@ from lorarlhf.backbone.fetch import find_base
 from lorarlhf.backbone.loading import load_model, load_tokenizer
 from lorarlhf.backbone.lora_linear import fuse_lora
 from lorarlhf.backbone.packing import Pack
+from lorarlhf.backbone.reading import Prompt, Reader
 from lorarlhf.backbone.trunk import Inputs
 from lorarlhf.errors import UserError
 from lorarlhf.quiet import hide_library_bars
-
-Prompt = str | list[dict[str, str]]
 
 
 class Backbone:
@@ -376,13 +375,8 @@ class Backbone:
     # ---- prompts
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: plain text as it is, a conversation by the chat template."""
-        if isinstance(prompt, str):
-            return self.tokenizer(prompt)["input_ids"]
-        text = self.tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=False
-        )
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Token ids of a prompt (see `Reader.encode`)."""
+        return Reader(self.base, self.tokenizer).encode(prompt)
 
     @property
     def stop_ids(self) -> list[int]:

@@ -15,12 +15,11 @@ def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -
     Raises:
         UserError: unknown bits, not a causal language model, not found, or damaged weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if bits not in (4, 8, 16):
         raise UserError(f"bits is 4, 8 or 16, not {bits}.")
-    config = _explained(path, lambda: AutoConfig.from_pretrained(path))
-    _check_causal(path, config)
+    load_config(path)
     model = _explained(
         path,
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -37,6 +36,19 @@ def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -
     if bits < 16:
         _let_go_of_the_file(model)
     return model.eval()
+
+
+def load_config(path: str) -> Any:
+    """The configuration of a base.
+
+    Raises:
+        UserError: it is not there, or not that of a causal language model.
+    """
+    from transformers import AutoConfig
+
+    config = _explained(path, lambda: AutoConfig.from_pretrained(path))
+    _check_causal(path, config)
+    return config
 
 
 def _let_go_of_the_file(model: nn.Module) -> None:

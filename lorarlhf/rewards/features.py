@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lorarlhf.backbone.base import Backbone, Prompt
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.reading import Prompt
 from lorarlhf.rewards.role import Answer, encode_answer, pooled_states
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lorarlhf.backbone.base import Backbone, Prompt
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.reading import Prompt
 from lorarlhf.backbone.roles import normed
 from lorarlhf.data import as_text
 

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.reading import Reader
 from lorarlhf.data import as_conversation
 from lorarlhf.errors import UserError
 from lorarlhf.generation import check_chat_template
@@ -62,7 +63,7 @@ def batch_arguments(batch_size: int, micro_batch_size: int) -> dict[str, int]:
     }
 
 
-def conversational(rows: Sequence[Row], backbone: Backbone, plain: bool) -> list[Row]:
+def conversational(rows: Sequence[Row], reader: Backbone | Reader, plain: bool) -> list[Row]:
     """Plain texts as conversations, so that the chat template is used, unless `plain` is asked for.
 
     Only TRL's columns are kept. Raises a `UserError` where the base has no chat template.
@@ -72,7 +73,7 @@ def conversational(rows: Sequence[Row], backbone: Backbone, plain: bool) -> list
     if plain:
         return kept
     made = [{name: _as_messages(name, value) for name, value in row.items()} for row in kept]
-    check_chat_template(backbone, [row.get("prompt", row.get("messages", "")) for row in made])
+    check_chat_template(reader, [row.get("prompt", row.get("messages", "")) for row in made])
     return made
 
 

@@ -26,6 +26,8 @@ FLOORS: list[tuple[str, ...]] = [
             "settings_sources",
             "parents",
             "folders",
+            "room",
+            "row_checks",
             "training",
             "training_ppo",
             "workspace_commands",
