@@ -6,8 +6,11 @@ import torch
 from torch import nn
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.devices import give_back_memory
+from lorarlhf.generation import Completion
 from lorarlhf.ppo import objective, processes
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.rollout import Rollout, policy_logprobs, token_values
 
 Stats = dict[str, float]
@@ -34,6 +37,26 @@ class Learner:
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
             )
+
+    def rehearse(self, prompts: list[list[int]], answer_tokens: int) -> None:
+        """Gradients of both roles on made-up answers of full length; no step is taken.
+
+        Args:
+            prompts: token ids of each.
+        """
+        nonsense = Completion("", prompts[0][-1:] * answer_tokens, ended=False)
+        rows = list(range(len(prompts)))
+        like = torch.zeros(len(rows), answer_tokens, device=self.backbone.device)
+        tables = [like.clone() for _ in range(6)]
+        answers = [nonsense] * len(rows)
+        tokens = [like.numel()]
+        rollout = Rollout([], answers, [], prompts, [rows], tokens, like == 0, *tables)
+        with torch.random.fork_rng(devices=[]):
+            until_it_fits(self.args, lambda: self._value_gradients(rollout, 0))
+            until_it_fits(self.args, lambda: self._policy_gradients(rollout, 0))
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        give_back_memory()
 
     def learning_rates(self, step: int) -> Stats:
         """Rates of an update, by role: constant, or falling in a line to 0 after the last one."""
@@ -83,7 +106,20 @@ class Learner:
     def _step_policy(self, rollout: Rollout, place: int) -> Stats:
         """One step of the policy, left out where its ratio or its KL says that it went too far."""
         tokens = rollout.tokens[place]
+        totals = until_it_fits(self.args, lambda: self._policy_gradients(rollout, place))
+        means = _means(totals, POLICY_STATS, tokens, self.backbone.device)
+        limit = self.args.max_ratio
+        wild = not math.isfinite(means["ratio"]) or (limit is not None and means["ratio"] > limit)
+        enough = self._moved_enough(means)
+        norm = self._step("policy", unless=wild or enough)
+        wild = wild or not math.isfinite(norm)
+        counts = {"policy_steps": float(not wild and not enough), "skipped_steps": float(wild)}
+        return means | {"grad_norm_policy": norm} | counts
+
+    def _policy_gradients(self, rollout: Rollout, place: int) -> dict[str, torch.Tensor]:
+        """Gradients of a minibatch, from nothing; sums of its statistics."""
         totals: dict[str, torch.Tensor] = {}
+        self._begin("policy", rollout)
         with self.backbone.role("policy", train=True):
             for micro in rollout.minibatches[place]:
                 logprobs, _ = policy_logprobs(self.backbone, micro, self.args.temperature)
@@ -93,22 +129,20 @@ class Learner:
                     rollout.of(micro, rollout.advantages),
                     self.args.clip_range,
                 )
-                (loss / tokens).backward()
+                (loss / rollout.tokens[place]).backward()
                 _add(totals, stats | {"policy_loss": loss.detach()})
-            means = _means(totals, POLICY_STATS, tokens, self.backbone.device)
-            limit = self.args.max_ratio
-            wild = not math.isfinite(means["ratio"]) or (
-                limit is not None and means["ratio"] > limit
-            )
-            enough = self._moved_enough(means)
-            norm = self._step("policy", unless=wild or enough)
-        wild = wild or not math.isfinite(norm)
-        counts = {"policy_steps": float(not wild and not enough), "skipped_steps": float(wild)}
-        return means | {"grad_norm_policy": norm} | counts
+        return totals
 
     def _step_value(self, rollout: Rollout, place: int) -> Stats:
-        tokens, backbone = rollout.tokens[place], self.backbone
+        totals = until_it_fits(self.args, lambda: self._value_gradients(rollout, place))
+        norm = self._step("value")
+        means = _means(totals, VALUE_STATS, rollout.tokens[place], self.backbone.device)
+        return means | {"grad_norm_value": norm}
+
+    def _value_gradients(self, rollout: Rollout, place: int) -> dict[str, torch.Tensor]:
+        backbone = self.backbone
         totals: dict[str, torch.Tensor] = {}
+        self._begin("value", rollout)
         # Without an adapter of its own the value is a head on the policy, which it does not move.
         with backbone.role("value", train=backbone.has("value")):
             for micro in rollout.minibatches[place]:
@@ -118,11 +152,14 @@ class Learner:
                     rollout.of(micro, rollout.returns),
                     self.args.value_clip_range,
                 )
-                (self.args.vf_coef * loss / tokens).backward()
+                (self.args.vf_coef * loss / rollout.tokens[place]).backward()
                 _add(totals, {"value_loss": loss.detach(), "value_clip_fraction": clipped})
-            norm = self._step("value")
-        means = _means(totals, VALUE_STATS, tokens, backbone.device)
-        return means | {"grad_norm_value": norm}
+        return totals
+
+    def _begin(self, role: str, rollout: Rollout) -> None:
+        """No gradients of an attempt that ran out of memory, and micro-batches that are smaller."""
+        self.optimizers[role].zero_grad(set_to_none=True)
+        rollout.cut_to(self.backbone, self.args.micro_batch_size)
 
     def _step(self, role: str, unless: bool = False) -> float:
         """Clip the role's own gradients and step its own optimizer; returns their norm.

@@ -19,6 +19,7 @@ from lorarlhf.generation import Completion, completion, encode_prompts, generate
 from lorarlhf.memory import GENERATED_AT_ONCE
 from lorarlhf.ppo import objective, processes
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.rewards.role import EncodedAnswer, score_encoded
 from lorarlhf.sampling import row_seeds
 
@@ -69,9 +70,13 @@ class Rollout(Answers):
     With several processes the tables are those of all; the micro-batches are the process's own.
 
     Attributes:
+        encoded: token ids of each prompt.
+        parts: the sequences of each minibatch that this process answered.
         tokens: answer tokens in each minibatch, over all processes.
     """
 
+    encoded: list[list[int]]
+    parts: list[list[int]]
     tokens: list[int]
     mask: torch.Tensor
     logprobs: torch.Tensor
@@ -80,6 +85,16 @@ class Rollout(Answers):
     entropy: torch.Tensor
     advantages: torch.Tensor
     returns: torch.Tensor
+
+    def cut_to(self, backbone: Backbone, size: int) -> None:
+        """Have micro-batches of at most `size` sequences; larger ones are cut anew."""
+        if self.micro_batches and max(len(micro.rows) for micro in self.micro_batches) <= size:
+            return
+        self.minibatches = []  # not both at once
+        self.minibatches = [
+            make_micro_batches(backbone, self.encoded, self.completions, size, part)
+            for part in self.parts
+        ]
 
     def of(self, micro: MicroBatch, x: torch.Tensor) -> torch.Tensor:
         """The valid tokens of (B, C) tensor `x` in a micro-batch, row by row: (n,)."""
@@ -115,30 +130,30 @@ def collect(backbone: Backbone, rows: list[dict[str, Any]], args: PPOConfig, see
     """
     encoded = encode_prompts(backbone, [row["prompt"] for row in rows], args.max_prompt_tokens)
     own = processes.own_share(len(rows))
-    answered = sample(backbone, [encoded[i] for i in own], args, row_seeds(seed, own))
+    mine, seeds = [encoded[i] for i in own], row_seeds(seed, own)
+    answered = until_it_fits(args, lambda: sample(backbone, mine, args, seeds))
     completions = processes.all_rows(answered)
     dealer = torch.Generator("cpu").manual_seed(seed)
     order = torch.randperm(len(rows), generator=dealer, device="cpu")
     parts = [part.tolist() for part in order.chunk(args.num_minibatches)]
-    size = args.micro_batch_size
-    minibatches = [
-        make_micro_batches(backbone, encoded, completions, size, [i for i in part if i in own])
-        for part in parts
-    ]
     lengths = torch.tensor([len(c.ids) for c in completions], device=backbone.device)
     columns = torch.arange(int(lengths.max()), device=backbone.device)
     mask = columns[None, :] < lengths[:, None]
     tokens = [int(lengths[part].sum()) for part in parts]
     empty = torch.zeros(mask.shape, device=backbone.device)
     tables = [empty.clone() for _ in range(6)]
-    rollout = Rollout(rows, completions, minibatches, tokens, mask, *tables)
-    _fill_tables(backbone, rollout, args.temperature)
+    shares = [[i for i in part if i in own] for part in parts]
+    rollout = Rollout(rows, completions, [], encoded, shares, tokens, mask, *tables)
+    until_it_fits(args, lambda: _fill_tables(backbone, rollout, args))
+    for table in (rollout.logprobs, rollout.entropy, rollout.ref_logprobs, rollout.values):
+        processes.total(table)  # each process has filled its own rows
     return rollout
 
 
 @torch.no_grad()
-def _fill_tables(backbone: Backbone, rollout: Rollout, temperature: float) -> None:
-    micros = rollout.micro_batches
+def _fill_tables(backbone: Backbone, rollout: Rollout, args: PPOConfig) -> None:
+    rollout.cut_to(backbone, args.micro_batch_size)
+    micros, temperature = rollout.micro_batches, args.temperature
     with backbone.role("policy"):
         for micro in micros:
             logprobs, entropy = policy_logprobs(backbone, micro, temperature)
@@ -151,8 +166,6 @@ def _fill_tables(backbone: Backbone, rollout: Rollout, temperature: float) -> No
     with backbone.role("value"):
         for micro in micros:
             _put(rollout, rollout.values, micro, token_values(backbone, micro))
-    for table in (rollout.logprobs, rollout.entropy, rollout.ref_logprobs, rollout.values):
-        processes.total(table)  # each process has filled its own rows
 
 
 def _put(rollout: Rollout, table: torch.Tensor, micro: MicroBatch, flat: torch.Tensor) -> None:

@@ -21,6 +21,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.ppo import checkpoint, heldout, objective, processes
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.kl import KLBudget, KLControl
 from lorarlhf.ppo.learner import Learner
 from lorarlhf.ppo.rollout import Rollout, collect
@@ -128,6 +129,7 @@ class PPOTrainer(_BaseTrainer):
             self.backbone.causal.gradient_checkpointing_enable({"use_reentrant": False})
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         try:
+            self._rehearse()
             if self.state.global_step == 0:
                 self._measure()
             while self.state.global_step < args.updates and not self._stopped:
@@ -141,6 +143,13 @@ class PPOTrainer(_BaseTrainer):
         if self.budget is not None and self.budget.best_step is not None:
             checkpoint.load_best(self)
         return TrainOutput(self.state.global_step, 0.0, self.summary())
+
+    def _rehearse(self) -> None:
+        """The largest forward and backward there can be, so that memory runs out now or never."""
+        args = self.args
+        rows = sorted(self.rows, key=lambda row: len(str(row["prompt"])))[-args.micro_batch_size :]
+        encoded = [self.backbone.encode(row["prompt"]) for row in rows]
+        self.learner.rehearse(encoded, args.max_new_tokens)
 
     def update(self) -> dict[str, float]:
         """One update: roll out, score, shape rewards, advantages, epochs."""
@@ -195,7 +204,7 @@ class PPOTrainer(_BaseTrainer):
     def _score(self, rollout: Rollout) -> tuple[torch.Tensor, dict[str, float]]:
         """Raw scores (B,), and in a mix the mean of each source under `score/NAME`."""
         own = processes.own_share(len(rollout.prompts))
-        sums, by_source = self.rewards.score(rollout, own, self.state)
+        sums, by_source = until_it_fits(self.args, lambda: self._own_scores(rollout, own))
         scores = torch.tensor(processes.all_rows(sums), device=self.backbone.device)
         means: dict[str, float] = {}
         if len(by_source) > 1:
@@ -204,6 +213,12 @@ class PPOTrainer(_BaseTrainer):
                 if known:
                     means[f"score/{name}"] = sum(known) / len(known)
         return scores, means
+
+    def _own_scores(
+        self, rollout: Rollout, own: Sequence[int]
+    ) -> tuple[list[float], list[list[float | None]]]:
+        rollout.cut_to(self.backbone, self.args.micro_batch_size)
+        return self.rewards.score(rollout, own, self.state)
 
     def _rewards(self, rollout: Rollout, scores: torch.Tensor) -> torch.Tensor:
         rewards = objective.shape_rewards(

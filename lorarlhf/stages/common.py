@@ -16,7 +16,7 @@ from lorarlhf.backbone.reading import Reader
 from lorarlhf.data import as_conversation
 from lorarlhf.errors import UserError
 from lorarlhf.generation import check_chat_template
-from lorarlhf.runs import Run
+from lorarlhf.runs import Run, peak_card_mb, peak_rss_mb
 
 Row = dict[str, Any]
 
@@ -98,6 +98,16 @@ class RunCallback(TrainerCallback):
         self.run, self.title, self.shown = run, title, tuple(shown)
         self.stage = stage  # the run's own, unless the run has several
         self.bar: tqdm | None = None
+        self._peak_told = False
+
+    def _tell_peak(self) -> None:
+        """The first step is the largest there will be: what it took is what the run takes."""
+        self._peak_told = True
+        card = peak_card_mb().get("peak_card_mb")
+        taken = card or peak_rss_mb()
+        self.run.about["first_step_mb"] = taken
+        where = "of the card" if card else "of memory"
+        say_beside_bars(f"The first step, at full length, took {taken / 1e3:.1f} GB {where}.")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title)
@@ -105,6 +115,8 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
+        if not self._peak_told and state.is_world_process_zero:
+            self._tell_peak()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any

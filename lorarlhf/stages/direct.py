@@ -7,6 +7,7 @@ from typing import Any
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.errors import UserError
 from lorarlhf.runs import Run
+from lorarlhf.stages.careful import careful
 from lorarlhf.stages.common import (
     Row,
     RunCallback,
@@ -70,7 +71,7 @@ def train_direct(
     }
     args = trl_arguments(config_class, backbone, run, own, settings.trl)
     with backbone.stage("policy") as model:
-        trainer = trainer_class(
+        trainer = careful(trainer_class)(
             model=model,
             args=args,
             train_dataset=dataset,

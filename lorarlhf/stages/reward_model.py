@@ -23,6 +23,7 @@ from lorarlhf.rewards.fit import HeadFit, VoteFit
 from lorarlhf.rewards.learning_curve import learning_curve
 from lorarlhf.rewards.role import EncodedAnswer, encode_answer, pooled_states, score_encoded
 from lorarlhf.runs import Run
+from lorarlhf.stages.careful import careful
 from lorarlhf.stages.common import (
     Row,
     RunCallback,
@@ -259,7 +260,7 @@ def _train_on_top(
     with backbone.stage("reward"):
         head.requires_grad_(True)
         head.bias.requires_grad_(head.pooling != "last")
-        trainer = RewardTrainer(
+        trainer = careful(RewardTrainer)(
             model=cast(Any, RewardView(backbone)),
             args=args,
             data_collator=_Collator(backbone.pad_id),

@@ -6,6 +6,7 @@ from typing import Any
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runs import Run
+from lorarlhf.stages.careful import careful
 from lorarlhf.stages.common import (
     Row,
     RunCallback,
@@ -60,7 +61,7 @@ def train_sft(
     }
     args = trl_arguments(SFTConfig, backbone, run, own, settings.trl)
     with backbone.stage("policy") as model:
-        trainer = SFTTrainer(
+        trainer = careful(SFTTrainer)(
             model=model,
             args=args,
             train_dataset=dataset,

@@ -1,0 +1,40 @@
+"""Out of memory in the middle of a run: the same again with half as many sequences in a forward.
+
+The size of a micro-batch changes no step, so the effective batch stays what it was, and what was
+sampled is kept.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.runs import say_to_stderr
+
+T = TypeVar("T")
+
+
+def until_it_fits(args: PPOConfig, attempt: Callable[[], T]) -> T:
+    """What `attempt` returns; `args.micro_batch_size` is halved for as long as memory runs out.
+
+    The attempt reads the size anew each time and begins from nothing. It must not speak to other
+    processes: they know nothing of its second try.
+
+    Raises:
+        RuntimeError: what the attempt raised, where a single sequence is too much or it was
+            something else.
+    """
+    while True:
+        try:
+            return attempt()
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error) or args.micro_batch_size == 1:
+                raise
+        # Outside the except: the error's traceback holds what the attempt had made.
+        clear_device_cache(garbage_collection=True)
+        args.micro_batch_size //= 2
+        say_to_stderr(
+            f"Out of memory: from here on micro_batch_size is {args.micro_batch_size}. The batch "
+            "stays as large as it was, and nothing is lost."
+        )
