@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from stage_memory import resident_mb
+from _memory import has_card, held_mb, interpreter_mb, peak_mb
 
 ASKED = json.loads(sys.argv[1])
 
@@ -17,13 +17,13 @@ def main() -> None:
 
     from lorarlhf import Backbone, PPOConfig, PPOTrainer
     from lorarlhf.data import as_conversation, bundled, read_prompts
-    from lorarlhf.runs import peak_rss_mb
 
-    interpreter = resident_mb()
+    interpreter = interpreter_mb()
+    context = interpreter if has_card() else 0.0  # not among what is held
     work = Path(ASKED["work"])
     backbone = Backbone.load(adapter_layers=ASKED["adapter_layers"], seed=ASKED["seed"])
     backbone.load_role("reward", work / f"reward-{ASKED['adapter_layers']}")
-    loaded = resident_mb()
+    loaded = context + held_mb()
     rows = [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(bundled("prompts"))]
     with TemporaryDirectory() as folder:
         config = PPOConfig(
@@ -47,7 +47,7 @@ def main() -> None:
         "update": "seconds_optimize",
     }
     figures = {name: median(row[key] for row in measured) for name, key in names.items()}
-    figures |= {"interpreter_mb": interpreter, "loaded_mb": loaded, "peak_mb": peak_rss_mb()}
+    figures |= {"interpreter_mb": interpreter, "loaded_mb": loaded, "peak_mb": context + peak_mb()}
     print(json.dumps(figures))
 
 

@@ -13,7 +13,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from stage_memory import resident_mb
+from _memory import has_card, held_mb, interpreter_mb, peak_mb
 
 ASKED = json.loads(sys.argv[1])
 sys.path.insert(0, ASKED["trl"])
@@ -74,10 +74,10 @@ def main() -> None:
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     from lorarlhf.data import as_conversation, bundled, read_prompts
-    from lorarlhf.runs import peak_rss_mb
 
     assert trl.__version__ == "1.12.0", trl.__version__
-    interpreter = resident_mb()
+    interpreter = interpreter_mb()
+    context = interpreter if has_card() else 0.0  # not among what is held
     work = Path(ASKED["work"])
     base = (work / "base.txt").read_text()
     reward_folder = work / "reward-all"
@@ -103,7 +103,7 @@ def main() -> None:
     lora = {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "target_modules": "all-linear"}
     value = get_peft_model(scorer(), LoraConfig(task_type="SEQ_CLS", **lora))
     reward = PeftModel.from_pretrained(scorer(), reward_folder).eval()
-    loaded = resident_mb()
+    loaded = context + held_mb()
     rows = [
         {
             "input_ids": tokenizer.apply_chat_template(
@@ -158,7 +158,7 @@ def main() -> None:
         trainer.train()
         trainer.policy_model.save_pretrained(work / "policy-trl")
     figures = clock.medians()
-    figures |= {"interpreter_mb": interpreter, "loaded_mb": loaded, "peak_mb": peak_rss_mb()}
+    figures |= {"interpreter_mb": interpreter, "loaded_mb": loaded, "peak_mb": context + peak_mb()}
     print(json.dumps(figures))
 
 

@@ -21,7 +21,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from stage_memory import forget_peak, resident_mb, status_mb, words
+from _memory import forget_peak, held_mb, peak_mb
+from stage_memory import words
 
 LENGTHS = (32, 64, 128, 256, 512)
 BATCHES = (4, 8, 16, 32, 64)
@@ -90,7 +91,7 @@ def one(answer_tokens: int = 32, batch: int = 16, layers: Any = "upper-half") ->
     """Seconds by phase of the second of two updates, and the peak above the loaded base, in MB."""
     trainer, folder = make_trainer(answer_tokens, batch, layers)
     with folder:
-        loaded = resident_mb()
+        loaded = held_mb()
         forget_peak()
         trainer.update()
         row = trainer.update()
@@ -98,7 +99,7 @@ def one(answer_tokens: int = 32, batch: int = 16, layers: Any = "upper-half") ->
         "seconds": round(row["seconds"], 2),
         "generate": round(row["seconds_rollout"], 2),
         "update": round(row["seconds_optimize"], 2),
-        "peak_mb": round(status_mb("VmHWM") - loaded),
+        "peak_mb": round(peak_mb() - loaded),
     }
 
 

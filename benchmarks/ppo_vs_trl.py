@@ -20,6 +20,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from _memory import environment
+
 FRIENDLY = ("cheerful / gloomy", "warm / cold", "encouraging / critical", "enthusiastic / neutral")
 SIDES = ("ours", "trl")
 WORTH_JUDGING = 10  # updates
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="prompts an update")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--adapter-layers", default="upper-half", help="ours; TRL adapts all")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="the card if there is one")
     parser.add_argument("--micro", type=int, nargs="*", default=[4, 8, 16], help="to choose from")
     parser.add_argument("--out", type=Path, help="where the JSON is written, too")
     parser.add_argument("--trl", type=Path, help="a folder with TRL 1.12.0; installed otherwise")
@@ -59,7 +62,7 @@ def main() -> None:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on."""
-    names = ("updates", "seeds", "batch", "max_new_tokens", "adapter_layers")
+    names = ("updates", "seeds", "batch", "max_new_tokens", "adapter_layers", "device")
     return {name: getattr(args, name) for name in names}
 
 
@@ -111,7 +114,10 @@ def run(
     ask |= {"trl": str(trl)}
     program = Path(__file__).with_name(f"_ppo_{side}.py")
     done = subprocess.run(
-        [sys.executable, str(program), json.dumps(ask)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(program), json.dumps(ask)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(args.device),
     )
     if done.returncode:
         raise SystemExit(f"{program.name} ended with {done.returncode}; what it said is above")

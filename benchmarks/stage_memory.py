@@ -6,18 +6,20 @@
 
 Every row has exactly the lengths asked for, so that the peak is that of the longest batch. Each
 stage runs in a process of its own, which takes two optimizer steps. Peaks are of the process from
-the moment the base is loaded; `interpreter` is the process with its libraries before that.
+the moment the base is loaded; `interpreter` is the process with its libraries before that. On a
+card they are of the card: what PyTorch has reserved, and `interpreter` is the card's context.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil
+from _memory import environment, forget_peak, has_card, held_mb, interpreter_mb, peak_mb
 
 from lorarlhf.memory import STAGES, Plan, estimate
 
@@ -40,6 +42,8 @@ def main() -> None:
     parser.add_argument("--micro", type=int, default=4, help="sequences, or pairs, in a forward")
     parser.add_argument("--adapter-layers", default="upper-half")
     parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="the card if there is one")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -77,7 +81,8 @@ def row_of(stage: str, base: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", stage, "--base", base]
     for name in ("prompt_tokens", "answer_tokens", "micro", "adapter_layers", "bits"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    command += ["--gradient-checkpointing"] * args.gradient_checkpointing
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment(args.device))
     if done.returncode:
         raise SystemExit(f"{stage} ended with {done.returncode}; what it said is above")
     row = {"stage": stage, "base": args.base} | json.loads(done.stdout.splitlines()[-1])
@@ -102,7 +107,9 @@ def foretold(
         rollout_batch_size=2 * args.micro,
         prompt_tokens=args.prompt_tokens,
         answer_tokens=args.answer_tokens,
-        device="cpu",
+        float_bytes=measured["float_bytes"],
+        device=measured["device"],
+        gradient_checkpointing=args.gradient_checkpointing or None,
         reference=False,
     )
     total = estimate(shape, plan)["total"] / 1e6
@@ -119,17 +126,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         getattr(trl, name)
     from lorarlhf import Backbone
 
-    before = resident_mb()
+    interpreter = interpreter_mb()
+    before = 0.0 if has_card() else interpreter  # a card's context is not among what is held
     backbone = Backbone.load(args.base, adapter_layers=args.adapter_layers, bits=args.bits)
-    loaded = resident_mb()
+    loaded = held_mb()
     forget_peak()
+    started = time.perf_counter()
     with TemporaryDirectory() as folder:
         run_stage(args.one, backbone, args, Path(folder))
-    peak = status_mb("VmHWM")
     return {
-        "interpreter_mb": round(before),
+        "device": backbone.device.type,
+        "float_bytes": backbone.compute_dtype.itemsize,
+        "interpreter_mb": round(interpreter),
         "loaded_mb": round(loaded - before),
-        "peak_mb": round(peak - before),
+        "peak_mb": round(peak_mb() - before),
+        "seconds": round(time.perf_counter() - started, 1),
     }
 
 
@@ -150,7 +161,9 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
         for p, c, r in zip(prompts, answers, others, strict=True)
     ]
     sizes = {"batch_size": args.micro, "micro_batch_size": args.micro, "plain": True}
-    once = {"trl": {"max_steps": 2}}
+    once: dict[str, Any] = {"trl": {"max_steps": 2}}
+    if args.gradient_checkpointing:
+        once["trl"]["gradient_checkpointing"] = True
     run = Run(folder / "run", stage, {"seed": 0})
     if stage == "sft":
         rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
@@ -171,13 +184,13 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
             max_prompt_tokens=4096,
             max_new_tokens=args.answer_tokens,
             critic_warmup=0,
+            gradient_checkpointing=args.gradient_checkpointing,
             use_cpu=backbone.device.type == "cpu",
             disable_tqdm=True,
         )
         type(backbone).stop_ids = property(lambda self: [self.tokenizer.eos_token_id + 10**6])
         trainer = PPOTrainer(backbone, config, [{"prompt": prompt} for prompt in prompts])
-        for _ in range(2):
-            trainer.update()
+        trainer.train()
 
 
 def words(backbone: Any, tokens: int, seed: int) -> str:
@@ -186,24 +199,6 @@ def words(backbone: Any, tokens: int, seed: int) -> str:
     text = " ".join(start[(seed * 7 + i * (seed % 5 + 1)) % len(start)] for i in range(2 * tokens))
     ids = backbone.tokenizer(f" {text}")["input_ids"][:tokens]
     return backbone.tokenizer.decode(ids)
-
-
-def resident_mb() -> float:
-    """Memory of this process now, in MB (10^6 bytes)."""
-    return psutil.Process().memory_info().rss / 1e6
-
-
-def status_mb(name: str) -> float:
-    """One of this process's figures in Linux's /proc/self/status, in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise SystemExit(f"/proc/self/status has no {name}")
-
-
-def forget_peak() -> None:
-    """Let the kernel count this process's peak from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def resolve(
     """The settings of a stage (`sft`, ..., `chat`, `score`).
 
     Args:
-        config: a flat YAML file; `trl` in it is a mapping.
+        config: a flat YAML file; `trl` in it is a mapping, and so is what only one stage takes,
+            under the stage's name.
         sets: `KEY=VALUE` with the value in YAML; `trl.X=VALUE` for a field of TRL's config.
         flags: values of the command's own options; None means not given.
         inherited: what parent runs were trained with; those that the stage lacks are left out.
@@ -141,7 +142,7 @@ def resolve(
             a file that is missing or no YAML; each with the place.
     """
     keys = known_keys(stage)
-    said = from_file(Path(config)) if config else []
+    said = from_file(Path(config), stage) if config else []
     said += [from_set(text) for text in sets]
     said += [Given(k, v, f"--{k} {v}") for k, v in (flags or {}).items() if v is not None]
     given = [item for item in inherited if item.name in keys] + said

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lorarlhf.errors import UserError
+from lorarlhf.memory import STAGES
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,10 @@ _Yaml.add_implicit_resolver(
 )
 
 
-def from_file(path: Path) -> list[Given]:
-    """The entries of a flat YAML file; those of its `trl` mapping as `trl.FIELD`.
+def from_file(path: Path, stage: str = "") -> list[Given]:
+    """The entries of a YAML file for a stage; those of its `trl` mapping as `trl.FIELD`.
+
+    A stage's own come last, from a mapping of its name, so that one file serves all stages.
 
     Raises:
         UserError: the file is missing, not UTF-8, no YAML, or names a key twice.
@@ -47,7 +50,7 @@ def from_file(path: Path) -> list[Given]:
             "--config."
         ) from error
     try:
-        return list(_entries(path, text))
+        return list(_entries(path, text, stage))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         last = text.rstrip("\n").count("\n")  # what is missing at the end is told there
@@ -59,28 +62,52 @@ def from_file(path: Path) -> list[Given]:
         ) from error
 
 
-def _entries(path: Path, text: str) -> Iterator[Given]:
+def _entries(path: Path, text: str, stage: str) -> Iterator[Given]:
     loader = _Yaml(text)
     node = loader.get_single_node()
     if node is None:  # nothing but comments
         return
+    own: list[Given] = []
+    for name, value, place in _pairs(path, node):
+        if name == "trl" and isinstance(value, yaml.MappingNode):
+            yield from _trl_fields(path, loader, value)
+        elif stage and name in STAGES:
+            if name == stage and not _is_empty(value):
+                own = list(_section(path, loader, value))
+        else:
+            yield Given(name, loader.construct_object(value, deep=True), place)
+    yield from own
+
+
+def _section(path: Path, loader: _Yaml, node: yaml.Node) -> Iterator[Given]:
+    for name, value, place in _pairs(path, node):
+        if name == "trl" and isinstance(value, yaml.MappingNode):
+            yield from _trl_fields(path, loader, value)
+        else:
+            yield Given(name, loader.construct_object(value, deep=True), place)
+
+
+def _trl_fields(path: Path, loader: _Yaml, node: yaml.MappingNode) -> Iterator[Given]:
+    for name, value, place in _pairs(path, node):
+        yield Given(f"trl.{name}", loader.construct_object(value, deep=True), place)
+
+
+def _pairs(path: Path, node: yaml.Node) -> Iterator[tuple[str, yaml.Node, str]]:
+    """Key, value and place of each entry of a mapping."""
     if not isinstance(node, yaml.MappingNode):
         line = node.start_mark.line + 1
         raise UserError(f"{path}, line {line}: expected one `key: value` a line, found other YAML.")
     seen: dict[str, int] = {}
     for key, value in node.value:
-        line = key.start_mark.line + 1
-        name = str(key.value)
+        line, name = key.start_mark.line + 1, str(key.value)
         if name in seen:
             raise UserError(f"{path}, line {line}: {name} stands on line {seen[name]} already.")
         seen[name] = line
-        if name == "trl" and isinstance(value, yaml.MappingNode):
-            for inner, inner_value in value.value:
-                place = f"{path}, line {inner.start_mark.line + 1}"
-                found = loader.construct_object(inner_value, deep=True)
-                yield Given(f"trl.{inner.value}", found, place)
-        else:
-            yield Given(name, loader.construct_object(value, deep=True), f"{path}, line {line}")
+        yield name, value, f"{path}, line {line}"
+
+
+def _is_empty(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and not node.value
 
 
 def from_set(text: str) -> Given:

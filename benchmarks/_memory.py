@@ -1,0 +1,72 @@
+"""Memory of this process, on the card where there is one and in the machine otherwise.
+
+All figures are in MB (10^6 bytes). A benchmark's `--device cpu` hides the cards from its processes.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+
+def environment(device: str | None) -> dict[str, str]:
+    """Of the processes that measure: with `cpu` no card is seen.
+
+    Raises:
+        SystemExit: a card was asked for, and PyTorch sees none.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("PyTorch sees no CUDA card here: `lorarlhf doctor` says what is wrong.")
+    return os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+
+
+def has_card() -> bool:
+    """Whether this process measures on a card."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_available()
+
+
+def interpreter_mb() -> float:
+    """What is taken before any model: the process with its libraries, or the card's context."""
+    if not has_card():
+        return held_mb()
+    import torch
+
+    torch.zeros(1, device="cuda")  # makes the context
+    free, total = torch.cuda.mem_get_info()
+    return (total - free - torch.cuda.memory_reserved()) / 1e6
+
+
+def held_mb() -> float:
+    """What is held now; on a card by PyTorch alone, without the context."""
+    if has_card():
+        import torch
+
+        return torch.cuda.memory_reserved() / 1e6
+    return psutil.Process().memory_info().rss / 1e6
+
+
+def forget_peak() -> None:
+    """Count the peak from now on."""
+    if has_card():
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb() -> float:
+    """The most that was held, on a card without the context."""
+    if has_card():
+        import torch
+
+        return torch.cuda.max_memory_reserved() / 1e6
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise SystemExit("/proc/self/status has no VmHWM")

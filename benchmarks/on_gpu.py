@@ -1,0 +1,133 @@
+"""What `on_gpu.sh` runs: doctor, the quick demo, every stage's peak, and a text to paste.
+
+    .venv/bin/python benchmarks/on_gpu.py --preset 12gb-8b
+    .venv/bin/python benchmarks/on_gpu.py --device cpu        # does the script itself work?
+
+A stage that fails is told and does not end the others. With --preset the measured peaks go into
+recipes/presets/measured.json and the table there is written anew.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import presets
+from _memory import environment
+
+from lorarlhf.memory import STAGES, Plan
+
+HERE = Path(__file__).parent
+LAST_LINES = 12  # of what a failed step said
+GB = 1e9
+
+
+def main() -> None:
+    """Run the steps, write and print the report; the exit status is 1 where a step failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", help="such as 12gb-8b; the small base otherwise")
+    parser.add_argument("--base", default="smollm2-135m", help="without --preset")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, default=Path("runs/on_gpu"))
+    args = parser.parse_args()
+    env = environment(args.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    base, plans = what_to_run(args)
+    demo = ["demo", "--quick", "--base", args.base, "--out", str(args.out / "demo")]
+    steps = [
+        step("doctor", lorarlhf("doctor"), args.out, env),
+        step("demo", lorarlhf(*demo), args.out, env),
+        *(measured(base, plan, args, env) for plan in plans.values()),
+    ]
+    report = as_text(base, steps)
+    (args.out / "report.md").write_text(report, encoding="utf-8")
+    print(report)
+    if args.preset:
+        keep(args.preset, steps)
+    sys.exit(1 if any(row["failed"] for row in steps) else 0)
+
+
+def what_to_run(args: argparse.Namespace) -> tuple[str, dict[str, Plan]]:
+    """The base and a plan for each stage."""
+    if args.preset is None:
+        short = {"micro_batch_size": 4, "prompt_tokens": 64, "answer_tokens": 64}
+        return args.base, {stage: Plan(stage, **short) for stage in STAGES}
+    card, _, name = args.preset.partition("gb-")
+    if not card.isdecimal() or name not in presets.BASES:
+        raise SystemExit(f"There is no preset {args.preset}: name one of recipes/presets.")
+    base, shape = presets.BASES[name]
+    return base, presets.plans_for(shape, presets.USABLE * int(card) * 2**30)
+
+
+def lorarlhf(*words: str) -> list[str]:
+    """The command line of this environment."""
+    return [sys.executable, "-m", "lorarlhf.cli", *words]
+
+
+def step(name: str, command: list[str], out: Path, env: dict[str, str]) -> dict[str, Any]:
+    """Run one command with all it says in a log; tells how it went."""
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    started, log = time.perf_counter(), out / f"{name}.log"
+    with log.open("w", encoding="utf-8") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env)
+    said = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return {
+        "name": name,
+        "failed": done.returncode != 0,
+        "seconds": round(time.perf_counter() - started),
+        "said": said if name == "doctor" else said[-LAST_LINES:],
+    }
+
+
+def measured(
+    base: str, plan: Plan, args: argparse.Namespace, env: dict[str, str]
+) -> dict[str, Any]:
+    """One stage's peak, by stage_memory.py."""
+    found = args.out / f"{plan.stage}.json"
+    found.unlink(missing_ok=True)
+    command = [sys.executable, str(HERE / "stage_memory.py"), "--base", base, "--out", str(found)]
+    command += ["--stages", plan.stage, "--micro", str(plan.micro_batch_size)]
+    command += ["--prompt-tokens", str(plan.prompt_tokens)]
+    command += ["--answer-tokens", str(plan.answer_tokens), "--device", args.device]
+    command += ["--adapter-layers", str(plan.adapter_layers or "upper-half")]
+    command += ["--gradient-checkpointing"] * bool(plan.gradient_checkpointing)
+    row = step(plan.stage, command, args.out, env)
+    if found.exists():
+        (figures,) = json.loads(found.read_text(encoding="utf-8"))
+        row["measured"] = (figures["interpreter_mb"] + figures["peak_mb"]) * 1e6
+        row |= {"computed": figures["estimate_mb"] * 1e6, "off": figures["off"]}
+    return row
+
+
+def as_text(base: str, steps: list[dict[str, Any]]) -> str:
+    """A table, and what to paste into a bug report."""
+    lines = [f"{base}: peaks in GB (10^9 bytes), the context of the card included", ""]
+    lines += ["| step | computed | measured | off | seconds |", "|---|---|---|---|---|"]
+    for row in steps:
+        cells = [
+            f"{row[name] / GB:.2f}" if name in row else "" for name in ("computed", "measured")
+        ]
+        state = "FAILED" if row["failed"] else row.get("off", "")
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {state} | {row['seconds']} |")
+    shown = [row for row in steps if row["failed"] or row["name"] == "doctor"]
+    lines += ["", "For a bug report, everything from the table to here below:", "", "```"]
+    for row in shown:
+        lines += [f"--- {row['name']}", *row["said"]]
+    return "\n".join([*lines, "```", ""])
+
+
+def keep(preset: str, steps: list[dict[str, Any]]) -> None:
+    """Put the measured peaks into the presets' table."""
+    path = presets.FOLDER / "measured.json"
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = {r["name"]: round(r["measured"] / GB, 2) for r in steps if "measured" in r}
+    whole[preset] = whole.get(preset, {}) | found
+    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    presets.write(presets.files())
+
+
+if __name__ == "__main__":
+    main()

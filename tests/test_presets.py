@@ -1,0 +1,150 @@
+"""Settings by card: up to date, accepted by every stage, and inside their card."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import on_gpu  # noqa: E402
+import presets  # noqa: E402
+from tiny import write_base  # noqa: E402
+
+from lorarlhf.errors import UserError  # noqa: E402
+from lorarlhf.memory import STAGES, Shape, estimate  # noqa: E402
+from lorarlhf.settings import resolve  # noqa: E402
+
+FILES = sorted((ROOT / "recipes/presets").glob("*.yaml"))
+
+
+def test_the_files_are_what_the_script_writes() -> None:
+    there = {path.name: path.read_text() for path in presets.FOLDER.glob("*.[ym]*")}
+    assert there == presets.files()
+    cards = {path.name.split("gb-")[0] for path in FILES}
+    assert cards == {"8", "12", "16", "24"} and len(FILES) == 16
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_stage_of_a_preset_is_accepted_and_fits(path: Path) -> None:
+    card, name = path.stem.split("gb-")
+    base, shape = presets.BASES[name]
+    plans = presets.plans_for(shape, presets.USABLE * int(card) * 2**30)
+    assert plans
+    for stage, plan in plans.items():
+        settings = resolve(stage, config=path)
+        assert settings.base == base and settings.backbone["bits"] == 4
+        assert settings.backbone["adapter_layers"] == plan.adapter_layers
+        assert settings.own["micro_batch_size"] == plan.micro_batch_size
+        if stage == "ppo":
+            assert settings.own["max_new_tokens"] == plan.answer_tokens
+            assert settings.own["gradient_checkpointing"] is plan.gradient_checkpointing
+        assert estimate(shape, plan)["total"] <= 0.92 * int(card) * 2**30
+
+
+def test_a_larger_card_takes_no_less() -> None:
+    for _, shape in presets.BASES.values():
+        found = [presets.plans_for(shape, 0.92 * card * 2**30) for card in presets.CARDS]
+        for small, large in zip(found, found[1:], strict=False):
+            assert small.keys() <= large.keys()
+
+
+def test_a_settings_file_for_all_stages(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "bits: 8\nsft:\n  micro_batch_size: 2\n  trl:\n    max_steps: 7\nppo:\n  updates: 3\ndpo:\n"
+    )
+    sft = resolve("sft", config=path)
+    assert (sft.own["micro_batch_size"], sft.backbone["bits"], sft.trl) == (2, 8, {"max_steps": 7})
+    assert resolve("ppo", config=path).own["updates"] == 3
+    assert resolve("dpo", config=path).own["micro_batch_size"] == 4
+    assert resolve("ppo", config=path, sets=["updates=5"]).own["updates"] == 5
+    path.write_text("micro_batch_size: 1\nsft:\n  micro_batch_size: 2\n")
+    assert resolve("sft", config=path).own["micro_batch_size"] == 2
+    assert resolve("dpo", config=path).own["micro_batch_size"] == 1
+    path.write_text("sft:\n  micro_batch: 2\n")
+    with pytest.raises(UserError, match=r"mine.yaml, line 2: there is no setting micro_batch"):
+        resolve("sft", config=path)
+    path.write_text("sft: 3\n")
+    with pytest.raises(UserError, match=r"mine.yaml, line 1: expected one `key: value` a line"):
+        resolve("sft", config=path)
+    path.write_text("sft:\n  epochs: 1\n  epochs: 2\n")
+    with pytest.raises(UserError, match=r"line 3: epochs stands on line 2 already"):
+        resolve("sft", config=path)
+
+
+def test_a_preset_that_is_not_there_is_named() -> None:
+    for name in ("9", "12gb-9b", "big"):
+        words = type("", (), {"preset": name})
+        if name == "12gb-9b" or "gb-" not in name:
+            with pytest.raises(SystemExit, match="There is no preset"):
+                on_gpu.what_to_run(words)
+
+
+def test_what_was_measured_stands_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    steps = [
+        {"name": "sft", "measured": 4.36e9, "failed": False},
+        {"name": "ppo", "failed": True},
+    ]
+    on_gpu.keep("8gb-1.5b", steps)
+    assert json.loads((tmp_path / "measured.json").read_text()) == {"8gb-1.5b": {"sft": 4.36}}
+    (line,) = [
+        line
+        for line in (tmp_path / "README.md").read_text().splitlines()
+        if line.startswith("| 8 GB | Qwen/Qwen2.5-1.5B")
+    ]
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[5] == "4.4" and cells.count("-") == len(STAGES) - 1
+    on_gpu.keep("8gb-1.5b", [{"name": "ppo", "measured": 5e9, "failed": False}])
+    assert json.loads((tmp_path / "measured.json").read_text())["8gb-1.5b"]["sft"] == 4.36
+
+
+def test_the_script_for_cards_runs_every_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the CPU, with one stage that can't be run."""
+    base = write_base(tmp_path / "base")
+    words = ["on_gpu.py", "--device", "cpu", "--base", str(base), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    own = on_gpu.measured
+
+    def broken(base: str, plan: object, *rest: object) -> object:
+        name = "/nowhere" if plan.stage == "dpo" else base  # type: ignore[attr-defined]
+        return own(name, plan, *rest)
+
+    monkeypatch.setattr(on_gpu, "measured", broken)
+    with pytest.raises(SystemExit) as ended:
+        on_gpu.main()
+    assert ended.value.code == 1
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert report.strip() in capsys.readouterr().out
+    rows = {line.split(" | ")[0].strip("| "): line for line in report.splitlines() if "|" in line}
+    for stage in ("sft", "reward", "orpo", "ppo"):
+        assert "FAILED" not in rows[stage] and "%" in rows[stage], rows[stage]
+    assert "FAILED" in rows["dpo"] and "There is no model folder /nowhere" in report
+    assert "compute dtype" in report
+    # Random words have no taste: the demo finds ties alone, and the report says so.
+    assert "FAILED" in rows["demo"] and "A reward role needs pairs" in report
+
+
+def test_shapes_are_those_of_their_families() -> None:
+    from transformers import AutoConfig
+
+    _, shape = presets.BASES["8b"]
+    config = AutoConfig.for_model(
+        "qwen3",
+        hidden_size=4096,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=12288,
+        vocab_size=151936,
+        tie_word_embeddings=False,
+    )
+    assert Shape.of(config.to_dict()) == shape
