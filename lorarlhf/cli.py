@@ -24,7 +24,8 @@ STAGE_KEYS = {
     "dpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, plain",
     "orpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, plain",
     "ppo": "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
-    "max_prompt_tokens, max_new_tokens, temperature, learning_rate, value_learning_rate, "
+    "max_prompt_tokens, max_new_tokens, temperature, generation, vllm_server, learning_rate, "
+    "value_learning_rate, "
     "linear_lr_decay, kl_coef, kl_target, kl_horizon, kl_budget, gamma, gae_lambda, clip_range, "
     "max_ratio, max_approx_kl, value_clip_range, vf_coef, value_adapter, critic_warmup, "
     "missing_eos_penalty, score_clip, normalize_scores, whiten_rewards, adam_epsilon, "

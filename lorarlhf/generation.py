@@ -21,6 +21,7 @@ class Completion:
     text: str
     ids: list[int]
     ended: bool  # by a stop token, not by max_new_tokens
+    sampled_logprobs: list[float] | None = None  # of each token, where another program sampled
 
 
 def encode_prompts(

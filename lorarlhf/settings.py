@@ -81,6 +81,11 @@ LIMITS: dict[str, Limit] = {
     "device": ("cuda, cuda:N, cpu or mps", lambda x: bool(re.fullmatch(r"cpu|mps|cuda(:\d+)?", x))),
     "pooling": ("mean or last", lambda x: x in ("mean", "last")),
     "algorithm": ("ppo or rloo", lambda x: x in ("ppo", "rloo")),
+    "generation": ("transformers or vllm", lambda x: x in ("transformers", "vllm")),
+    "vllm_server": (
+        "http://HOST:PORT",
+        lambda x: bool(re.fullmatch(r"https?://[^/\s]+/?", x)),
+    ),
     "seed": ("from 0 to 4294967295", lambda x: 0 <= x < 2**32),  # what NumPy takes
 }
 TRAINS_AT_ALL = ("sft", "dpo", "orpo")  # the reward stage may do without: the fit alone

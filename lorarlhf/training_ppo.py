@@ -64,8 +64,8 @@ def check(settings: Settings, asked: Asked) -> None:
     """See that the settings fit what was asked for.
 
     Raises:
-        UserError: weights of another number, what RLOO has no use for, or a
-            KL budget without held-out prompts.
+        UserError: weights of another number, what RLOO has no use for, a KL budget without held-out
+            prompts, or no vLLM server where one is to sample.
     """
     own = settings.own
     sources, weights = len(asked.rewards) + len(asked.models), own["reward_weights"]
@@ -81,6 +81,10 @@ def check(settings: Settings, asked: Asked) -> None:
         _check_rloo(settings, asked)
     elif "num_generations" in settings.said:
         raise UserError("num_generations is for algorithm rloo; PPO answers each prompt once.")
+    if own["generation"] == "vllm":
+        from lorarlhf.ppo.vllm import reach
+
+        reach(own["vllm_server"], settings.base)
 
 
 def _check_rloo(settings: Settings, asked: Asked) -> None:

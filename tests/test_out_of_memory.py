@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.ppo import rollout as rollouts
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.runs import Run
@@ -93,14 +92,14 @@ def test_memory_that_runs_out_in_the_middle_loses_no_rollout(
     plain = ppo(fresh(tiny_base), tmp_path / "plain")
     plain.train()
     sampled: list[int] = []
-    own = rollouts.sample
+    short = ppo(fresh(tiny_base), tmp_path / "short")
+    own = short.sampling
 
     def counted(*args: Any) -> Any:
         sampled.append(1)
         return own(*args)
 
-    monkeypatch.setattr(rollouts, "sample", counted)
-    short = ppo(fresh(tiny_base), tmp_path / "short")
+    short.sampling = counted
     own_step = short.learner._step_policy
     steps: list[int] = []
 

@@ -35,6 +35,8 @@ class PPOConfig(_BaseConfig):
     max_prompt_tokens: int = _field(512, "Longer prompts are refused, not cut")
     max_new_tokens: int = _field(64, "Longest answer, in tokens")
     temperature: float = _field(1.0, "Of sampling, and of all log-probabilities")
+    generation: str = _field("transformers", "Who samples: transformers, or a vllm server")
+    vllm_server: str = _field("http://127.0.0.1:8000", "Address of that server")
     learning_rate: float = _field(3e-4, "Of the policy's adapter")
     value_learning_rate: float = _field(3e-4, "Of the value's adapter and head")
     kl_coef: float = _field(0.05, "Price of one nat of KL to the reference, a token")
@@ -95,6 +97,8 @@ class PPOConfig(_BaseConfig):
                 raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
         if self.temperature <= 0:
             raise ValueError(f"temperature is above 0, not {self.temperature}: PPO must sample")
+        if self.generation not in ("transformers", "vllm"):
+            raise ValueError(f"generation is transformers or vllm, not {self.generation!r}")
         if self.max_ratio is not None and self.max_ratio <= 1:
             raise ValueError(f"max_ratio is above 1, not {self.max_ratio}")
         for name in ("kl_target", "kl_budget", "max_approx_kl"):

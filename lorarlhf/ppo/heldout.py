@@ -12,7 +12,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.errors import UserError
 from lorarlhf.ppo import processes
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.rollout import Rollout, collect
+from lorarlhf.ppo.rollout import Rollout, Sampling, collect, sample
 from lorarlhf.ppo.scores import Rewards, call_function, unique_names
 from lorarlhf.rewards.functions import RewardFunction
 
@@ -24,6 +24,7 @@ def measure(
     rewards: Rewards,
     judges: Sequence[RewardFunction],
     state: Any,
+    sampling: Sampling = sample,
 ) -> dict[str, float]:
     """Answer every held-out prompt once, always with the same seeds, and score the answers.
 
@@ -31,6 +32,7 @@ def measure(
 
     Args:
         rows: a list or data set of rows with a `prompt`.
+        sampling: who answers.
 
     Returns:
         `eval_score` (raw, as the training's `score`), `eval_kl` (nats an answer), `eval_length`
@@ -46,7 +48,7 @@ def measure(
     size = args.rollout_batch_size
     for start in range(0, len(rows), size):
         chunk = [rows[i] for i in range(start, min(start + size, len(rows)))]
-        rollout = collect(backbone, chunk, args, args.seed + start)
+        rollout = collect(backbone, chunk, args, args.seed + start, sampling)
         own = processes.own_share(len(chunk))
         for name, values in _figures(rollout, rewards, own, state).items():
             figures.setdefault(name, []).extend(values)

@@ -19,6 +19,11 @@ def count() -> int:
     return distributed.get_world_size() if _together() else 1
 
 
+def is_first() -> bool:
+    """Whether this process does what is done once for all."""
+    return not _together() or distributed.get_rank() == 0
+
+
 def own_share(rows: int) -> range:
     """Which of an update's `rows` sequences this process answers: neighbours, in order."""
     rank = distributed.get_rank() if _together() else 0

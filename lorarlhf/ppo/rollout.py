@@ -6,7 +6,7 @@ every forward of an epoch has the shapes of the forward that gave the old log-pr
 ratio is exactly 1 on the first pass. The size of a micro-batch changes no step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +107,14 @@ def sample(
     """Answer prompts (token ids) with the policy; each answer depends on its own seed."""
     if not encoded:
         return []
+    new = until_it_fits(args, lambda: _sampled(backbone, encoded, args, seeds))
+    give_back_memory()  # the holes that keys and values left as they grew
+    return [completion(backbone, ids) for ids in new]
+
+
+def _sampled(
+    backbone: Backbone, encoded: list[list[int]], args: PPOConfig, seeds: Sequence[int]
+) -> list[list[int]]:
     size = GENERATED_AT_ONCE * args.micro_batch_size
     new: list[list[int]] = []
     with backbone.role("policy"):
@@ -118,20 +126,29 @@ def sample(
                 temperature=args.temperature,
                 seeds=seeds[start : start + size],
             )
-    give_back_memory()  # the holes that keys and values left as they grew
-    return [completion(backbone, ids) for ids in new]
+    return new
 
 
-def collect(backbone: Backbone, rows: list[dict[str, Any]], args: PPOConfig, seed: int) -> Rollout:
+Sampling = Callable[[Backbone, list[list[int]], PPOConfig, Sequence[int]], list[Completion]]
+"""What `sample` does; `lorarlhf.ppo.vllm.VLLMSampler` does it on a server."""
+
+
+def collect(
+    backbone: Backbone,
+    rows: list[dict[str, Any]],
+    args: PPOConfig,
+    seed: int,
+    sampling: Sampling = sample,
+) -> Rollout:
     """Sample answers and everything about them that the epochs need, without gradients.
 
     Args:
         seed: of the sampling, and of dealing the sequences to `num_minibatches` minibatches.
+        sampling: who answers. The log-probabilities are computed here, whoever it is.
     """
     encoded = encode_prompts(backbone, [row["prompt"] for row in rows], args.max_prompt_tokens)
     own = processes.own_share(len(rows))
-    mine, seeds = [encoded[i] for i in own], row_seeds(seed, own)
-    answered = until_it_fits(args, lambda: sample(backbone, mine, args, seeds))
+    answered = sampling(backbone, [encoded[i] for i in own], args, row_seeds(seed, own))
     completions = processes.all_rows(answered)
     dealer = torch.Generator("cpu").manual_seed(seed)
     order = torch.randperm(len(rows), generator=dealer, device="cpu")
@@ -166,6 +183,26 @@ def _fill_tables(backbone: Backbone, rollout: Rollout, args: PPOConfig) -> None:
     with backbone.role("value"):
         for micro in micros:
             _put(rollout, rollout.values, micro, token_values(backbone, micro))
+
+
+def sampler_mismatch(rollout: Rollout) -> dict[str, float]:
+    """How far another program that sampled is from the policy that is trained, a token.
+
+    Returns:
+        nothing where this process sampled. Otherwise `vllm_kl`, the KL of its distribution to ours
+        in nats (k3 of John Schulman's "Approximating KL divergence"), and `vllm_gap`, the mean
+        absolute difference of the log-probabilities; both over the answers that came with them.
+    """
+    known = [(i, c.sampled_logprobs) for i, c in enumerate(rollout.completions)]
+    given = [(i, theirs) for i, theirs in known if theirs is not None]
+    if not given:
+        return {}
+    device = rollout.logprobs.device
+    theirs = torch.tensor([x for _, row in given for x in row], device=device)
+    rows = [i for i, _ in given]
+    log_ratio = rollout.logprobs[rows][rollout.mask[rows]] - theirs
+    kl = log_ratio.exp() - 1 - log_ratio
+    return {"vllm_kl": kl.mean().item(), "vllm_gap": log_ratio.abs().mean().item()}
 
 
 def _put(rollout: Rollout, table: torch.Tensor, micro: MicroBatch, flat: torch.Tensor) -> None:

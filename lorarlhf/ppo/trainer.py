@@ -24,7 +24,7 @@ from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.kl import KLBudget, KLControl
 from lorarlhf.ppo.learner import Learner
-from lorarlhf.ppo.rollout import Rollout, collect
+from lorarlhf.ppo.rollout import Rollout, Sampling, collect, sample, sampler_mismatch
 from lorarlhf.ppo.scores import ROLE, Rewards, ScoreScale
 
 RewardFunction = Callable[..., Any]
@@ -51,7 +51,8 @@ class PPOTrainer(_BaseTrainer):
     Raises:
         ValueError: neither a reward role nor reward functions, weights of another number, or a
             KL budget or judges without held-out prompts.
-        UserError: the base is of a family whose logits are not known.
+        UserError: the base is of a family whose logits are not known, or `generation` is `vllm` and
+            the server can't be used.
     """
 
     _tag_names = ["trl", "ppo", "lorarlhf"]
@@ -97,6 +98,7 @@ class PPOTrainer(_BaseTrainer):
         self.scale = ScoreScale.of(backbone, args, from_role=self.rewards.only_role)
         self._start_roles()
         self.learner = Learner(backbone, args)
+        self.sampling = _sampling(backbone, args)
         self._shuffle = torch.Generator("cpu").manual_seed(args.seed)
         self._queue: list[int] = []
 
@@ -155,7 +157,7 @@ class PPOTrainer(_BaseTrainer):
         """One update: roll out, score, shape rewards, advantages, epochs."""
         args, step, started = self.args, self.state.global_step, time.perf_counter()
         seed = hash((args.seed, step)) % 2**31  # of sampling, dealing and shuffling
-        rollout = collect(self.backbone, self._next_prompts(), args, seed)
+        rollout = collect(self.backbone, self._next_prompts(), args, seed, self.sampling)
         sampled = time.perf_counter()
         raw_scores, by_source = self._score(rollout)
         scores = self.scale.normalise(raw_scores, learn=step < self._warmup)
@@ -272,7 +274,7 @@ class PPOTrainer(_BaseTrainer):
             "explained_variance": objective.explained_variance(
                 rollout.values, rollout.returns, mask
             ),
-        }
+        } | sampler_mismatch(rollout)
 
     def _after_update(self, metrics: dict[str, float]) -> None:
         args, state = self.args, self.state
@@ -291,7 +293,13 @@ class PPOTrainer(_BaseTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """How the policy does on the held-out prompts (see `heldout.measure`)."""
         return heldout.measure(
-            self.backbone, self.eval_rows, self.args, self.rewards, self.judges, self.state
+            self.backbone,
+            self.eval_rows,
+            self.args,
+            self.rewards,
+            self.judges,
+            self.state,
+            self.sampling,
         )
 
     def _measure(self) -> None:
@@ -334,3 +342,12 @@ class PPOTrainer(_BaseTrainer):
         if self.is_world_process_zero():
             for role in ("policy", "value"):
                 self.backbone.save(role, folder / role)
+
+
+def _sampling(backbone: Backbone, args: PPOConfig) -> Sampling:
+    """Who answers the prompts."""
+    if args.generation == "transformers":
+        return sample
+    from lorarlhf.ppo.vllm import VLLMSampler  # needs TRL's client
+
+    return VLLMSampler(backbone, args)
