@@ -19,11 +19,11 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.lora_linear import dense_weight
 from lorarlhf.errors import UserError
 from lorarlhf.generation import Completion, completion
 from lorarlhf.ppo import processes
@@ -206,7 +206,7 @@ def merged_weights(backbone: Backbone, *, whole: bool) -> Iterator[tuple[str, to
     """
     adapter = roles.ADAPTERS["policy"]
     for name, owner, layer, weight in _parameters(backbone, whole):
-        plain = dequantize_module_weight(owner) if _is_quantised(weight) else weight
+        plain = _dequantised(owner) if _is_quantised(weight) else weight
         if layer is not None and adapter in layer.lora_A and weight.dim() == 2:
             plain = plain.float() + layer.get_delta_weight(adapter).float()
         yield name, plain.detach().to(backbone.compute_dtype).contiguous()
@@ -226,6 +226,16 @@ def _parameters(backbone: Backbone, whole: bool) -> Iterator[tuple[str, Any, Any
 
 def _is_quantised(weight: nn.Parameter) -> bool:
     return type(weight).__name__ in ("Params4bit", "Int8Params")
+
+
+def _dequantised(owner: Any) -> torch.Tensor:
+    if type(owner.weight).__name__ == "Params4bit":
+        return dense_weight(owner)
+    from bitsandbytes.functional import int8_vectorwise_dequant
+
+    # The first forward moves the scales; PEFT's own function takes them away on a CPU.
+    scales = owner.weight.SCB if owner.weight.SCB is not None else owner.state.SCB
+    return int8_vectorwise_dequant(owner.weight.data, scales)
 
 
 # ---- checks
