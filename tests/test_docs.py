@@ -5,6 +5,7 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import pytest
 
 from lorarlhf.cli import SUMMARIES, build_parser
 from lorarlhf.data import read_demonstrations, read_preferences, read_prompts
+from lorarlhf.memory import Plan, Shape, adapter_bytes, base_bytes, estimate
 from lorarlhf.rewards.raters import RATERS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md"),
     *("docs/ppo-details.md", "docs/data.md", "docs/health.md", "docs/pages.md"),
+    "docs/scaling.md",
 ]
 READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "demonstrations": read_demonstrations,
@@ -172,6 +175,46 @@ def test_the_reward_function_of_the_guide_works() -> None:
 def test_every_rater_is_described() -> None:
     named = re.findall(r"^\| `(\w+)` \| ", text_of("docs/data.md"), re.MULTILINE)
     assert named == list(RATERS)
+
+
+# ---- docs/scaling.md
+
+
+def test_the_figures_of_scaling_are_computed() -> None:
+    config = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+    config |= {"num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256}
+    config |= {"tie_word_embeddings": False}
+    shape, plan = Shape.of(config), Plan("ppo")
+    larger = {"hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64}
+    large = Shape.of(config | larger | {"intermediate_size": 28672})
+    one, checkpointed = {"micro_batch_size": 1}, {"gradient_checkpointing": True}
+    changes: list[dict[str, Any]] = [{}, one, one | checkpointed, one | {"adapter_layers": 8}]
+    changes.append(one | checkpointed | {"adapter_layers": 8})
+    peaks = [estimate(shape, replace(plan, **changed))["total"] for changed in changes]
+    peaks.append(base_bytes(shape, 4))
+    text = text_of("docs/scaling.md")
+    table = re.findall(r"^\|.*\| (\d+\.\d\d) \|$", text, re.MULTILINE)
+    assert table[:6] == [f"{peak / 1e9:.2f}" for peak in peaks]
+    adapter = adapter_bytes(shape, plan)
+    linear = sum(a * b for a, b in shape.matrices) * 2  # bytes of a layer in 16 bit
+    for said in (
+        f"{adapter / 1e6:.1f} MB above, float32",
+        f"2 x 4 x {adapter / 1e6:.1f} = {8 * adapter / 1e6:.0f} MB",
+        f"{base_bytes(shape, 16) / 1e9:.1f} GB above",
+        f"{16 * linear / 1e9:.2f} GB with the upper half; {16 * linear / 1e10:.1f} s at 10 GB/s",
+        f"takes {base_bytes(large, 4) / 1e9:.1f} GB in 4 bit",
+        f"{estimate(large, replace(plan, **one, **checkpointed))['total'] / 1e9:.1f} GB. Splitting",
+    ):
+        assert said in text, said
+
+
+def test_the_speed_ups_of_scaling_are_amdahls() -> None:
+    rows = re.findall(r"^\| (0\.\d) \| (.*) \|$", text_of("docs/scaling.md"), re.MULTILINE)
+    assert len(rows) == 3
+    for share, cells in rows:
+        s = float(share)
+        wanted = [1 / (1 - s + s / f) for f in (3, 10, float("inf"))]
+        assert cells.split(" | ") == [f"{x:.2f}" for x in wanted]
 
 
 # ---- README.md

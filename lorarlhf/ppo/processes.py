@@ -19,7 +19,7 @@ def count() -> int:
     return distributed.get_world_size() if _together() else 1
 
 
-def is_first() -> bool:
+def first() -> bool:
     """Whether this process does what is done once for all."""
     return not _together() or distributed.get_rank() == 0
 

@@ -99,7 +99,7 @@ class VLLMSampler:
             )
         self.client = reach(self.address, backbone.base_path)
         self._sent: bytes | None = None  # digest of the adapter that the server has
-        if not processes.is_first():
+        if not processes.first():
             return
         if host in LOOPBACK:  # or vLLM would open the way for the weights on the network
             os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
@@ -119,7 +119,7 @@ class VLLMSampler:
         Raises:
             UserError: the server is gone, or refuses a request.
         """
-        if processes.is_first():
+        if processes.first():
             self._keep_in_step(backbone)
         processes.wait()
         if not encoded:
@@ -253,6 +253,12 @@ def _check_mergeable(backbone: Backbone) -> None:
 def _check_server(info: dict[str, Any], backbone: Backbone, args: PPOConfig) -> None:
     """See that the server's base has our sizes, as far as it says; its weights become ours."""
     model = info.get("model_config") or {}
+    if model.get("quantization"):  # weights as plain matrices would not fit its packed ones
+        raise UserError(
+            f"The vLLM server at {args.vllm_server} holds a quantised base "
+            f"({model['quantization']}). Start it with the 16-bit original: it gets the weights "
+            "that are trained anyway."
+        )
     told = str(model.get("hf_text_config") or model.get("hf_config"))
     ours = backbone.causal.config.get_text_config()
     for name in SIZES:

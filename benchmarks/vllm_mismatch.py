@@ -1,0 +1,60 @@
+"""How far a server's own 16-bit base is from the 4-bit base that is trained, in nats a token.
+
+    .venv/bin/python benchmarks/vllm_mismatch.py
+
+The 16-bit small base answers, as a server without our weights would; then the same with the weights
+that `generation: vllm` sends. The adapters are fresh and change nothing. Both bases are in memory.
+"""
+
+import json
+
+import torch
+
+from lorarlhf import Backbone
+from lorarlhf.data import as_conversation, bundled, read_prompts
+from lorarlhf.generation import Completion, generate
+from lorarlhf.ppo.vllm import merged_weights
+
+PROMPTS, TOKENS = 16, 32
+
+
+def main() -> None:
+    """Print both KLs (k3, over the server's own answers) as JSON."""
+    ours, server = Backbone.load(bits=4), Backbone.load(bits=16)
+    rows = [row["prompt"] for row in read_prompts(bundled("prompts.jsonl"))]
+    prompts = [as_conversation(prompt) for prompt in rows[:PROMPTS]]
+    found = {"its_own_weights": kl(server, ours, prompts)}
+    theirs = dict(server.causal.named_parameters())
+    for name, weight in merged_weights(ours, whole=True):
+        adapted = name.replace(".weight", ".base_layer.weight")
+        theirs[name if name in theirs else adapted].data.copy_(weight)
+    found["our_weights"] = kl(server, ours, prompts)
+    print(json.dumps(found))
+
+
+def kl(server: Backbone, ours: Backbone, prompts: list) -> float:
+    """KL of the server's base to our policy on the server's answers: mean k3 a token."""
+    answers = generate(server, prompts, role="base", max_new_tokens=TOKENS)
+    encoded = [ours.encode(prompt) for prompt in prompts]
+    theirs = logprobs(server, "base", encoded, answers)
+    log_ratio = logprobs(ours, "policy", encoded, answers) - theirs
+    return (log_ratio.exp() - 1 - log_ratio).mean().item()
+
+
+@torch.no_grad()
+def logprobs(
+    backbone: Backbone, role: str, encoded: list[list[int]], answers: list[Completion]
+) -> torch.Tensor:
+    """Of all answer tokens: (n,)."""
+    found = []
+    with backbone.role(role):
+        for prompt, answer in zip(encoded, answers, strict=True):
+            ids = torch.tensor([prompt + answer.ids], device=backbone.device)
+            logits = backbone.causal(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+            chosen = ids[0, len(prompt) :, None]
+            found.append(logits.log_softmax(dim=-1).gather(1, chosen).squeeze(1).cpu())
+    return torch.cat(found)
+
+
+if __name__ == "__main__":
+    main()
