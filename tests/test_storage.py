@@ -123,8 +123,12 @@ def test_the_fingerprint_is_the_same_in_every_precision(
     own = fingerprint(tiny)
     assert fingerprint(fresh(tiny_base, bits=4, compute_dtype="bfloat16")) == own
     assert fingerprint(fresh(tiny_base, bits=16, compute_dtype="bfloat16")) == own
+    assert fingerprint(fresh(tiny_base, bits=16, compute_dtype="float16")) == own
     assert fingerprint(fresh(tiny_base, adapter_layers="all", lora_rank=2)) == own
     assert fingerprint(fresh(make_base(seed=1))) != own
+    with torch.no_grad():  # a tuned copy of it: some weights that were small have turned round
+        tiny.causal.get_input_embeddings().weight.add_(1e-4)
+    assert fingerprint(tiny) != own
 
 
 @pytest.mark.parametrize("changes", [{"lora_rank": 2}, {"adapter_layers": 3}])
