@@ -22,11 +22,16 @@ UPDATES = 40
 LOST = UPDATES // 4
 
 
-def toy(base: Path, folder: Path, seed: int, updates: int, callback: Any = None) -> PPOTrainer:
+def toy(
+    base: Path,
+    folder: Path,
+    seed: int,
+    updates: int,
+    callback: Any = None,
+    dtype: str = "float32",
+) -> PPOTrainer:
     """A trainer whose reward is the share of one token that a twentieth of the answers' are."""
-    backbone = Backbone.load(
-        str(base), bits=16, compute_dtype="float32", adapter_layers=2, lora_rank=4
-    )
+    backbone = Backbone.load(str(base), bits=16, compute_dtype=dtype, adapter_layers=2, lora_rank=4)
     before = generate(backbone, PROMPTS * 10, role="base", max_new_tokens=8, temperature=0.4)
     ((wanted, count),) = Counter(i for answer in before for i in answer.ids).most_common(1)
     assert count / sum(len(answer.ids) for answer in before) < 0.1
@@ -76,6 +81,16 @@ def test_it_learns_to_write_a_token(tiny_base: Path, tmp_path: Path, seed: int) 
     trainer = toy(tiny_base, tmp_path, seed, UPDATES)
     trainer.train()
     has_learned(trainer)
+
+
+def test_it_learns_in_float16(tiny_base: Path, tmp_path: Path) -> None:
+    """As on a card without bfloat16; the steps lost to the search for a scale are few."""
+    trainer = toy(tiny_base, tmp_path, 0, UPDATES, dtype="float16")
+    trainer.train()
+    has_learned(trainer)
+    rows = trainer.state.log_history
+    assert sum(row["skipped_steps"] for row in rows) == 0
+    assert sum(row["policy_steps"] for row in rows) > 0.95 * 8 * UPDATES
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -101,7 +101,9 @@ def rows_of(trainer: PPOTrainer) -> list[dict[str, Any]]:
 # ---- what a step is
 
 
-@pytest.mark.parametrize(("bits", "dtype"), [(16, "float32"), (16, "bfloat16"), (4, "bfloat16")])
+@pytest.mark.parametrize(
+    ("bits", "dtype"), [(16, "float32"), (16, "bfloat16"), (4, "bfloat16"), (4, "float16")]
+)
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
 def test_at_step_zero_the_ratio_is_1_and_the_kl_is_0(
     tiny_base: Path,

@@ -24,7 +24,8 @@ def best_device(bits: int) -> torch.device:
 def compute_dtype_for(device: torch.device, wanted: str | None = None) -> torch.dtype:
     """The compute dtype: what is wanted, else bfloat16 where it is fast, else what is safe.
 
-    A CUDA card without bfloat16 gets float16; a CPU without bfloat16 instructions gets float32.
+    A CUDA card without bfloat16 gets float16, in which the stages scale their losses; a CPU without
+    bfloat16 instructions gets float32.
 
     Raises:
         ValueError: an unknown name.

@@ -1,5 +1,5 @@
-"""Checkpoints of PPO: adapters, heads, optimizers, score scale, price of KL, random states, place
-in the prompts.
+"""Checkpoints of PPO: adapters, heads, optimizers, loss scales, score scale, price of KL, random
+states, place in the prompts.
 
 Written to a folder of another name, flushed to the disk with a list of its files and their hashes,
 and renamed when whole. So a checkpoint is complete or absent after a kill, and one that a power cut
@@ -160,6 +160,8 @@ def _load(trainer: "PPOTrainer", folder: Path) -> None:
     trainer.learner.start_anew()
     for role, optimizer in trainer.learner.optimizers.items():
         _fill_optimizer(role, optimizer, tensors)
+        if scale := state.get("loss_scale", {}).get(role):  # of a run in float16
+            trainer.learner.scalers[role].load_state_dict(scale)
     trainer.state.global_step = state["step"]
     trainer.state.log_history = state["log_history"]
     trainer._queue = state["queue"]
@@ -188,6 +190,7 @@ def _state(trainer: "PPOTrainer") -> dict[str, Any]:
         "step": trainer.state.global_step,
         "queue": trainer._queue,
         "scale": trainer.scale.state(),
+        "loss_scale": {role: s.state_dict() for role, s in trainer.learner.scalers.items()},
         "value_adapter": trainer.args.value_adapter,
         "kl_coef": trainer.kl.coef,
         "budget": asdict(trainer.budget) if trainer.budget else None,

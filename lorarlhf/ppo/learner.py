@@ -22,21 +22,25 @@ class Learner:
 
     Attributes:
         optimizers: by role.
+        scalers: of the losses, by role; in float16 only, elsewhere they let everything pass as it
+            is. Each role has its own, as its gradients have sizes of their own.
     """
 
     def __init__(self, backbone: Backbone, args: PPOConfig) -> None:
         self.backbone, self.args = backbone, args
         self.optimizers: dict[str, torch.optim.Adam] = {}
+        self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.start_anew()
 
     def start_anew(self) -> None:
-        """Optimizers without memory, over the roles' weights as they are now."""
+        """Optimizers and loss scales without memory, over the roles' weights as they are now."""
         for role in LEARNED:
             self.optimizers[role] = torch.optim.Adam(
                 self.backbone.parameters_of(role),
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
             )
+            self.scalers[role] = _scaler(self.backbone)
 
     def rehearse(self, prompts: list[list[int]], answer_tokens: int) -> None:
         """Gradients of both roles on made-up answers of full length; no step is taken.
@@ -72,7 +76,9 @@ class Learner:
 
         Returns:
             means over the steps; `policy_steps`, how many the policy took; and `skipped_steps`,
-            how many it did not because its ratio or its gradient had run wild.
+            how many it did not because its ratio or its gradient had run wild. In float16 also
+            `loss_scale_*` of each role, after the update, and `overflows_*`, the steps left out to
+            halve it: part of finding a scale, and no sign of anything wild.
         """
         for role, rate in self.learning_rates(step).items():
             for group in self.optimizers[role].param_groups:
@@ -85,12 +91,11 @@ class Learner:
             taken.append(stats)
             if self._moved_enough(stats):
                 break
-        policy = [stats for stats in taken if "approx_kl" in stats]
-        counts = {name: sum(stats.pop(name) for stats in policy) for name in COUNTS}
         names = {name: None for stats in taken for name in stats}
         lists = {name: [stats[name] for stats in taken if name in stats] for name in names}
-        means = {name: sum(values) / len(values) for name, values in lists.items()}
-        return means | (counts if policy else {})
+        means = {n: sum(x) if n in COUNTS else sum(x) / len(x) for n, x in lists.items()}
+        scaled = {role: scaler for role, scaler in self.scalers.items() if scaler.is_enabled()}
+        return means | {f"loss_scale_{role}": s.get_scale() for role, s in scaled.items()}
 
     def _order(self, minibatches: int, seed: int) -> list[int]:
         """The minibatches of all epochs, shuffled anew in each."""
@@ -105,16 +110,15 @@ class Learner:
 
     def _step_policy(self, rollout: Rollout, place: int) -> Stats:
         """One step of the policy, left out where its ratio or its KL says that it went too far."""
-        tokens = rollout.tokens[place]
         totals = until_it_fits(self.args, lambda: self._policy_gradients(rollout, place))
-        means = _means(totals, POLICY_STATS, tokens, self.backbone.device)
+        means = _means(totals, POLICY_STATS, rollout.tokens[place], self.backbone.device)
         limit = self.args.max_ratio
         wild = not math.isfinite(means["ratio"]) or (limit is not None and means["ratio"] > limit)
         enough = self._moved_enough(means)
-        norm = self._step("policy", unless=wild or enough)
-        wild = wild or not math.isfinite(norm)
-        counts = {"policy_steps": float(not wild and not enough), "skipped_steps": float(wild)}
-        return means | {"grad_norm_policy": norm} | counts
+        figures = self._step("policy", means["policy_loss"], unless=wild or enough)
+        wild = wild or not math.isfinite(figures.get("grad_norm_policy", 0.0))
+        taken = not wild and not enough and not figures.get("overflows_policy", 0.0)
+        return means | figures | {"policy_steps": float(taken), "skipped_steps": float(wild)}
 
     def _policy_gradients(self, rollout: Rollout, place: int) -> dict[str, torch.Tensor]:
         """Gradients of a minibatch, from nothing; sums of its statistics."""
@@ -129,18 +133,17 @@ class Learner:
                     rollout.of(micro, rollout.advantages),
                     self.args.clip_range,
                 )
-                (loss / rollout.tokens[place]).backward()
+                self.scalers["policy"].scale(loss / rollout.tokens[place]).backward()
                 _add(totals, stats | {"policy_loss": loss.detach()})
         return totals
 
     def _step_value(self, rollout: Rollout, place: int) -> Stats:
         totals = until_it_fits(self.args, lambda: self._value_gradients(rollout, place))
-        norm = self._step("value")
         means = _means(totals, VALUE_STATS, rollout.tokens[place], self.backbone.device)
-        return means | {"grad_norm_value": norm}
+        return means | self._step("value", means["value_loss"])
 
     def _value_gradients(self, rollout: Rollout, place: int) -> dict[str, torch.Tensor]:
-        backbone = self.backbone
+        backbone, tokens = self.backbone, rollout.tokens[place]
         totals: dict[str, torch.Tensor] = {}
         self._begin("value", rollout)
         # Without an adapter of its own the value is a head on the policy, which it does not move.
@@ -152,7 +155,7 @@ class Learner:
                     rollout.of(micro, rollout.returns),
                     self.args.value_clip_range,
                 )
-                (self.args.vf_coef * loss / rollout.tokens[place]).backward()
+                self.scalers["value"].scale(self.args.vf_coef * loss / tokens).backward()
                 _add(totals, {"value_loss": loss.detach(), "value_clip_fraction": clipped})
         return totals
 
@@ -161,23 +164,44 @@ class Learner:
         self.optimizers[role].zero_grad(set_to_none=True)
         rollout.cut_to(self.backbone, self.args.micro_batch_size)
 
-    def _step(self, role: str, unless: bool = False) -> float:
+    def _step(self, role: str, loss: float, unless: bool = False) -> Stats:
         """Clip the role's own gradients and step its own optimizer; returns their norm.
 
-        A gradient that is not finite would stay in Adam's memory for ever: no step is taken.
+        A gradient that is not finite would stay in Adam's memory for ever: no step is taken. In
+        float16 the gradient of a finite loss is so where the scale is too large, which then falls.
+        That is counted instead of a norm, until there is no scale left to blame.
         """
-        optimizer = self.optimizers[role]
+        optimizer, scaler = self.optimizers[role], self.scalers[role]
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        processes.add_gradients(weights)
+        processes.add_gradients(weights)  # before the check: all processes see an overflow in one
+        scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(weights, self.args.max_grad_norm).item()
         if math.isfinite(norm) and not unless:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return norm
+        if not scaler.is_enabled():
+            return {f"grad_norm_{role}": norm}
+        # A loss that is no number says nothing of the scale, which would fall to nothing.
+        scaler.update(None if math.isfinite(loss) else scaler.get_scale())
+        if math.isfinite(loss) and not math.isfinite(norm) and scaler.get_scale() >= 1:
+            return {f"overflows_{role}": 1.0}
+        return {f"overflows_{role}": 0.0, f"grad_norm_{role}": norm}
+
+
+def _scaler(backbone: Backbone) -> torch.amp.GradScaler:
+    """Loss scaling in float16, whose gradients would else fall under its smallest number.
+
+    torch's own settings (arXiv 1710.03740, section 3.2): from 65,536 on, half as much after a
+    gradient that is no number, twice as much after 2000 steps without one.
+    """
+    device = backbone.device
+    scaler = torch.amp.GradScaler(device.type, enabled=backbone.compute_dtype == torch.float16)
+    scaler.scale(torch.zeros((), device=device))  # or one without a share of the rows has no scale
+    return scaler
 
 
 POLICY_STATS = ("clip_fraction", "approx_kl", "ratio", "policy_loss")
-COUNTS = ("policy_steps", "skipped_steps")
+COUNTS = ("policy_steps", "skipped_steps", "overflows_policy", "overflows_value")
 VALUE_STATS = ("value_loss", "value_clip_fraction")
 
 

@@ -1,5 +1,6 @@
 """Tuning against rewards without a critic: RLOO by TRL's trainer, on the shared backbone."""
 
+import math
 from collections.abc import Sequence
 from statistics import median
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from lorarlhf.stages.common import (
     RunCallback,
     only_ours,
     say_beside_bars,
+    scale_losses,
     trl_arguments,
 )
 
@@ -93,6 +95,7 @@ def train_rloo(
             callbacks=[log],
         )
         only_ours(trainer)
+        scale_losses(trainer)
         backbone.float32_adapters()
         trainer.train()
     backbone.save("policy", run.folder / "adapters" / "policy")
@@ -156,7 +159,9 @@ class _Log(RunCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any
     ) -> None:
-        logs = logs or {}
+        logs = dict(logs or {})
+        if args.fp16 and not math.isfinite(logs.get("grad_norm", 0.0)):
+            del logs["grad_norm"]  # the scale of the loss is being found: no alarm
         if "reward" in logs:  # the first step on new answers
             self.rows.append(self._row(logs))
         elif "step_time" in logs:

@@ -145,6 +145,18 @@ def only_ours(trainer: Any) -> None:
     trainer.remove_callback(ProgressCallback)
 
 
+def scale_losses(trainer: Any) -> None:
+    """Loss scaling and autocast for float16 on the CPU as well; call it before the training.
+
+    accelerate makes both for cards. On the CPU it takes `fp16` for full precision without a word,
+    and the smaller gradients would come out as 0.
+    """
+    accelerator = trainer.accelerator
+    if trainer.args.fp16 and accelerator.scaler is None:
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+
+
 def last_losses(trainer: Any) -> dict[str, float]:
     """The first and the last training loss of a finished trainer."""
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]

@@ -15,6 +15,7 @@ from lorarlhf.stages.common import (
     conversational,
     last_losses,
     only_ours,
+    scale_losses,
     trl_arguments,
 )
 
@@ -79,6 +80,7 @@ def train_direct(
             callbacks=[RunCallback(run, method.upper(), ("loss", "rewards/accuracies"))],
         )
         only_ours(trainer)
+        scale_losses(trainer)
         backbone.float32_adapters()
         trainer.train()
     backbone.save("policy", run.folder / "adapters" / "policy")

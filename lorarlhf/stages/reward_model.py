@@ -30,6 +30,7 @@ from lorarlhf.stages.common import (
     batch_arguments,
     conversational,
     only_ours,
+    scale_losses,
     trl_arguments,
 )
 
@@ -270,6 +271,7 @@ def _train_on_top(
             callbacks=[RunCallback(run, "reward model", ("loss", "eval_loss"), "reward"), keeper],
         )
         only_ours(trainer)
+        scale_losses(trainer)
         backbone.float32_adapters()
         head.float()
         trainer.train()

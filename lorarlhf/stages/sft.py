@@ -14,6 +14,7 @@ from lorarlhf.stages.common import (
     conversational,
     last_losses,
     only_ours,
+    scale_losses,
     trl_arguments,
 )
 
@@ -69,6 +70,7 @@ def train_sft(
             callbacks=[RunCallback(run, "supervised tuning", ("loss", "mean_token_accuracy"))],
         )
         only_ours(trainer)
+        scale_losses(trainer)
         backbone.float32_adapters()  # TRL made them bfloat16; small steps would be lost
         trainer.train()
     backbone.freeze_reference()

@@ -232,7 +232,7 @@ def test_no_adapter_is_in_the_trunk(
 # ---- every precision, dropout, checkpointing
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_every_precision_starts_at_ratio_1(
     tiny_base: Path, ready: Ready, ppo: PPO, bits: int, dtype: str
