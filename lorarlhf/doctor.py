@@ -151,12 +151,16 @@ def _nvidia_card() -> str:
 
 
 def compute_dtype() -> Check:
-    """bfloat16 where the device has it; whatever else will be used is fine, only slower."""
+    """bfloat16 where the device has it; whatever else will be used is fine, too."""
     from lorarlhf.backbone.devices import best_device, compute_dtype_for
 
     best = best_device(4)
     used = str(compute_dtype_for(best)).removeprefix("torch.")
-    found = "bfloat16" if used == "bfloat16" else f"{used}; {best.type} has no fast bfloat16"
+    ways = {
+        "bfloat16": "",
+        "float16": " with loss scaling, adapters in float32; this card has no bfloat16",
+    }
+    found = used + ways.get(used, f"; {best.type} has no fast bfloat16")
     return Check("compute dtype", True, found)
 
 

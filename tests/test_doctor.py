@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lorarlhf import doctor, room
+from lorarlhf.backbone.devices import compute_dtype_for
 from lorarlhf.cli import main
 
 
@@ -142,6 +143,24 @@ def test_a_full_card_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (500_000_000, 8_000_000_000))
     check = doctor.card_memory()
     assert not check.ok and check.found == "0.5 GB free of 8.0 GB"
+
+
+@pytest.mark.parametrize(
+    ("has_it", "found"),
+    [
+        (True, "bfloat16"),
+        (False, "float16 with loss scaling, adapters in float32; this card has no bfloat16"),
+    ],
+)
+def test_a_card_without_bfloat16_gets_float16_with_loss_scaling(
+    monkeypatch: pytest.MonkeyPatch, has_it: bool, found: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # Of emulated bfloat16, which is slow, torch says yes where it is not told to leave it out.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated=True: has_it or emulated)
+    check = doctor.compute_dtype()
+    assert check.ok and check.found == found
+    assert str(compute_dtype_for(torch.device("cuda", 0))) == f"torch.{found.split()[0]}"
 
 
 # ---- room
