@@ -3,6 +3,8 @@
     .venv/bin/python benchmarks/ppo_vs_trl.py                     # speed and memory, about 30 min
     .venv/bin/python benchmarks/ppo_vs_trl.py --updates 20 --seeds 5   # and the score gained: hours
     .venv/bin/python benchmarks/ppo_vs_trl.py --adapter-layers all
+    .venv/bin/python benchmarks/ppo_vs_trl.py --stages     # ours alone: stage_memory.py
+    .venv/bin/python benchmarks/ppo_vs_trl.py --growth --ceiling     # ours alone: ppo_limits.py
 
 Both sides tune the small base in NF4 with LoRA of rank 16 against the same reward adapter (`last`
 pooling, which plain PEFT opens), on the same prompts, 16 an update, with the same number of
@@ -25,6 +27,14 @@ from _memory import environment
 FRIENDLY = ("cheerful / gloomy", "warm / cold", "encouraging / critical", "enthusiastic / neutral")
 SIDES = ("ours", "trl")
 WORTH_JUDGING = 10  # updates
+HERE = Path(__file__).parent
+# What is measured of ours alone, by scripts of their own.
+ALONE = {
+    "stages": ([str(HERE / "stage_memory.py")], "peak of SFT, reward, DPO, ORPO, PPO instead"),
+    "growth": ([str(HERE / "ppo_limits.py"), "--growth"], "time and memory by size instead"),
+    "ceiling": ([str(HERE / "ppo_limits.py"), "--ceiling"], "share of the matrix limit instead"),
+    "adapter": ([str(HERE / "ppo_limits.py"), "--adapter"], "what an adapter costs instead"),
+}
 PHASES = ("seconds", "generate", "score", "update")
 
 
@@ -40,7 +50,14 @@ def main() -> None:
     parser.add_argument("--micro", type=int, nargs="*", default=[4, 8, 16], help="to choose from")
     parser.add_argument("--out", type=Path, help="where the JSON is written, too")
     parser.add_argument("--trl", type=Path, help="a folder with TRL 1.12.0; installed otherwise")
+    for name, (_, text) in ALONE.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     args = parser.parse_args()
+    if alone := [name for name in ALONE if getattr(args, name)]:
+        for name in alone:
+            command = [sys.executable, *ALONE[name][0]]
+            subprocess.run(command, check=True, env=environment(args.device))
+        return
     with TemporaryDirectory() as folder:
         work = Path(folder)
         for layers in {args.adapter_layers, "all"}:
@@ -112,7 +129,7 @@ def run(
     """One side in a process of its own."""
     ask = settings_of(args) | {"micro": micro, "seed": seed, "updates": updates, "work": str(work)}
     ask |= {"trl": str(trl)}
-    program = Path(__file__).with_name(f"_ppo_{side}.py")
+    program = HERE / f"_ppo_{side}.py"
     done = subprocess.run(
         [sys.executable, str(program), json.dumps(ask)],
         stdout=subprocess.PIPE,
