@@ -4,10 +4,12 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import sys
+import time
 from typing import Any, NoReturn
 
-from lorarlhf import __version__
+from lorarlhf import __version__, processes
 from lorarlhf.errors import UserError
 from lorarlhf.memory import STAGES
 from lorarlhf.runs import finite
@@ -18,11 +20,13 @@ BACKBONE_KEYS = (
 )
 # What --help says; a test compares it with what settings.py takes.
 STAGE_KEYS = {
-    "sft": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, plain",
+    "sft": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, save_steps, plain",
     "reward": "pooling, epochs, learning_rate, batch_size, micro_batch_size, holdout, evaluations, "
-    "center_rewards_coefficient, plain",
-    "dpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, plain",
-    "orpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, plain",
+    "center_rewards_coefficient, save_steps, plain",
+    "dpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, save_steps, "
+    "plain",
+    "orpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, save_steps, "
+    "plain",
     "ppo": "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
     "max_prompt_tokens, max_new_tokens, temperature, generation, vllm_server, learning_rate, "
     "value_learning_rate, "
@@ -35,6 +39,9 @@ STAGE_KEYS = {
     "chat": "max_prompt_tokens, plain",
     "ui": "max_prompt_tokens, plain",
 }
+TOGETHER = ("sft", "reward", "ppo", "dpo", "orpo")
+"""The commands that several processes run together."""
+CONNECTION = re.compile("gloo|NCCL|connection", re.IGNORECASE)
 # What preferences/exports.py writes; a test compares it.
 EXPORT_FORMS = (
     *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
@@ -77,7 +84,7 @@ def build_parser() -> Parser:
     made = {name: _command(commands, name) for name in SUMMARIES}
     _demo(made["demo"])
     _new(made["new"])
-    for stage in ("sft", "reward", "ppo", "dpo", "orpo"):
+    for stage in TOGETHER:
         _training(stage, made[stage])
     _score(made["score"])
     _chat(made["chat"])
@@ -157,7 +164,6 @@ def _training(stage: str, sub: Parser) -> None:
             default=[],
             help="judges the held-out answers and rewards nothing; may be given again",
         )
-        sub.add_argument("--resume", action="store_true", help="go on at the last checkpoint")
     else:
         kind = "demonstrations" if stage == "sft" else "preference pairs"
         text = f"{kind}: .jsonl, .json, .csv or .parquet"
@@ -167,6 +173,7 @@ def _training(stage: str, sub: Parser) -> None:
     init = "base and adapter shape of that run" if stage == "reward" else "start from its policy"
     sub.add_argument("--init", metavar="RUN", help=f"an earlier run: {init}")
     sub.add_argument("--out", metavar="DIR", help=f"folder of the run (default: runs/{stage})")
+    sub.add_argument("--resume", action="store_true", help="go on at the last checkpoint")
     sub.add_argument("--base", help="smollm2-135m (the default), a folder or a Hugging Face id")
     sub.add_argument("--seed", type=int, help="of everything drawn at random (default: 0)")
     sub.add_argument("--config", metavar="FILE.yaml", help="settings, one `key: value` a line")
@@ -293,6 +300,7 @@ def _main(words: list[str]) -> int:
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
     except UserError as error:
+        _wait_for_the_first(error)
         print(error, file=sys.stderr)
         return 2
     if args.command is None:
@@ -312,6 +320,7 @@ def _main(words: list[str]) -> int:
 
             traceback.print_exc()
         status, text = explain(error, args.command, debug)
+        _wait_for_the_first(error)
         print(text, file=sys.stderr)
         return status
 
@@ -319,9 +328,14 @@ def _main(words: list[str]) -> int:
 def _run(args: argparse.Namespace) -> int:
     from lorarlhf.commands import COMMANDS
 
+    if processes.count() > 1 and args.command not in TOGETHER:
+        raise UserError(
+            f"{args.command} runs in one process: start it without accelerate launch or torchrun. "
+            f"Several processes run {', '.join(TOGETHER)}."
+        )
     if not args.json:
         result = COMMANDS[args.command](args)
-        if result.text:
+        if result.text and processes.first():
             print(result.text)
     else:
         import json
@@ -329,8 +343,21 @@ def _run(args: argparse.Namespace) -> int:
         # A library or a reward function that prints must not spoil the one object on stdout.
         with contextlib.redirect_stdout(sys.stderr):
             result = COMMANDS[args.command](args)
-        print(json.dumps(finite(result.data), default=str))
+        if processes.first():
+            print(json.dumps(finite(result.data), default=str))
     return result.status
+
+
+def _wait_for_the_first(error: BaseException) -> None:
+    """Let one process speak where several end of the same thing.
+
+    When a process ends, its launcher ends the others within a tenth of a second. So the first
+    speaks at once, and another only where the first does not end; and the first leaves it to that
+    other where all it knows is that a connection broke.
+    """
+    broken = isinstance(error, RuntimeError) and CONNECTION.search(str(error)) is not None
+    if processes.count() > 1 and (broken or not processes.first()):
+        time.sleep(5)
 
 
 def explain(error: BaseException, command: str, debug: bool = False) -> tuple[int, str]:
@@ -345,8 +372,8 @@ def explain(error: BaseException, command: str, debug: bool = False) -> tuple[in
         where = f" while writing {place}" if place else ""
         return 2, (
             f"The disk is full{where}. Free some space, or name a folder on another disk (--out "
-            "for the run, LORARLHF_CACHE for the base), then start again; ppo and demo go on with "
-            "--resume."
+            "for the run, LORARLHF_CACHE for the base), then start again; training and demo go on "
+            "with --resume."
         )
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return 1, (

@@ -22,9 +22,9 @@ from lorarlhf.demo_verdict import as_text, judge
 from lorarlhf.errors import UserError
 from lorarlhf.folders import keep_rows, rewind
 from lorarlhf.generation import generate
+from lorarlhf.interrupt import StopAfterUpdate
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.health import HealthWatch
-from lorarlhf.ppo.interrupt import StopAfterUpdate
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.report import write_report
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
@@ -269,7 +269,7 @@ class _Demo:
         )
         # A killed run may have left some.
         keep_rows(self.out / "metrics.jsonl", lambda row: row.get("stage") == "ppo")
-        settings = RewardSettings(epochs=0.0 if self.options.quick else 1.0)
+        settings = RewardSettings(epochs=0.0 if self.options.quick else 1.0, save_steps=0)
         heldout = self._pairs(self.heldout, self._heldout_base(), noise=False)
         summary = train_reward_model(self.backbone, votes, self.run, settings, eval_rows=heldout)
         write_json(self.out / "reward.json", summary)

@@ -64,19 +64,23 @@ def tell_changes(folder: Path, config: Row) -> None:
         say_to_stderr(f"Going on with other settings: {'; '.join(changed)}.")
 
 
-def rewind(folder: Path) -> None:
-    """Drop what an interrupted PPO logged after its last checkpoint: those updates run again."""
-    from lorarlhf.ppo.checkpoint import PREFIX, newest_whole
+def rewind(folder: Path, stage: str = "ppo") -> None:
+    """Drop what an interrupted run logged after its last checkpoint: those steps run again."""
+    from lorarlhf.checkpoints import newest_whole, number_of
 
     whole = newest_whole(folder / "checkpoints")
-    step = int(whole.name.removeprefix(PREFIX)) if whole else -1
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    step = number_of(whole) if whole else -1
+
+    def stays(row: Row) -> bool:
+        if stage == "reward" and "heldout_accuracy" in row:  # of the fit, which is made anew
+            return False
         # In the demo's folder other stages have logged, too.
-        keep_rows(
-            folder / name,
-            lambda row: row.get("stage", "ppo") != "ppo" or row.get("step", 0) <= step,
-        )
-    where = f"after update {step}" if whole else f"at the start: {folder} has no checkpoint yet"
+        return row.get("stage", stage) != stage or row.get("step", 0) <= step
+
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        keep_rows(folder / name, stays)
+    word = "update" if stage == "ppo" else "step"
+    where = f"after {word} {step}" if whole else f"at the start: {folder} has no checkpoint yet"
     say_to_stderr(f"Going on {where}.")
 
 

@@ -14,13 +14,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lorarlhf import processes
 from lorarlhf.errors import UserError
 
 LIBRARIES = ("lorarlhf", "torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
 class Run:
-    """The folder of one training run.
+    """The folder of one training run. Of several processes the first writes it.
 
     Args:
         folder: made where it does not exist.
@@ -65,6 +66,8 @@ class Run:
 
     def log(self, row: dict[str, Any], stage: str | None = None) -> None:
         """Append one object to `metrics.jsonl`."""
+        if not processes.first():
+            return
         line = json.dumps(finite({"stage": stage or self.stage, **row}), default=float)
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -82,7 +85,8 @@ class Run:
         return whole
 
     def _write(self) -> None:
-        write_json(self.folder / "run.json", self.about)
+        if processes.first():
+            write_json(self.folder / "run.json", self.about)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -169,9 +173,18 @@ def own_command() -> str:
     return str(program)
 
 
+def command_words() -> list[str]:
+    """The words that start this program as it was started: alone, or in several processes."""
+    if processes.count() == 1:
+        return [own_command()]
+    started = f"accelerate launch --multi_gpu --num_processes {processes.count()}"
+    return [*started.split(), "-m", "lorarlhf.cli"]
+
+
 Say = Callable[[str], None]
 
 
 def say_to_stderr(text: str) -> None:
     """One line for the person at the terminal; standard output stays free for results."""
-    print(text, file=sys.stderr, flush=True)
+    if processes.first():
+        print(text, file=sys.stderr, flush=True)

@@ -13,12 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from lorarlhf import processes
 from lorarlhf.data import read_demonstrations, read_preferences, read_prompts
 from lorarlhf.errors import UserError
 from lorarlhf.folders import check_writable, rewind, set_aside, tell_changes
 from lorarlhf.parents import Parent, check_same_base, device_of, load_backbone, read_parent
 from lorarlhf.report import write_report
-from lorarlhf.runs import Run, own_command, say_to_stderr, write_json
+from lorarlhf.runs import Run, command_words, say_to_stderr, write_json
 from lorarlhf.settings import OWN, TRL, Settings, load_class, resolve
 from lorarlhf.settings_sources import Given
 from lorarlhf.training_ppo import OWN_KEYS, Asked, check, load_models, read_asked, run_ppo
@@ -45,11 +46,16 @@ def train(args: Namespace) -> Row:
         UserError: whatever is wrong with files, settings or runs.
         KeyboardInterrupt: after noting in `run.json` that the run was stopped.
     """
-    project = fill_in(args)
+    processes.start()
+    project, filled_in = processes.from_first(lambda: (fill_in(args), vars(args)))
+    vars(args).update(filled_in)
     try:
-        return _train(args, project)
+        done = _train(args, project)
     finally:
-        clear_up(args)
+        if processes.first():
+            clear_up(args)
+    processes.end()
+    return done
 
 
 def _train(args: Namespace, project: list[Given]) -> Row:
@@ -90,7 +96,7 @@ def _train(args: Namespace, project: list[Given]) -> Row:
             whole_args = _arguments(stage, settings, run.folder, backbone)
             summary = run_ppo(backbone, rows, run, settings, asked, whole_args)
         else:
-            summary = _by_trl(stage, backbone, rows, run, settings, eval_rows)
+            summary = _by_trl(stage, backbone, rows, run, settings, eval_rows, args.resume)
     whole = run.finish("done", summary | {"out": str(run.folder)})
     _write_results(run, whole)
     return whole
@@ -151,11 +157,13 @@ def _open_run(folder: Path, args: Namespace, settings: Settings) -> Run:
     told = {name: getattr(args, name, None) for name in named}
     config = {name: value for name, value in told.items() if value} | settings.flat()
     try:
-        if getattr(args, "resume", False):
-            tell_changes(folder, config)
-            rewind(folder)
-        else:
-            set_aside(folder)
+        if processes.first():
+            if args.resume:
+                tell_changes(folder, config)
+                rewind(folder, args.command)
+            else:
+                set_aside(folder)
+        processes.wait()
     except OSError as error:
         raise UserError(
             f"The output folder {folder} can't be written ({error.strerror}). Name another one "
@@ -204,7 +212,7 @@ def _recorded(run: Run, args: Namespace) -> Iterator[None]:
     except KeyboardInterrupt:
         _end_bars()
         run.finish("stopped")
-        command = shlex.join([own_command(), *(a for a in args.argv if a != "--resume")])
+        command = shlex.join([*command_words(), *(a for a in args.argv if a != "--resume")])
         if any((run.folder / "checkpoints").glob("checkpoint-*")):
             say_to_stderr(f"Stopped. This goes on where it ended:\n  {command} --resume")
         else:
@@ -243,22 +251,25 @@ def _by_trl(
     run: Run,
     settings: Settings,
     eval_rows: list[Row] | None,
+    resume: bool,
 ) -> Row:
     own = load_class(OWN[stage])(**settings.own, trl=settings.trl)
     if stage == "reward":
         from lorarlhf.stages.reward_model import train_reward_model
 
-        return train_reward_model(backbone, rows, run, own, eval_rows)
+        return train_reward_model(backbone, rows, run, own, eval_rows, resume)
     if stage == "sft":
         from lorarlhf.stages.sft import train_sft
 
-        return train_sft(backbone, rows, run, own)
+        return train_sft(backbone, rows, run, own, resume)
     from lorarlhf.stages.direct import train_direct
 
-    return train_direct(backbone, rows, run, stage, own)
+    return train_direct(backbone, rows, run, stage, own, resume)
 
 
 def _write_results(run: Run, summary: Row) -> None:
+    if not processes.first():
+        return
     write_json(run.folder / "summary.json", summary)
     try:
         report = write_report(run.folder)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lorarlhf import processes
 from lorarlhf.data import as_conversation, read_prompts
 from lorarlhf.errors import UserError
 from lorarlhf.rewards.functions import load_function
@@ -93,6 +94,8 @@ def _check_rloo(settings: Settings, asked: Asked) -> None:
     unused = sorted(name for name in settings.said & settings.own.keys() if name not in USED)
     if unused:
         raise UserError(f"algorithm rloo has no critic and does not use {', '.join(unused)}.")
+    if processes.count() > 1:
+        raise UserError("algorithm rloo runs in one process; several share the work of PPO.")
     if asked.resume:
         raise UserError("algorithm rloo can't be resumed: TRL's checkpoints are pickles.")
     if asked.eval_rows is not None:
@@ -158,8 +161,8 @@ def _by_ppo(
     asked: Asked,
     args: Any,
 ) -> Row:
+    from lorarlhf.interrupt import StopAfterUpdate
     from lorarlhf.ppo.health import HealthWatch
-    from lorarlhf.ppo.interrupt import StopAfterUpdate
     from lorarlhf.ppo.samples import SampleCallback
     from lorarlhf.ppo.trainer import PPOTrainer
     from lorarlhf.stages.common import RunCallback, only_ours, say_beside_bars

@@ -14,7 +14,7 @@ import json, sys
 from pathlib import Path
 import torch
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.ppo import processes
+from lorarlhf import processes
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
 

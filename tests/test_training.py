@@ -277,7 +277,7 @@ def test_resume_without_a_checkpoint_says_so(work: Path, train: Train) -> None:
 
 
 def test_the_second_ctrl_c_stops_at_once() -> None:
-    from lorarlhf.ppo.interrupt import StopAfterUpdate
+    from lorarlhf.interrupt import StopAfterUpdate
 
     with StopAfterUpdate() as stopper:
         os.kill(os.getpid(), signal.SIGINT)
@@ -446,7 +446,7 @@ def test_a_report_that_fails_does_not_fail_the_run(
 def test_interrupts_outside_the_main_thread_are_left_alone() -> None:
     import threading
 
-    from lorarlhf.ppo.interrupt import StopAfterUpdate
+    from lorarlhf.interrupt import StopAfterUpdate
 
     handler = signal.getsignal(signal.SIGINT)
     seen: list[Any] = []

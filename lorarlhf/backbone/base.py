@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
+from lorarlhf import processes
 from lorarlhf.backbone import roles, storage, trunk
 from lorarlhf.backbone.anatomy import (
     contiguous,
@@ -113,7 +114,11 @@ class Backbone:
             UserError: no such base, not a causal language model, no network, no disk space.
         """
         hide_library_bars()
+        if not processes.first():  # fetched once
+            processes.wait()
         path = find_base(base, say)
+        if processes.first():
+            processes.wait()
         target = torch.device(device) if device else best_device(bits)
         dtype = compute_dtype_for(target, compute_dtype)
         model = load_model(path, bits, target, dtype)
@@ -395,8 +400,8 @@ class Backbone:
     # ---- storage and accounts
 
     def save(self, role: str, folder: str | Path) -> Path:
-        """Save a role as a plain PEFT folder (safetensors)."""
-        return storage.save_role(self, role, Path(folder))
+        """Save a role as a plain PEFT folder (safetensors); of several processes the first does."""
+        return storage.save_role(self, role, Path(folder)) if processes.first() else Path(folder)
 
     def load_role(self, role: str, folder: str | Path) -> None:
         """Load a role from a folder that `save` wrote, or a plain PEFT folder for the policy."""

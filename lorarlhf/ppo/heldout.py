@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.errors import UserError
-from lorarlhf.ppo import processes
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import Rollout, Sampling, collect, sample
 from lorarlhf.ppo.scores import Rewards, call_function, unique_names

@@ -5,10 +5,11 @@ import math
 import torch
 from torch import nn
 
+from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.generation import Completion
-from lorarlhf.ppo import objective, processes
+from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.rollout import Rollout, policy_logprobs, token_values

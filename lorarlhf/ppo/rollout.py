@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.packing import Pack
 from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
 from lorarlhf.memory import GENERATED_AT_ONCE
-from lorarlhf.ppo import objective, processes
+from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.rewards.role import EncodedAnswer, score_encoded

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.reading import Reader
 from lorarlhf.data import as_conversation
@@ -48,18 +49,31 @@ def trl_arguments(
         "gradient_checkpointing": backbone.device.type == "cuda",
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "seed": run.about["seed"],
+        # Of the weights that train each forward uses all, and no buffer ever changes.
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
     }
     return kind(**(defaults | own | extra))
 
 
 def batch_arguments(batch_size: int, micro_batch_size: int) -> dict[str, int]:
-    """TRL's words for `batch_size` rows a step, at most `micro_batch_size` of them in a forward."""
-    micro = min(micro_batch_size, batch_size)
-    while batch_size % micro:
+    """TRL's words for `batch_size` rows a step, at most `micro_batch_size` of them in a forward.
+
+    Raises:
+        UserError: the processes that train together can't share the rows of a step evenly.
+    """
+    share, left = divmod(batch_size, processes.count())
+    if left:
+        raise UserError(
+            f"batch_size is {batch_size}, and {processes.count()} processes share the rows of a "
+            f"step: make it a multiple of {processes.count()}, or start another number of them."
+        )
+    micro = min(micro_batch_size, share)
+    while share % micro:
         micro -= 1
     return {
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": batch_size // micro,
+        "gradient_accumulation_steps": share // micro,
     }
 
 
@@ -110,7 +124,8 @@ class RunCallback(TrainerCallback):
         say_beside_bars(f"The first step, at full length, took {taken / 1e3:.1f} GB {where}.")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title)
+        total, done, quiet = state.max_steps, state.global_step, not processes.first()
+        self.bar = tqdm(total=total, initial=done, desc=self.title, disable=quiet)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
@@ -136,7 +151,8 @@ class RunCallback(TrainerCallback):
 
 def say_beside_bars(text: str) -> None:
     """One line on standard error, above the progress bars that stand there."""
-    tqdm.write(text, file=sys.stderr)
+    if processes.first():
+        tqdm.write(text, file=sys.stderr)
 
 
 def only_ours(trainer: Any) -> None:

@@ -18,6 +18,8 @@ from lorarlhf.stages.common import (
     scale_losses,
     trl_arguments,
 )
+from lorarlhf.stages.resuming import resumable, saving
+from lorarlhf.stages.together import together
 
 METHODS = ("dpo", "orpo")
 
@@ -32,6 +34,7 @@ class DirectSettings:
     micro_batch_size: int = 4  # pairs in one forward; memory only
     max_tokens: int = 1024  # prompt and answer together
     beta: float = 0.1  # DPO: strength of the reference; ORPO: weight of the odds ratio
+    save_steps: int = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
 
@@ -42,6 +45,7 @@ def train_direct(
     run: Run,
     method: str = "dpo",
     settings: DirectSettings | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train the policy on preference pairs.
 
@@ -50,6 +54,7 @@ def train_direct(
         rows: `prompt`, `chosen`, `rejected`.
         run: where metrics go; the policy is saved under its adapters/.
         method: `dpo` (arXiv 2305.18290) or `orpo` (arXiv 2403.07691, needs no reference).
+        resume: go on at the run's newest checkpoint, where it has one.
 
     Returns:
         a summary: rows, steps, first and last loss, accuracy of the last log line.
@@ -69,10 +74,11 @@ def train_direct(
         **batch_arguments(settings.batch_size, settings.micro_batch_size),
         "max_length": settings.max_tokens,
         "beta": settings.beta,
+        **saving(settings.save_steps),
     }
     args = trl_arguments(config_class, backbone, run, own, settings.trl)
     with backbone.stage("policy") as model:
-        trainer = careful(trainer_class)(
+        trainer = together(resumable(careful(trainer_class)))(
             model=model,
             args=args,
             train_dataset=dataset,
@@ -82,7 +88,7 @@ def train_direct(
         only_ours(trainer)
         scale_losses(trainer)
         backbone.float32_adapters()
-        trainer.train()
+        trainer.train(resume)
     backbone.save("policy", run.folder / "adapters" / "policy")
     accuracies = [
         row["rewards/accuracies"]

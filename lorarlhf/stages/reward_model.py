@@ -15,6 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.data import split_by_prompt
 from lorarlhf.errors import UserError
@@ -33,6 +34,8 @@ from lorarlhf.stages.common import (
     scale_losses,
     trl_arguments,
 )
+from lorarlhf.stages.resuming import resumable, saving
+from lorarlhf.stages.together import together
 
 
 @dataclass
@@ -48,6 +51,7 @@ class RewardSettings:
     evaluations: int = 2  # of the held-out loss, spread over the training
     center_rewards_coefficient: float = 0.0  # pulls scores to 0 (arXiv 2312.09244); 0: off, and
     # the held-out loss is of preferences alone. PPO brings scores to a common scale by itself.
+    save_steps: int = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
 
@@ -107,6 +111,7 @@ def train_reward_model(
     run: Run,
     settings: RewardSettings | None = None,
     eval_rows: Sequence[Row] | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Learn the reward role from pairs.
 
@@ -117,6 +122,7 @@ def train_reward_model(
             the fit in votes.safetensors.
         eval_rows: pairs of other prompts to measure on; without them a share of the prompts is
             held out for that.
+        resume: go on at the run's newest checkpoint, where it has one. The fit is made anew.
 
     Returns:
         a summary: `heldout_accuracy` and `n`, pairs, the fit's cross-validated accuracy, how many
@@ -135,9 +141,12 @@ def train_reward_model(
     train = encode_pairs(backbone, rows, settings)
     test = encode_pairs(backbone, eval_rows, settings)
     fit, votes = start_from_fit(backbone, train, settings.pooling)
-    votes.save(run.folder / "votes.safetensors")
+    if processes.first():
+        votes.save(run.folder / "votes.safetensors")
     _log_learning_curve(backbone, votes, test, run, settings.pooling)
-    kept = _train_on_top(backbone, train, votes, run, settings) if settings.epochs > 0 else 0
+    kept = 0
+    if settings.epochs > 0:
+        kept = _train_on_top(backbone, train, votes, run, settings, resume)
     set_score_scale(backbone, [answer for pair in train for answer in (pair.chosen, pair.rejected)])
     backbone.save("reward", run.folder / "adapters" / "reward")
     accuracy = pair_accuracy(backbone, test)
@@ -223,6 +232,7 @@ def _train_on_top(
     votes: VoteFit,
     run: Run,
     settings: RewardSettings,
+    resume: bool,
 ) -> int:
     """Train adapter and head by TRL; returns the step whose weights were kept (0: the fit).
 
@@ -255,13 +265,14 @@ def _train_on_top(
         "eval_on_start": True,
         "remove_unused_columns": False,
         "max_length": None,
+        **saving(settings.save_steps),
     }
     args = trl_arguments(RewardConfig, backbone, run, own, settings.trl)
     keeper = _KeepBest(backbone)
     with backbone.stage("reward"):
         head.requires_grad_(True)
         head.bias.requires_grad_(head.pooling != "last")
-        trainer = careful(RewardTrainer)(
+        trainer = together(resumable(careful(RewardTrainer)))(
             model=cast(Any, RewardView(backbone)),
             args=args,
             data_collator=_Collator(backbone.pad_id),
@@ -274,7 +285,7 @@ def _train_on_top(
         scale_losses(trainer)
         backbone.float32_adapters()
         head.float()
-        trainer.train()
+        trainer.train(resume)
         head.requires_grad_(False)
     keeper.restore()
     if keeper.best_step == 0:
@@ -326,6 +337,17 @@ class _KeepBest(TrainerCallback):
         if loss < self.best_loss - (MIN_GAIN if self.weights else 0.0):
             self.best_loss, self.best_step = loss, state.global_step
             self.weights = [p.detach().clone() for p in self.backbone.parameters_of("reward")]
+
+    def kept(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """For the checkpoint: the best weights, and where they come from."""
+        numbers = {"best_loss": self.best_loss, "best_step": self.best_step}
+        return {str(n): weight for n, weight in enumerate(self.weights)}, numbers
+
+    def restore_kept(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
+        """Back from a checkpoint."""
+        own = self.backbone.parameters_of("reward")
+        self.weights = [tensors[str(n)].to(p.device) for n, p in enumerate(own)]
+        self.best_loss, self.best_step = numbers["best_loss"], numbers["best_step"]
 
     def restore(self) -> None:
         """Put the best weights back."""

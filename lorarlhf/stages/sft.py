@@ -17,6 +17,8 @@ from lorarlhf.stages.common import (
     scale_losses,
     trl_arguments,
 )
+from lorarlhf.stages.resuming import resumable, saving
+from lorarlhf.stages.together import together
 
 
 @dataclass
@@ -28,6 +30,7 @@ class SFTSettings:
     batch_size: int = 8  # demonstrations in one optimizer step
     micro_batch_size: int = 4  # demonstrations in one forward; memory only
     max_tokens: int = 1024  # longer demonstrations are cut by TRL
+    save_steps: int = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
 
@@ -37,6 +40,7 @@ def train_sft(
     rows: Sequence[Row],
     run: Run,
     settings: SFTSettings | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train the policy on demonstrations and make it the reference.
 
@@ -45,6 +49,7 @@ def train_sft(
         rows: `prompt` and `completion`, or `messages`, or `text`.
         run: where metrics go; the policy and the reference are saved under its adapters/.
         settings: by default those of `SFTSettings()`.
+        resume: go on at the run's newest checkpoint, where it has one.
 
     Returns:
         a summary: rows, steps, first and last loss.
@@ -59,10 +64,11 @@ def train_sft(
         "learning_rate": settings.learning_rate,
         **batch_arguments(settings.batch_size, settings.micro_batch_size),
         "max_length": settings.max_tokens,
+        **saving(settings.save_steps),
     }
     args = trl_arguments(SFTConfig, backbone, run, own, settings.trl)
     with backbone.stage("policy") as model:
-        trainer = careful(SFTTrainer)(
+        trainer = together(resumable(careful(SFTTrainer)))(
             model=model,
             args=args,
             train_dataset=dataset,
@@ -72,7 +78,7 @@ def train_sft(
         only_ours(trainer)
         scale_losses(trainer)
         backbone.float32_adapters()  # TRL made them bfloat16; small steps would be lost
-        trainer.train()
+        trainer.train(resume)
     backbone.freeze_reference()
     for role in ("policy", "reference"):
         backbone.save(role, run.folder / "adapters" / role)

@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the running update finish, so that nothing of it is lost."""
+"""Ctrl-C that lets the running step finish, so that nothing of it is lost."""
 
 import os
 import signal
@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from lorarlhf import processes
+
 NOTICE = b"\nStopping after this update; Ctrl-C again stops at once and loses it.\n"
 
 
@@ -15,7 +17,8 @@ class StopAfterUpdate(TrainerCallback):
     """A callback and context manager: the first Ctrl-C ends training after the update.
 
     The trainer then writes its checkpoint as after any last update. The second Ctrl-C raises
-    `KeyboardInterrupt` where it stands. Outside the main thread nothing is changed.
+    `KeyboardInterrupt` where it stands. Outside the main thread nothing is changed. Of several
+    processes all stop after the same update, whichever heard it first.
 
     Attributes:
         asked: whether somebody pressed Ctrl-C.
@@ -38,8 +41,10 @@ class StopAfterUpdate(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        # Not print(): the signal may have come in the middle of a write to the same stream.
-        os.write(2, NOTICE)
+        if processes.first():
+            # Not print(): the signal may have come in the middle of a write to the same stream.
+            os.write(2, NOTICE)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = control.should_training_stop or self.asked
+        if processes.any_of(self.asked):
+            self.asked = control.should_training_stop = control.should_save = True

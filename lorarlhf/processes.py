@@ -1,0 +1,123 @@
+"""Several processes as one (`accelerate launch`): who am I, sums over all, waiting for the others.
+
+In PPO each process answers its share of an update's prompts; all then hold the tables of the whole
+rollout and compute the same scores, advantages and metrics, and gradients are sums over the tokens
+of the whole minibatch. So any number of processes takes the same steps. Alone, every function here
+gives back what it was given. torch is imported only where there is something to do.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+T = TypeVar("T")
+
+
+def first() -> bool:
+    """Whether this is the process that writes files and speaks: the first, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def count() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start() -> None:
+    """Join the others, where a launcher has started several; accelerate finds it done."""
+    if count() == 1 or _together():
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl")  # either kind of tensor
+    else:
+        torch.distributed.init_process_group("gloo")
+
+
+def end() -> None:
+    """Leave the others, at the end of a run that went well."""
+    if _together():
+        import torch
+
+        torch.distributed.destroy_process_group()
+
+
+def own_share(rows: int) -> range:
+    """Which of `rows` rows are this process's: neighbours, in order, as many as the others'."""
+    place, all_of_us = (rank(), count()) if _together() else (0, 1)
+    return range(place * rows // all_of_us, (place + 1) * rows // all_of_us)
+
+
+def total(x: "torch.Tensor") -> "torch.Tensor":
+    """The sum of a tensor over all processes."""
+    if _together():
+        import torch
+
+        torch.distributed.all_reduce(x)
+    return x
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is so in any process: all get the same answer."""
+    return any(all_rows([flag]))
+
+
+def all_rows(rows: Sequence[T]) -> list[T]:
+    """The rows of all processes, in the order of `own_share`."""
+    if not _together():
+        return list(rows)
+    import torch
+
+    gathered: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(gathered, list(rows))
+    return [row for part in gathered for row in part]
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in all of them; the others wait for it."""
+    if not _together():
+        return make()
+    import torch
+
+    box: list[Any] = [make() if first() else None]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def add_gradients(weights: "Sequence[nn.Parameter]") -> None:
+    """Make each gradient the sum over all processes; a process without a sequence adds nothing."""
+    if not _together():
+        return
+    import torch
+
+    for weight in weights:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        torch.distributed.all_reduce(weight.grad)
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if _together():
+        import torch
+
+        torch.distributed.barrier()
+
+
+def _together() -> bool:
+    if count() == 1:
+        return False
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
