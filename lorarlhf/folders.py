@@ -72,8 +72,9 @@ def rewind(folder: Path, stage: str = "ppo") -> None:
     step = number_of(whole) if whole else -1
 
     def stays(row: Row) -> bool:
-        if stage == "reward" and "heldout_accuracy" in row:  # of the fit, which is made anew
-            return False
+        if stage == "reward" and (row.get("stage") == stage or not whole):
+            # The fit's own curve is measured once, before the training; the accuracy is the end's.
+            return "heldout_accuracy" not in row and row.get("step", 0) <= step
         # In the demo's folder other stages have logged, too.
         return row.get("stage", stage) != stage or row.get("step", 0) <= step
 

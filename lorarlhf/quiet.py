@@ -27,6 +27,11 @@ _LOG_LINES = [
         "TRL aligns the model's configs with the tokenizer, as is wanted",
     ),
     (
+        "transformers.trainer_utils",
+        "do not match the ones in the `trainer_state.json`",
+        "a resumed run's settings are compared and told in our own words",
+    ),
+    (
         "accelerate.utils.other",
         "Detected kernel version",
         "a hint about old Linux kernels and many processes; one process is used",

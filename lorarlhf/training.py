@@ -179,7 +179,7 @@ def _arguments(stage: str, settings: Settings, folder: Path, backbone: Any = Non
         UserError: TRL's config or PPO's refuses a value, or values that don't go together.
     """
     from lorarlhf.backbone.devices import compute_dtype_for
-    from lorarlhf.stages.common import trl_arguments
+    from lorarlhf.stages.common import batch_arguments, trl_arguments
 
     if backbone is None:
         device = device_of(settings)
@@ -187,6 +187,8 @@ def _arguments(stage: str, settings: Settings, folder: Path, backbone: Any = Non
         backbone = SimpleNamespace(device=device, compute_dtype=dtype)
     own = {key: value for key, value in settings.own.items() if key not in OWN_KEYS}
     place: Any = SimpleNamespace(folder=folder, about={"seed": settings.seed})
+    if "batch_size" in settings.own:
+        batch_arguments(settings.own["batch_size"], settings.own["micro_batch_size"])
     try:
         kind = load_class(TRL[stage])
         if settings.own.get("algorithm") == "rloo":

@@ -49,9 +49,7 @@ def trl_arguments(
         "gradient_checkpointing": backbone.device.type == "cuda",
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "seed": run.about["seed"],
-        # Of the weights that train each forward uses all, and no buffer ever changes.
-        "ddp_find_unused_parameters": False,
-        "ddp_broadcast_buffers": False,
+        "ddp_find_unused_parameters": False,  # each forward uses all weights that train
     }
     return kind(**(defaults | own | extra))
 

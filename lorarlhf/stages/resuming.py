@@ -39,6 +39,11 @@ def saving(save_steps: int) -> dict[str, Any]:
     return {"save_strategy": "steps", "save_steps": save_steps} if save_steps else {}
 
 
+def can_go_on(run_folder: Path) -> bool:
+    """Whether a run has a checkpoint to go on from."""
+    return newest_whole(run_folder / FOLDER) is not None
+
+
 def resumable(kind: type) -> type:
     """A trainer of TRL's whose `train(True)` goes on at the run's newest checkpoint.
 

@@ -34,7 +34,7 @@ from lorarlhf.stages.common import (
     scale_losses,
     trl_arguments,
 )
-from lorarlhf.stages.resuming import resumable, saving
+from lorarlhf.stages.resuming import can_go_on, resumable, saving
 from lorarlhf.stages.together import together
 
 
@@ -143,7 +143,8 @@ def train_reward_model(
     fit, votes = start_from_fit(backbone, train, settings.pooling)
     if processes.first():
         votes.save(run.folder / "votes.safetensors")
-    _log_learning_curve(backbone, votes, test, run, settings.pooling)
+    if not (resume and can_go_on(run.folder)):  # else it is in the log
+        _log_learning_curve(backbone, votes, test, run, settings.pooling)
     kept = 0
     if settings.epochs > 0:
         kept = _train_on_top(backbone, train, votes, run, settings, resume)

@@ -27,10 +27,12 @@ class Piece:
     Attributes:
         rows: their places in the order; one of another process's where this one has none left.
         weight: this process's mean over them counts so much in the gradients' mean over processes.
+        even: whether the other processes' forwards beside this one have as many rows.
     """
 
     rows: list[int]
     weight: float
+    even: bool
 
 
 class Dealer(Sampler[list[int]]):
@@ -73,7 +75,8 @@ class Dealer(Sampler[list[int]]):
         own = list(processes.own_share(count))
         forwards = self.steps if step < self.full else self.last
         cut = [own[n * self.micro : (n + 1) * self.micro] for n in range(forwards)]
-        return [Piece(part or [0], len(part) * processes.count() / count) for part in cut]
+        even = count % processes.count() == 0
+        return [Piece(part or [0], len(part) * processes.count() / count, even) for part in cut]
 
 
 def together(kind: type) -> type:
@@ -83,6 +86,18 @@ def together(kind: type) -> type:
     """
 
     class Together(kind):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._even, self._gather_even = True, self.accelerator.gather
+            self.accelerator.gather = self._gather
+
+        def _gather(self, rows: torch.Tensor) -> torch.Tensor:
+            """The rows (of a metric) in all processes, which may have different numbers of them."""
+            if self._even:
+                return self._gather_even(rows)
+            parts = processes.all_rows([torch.atleast_1d(rows.detach().cpu())])
+            return torch.cat(parts).to(rows.device)
+
         def get_train_dataloader(self) -> DataLoader:
             args = self.args
             order = self._get_train_sampler(self.train_dataset)
@@ -118,17 +133,20 @@ def together(kind: type) -> type:
         ) -> tuple[list[Any], Any]:
             batches = list(itertools.islice(epoch_iterator, num_batches))
             pieces = self.dealer.pieces(self.state.global_step % self._steps_in_epoch)
-            self._weights = [piece.weight for piece in pieces]
-            for batch, weight in zip(batches, self._weights, strict=True):
-                if not weight and "labels" in batch:  # of losses that count tokens, not rows
+            for batch, piece in zip(batches, pieces, strict=True):
+                if not piece.weight and "labels" in batch:  # a loss that counts tokens, not rows
                     batch["labels"].fill_(-100)
+            self._pieces = iter(pieces)
             return batches, self._get_num_items_in_batch(batches, device)
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-            weight = self._weights.pop(0)
+            piece = next(self._pieces)
             # The trainer divides a mean over rows by this; a sum over tokens it leaves alone.
-            self.current_gradient_accumulation_steps = 1 / weight if weight else float("inf")
-            return super().training_step(model, inputs, *args, **kwargs)
+            parts = 1 / piece.weight if piece.weight else float("inf")
+            self.current_gradient_accumulation_steps, self._even = parts, piece.even
+            loss = super().training_step(model, inputs, *args, **kwargs)
+            self._even = True
+            return loss
 
         def prediction_step(
             self, model: Any, inputs: Any, *args: Any, **kwargs: Any
