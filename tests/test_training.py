@@ -267,6 +267,37 @@ def test_ctrl_c_ends_after_the_update_and_resume_goes_on(work: Path, train: Trai
     assert read_json(work / "stopped/run.json")["status"] == "done"
 
 
+def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(
+    work: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Run.log
+
+    def interrupts(self: Run, row: dict[str, Any], stage: str | None = None) -> None:
+        log(self, row, stage)
+        if row.get("step") == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    words = ("sft", "--data", "demos.jsonl", "--json")
+    sets = ["epochs=3", "batch_size=4", "learning_rate=0.003"]
+    assert summary_of(train(*words, "--out", "unstopped", sets=sets))["steps"] == 6
+    monkeypatch.setattr(Run, "log", interrupts)
+    status, out, err = train(*words, "--out", "stopped_sft", sets=sets)
+    assert (status, out) == (130, "") and "This goes on where it ended" in err
+    assert read_json(work / "stopped_sft/run.json")["status"] == "stopped"
+    monkeypatch.setattr(Run, "log", log)
+    assert not (work / "stopped_sft/adapters").exists()
+    status, out, err = train(*words, "--out", "stopped_sft", "--resume", sets=sets)
+    assert status == 0 and "Going on after step 4." in err and "other settings" not in err
+    assert json.loads(out)["steps"] == 6
+    ours, theirs = (rows_of(work / name / "metrics.jsonl") for name in ("stopped_sft", "unstopped"))
+    assert ours == theirs
+    file = "adapters/policy/adapter_model.safetensors"
+    assert (work / "stopped_sft" / file).read_bytes() == (work / "unstopped" / file).read_bytes()
+
+    status, _, err = train(*words, "--out", "stopped_sft", "--resume", sets=[*sets, "lora_rank=8"])
+    assert status == 2 and "adapters of another shape" in err
+
+
 def test_resume_without_a_checkpoint_says_so(work: Path, train: Train) -> None:
     data = ("--prompts", "prompts.jsonl", "--reward-function", "rewards.py:length")
     words = ("ppo", *data, "--out", "fresh", "--resume", "--json")
