@@ -21,7 +21,7 @@ from lorarlhf.data import write_jsonl
 
 SETS = ["bits=16", "compute_dtype=float32", "lora_rank=4", "save_steps=2", "lora_dropout=0.1"]
 SETS += ["batch_size=4", "micro_batch_size=2", "learning_rate=0.003", "epochs=8"]
-KILLS = {"sft": 4, "reward": 4, "dpo": 2, "orpo": 2}
+KILLS = {"sft": 3, "reward": 3, "dpo": 1, "orpo": 1}
 TRAINING, SAVING = 0, 1
 
 
@@ -99,11 +99,11 @@ def test_a_stage_killed_and_resumed_is_the_one_never_killed(
         process.join()
         hit[phase.value] += 1
     assert list((parts / "checkpoints").glob("checkpoint-*"))
-    for _ in range(2):  # and once more after it was done: nothing is left to do
+    for _ in range(2 if stage == "reward" else 1):  # once more: there is nothing left to do
         process = start(parts)
         process.join()
         assert process.exitcode == 0
         ours, theirs = results(parts), results(whole)
         assert ours[0] == theirs[0]
         assert ours[1] == theirs[1] and ours[1]
-    assert min(hit[TRAINING], hit[SAVING]) >= 1, hit
+    assert KILLS[stage] == 1 or min(hit[TRAINING], hit[SAVING]) >= 1, hit
