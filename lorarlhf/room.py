@@ -4,6 +4,7 @@ What is counted is in `memory.py`; here a command's settings become its plan, an
 not fit becomes advice.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +53,8 @@ def free_for_us(device: "torch.device") -> int:
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 
-    return main_memory()[0] + psutil.Process().memory_info().rss
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine
+    return main_memory()[0] // here + psutil.Process().memory_info().rss
 
 
 @dataclass(frozen=True)

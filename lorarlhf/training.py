@@ -132,7 +132,7 @@ def _before_loading(
 
     stage = args.command
     device = device_of(settings)
-    path = find_base(settings.base, say_to_stderr)
+    path = processes.from_first(lambda: find_base(settings.base, say_to_stderr))
     config = load_config(path)
     reader = Reader(settings.base, load_tokenizer(path, settings.backbone["chat_template"]))
     rows, longest = check_rows(stage, reader, rows, settings)

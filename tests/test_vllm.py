@@ -117,7 +117,7 @@ import json, os, sys, time
 from pathlib import Path
 import pytest, torch
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.ppo import processes
+from lorarlhf import processes
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
 from tests.fake_vllm import FakeVLLM, install_fake_vllm

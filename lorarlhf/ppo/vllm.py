@@ -21,12 +21,12 @@ from urllib.parse import urlparse
 import torch
 from torch import nn
 
+from lorarlhf import processes
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.lora_linear import dense_weight
 from lorarlhf.errors import UserError
 from lorarlhf.generation import Completion, completion
-from lorarlhf.ppo import processes
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.runs import say_to_stderr
 

@@ -27,14 +27,15 @@ def careful(kind: type) -> type:
         current_gradient_accumulation_steps: float
         pieces = 1
 
-        def get_train_dataloader(self) -> Any:
-            """Batches that carry their rows, so that a part of them can be collated again."""
-            own = self.data_collator
-            self.data_collator = _WithRows(own)
-            try:
-                return super().get_train_dataloader()
-            finally:
-                self.data_collator = own
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.data_collator = _WithRows(self.data_collator)
+
+        def prediction_step(
+            self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any
+        ) -> Any:
+            inputs.pop(ROWS)
+            return super().prediction_step(model, inputs, *rest, **named)
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset
@@ -77,7 +78,7 @@ def careful(kind: type) -> type:
                     part = rows[i : i + size]
                     # What a mean is divided by; a sum over the batch's tokens is not.
                     self.current_gradient_accumulation_steps = steps * len(rows) / len(part)
-                    inputs = self.data_collator(part)
+                    inputs = self.data_collator.collate(part)
                     losses.append(super().training_step(model, inputs, num_items_in_batch))
             finally:
                 self.current_gradient_accumulation_steps = steps
