@@ -104,6 +104,7 @@ class Plan:
         float_bytes: of the compute dtype.
         gradient_checkpointing: None is the stages' own default, which is on for TRL's on a card.
         reference: whether the reference is an adapter of its own.
+        value_layers: how many of its layers PPO's value trains; None: half of them.
     """
 
     stage: str
@@ -119,6 +120,7 @@ class Plan:
     gradient_checkpointing: bool | None = None
     reference: bool = True
     value_adapter: bool = True
+    value_layers: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -193,15 +195,24 @@ def _adapters(plan: Plan) -> int:
 
 def _optimizer(shape: Shape, plan: Plan) -> int:
     """Adam's state, and the gradients of the role that learns."""
-    learn = 2 if plan.stage == "ppo" and plan.value_adapter else 1
-    return adapter_bytes(shape, plan) * (learn * ADAM + FLOAT32) // FLOAT32
+    upper = _upper(shape, plan)
+    of_value = _value_layers(plan, upper) / upper
+    learn = 1 + (of_value if plan.stage == "ppo" and plan.value_adapter else 0)
+    return round(adapter_bytes(shape, plan) * (learn * ADAM + FLOAT32) / FLOAT32)
 
 
 def _kept_trunk(shape: Shape, plan: Plan) -> int:
-    if plan.stage != "ppo" or _upper(shape, plan) == shape.layers:
+    """States below the adapters, and below the layers that the value trains."""
+    if plan.stage != "ppo":
         return 0
+    upper = _upper(shape, plan)
+    of_value = plan.value_adapter and _value_layers(plan, upper) < upper
     tokens = plan.rollout_batch_size * (plan.prompt_tokens + plan.answer_tokens)
-    return tokens * shape.hidden * plan.float_bytes
+    return ((upper < shape.layers) + of_value) * tokens * shape.hidden * plan.float_bytes
+
+
+def _value_layers(plan: Plan, upper: int) -> int:
+    return min(plan.value_layers or upper - upper // 2, upper)
 
 
 def _activations(shape: Shape, plan: Plan) -> int:

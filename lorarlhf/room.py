@@ -183,5 +183,6 @@ def foretell(
             gradient_checkpointing=(own if stage == "ppo" else trl).get("gradient_checkpointing"),
             reference=has_reference,
             value_adapter=own.get("value_adapter", True),
+            value_layers=own.get("value_layers"),
         ),
     )

@@ -64,7 +64,7 @@ LIMITS: dict[str, Limit] = {
     **dict.fromkeys(("vf_coef", "critic_warmup", "missing_eos_penalty"), _NOT_NEGATIVE),
     **dict.fromkeys(("gamma", "gae_lambda"), _SHARE),
     "center_rewards_coefficient": _NOT_NEGATIVE,
-    **dict.fromkeys(("kl_horizon", "eval_steps", "save_total_limit"), _ONE),
+    **dict.fromkeys(("kl_horizon", "eval_steps", "save_total_limit", "value_layers"), _ONE),
     **dict.fromkeys(("kl_budget", "max_approx_kl"), _ABOVE),
     "max_ratio": ("above 1", lambda x: x > 1),
     "holdout": _INSIDE,

@@ -55,7 +55,11 @@ def test_the_adapters_and_their_optimizer() -> None:
     parts = estimate(HAND, PLAN)
     one = adapter_bytes(HAND, PLAN)
     assert parts["adapters"] == 4 * one  # policy, reference, reward, value
-    assert parts["optimizer"] == 2 * 2 * one + one  # two roles' Adam, one role's gradients
+    # The policy's Adam, that of half the value's layers, one role's gradients.
+    assert parts["optimizer"] == 2 * one + one + one
+    whole = estimate(HAND, replace(PLAN, value_layers=9))
+    assert whole["optimizer"] == 2 * 2 * one + one
+    assert parts["kept_trunk"] == 2 * whole["kept_trunk"]  # and the value's own
     assert estimate(HAND, replace(PLAN, stage="sft"))["adapters"] == one
     frugal = estimate(HAND, replace(PLAN, reference=False, value_adapter=False))
     assert (frugal["adapters"], frugal["optimizer"]) == (2 * one, 3 * one)
@@ -86,8 +90,10 @@ def test_checkpointing_is_the_stages_own_unless_said() -> None:
 
 def test_the_kept_trunk_and_the_cache() -> None:
     parts = estimate(HAND, PLAN)
-    assert parts["kept_trunk"] == 4 * 8 * 8 * 2
-    assert estimate(HAND, replace(PLAN, adapter_layers=4))["kept_trunk"] == 0
+    assert parts["kept_trunk"] == 2 * 4 * 8 * 8 * 2  # below the adapters, and below the value's
+    everywhere = replace(PLAN, adapter_layers=4)
+    assert estimate(HAND, everywhere)["kept_trunk"] == 4 * 8 * 8 * 2
+    assert estimate(HAND, replace(everywhere, value_layers=4))["kept_trunk"] == 0
     keys = 4 * 8 * 4 * (2 * 4 * 2)  # rows, tokens, layers, keys and values
     assert parts["kv_cache"] == round(1.6 * keys) + 4 * 10 * 20
     many = replace(PLAN, rollout_batch_size=64, micro_batch_size=1)

@@ -53,7 +53,7 @@ def kept_and_plain(
     """Hidden states above a kept trunk, and of the plain forward."""
     with torch.no_grad():
         inputs = trunk.padded_inputs(ids, mask)
-        kept = trunk.run_trunk(decoder, split, inputs)
+        kept = trunk.run_lower(decoder, split, inputs)
         return trunk.run_upper(decoder, split, kept, inputs), trunk.run_decoder(decoder, inputs)
 
 

@@ -43,8 +43,9 @@ class Backbone:
         base: the name given to `load`; base_path: the folder or id that was loaded.
         bits, adapter_layers, split: precision; number of layers with adapters; first of them.
         heads: the float32 scalar heads of `reward` and `value`.
-        keeps_trunk, packs: whether a kept trunk, and packed sequences, give this family's plain
-            forward (tried at load).
+        splits, packs: whether layers run in two parts, and packed sequences, give this family's
+            plain forward (tried at load).
+        keeps_trunk: whether there is a trunk that can be kept.
     """
 
     def __init__(self, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
@@ -68,9 +69,9 @@ class Backbone:
         never_repack(model)
         model.get_output_embeddings().register_forward_pre_hook(contiguous)
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.keeps_trunk = self.split > 0 and trunk.trunk_is_exact(
-            decoder_of(model), self.split, vocabulary
-        )
+        cut = self.split or max(1, len(layers) // 2)
+        self.splits = len(layers) > 1 and trunk.trunk_is_exact(decoder_of(model), cut, vocabulary)
+        self.keeps_trunk = self.splits and self.split > 0
         self.packs = trunk.adopt_packing(model, self.device, vocabulary)
         self._base_shapes = Counter(_key(p) for p in model.parameters())
         torch.manual_seed(settings["seed"])
@@ -216,9 +217,10 @@ class Backbone:
         """Make the reference a copy of the policy as it stands now."""
         self.add_role("reference", copy_of="policy")
 
-    def parameters_of(self, role: str) -> list[nn.Parameter]:
-        """The LoRA weights of a role (its head, where it has one, comes last)."""
-        weights = list(roles.adapter_parameters(self.model, roles.ADAPTERS[role]).values())
+    def parameters_of(self, role: str, first: int = 0) -> list[nn.Parameter]:
+        """The LoRA weights of a role from layer `first` on (its head, if it has one, is last)."""
+        named = roles.adapter_parameters(self.model, roles.ADAPTERS[role])
+        weights = [p for name, p in named.items() if roles.layer_of(name) >= first]
         return weights + list(self.heads[role].parameters()) if role in self.heads else weights
 
     def float32_adapters(self) -> None:
@@ -332,27 +334,49 @@ class Backbone:
         kept = self.trunk(*pack.padded(self.pad_id))
         return None if kept is None else pack.rows_of(kept)
 
-    def packed_hidden(self, pack: Pack, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """`hidden` of packed sequences: (N, H)."""
+    def packed_lower(self, pack: Pack, kept: torch.Tensor | None, last: int) -> torch.Tensor:
+        """States (N, H) of the active role below layer `last`, above a kept trunk if one is given.
+
+        Without gradient. Only where the family `splits`.
+        """
         if self.packs:
             above = None if kept is None else kept[None]
-            return self._hidden(trunk.packed_inputs(pack), above)[0]
+            return self._lower(trunk.packed_inputs(pack), last, above)[0]
         above = None if kept is None else pack.padded_rows(kept)
-        return pack.rows_of(self._hidden(trunk.padded_inputs(*pack.padded(self.pad_id)), above))
+        padded = trunk.padded_inputs(*pack.padded(self.pad_id))
+        return pack.rows_of(self._lower(padded, last, above))
+
+    def packed_hidden(
+        self, pack: Pack, kept: torch.Tensor | None = None, first: int | None = None
+    ) -> torch.Tensor:
+        """`hidden` of packed sequences: (N, H).
+
+        Args:
+            kept: the trunk, or with `first` the states below that layer.
+        """
+        if self.packs:
+            above = None if kept is None else kept[None]
+            return self._hidden(trunk.packed_inputs(pack), above, first)[0]
+        above = None if kept is None else pack.padded_rows(kept)
+        padded = trunk.padded_inputs(*pack.padded(self.pad_id))
+        return pack.rows_of(self._hidden(padded, above, first))
 
     def _trunk(self, inputs: Inputs) -> torch.Tensor | None:
-        if not self.keeps_trunk:
-            return None
-        self._check_device(inputs)
-        with self._mixed_precision():
-            return trunk.run_trunk(self.decoder, self.split, inputs)
+        return self._lower(inputs, self.split) if self.keeps_trunk else None
 
-    def _hidden(self, inputs: Inputs, kept: torch.Tensor | None) -> torch.Tensor:
+    def _lower(self, inputs: Inputs, last: int, kept: torch.Tensor | None = None) -> torch.Tensor:
+        self._check_device(inputs | {"kept": kept})
+        with self._mixed_precision():
+            return trunk.run_lower(self.decoder, last, inputs, self.split, kept)
+
+    def _hidden(
+        self, inputs: Inputs, kept: torch.Tensor | None, first: int | None = None
+    ) -> torch.Tensor:
         self._check_device(inputs | {"kept": kept})
         with self._mixed_precision():
             if kept is None:
                 return trunk.run_decoder(self.decoder, inputs)
-            return trunk.run_upper(self.decoder, self.split, kept, inputs)
+            return trunk.run_upper(self.decoder, first or self.split, kept, inputs)
 
     def _check_device(self, inputs: Inputs) -> None:
         """Raise a `ValueError` for a tensor on another kind of device than the weights."""

@@ -159,8 +159,14 @@ def adapts_below(model: PeftModel, split: int) -> bool:
     configuration says (0.21.2, `target_parameters`): what lies below is then no trunk.
     """
     names = adapter_parameters(model, ADAPTERS["policy"])
-    numbers = (re.search(r"\.layers\.(\d+)\.", name) for name in names)
-    return any(found is not None and int(found[1]) < split for found in numbers)
+    return any(layer_of(name) < split for name in names)
+
+
+def layer_of(name: str) -> int:
+    """The number of the decoder's layer that a weight lies in, by its full name."""
+    found = re.search(r"\.layers\.(\d+)\.", name)
+    assert found, name  # adapters are put on the decoder's layers alone
+    return int(found[1])
 
 
 def lora_config(

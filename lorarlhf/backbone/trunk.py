@@ -82,21 +82,32 @@ def run_decoder(decoder: Any, inputs: Inputs) -> torch.Tensor:
     return decoder(**inputs, use_cache=False).last_hidden_state
 
 
-def run_trunk(decoder: Any, split: int, inputs: Inputs) -> torch.Tensor:
-    """The layers below `split`, without gradient -> hidden states (B, T, H)."""
+def run_lower(
+    decoder: Any, last: int, inputs: Inputs, first: int = 0, kept: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The layers below `last`, without gradient -> hidden states (B, T, H).
+
+    Args:
+        kept: what came out of the layers below `first`, if that is there.
+    """
     layers = decoder.layers
-    skips = {str(i): _Skip(layers[i]) for i in range(split, len(layers))}
-    with torch.no_grad(), _replaced(layers, skips), _replaced(decoder, {"norm": nn.Identity()}):
+    swaps: dict[str, Any] = {str(i): _Skip(layers[i]) for i in range(last, len(layers))}
+    if kept is not None:
+        swaps |= _entrance(layers, first, kept)
+    with torch.no_grad(), _replaced(layers, swaps), _replaced(decoder, {"norm": nn.Identity()}):
         return run_decoder(decoder, inputs)
 
 
-def run_upper(decoder: Any, split: int, trunk: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """The layers from `split` on and the final norm, above a kept trunk (B, T, H) -> (B, T, H)."""
-    layers = decoder.layers
-    skips: dict[str, Any] = {str(i): _Skip(layers[i]) for i in range(1, split)}
-    skips["0"] = _Enter(layers[0], trunk)
-    with _replaced(layers, skips):
+def run_upper(decoder: Any, first: int, kept: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+    """The layers from `first` on and the final norm, above kept states (B, T, H) -> (B, T, H)."""
+    with _replaced(decoder.layers, _entrance(decoder.layers, first, kept)):
         return run_decoder(decoder, inputs)
+
+
+def _entrance(layers: Any, first: int, kept: torch.Tensor) -> dict[str, Any]:
+    """What stands in for the layers below `first`; there is at least one."""
+    skips: dict[str, Any] = {str(i): _Skip(layers[i]) for i in range(1, first)}
+    return skips | {"0": _Enter(layers[0], kept)}
 
 
 def trunk_is_exact(decoder: Any, split: int, vocabulary: int) -> bool:
@@ -113,7 +124,7 @@ def trunk_is_exact(decoder: Any, split: int, vocabulary: int) -> bool:
     try:
         with torch.no_grad():
             plain = run_decoder(decoder, inputs)
-            upper = run_upper(decoder, split, run_trunk(decoder, split, inputs), inputs)
+            upper = run_upper(decoder, split, run_lower(decoder, split, inputs), inputs)
     except (AttributeError, KeyError, TypeError, RuntimeError):
         return False  # the family's decoder is built otherwise (no `layers` or `norm`)
     real = mask.bool()

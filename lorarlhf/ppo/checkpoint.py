@@ -115,11 +115,12 @@ def load_newest(trainer: "PPOTrainer", wanted: str | bool) -> None:
 def _load(trainer: "PPOTrainer", folder: Path) -> None:
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "state.safetensors")
-    if state["value_adapter"] != trainer.args.value_adapter:
-        raise UserError(
-            f"The run in {folder.parent.parent} has value_adapter={state['value_adapter']}, which "
-            "can't change on the way: resume it with the same."
-        )
+    for name, now in _fixed(trainer).items():
+        if state[name] != now:
+            raise UserError(
+                f"The run in {folder.parent.parent} has {name}={state[name]}, which can't change "
+                "on the way: resume it with the same."
+            )
     for role in LEARNED:
         trainer.backbone.load_role(role, folder / role)
     trainer.backbone.model.requires_grad_(False)
@@ -151,13 +152,19 @@ def _best_step(checkpoint: Path) -> int | None:
 # ---- the parts
 
 
+def _fixed(trainer: "PPOTrainer") -> dict[str, Any]:
+    """Settings that decide what the optimizers remember."""
+    args = trainer.args
+    return {"value_adapter": args.value_adapter, "value_layers": args.value_layers}
+
+
 def _state(trainer: "PPOTrainer") -> dict[str, Any]:
     return checkpoints.random_numbers() | {
         "step": trainer.state.global_step,
         "queue": trainer._queue,
         "scale": trainer.scale.state(),
         "loss_scale": {role: s.state_dict() for role, s in trainer.learner.scalers.items()},
-        "value_adapter": trainer.args.value_adapter,
+        **_fixed(trainer),
         "kl_coef": trainer.kl.coef,
         "budget": asdict(trainer.budget) if trainer.budget else None,
         "log_history": trainer.state.log_history,

@@ -12,16 +12,16 @@ from lorarlhf.generation import Completion
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
-from lorarlhf.ppo.rollout import Rollout, policy_logprobs, token_values
+from lorarlhf.ppo.rollout import Rollout, policy_logprobs, token_values, value_trained_from
 
 Stats = dict[str, float]
-LEARNED = ("policy", "value")
 
 
 class Learner:
     """Takes the optimizer steps of policy and value, each with an Adam of its own.
 
     Attributes:
+        value_from: the first layer that the value trains.
         optimizers: by role.
         scalers: of the losses, by role; in float16 only, elsewhere they let everything pass as it
             is. Each role has its own, as its gradients have sizes of their own.
@@ -29,15 +29,16 @@ class Learner:
 
     def __init__(self, backbone: Backbone, args: PPOConfig) -> None:
         self.backbone, self.args = backbone, args
+        self.value_from = value_trained_from(backbone, args)
         self.optimizers: dict[str, torch.optim.Adam] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.start_anew()
 
     def start_anew(self) -> None:
         """Optimizers and loss scales without memory, over the roles' weights as they are now."""
-        for role in LEARNED:
+        for role, first in (("policy", 0), ("value", self.value_from)):
             self.optimizers[role] = torch.optim.Adam(
-                self.backbone.parameters_of(role),
+                self.backbone.parameters_of(role, first),
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
             )
@@ -151,7 +152,7 @@ class Learner:
         with backbone.role("value", train=backbone.has("value")):
             for micro in rollout.minibatches[place]:
                 loss, clipped = objective.value_loss(
-                    token_values(backbone, micro),
+                    token_values(backbone, micro, self.value_from),
                     rollout.of(micro, rollout.values),
                     rollout.of(micro, rollout.returns),
                     self.args.value_clip_range,

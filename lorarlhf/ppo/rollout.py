@@ -38,6 +38,7 @@ class MicroBatch:
         answers: (b, A) the rows of each answer, the stop token left out (what is scored).
         answer_mask: (b, A) true where there is one.
         trunk: (N, H) kept lower layers, or None.
+        value_trunk: (N, H) the same of the value's layers that don't train, once they were run.
     """
 
     rows: list[int]
@@ -48,6 +49,7 @@ class MicroBatch:
     answers: torch.Tensor
     answer_mask: torch.Tensor
     trunk: torch.Tensor | None
+    value_trunk: torch.Tensor | None = None
 
 
 @dataclass
@@ -172,6 +174,7 @@ def collect(
 def _fill_tables(backbone: Backbone, rollout: Rollout, args: PPOConfig) -> None:
     rollout.cut_to(backbone, args.micro_batch_size)
     micros, temperature = rollout.micro_batches, args.temperature
+    first = value_trained_from(backbone, args)
     with backbone.role("policy"):
         for micro in micros:
             logprobs, entropy = policy_logprobs(backbone, micro, temperature)
@@ -183,7 +186,7 @@ def _fill_tables(backbone: Backbone, rollout: Rollout, args: PPOConfig) -> None:
             _put(rollout, rollout.ref_logprobs, micro, logprobs)
     with backbone.role("value"):
         for micro in micros:
-            _put(rollout, rollout.values, micro, token_values(backbone, micro))
+            _put(rollout, rollout.values, micro, token_values(backbone, micro, first))
 
 
 def sampler_mismatch(rollout: Rollout) -> dict[str, float]:
@@ -273,9 +276,26 @@ def policy_logprobs(
     )
 
 
-def token_values(backbone: Backbone, micro: MicroBatch) -> torch.Tensor:
-    """Values (n,) before each answer token is written; the value role must be active."""
-    hidden = backbone.packed_hidden(micro.pack, micro.trunk)
+def value_trained_from(backbone: Backbone, args: PPOConfig) -> int:
+    """The first layer that the value trains. What lies below stays what it was at the start."""
+    layers = backbone.adapter_layers
+    wanted = layers - layers // 2 if args.value_layers is None else min(args.value_layers, layers)
+    return backbone.split + layers - wanted
+
+
+def token_values(backbone: Backbone, micro: MicroBatch, first: int = 0) -> torch.Tensor:
+    """Values (n,) before each answer token is written; the value role must be active.
+
+    Args:
+        first: the first layer that trains; what lies below is run once and kept.
+    """
+    kept, start = micro.trunk, backbone.split
+    # A value that is only a head reads the policy's states, which move.
+    if first > start and backbone.splits and backbone.has("value"):
+        if micro.value_trunk is None:
+            micro.value_trunk = backbone.packed_lower(micro.pack, micro.trunk, first)
+        kept, start = micro.value_trunk, first
+    hidden = backbone.packed_hidden(micro.pack, kept, start)
     trunk = None if micro.trunk is None else micro.trunk[micro.predicts]
     return backbone.heads["value"](hidden[micro.predicts], trunk)
 
