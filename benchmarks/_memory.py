@@ -4,6 +4,7 @@ All figures are in MB (10^6 bytes). A benchmark's `--device cpu` hides the cards
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,9 +36,20 @@ def interpreter_mb() -> float:
         return held_mb()
     import torch
 
+    others = _taken_on_card()
     torch.zeros(1, device="cuda")  # makes the context
     free, total = torch.cuda.mem_get_info()
-    return (total - free - torch.cuda.memory_reserved()) / 1e6
+    return (total - free - torch.cuda.memory_reserved()) / 1e6 - others
+
+
+def _taken_on_card() -> float:
+    """What the desktop and other programs hold on the first card, by its driver."""
+    command = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return float(said) * 2**20 / 1e6
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return 0.0
 
 
 def held_mb() -> float:

@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/on_gpu.py --preset 12gb-8b
     .venv/bin/python benchmarks/on_gpu.py --device cpu        # does the script itself work?
 
-A stage that fails is told and does not end the others. With --preset the measured peaks go into
-recipes/presets/measured.json and the table there is written anew.
+A stage that fails is told and does not end the others. With --preset, on a card of its
+size, the measured peaks go into recipes/presets/measured.json and the table there is written anew.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from _memory import environment
 from lorarlhf.memory import STAGES, Plan
 
 HERE = Path(__file__).parent
+NEAR = 0.1  # of a card's nominal size
 LAST_LINES = 12  # of what a failed step said
 GB = 1e9
 
@@ -45,7 +46,7 @@ def main() -> None:
     report = as_text(base, steps)
     (args.out / "report.md").write_text(report, encoding="utf-8")
     print(report)
-    if args.preset:
+    if args.preset and is_such_a_card(args.preset):
         keep(args.preset, steps)
     sys.exit(1 if any(row["failed"] for row in steps) else 0)
 
@@ -94,6 +95,7 @@ def measured(
     command += ["--answer-tokens", str(plan.answer_tokens), "--device", args.device]
     command += ["--adapter-layers", str(plan.adapter_layers or "upper-half")]
     command += ["--gradient-checkpointing"] * bool(plan.gradient_checkpointing)
+    command += ["--rollout", str(plan.rollout_batch_size)] + ["--reference"] * plan.reference
     row = step(plan.stage, command, args.out, env)
     if found.exists():
         (figures,) = json.loads(found.read_text(encoding="utf-8"))
@@ -117,6 +119,16 @@ def as_text(base: str, steps: list[dict[str, Any]]) -> str:
     for row in shown:
         lines += [f"--- {row['name']}", *row["said"]]
     return "\n".join([*lines, "```", ""])
+
+
+def is_such_a_card(preset: str) -> bool:
+    """Whether this machine's card is one that the preset is for; another one's peaks may differ."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    size = int(preset.partition("gb-")[0]) * 2**30
+    return abs(torch.cuda.mem_get_info(0)[1] / size - 1) < NEAR
 
 
 def keep(preset: str, steps: list[dict[str, Any]]) -> None:

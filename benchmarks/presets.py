@@ -103,6 +103,8 @@ def as_yaml(card: int, name: str, plans: dict[str, Plan]) -> str:
     for stage, plan in plans.items():
         lines.append(f"{stage}:")
         lines += [f"  {key}: {json.dumps(value)}" for key, value in settings_of(plan).items()]
+        if stage == "reward":  # reads rows of any length
+            lines.append(f"  # for rows of up to {plan.prompt_tokens + plan.answer_tokens} tokens")
     if missing := [stage for stage in STAGES if stage not in plans]:
         lines.append(f"# Too large for this card: {', '.join(missing)}.")
     return "\n".join(lines) + "\n"

@@ -43,10 +43,13 @@ def main() -> None:
     parser.add_argument("--adapter-layers", default="upper-half")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--rollout", type=int, help="PPO's; twice --micro by default")
+    parser.add_argument("--reference", action="store_true", help="with an adapter for it in PPO")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="the card if there is one")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.rollout = args.rollout or 2 * args.micro
     if args.one:
         print(json.dumps(measure(args)))
         return
@@ -79,9 +82,10 @@ def write_random(folder: Path, size: str) -> str:
 def row_of(stage: str, base: str, args: argparse.Namespace) -> dict[str, Any]:
     """One stage in a process of its own: what was measured and what was foretold."""
     command = [sys.executable, __file__, "--one", stage, "--base", base]
-    for name in ("prompt_tokens", "answer_tokens", "micro", "adapter_layers", "bits"):
+    for name in ("prompt_tokens", "answer_tokens", "micro", "adapter_layers", "bits", "rollout"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     command += ["--gradient-checkpointing"] * args.gradient_checkpointing
+    command += ["--reference"] * args.reference
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment(args.device))
     if done.returncode:
         raise SystemExit(f"{stage} ended with {done.returncode}; what it said is above")
@@ -104,13 +108,13 @@ def foretold(
         bits=args.bits,
         adapter_layers=count_adapter_layers(args.adapter_layers, shape.layers),
         micro_batch_size=args.micro,
-        rollout_batch_size=2 * args.micro,
+        rollout_batch_size=args.rollout,
         prompt_tokens=args.prompt_tokens,
         answer_tokens=args.answer_tokens,
         float_bytes=measured["float_bytes"],
         device=measured["device"],
         gradient_checkpointing=args.gradient_checkpointing or None,
-        reference=False,
+        reference=args.reference,
     )
     total = estimate(shape, plan)["total"] / 1e6
     real = measured["interpreter_mb"] + measured["peak_mb"]
@@ -145,7 +149,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path) -> None:
-    """Two optimizer steps, one micro-batch each (PPO: two updates of two micro-batches)."""
+    """Two optimizer steps, one micro-batch each (PPO: two updates)."""
     from lorarlhf import PPOConfig, PPOTrainer, train_direct, train_reward_model, train_sft
     from lorarlhf.runs import Run
     from lorarlhf.stages.direct import DirectSettings
@@ -176,10 +180,12 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
         train_direct(backbone, pairs, run, stage, settings)
     else:
         backbone.add_role("reward")
+        if args.reference:
+            backbone.freeze_reference()
         config = PPOConfig(
             output_dir=str(folder),
             updates=2,
-            rollout_batch_size=2 * args.micro,
+            rollout_batch_size=args.rollout,
             micro_batch_size=args.micro,
             max_prompt_tokens=4096,
             max_new_tokens=args.answer_tokens,

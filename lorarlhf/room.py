@@ -5,13 +5,14 @@ not fit becomes advice.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorarlhf import processes
 from lorarlhf.errors import UserError
-from lorarlhf.memory import MACHINES, Plan, Shape, estimate
+from lorarlhf.memory import MACHINES, Plan, Shape, base_bytes, estimate
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,8 @@ def free_for_us(device: "torch.device") -> int:
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) + MACHINES["cuda"].runtime  # the context
+        return torch.cuda.mem_get_info(device)[0] + held
     import psutil
 
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine
@@ -59,15 +61,31 @@ def free_for_us(device: "torch.device") -> int:
 
 @dataclass(frozen=True)
 class Foretold:
-    """A stage's plan and the bytes by part that it takes."""
+    """A stage's plan and what it takes.
+
+    Attributes:
+        shape: of the base; plan: of the stage.
+        smaller: the micro-batch sizes below the plan's that its settings would take.
+        new_adapters: whether the adapters' shape can be chosen; not where a run is started from.
+        besides: bytes of reward models of their own.
+    """
 
     shape: Shape
     plan: Plan
+    smaller: tuple[int, ...] = ()
+    new_adapters: bool = True
+    besides: int = 0
 
     @property
     def parts(self) -> dict[str, int]:
         """Bytes by part, and their `total`."""
-        return estimate(self.shape, self.plan)
+        return self._parts(self.plan)
+
+    def _parts(self, plan: Plan) -> dict[str, int]:
+        parts = estimate(self.shape, plan)
+        if self.besides:
+            parts |= {"reward_models": self.besides, "total": parts["total"] + self.besides}
+        return parts
 
     def told(self, free: int) -> str:
         """One line for the person who waits."""
@@ -86,55 +104,57 @@ class Foretold:
         """See that the plan fits into `free` bytes.
 
         Raises:
-            UserError: it does not; says which single settings would make it fit.
+            UserError: it does not; says which single settings would make it fit, or else which
+                together.
         """
-        total = self.parts["total"]
-        if total <= free:
+        if self.parts["total"] <= free:
             return
         ways = [
             f"--set {name}={value} ({size / GB:.1f} GB)"
-            for name, value, plan in self._ways()
-            if (size := estimate(self.shape, plan)["total"]) <= free
+            for name, value, changed in self._ways()
+            if (size := self._parts(replace(self.plan, **changed))["total"]) <= free
         ]
-        if not ways:
-            smallest = self._smallest()
-            size = estimate(self.shape, smallest)["total"]
-            if size <= free:
-                changed = ", ".join(f"{n}={v}" for n, v in self._changes(smallest).items())
-                ways = [f"all of these together: {changed} ({size / GB:.1f} GB)"]
-        advice = f"What would fit: {'; '.join(ways)}." if ways else "Take a smaller base."
+        advice = f"What would fit: {'; '.join(ways)}." if ways else self._together(free)
         raise UserError(
             f"{self.told(free)} That does not fit. {advice} `lorarlhf estimate` shows every part; "
             "--no-memory-check starts it all the same."
         )
 
-    def _ways(self) -> Iterator[tuple[str, Any, Plan]]:
-        """Single changes by setting, those that cost least in quality and time first."""
+    def _ways(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+        """Setting, value, and what it changes in the plan; what costs least comes first."""
         plan, upper = self.plan, self.plan.adapter_layers
-        size = plan.micro_batch_size
-        while size > 1:
-            size //= 2
-            changed = replace(plan, micro_batch_size=size)
-            yield "micro_batch_size", size, changed
+        for size in self.smaller:
+            yield "micro_batch_size", size, {"micro_batch_size": size}
         if not plan.checkpointed:
-            name = "gradient_checkpointing"
-            name = name if plan.stage == "ppo" else f"trl.{name}"
-            yield name, "true", replace(plan, gradient_checkpointing=True)
+            name = "gradient_checkpointing" if plan.stage == "ppo" else "trl.gradient_checkpointing"
+            yield name, "true", {"gradient_checkpointing": True}
         if plan.bits > 4:
-            yield "bits", 4, replace(plan, bits=4)
-        if upper is not None and upper > 1:
-            yield "adapter_layers", max(1, upper // 2), replace(plan, adapter_layers=upper // 2)
+            yield "bits", 4, {"bits": 4}
+        if self.new_adapters and upper is not None and upper > 1:
+            yield "adapter_layers", upper // 2, {"adapter_layers": upper // 2}
+        half = plan.answer_tokens // 2
+        if plan.stage != "reward" and half:
+            tokens = half if plan.stage == "ppo" else plan.prompt_tokens + half
+            name = "max_new_tokens" if plan.stage == "ppo" else "max_tokens"
+            yield name, tokens, {"answer_tokens": half}
 
-    def _smallest(self) -> Plan:
-        """One at a time, checkpointed, in 4 bit, a quarter of the layers."""
-        upper = min(self.plan.adapter_layers or self.shape.layers, max(1, self.shape.layers // 4))
-        small: dict[str, Any] = {"micro_batch_size": 1, "gradient_checkpointing": True}
-        return replace(self.plan, **small, bits=4, adapter_layers=upper)
+    def _together(self, free: int) -> str:
+        """The advice where no single change is enough."""
+        ways = {name: (value, changed) for name, value, changed in self._ways()}
+        whole: dict[str, Any] = {}
+        for _, changed in ways.values():  # of sizes the last, which is the smallest
+            whole |= changed
+        size = self._parts(replace(self.plan, **whole))["total"]
+        if size > free:
+            return "Take a smaller base, or shorter texts."
+        named = " ".join(f"--set {name}={value}" for name, (value, _) in ways.items())
+        return f"All of these together would fit: {named} ({size / GB:.1f} GB)."
 
-    def _changes(self, other: Plan) -> dict[str, Any]:
-        names = ("micro_batch_size", "gradient_checkpointing", "bits", "adapter_layers")
-        pairs = ((name, getattr(other, name)) for name in names)
-        return {name: value for name, value in pairs if value != getattr(self.plan, name)}
+
+def weights_of(models: Sequence[str]) -> int:
+    """Bytes that models of their own take on the device, as far as their files lie here."""
+    folders = (Path(name.partition("#")[0]).expanduser() for name in models)
+    return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
 
 
 def foretell(
@@ -145,44 +165,54 @@ def foretell(
     float_bytes: int,
     longest: "Length",
     has_reference: bool,
+    *,
+    new_adapters: bool = True,
+    besides: int = 0,
 ) -> Foretold | None:
     """What a training command will take; None where its base or method can't be counted.
 
     Args:
         config: the base's configuration.
         has_reference: whether the reference is an adapter of its own.
+        new_adapters, besides: see `Foretold`.
     """
     from lorarlhf.backbone.anatomy import count_adapter_layers
     from lorarlhf.stages.common import batch_arguments
 
     own, trl = settings.own, settings.trl
-    if own.get("algorithm") == "rloo":
+    if own.get("algorithm") == "rloo" or (stage == "reward" and own["epochs"] == 0):
         return None
     try:
         shape = Shape.of(config.to_dict())
         layers = count_adapter_layers(settings.backbone["adapter_layers"], shape.layers)
+        base_bytes(shape, 4)
     except (KeyError, TypeError, ValueError):
         return None  # a family of another shape, or a number that is refused at load
-    size = own["micro_batch_size"]
-    if stage != "ppo":
+    size, rollout, batch = own["micro_batch_size"], 1, 0
+    if stage == "ppo":
+        # A process holds its share of the rollout, and a minibatch is cut into even parts.
+        rollout = -(-own["rollout_batch_size"] // processes.count())
+        batch = own["rollout_batch_size"] // own["num_minibatches"]
+        size = min(size, batch, rollout)
+    else:
         named = batch_arguments(own["batch_size"], size)["per_device_train_batch_size"]
         size = trl.get("per_device_train_batch_size", named)
-    return Foretold(
-        shape,
-        Plan(
-            stage,
-            bits=settings.backbone["bits"],
-            adapter_layers=layers,
-            lora_rank=settings.backbone["lora_rank"],
-            micro_batch_size=size,
-            rollout_batch_size=own.get("rollout_batch_size", 1),
-            prompt_tokens=longest.prompt,
-            answer_tokens=longest.answer,
-            float_bytes=float_bytes,
-            device="cuda" if device.type == "cuda" else "cpu",
-            gradient_checkpointing=(own if stage == "ppo" else trl).get("gradient_checkpointing"),
-            reference=has_reference,
-            value_adapter=own.get("value_adapter", True),
-            value_layers=own.get("value_layers"),
-        ),
+    plan = Plan(
+        stage,
+        bits=settings.backbone["bits"],
+        adapter_layers=layers,
+        lora_rank=settings.backbone["lora_rank"],
+        micro_batch_size=size,
+        rollout_batch_size=rollout,
+        prompt_tokens=longest.prompt,
+        answer_tokens=longest.answer,
+        float_bytes=float_bytes,
+        device="cuda" if device.type == "cuda" else "cpu",
+        gradient_checkpointing=(own if stage == "ppo" else trl).get("gradient_checkpointing"),
+        reference=has_reference,
+        value_adapter=own.get("value_adapter", True),
+        value_layers=own.get("value_layers"),
     )
+    smaller = [n for n in range(size - 1, 0, -1) if n & (n - 1) == 0 or batch]
+    smaller = [n for n in smaller if batch % n == 0]
+    return Foretold(shape, plan, tuple(smaller), new_adapters, besides)

@@ -28,7 +28,7 @@ class Length(NamedTuple):
 def check_rows(
     stage: str, reader: Reader, rows: list[Row], settings: Settings
 ) -> tuple[list[Row], Length]:
-    """The rows as the stage takes them, and the length of the longest.
+    """The rows as the stage takes them; the longest row's length, and the longest answer in it.
 
     Raises:
         UserError: conversations for a base without a chat template, prompts that are too long.
@@ -40,12 +40,13 @@ def check_rows(
         encoded = encode_prompts(reader, prompts, own["max_prompt_tokens"])
         return rows, Length(max(map(len, encoded)), own["max_new_tokens"])
     lengths = [_length(reader, row) for row in conversational(rows, reader, own["plain"])]
-    longest = max(lengths, key=sum)
+    longest, answer = max(map(sum, lengths)), max(length.answer for length in lengths)
     if "max_tokens" in own:
-        _tell_cut_rows(lengths, own["max_tokens"])
-        cut = max(0, sum(longest) - own["max_tokens"])
-        longest = Length(longest.prompt, longest.answer - cut)
-    return rows, longest
+        limit = settings.trl.get("max_length", own["max_tokens"])
+        _tell_cut_rows(lengths, limit)
+        longest = min(longest, limit)
+        answer = min(answer, longest)
+    return rows, Length(longest - answer, answer)
 
 
 def _length(reader: Reader, row: Row) -> Length:

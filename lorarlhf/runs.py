@@ -142,7 +142,8 @@ def peak_card_mb() -> dict[str, float]:
     torch = sys.modules.get("torch")  # who has not imported it has nothing on a card
     if torch is None or not torch.cuda.is_initialized():
         return {}
-    return {"peak_card_mb": round(torch.cuda.max_memory_reserved() / 1e6, 1)}
+    cards = range(torch.cuda.device_count())
+    return {"peak_card_mb": round(sum(map(torch.cuda.max_memory_reserved, cards)) / 1e6, 1)}
 
 
 def adapter_folder(run: str | Path, role: str) -> Path:

@@ -127,7 +127,7 @@ def _before_loading(
     from lorarlhf.backbone.fetch import find_base
     from lorarlhf.backbone.loading import load_config, load_tokenizer
     from lorarlhf.backbone.reading import Reader
-    from lorarlhf.room import foretell, free_for_us
+    from lorarlhf.room import foretell, free_for_us, weights_of
     from lorarlhf.row_checks import check_rows
 
     stage = args.command
@@ -140,7 +140,17 @@ def _before_loading(
         asked.eval_rows, _ = check_rows(stage, reader, asked.eval_rows, settings)
     dtype = compute_dtype_for(device, settings.backbone["compute_dtype"])
     reference = stage in ("ppo", "dpo") and bool(args.init)
-    foretold = foretell(stage, config, settings, device, dtype.itemsize, longest, reference)
+    foretold = foretell(
+        stage,
+        config,
+        settings,
+        device,
+        dtype.itemsize,
+        longest,
+        reference,
+        new_adapters=not (args.init or getattr(args, "reward", None)),
+        besides=weights_of(asked.models) if asked is not None else 0,
+    )
     if foretold is None:
         say_to_stderr("Memory: how much this takes can't be told before it starts.")
         return rows, {}

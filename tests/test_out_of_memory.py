@@ -13,10 +13,14 @@ import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.packing import Pack
+from lorarlhf.backbone.shrinking import is_out_of_memory
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.rollout import sample
 from lorarlhf.ppo.trainer import PPOTrainer
+from lorarlhf.rewards.role import score_answers
 from lorarlhf.runs import Run
-from lorarlhf.stages.careful import LongestFirst
+from lorarlhf.stages.careful import LongestFirst, _width
 from lorarlhf.stages.direct import DirectSettings, train_direct
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 from lorarlhf.stages.sft import SFTSettings, train_sft
@@ -30,16 +34,27 @@ DEMOS = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS
 
 
 @contextmanager
-def short_of_memory(backbone: Backbone, most: int) -> Iterator[list[int]]:
-    """Layers that refuse more than `most` tokens in a forward that trains; gives those refused."""
+def short_of_memory(backbone: Backbone, most: int, backward: bool = True) -> Iterator[list[int]]:
+    """A last layer that refuses more than `most` tokens; gives a list of the refusals.
+
+    Args:
+        backward: on the way back, when the layer above it has its gradients already; otherwise in
+            every forward, whether it trains or not.
+    """
     refused: list[int] = []
 
     def refuse(_layer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
         tokens = states.shape[0] * states.shape[1]
-        if torch.is_grad_enabled() and tokens > most:
-            refused.append(tokens)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        if (torch.is_grad_enabled() or not backward) and tokens > most:
+            if not backward:
+                run_out()
+            elif states.requires_grad:
+                states.register_hook(run_out)
+
+    def run_out(_grad: Any = None) -> None:
+        refused.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
 
     hook = backbone.decoder.layers[-1].register_forward_pre_hook(refuse, with_kwargs=True)
     try:
@@ -68,13 +83,14 @@ def ppo(backbone: Backbone, folder: Path, **changes: Any) -> PPOTrainer:
     )
 
 
+@pytest.mark.parametrize("backward", [True, False])
 def test_ppo_goes_on_with_half_and_takes_the_same_steps(
-    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], backward: bool
 ) -> None:
     plain = ppo(fresh(tiny_base), tmp_path / "plain")
     plain.train()
     short = ppo(fresh(tiny_base), tmp_path / "short")
-    with short_of_memory(short.backbone, most=40) as refused:
+    with short_of_memory(short.backbone, 40, backward) as refused:
         short.train()
     assert refused and short.args.micro_batch_size < 4 and plain.args.micro_batch_size == 4
     assert "Out of memory: from here on micro_batch_size is 2" in capsys.readouterr().err
@@ -134,9 +150,11 @@ def test_the_largest_step_comes_first(tiny_base: Path, tmp_path: Path) -> None:
     )
     trainer._rehearse()
     hook.remove()
-    lengths = sorted(len(trainer.backbone.encode(row["prompt"])) for row in PROMPTS)[-2:]
-    assert seen and max(seen) <= sum(lengths) + 2 * 16
-    assert min(seen) > 2 * 16  # both answers at full length
+    encoded = [trainer.backbone.encode(row["prompt"]) for row in PROMPTS]
+    longest = sorted(encoded, key=len)[-2:]
+    packed = Pack.of([ids + [0] * 16 for ids in longest], trainer.backbone.device, 10**6)
+    shared = sum(map(len, longest)) + 2 * 16 - packed.input_ids.shape[1]
+    assert set(seen) == {sum(map(len, longest)) + 2 * 16 - shared}
     assert torch.equal(before[0], weights(trainer.backbone, "policy"))
     assert torch.equal(before[1], weights(trainer.backbone, "value"))
     assert all(p.grad is None for p in trainer.backbone.model.parameters())
@@ -190,13 +208,16 @@ def _reward(backbone: Backbone, run: Run, micro: int = 4) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "role", "most", "micro"),
+    ("stage", "role", "most", "micro", "backward"),
     [
-        (_sft, "policy", 100, 4),
-        (_dpo, "policy", 200, 4),
+        (_sft, "policy", 100, 4, True),
+        (_sft, "policy", 100, 4, False),
+        (_dpo, "policy", 200, 4, True),
+        (_dpo, "policy", 200, 4, False),
         # ORPO's loss is a mean over the tokens of a forward: like the smaller micro-batch.
-        (_orpo, "policy", 100, 1),
-        (_reward, "reward", 120, 4),
+        (_orpo, "policy", 100, 1, True),
+        # Its evaluations take less than its steps, and have no second try.
+        (_reward, "reward", 120, 4, True),
     ],
 )
 def test_a_stage_of_trl_goes_on_in_pieces(
@@ -204,6 +225,7 @@ def test_a_stage_of_trl_goes_on_in_pieces(
     role: str,
     most: int,
     micro: int,
+    backward: bool,
     tiny_base: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -211,12 +233,58 @@ def test_a_stage_of_trl_goes_on_in_pieces(
     plain = fresh(tiny_base)
     whole = stage(plain, Run(tmp_path / "plain", role, {"seed": 0}), micro)
     short = fresh(tiny_base)
-    with short_of_memory(short, most) as refused:
+    with short_of_memory(short, most, backward) as refused:
         parts = stage(short, Run(tmp_path / "short", role, {"seed": 0}))
     assert refused and "Out of memory: from here on" in capsys.readouterr().err
     assert torch.allclose(weights(short, role), weights(plain, role), atol=2e-5)
     for name, value in whole.items():
         assert parts[name] == pytest.approx(value, abs=2e-3), name
+
+
+def test_what_is_run_without_gradients_shrinks_too(tiny_base: Path) -> None:
+    """Hidden states for the fit, scores and sampling: one at a time gives what all together do."""
+    backbone = fresh(tiny_base)
+    backbone.add_role("reward")
+    torch.nn.init.normal_(backbone.heads["reward"].weight)
+    prompts, answers = [row["prompt"] for row in PAIRS], [row["chosen"] for row in PAIRS]
+    args = PPOConfig("out", max_new_tokens=4, micro_batch_size=1)
+    encoded = [backbone.encode(prompt) for prompt in prompts]
+
+    def both() -> tuple[list[float], list[list[int]]]:
+        scores = score_answers(backbone, prompts, answers)
+        return scores, [c.ids for c in sample(backbone, encoded, args, range(4))]
+
+    scores, sampled = both()
+    with short_of_memory(backbone, 45, backward=False) as refused:
+        again, resampled = both()
+    assert len(refused) > 2 and resampled == sampled
+    assert again == pytest.approx(scores, abs=1e-5)
+
+
+def test_what_is_taken_for_it() -> None:
+    told = ["CUDA out of memory. Tried", "CUDA error: out of memory\nCUDA kernel errors"]
+    told += ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"]
+    told += ["[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"]
+    assert all(is_out_of_memory(RuntimeError(text)) for text in told)
+    assert is_out_of_memory(torch.OutOfMemoryError("HIP"))
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert not is_out_of_memory(ValueError("CUDA out of memory."))
+
+
+@pytest.mark.parametrize(
+    ("row", "width"),
+    [
+        ({"input_ids": [1, 2, 3], "attention_mask": [1] * 3}, 3),
+        ({"prompt_ids": [1, 2], "chosen_ids": [3] * 4, "rejected_ids": [5]}, 6),  # DPO
+        ({"chosen_ids": [1] * 3, "rejected_ids": [1] * 7, "chosen_span": [1, 3]}, 7),  # reward
+        (  # ORPO
+            {"prompt_input_ids": [1], "chosen_input_ids": [1] * 5, "rejected_input_ids": [1] * 2},
+            5,
+        ),
+    ],
+)
+def test_how_wide_a_row_is(row: dict[str, Any], width: int) -> None:
+    assert _width(row) == width
 
 
 def test_the_longest_row_is_the_first() -> None:

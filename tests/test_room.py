@@ -16,7 +16,7 @@ from lorarlhf.backbone.reading import Reader
 from lorarlhf.cli import main
 from lorarlhf.data import write_jsonl
 from lorarlhf.errors import UserError
-from lorarlhf.memory import Plan, Shape, estimate
+from lorarlhf.memory import MACHINES, Plan, Shape, estimate
 from lorarlhf.room import Foretold, foretell
 from lorarlhf.row_checks import Length, check_rows
 from lorarlhf.runs import read_json
@@ -75,26 +75,38 @@ def test_the_check_can_be_left_out(sft: Sft, tmp_path: Path) -> None:
 
 
 def test_each_piece_of_advice_fits() -> None:
-    foretold = Foretold(BIG, PLAN)
+    foretold = Foretold(BIG, PLAN, smaller=(4, 2, 1))
     free = foretold.parts["total"] - 10**9
     with pytest.raises(UserError) as told:
         foretold.check(free)
     named = dict(re.findall(r"--set ([\w.]+)=(\w+)", str(told.value)))
     assert named["micro_batch_size"] in "421" and named["gradient_checkpointing"] == "true"
-    smaller = replace(PLAN, micro_batch_size=int(named["micro_batch_size"]))
-    checkpointed = replace(PLAN, gradient_checkpointing=True)
-    assert all(estimate(BIG, plan)["total"] <= free for plan in (smaller, checkpointed))
+    assert named["max_new_tokens"] == "128" and named["adapter_layers"] == "8"
+    names = {"max_new_tokens": "answer_tokens"}
+    for name, value in named.items():
+        changed = replace(PLAN, **{names.get(name, name): value == "true" or int(value)})
+        assert estimate(BIG, changed)["total"] <= free, name
     foretold.check(free + 10**9)
+    with pytest.raises(UserError) as told:
+        Foretold(BIG, PLAN, new_adapters=False).check(free)  # a run's adapters have their shape
+    assert "adapter_layers" not in str(told.value) and "micro_batch" not in str(told.value)
+    with pytest.raises(UserError, match=r"trl.gradient_checkpointing=true.*max_tokens=384"):
+        sft = Foretold(BIG, replace(PLAN, stage="sft", device="cpu"))
+        sft.check(sft.parts["total"] - 1)
 
 
 def test_where_no_single_change_is_enough_all_are_named_together() -> None:
     plan = replace(PLAN, bits=16)
-    smallest = Foretold(BIG, plan)._smallest()
-    free = estimate(BIG, smallest)["total"]
-    with pytest.raises(UserError, match=r"all of these together: micro_batch_size=1.*bits=4"):
-        Foretold(BIG, plan).check(free)
-    with pytest.raises(UserError, match="Take a smaller base"):
-        Foretold(BIG, plan).check(free - 1)
+    small = {"micro_batch_size": 1, "gradient_checkpointing": True, "adapter_layers": 8}
+    free = estimate(BIG, replace(plan, bits=4, answer_tokens=128, **small))["total"]
+    foretold = Foretold(BIG, plan, smaller=(4, 2, 1))
+    with pytest.raises(UserError) as told:
+        foretold.check(free)
+    named = dict(re.findall(r"--set ([\w.]+)=(\w+)", str(told.value)))
+    assert named.pop("max_new_tokens") == "128" and named.pop("bits") == "4"
+    assert named == {name: str(value).lower() for name, value in small.items()}
+    with pytest.raises(UserError, match="Take a smaller base, or shorter texts"):
+        foretold.check(free - 1)
 
 
 def test_the_plan_is_that_of_the_settings(tiny_base: Path) -> None:
@@ -123,10 +135,19 @@ def test_the_plan_is_that_of_the_settings(tiny_base: Path) -> None:
     sets = ["trl.gradient_checkpointing=true", "trl.per_device_train_batch_size=1"]
     found = foretell("sft", config, resolve("sft", sets=sets), CPU, 2, longest, False)
     assert found is not None and found.plan.checkpointed and found.plan.micro_batch_size == 1
+    sets = ["rollout_batch_size=18", "num_minibatches=2"]
+    found = foretell("ppo", config, resolve("ppo", sets=sets), CPU, 2, longest, True)
+    assert found is not None and (found.plan.micro_batch_size, found.smaller) == (8, (3, 1))
+    found = foretell("sft", config, resolve("sft"), CPU, 2, longest, True, besides=10**9)
+    assert found is not None and found.smaller == (2, 1)
+    assert found.parts["total"] == estimate(found.shape, found.plan)["total"] + 10**9
     rloo = resolve("ppo", sets=["algorithm=rloo"])
     assert foretell("ppo", config, rloo, CPU, 2, longest, True) is None
-    odd = AutoConfig.for_model("gpt2")
-    assert foretell("sft", odd, resolve("sft"), CPU, 2, longest, False) is None
+    for family in ("gpt2", "gemma3n_text"):  # sizes under other names, and one a layer
+        odd = AutoConfig.for_model(family)
+        assert foretell("sft", odd, resolve("sft"), CPU, 2, longest, False) is None
+    fit = resolve("reward", sets=["epochs=0"])
+    assert foretell("reward", config, fit, CPU, 2, longest, False) is None
 
 
 def test_the_longest_row_is_measured(tiny_base: Path) -> None:
@@ -136,11 +157,15 @@ def test_the_longest_row_is_measured(tiny_base: Path) -> None:
     _, longest = check_rows("dpo", reader, rows, plain)
     prompt, answers = reader.encode("a b c"), [reader.encode("e " * 7), reader.encode("d " * 6)]
     assert longest == (len(prompt), max(map(len, answers)))
+    rows.append({"prompt": "a " * 30, "chosen": "b", "rejected": "c"})
+    _, both = check_rows("dpo", reader, rows, plain)  # the longest row, and the longest answer
+    assert both.answer == longest.answer and sum(both) > len(reader.encode("a " * 30))
+    rows.pop()
     limit = sum(longest) - 2
     _, cut = check_rows(
         "dpo", reader, rows, resolve("dpo", sets=["plain=true", f"max_tokens={limit}"])
     )
-    assert cut == (longest.prompt, longest.answer - 2)
+    assert sum(cut) == limit and cut.answer == longest.answer
     _, text = check_rows("sft", reader, [{"text": "a b c"}], resolve("sft", sets=["plain=true"]))
     assert text == (0, len(prompt))
     sets = ["plain=true", "max_new_tokens=11"]
@@ -152,4 +177,6 @@ def test_free_memory_counts_what_is_held_already(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(room, "main_memory", lambda: (10**9, 2 * 10**9))
     assert 10**9 < room.free_for_us(CPU) < 10**10
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 9))
-    assert room.free_for_us(torch.device("cuda", 0)) == 7
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2)
+    context = MACHINES["cuda"].runtime
+    assert room.free_for_us(torch.device("cuda", 0)) == 7 + 2 + context

@@ -7,8 +7,7 @@ sampled is kept.
 from collections.abc import Callable
 from typing import TypeVar
 
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
+from lorarlhf.backbone.shrinking import is_out_of_memory, let_go
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.runs import say_to_stderr
 
@@ -29,10 +28,9 @@ def until_it_fits(args: PPOConfig, attempt: Callable[[], T]) -> T:
         try:
             return attempt()
         except RuntimeError as error:
-            if not should_reduce_batch_size(error) or args.micro_batch_size == 1:
+            if not is_out_of_memory(error) or args.micro_batch_size == 1:
                 raise
-        # Outside the except: the error's traceback holds what the attempt had made.
-        clear_device_cache(garbage_collection=True)
+        let_go()
         args.micro_batch_size //= 2
         say_to_stderr(
             f"Out of memory: from here on micro_batch_size is {args.micro_batch_size}. The batch "

@@ -16,6 +16,7 @@ from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.packing import Pack
+from lorarlhf.backbone.shrinking import shrinking
 from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
 from lorarlhf.memory import GENERATED_AT_ONCE
 from lorarlhf.ppo import objective
@@ -110,15 +111,19 @@ def sample(
     """Answer prompts (token ids) with the policy; each answer depends on its own seed."""
     if not encoded:
         return []
-    new = until_it_fits(args, lambda: _sampled(backbone, encoded, args, seeds))
+    at_once = GENERATED_AT_ONCE * args.micro_batch_size
+    new = shrinking(at_once, lambda size: _sampled(backbone, encoded, args, seeds, size))
     give_back_memory()  # the holes that keys and values left as they grew
     return [completion(backbone, ids) for ids in new]
 
 
 def _sampled(
-    backbone: Backbone, encoded: list[list[int]], args: PPOConfig, seeds: Sequence[int]
+    backbone: Backbone,
+    encoded: list[list[int]],
+    args: PPOConfig,
+    seeds: Sequence[int],
+    size: int,
 ) -> list[list[int]]:
-    size = GENERATED_AT_ONCE * args.micro_batch_size
     new: list[list[int]] = []
     with backbone.role("policy"):
         for start in range(0, len(encoded), size):

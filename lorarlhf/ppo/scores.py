@@ -1,6 +1,6 @@
 """Scores of a rollout: from the reward role, from functions, or both; brought to a common scale."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -63,9 +63,15 @@ class Rewards:
         return self.sources == [ROLE]
 
     def score(
-        self, answers: Answers, rows: Sequence[int], state: Any
+        self,
+        answers: Answers,
+        rows: Sequence[int],
+        state: Any,
+        trying: Callable[[Callable[[], torch.Tensor]], torch.Tensor] = lambda attempt: attempt(),
     ) -> tuple[list[float], list[list[float | None]]]:
         """Scores of some of the answers: the weighted sums, and each source's own.
+
+        `trying` runs the role's part, which may be run again; functions are called once.
 
         In a mix the role's scores are brought to mean 0 and deviation 1 on the answers it was
         trained on, so that its weight says something.
@@ -73,7 +79,7 @@ class Rewards:
         found: list[list[float | None]] = []
         for source in self.sources:
             if isinstance(source, str):
-                raw = reward_scores(self.backbone, answers)
+                raw = trying(lambda: reward_scores(self.backbone, answers))
                 head = self.backbone.heads[ROLE]
                 if not self.only_role:
                     raw = (raw - head.score_mean) / head.score_std

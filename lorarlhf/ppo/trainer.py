@@ -5,6 +5,7 @@ TRL's signature, callbacks and `report_to`; policy, reference, reward and value 
 base. Each detail is listed with its source in docs/ppo-details.md.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
+from lorarlhf.generation import encode_prompts
 from lorarlhf.ppo import checkpoint, heldout, objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
@@ -148,11 +150,13 @@ class PPOTrainer(_BaseTrainer):
         return TrainOutput(self.state.global_step, 0.0, self.summary())
 
     def _rehearse(self) -> None:
-        """The largest forward and backward there can be, so that memory runs out now or never."""
-        args = self.args
-        rows = sorted(self.rows, key=lambda row: len(str(row["prompt"])))[-args.micro_batch_size :]
-        encoded = [self.backbone.encode(row["prompt"]) for row in rows]
-        self.learner.rehearse(encoded, args.max_new_tokens)
+        """The largest forward and backward there can be, so that they run out of memory now."""
+        args, count = self.args, self.args.micro_batch_size
+        written = sorted(self.rows, key=lambda row: len(str(row["prompt"])))[-4 * count :]
+        prompts = [row["prompt"] for row in written]
+        encoded = sorted(encode_prompts(self.backbone, prompts, args.max_prompt_tokens), key=len)
+        longest = list(itertools.islice(itertools.cycle(reversed(encoded)), count))
+        self.learner.rehearse(longest, args.max_new_tokens)
 
     def update(self) -> dict[str, float]:
         """One update: roll out, score, shape rewards, advantages, epochs."""
@@ -207,7 +211,14 @@ class PPOTrainer(_BaseTrainer):
     def _score(self, rollout: Rollout) -> tuple[torch.Tensor, dict[str, float]]:
         """Raw scores (B,), and in a mix the mean of each source under `score/NAME`."""
         own = processes.own_share(len(rollout.prompts))
-        sums, by_source = until_it_fits(self.args, lambda: self._own_scores(rollout, own))
+
+        def trying(attempt: Callable[[], torch.Tensor]) -> torch.Tensor:
+            rollout.cut_to(self.backbone, self.args.micro_batch_size)
+            return attempt()
+
+        sums, by_source = self.rewards.score(
+            rollout, own, self.state, lambda part: until_it_fits(self.args, lambda: trying(part))
+        )
         scores = torch.tensor(processes.all_rows(sums), device=self.backbone.device)
         means: dict[str, float] = {}
         if len(by_source) > 1:
@@ -216,12 +227,6 @@ class PPOTrainer(_BaseTrainer):
                 if known:
                     means[f"score/{name}"] = sum(known) / len(known)
         return scores, means
-
-    def _own_scores(
-        self, rollout: Rollout, own: Sequence[int]
-    ) -> tuple[list[float], list[list[float | None]]]:
-        rollout.cut_to(self.backbone, self.args.micro_batch_size)
-        return self.rewards.score(rollout, own, self.state)
 
     def _rewards(self, rollout: Rollout, scores: torch.Tensor) -> torch.Tensor:
         rewards = objective.shape_rewards(

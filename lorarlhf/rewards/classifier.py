@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lorarlhf.backbone.devices import best_device
+from lorarlhf.backbone.shrinking import shrinking
 from lorarlhf.data import as_text
 from lorarlhf.errors import UserError
 from lorarlhf.rewards.functions import RewardFunction, completion_text
@@ -33,15 +34,17 @@ def load_classifier(spec: str, device: torch.device | None = None) -> RewardFunc
     def reward(
         prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
-        scores: list[float | None] = []
-        size = BATCH if tokenizer.pad_token is not None else 1
-        for start in range(0, len(prompts), size):
-            chosen = slice(start, start + size)
-            inputs = _encode(tokenizer, prompts[chosen], completions[chosen], column is None)
-            logits = model(**inputs.to(model.device)).logits.float()
-            one = logits[:, 0] if column is None else logits.log_softmax(dim=1)[:, column]
-            scores.extend(one.tolist())
-        return scores
+        def attempt(size: int) -> list[float | None]:
+            scores: list[float | None] = []
+            for start in range(0, len(prompts), size):
+                chosen = slice(start, start + size)
+                inputs = _encode(tokenizer, prompts[chosen], completions[chosen], column is None)
+                logits = model(**inputs.to(model.device)).logits.float()
+                one = logits[:, 0] if column is None else logits.log_softmax(dim=1)[:, column]
+                scores.extend(one.tolist())
+            return scores
+
+        return shrinking(BATCH if tokenizer.pad_token is not None else 1, attempt)
 
     reward.__name__ = reward.__qualname__ = Path(name).name + (f"#{label}" if label else "")
     return reward

@@ -159,6 +159,8 @@ def call_reward_function(
     except UserError:
         raise
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # is told as what it is
+            raise
         code = getattr(_innermost(fn), "__code__", None)
         where = _in_one_line(error, code.co_filename if code else None)
         raise UserError(f"The reward function '{name}' raised {where}.{_hint(error)}") from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.reading import Prompt
 from lorarlhf.backbone.roles import normed
+from lorarlhf.backbone.shrinking import shrinking
 from lorarlhf.data import as_text
 
 Answer = str | list[dict[str, str]]
@@ -102,11 +104,20 @@ def score_answers(
 
 
 def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
-    """Answers of like length together: places, final states (b, T, H), pooling mask, trunk."""
-    order = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
+    """Answers of like length together: places, final states (b, T, H), pooling mask, trunk.
+
+    At most `size` of them, fewer where memory runs out.
+    """
+
+    def forward(rows: Sequence[int]) -> Any:
         some = [answers[i] for i in rows]
         ids, attention, mask = EncodedAnswer.batch(some, backbone.pad_id, backbone.device)
         trunk = backbone.trunk(ids, attention)
-        yield rows, backbone.hidden(ids, attention, trunk), mask, trunk
+        return rows, backbone.hidden(ids, attention, trunk), mask, trunk
+
+    left = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
+    while left:
+        batch = shrinking(size, lambda count, rows=left: forward(rows[:count]))  # type: ignore[misc]
+        size = len(batch[0])
+        left = left[size:]
+        yield batch

@@ -5,17 +5,20 @@ rows of a forward are run in pieces from there on. The loss of a batch is what i
 pieces, or their mean weighted by rows.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.utils.data import Sampler
 
+from lorarlhf.backbone.shrinking import is_out_of_memory, let_go
 from lorarlhf.runs import say_to_stderr
 
 ROWS = "rows"
+ACCOUNTS = ("_metrics", "_stored_metrics", "_total_train_tokens")
+"""What TRL's trainers add up for their logs in a forward."""
 
 
 @cache
@@ -39,26 +42,32 @@ def careful(kind: type) -> type:
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             rows = self.train_dataset if train_dataset is None else train_dataset
-            return LongestFirst([_tokens(row) for row in rows], self.args.seed)
+            if self.args.train_sampling_strategy != "random":
+                return super()._get_train_sampler(rows)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return LongestFirst([_width(row) for row in rows], seed)
 
         def training_step(
             self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
         ) -> torch.Tensor:
             """Forward and backward of a batch, in as many pieces as memory asks for."""
             rows = inputs.pop(ROWS)
+            if self.accelerator.num_processes > 1:
+                # The others would wait for gradients that come once more than theirs.
+                return super().training_step(model, inputs, num_items_in_batch)
             weights = [p for p in model.parameters() if p.requires_grad]
             before = [None if p.grad is None else p.grad.clone() for p in weights]
+            accounts = {n: copy.deepcopy(v) for n, v in vars(self).items() if n in ACCOUNTS}
             while True:
                 try:
                     return self._in_pieces(model, inputs, rows, num_items_in_batch)
                 except RuntimeError as error:
-                    # Other processes would wait for gradients that come once more than theirs.
-                    together = self.accelerator.num_processes > 1
-                    if not should_reduce_batch_size(error) or together or self.pieces >= len(rows):
+                    if not is_out_of_memory(error) or self.pieces >= len(rows):
                         raise
-                # Outside the except: the error's traceback holds the activations.
-                clear_device_cache(garbage_collection=True)
+                let_go()
                 self.pieces *= 2
+                for name, value in accounts.items():
+                    setattr(self, name, copy.deepcopy(value))
                 for weight, grad in zip(weights, before, strict=True):
                     weight.grad = None if grad is None else grad.clone()
                 say_to_stderr(
@@ -88,8 +97,11 @@ def careful(kind: type) -> type:
     return Careful
 
 
-def _tokens(row: dict[str, Any]) -> int:
-    return sum(len(value) for name, value in row.items() if name.endswith("_ids") and value)
+def _width(row: dict[str, Any]) -> int:
+    """Tokens of a row as a forward sees it: of a pair the longer one, prompt included."""
+    sizes = {name: len(ids) for name, ids in row.items() if name.endswith("_ids") and ids}
+    prompt = sizes.pop("prompt_ids", 0)  # DPO's, whose answers stand without it
+    return prompt + max(sizes.values(), default=0)
 
 
 class _WithRows:

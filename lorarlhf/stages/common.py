@@ -113,13 +113,13 @@ class RunCallback(TrainerCallback):
         self._peak_told = False
 
     def _tell_peak(self) -> None:
-        """The first step is the largest there will be: what it took is what the run takes."""
+        """Once, after the first step, which begins with the longest rows."""
         self._peak_told = True
         card = peak_card_mb().get("peak_card_mb")
         taken = card or peak_rss_mb()
         self.run.about["first_step_mb"] = taken
         where = "of the card" if card else "of memory"
-        say_beside_bars(f"The first step, at full length, took {taken / 1e3:.1f} GB {where}.")
+        say_beside_bars(f"Peak after the first step: {taken / 1e3:.1f} GB {where}.")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         total, done, quiet = state.max_steps, state.global_step, not processes.first()
