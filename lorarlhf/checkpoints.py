@@ -149,6 +149,13 @@ def fill_optimizer(
     name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` gave."""
+    # Fused and capturable kernels count steps beside the weight, all others on the CPU.
+    beside = {
+        id(weight)
+        for group in optimizer.param_groups
+        if group.get("fused") or group.get("capturable")
+        for weight in group["params"]
+    }
     for number, weight in enumerate(_weights(optimizer)):
         start = f"{name}.{number}."
         saved: dict[str, Any] = {
@@ -157,8 +164,10 @@ def fill_optimizer(
         for key, value in saved.items():
             if value.dtype == torch.int64 and not value.dim():  # bitsandbytes counts in Python
                 optimizer.state[weight][key] = value.item()
+            elif key == "step" and id(weight) not in beside:
+                optimizer.state[weight][key] = value
             else:
-                optimizer.state[weight][key] = value if key == "step" else value.to(weight.device)
+                optimizer.state[weight][key] = value.to(weight.device)
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
