@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.storage import CONFIG, HEAD_KEY, NOTE, WEIGHTS, fingerprint
+from lorarlhf.backbone.storage import CONFIG, FINGERPRINT, HEAD_KEY, NOTE, WEIGHTS, fingerprint
 from lorarlhf.errors import UserError
 
 
@@ -115,6 +115,19 @@ def test_an_adapter_of_another_base_is_refused_naming_both(
     assert str(tiny_base) in str(refusal.value)
     assert stranger.base in str(refusal.value)
     assert str(saved["policy"]) in str(refusal.value)
+
+
+def test_a_role_of_an_earlier_version_is_not_refused_for_its_fingerprint(
+    tiny: Backbone, saved: dict[str, Path], tiny_base: Path, batch: Callable[..., Any]
+) -> None:
+    file = saved["policy"] / NOTE
+    note = json.loads(file.read_text())
+    assert note.pop(FINGERPRINT) == fingerprint(tiny)
+    file.write_text(json.dumps(note | {"base_fingerprint": "0123456789abcdef"}))
+    other = fresh(tiny_base)
+    other.load_role("policy", saved["policy"])
+    ids, mask = batch(tiny, [5])
+    assert torch.equal(outputs(other, "policy", ids, mask), outputs(tiny, "policy", ids, mask))
 
 
 def test_the_fingerprint_is_the_same_in_every_precision(

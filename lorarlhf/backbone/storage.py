@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
 
 NOTE = "lorarlhf.json"
+FINGERPRINT = "base_signs"  # what stood under `base_fingerprint` before, no base gives any more
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD_KEY = "base_model.model.score.weight"  # where PEFT keeps a classification head
 
@@ -44,7 +45,7 @@ def save_role(backbone: "Backbone", role: str, folder: Path) -> Path:
     note: dict[str, Any] = {
         "role": role,
         "base": backbone.base,
-        "base_fingerprint": fingerprint(backbone),
+        FINGERPRINT: fingerprint(backbone),
         "adapter_layers": backbone.adapter_layers,
     }
     if head is not None:
@@ -105,7 +106,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch
 
 
 def _check_base(backbone: "Backbone", note: dict[str, Any], folder: Path) -> None:
-    theirs = note.get("base_fingerprint")
+    theirs = note.get(FINGERPRINT)
     if theirs is not None and theirs != fingerprint(backbone):
         raise UserError(
             f"The adapter in {folder} was trained on the base {note.get('base')}, and the base "
