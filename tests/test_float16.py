@@ -2,28 +2,33 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.errors import UserError
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.health import diagnose
 from lorarlhf.ppo.learner import Learner
 from lorarlhf.ppo.rloo import train_rloo
 from lorarlhf.runs import Run
-from lorarlhf.stages.common import scale_losses
+from lorarlhf.stages.common import RunCallback, scale_losses
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
+from lorarlhf.stages.sft import SFTSettings, train_sft
 from tests import test_processes as together
 from tests.test_ppo_limits import prepared
 from tests.test_ppo_trainer import PROMPTS, Make, length_reward, rows_of, weights
 from tests.test_ppo_trainer import make as make  # a fixture
-from tests.test_stages import PREFERENCES, train
+from tests.test_stages import DEMONSTRATIONS, PREFERENCES, train
 
 Fill = Callable[..., None]
 START = 2.0**16  # torch's first scale
@@ -279,3 +284,84 @@ def test_other_dtypes_of_the_stages_scale_nothing(
     trainers = noted_trainers(monkeypatch, "stages.sft")
     train("sft", tiny, Run(tmp_path / "run", "sft", {"seed": 1}), epochs=1)
     assert trainers[0].accelerator.scaler is None
+
+
+def test_a_resumed_stage_keeps_its_scale(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It grows after every second good step: the count of them matters as well.
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**10, growth_interval=2)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    trainers = noted_trainers(monkeypatch, "stages.sft")
+    settings = SFTSettings(epochs=5, batch_size=4, learning_rate=5e-3, save_steps=1)
+    backbones = []
+    for resume in (False, True):
+        backbones.append(load(tiny_base))
+        run = Run(tmp_path, "sft", {"seed": 1})
+        train_sft(backbones[-1], DEMONSTRATIONS, run, settings, resume=resume)
+        if not resume:
+            shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-5")
+    whole, rest = (trainer.accelerator.scaler.state_dict() for trainer in trainers)
+    assert whole == rest and (whole["scale"], whole["_growth_tracker"]) == (2.0**12, 1)
+    assert torch.equal(*(weights(backbone, "policy") for backbone in backbones))
+
+
+# ---- a base whose numbers are too large for float16
+
+
+@pytest.fixture
+def large_base(make_base: Callable[..., Path]) -> Path:
+    folder = make_base()
+    tensors = load_file(folder / "model.safetensors")
+    for name, size in {"gate_proj": 30, "up_proj": 30, "down_proj": 3000}.items():
+        for weight in (w for key, w in tensors.items() if name in key):
+            weight *= size
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_base_that_overflows_is_refused(large_base: Path) -> None:
+    with pytest.raises(UserError, match="overflows in float16.*--set compute_dtype=float32"):
+        load(large_base)
+    backbone = load(large_base, "float32")
+    assert backbone.keeps_trunk and backbone.packs
+
+
+def test_a_stage_whose_loss_stays_no_number_ends_with_advice(
+    large_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorarlhf.backbone.trunk.check_range", lambda *_: None)
+    backbone = load(large_base)
+    with pytest.raises(UserError, match="is not a number.*--set compute_dtype=float32"):
+        train("sft", backbone, Run(tmp_path, "sft", {"seed": 1}), epochs=9)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [None, None]  # not 0, and not to the end
+
+
+@pytest.mark.parametrize(
+    ("losses", "ends"),
+    [
+        ([1.0, math.nan, math.inf, math.nan], True),
+        ([math.nan, math.nan, 1.0, math.nan, math.nan], False),
+        ([math.nan], True),  # all of a short run
+        ([1.0, math.nan], False),
+        ([], False),
+    ],
+)
+def test_three_lines_without_a_loss_end_a_run(
+    losses: list[float], ends: bool, tmp_path: Path
+) -> None:
+    callback = RunCallback(Run(tmp_path, "sft", {}), "supervised tuning")
+    state: Any = SimpleNamespace(global_step=1, is_world_process_zero=False)  # all processes end
+    args: Any = SimpleNamespace(fp16=False)
+
+    def log() -> None:
+        for loss in losses:
+            callback.on_log(args, state, None, {"loss": loss})
+        callback.on_log(args, state, None, {"train_runtime": 1.0, "train_loss": 1.0})
+
+    if ends:
+        with pytest.raises(UserError, match="supervised tuning is not a number.*learning_rate"):
+            log()
+    else:
+        log()

@@ -70,6 +70,7 @@ class Backbone:
         model.get_output_embeddings().register_forward_pre_hook(contiguous)
         vocabulary = model.get_input_embeddings().weight.shape[0]
         cut = self.split or max(1, len(layers) // 2)
+        trunk.check_range(model, vocabulary, self.base)
         self.splits = len(layers) > 1 and trunk.trunk_is_exact(decoder_of(model), cut, vocabulary)
         self.keeps_trunk = self.splits and self.split > 0
         self.packs = trunk.adopt_packing(model, self.device, vocabulary)

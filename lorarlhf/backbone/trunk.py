@@ -15,6 +15,7 @@ from torch import nn
 from lorarlhf.backbone import attention
 from lorarlhf.backbone.anatomy import decoder_of
 from lorarlhf.backbone.packing import Pack
+from lorarlhf.errors import UserError
 
 Inputs = dict[str, Any]
 
@@ -108,6 +109,24 @@ def _entrance(layers: Any, first: int, kept: torch.Tensor) -> dict[str, Any]:
     """What stands in for the layers below `first`; there is at least one."""
     skips: dict[str, Any] = {str(i): _Skip(layers[i]) for i in range(1, first)}
     return skips | {"0": _Enter(layers[0], kept)}
+
+
+def check_range(model: Any, vocabulary: int, base: str) -> None:
+    """See on a few tokens that a base computes in float16, whose largest number is 65,504.
+
+    Raises:
+        UserError: it comes to numbers beyond that; every loss would be no number.
+    """
+    if model.dtype != torch.float16:
+        return
+    ids = (torch.arange(16, device=model.device)[None] * 7) % vocabulary
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+    if not logits.isfinite().all():
+        raise UserError(
+            f"{base} overflows in float16: it comes to numbers that are too large for it. Use "
+            "--set compute_dtype=float32, or bfloat16 on a card that has it."
+        )
 
 
 def trunk_is_exact(decoder: Any, split: int, vocabulary: int) -> bool:

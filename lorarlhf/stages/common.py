@@ -1,6 +1,7 @@
 """What the stages share: TRL's arguments, conversations from plain text, logging, progress."""
 
 import difflib
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -20,6 +21,8 @@ from lorarlhf.generation import check_chat_template
 from lorarlhf.runs import Run, peak_card_mb, peak_rss_mb
 
 Row = dict[str, Any]
+PATIENCE = 3
+"""After how many log lines in a row whose loss is not a number a training ends."""
 
 
 def trl_arguments(
@@ -45,6 +48,7 @@ def trl_arguments(
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log 0 for a loss that is not a number
         "dataloader_pin_memory": backbone.device.type == "cuda",
         "gradient_checkpointing": backbone.device.type == "cuda",
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -111,6 +115,7 @@ class RunCallback(TrainerCallback):
         self.stage = stage  # the run's own, unless the run has several
         self.bar: tqdm | None = None
         self._peak_told = False
+        self._lost, self._seen = 0, False  # log lines in a row without a loss; one with a loss
 
     def _tell_peak(self) -> None:
         """Once, after the first step, which begins with the longest rows."""
@@ -135,12 +140,26 @@ class RunCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any
     ) -> None:
         logs = logs or {}
+        self._look_for_a_loss(args, logs)
         if "train_runtime" in logs or not state.is_world_process_zero:
             return  # the trainer's closing line, which run.json has; or another process's
         self.run.log({"step": state.global_step, **logs}, stage=self.stage)
         shown = {name: logs[name] for name in self.shown if name in logs}
         if self.bar is not None and shown:
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
+
+    def _look_for_a_loss(self, args: Any, logs: Row) -> None:
+        """Raise a `UserError` where the loss stays no number; every process sees the same one."""
+        if "loss" in logs:
+            found = math.isfinite(logs["loss"])
+            self._seen |= found
+            self._lost = 0 if found else self._lost + 1
+        nothing = "train_runtime" in logs and self._lost and not self._seen
+        if nothing or self._lost >= PATIENCE:
+            cure = "Use a lower learning rate (--set learning_rate=...)."
+            if args.fp16:
+                cure = "Values overflow in float16: use --set compute_dtype=float32."
+            raise UserError(f"The loss of {self.title} is not a number any more. {cure}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
