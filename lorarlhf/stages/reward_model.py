@@ -101,8 +101,12 @@ class RewardView(nn.Module):
         """TRL tags models for the hub; this view is never saved."""
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Hand the trainer's wish on to the base."""
+        """The same by the name that older transformers call."""
         self.__dict__["backbone"].causal.gradient_checkpointing_enable(**kwargs)
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Hand the trainer's wish on to the base."""
+        self.__dict__["backbone"].causal.activation_checkpointing_enable(**kwargs)
 
 
 def train_reward_model(

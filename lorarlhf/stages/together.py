@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler
-from torch.utils.data import DataLoader, RandomSampler, Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import find_batch_size
 
 from lorarlhf import processes
@@ -100,13 +99,8 @@ def together(kind: type) -> type:
 
         def get_train_dataloader(self) -> DataLoader:
             args = self.args
-            order = self._get_train_sampler(self.train_dataset)
-            if isinstance(order, RandomSampler):  # the order that accelerate gives it
-                order = SeedableRandomSampler(
-                    self.train_dataset, data_seed=args.data_seed or args.seed
-                )
             self.dealer = Dealer(
-                order,
+                self._get_train_sampler(self.train_dataset),
                 args.per_device_train_batch_size,
                 args.gradient_accumulation_steps,
                 lambda: self.state.global_step // self._steps_in_epoch,
