@@ -11,6 +11,10 @@ from transformers import TrainerCallback
 from lorarlhf import processes
 
 NOTICE = b"\nStopping after this update; Ctrl-C again stops at once and loses it.\n"
+LIMIT = (
+    b"The launcher kills what still runs after 30 seconds, and then --resume goes on from the last "
+    b"checkpoint; with TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 in its environment it waits longer.\n"
+)
 
 
 class StopAfterUpdate(TrainerCallback):
@@ -43,7 +47,9 @@ class StopAfterUpdate(TrainerCallback):
         self.asked = True
         if processes.first():
             # Not print(): the signal may have come in the middle of a write to the same stream.
-            os.write(2, NOTICE)
+            launched = "LOCAL_RANK" in os.environ
+            told = launched and "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in os.environ
+            os.write(2, NOTICE + LIMIT if told else NOTICE)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if processes.any_of(self.asked):

@@ -317,6 +317,23 @@ def test_the_second_ctrl_c_stops_at_once() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.parametrize("launched", [True, False])
+def test_under_a_launcher_the_notice_says_when_it_kills(
+    launched: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    from lorarlhf.interrupt import StopAfterUpdate
+
+    with StopAfterUpdate() as stopper:
+        os.kill(os.getpid(), signal.SIGINT)
+    error = capfd.readouterr().err
+    assert stopper.asked and "Stopping after this update" in error
+    assert ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in error) == launched
+
+
 def test_ctrl_c_elsewhere_is_noted(
     work: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
