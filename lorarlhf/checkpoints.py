@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lorarlhf import processes
+from lorarlhf.errors import UserError
+
 PREFIX, FILES = "checkpoint-", "files.json"
 
 
@@ -38,6 +41,19 @@ def number_of(checkpoint: Path) -> int:
 def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint whose files are all there and as they were written."""
     return next((place for place in newest_first(folder) if damage(place) is None), None)
+
+
+def check_seen(checkpoint: Path) -> None:
+    """See that all processes that train together can read a checkpoint which the first has chosen.
+
+    Raises:
+        UserError: one of them, on another machine, does not see it.
+    """
+    if processes.any_of(not (checkpoint / FILES).is_file()):
+        raise UserError(
+            f"The checkpoint {checkpoint} is not there for every process: the run's folder has to "
+            "be on a disk that all machines see, at the same path."
+        )
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -27,6 +27,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def machines() -> int:
+    """On how many machines they run."""
+    return max(1, count() // int(os.environ.get("LOCAL_WORLD_SIZE", str(count()))))
+
+
 def rank() -> int:
     """Which of them this is, from 0."""
     return int(os.environ.get("RANK", "0"))
@@ -93,6 +98,21 @@ def from_first(make: Callable[[], T]) -> T:
     box: list[Any] = [make() if first() else None]
     torch.distributed.broadcast_object_list(box)
     return box[0]
+
+
+def first_makes_first(make: Callable[[], T]) -> T:
+    """What each process makes by itself: the first one, then one on each other machine, then all.
+
+    So what is fetched is fetched once a machine, and once for all where they share a disk.
+    """
+    leads_machine = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    own_turn = 0 if first() else 1 if leads_machine else 2
+    for _ in range(own_turn):
+        wait()
+    made = make()
+    for _ in range(own_turn, 2):
+        wait()
+    return made
 
 
 def add_gradients(weights: "Sequence[nn.Parameter]") -> None:

@@ -132,7 +132,7 @@ def _before_loading(
 
     stage = args.command
     device = device_of(settings)
-    path = processes.from_first(lambda: find_base(settings.base, say_to_stderr))
+    path = processes.first_makes_first(lambda: find_base(settings.base, say_to_stderr))
     config = load_config(path)
     reader = Reader(settings.base, load_tokenizer(path, settings.backbone["chat_template"]))
     rows, longest = check_rows(stage, reader, rows, settings)
@@ -225,10 +225,14 @@ def _recorded(run: Run, args: Namespace) -> Iterator[None]:
         _end_bars()
         run.finish("stopped")
         command = shlex.join([*command_words(), *(a for a in args.argv if a != "--resume")])
-        if any((run.folder / "checkpoints").glob("checkpoint-*")):
-            say_to_stderr(f"Stopped. This goes on where it ended:\n  {command} --resume")
-        else:
+        if not any((run.folder / "checkpoints").glob("checkpoint-*")):
             say_to_stderr("Stopped before anything could be kept; the same command starts again.")
+        elif processes.machines() > 1:
+            say_to_stderr(
+                "Stopped. The same command on every machine, with --resume, goes on where it ended."
+            )
+        else:
+            say_to_stderr(f"Stopped. This goes on where it ended:\n  {command} --resume")
         raise
     except BaseException:
         _end_bars()

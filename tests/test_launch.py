@@ -3,6 +3,7 @@
 Real processes, which start in some ten seconds on a busy machine, so a test does much at once.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,17 +11,22 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorarlhf import processes as group
 from lorarlhf.cli import main
 from lorarlhf.data import write_jsonl
 from lorarlhf.errors import UserError
-from lorarlhf.runs import read_json
+from lorarlhf.ppo import checkpoint
+from lorarlhf.runs import Run, read_json
+from lorarlhf.stages import resuming
 from lorarlhf.stages.common import batch_arguments
+from lorarlhf.training import _recorded
 
 # What the README says, with a free port.
 LAUNCH = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "lorarlhf.cli")
@@ -183,6 +189,62 @@ def test_commands_of_one_process_say_so(
     assert "demo runs in one process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "wanted"),
+    [("0", "0", "make wait wait"), ("4", "0", "wait make wait"), ("5", "1", "wait wait make")],
+)
+def test_the_first_process_fetches_then_one_on_each_machine(
+    rank: str, local_rank: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORLD_SIZE", "8"), ("RANK", rank), ("LOCAL_RANK", local_rank)):
+        monkeypatch.setenv(name, value)
+    done: list[str] = []
+    monkeypatch.setattr(group, "wait", lambda: done.append("wait"))
+    group.first_makes_first(lambda: done.append("make"))
+    assert " ".join(done) == wanted
+
+
+def test_a_checkpoint_that_a_process_does_not_see_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = tmp_path / "far" / "checkpoint-4"
+    monkeypatch.setattr(group, "from_first", lambda make: far)
+    with pytest.raises(UserError, match="checkpoint-4 .*on a disk that all machines see"):
+        resuming.can_go_on(tmp_path)
+    (tmp_path / "far" / "checkpoint-4").mkdir(parents=True)
+    (far / "files.json").write_text("{}")
+    assert resuming.can_go_on(tmp_path)  # what the first one sees counts
+    trainer = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path)))
+    loaded: list[Path] = []
+    monkeypatch.setattr(checkpoint, "_load", lambda trainer, place: loaded.append(place))
+    checkpoint.load_newest(cast(Any, trainer), True)
+    assert loaded == [far]
+    (far / "files.json").unlink()
+    with pytest.raises(UserError, match="on a disk that all machines see"):
+        checkpoint.load_newest(cast(Any, trainer), True)
+
+
+@pytest.mark.parametrize(
+    ("local", "told"), [("4", "The same command on every machine"), ("8", "--num_processes 8 ")]
+)
+def test_a_stopped_run_says_what_goes_on(
+    local: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    args = argparse.Namespace(argv=["sft", "--data", "demos.jsonl"])
+    with pytest.raises(KeyboardInterrupt), _recorded(Run(tmp_path, "sft", {}), args):
+        raise KeyboardInterrupt
+    error = capsys.readouterr().err
+    assert told in error and "--resume" in error
+    assert ("accelerate launch" in error) == (local == "8")
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 5, 12, 13, 23])
 def test_each_row_is_dealt_once_and_weighs_alike(
@@ -190,7 +252,6 @@ def test_each_row_is_dealt_once_and_weighs_alike(
 ) -> None:
     from torch.utils.data import SequentialSampler
 
-    from lorarlhf import processes as group
     from lorarlhf.stages.together import Dealer
 
     def share(count: int, rank: int) -> range:

@@ -113,14 +113,11 @@ class Backbone:
             say: called with one line before each slow step.
 
         Raises:
-            UserError: no such base, not a causal language model, no network, no disk space.
+            UserError: no such base, not a causal language model, no network, no disk space; it
+                overflows in float16.
         """
         hide_library_bars()
-        if not processes.first():  # fetched once
-            processes.wait()
-        path = find_base(base, say)
-        if processes.first():
-            processes.wait()
+        path = processes.first_makes_first(lambda: find_base(base, say))
         target = torch.device(device) if device else best_device(bits)
         dtype = compute_dtype_for(target, compute_dtype)
         model = load_model(path, bits, target, dtype)

@@ -90,11 +90,13 @@ def load_newest(trainer: "PPOTrainer", wanted: str | bool) -> None:
     """Put a checkpoint's state into the trainer; nothing happens where there is none yet.
 
     Raises:
-        UserError: a named checkpoint does not exist, or is torn.
+        UserError: a named checkpoint does not exist, or is torn; or a process on another machine
+            does not see it.
     """
     if isinstance(wanted, str):
-        if reason := damage(Path(wanted)):
+        if reason := processes.from_first(lambda: damage(Path(wanted))):
             raise UserError(f"There is no PPO checkpoint to go on from in {wanted}: {reason}.")
+        checkpoints.check_seen(Path(wanted))
         _load(trainer, Path(wanted))
         for place in newest_first(folder_of(trainer)):  # or the next --resume would take those
             if (
@@ -103,13 +105,19 @@ def load_newest(trainer: "PPOTrainer", wanted: str | bool) -> None:
             ):
                 os.replace(place, place.with_name(f"left-{place.name}-{int(time.time())}"))
         return
-    for place in newest_first(folder_of(trainer)):
+    if newest := processes.from_first(lambda: _newest_whole(folder_of(trainer))):
+        checkpoints.check_seen(newest)
+        _load(trainer, newest)
+
+
+def _newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; torn ones above it are told and removed."""
+    for place in newest_first(folder):
         if (reason := damage(place)) is None:
-            _load(trainer, place)
-            return
+            return place
         say_to_stderr(f"The checkpoint {place} is passed over: {reason}.")
-        if trainer.is_world_process_zero():
-            shutil.rmtree(place, ignore_errors=True)  # or it would be kept in a good one's place
+        shutil.rmtree(place, ignore_errors=True)  # or it would be kept in a good one's place
+    return None
 
 
 def _load(trainer: "PPOTrainer", folder: Path) -> None:

@@ -41,7 +41,15 @@ def saving(save_steps: int) -> dict[str, Any]:
 
 def can_go_on(run_folder: Path) -> bool:
     """Whether a run has a checkpoint to go on from."""
-    return newest_whole(run_folder / FOLDER) is not None
+    return _chosen(run_folder / FOLDER) is not None
+
+
+def _chosen(folder: Path) -> Path | None:
+    """The newest whole checkpoint as the first process sees it, the same in all of them."""
+    place = processes.from_first(lambda: newest_whole(folder))
+    if place is not None:
+        checkpoints.check_seen(place)
+    return place
 
 
 def resumable(kind: type) -> type:
@@ -52,7 +60,7 @@ def resumable(kind: type) -> type:
 
     class Resumable(kind):  # type: ignore[misc, valid-type]
         def train(self, resume_from_checkpoint: bool = False) -> Any:  # type: ignore[override]
-            place = newest_whole(self._folder) if resume_from_checkpoint else None
+            place = _chosen(self._folder) if resume_from_checkpoint else None
             if place is not None:
                 self.args.eval_on_start = False  # what it found is in the checkpoint
             stopper = StopAfterUpdate()
