@@ -321,8 +321,9 @@ def large_base(make_base: Callable[..., Path]) -> Path:
 
 
 def test_a_base_that_overflows_is_refused(large_base: Path) -> None:
-    with pytest.raises(UserError, match="overflows in float16.*--set compute_dtype=float32"):
-        load(large_base)
+    for bits in (4, 16):
+        with pytest.raises(UserError, match="overflows in float16.*--set compute_dtype=float32"):
+            load(large_base, bits=bits)
     backbone = load(large_base, "float32")
     assert backbone.keeps_trunk and backbone.packs
 
