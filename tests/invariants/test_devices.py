@@ -120,7 +120,7 @@ def test_an_update_on_another_device_is_refused_where_it_enters(
         tiny.add_role(role)
     rollout = collect(tiny, [{"prompt": "Hi"}, {"prompt": "Who?"}], config, seed=0)
     for micro in rollout.micro_batches:
-        assert micro.trunk is not None
-        micro.trunk = micro.trunk.to(META)
+        assert micro.trunk is not None and micro.value_trunk is not None
+        micro.trunk, micro.value_trunk = micro.trunk.to(META), micro.value_trunk.to(META)
     with pytest.raises(ValueError, match="kept is on meta and the backbone on cpu"):
         Learner(tiny, config).epochs(rollout, step=5, seed=0)
