@@ -20,6 +20,9 @@ CHUNK = 256  # rows of logits that PPO holds at once
 GENERATED_AT_ONCE = 8
 """Micro-batches that PPO answers together: the keys and values of so many take less memory than the
 activations of one."""
+DENSE_IN_SAMPLING, DENSE_IN_LEARNING = 256_000_000, 128_000_000
+"""Room for weights that PPO keeps dequantised on a CPU. While it samples there are no activations,
+which take more than the difference."""
 TRL_TILE = 36  # bytes a labelled token and entry of the vocabulary: TRL's LM head without Triton
 FULL_LOGITS = 13  # bytes a token and entry of the vocabulary where TRL holds them all (ORPO)
 
@@ -261,9 +264,13 @@ def _kv_cache(shape: Shape, plan: Plan) -> int:
 
 
 def _scratch(shape: Shape, plan: Plan) -> int:
-    """Weights of one layer while they are dequantised, forward and backward."""
+    """Weights of one layer while they are dequantised, forward and backward, and those kept so."""
     largest = max(a * b for a, b in shape.matrices)
-    return 2 * largest * plan.float_bytes if plan.bits < 16 else 0
+    kept = 0
+    if plan.stage == "ppo" and plan.device == "cpu" and plan.bits == 4:
+        layer = sum(a * b for a, b in shape.matrices) * plan.float_bytes
+        kept = min(_upper(shape, plan), DENSE_IN_LEARNING // layer) * layer
+    return kept + 2 * largest * plan.float_bytes if plan.bits < 16 else 0
 
 
 def largest(shape: Shape, plan: Plan, room: int) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lorarlhf.backbone.anatomy import (
     layers_of,
     never_repack,
 )
+from lorarlhf.backbone.dense import kept_dense
 from lorarlhf.backbone.devices import best_device, compute_dtype_for, give_back_memory
 from lorarlhf.backbone.fetch import find_base
 from lorarlhf.backbone.loading import load_model, load_tokenizer
@@ -259,6 +260,13 @@ class Backbone:
             give_back_memory()
 
     # ---- forward
+
+    def dense(self, room: int, first: int = 0) -> AbstractContextManager[None]:
+        """Keep 4-bit weights dequantised inside, on the CPU, while they fit into `room` bytes.
+
+        For phases that read each weight of the layers from `first` on often. No number changes.
+        """
+        return kept_dense(layers_of(self.causal, self.base)[first:], room)
 
     @property
     def causal(self) -> Any:

@@ -15,6 +15,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from lorarlhf.backbone.dense import dense_weight, is_dense
+
 
 def fuse_lora(model: PeftModel) -> None:
     """Give every LoRA layer on a 4-bit or plain linear layer the fused forward.
@@ -24,20 +26,6 @@ def fuse_lora(model: PeftModel) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer) and is_dense(module.get_base_layer()):
             module.__class__ = _fused(type(module))
-
-
-def is_dense(base: nn.Module) -> bool:
-    """Whether `dense_weight` knows this layer."""
-    return type(base).__name__ == "Linear4bit" or type(base) is nn.Linear
-
-
-def dense_weight(base: Any) -> torch.Tensor:
-    """The weight (out, in) of a linear layer, dequantised from 4 bit."""
-    if type(base) is nn.Linear:
-        return base.weight
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(base.weight.data, base.weight.quant_state)
 
 
 class Fused:

@@ -9,6 +9,7 @@ from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.generation import Completion
+from lorarlhf.memory import DENSE_IN_LEARNING
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
@@ -86,13 +87,14 @@ class Learner:
             for group in self.optimizers[role].param_groups:
                 group["lr"] = rate
         taken: list[Stats] = []
-        for place in self._order(len(rollout.minibatches), seed):
-            stats = self._step_value(rollout, place)
-            if step >= self.args.critic_warmup:
-                stats |= self._step_policy(rollout, place)
-            taken.append(stats)
-            if self._moved_enough(stats):
-                break
+        with self.backbone.dense(DENSE_IN_LEARNING, self.backbone.split):
+            for place in self._order(len(rollout.minibatches), seed):
+                stats = self._step_value(rollout, place)
+                if step >= self.args.critic_warmup:
+                    stats |= self._step_policy(rollout, place)
+                taken.append(stats)
+                if self._moved_enough(stats):
+                    break
         names = {name: None for stats in taken for name in stats}
         lists = {name: [stats[name] for stats in taken if name in stats] for name in names}
         means = {n: sum(x) if n in COUNTS else sum(x) / len(x) for n, x in lists.items()}

@@ -18,7 +18,7 @@ from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.packing import Pack
 from lorarlhf.backbone.shrinking import shrinking
 from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
-from lorarlhf.memory import GENERATED_AT_ONCE
+from lorarlhf.memory import DENSE_IN_SAMPLING, GENERATED_AT_ONCE
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
@@ -125,7 +125,7 @@ def _sampled(
     size: int,
 ) -> list[list[int]]:
     new: list[list[int]] = []
-    with backbone.role("policy"):
+    with backbone.role("policy"), backbone.dense(DENSE_IN_SAMPLING):
         for start in range(0, len(encoded), size):
             new += generate_ids(
                 backbone,

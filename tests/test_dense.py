@@ -1,0 +1,84 @@
+"""Weights that are kept dequantised are bitsandbytes' own numbers, and are gone afterwards."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.dense import Kept
+
+PLENTY = 1 << 30
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def backbone(
+    request: pytest.FixtureRequest, tiny_base: Path, randomise: Callable[..., None]
+) -> Backbone:
+    backbone = Backbone.load(str(tiny_base), bits=4, compute_dtype=request.param, lora_rank=4)
+    randomise(backbone, "policy")
+    return backbone
+
+
+def kept(backbone: Backbone) -> list[Any]:
+    return [module for module in backbone.model.modules() if isinstance(module, Kept)]
+
+
+def four_bit(layer: Any) -> list[Any]:
+    names = ("Linear4bit", "KeptLinear4bit")
+    return [module for module in layer.modules() if type(module).__name__ in names]
+
+
+def states_and_gradients(backbone: Backbone) -> Iterator[torch.Tensor]:
+    """From the embeddings up: also through layers that carry no adapter."""
+    ids = torch.arange(24).view(2, 12) % 50 + 4
+    backbone.model.zero_grad(set_to_none=True)
+    with torch.no_grad(), backbone.role("policy"):
+        yield backbone.hidden(ids, torch.ones_like(ids))
+    with backbone.role("policy", train=True):
+        embedded = backbone.causal.get_input_embeddings()(ids).detach().requires_grad_()
+        with backbone._mixed_precision():
+            hidden = backbone.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        (hidden.float() * torch.arange(hidden.numel()).view_as(hidden).cos()).sum().backward()
+    yield hidden.detach()
+    for tensor in (embedded, *backbone.parameters_of("policy")):
+        assert tensor.grad is not None
+        assert tensor.grad.abs().max() > 0
+        yield tensor.grad
+
+
+def test_no_number_changes(backbone: Backbone) -> None:
+    wanted = list(states_and_gradients(backbone))
+    with backbone.dense(PLENTY):
+        assert len(kept(backbone)) == len(four_bit(backbone.decoder))
+        ours = list(states_and_gradients(backbone))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, wanted, strict=True))
+
+
+def test_everything_is_as_it_was_afterwards(backbone: Backbone) -> None:
+    before = {name: type(module) for name, module in backbone.model.named_modules()}
+    with pytest.raises(ZeroDivisionError), backbone.dense(PLENTY), backbone.dense(PLENTY):
+        assert kept(backbone)
+        raise ZeroDivisionError
+    assert {name: type(module) for name, module in backbone.model.named_modules()} == before
+    assert not any("dense" in module.__dict__ for module in backbone.model.modules())
+
+
+def test_as_many_of_the_last_layers_as_there_is_room_for(backbone: Backbone) -> None:
+    layers = backbone.decoder.layers
+    size = sum(module.weight.quant_state.shape.numel() for module in four_bit(layers[-1]))
+    room = 2 * size * backbone.compute_dtype.itemsize
+    for given, count in ((room, 2), (room - 1, 1), (0, 0)):
+        with backbone.dense(given):
+            wanted = [x for layer in layers[len(layers) - count :] for x in four_bit(layer)]
+            assert kept(backbone) == wanted
+    with backbone.dense(PLENTY, len(layers) - 1):
+        assert kept(backbone) == four_bit(layers[-1])
+
+
+def test_other_precisions_have_nothing_to_keep(tiny_base: Path) -> None:
+    backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32")
+    with backbone.dense(PLENTY):
+        assert not kept(backbone)
