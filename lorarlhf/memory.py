@@ -229,15 +229,15 @@ def _activations(shape: Shape, plan: Plan) -> int:
 
 
 def token_bytes(shape: Shape, plan: Plan) -> int:
-    """Kept a token and layer: the inputs of norms (in float32) and of every product."""
+    """Kept a token and layer: the inputs of norms and of every product."""
     queries, keys = shape.heads * shape.head_dim, shape.key_heads * shape.head_dim
     length = plan.prompt_tokens + plan.answer_tokens
     # Torch's fused attention keeps no weights of query against key; the CPU's does.
     attended = shape.heads * length if plan.device == "cpu" else queries
-    products = 2 * shape.hidden + 2 * queries + 2 * keys + attended
+    products = 4 * shape.hidden + 2 * queries + 2 * keys + attended
     low_rank = len(shape.matrices) * plan.lora_rank
     kept = products + low_rank + 4 * shape.intermediate
-    return 2 * shape.hidden * FLOAT32 + kept * plan.float_bytes
+    return kept * plan.float_bytes
 
 
 def _logits(shape: Shape, plan: Plan) -> int:

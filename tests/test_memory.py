@@ -66,10 +66,12 @@ def test_the_adapters_and_their_optimizer() -> None:
 
 
 def test_what_a_token_keeps_in_a_layer() -> None:
-    norms = 2 * 8 * 4
+    norms = 2 * 8  # what goes into them
     products = 2 * 8 + 2 * 8 + 2 * 4 + 4 * 16 + 7 * 2  # norms out, q and o, k and v, MLP, low rank
-    assert token_bytes(HAND, PLAN) == norms + 2 * (products + 2 * 8)  # 2 heads look at 8 tokens
-    assert token_bytes(HAND, replace(PLAN, float_bytes=4)) == norms + 4 * (products + 16)
+    attended = 2 * 8  # 2 heads look at 8 tokens
+    for size in (2, 4):
+        kept = token_bytes(HAND, replace(PLAN, float_bytes=size))
+        assert kept == size * (norms + products + attended)
 
 
 def test_activations_and_checkpointing() -> None:

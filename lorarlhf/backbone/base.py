@@ -26,6 +26,7 @@ from lorarlhf.backbone.devices import best_device, compute_dtype_for, give_back_
 from lorarlhf.backbone.fetch import find_base
 from lorarlhf.backbone.loading import load_model, load_tokenizer
 from lorarlhf.backbone.lora_linear import fuse_lora
+from lorarlhf.backbone.norms import fuse_norms
 from lorarlhf.backbone.packing import Pack
 from lorarlhf.backbone.reading import Prompt, Reader
 from lorarlhf.backbone.trunk import Inputs
@@ -74,6 +75,7 @@ class Backbone:
         trunk.check_range(model, vocabulary, self.base)
         self.splits = len(layers) > 1 and trunk.trunk_is_exact(decoder_of(model), cut, vocabulary)
         self.keeps_trunk = self.splits and self.split > 0
+        fuse_norms(model)
         self.packs = trunk.adopt_packing(model, self.device, vocabulary)
         self._base_shapes = Counter(_key(p) for p in model.parameters())
         torch.manual_seed(settings["seed"])

@@ -24,7 +24,7 @@ from torch import nn
 from lorarlhf import processes
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.lora_linear import dense_weight
+from lorarlhf.backbone.dense import dense_weight
 from lorarlhf.errors import UserError
 from lorarlhf.generation import Completion, completion
 from lorarlhf.ppo.config import PPOConfig
