@@ -9,7 +9,7 @@ from lorarlhf import processes
 from lorarlhf.data import as_conversation, read_prompts
 from lorarlhf.errors import UserError
 from lorarlhf.rewards.functions import load_function
-from lorarlhf.runs import Run
+from lorarlhf.runs import Run, say_to_stderr
 from lorarlhf.settings import Settings
 
 if TYPE_CHECKING:
@@ -83,9 +83,12 @@ def check(settings: Settings, asked: Asked) -> None:
     elif "num_generations" in settings.said:
         raise UserError("num_generations is for algorithm rloo; PPO answers each prompt once.")
     if own["generation"] == "vllm":
-        from lorarlhf.ppo.vllm import reach
+        from lorarlhf.backbone.fetch import find_base
+        from lorarlhf.ppo.vllm_server import reach
 
-        reach(own["vllm_server"], settings.base)
+        # The server's command needs the folder that a packaged name stands for.
+        path = processes.from_first(lambda: find_base(settings.base, say_to_stderr))
+        reach(own["vllm_server"], path, own["max_prompt_tokens"] + own["max_new_tokens"])
 
 
 def _check_rloo(settings: Settings, asked: Asked) -> None:

@@ -8,17 +8,19 @@ docs/scaling.md says what speaks for this and against loading the adapter into t
 """
 
 import hashlib
+import math
 import os
 import re
+import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
-from urllib.parse import urlparse
+from typing import Any, TypeVar
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
 from lorarlhf import processes
@@ -28,50 +30,21 @@ from lorarlhf.backbone.dense import dense_weight
 from lorarlhf.errors import UserError
 from lorarlhf.generation import Completion, completion
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.vllm_server import GOES_ON, host_of, in_words, is_here, reach, start_command
 from lorarlhf.runs import say_to_stderr
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+T = TypeVar("T")
 AT_ONCE = 64
 """Requests under way; TRL's client keeps as many connections open."""
 PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Sent with each request: the temperature alone may change the distribution."""
 SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
+PACK = 2**30
+"""Bytes of weights that vLLM sends at once (its `DEFAULT_PACKED_BUFFER_SIZE_BYTES`)."""
+MERGING = 10
+"""Bytes a number while a weight is merged: B A and scaling B A in float32, W in 16 bit."""
+SMALLER = "Take fewer adapter_layers, bits: 4, a smaller base, or generation: transformers."
 BASE_LAYER = ".base_layer"  # PEFT's name for the layer under an adapter
-
-
-def reach(address: str, base: str) -> Any:
-    """TRL's client of the server at `address`, which has to answer now.
-
-    Args:
-        base: named in the command that starts the server.
-
-    Raises:
-        UserError: vLLM is not installed here, or nobody answers at `address`.
-    """
-    from trl.generation import vllm_client
-
-    if not hasattr(vllm_client.VLLMClient, "get_server_info"):
-        raise UserError("generation: vllm needs TRL 1.16 or later, and with it Python 3.11.")
-    try:
-        with _in_words(address):
-            return vllm_client.VLLMClient(base_url=address.rstrip("/"))
-    except ImportError as error:
-        raise UserError(
-            'generation: vllm needs vLLM in this environment, too: pip install "trl[vllm]". It '
-            f"runs on Linux with NVIDIA cards ({error}). generation: transformers needs neither."
-        ) from error
-    except UserError as error:
-        raise UserError(f"{error} This starts it:\n  {start_command(address, base)}") from error
-
-
-def start_command(address: str, base: str) -> str:
-    """The command line of a server that can be kept in step."""
-    place = urlparse(address)
-    return (
-        f"CUDA_VISIBLE_DEVICES=1 VLLM_SERVER_DEV_MODE=1 vllm serve {base} "
-        f"--host {place.hostname} --port {place.port or 80} "
-        """--weight-transfer-config '{"backend": "nccl"}' --logprobs-mode processed_logprobs"""
-    )
 
 
 class VLLMSampler:
@@ -91,19 +64,19 @@ class VLLMSampler:
     def __init__(self, backbone: Backbone, args: PPOConfig) -> None:
         self.address = args.vllm_server
         _check_mergeable(backbone)
-        host = urlparse(self.address).hostname or ""
-        if host not in LOOPBACK:
+        here = is_here(host_of(self.address))
+        if not here:
             say_to_stderr(
                 f"vllm_server {self.address} is not this machine: prompts, answers and the "
                 "policy's weights go there."
             )
-        self.client = reach(self.address, backbone.base_path)
+        self.client = reach(self.address, backbone.base_path, longest(args))
         self._sent: bytes | None = None  # digest of the adapter that the server has
         if not processes.first():
             return
-        if host in LOOPBACK:  # or vLLM would open the way for the weights on the network
+        if here:  # or vLLM would open the way for the weights on the network
             os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
-        with _in_words(self.address):
+        with in_words(self.address, RuntimeError, LookupError):  # what it was started without
             _check_server(self.client.get_server_info(), backbone, args)
             self.client.init_communicator(device=backbone.device)
 
@@ -117,14 +90,16 @@ class VLLMSampler:
         """As `rollout.sample`; all processes have to call it, also without a prompt of their own.
 
         Raises:
-            UserError: the server is gone, or refuses a request.
+            UserError: the server is gone or refuses a request, or the card has no room to send the
+                weights from.
         """
         if processes.first():
             self._keep_in_step(backbone)
         processes.wait()
         if not encoded:
             return []
-        with _in_words(self.address), ThreadPoolExecutor(min(AT_ONCE, len(encoded))) as pool:
+        threads = ThreadPoolExecutor(min(AT_ONCE, len(encoded)))
+        with in_words(self.address, hint=GOES_ON), threads as pool:
             # One request an answer: several prompts in one request would share its seed, and with
             # it every draw.
             ask = partial(self._ask, backbone.stop_ids, args)
@@ -156,10 +131,10 @@ class VLLMSampler:
         if now == self._sent:
             return
         whole = self._sent is None
-        with _in_words(self.address):
-            self.client.update_named_params(
-                announced(backbone, whole=whole), merged_weights(backbone, whole=whole)
-            )
+        _check_room(backbone, whole)
+        weights = or_end(self.address, merged_weights(backbone, whole=whole))
+        with in_words(self.address, hint=GOES_ON):
+            self.client.update_named_params(announced(backbone, whole=whole), weights)
             self.client.reset_prefix_cache()  # it holds states of the weights before
         self._sent = now
 
@@ -208,7 +183,7 @@ def merged_weights(backbone: Backbone, *, whole: bool) -> Iterator[tuple[str, to
     for name, owner, layer, weight in _parameters(backbone, whole):
         plain = _dequantised(owner) if _is_quantised(weight) else weight
         if layer is not None and adapter in layer.lora_A and weight.dim() == 2:
-            plain = plain.float() + layer.get_delta_weight(adapter).float()
+            plain = layer.get_delta_weight(adapter).float().add_(plain)  # a tensor of our own
         yield name, plain.detach().to(backbone.compute_dtype).contiguous()
 
 
@@ -238,7 +213,75 @@ def _dequantised(owner: Any) -> torch.Tensor:
     return int8_vectorwise_dequant(owner.weight.data, scales)
 
 
+def or_end(address: str, weights: Iterator[T]) -> Iterator[T]:
+    """The same, but an error on the way ends this process.
+
+    TRL's client can't hand on an error from here: it first waits for the server, which waits for
+    the weights that are not sent.
+    """
+    try:
+        yield from weights
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("LORARLHF_DEBUG") == "1":
+            traceback.print_exc()
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        advice = f" {SMALLER}" if isinstance(error, torch.OutOfMemoryError) else ""
+        say_to_stderr(
+            f"While the policy's weights were sent to the vLLM server at {address}: {said}.{advice}"
+            " The server waits for the rest, so start it anew, too; a run that had begun goes on "
+            "with --resume."
+        )
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def room_to_send(backbone: Backbone, *, whole: bool) -> int:
+    """Bytes that sending takes on the training's card, by vLLM's source and `merged_weights`.
+
+    vLLM gathers weights until they are more than `PACK`, copies them into one tensor, and meanwhile
+    the one before is still under way. Weights that the base holds as they are sent are not copied
+    to be gathered.
+    """
+    size = backbone.compute_dtype.itemsize
+    peak = merging = gathered = pack = before = 0
+    listed = announced(backbone, whole=whole)
+    for (_, _, shape), (_, _, layer, weight) in zip(
+        listed, _parameters(backbone, whole), strict=True
+    ):
+        count = math.prod(shape)
+        made = _is_quantised(weight) or layer is not None or weight.dtype != backbone.compute_dtype
+        merging = max(merging, MERGING * count * made)
+        pack, gathered = pack + size * count, gathered + size * count * made
+        peak = max(peak, before + pack + gathered)
+        if pack > PACK:
+            before, pack, gathered = pack, 0, 0
+    return peak + merging
+
+
 # ---- checks
+
+
+def longest(args: PPOConfig) -> int:
+    """Tokens of the longest prompt with the longest answer."""
+    return args.max_prompt_tokens + args.max_new_tokens
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What is free on a card, the caches of torch included; None: not a card."""
+    if device.type != "cuda":
+        return None
+    clear_device_cache(garbage_collection=True)  # other streams can't use what is cached in this
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def _check_room(backbone: Backbone, whole: bool) -> None:
+    """See that the weights can be made before the server waits for them."""
+    free, needed = free_bytes(backbone.device), room_to_send(backbone, whole=whole)
+    if free is not None and free < needed:
+        raise UserError(
+            f"Sending the policy's weights to the vLLM server takes {needed / 1e9:.1f} GB on this "
+            f"card, and {free / 1e9:.1f} GB are free. {SMALLER}"
+        )
 
 
 def _check_mergeable(backbone: Backbone) -> None:
@@ -261,33 +304,17 @@ def _check_server(info: dict[str, Any], backbone: Backbone, args: PPOConfig) -> 
         )
     told = str(model.get("hf_text_config") or model.get("hf_config"))
     ours = backbone.causal.config.get_text_config()
+    command = start_command(args.vllm_server, backbone.base_path, longest(args))
     for name in SIZES:
         found = re.search(rf"[\"']{name}[\"']: (\d+)", told)
         if found and int(found[1]) != getattr(ours, name):
             raise UserError(
                 f"The vLLM server at {args.vllm_server} holds another base ({model.get('model')}) "
                 f"than {backbone.base}: its {name} is {found[1]}, not {getattr(ours, name)}. "
-                f"Start it with this one:\n  {start_command(args.vllm_server, backbone.base_path)}"
+                f"Start it with this one:\n  {command}"
             )
     if args.temperature != 1 and model.get("logprobs_mode", "processed") == "raw_logprobs":
         raise UserError(
             f"The vLLM server at {args.vllm_server} leaves the temperature out of its "
             "log-probabilities: start it with --logprobs-mode processed_logprobs."
         )
-
-
-@contextmanager
-def _in_words(address: str) -> Iterator[None]:
-    """TRL's client raises errors of many kinds, plain `Exception` among them: one for people."""
-    try:
-        yield
-    except (ImportError, UserError, torch.OutOfMemoryError):
-        raise
-    except OSError as error:
-        raise UserError(
-            f"No vLLM server answers at {address}. Once one does, a run that had begun goes on "
-            "with --resume."
-        ) from error
-    except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"The vLLM server at {address} can't be used: {said}") from error
