@@ -5,7 +5,7 @@ Used by tests/test_health.py, and by benchmarks/health_pictures.py for the pictu
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,7 +15,7 @@ import torch
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.generation import completion, generate_ids
-from lorarlhf.ppo import rollout
+from lorarlhf.ppo import trainer as ppo_trainer
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
 
@@ -71,6 +71,20 @@ def from_the_base(backbone: Backbone, encoded: Any, args: Any, seeds: Any) -> An
     return [completion(backbone, ids) for ids in new]
 
 
+@torch.no_grad()
+def from_a_server_left_behind(backbone: Backbone, encoded: Any, args: Any, seeds: Any) -> Any:
+    """As a server that never gets the new weights: the base's answers and log-probabilities."""
+    with backbone.role("base"):
+        new = generate_ids(backbone, encoded, max_new_tokens=args.max_new_tokens, seeds=seeds)
+        answers = []
+        for asked, ids in zip(encoded, new, strict=True):
+            logits = backbone.causal(input_ids=torch.tensor([[*asked, *ids]])).logits[0]
+            known = logits[len(asked) - 1 : -1].float().log_softmax(dim=-1)
+            theirs = known[range(len(ids)), ids].tolist()
+            answers.append(replace(completion(backbone, ids), sampled_logprobs=theirs))
+    return answers
+
+
 @dataclass
 class Provocation:
     """What is wrong in a run.
@@ -79,7 +93,7 @@ class Provocation:
         figure: the metric to look at.
         stops: how many tokens of the vocabulary (384) end an answer, besides the real one.
         moved: the policy starts away from its reference.
-        broken_sampler: the answers are not those of the policy.
+        sampler: who answers instead of the policy.
     """
 
     figure: str
@@ -88,7 +102,7 @@ class Provocation:
     judge: Callable[..., list[float]] | None = None
     stops: int = 0
     moved: bool = False
-    broken_sampler: bool = False
+    sampler: Callable[..., Any] | None = None
 
 
 FAST = {"learning_rate": 2e-2, "kl_coef": 0.0, "updates": 30}
@@ -98,7 +112,7 @@ BROKEN = {"learning_rate": 1e25, "updates": 8}
 PROVOCATIONS = {
     "not_a_number": Provocation("policy_loss", settings=BROKEN),
     "negative_kl": Provocation(
-        "kl", settings={"learning_rate": 0.0}, moved=True, broken_sampler=True
+        "kl", settings={"learning_rate": 0.0}, moved=True, sampler=from_the_base
     ),
     "kl_runaway": Provocation("kl", few_tokens, FAST),
     "entropy_collapse": Provocation("entropy", few_tokens, FAST),
@@ -111,6 +125,12 @@ PROVOCATIONS = {
     ),
     "clip_fraction": Provocation("clip_fraction", few_tokens, FAST | {"updates": 12}),
     "ratio": Provocation("ratio", length, UNCLIPPED, stops=77),
+    "server_apart": Provocation(
+        "vllm_kl",
+        few_tokens,
+        FAST | {"learning_rate": 5e-3, "updates": 12},
+        sampler=from_a_server_left_behind,
+    ),
     "skipped_steps": Provocation("skipped_steps", settings=BROKEN),
     "useless_value": Provocation("explained_variance", dice, STILL | {"value_learning_rate": 3e-2}),
     "length_reward": Provocation("score_length_corr", length, STILL, stops=77),
@@ -135,8 +155,8 @@ def provoke(case: Provocation, base: Path, folder: Path, callbacks: Any = None) 
         if case.stops:
             stops = list(range(3, 3 + case.stops))
             stack.enter_context(patch.object(Backbone, "stop_ids", stops))
-        if case.broken_sampler:
-            stack.enter_context(patch.object(rollout, "sample", from_the_base))
+        if case.sampler is not None:
+            stack.enter_context(patch.object(ppo_trainer, "sample", case.sampler))
         if case.moved:
             torch.manual_seed(0)
             for weight in roles.adapter_parameters(backbone.model, "default").values():

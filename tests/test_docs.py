@@ -180,7 +180,11 @@ def test_every_rater_is_described() -> None:
 # ---- docs/scaling.md
 
 
-def test_the_figures_of_scaling_are_computed() -> None:
+def figures_of_scaling() -> tuple[list[str], list[str]]:
+    """The memory table's column and the sentences with figures, as docs/scaling.md must have them.
+
+    python -c "from tests.test_docs import figures_of_scaling as f; print(*sum(f(), []), sep='\\n')"
+    """
     config = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
     config |= {"num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256}
     config |= {"tie_word_embeddings": False}
@@ -192,19 +196,25 @@ def test_the_figures_of_scaling_are_computed() -> None:
     changes.append(one | checkpointed | {"adapter_layers": 8})
     peaks = [estimate(shape, replace(plan, **changed))["total"] for changed in changes]
     peaks.append(base_bytes(shape, 4))
-    text = text_of("docs/scaling.md")
-    table = re.findall(r"^\|.*\| (\d+\.\d\d) \|$", text, re.MULTILINE)
-    assert table[:6] == [f"{peak / 1e9:.2f}" for peak in peaks]
     adapter = adapter_bytes(shape, plan)
     linear = sum(a * b for a, b in shape.matrices) * 2  # bytes of a layer in 16 bit
-    for said in (
+    sentences = [
         f"{adapter / 1e6:.1f} MB above, float32",
-        f"2 x 4 x {adapter / 1e6:.1f} = {8 * adapter / 1e6:.0f} MB",
+        f"4 x ({adapter / 1e6:.1f} + {adapter / 2e6:.1f}) = {6 * adapter / 1e6:.0f} MB",
+        f"{6 * adapter / 1e6:.0f} MB an update above is {48 * adapter / 1e10:.1f} s",
         f"{base_bytes(shape, 16) / 1e9:.1f} GB above",
         f"{16 * linear / 1e9:.2f} GB with the upper half; {16 * linear / 1e10:.1f} s at 10 GB/s",
         f"takes {base_bytes(large, 4) / 1e9:.1f} GB in 4 bit",
         f"{estimate(large, replace(plan, **one, **checkpointed))['total'] / 1e9:.1f} GB. Splitting",
-    ):
+    ]
+    return [f"{peak / 1e9:.2f}" for peak in peaks], sentences
+
+
+def test_the_figures_of_scaling_are_computed() -> None:
+    column, sentences = figures_of_scaling()
+    text = text_of("docs/scaling.md")
+    assert re.findall(r"^\|.*\| (\d+\.\d\d) \|$", text, re.MULTILINE)[:6] == column
+    for said in sentences:
         assert said in text, said
 
 

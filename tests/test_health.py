@@ -80,3 +80,13 @@ def test_nothing_is_said_of_too_few_updates() -> None:
     assert {f.alarm.name for f in diagnose([row] * WINDOW)} == {"kl_runaway", "ratio"}
     assert [f.alarm.name for f in diagnose([row | {"kl": math.nan}])] == ["not_a_number"]
     assert diagnose([]) == []
+
+
+def test_the_server_may_be_as_far_off_as_an_update_goes() -> None:
+    row = {"completion_length": 9, "policy_loss": 0.0, "approx_kl": 0.05, "vllm_kl": 0.04}
+    assert diagnose([row] * WINDOW) == []
+    warm = {"completion_length": 9, "vllm_kl": 0.015}  # the critic's warm-up: no update of a policy
+    assert diagnose([warm] * WINDOW) == []
+    for apart in (row | {"approx_kl": 0.01}, row | {"vllm_kl": 0.06}, warm | {"vllm_kl": 0.03}):
+        (found,) = diagnose([apart] * WINDOW)
+        assert found.alarm.name == "server_apart" and f"KL {apart['vllm_kl']}" in found.words()

@@ -22,10 +22,12 @@ from lorarlhf.cli import main
 from lorarlhf.data import write_jsonl
 from lorarlhf.errors import UserError
 from lorarlhf.generation import encode_prompts
+from lorarlhf.ppo import vllm
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import collect
 from lorarlhf.ppo.trainer import PPOTrainer
-from lorarlhf.ppo.vllm import PLAIN, VLLMSampler, merged_weights
+from lorarlhf.ppo.vllm import PACK, PLAIN, VLLMSampler, merged_weights, room_to_send
+from lorarlhf.ppo.vllm_server import host_of, is_here, start_command
 from lorarlhf.sampling import row_seeds
 from tests.fake_vllm import FakeVLLM, install_fake_vllm, serving
 
@@ -49,6 +51,18 @@ def config(folder: Path, server: FakeVLLM | None = None, **settings: Any) -> PPO
     return PPOConfig(
         output_dir=str(folder), use_cpu=True, disable_tqdm=True, **(defaults | settings)
     )
+
+
+@pytest.fixture
+def command(tiny_base: Path, tmp_path: Path) -> list[str]:
+    """Words of `lorarlhf ppo`, without its settings."""
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": text} for text in PROMPTS])
+    (tmp_path / "rewards.py").write_text(
+        "def one(completions, **_):\n    return [float(len(str(c))) for c in completions]\n"
+    )
+    words = ["ppo", "--prompts", str(tmp_path / "prompts.jsonl"), "--base", str(tiny_base)]
+    words += ["--reward-function", f"{tmp_path / 'rewards.py'}:one", "--out", str(tmp_path / "run")]
+    return words
 
 
 def length(completions: list[str], **_: Any) -> list[float]:
@@ -338,8 +352,143 @@ def test_the_log_probabilities_are_our_own(
 def test_nobody_answers(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_fake_vllm(monkeypatch)
     args = config(tmp_path, generation="vllm", vllm_server="http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"(?s)http://127.0.0.1:9.*vllm serve .* --port 9 "):
+    with pytest.raises(UserError, match=r"(?s)http://127.0.0.1:9.*vllm serve .* --port 9 ") as no:
         VLLMSampler(tiny, args)
+    assert "--resume" not in str(no.value)  # nothing has begun
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_the_command_names_a_base_that_a_server_can_load(
+    by_name: bool, command: list[str], tiny_base: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    install_fake_vllm(monkeypatch)
+    if by_name:  # a packaged base, which a server does not know by its name
+        monkeypatch.setattr("lorarlhf.backbone.fetch._packaged_folder", lambda *_: tiny_base)
+        command[command.index("--base") + 1] = "smollm2-135m"
+    sets = ("generation=vllm", "vllm_server=http://localhost:9", "max_prompt_tokens=100")
+    assert main([*command, *(part for text in sets for part in ("--set", text))]) == 2
+    said = capsys.readouterr().err
+    assert f"vllm serve {tiny_base} --host 127.0.0.1 --port 9 --max-model-len 164 " in said
+    assert "No vLLM server answers at http://localhost:9. This starts it:" in said
+
+
+@pytest.mark.parametrize("address", ["http://0.0.0.0:8000", "http://[::]:8000"])
+def test_where_a_server_listens_is_no_address(
+    address: str, command: list[str], capsys: Any
+) -> None:
+    assert main([*command, "--set", "generation=vllm", "--set", f"vllm_server={address}"]) == 2
+    said = capsys.readouterr().err
+    assert "name 127.0.0.1, or the server's own address" in said and address in said
+
+
+def test_whose_address_it_is() -> None:
+    for host in ("127.0.0.1", "localhost", "127.1.2.3", "[::1]"):
+        assert is_here(host_of(f"http://{host}:8000"))
+    assert not is_here(host_of("http://gpu.invalid:8000"))
+    assert "--host gpu.invalid --port 80 " in start_command("http://gpu.invalid", "base", 10)
+    for nobody in ("http://:8000", "http://127.0.0.1:port", "http://127.0.0.1:99999"):
+        with pytest.raises(UserError, match="vllm_server"):
+            host_of(nobody)
+
+
+def test_no_proxy_gets_what_is_for_this_machine(
+    tiny: Backbone, server: FakeVLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("NO_PROXY", "intranet.invalid")
+    monkeypatch.setenv("no_proxy", "")
+    args = config(tmp_path, server)
+    for _ in range(2):
+        sampler = VLLMSampler(tiny, args)
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "intranet.invalid,127.0.0.1"
+    monkeypatch.setenv("no_proxy", "")  # the session goes its own way
+    monkeypatch.setenv("NO_PROXY", "")
+    assert len(ask(sampler, tiny, args)) == len(PROMPTS)
+
+
+def test_our_own_mistakes_are_not_the_servers(
+    tiny: Backbone, server: FakeVLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = VLLMSampler(tiny, config(tmp_path, server))
+
+    def mistaken(*_: Any, **__: Any) -> Any:
+        raise ValueError("of our own")
+
+    monkeypatch.setattr(vllm, "announced", mistaken)
+    with pytest.raises(ValueError, match="of our own"):
+        ask(sampler, tiny, config(tmp_path, server))
+
+
+# ---- room, and errors while the server waits
+
+
+def test_how_much_room_sending_takes(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = list(merged_weights(tiny, whole=False))
+    sizes = [4 * weight.numel() for _, weight in weights]
+    merging = 10 * max(weight.numel() for _, weight in weights)
+    # All in one pack: gathered, and copied into one.
+    assert room_to_send(tiny, whole=False) == 2 * sum(sizes) + merging
+    # The base's own weights are not copied to be gathered.
+    rest = sum(4 * w.numel() for _, w in merged_weights(tiny, whole=True)) - sum(sizes)
+    assert room_to_send(tiny, whole=True) == 2 * sum(sizes) + rest + merging
+    # A pack for each weight: the one before is still under way.
+    monkeypatch.setattr(vllm, "PACK", 0)
+    pairs = [before + 2 * now for before, now in zip([0, *sizes], sizes, strict=False)]
+    assert room_to_send(tiny, whole=False) == max(pairs) + merging
+    assert PACK == 2**30
+
+
+def test_without_room_nothing_is_sent(
+    tiny: Backbone, server: FakeVLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = config(tmp_path, server)
+    sampler = VLLMSampler(tiny, args)
+    needed = room_to_send(tiny, whole=True)
+    monkeypatch.setattr(vllm, "free_bytes", lambda device: needed - 1)
+    with pytest.raises(UserError, match=r"GB on this card, and .* adapter_layers"):
+        ask(sampler, tiny, args)
+    assert "/start_weight_update" not in server.calls
+    monkeypatch.setattr(vllm, "free_bytes", lambda device: needed)
+    ask(sampler, tiny, args)
+    assert len(server.pushes) == 1
+
+
+BREAKS = """
+import sys
+from pathlib import Path
+import pytest, torch
+from peft.tuners.lora.layer import Linear
+from lorarlhf.cli import main
+from tests.fake_vllm import FakeVLLM, install_fake_vllm
+
+install_fake_vllm(pytest.MonkeyPatch())
+server = FakeVLLM(Path(sys.argv[1]))
+merge, calls = Linear.get_delta_weight, []
+def breaks(layer, adapter):
+    calls.append(adapter)
+    if len(calls) == 5:
+        raise torch.OutOfMemoryError("no room for 5 GiB")
+    return merge(layer, adapter)
+Linear.get_delta_weight = breaks
+sets = ["generation=vllm", f"vllm_server={server.address}", "bits=16", "max_new_tokens=4"]
+main([*sys.argv[2:], *(part for text in sets for part in ("--set", text))])
+"""
+
+
+def test_an_error_while_the_server_waits_ends_the_run(
+    command: list[str], tiny_base: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "breaks.py"
+    script.write_text(BREAKS)
+    root = str(Path(__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    words = [sys.executable, str(script), str(tiny_base), *command]
+    # The fake server waits for a minute, a real one for ever.
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "OutOfMemoryError: no room for 5 GiB. Take fewer adapter_layers" in done.stderr
+    assert "start it anew" in done.stderr
 
 
 def test_a_server_that_dies_on_the_way(tiny: Backbone, server: FakeVLLM, tmp_path: Path) -> None:
@@ -355,17 +504,13 @@ def test_a_server_that_dies_on_the_way(tiny: Backbone, server: FakeVLLM, tmp_pat
 
 
 def test_without_vllm_the_command_says_what_to_install(
-    tiny_base: Path,
+    command: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("trl.generation.vllm_client.is_vllm_available", lambda *_: False)
-    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": text} for text in PROMPTS])
-    (tmp_path / "rewards.py").write_text("def one(completions, **_):\n    return [1.0]\n")
-    words = ["ppo", "--prompts", str(tmp_path / "prompts.jsonl"), "--base", str(tiny_base)]
-    words += ["--reward-function", f"{tmp_path / 'rewards.py'}:one", "--out", str(tmp_path / "run")]
-    assert main([*words, "--set", "generation=vllm"]) == 2
+    assert main([*command, "--set", "generation=vllm"]) == 2
     said = capsys.readouterr().err
     assert 'pip install "trl[vllm]"' in said and "Linux" in said
     assert not (tmp_path / "run").exists()

@@ -136,6 +136,12 @@ def _ratio(rows: Sequence[Row], limit: float) -> float | None:
     return mean if mean is not None and abs(mean - 1) > limit else None
 
 
+def _server_apart(rows: Sequence[Row], limit: float) -> float | None:
+    apart = _mean(_updates(rows), "vllm_kl")
+    moved = _mean(_moved(rows), "approx_kl") or 0.0
+    return apart if apart is not None and apart > max(limit, moved) else None
+
+
 def _skipped(rows: Sequence[Row], limit: float) -> float | None:
     skipped = sum(row.get("skipped_steps") or 0 for row in _moved(rows)[-WINDOW:])
     return skipped if skipped > limit else None
@@ -228,6 +234,18 @@ ALARMS = (
         _ratio,
         "The mean ratio of new to old probabilities is {0:.2f}, and should be near 1.",
         "Halve learning_rate, or set max_approx_kl (0.02).",
+    ),
+    Alarm(
+        "server_apart",
+        0.02,
+        "The clip holds what the updates do, not what another sampler does: its difference must "
+        "stay below theirs (approx_kl). 0.02 nats a token is as far as an update should "
+        "go (the alarm ratio), and should be far more than rounding to 16 bit makes.",
+        _server_apart,
+        "The vLLM server answers with another policy than the one that learns (KL {0:.2g} nats a "
+        "token).",
+        "Start the server anew with the command in docs/scaling.md and go on with --resume; if the "
+        "alarm comes back, take generation: transformers.",
     ),
     Alarm(
         "skipped_steps",
