@@ -83,7 +83,8 @@ def test_nothing_is_said_of_too_few_updates() -> None:
 
 
 def test_the_server_may_be_as_far_off_as_an_update_goes() -> None:
-    row = {"completion_length": 9, "policy_loss": 0.0, "approx_kl": 0.05, "vllm_kl": 0.04}
+    row = {"completion_length": 9, "policy_loss": 0.0, "kl": 0.0}
+    row |= {"approx_kl": 0.05, "vllm_kl": 0.04}
     assert diagnose([row] * WINDOW) == []
     warm = {"completion_length": 9, "vllm_kl": 0.015}  # the critic's warm-up: no update of a policy
     assert diagnose([warm] * WINDOW) == []
