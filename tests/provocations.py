@@ -115,7 +115,7 @@ PROVOCATIONS = {
         "kl", settings={"learning_rate": 0.0}, moved=True, sampler=from_the_base
     ),
     "kl_runaway": Provocation("kl", few_tokens, FAST),
-    "entropy_collapse": Provocation("entropy", few_tokens, FAST),
+    "entropy_collapse": Provocation("entropy", few_tokens, FAST | {"value_layers": 2}),
     "length_drift": Provocation("completion_length", shortness, FAST, stops=77),
     "endless_answers": Provocation(
         "ended_fraction",
