@@ -20,7 +20,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.devices import give_back_memory
+from lorarlhf.backbone.devices import give_back_memory, hold_freed_memory
 from lorarlhf.generation import encode_prompts
 from lorarlhf.ppo import checkpoint, heldout, objective
 from lorarlhf.ppo.config import PPOConfig
@@ -102,6 +102,7 @@ class PPOTrainer(_BaseTrainer):
         self._start_roles()
         self.learner = Learner(backbone, args)
         self.sampling = _sampling(backbone, args)
+        hold_freed_memory()
         self._shuffle = torch.Generator("cpu").manual_seed(args.seed)
         self._queue: list[int] = []
 
