@@ -263,12 +263,15 @@ class Backbone:
 
     # ---- forward
 
-    def dense(self, room: int, first: int = 0) -> AbstractContextManager[None]:
+    def dense(
+        self, room: int, first: int = 0, *, packed: bool = False
+    ) -> AbstractContextManager[None]:
         """Keep 4-bit weights dequantised inside, on the CPU, while they fit into `room` bytes.
 
-        For phases that read each weight of the layers from `first` on often. No number changes.
+        For phases that read each weight of the layers from `first` on often; `packed` for those
+        that have few rows at a time and no backward.
         """
-        return kept_dense(layers_of(self.causal, self.base)[first:], room)
+        return kept_dense(layers_of(self.causal, self.base)[first:], room, packed=packed)
 
     @property
     def causal(self) -> Any:

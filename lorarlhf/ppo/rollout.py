@@ -125,7 +125,7 @@ def _sampled(
     size: int,
 ) -> list[list[int]]:
     new: list[list[int]] = []
-    with backbone.role("policy"), backbone.dense(DENSE_IN_SAMPLING):
+    with backbone.role("policy"), backbone.dense(DENSE_IN_SAMPLING, packed=True):
         for start in range(0, len(encoded), size):
             new += generate_ids(
                 backbone,
