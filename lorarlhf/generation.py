@@ -4,6 +4,8 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.reading import Prompt, Reader
@@ -81,8 +83,9 @@ def generate_ids(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
-    while not sampler.done:
-        sampler.step()
+    with torch.no_grad(), backbone.ready():
+        while not sampler.done:
+            sampler.step()
     return sampler.ids
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorarlhf.backbone.anatomy import count_adapter_layers
+from lorarlhf.backbone.anatomy import count_adapter_layers, count_trained_layers
 
 STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
 PAIRED = ("reward", "dpo", "orpo")  # a row is two sequences
@@ -20,9 +20,9 @@ CHUNK = 256  # rows of logits that PPO holds at once
 GENERATED_AT_ONCE = 8
 """Micro-batches that PPO answers together: the keys and values of so many take less memory than the
 activations of one."""
-DENSE_IN_SAMPLING, DENSE_IN_LEARNING = 256_000_000, 128_000_000
-"""Room for weights that PPO keeps dequantised on a CPU. While it samples there are no activations,
-which take more than the difference."""
+DENSE = 256_000_000
+"""Room for weights that PPO keeps dequantised on a CPU: of the layers that train, for forward and
+backward, and while it samples of others besides."""
 TRL_TILE = 36  # bytes a labelled token and entry of the vocabulary: TRL's LM head without Triton
 FULL_LOGITS = 13  # bytes a token and entry of the vocabulary where TRL holds them all (ORPO)
 
@@ -107,7 +107,7 @@ class Plan:
         float_bytes: of the compute dtype.
         gradient_checkpointing: None is the stages' own default, which is on for TRL's on a card.
         reference: whether the reference is an adapter of its own.
-        value_layers: how many of its layers PPO's value trains; None: half of them.
+        policy_layers, value_layers: as in `PPOConfig`.
     """
 
     stage: str
@@ -123,6 +123,7 @@ class Plan:
     gradient_checkpointing: bool | None = None
     reference: bool = True
     value_adapter: bool = True
+    policy_layers: int | None = None
     value_layers: int | None = None
 
     @property
@@ -198,33 +199,38 @@ def _adapters(plan: Plan) -> int:
 
 def _optimizer(shape: Shape, plan: Plan) -> int:
     """Adam's state, and the gradients of the role that learns."""
+    layer, trained = adapter_bytes(shape, plan) / _upper(shape, plan), _trained(shape, plan)
+    return round(layer * (sum(trained) * ADAM + max(trained) * FLOAT32) / FLOAT32)
+
+
+def _trained(shape: Shape, plan: Plan) -> list[int]:
+    """Layers that train, by role."""
     upper = _upper(shape, plan)
-    of_value = _value_layers(plan, upper) / upper
-    learn = 1 + (of_value if plan.stage == "ppo" and plan.value_adapter else 0)
-    return round(adapter_bytes(shape, plan) * (learn * ADAM + FLOAT32) / FLOAT32)
+    if plan.stage != "ppo":
+        return [upper]
+    wanted = {"policy": plan.policy_layers}
+    if plan.value_adapter:
+        wanted["value"] = plan.value_layers
+    return [count_trained_layers(role, layers, upper) for role, layers in wanted.items()]
 
 
 def _kept_trunk(shape: Shape, plan: Plan) -> int:
-    """States below the adapters, and below the layers that the value trains."""
+    """States below the adapters, and of each role below the layers that train."""
     if plan.stage != "ppo":
         return 0
     upper = _upper(shape, plan)
-    of_value = plan.value_adapter and _value_layers(plan, upper) < upper
+    kept = (upper < shape.layers) + sum(layers < upper for layers in _trained(shape, plan))
     tokens = plan.rollout_batch_size * (plan.prompt_tokens + plan.answer_tokens)
-    return ((upper < shape.layers) + of_value) * tokens * shape.hidden * plan.float_bytes
-
-
-def _value_layers(plan: Plan, upper: int) -> int:
-    return min(plan.value_layers or upper - upper // 2, upper)
+    return kept * tokens * shape.hidden * plan.float_bytes
 
 
 def _activations(shape: Shape, plan: Plan) -> int:
-    """What the layers with adapters keep for the backward, or every layer's input and one layer."""
-    upper, tokens = _upper(shape, plan), plan.tokens
+    """What the layers that train keep for the backward, or every layer's input and one layer."""
+    trained, tokens = max(_trained(shape, plan)), plan.tokens
     layer = tokens * token_bytes(shape, plan)
     if not plan.checkpointed:
-        return upper * layer
-    through = upper if plan.stage == "ppo" else shape.layers  # TRL's begin at the embeddings
+        return trained * layer
+    through = trained if plan.stage == "ppo" else shape.layers  # TRL's begin at the embeddings
     return through * tokens * shape.hidden * plan.float_bytes + layer
 
 
@@ -268,8 +274,8 @@ def _scratch(shape: Shape, plan: Plan) -> int:
     largest = max(a * b for a, b in shape.matrices)
     kept = 0
     if plan.stage == "ppo" and plan.device == "cpu" and plan.bits == 4:
-        layer = sum(a * b for a, b in shape.matrices) * plan.float_bytes
-        kept = min(_upper(shape, plan), DENSE_IN_LEARNING // layer) * layer
+        layer = 2 * sum(a * b for a, b in shape.matrices) * plan.float_bytes
+        kept = min(max(_trained(shape, plan)), DENSE // layer) * layer
     return kept + 2 * largest * plan.float_bytes if plan.bits < 16 else 0
 
 

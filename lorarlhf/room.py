@@ -211,6 +211,7 @@ def foretell(
         gradient_checkpointing=(own if stage == "ppo" else trl).get("gradient_checkpointing"),
         reference=has_reference,
         value_adapter=own.get("value_adapter", True),
+        policy_layers=own.get("policy_layers"),
         value_layers=own.get("value_layers"),
     )
     smaller = [n for n in range(size - 1, 0, -1) if n & (n - 1) == 0 or batch]

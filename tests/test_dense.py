@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.dense import Kept
+from lorarlhf.backbone.dense import KEPT, Kept
 
 PLENTY = 1 << 30
+PLAIN = {True: "forth", False: "dense"}
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -49,16 +50,17 @@ def states_and_gradients(backbone: Backbone) -> Iterator[torch.Tensor]:
         yield tensor.grad
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_no_number_changes(backbone: Backbone, packed: bool) -> None:
+@pytest.mark.parametrize("backward", [False, True])
+def test_no_number_changes(backbone: Backbone, backward: bool) -> None:
     wanted = list(states_and_gradients(backbone))
-    with backbone.dense(PLENTY, packed=packed):
+    with backbone.dense(PLENTY, backward=backward):
         assert len(kept(backbone)) == len(four_bit(backbone.decoder))
-        if backbone.compute_dtype == torch.float32:
-            assert not any("packed" in module.__dict__ for module in kept(backbone))
+        names = {name for module in kept(backbone) for name in module.__dict__} & set(KEPT)
+        packs = backbone.compute_dtype == torch.bfloat16
+        assert names == ({"forth", "back"} if packs and backward else {PLAIN[packs]})
         ours = list(states_and_gradients(backbone))
     for mine, theirs in zip(ours, wanted, strict=True):
-        if packed:  # oneDNN adds up in an order of its own choice
+        if packs:  # oneDNN adds up in an order of its own choice
             near = 0.02 * theirs.abs().max().item()
             torch.testing.assert_close(mine, theirs, rtol=0.02, atol=near)
         else:
@@ -67,25 +69,39 @@ def test_no_number_changes(backbone: Backbone, packed: bool) -> None:
 
 def test_everything_is_as_it_was_afterwards(backbone: Backbone) -> None:
     before = {name: type(module) for name, module in backbone.model.named_modules()}
-    for packed in (False, True):
-        with (
-            pytest.raises(ZeroDivisionError),
-            backbone.dense(PLENTY, packed=packed),
-            backbone.dense(PLENTY),
-        ):
-            assert kept(backbone)
-            raise ZeroDivisionError
+    upper = len(backbone.decoder.layers) - 1
+    with (
+        pytest.raises(ZeroDivisionError),
+        backbone.dense(PLENTY, upper, backward=True),
+        backbone.dense(PLENTY),
+    ):
+        assert len(kept(backbone)) == len(four_bit(backbone.decoder))
+        raise ZeroDivisionError
     assert {name: type(module) for name, module in backbone.model.named_modules()} == before
     names = {name for module in backbone.model.modules() for name in module.__dict__}
-    assert not {"dense", "packed"} & names
+    assert not set(KEPT) & names
+
+
+def test_an_inner_one_leaves_what_an_outer_one_keeps(backbone: Backbone) -> None:
+    upper = len(backbone.decoder.layers) - 1
+    with backbone.dense(PLENTY, upper, backward=True):
+        outer = kept(backbone)
+        with backbone.dense(PLENTY):
+            assert len(kept(backbone)) > len(outer)
+        assert kept(backbone) == outer
+        assert all(set(KEPT) & set(module.__dict__) for module in outer)
 
 
 def test_as_many_of_the_last_layers_as_there_is_room_for(backbone: Backbone) -> None:
     layers = backbone.decoder.layers
     size = sum(module.weight.quant_state.shape.numel() for module in four_bit(layers[-1]))
     room = 2 * size * backbone.compute_dtype.itemsize
-    for given, count in ((room, 2), (room - 1, 1), (0, 0)):
-        with backbone.dense(given):
+    both = room * (2 if backbone.compute_dtype == torch.bfloat16 else 1)  # forth and back
+    for given, count, backward in (
+        *((room, 2, False), (room - 1, 1, False), (0, 0, False)),
+        *((both, 2, True), (both - 1, 1, True)),
+    ):
+        with backbone.dense(given, backward=backward):
             wanted = [x for layer in layers[len(layers) - count :] for x in four_bit(layer)]
             assert kept(backbone) == wanted
     with backbone.dense(PLENTY, len(layers) - 1):

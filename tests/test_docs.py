@@ -196,12 +196,13 @@ def figures_of_scaling() -> tuple[list[str], list[str]]:
     changes.append(one | checkpointed | {"adapter_layers": 8})
     peaks = [estimate(shape, replace(plan, **changed))["total"] for changed in changes]
     peaks.append(base_bytes(shape, 4))
-    adapter = adapter_bytes(shape, plan)
+    policy, value = (adapter_bytes(shape, plan) * layers / 16 for layers in (11, 6))
+    both = 4 * (policy + value)
     linear = sum(a * b for a, b in shape.matrices) * 2  # bytes of a layer in 16 bit
     sentences = [
-        f"{adapter / 1e6:.1f} MB above, float32",
-        f"4 x ({adapter / 1e6:.1f} + {adapter / 2e6:.1f}) = {6 * adapter / 1e6:.0f} MB",
-        f"{6 * adapter / 1e6:.0f} MB an update above is {48 * adapter / 1e10:.1f} s",
+        f"({policy / 1e6:.1f} MB and {value / 1e6:.1f} MB above, float32)",
+        f"4 x ({policy / 1e6:.1f} + {value / 1e6:.1f}) = {both / 1e6:.0f} MB",
+        f"{both / 1e6:.0f} MB an update above is {8 * both / 1e10:.1f} s",
         f"{base_bytes(shape, 16) / 1e9:.1f} GB above",
         f"{16 * linear / 1e9:.2f} GB with the upper half; {16 * linear / 1e10:.1f} s at 10 GB/s",
         f"takes {base_bytes(large, 4) / 1e9:.1f} GB in 4 bit",

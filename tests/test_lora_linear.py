@@ -111,3 +111,38 @@ def test_dropout_and_several_adapters_are_left_to_peft(
     backbone.model.base_model.set_adapter(["default"])
     backbone.model.eval()
     assert not torch.allclose(ours, states())  # the dropout, or the second adapter, was there
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ready_adapters_give_the_same_states(
+    tiny_base: Path, randomise: Callable[..., None], dtype: str
+) -> None:
+    backbone = Backbone.load(str(tiny_base), bits=4, compute_dtype=dtype, lora_rank=4)
+    backbone.add_role("value")
+    for seed, role in enumerate(("policy", "value")):
+        randomise(backbone, role, seed=seed)
+    ids = torch.arange(24).view(2, 12) % 50 + 4
+
+    def states() -> list[torch.Tensor]:
+        found = []
+        with torch.no_grad():
+            for role in ("policy", "value", "base"):
+                with backbone.role(role):
+                    found.append(backbone.decoder(input_ids=ids).last_hidden_state)
+        return found
+
+    wanted = states()
+    with backbone.role("policy"), backbone.ready():
+        ours = states()  # another role than the one that is ready, too
+    for mine, theirs in zip(ours, wanted, strict=True):
+        assert torch.equal(mine, theirs)  # the scaling is 2: nothing is rounded otherwise
+    assert not any("ready" in module.__dict__ for module in backbone.model.modules())
+
+
+def test_what_is_ready_goes_with_an_error(tiny_base: Path) -> None:
+    backbone = Backbone.load(str(tiny_base), bits=4, lora_rank=4)
+    layers: list[Any] = roles.lora_layers(backbone.model)
+    with pytest.raises(ZeroDivisionError), backbone.role("policy"), backbone.ready():
+        assert all("ready" in layer.__dict__ for layer in layers)
+        raise ZeroDivisionError
+    assert not any("ready" in layer.__dict__ for layer in layers)

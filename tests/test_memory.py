@@ -55,11 +55,14 @@ def test_the_adapters_and_their_optimizer() -> None:
     parts = estimate(HAND, PLAN)
     one = adapter_bytes(HAND, PLAN)
     assert parts["adapters"] == 4 * one  # policy, reference, reward, value
-    # The policy's Adam, that of half the value's layers, one role's gradients.
+    # Adam of the policy's layers and half of the value's, gradients of the policy's.
     assert parts["optimizer"] == 2 * one + one + one
+    few = estimate(HAND, replace(PLAN, policy_layers=1))
+    assert few["optimizer"] == one + one + one / 2
     whole = estimate(HAND, replace(PLAN, value_layers=9))
     assert whole["optimizer"] == 2 * 2 * one + one
     assert parts["kept_trunk"] == 2 * whole["kept_trunk"]  # and the value's own
+    assert few["kept_trunk"] == 3 * whole["kept_trunk"]  # and the policy's
     assert estimate(HAND, replace(PLAN, stage="sft"))["adapters"] == one
     frugal = estimate(HAND, replace(PLAN, reference=False, value_adapter=False))
     assert (frugal["adapters"], frugal["optimizer"]) == (2 * one, 3 * one)
@@ -76,6 +79,8 @@ def test_what_a_token_keeps_in_a_layer() -> None:
 
 def test_activations_and_checkpointing() -> None:
     heap, tokens = MACHINES["cpu"].heap, 2 * 8
+    half = estimate(HAND, replace(PLAN, policy_layers=1))["activations"]
+    assert half == round(heap * tokens * token_bytes(HAND, PLAN))
     whole = estimate(HAND, PLAN)["activations"]
     assert whole == round(heap * 2 * tokens * token_bytes(HAND, PLAN))
     pairs = estimate(HAND, replace(PLAN, stage="dpo"))["activations"]
@@ -94,8 +99,9 @@ def test_the_kept_trunk_and_the_cache() -> None:
     parts = estimate(HAND, PLAN)
     assert parts["kept_trunk"] == 2 * 4 * 8 * 8 * 2  # below the adapters, and below the value's
     everywhere = replace(PLAN, adapter_layers=4)
-    assert estimate(HAND, everywhere)["kept_trunk"] == 4 * 8 * 8 * 2
-    assert estimate(HAND, replace(everywhere, value_layers=4))["kept_trunk"] == 0
+    assert estimate(HAND, everywhere)["kept_trunk"] == 2 * 4 * 8 * 8 * 2
+    everything = replace(everywhere, policy_layers=4, value_layers=4)
+    assert estimate(HAND, everything)["kept_trunk"] == 0
     keys = 4 * 8 * 4 * (2 * 4 * 2)  # rows, tokens, layers, keys and values
     assert parts["kv_cache"] == round(1.6 * keys) + 4 * 10 * 20
     many = replace(PLAN, rollout_batch_size=64, micro_batch_size=1)

@@ -185,8 +185,8 @@ def test_logprobs_are_those_of_the_plain_forward(four: Backbone) -> None:
             ids, mask = micro.pack.padded(four.pad_id)
             logits = four.model(ids, attention_mask=mask).logits
             wanted = [
-                (logits[j, start + k - 1] / 0.8).log_softmax(dim=0)[token]
-                for j, (row, start) in enumerate(zip(micro.rows, micro.starts, strict=True))
+                (logits[j, len(encoded[row]) + k - 1] / 0.8).log_softmax(dim=0)[token]
+                for j, row in enumerate(micro.rows)
                 for k, token in enumerate(completions[row].ids)
             ]
             torch.testing.assert_close(ours, torch.stack(wanted), rtol=1e-4, atol=1e-4)
@@ -250,8 +250,9 @@ def test_a_rollout_is_scored_as_the_texts_are(
     randomise(four, "reward", seed=8)
     stop = four.stop_ids[0]
     texts = ["A cod.", "I do not know that, sorry", "No", "Wax"]
-    ids = [four.tokenizer(text)["input_ids"] + [stop] for text in texts]
-    completions = [completion(four, i) for i in ids]
+    ids = [four.tokenizer(text)["input_ids"] for text in texts]
+    ended = (True, False, True, False)  # those cut off are scored as if they had ended here
+    completions = [completion(four, i + [stop] * e) for i, e in zip(ids, ended, strict=True)]
     encoded = [four.encode(prompt) for prompt in PROMPTS]
     micros = make_micro_batches(four, encoded, completions, size=2)
     ours = rollout.reward_scores(four, rollout.Answers([], completions, [micros])).tolist()

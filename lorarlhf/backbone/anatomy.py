@@ -63,3 +63,13 @@ def count_adapter_layers(wanted: int | str, layers: int) -> int:
             f"adapter_layers is 'upper-half', 'all' or a number from 1 to {layers}, not {wanted!r}"
         )
     return number
+
+
+def count_trained_layers(role: str, wanted: int | None, adapted: int) -> int:
+    """How many of the layers with adapters PPO trains of a role, counted from the top.
+
+    Args:
+        wanted: as set; None: two thirds of them for the policy and one for the value.
+    """
+    thirds = {"policy": 2, "value": 1}[role]
+    return min(-(-adapted * thirds // 3) if wanted is None else wanted, adapted)

@@ -25,7 +25,7 @@ from lorarlhf.backbone.dense import kept_dense
 from lorarlhf.backbone.devices import best_device, compute_dtype_for, give_back_memory
 from lorarlhf.backbone.fetch import find_base
 from lorarlhf.backbone.loading import load_model, load_tokenizer
-from lorarlhf.backbone.lora_linear import fuse_lora
+from lorarlhf.backbone.lora_linear import fuse_lora, ready_adapters
 from lorarlhf.backbone.norms import fuse_norms
 from lorarlhf.backbone.packing import Pack
 from lorarlhf.backbone.reading import Prompt, Reader
@@ -264,14 +264,21 @@ class Backbone:
     # ---- forward
 
     def dense(
-        self, room: int, first: int = 0, *, packed: bool = False
+        self, room: int, first: int = 0, *, backward: bool = False
     ) -> AbstractContextManager[None]:
         """Keep 4-bit weights dequantised inside, on the CPU, while they fit into `room` bytes.
 
-        For phases that read each weight of the layers from `first` on often; `packed` for those
-        that have few rows at a time and no backward.
+        For phases that read each weight of the layers from `first` on often; `backward` for those
+        in which they also train.
         """
-        return kept_dense(layers_of(self.causal, self.base)[first:], room, packed=packed)
+        return kept_dense(layers_of(self.causal, self.base)[first:], room, backward=backward)
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Hold the active role's adapter as it is multiplied, for many forwards without gradient.
+
+        Nothing may train inside.
+        """
+        return ready_adapters(self.model, self.compute_dtype)
 
     @property
     def causal(self) -> Any:

@@ -4,8 +4,8 @@ On a CPU turning 4 bit into 16 takes a fifth of the time of a sampled token and 
 training pass. The kept weights are the numbers that bitsandbytes multiplies with, bit for bit.
 Cards dequantise faster than they multiply, and have less memory to spare.
 
-For a few rows at a time, as in sampling, they are packed besides: oneDNN would otherwise bring
-each weight into the order of its kernel for every token, which takes longer than the product.
+In bfloat16 they are packed besides: oneDNN would otherwise bring each weight into the order of its
+kernel for every product, which takes longer than a product of few rows and a sixth of one of 800.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,46 +17,50 @@ import torch
 from torch import nn
 
 ROWS = 16
-"""How many rows packed weights are laid out for."""
+"""How many rows packed weights are laid out for; AVX512's layout is the same for any number."""
+KEPT = ("dense", "forth", "back")
+"""What a module keeps: its weight as it is, or packed for `x W^T` and for `grad W`."""
 
 
 @contextmanager
-def kept_dense(layers: Iterable[nn.Module], room: int, *, packed: bool = False) -> Iterator[None]:
+def kept_dense(layers: Iterable[nn.Module], room: int, *, backward: bool = False) -> Iterator[None]:
     """Keep the 4-bit weights in these layers dequantised inside, the last layers first.
 
-    Only on the CPU, and only as many whole layers as fit into `room` bytes.
+    Only on the CPU, and only as many whole layers as fit into `room` bytes. Weights that an outer
+    one keeps stay as they are.
 
     Args:
-        packed: for forwards of few rows; a backward inside dequantises as ever.
+        backward: keep what `grad_product` needs, too.
     """
     chosen: list[Any] = []
     for layer in reversed(list(layers)):
         weights = [module for module in layer.modules() if _is_4bit(module)]
-        room -= sum(_size(module) for module in weights)
+        room -= sum(_size(module, backward) for module in weights)
         if room < 0:
             break
         chosen = weights + chosen
-    packed = packed and all(_packs(module.weight.quant_state.dtype) for module in chosen)
+    plain = [module for module in chosen if not _packs(module.weight.quant_state.dtype)]
     # All in one piece, which goes back to the system as soon as it is let go.
-    size = 0 if packed else sum(map(_size, chosen))
-    piece, begin = torch.empty(size, dtype=torch.uint8, device="cpu"), 0
+    sizes = [_size(module, backward) for module in plain]
+    piece = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu")
     kinds: list[type] = [type(module) for module in chosen]
     try:
-        for module, kind in zip(chosen, kinds, strict=True):
+        for module, part in zip(plain, piece.split(sizes), strict=True):
             weight = dense_weight(module)
-            if packed:
-                module.__dict__["packed"] = _packed(weight)
-            else:
-                part = piece[begin : begin + _size(module)]
-                begin += len(part)
-                module.__dict__["dense"] = part.view(weight.dtype).view(weight.shape).copy_(weight)
+            module.__dict__["dense"] = part.view(weight.dtype).view(weight.shape).copy_(weight)
+        for module, kind in zip(chosen, kinds, strict=True):
+            if "dense" not in module.__dict__:
+                weight = dense_weight(module)
+                module.__dict__["forth"] = _packed(weight)
+                if backward:
+                    module.__dict__["back"] = _packed(weight.T.contiguous())
             module.__class__ = _kept(kind)
         yield
     finally:
         for module, kind in zip(chosen, kinds, strict=True):
             module.__class__ = kind
-            module.__dict__.pop("dense", None)
-            module.__dict__.pop("packed", None)
+            for name in KEPT:
+                module.__dict__.pop(name, None)
 
 
 def is_dense(base: nn.Module) -> bool:
@@ -75,6 +79,14 @@ def dense_weight(base: Any) -> torch.Tensor:
     return dequantize_4bit(base.weight.data, base.weight.quant_state)
 
 
+def grad_product(base: Any, grad: torch.Tensor) -> torch.Tensor:
+    """What flows back through a linear layer: (n, out) -> (n, in)."""
+    back = base.__dict__.get("back")
+    if back is None or grad.dtype != torch.bfloat16:
+        return grad @ dense_weight(base).to(grad.dtype)
+    return _packed_product(grad, back, None)
+
+
 class Kept:
     """Stands before bitsandbytes' class while a layer's dequantised weight is there."""
 
@@ -85,8 +97,8 @@ class Kept:
         if x.dtype != layer.weight.quant_state.dtype or backward:
             own: Any = super()
             return own.forward(x)  # it has a backward that keeps nothing but 4 bit
-        if "packed" in layer.__dict__:
-            return _packed_product(x, layer.__dict__["packed"], layer.bias)
+        if "forth" in layer.__dict__:
+            return _packed_product(x, layer.__dict__["forth"], layer.bias)
         return nn.functional.linear(x, layer.__dict__["dense"], layer.bias)
 
 
@@ -102,9 +114,10 @@ def _is_4bit(module: Any) -> bool:
     return state is not None and module.compute_dtype in (None, state.dtype)
 
 
-def _size(module: Any) -> int:
+def _size(module: Any, backward: bool) -> int:
     state = module.weight.quant_state
-    return state.shape.numel() * state.dtype.itemsize
+    copies = 2 if backward and _packs(state.dtype) else 1
+    return copies * state.shape.numel() * state.dtype.itemsize
 
 
 # ---- oneDNN's own order: what torch's compiler calls for frozen weights on a CPU

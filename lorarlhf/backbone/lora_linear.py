@@ -6,6 +6,8 @@ and again on the way back. The arithmetic is the same (arXiv 2106.09685, equatio
 y = x W^T + scaling (x A^T) B^T, in the dtype of the base's result also where nothing trains.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -15,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from lorarlhf.backbone.dense import dense_weight, is_dense
+from lorarlhf.backbone.dense import grad_product, is_dense
 
 
 def fuse_lora(model: PeftModel) -> None:
@@ -26,6 +28,31 @@ def fuse_lora(model: PeftModel) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer) and is_dense(module.get_base_layer()):
             module.__class__ = _fused(type(module))
+
+
+@contextmanager
+def ready_adapters(model: PeftModel, dtype: torch.dtype) -> Iterator[None]:
+    """Hold the active adapter in the dtype of the products inside, its scaling in B.
+
+    For many small forwards without gradient, each of which would cast every weight anew. Nothing
+    may train inside.
+    """
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, Fused)]
+    try:
+        for layer in layers:
+            layer.__dict__["ready"] = {
+                name: (
+                    layer.lora_A[name].weight.to(dtype),
+                    (layer.lora_B[name].weight * layer.scaling[name]).to(dtype),
+                    1.0,
+                )
+                for name in layer.active_adapters
+                if name in layer.lora_A
+            }
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("ready", None)
 
 
 class Fused:
@@ -47,10 +74,11 @@ class Fused:
         drops = dropout.training and getattr(dropout, "p", 0) > 0
         if drops or b.bias is not None or name in layer.lora_variant:
             return own.forward(x)
-        weights = layer.lora_A[name].weight, b.weight
+        weights = layer.lora_A[name].weight, b.weight, layer.scaling[name]
         if torch.is_grad_enabled():
-            return _LoraLinear.apply(x, *weights, layer.scaling[name], layer.base_layer)
-        return _product(x, *weights, layer.scaling[name], layer.base_layer)[0]
+            return _LoraLinear.apply(x, *weights, layer.base_layer)
+        low, high, scaling = layer.__dict__.get("ready", {}).get(name, weights)
+        return _product(x, low, high, scaling, layer.base_layer)[0]
 
 
 @cache
@@ -66,7 +94,8 @@ def _product(
     y = base(x)
     rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
     low = (rows @ a.to(y.dtype).T).to(y.dtype)  # autocast may have its own idea
-    low *= scaling
+    if scaling != 1:
+        low *= scaling
     y.view(-1, y.shape[-1]).addmm_(low, b.to(y.dtype).T)
     return y, low
 
@@ -92,7 +121,7 @@ class _LoraLinear(torch.autograd.Function):
         grad_low *= ctx.scaling
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_x = rows @ dense_weight(ctx.base).to(grad.dtype)
+            grad_x = grad_product(ctx.base, rows)
             grad_x.addmm_(grad_low, a.to(grad.dtype))
             grad_x = grad_x.view(x.shape).to(x.dtype)
         if ctx.needs_input_grad[1]:

@@ -163,7 +163,8 @@ def _best_step(checkpoint: Path) -> int | None:
 def _fixed(trainer: "PPOTrainer") -> dict[str, Any]:
     """Settings that decide what the optimizers remember."""
     args = trainer.args
-    return {"value_adapter": args.value_adapter, "value_layers": args.value_layers}
+    names = ("value_adapter", "policy_layers", "value_layers")
+    return {name: getattr(args, name) for name in names}
 
 
 def _state(trainer: "PPOTrainer") -> dict[str, Any]:

@@ -59,8 +59,11 @@ class PPOConfig(_BaseConfig):
     value_clip_range: float = _field(0.2, "How far values may move in one update")
     vf_coef: float = _field(0.1, "Weight of the value loss")
     value_adapter: bool = _field(True, "False: the value is only a head on the policy, for memory")
+    policy_layers: int | None = _field(
+        None, "Upper layers that the policy trains; None: two thirds of those with adapters"
+    )
     value_layers: int | None = _field(
-        None, "Upper layers that the value trains; None: half of those with adapters"
+        None, "Upper layers that the value trains; None: a third of those with adapters"
     )
     critic_warmup: int = _field(2, "First updates in which only the value learns")
     missing_eos_penalty: float | None = _field(

@@ -9,11 +9,10 @@ from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.generation import Completion
-from lorarlhf.memory import DENSE_IN_LEARNING
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
-from lorarlhf.ppo.rollout import Rollout, policy_logprobs, token_values, value_trained_from
+from lorarlhf.ppo.rollout import Rollout, policy_logprobs, token_values, trained_from
 
 Stats = dict[str, float]
 
@@ -22,7 +21,7 @@ class Learner:
     """Takes the optimizer steps of policy and value, each with an Adam of its own.
 
     Attributes:
-        value_from: the first layer that the value trains.
+        first: the first layer that trains, by role.
         optimizers: by role.
         scalers: of the losses, by role; in float16 only, elsewhere they let everything pass as it
             is. Each role has its own, as its gradients have sizes of their own.
@@ -30,14 +29,14 @@ class Learner:
 
     def __init__(self, backbone: Backbone, args: PPOConfig) -> None:
         self.backbone, self.args = backbone, args
-        self.value_from = value_trained_from(backbone, args)
+        self.first = {role: trained_from(backbone, args, role) for role in ("policy", "value")}
         self.optimizers: dict[str, torch.optim.Adam] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.start_anew()
 
     def start_anew(self) -> None:
         """Optimizers and loss scales without memory, over the roles' weights as they are now."""
-        for role, first in (("policy", 0), ("value", self.value_from)):
+        for role, first in self.first.items():
             self.optimizers[role] = torch.optim.Adam(
                 self.backbone.parameters_of(role, first),
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
@@ -87,14 +86,13 @@ class Learner:
             for group in self.optimizers[role].param_groups:
                 group["lr"] = rate
         taken: list[Stats] = []
-        with self.backbone.dense(DENSE_IN_LEARNING, self.backbone.split):
-            for place in self._order(len(rollout.minibatches), seed):
-                stats = self._step_value(rollout, place)
-                if step >= self.args.critic_warmup:
-                    stats |= self._step_policy(rollout, place)
-                taken.append(stats)
-                if self._moved_enough(stats):
-                    break
+        for place in self._order(len(rollout.minibatches), seed):
+            stats = self._step_value(rollout, place)
+            if step >= self.args.critic_warmup:
+                stats |= self._step_policy(rollout, place)
+            taken.append(stats)
+            if self._moved_enough(stats):
+                break
         names = {name: None for stats in taken for name in stats}
         lists = {name: [stats[name] for stats in taken if name in stats] for name in names}
         means = {n: sum(x) if n in COUNTS else sum(x) / len(x) for n, x in lists.items()}
@@ -130,7 +128,9 @@ class Learner:
         self._begin("policy", rollout)
         with self.backbone.role("policy", train=True):
             for micro in rollout.minibatches[place]:
-                logprobs, _ = policy_logprobs(self.backbone, micro, self.args.temperature)
+                logprobs, _ = policy_logprobs(
+                    self.backbone, micro, self.args.temperature, self.first["policy"]
+                )
                 loss, stats = objective.policy_loss(
                     logprobs,
                     rollout.of(micro, rollout.logprobs),
@@ -154,7 +154,7 @@ class Learner:
         with backbone.role("value", train=backbone.has("value")):
             for micro in rollout.minibatches[place]:
                 loss, clipped = objective.value_loss(
-                    token_values(backbone, micro, self.value_from),
+                    token_values(backbone, micro, self.first["value"]),
                     rollout.of(micro, rollout.values),
                     rollout.of(micro, rollout.returns),
                     self.args.value_clip_range,

@@ -7,22 +7,22 @@ ratio is exactly 1 on the first pass. The size of a micro-batch changes no step.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from lorarlhf import processes
+from lorarlhf.backbone.anatomy import count_trained_layers
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.packing import Pack
 from lorarlhf.backbone.shrinking import shrinking
 from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
-from lorarlhf.memory import DENSE_IN_SAMPLING, GENERATED_AT_ONCE
+from lorarlhf.memory import DENSE, GENERATED_AT_ONCE
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
-from lorarlhf.rewards.role import EncodedAnswer, score_encoded
 from lorarlhf.sampling import row_seeds
 
 
@@ -32,25 +32,24 @@ class MicroBatch:
 
     Attributes:
         rows: their places in the rollout.
-        pack: prompts and answers.
-        starts: where each answer begins in its sequence.
+        pack: prompts and answers, and behind those a stop token where one is scored.
         predicts: (n,) the rows whose next token is an answer token.
         targets: (n,) those answer tokens, sequence by sequence.
-        answers: (b, A) the rows of each answer, the stop token left out (what is scored).
+        answers: (b, A) the rows of each answer that the reward role scores: all but the stop
+            token, or with `last` pooling that one alone.
         answer_mask: (b, A) true where there is one.
         trunk: (N, H) kept lower layers, or None.
-        value_trunk: (N, H) the same of the value's layers that don't train, once they were run.
+        lower: (N, H) by role, the same of its layers that don't train, once they were run.
     """
 
     rows: list[int]
     pack: Pack
-    starts: list[int]
     predicts: torch.Tensor
     targets: torch.Tensor
     answers: torch.Tensor
     answer_mask: torch.Tensor
     trunk: torch.Tensor | None
-    value_trunk: torch.Tensor | None = None
+    lower: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -125,7 +124,7 @@ def _sampled(
     size: int,
 ) -> list[list[int]]:
     new: list[list[int]] = []
-    with backbone.role("policy"), backbone.dense(DENSE_IN_SAMPLING, packed=True):
+    with backbone.role("policy"), backbone.dense(DENSE):
         for start in range(0, len(encoded), size):
             new += generate_ids(
                 backbone,
@@ -179,10 +178,10 @@ def collect(
 def _fill_tables(backbone: Backbone, rollout: Rollout, args: PPOConfig) -> None:
     rollout.cut_to(backbone, args.micro_batch_size)
     micros, temperature = rollout.micro_batches, args.temperature
-    first = value_trained_from(backbone, args)
     with backbone.role("policy"):
+        first = trained_from(backbone, args, "policy")
         for micro in micros:
-            logprobs, entropy = policy_logprobs(backbone, micro, temperature)
+            logprobs, entropy = policy_logprobs(backbone, micro, temperature, first)
             _put(rollout, rollout.logprobs, micro, logprobs)
             _put(rollout, rollout.entropy, micro, entropy)
     with backbone.role("reference"):
@@ -190,6 +189,7 @@ def _fill_tables(backbone: Backbone, rollout: Rollout, args: PPOConfig) -> None:
             logprobs, _ = policy_logprobs(backbone, micro, temperature)
             _put(rollout, rollout.ref_logprobs, micro, logprobs)
     with backbone.role("value"):
+        first = trained_from(backbone, args, "value")
         for micro in micros:
             _put(rollout, rollout.values, micro, token_values(backbone, micro, first))
 
@@ -245,21 +245,24 @@ def _micro_batch(
 ) -> MicroBatch:
     device = backbone.device
     starts = [len(encoded[i]) for i in rows]
+    own = [_closed(backbone, completions[i]) for i in rows]
     # The last token of a prompt predicts: it is never among the shared ones.
-    pack = Pack.of([encoded[i] + completions[i].ids for i in rows], device, min(starts) - 1)
+    together = [encoded[i] + ids for i, ids in zip(rows, own, strict=True)]
+    pack = Pack.of(together, device, min(starts) - 1)
     predicts: list[int] = []
     answers: list[list[int]] = []
     for j, i in enumerate(rows):
         first, count = pack.row(j, starts[j]), len(completions[i].ids)
         predicts += range(first - 1, first + count - 1)
-        # An answer that is nothing but its stop token is scored on that token.
-        answers.append(list(range(first, first + max(1, count - completions[i].ended))))
+        if _reads_stop(backbone):
+            answers.append([first + len(own[j]) - 1])
+        else:  # an answer that is nothing but its stop token is scored on that token
+            answers.append(list(range(first, first + max(1, count - completions[i].ended))))
     width = max(len(places) for places in answers)
     trunk = backbone.packed_trunk(pack)
     return MicroBatch(
         rows,
         pack,
-        starts,
         predicts=torch.tensor(predicts, device=device),
         targets=torch.tensor([t for i in rows for t in completions[i].ids], device=device),
         answers=torch.tensor([p + [0] * (width - len(p)) for p in answers], device=device),
@@ -270,73 +273,81 @@ def _micro_batch(
     )
 
 
+def _closed(backbone: Backbone, completion: Completion) -> list[int]:
+    """The tokens of an answer; one that was cut off ends in a stop token where that is scored."""
+    closes = _reads_stop(backbone) and not completion.ended
+    return completion.ids + backbone.stop_ids[:1] * closes
+
+
+def _reads_stop(backbone: Backbone) -> bool:
+    """Whether the reward role scores an answer at its stop token.
+
+    With `last` pooling it was trained on answers that end, and means nothing elsewhere.
+    """
+    return "reward" in backbone.heads and backbone.heads["reward"].pooling == "last"
+
+
+def trained_from(backbone: Backbone, args: PPOConfig, role: str) -> int:
+    """The first layer that trains of a role. What lies below stays what it was at the start."""
+    wanted = {"policy": args.policy_layers, "value": args.value_layers}[role]
+    adapted = backbone.adapter_layers
+    return backbone.split + adapted - count_trained_layers(role, wanted, adapted)
+
+
 def policy_logprobs(
-    backbone: Backbone, micro: MicroBatch, temperature: float
+    backbone: Backbone, micro: MicroBatch, temperature: float, first: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropies (n,) of the answer tokens under the active role."""
-    hidden = backbone.packed_hidden(micro.pack, micro.trunk)
+    """Log-probabilities and entropies (n,) of the answer tokens under the active role.
+
+    Args:
+        first: the policy's first layer that trains; what lies below is run once and kept.
+    """
+    kept, start = _below(backbone, micro, "policy", first)
+    hidden = backbone.packed_hidden(micro.pack, kept, start)
     weight, softcap = backbone.lm_head
     return objective.token_logprobs(
         hidden[micro.predicts], weight, micro.targets, temperature, softcap
     )
 
 
-def value_trained_from(backbone: Backbone, args: PPOConfig) -> int:
-    """The first layer that the value trains. What lies below stays what it was at the start."""
-    layers = backbone.adapter_layers
-    wanted = layers - layers // 2 if args.value_layers is None else min(args.value_layers, layers)
-    return backbone.split + layers - wanted
-
-
 def token_values(backbone: Backbone, micro: MicroBatch, first: int = 0) -> torch.Tensor:
     """Values (n,) before each answer token is written; the value role must be active.
 
     Args:
-        first: the first layer that trains; what lies below is run once and kept.
+        first: the value's first layer that trains; what lies below is run once and kept.
     """
-    kept, start = micro.trunk, backbone.split
     # A value that is only a head reads the policy's states, which move.
-    if first > start and backbone.splits and backbone.has("value"):
-        if micro.value_trunk is None:
-            micro.value_trunk = backbone.packed_lower(micro.pack, micro.trunk, first)
-        kept, start = micro.value_trunk, first
+    kept, start = _below(backbone, micro, "value", first if backbone.has("value") else 0)
     hidden = backbone.packed_hidden(micro.pack, kept, start)
     trunk = None if micro.trunk is None else micro.trunk[micro.predicts]
     return backbone.heads["value"](hidden[micro.predicts], trunk)
 
 
+def _below(
+    backbone: Backbone, micro: MicroBatch, role: str, first: int
+) -> tuple[torch.Tensor | None, int]:
+    """States (N, H) of a role, which is active, below the layers to be run, and the first of them.
+
+    The whole trunk where the layers from `first` on can't be run apart.
+    """
+    if first <= backbone.split or not backbone.splits:
+        return micro.trunk, backbone.split
+    if role not in micro.lower:
+        micro.lower[role] = backbone.packed_lower(micro.pack, micro.trunk, first)
+    return micro.lower[role], first
+
+
 @torch.no_grad()
 def reward_scores(backbone: Backbone, answers: Answers) -> torch.Tensor:
-    """Scores (B,) of the answers by the reward role, on the kept trunk where it pools a mean.
+    """Scores (B,) of the answers by the reward role, on the kept trunk.
 
     Answers of other processes have 0.
     """
     scores = torch.zeros(len(answers.completions), device=backbone.device)
     head = backbone.heads["reward"]
-    if head.pooling == "last":
-        encoded = _as_trained(backbone, answers)
-        values = score_encoded(backbone, list(encoded.values()))
-        scores[list(encoded)] = torch.tensor(values, device=backbone.device)
-        return scores
     with backbone.role("reward"):
         for micro in answers.micro_batches:
             hidden = backbone.packed_hidden(micro.pack, micro.trunk)
             trunk = None if micro.trunk is None else micro.trunk[micro.answers]
             scores[micro.rows] = head.pool(hidden[micro.answers], micro.answer_mask, trunk)
     return scores
-
-
-def _as_trained(backbone: Backbone, answers: Answers) -> dict[int, EncodedAnswer]:
-    """Answers to be scored at the stop token, which is put behind those that were cut off.
-
-    A role with `last` pooling was trained on answers that end, and means nothing elsewhere.
-    """
-    encoded: dict[int, EncodedAnswer] = {}
-    for micro in answers.micro_batches:
-        padded, mask = micro.pack.padded(backbone.pad_id)
-        for j, i in enumerate(micro.rows):
-            ids = padded[j][mask[j].bool()].tolist()
-            if not answers.completions[i].ended:
-                ids.append(backbone.stop_ids[0])
-            encoded[i] = EncodedAnswer(ids, micro.starts[j], len(ids))
-    return encoded

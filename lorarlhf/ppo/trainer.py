@@ -22,6 +22,7 @@ from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory, hold_freed_memory
 from lorarlhf.generation import encode_prompts
+from lorarlhf.memory import DENSE
 from lorarlhf.ppo import checkpoint, heldout, objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
@@ -161,6 +162,12 @@ class PPOTrainer(_BaseTrainer):
 
     def update(self) -> dict[str, float]:
         """One update: roll out, score, shape rewards, advantages, epochs."""
+        with self.backbone.dense(DENSE, min(self.learner.first.values()), backward=True):
+            metrics = self._update()
+        give_back_memory()
+        return metrics
+
+    def _update(self) -> dict[str, float]:
         args, step, started = self.args, self.state.global_step, time.perf_counter()
         seed = hash((args.seed, step)) % 2**31  # of sampling, dealing and shuffling
         rollout = collect(self.backbone, self._next_prompts(), args, seed, self.sampling)
@@ -177,7 +184,6 @@ class PPOTrainer(_BaseTrainer):
         rollout.advantages = objective.whiten(advantages, rollout.mask)
         scored = time.perf_counter()
         stats = self.learner.epochs(rollout, step, seed)
-        give_back_memory()
         ended = time.perf_counter()
         metrics = self._metrics(rollout, raw_scores, scores) | by_source | stats
         if step > args.critic_warmup:  # the first rollout of a policy that has moved

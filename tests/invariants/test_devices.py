@@ -115,12 +115,15 @@ def test_inputs_on_another_device_are_refused_where_they_enter(tiny: Backbone) -
 def test_an_update_on_another_device_is_refused_where_it_enters(
     tiny: Backbone, tmp_path: Path
 ) -> None:
-    config = PPOConfig(str(tmp_path), rollout_batch_size=2, max_new_tokens=4, use_cpu=True)
+    config = PPOConfig(
+        str(tmp_path), rollout_batch_size=2, max_new_tokens=4, policy_layers=1, use_cpu=True
+    )
     for role in ("reward", "value"):
         tiny.add_role(role)
     rollout = collect(tiny, [{"prompt": "Hi"}, {"prompt": "Who?"}], config, seed=0)
     for micro in rollout.micro_batches:
-        assert micro.trunk is not None and micro.value_trunk is not None
-        micro.trunk, micro.value_trunk = micro.trunk.to(META), micro.value_trunk.to(META)
+        assert micro.trunk is not None and set(micro.lower) == {"policy", "value"}
+        micro.trunk = micro.trunk.to(META)
+        micro.lower = {role: states.to(META) for role, states in micro.lower.items()}
     with pytest.raises(ValueError, match="kept is on meta and the backbone on cpu"):
         Learner(tiny, config).epochs(rollout, step=5, seed=0)

@@ -19,7 +19,7 @@ from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.generation import Completion
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.rollout import make_micro_batches, policy_logprobs, token_values
+from lorarlhf.ppo.rollout import make_micro_batches, policy_logprobs, token_values, trained_from
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.rewards.role import score_answers
 
@@ -108,14 +108,10 @@ def check_only_policy_and_value_moved(before: dict[str, torch.Tensor], backbone:
     moved = {name: (now != before[name]).float() for name, now in everything(backbone).items()}
     for name in ("reference", "reward", "base"):
         assert not moved[name].any(), name
-    assert moved["policy"].mean() > 0.9
-    trained = sum(p.numel() for p in backbone.parameters_of("value", trained_from(backbone)))
-    assert moved["value"].sum() > 0.9 * trained
-
-
-def trained_from(backbone: Backbone) -> int:
-    """The first of the upper half of the layers with adapters: those that the value trains."""
-    return backbone.split + backbone.adapter_layers // 2
+    for role in ("policy", "value"):
+        first = trained_from(backbone, PPOConfig("out"), role)
+        trained = sum(p.numel() for p in backbone.parameters_of(role, first))
+        assert moved[role].sum() > 0.9 * trained, role
 
 
 # ---- every known family

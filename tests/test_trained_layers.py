@@ -1,0 +1,166 @@
+"""Policy and value train their upper layers alone; what lies below is run once and kept."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorarlhf.backbone import roles
+from lorarlhf.backbone.anatomy import count_trained_layers
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.errors import UserError
+from lorarlhf.generation import Completion
+from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.rollout import (
+    MicroBatch,
+    make_micro_batches,
+    policy_logprobs,
+    token_values,
+    trained_from,
+)
+from lorarlhf.ppo.trainer import PPOTrainer
+
+PROMPTS = ["Hi?", "Why is the sky blue?", "Name a bird."]
+
+
+@pytest.fixture(params=["upper-half", "all", 3])
+def backbone(request: pytest.FixtureRequest, tiny_base: Path) -> Backbone:
+    """Four layers, with adapters on two, all or three of them, none of them zero."""
+    made = Backbone.load(
+        str(tiny_base), bits=16, compute_dtype="float32", lora_rank=4, adapter_layers=request.param
+    )
+    made.add_role("reward")
+    made.add_role("value", copy_of="reward")
+    for name, weight in made.model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    torch.nn.init.normal_(made.heads["value"].weight)
+    return made
+
+
+def micro_batch(backbone: Backbone) -> MicroBatch:
+    encoded = [backbone.encode(prompt) for prompt in PROMPTS]
+    answers = [Completion("", [40 + n, 50, 60 + n], ended=False) for n in range(3)]
+    (micro,) = make_micro_batches(backbone, encoded, answers, size=3)
+    return micro
+
+
+def outputs(backbone: Backbone, micro: MicroBatch, role: str, first: int = 0) -> torch.Tensor:
+    """What a role says of each token of the answers."""
+    if role == "value":
+        return token_values(backbone, micro, first)
+    return policy_logprobs(backbone, micro, 1.0, first)[0]
+
+
+def upper_gradients(backbone: Backbone, role: str, first: int, kept: bool) -> list[torch.Tensor]:
+    micro = micro_batch(backbone)
+    backbone.model.zero_grad(set_to_none=True)
+    with backbone.role(role, train=True):
+        outputs(backbone, micro, role, first if kept else 0).sin().sum().backward()
+    assert (role in micro.lower) == kept
+    named = roles.adapter_parameters(backbone.model, roles.ADAPTERS[role])
+    weights = [p for name, p in named.items() if roles.layer_of(name) >= first]
+    return [p.grad.clone() for p in weights if p.grad is not None]
+
+
+@pytest.mark.parametrize(
+    ("adapted", "policy", "value"), [(1, 1, 1), (2, 2, 1), (3, 2, 1), (4, 3, 2), (15, 10, 5)]
+)
+def test_two_thirds_of_the_policy_and_a_third_of_the_value_train_by_default(
+    adapted: int, policy: int, value: int
+) -> None:
+    assert count_trained_layers("policy", None, adapted) == policy
+    assert count_trained_layers("value", None, adapted) == value
+    assert count_trained_layers("value", 1, adapted) == 1
+    assert count_trained_layers("value", 99, adapted) == adapted
+
+
+def test_the_first_layer_that_trains(backbone: Backbone) -> None:
+    first = {2: {"policy": 2, "value": 3}, 4: {"policy": 1, "value": 2}}.get(
+        backbone.adapter_layers, {"policy": 2, "value": 3}
+    )
+    args = PPOConfig("out")
+    assert {role: trained_from(backbone, args, role) for role in first} == first
+    args = PPOConfig("out", policy_layers=9, value_layers=9)
+    assert {trained_from(backbone, args, role) for role in first} == {backbone.split}
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("role", ["policy", "value"])
+def test_outputs_and_gradients_above_what_is_kept_are_those_of_a_whole_pass(
+    backbone: Backbone, role: str, packs: bool
+) -> None:
+    backbone.packs = packs
+    micro, first = micro_batch(backbone), 3
+    with torch.no_grad(), backbone.role(role):
+        whole = outputs(backbone, micro, role)
+        assert not micro.lower
+        ours = outputs(backbone, micro, role, first)
+        assert torch.equal(outputs(backbone, micro, role, first), ours)  # from what is kept
+    torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-5)
+    mine, theirs = (upper_gradients(backbone, role, first, kept) for kept in (True, False))
+    assert len(mine) == len(theirs) == 14  # A and B of the last layer's seven products
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def ppo(backbone: Backbone, folder: Path, **changes: Any) -> PPOTrainer:
+    settings: dict[str, Any] = {"rollout_batch_size": 3, "max_new_tokens": 5, "updates": 2}
+    settings |= {"critic_warmup": 0, "save_steps": 1, "value_learning_rate": 1e-2} | changes
+    args = PPOConfig(output_dir=str(folder), **settings)
+    rows = [{"prompt": prompt} for prompt in PROMPTS]
+    return PPOTrainer(backbone, args, rows, lambda completions, **_: [len(c) for c in completions])
+
+
+def by_layer(backbone: Backbone, role: str = "value") -> dict[int, torch.Tensor]:
+    named = roles.adapter_parameters(backbone.model, roles.ADAPTERS[role])
+    layers = sorted({roles.layer_of(name) for name in named})
+    return {
+        number: torch.cat(
+            [p.detach().flatten() for n, p in named.items() if roles.layer_of(n) == number]
+        )
+        for number in layers
+    }
+
+
+@pytest.mark.parametrize("role", ["policy", "value"])
+def test_the_lower_layers_of_a_role_stay(backbone: Backbone, role: str, tmp_path: Path) -> None:
+    before = by_layer(backbone, role)
+    trainer = ppo(backbone, tmp_path, **{f"{role}_layers": 1})
+    trainer.train()
+    after = by_layer(backbone, role)
+    moved = [number for number in before if not torch.equal(before[number], after[number])]
+    assert moved == [3] and len(before) == backbone.adapter_layers
+    assert all(p.grad is None for p in backbone.parameters_of(role))
+
+
+def test_a_family_that_can_not_be_cut_trains_the_same_layers(
+    backbone: Backbone, tiny_base: Path, tmp_path: Path
+) -> None:
+    weights: dict[str, list[dict[int, torch.Tensor]]] = {"policy": [], "value": []}
+    state = {n: p.detach().clone() for n, p in backbone.model.named_parameters() if "lora_" in n}
+    for splits in (True, False):
+        for name, weight in backbone.model.named_parameters():
+            if "lora_" in name:
+                weight.data.copy_(state[name])
+        backbone.heads.pop("value")
+        backbone.add_role("value", copy_of="reward")
+        backbone.splits = splits
+        trainer = ppo(backbone, tmp_path / str(splits), updates=1, adam_epsilon=1e-3)
+        trainer.train()
+        for role, found in weights.items():
+            found.append(by_layer(backbone, role))
+    for ours, theirs in weights.values():
+        for number, mine in ours.items():
+            torch.testing.assert_close(mine, theirs[number], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["policy_layers", "value_layers"])
+def test_a_resumed_run_trains_the_same_layers(name: str, tiny_base: Path, tmp_path: Path) -> None:
+    made = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32", lora_rank=4)
+    ppo(made, tmp_path, updates=1, **{name: 1}).train()
+    again = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32", lora_rank=4)
+    with pytest.raises(UserError, match=f"{name}=1, which can't change"):
+        ppo(again, tmp_path).train(resume_from_checkpoint=True)
+    ppo(again, tmp_path, **{name: 1}).train(resume_from_checkpoint=True)
