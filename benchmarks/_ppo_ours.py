@@ -25,6 +25,8 @@ def main() -> None:
     backbone.load_role("reward", work / f"reward-{ASKED['adapter_layers']}")
     loaded = context + held_mb()
     rows = [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(bundled("prompts"))]
+    # The same work as TRL's where all layers were asked for; the defaults otherwise.
+    trained = backbone.adapter_layers if ASKED["adapter_layers"] == "all" else None
     with TemporaryDirectory() as folder:
         config = PPOConfig(
             output_dir=folder,
@@ -34,11 +36,14 @@ def main() -> None:
             max_new_tokens=ASKED["max_new_tokens"],
             micro_batch_size=ASKED["micro"],
             critic_warmup=0,
+            policy_layers=trained,
+            value_layers=trained,
             use_cpu=backbone.device.type == "cpu",
             disable_tqdm=True,
         )
         trainer = PPOTrainer(backbone, config, rows)
-        measured = [trainer.update() for _ in range(config.updates)][1:]
+        trainer.train()
+        measured = [row for row in trainer.state.log_history if "seconds" in row][1:]
     backbone.save("policy", work / "policy-ours")
     names = {
         "seconds": "seconds",

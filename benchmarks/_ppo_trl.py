@@ -17,7 +17,7 @@ from _memory import has_card, held_mb, interpreter_mb, peak_mb
 
 ASKED = json.loads(sys.argv[1])
 sys.path.insert(0, ASKED["trl"])
-LORA_RANK = 16
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
 class Clock:
@@ -57,34 +57,18 @@ class Clock:
         return {k: median(row[b] - row[a] for row in rows) for k, (a, b) in spans.items()}
 
 
-def main() -> None:
-    """Tune, measure, save the policy."""
-    import bitsandbytes  # noqa: F401
+def load_models(tokenizer: Any) -> tuple[Any, Any, Any]:
+    """Policy, value and reward, each on a base of its own."""
     import torch
-    import trl
-    from datasets import Dataset
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
-        AutoTokenizer,
         BitsAndBytesConfig,
-        TrainerCallback,
     )
-    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    from lorarlhf.data import as_conversation, bundled, read_prompts
-
-    assert trl.__version__ == "1.12.0", trl.__version__
-    interpreter = interpreter_mb()
-    context = interpreter if has_card() else 0.0  # not among what is held
     work = Path(ASKED["work"])
     base = (work / "base.txt").read_text()
-    reward_folder = work / "reward-all"
-    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.pad_token = "<|endoftext|>"
-    torch.manual_seed(ASKED["seed"])
     dtype = torch.bfloat16
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -100,60 +84,91 @@ def main() -> None:
         return model
 
     policy = AutoModelForCausalLM.from_pretrained(base, **options)
-    lora = {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "target_modules": "all-linear"}
-    value = get_peft_model(scorer(), LoraConfig(task_type="SEQ_CLS", **lora))
-    reward = PeftModel.from_pretrained(scorer(), reward_folder).eval()
+    value = get_peft_model(scorer(), LoraConfig(task_type="SEQ_CLS", **LORA))
+    reward = PeftModel.from_pretrained(scorer(), work / "reward-all").eval()
+    return policy, value, reward
+
+
+def settings(folder: str) -> Any:
+    """The same work as ours."""
+    import torch
+    from trl.experimental.ppo import PPOConfig
+
+    return PPOConfig(
+        output_dir=folder,
+        seed=ASKED["seed"],
+        total_episodes=ASKED["batch"] * (ASKED["updates"] + 1),
+        per_device_train_batch_size=ASKED["micro"],
+        gradient_accumulation_steps=ASKED["batch"] // ASKED["micro"],
+        num_mini_batches=1,
+        num_ppo_epochs=4,
+        local_rollout_forward_batch_size=ASKED["batch"],
+        response_length=ASKED["max_new_tokens"],
+        temperature=1.0,
+        stop_token="eos",
+        learning_rate=3e-4,
+        lr_scheduler_type="constant",
+        kl_coef=0.05,
+        num_sample_generations=0,
+        bf16=False,  # it would cast the norms, and sampling runs outside of its autocast
+        gradient_checkpointing=False,
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
+def prompts(tokenizer: Any) -> Any:
+    """The bundled prompts as a data set of token ids."""
+    from datasets import Dataset
+
+    from lorarlhf.data import as_conversation, bundled, read_prompts
+
+    conversations = [as_conversation(row["prompt"]) for row in read_prompts(bundled("prompts"))]
+    options = {"add_generation_prompt": True, "return_dict": False}
+    ids = [tokenizer.apply_chat_template(c, **options) for c in conversations]
+    return Dataset.from_list([{"input_ids": row} for row in ids])
+
+
+def main() -> None:
+    """Tune, measure, save the policy."""
+    import bitsandbytes  # noqa: F401
+    import torch
+    import trl
+    from peft import LoraConfig
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl.experimental.ppo import PPOTrainer, ppo_trainer
+
+    assert trl.__version__ == "1.12.0", trl.__version__
+    interpreter = interpreter_mb()
+    context = interpreter if has_card() else 0.0  # not among what is held
+    work = Path(ASKED["work"])
+    tokenizer = AutoTokenizer.from_pretrained((work / "base.txt").read_text(), padding_side="left")
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = "<|endoftext|>"
+    torch.manual_seed(ASKED["seed"])
+    policy, value, reward = load_models(tokenizer)
     loaded = context + held_mb()
-    rows = [
-        {
-            "input_ids": tokenizer.apply_chat_template(
-                as_conversation(row["prompt"]), add_generation_prompt=True, return_dict=False
-            )
-        }
-        for row in read_prompts(bundled("prompts"))
-    ]
+    clock = Clock(ppo_trainer)
+
+    class Ends(TrainerCallback):
+        """Tells the clock."""
+
+        def on_step_end(self, *words: Any, **named: Any) -> None:
+            clock.ended()
+
     with TemporaryDirectory() as folder:
-        config = PPOConfig(
-            output_dir=folder,
-            seed=ASKED["seed"],
-            total_episodes=ASKED["batch"] * (ASKED["updates"] + 1),
-            per_device_train_batch_size=ASKED["micro"],
-            gradient_accumulation_steps=ASKED["batch"] // ASKED["micro"],
-            num_mini_batches=1,
-            num_ppo_epochs=4,
-            local_rollout_forward_batch_size=ASKED["batch"],
-            response_length=ASKED["max_new_tokens"],
-            temperature=1.0,
-            stop_token="eos",
-            learning_rate=3e-4,
-            lr_scheduler_type="constant",
-            kl_coef=0.05,
-            num_sample_generations=0,
-            bf16=False,  # it would cast the norms, and sampling runs outside of its autocast
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        clock = Clock(ppo_trainer)
-
-        class Ends(TrainerCallback):
-            """Tells the clock."""
-
-            def on_step_end(self, *words: Any, **named: Any) -> None:
-                clock.ended()
-
         trainer = PPOTrainer(
-            args=config,
+            args=settings(folder),
             processing_class=tokenizer,
             model=policy,
             ref_model=None,
             reward_model=reward,
             value_model=value,
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=prompts(tokenizer),
             callbacks=[Ends()],
-            peft_config=LoraConfig(task_type="CAUSAL_LM", **lora),
+            peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
         )
         trainer.train()
         trainer.policy_model.save_pretrained(work / "policy-trl")
