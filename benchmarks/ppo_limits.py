@@ -171,12 +171,13 @@ def optimization_work(trainer: Any) -> float:
     backbone, args = trainer.backbone, trainer.args
     shape = read_shape(backbone.base)
     rows = args.rollout_batch_size * (PROMPT + args.max_new_tokens)
-    upper = backbone.adapter_layers * sum(a * b for a, b in shape.matrices)
-    low_rank = adapter_bytes(shape, Plan("ppo", adapter_layers=backbone.adapter_layers)) / 4
+    layers = sum(shape.layers - max(n, backbone.split) for n in trainer.learner.first.values())
+    matrices = sum(a * b for a, b in shape.matrices)
+    low_rank = adapter_bytes(shape, Plan("ppo", adapter_layers=1)) / 4
     answers = args.rollout_batch_size * args.max_new_tokens
     head = answers * shape.vocabulary * shape.hidden
-    role = rows * (2 * 2 * upper + 3 * 2 * low_rank)
-    return args.num_ppo_epochs * (2 * role + 2 * 2 * head)
+    roles = rows * layers * (2 * 2 * matrices + 3 * 2 * low_rank)
+    return args.num_ppo_epochs * (roles + 2 * 2 * head)
 
 
 # ---- what an adapter costs

@@ -23,6 +23,9 @@ activations of one."""
 DENSE = 256_000_000
 """Room for weights that PPO keeps dequantised on a CPU: of the layers that train, for forward and
 backward, and while it samples of others besides."""
+KEPT = 256_000_000
+"""Bytes of kept states that stay on the device. Where a rollout has more, all are brought back from
+the host's memory for each forward, in far less time than it takes."""
 TRL_TILE = 36  # bytes a labelled token and entry of the vocabulary: TRL's LM head without Triton
 FULL_LOGITS = 13  # bytes a token and entry of the vocabulary where TRL holds them all (ORPO)
 
@@ -214,6 +217,11 @@ def _trained(shape: Shape, plan: Plan) -> list[int]:
     return [count_trained_layers(role, layers, upper) for role, layers in wanted.items()]
 
 
+def kept_on_device(tokens: int, hidden: int, float_bytes: int) -> bool:
+    """Whether the states that PPO keeps of so many tokens stay on the device (see `KEPT`)."""
+    return 3 * tokens * hidden * float_bytes <= KEPT  # the trunk, the policy's and the value's
+
+
 def _kept_trunk(shape: Shape, plan: Plan) -> int:
     """States below the adapters, and of each role below the layers that train."""
     if plan.stage != "ppo":
@@ -221,6 +229,8 @@ def _kept_trunk(shape: Shape, plan: Plan) -> int:
     upper = _upper(shape, plan)
     kept = (upper < shape.layers) + sum(layers < upper for layers in _trained(shape, plan))
     tokens = plan.rollout_batch_size * (plan.prompt_tokens + plan.answer_tokens)
+    if plan.device == "cuda" and not kept_on_device(tokens, shape.hidden, plan.float_bytes):
+        tokens = plan.tokens  # of one micro-batch; the others wait in the host's memory
     return kept * tokens * shape.hidden * plan.float_bytes
 
 
@@ -274,8 +284,13 @@ def _scratch(shape: Shape, plan: Plan) -> int:
     largest = max(a * b for a, b in shape.matrices)
     kept = 0
     if plan.stage == "ppo" and plan.device == "cpu" and plan.bits == 4:
-        layer = 2 * sum(a * b for a, b in shape.matrices) * plan.float_bytes
-        kept = min(max(_trained(shape, plan)), DENSE // layer) * layer
+        layer = sum(a * b for a, b in shape.matrices) * plan.float_bytes
+        both = layer * (2 if plan.float_bytes == 2 else 1)  # packed for forward and backward
+        trained = max(_trained(shape, plan))
+        kept = min(trained, DENSE // both) * both
+        # What sampling keeps of the other layers is gone before there are activations.
+        others = min(shape.layers - trained, DENSE // layer) * layer
+        kept += max(0, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
     return kept + 2 * largest * plan.float_bytes if plan.bits < 16 else 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lorarlhf.backbone import dense
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.dense import KEPT, Kept
 
@@ -56,7 +57,8 @@ def test_no_number_changes(backbone: Backbone, backward: bool) -> None:
     with backbone.dense(PLENTY, backward=backward):
         assert len(kept(backbone)) == len(four_bit(backbone.decoder))
         names = {name for module in kept(backbone) for name in module.__dict__} & set(KEPT)
-        packs = backbone.compute_dtype == torch.bfloat16
+        packs = "forth" in names
+        assert packs == dense._packs(backbone.compute_dtype)
         assert names == ({"forth", "back"} if packs and backward else {PLAIN[packs]})
         ours = list(states_and_gradients(backbone))
     for mine, theirs in zip(ours, wanted, strict=True):
@@ -65,6 +67,17 @@ def test_no_number_changes(backbone: Backbone, backward: bool) -> None:
             torch.testing.assert_close(mine, theirs, rtol=0.02, atol=near)
         else:
             assert torch.equal(mine, theirs)
+
+
+def test_where_nothing_packs_no_number_changes(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "_packs", lambda dtype: False)
+    wanted = list(states_and_gradients(backbone))
+    with backbone.dense(PLENTY, backward=True):
+        assert all("dense" in module.__dict__ for module in kept(backbone))
+        ours = list(states_and_gradients(backbone))
+    assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
 
 
 def test_everything_is_as_it_was_afterwards(backbone: Backbone) -> None:
@@ -96,7 +109,7 @@ def test_as_many_of_the_last_layers_as_there_is_room_for(backbone: Backbone) -> 
     layers = backbone.decoder.layers
     size = sum(module.weight.quant_state.shape.numel() for module in four_bit(layers[-1]))
     room = 2 * size * backbone.compute_dtype.itemsize
-    both = room * (2 if backbone.compute_dtype == torch.bfloat16 else 1)  # forth and back
+    both = room * (2 if dense._packs(backbone.compute_dtype) else 1)  # forth and back
     for given, count, backward in (
         *((room, 2, False), (room - 1, 1, False), (0, 0, False)),
         *((both, 2, True), (both - 1, 1, True)),

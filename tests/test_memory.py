@@ -109,6 +109,14 @@ def test_the_kept_trunk_and_the_cache() -> None:
     assert estimate(HAND, many)["kv_cache"] == estimate(HAND, few)["kv_cache"]  # 8 at once
 
 
+def test_many_kept_states_wait_in_the_hosts_memory() -> None:
+    card = replace(PLAN, device="cuda", rollout_batch_size=1 << 20)
+    many = 2 * card.tokens * 8 * 2  # of one micro-batch: the trunk, and below what the value trains
+    assert estimate(HAND, card)["kept_trunk"] == many
+    on_cpu = estimate(HAND, replace(card, device="cpu"))["kept_trunk"]
+    assert on_cpu == 2 * (1 << 20) * 8 * 8 * 2
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_total_counts_sampling_and_learning_apart_on_a_card(stage: str) -> None:
     parts = estimate(HAND, replace(PLAN, stage=stage))

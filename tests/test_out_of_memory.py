@@ -68,7 +68,10 @@ def weights(backbone: Backbone, role: str) -> torch.Tensor:
 
 
 def fresh(tiny_base: Path) -> Backbone:
-    return Backbone.load(str(tiny_base), bits=16, compute_dtype="float32", lora_rank=4)
+    # Three of four layers, of which PPO trains two and one: what is kept below them is lost when
+    # rows are cut anew.
+    settings: dict[str, Any] = {"bits": 16, "compute_dtype": "float32", "lora_rank": 4}
+    return Backbone.load(str(tiny_base), adapter_layers=3, **settings)
 
 
 # ---- PPO

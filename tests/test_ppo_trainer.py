@@ -479,6 +479,8 @@ def test_without_any_reward_it_says_so(tiny: Backbone, make: Make) -> None:
             "kl_horizon .8. must be at least rollout_batch_size .16.",
         ),
         ({"num_ppo_epochs": 0}, "num_ppo_epochs is 1 or more, not 0"),
+        ({"policy_layers": 0}, "policy_layers is 1 or more, not 0"),
+        ({"value_layers": -1}, "value_layers is 1 or more, not -1"),
         ({"lr_scheduler_type": "cosine"}, "does not use lr_scheduler_type"),
         ({"gradient_accumulation_steps": 2}, "does not use gradient_accumulation_steps"),
     ],

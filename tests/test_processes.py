@@ -34,7 +34,7 @@ args = PPOConfig(
     output_dir=folder, use_cpu=True, disable_tqdm=True, updates=updates, rollout_batch_size=8,
     micro_batch_size=2, num_minibatches=2, num_ppo_epochs=2, max_new_tokens=6, critic_warmup=1,
     learning_rate=1e-3, value_learning_rate=1e-3, adam_epsilon=1e-3, save_steps=2, eval_steps=2,
-    kl_target=0.1,
+    kl_target=0.1, policy_layers=1,
 )
 rows = [{"prompt": f"What is {n}?" + " And why?" * (n % 3)} for n in range(9)]
 trainer = PPOTrainer(backbone, args, rows, ["reward", length, steady], [1.0, 0.1, 1.0],

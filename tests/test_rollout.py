@@ -11,7 +11,13 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.generation import Completion, completion
 from lorarlhf.ppo import objective, rollout
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.rollout import MicroBatch, collect, make_micro_batches
+from lorarlhf.ppo.micro_batches import (
+    MicroBatch,
+    make_micro_batches,
+    policy_logprobs,
+    token_values,
+)
+from lorarlhf.ppo.rollout import collect
 from lorarlhf.rewards.role import score_answers
 
 PROMPTS = ["Hi", "Name a fish that lives in cold water.", "Why?", "What is a candle made of?"]
@@ -121,12 +127,12 @@ def losses_of(backbone: Backbone, micros: list[MicroBatch], count: int) -> dict[
     scores = torch.zeros(count)
     for micro in micros:
         with backbone.role("policy", train=True):
-            logprobs, _ = rollout.policy_logprobs(backbone, micro, temperature=0.9)
+            logprobs, _ = policy_logprobs(backbone, micro, temperature=0.9)
             loss = (logprobs * micro.targets.sin()).sum()  # weights that belong to the tokens
             loss.backward()
             totals["policy"] += loss.detach()
         with backbone.role("value", train=True):
-            values = rollout.token_values(backbone, micro)
+            values = token_values(backbone, micro)
             loss = ((values - micro.targets.cos()) ** 2).sum()
             loss.backward()
             totals["value"] += loss.detach()
@@ -181,7 +187,7 @@ def test_logprobs_are_those_of_the_plain_forward(four: Backbone) -> None:
     micros = make_micro_batches(four, encoded, completions, size=2)
     with torch.no_grad(), four.role("policy"):
         for micro in micros:
-            ours, _ = rollout.policy_logprobs(four, micro, temperature=0.8)
+            ours, _ = policy_logprobs(four, micro, temperature=0.8)
             ids, mask = micro.pack.padded(four.pad_id)
             logits = four.model(ids, attention_mask=mask).logits
             wanted = [
@@ -248,7 +254,10 @@ def test_a_rollout_is_scored_as_the_texts_are(
     """The reward role sees in PPO what it saw in its training: `last` is the stop token."""
     four.add_role("reward", pooling=pooling)
     randomise(four, "reward", seed=8)
-    stop = four.stop_ids[0]
+    (stop,) = four.stop_ids
+    # Another stop token, as many chat models have, which no answer ended in while it was trained.
+    four.causal.generation_config.eos_token_id = [stop, stop - 1]
+    assert four.stop_ids[0] != stop
     texts = ["A cod.", "I do not know that, sorry", "No", "Wax"]
     ids = [four.tokenizer(text)["input_ids"] for text in texts]
     ended = (True, False, True, False)  # those cut off are scored as if they had ended here

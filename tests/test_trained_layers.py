@@ -1,5 +1,6 @@
 """Policy and value train their upper layers alone; what lies below is run once and kept."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from lorarlhf.backbone.anatomy import count_trained_layers
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.errors import UserError
 from lorarlhf.generation import Completion
+from lorarlhf.ppo import checkpoint
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.rollout import (
+from lorarlhf.ppo.micro_batches import (
     MicroBatch,
     make_micro_batches,
     policy_logprobs,
@@ -77,13 +79,15 @@ def test_two_thirds_of_the_policy_and_a_third_of_the_value_train_by_default(
 
 
 def test_the_first_layer_that_trains(backbone: Backbone) -> None:
-    first = {2: {"policy": 2, "value": 3}, 4: {"policy": 1, "value": 2}}.get(
+    first = {2: {"policy": 0, "value": 3}, 4: {"policy": 1, "value": 2}}.get(
         backbone.adapter_layers, {"policy": 2, "value": 3}
     )
     args = PPOConfig("out")
     assert {role: trained_from(backbone, args, role) for role in first} == first
     args = PPOConfig("out", policy_layers=9, value_layers=9)
-    assert {trained_from(backbone, args, role) for role in first} == {backbone.split}
+    assert {trained_from(backbone, args, role) for role in first} == {0}
+    backbone.add_role("value", own_adapter=False)  # only a head, on the policy's states
+    assert trained_from(backbone, PPOConfig("out"), "value") == first["policy"]
 
 
 @pytest.mark.parametrize("packs", [True, False])
@@ -151,6 +155,7 @@ def test_a_family_that_can_not_be_cut_trains_the_same_layers(
         trainer.train()
         for role, found in weights.items():
             found.append(by_layer(backbone, role))
+            assert all(p.grad is None for p in backbone.parameters_of(role)), role
     for ours, theirs in weights.values():
         for number, mine in ours.items():
             torch.testing.assert_close(mine, theirs[number], rtol=0, atol=1e-5)
@@ -162,5 +167,19 @@ def test_a_resumed_run_trains_the_same_layers(name: str, tiny_base: Path, tmp_pa
     ppo(made, tmp_path, updates=1, **{name: 1}).train()
     again = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32", lora_rank=4)
     with pytest.raises(UserError, match=f"{name}=1, which can't change"):
-        ppo(again, tmp_path).train(resume_from_checkpoint=True)
+        ppo(again, tmp_path, **{name: 2}).train(resume_from_checkpoint=True)
     ppo(again, tmp_path, **{name: 1}).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_a_version_that_trained_other_layers(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    made = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32", lora_rank=4)
+    ppo(made, tmp_path, updates=1).train()
+    (path,) = tmp_path.rglob("state.json")
+    state = json.loads(path.read_text())
+    for older in ({"value_layers": None}, {}):
+        kept = {name: x for name, x in state.items() if not name.endswith("_layers")}
+        path.write_text(json.dumps(kept | older))
+        with pytest.raises(UserError, match="of an older version, which trained other layers"):
+            checkpoint._load(ppo(made, tmp_path), path.parent)

@@ -74,6 +74,7 @@ class Backbone:
         cut = self.split or max(1, len(layers) // 2)
         trunk.check_range(model, vocabulary, self.base)
         self.splits = len(layers) > 1 and trunk.trunk_is_exact(decoder_of(model), cut, vocabulary)
+        self._splits: dict[int, bool] = {}
         self.keeps_trunk = self.splits and self.split > 0
         fuse_norms(model)
         self.packs = trunk.adopt_packing(model, self.device, vocabulary)
@@ -199,8 +200,10 @@ class Backbone:
             head.bias.data.copy_((other_head.bias - other_head.score_mean) / other_head.score_std)
 
     @contextmanager
-    def role(self, name: str, *, train: bool = False) -> Iterator[None]:
+    def role(self, name: str, *, train: bool = False, first: int = 0) -> Iterator[None]:
         """Switch to a role (or `base`: adapters off) for one forward, or forward and backward.
+
+        With `train` its layers from `first` on train.
 
         The reference is its own adapter where SFT made one, the bare base otherwise; a value
         without an adapter reads the policy's states.
@@ -211,7 +214,7 @@ class Backbone:
             adapter = roles.ADAPTERS["policy"]
         else:
             adapter = roles.ADAPTERS[name]
-        with roles.switched(self.model, adapter, train=train):
+        with roles.switched(self.model, adapter, train=train, first=first):
             yield
 
     def freeze_reference(self) -> None:
@@ -278,7 +281,7 @@ class Backbone:
 
         Nothing may train inside.
         """
-        return ready_adapters(self.model, self.compute_dtype)
+        return ready_adapters(roles.lora_layers(self.model), self.compute_dtype)
 
     @property
     def causal(self) -> Any:
@@ -352,10 +355,24 @@ class Backbone:
         kept = self.trunk(*pack.padded(self.pad_id))
         return None if kept is None else pack.rows_of(kept)
 
+    def splits_at(self, layer: int) -> bool:
+        """Whether running the layers from there on apart gives this family's own numbers.
+
+        Some families' upper layers read what other layers left: there is a place where they split,
+        and another where they do not.
+        """
+        if not self.splits:
+            return False
+        if layer not in self._splits:
+            words = self.causal.get_input_embeddings().weight.shape[0]
+            with self.role("base"):
+                self._splits[layer] = trunk.trunk_is_exact(self.decoder, layer, words)
+        return self._splits[layer]
+
     def packed_lower(self, pack: Pack, kept: torch.Tensor | None, last: int) -> torch.Tensor:
         """States (N, H) of the active role below layer `last`, above a kept trunk if one is given.
 
-        Without gradient. Only where the family `splits`.
+        Without gradient. Only where the family splits (`splits_at`).
         """
         if self.packs:
             above = None if kept is None else kept[None]

@@ -6,7 +6,7 @@ and again on the way back. The arithmetic is the same (arXiv 2106.09685, equatio
 y = x W^T + scaling (x A^T) B^T, in the dtype of the base's result also where nothing trains.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -31,13 +31,13 @@ def fuse_lora(model: PeftModel) -> None:
 
 
 @contextmanager
-def ready_adapters(model: PeftModel, dtype: torch.dtype) -> Iterator[None]:
+def ready_adapters(modules: Iterable[LoraLayer], dtype: torch.dtype) -> Iterator[None]:
     """Hold the active adapter in the dtype of the products inside, its scaling in B.
 
     For many small forwards without gradient, each of which would cast every weight anew. Nothing
     may train inside.
     """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, Fused)]
+    layers: list[Any] = [module for module in modules if isinstance(module, Fused)]
     try:
         for layer in layers:
             layer.__dict__["ready"] = {

@@ -132,18 +132,26 @@ class ScalarHead(nn.Module):
 
 def lora_layers(model: PeftModel) -> list[LoraLayer]:
     """The modules that carry adapters, in the model's order."""
+    return [module for _, module in _numbered(model)]
+
+
+def _numbered(model: PeftModel) -> list[tuple[int, LoraLayer]]:
+    """`lora_layers` with the decoder's layers that they lie in."""
     # A role is switched many times in an update, and there are thousands of modules to look
     # through: the list is kept for as long as the adapters are the same.
     adapters = list(model.peft_config.values())
     known, layers = _LAYERS.get(model, ([], []))
     if len(known) != len(adapters) or any(a is not b for a, b in zip(known, adapters, strict=True)):
-        layers = []
-        layers += (module for module in model.modules() if isinstance(module, LoraLayer))
+        named = model.named_modules()
+        layers = [
+            (layer_of(name), module) for name, module in named if isinstance(module, LoraLayer)
+        ]
         _LAYERS[model] = adapters, layers
     return layers
 
 
-_LAYERS: WeakKeyDictionary[PeftModel, tuple[list[Any], list[LoraLayer]]] = WeakKeyDictionary()
+Numbered = list[tuple[int, LoraLayer]]
+_LAYERS: WeakKeyDictionary[PeftModel, tuple[list[Any], Numbered]] = WeakKeyDictionary()
 
 
 def adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
@@ -164,7 +172,7 @@ def adapts_below(model: PeftModel, split: int) -> bool:
 
 def layer_of(name: str) -> int:
     """The number of the decoder's layer that a weight lies in, by its full name."""
-    found = re.search(r"\.layers\.(\d+)\.", name)
+    found = re.search(r"\.layers\.(\d+)\.", f"{name}.")
     assert found, name  # adapters are put on the decoder's layers alone
     return int(found[1])
 
@@ -194,10 +202,13 @@ def lora_config(
 
 
 @contextmanager
-def switched(model: PeftModel, adapter: str | None, *, train: bool = False) -> Iterator[None]:
+def switched(
+    model: PeftModel, adapter: str | None, *, train: bool = False, first: int = 0
+) -> Iterator[None]:
     """Make one adapter active (None: the bare base), and put all back afterwards.
 
-    With `train`, only that adapter's weights require gradients; without it, none does. Run the
+    With `train`, only that adapter's weights require gradients, from layer `first` on; without it,
+    none does. Run the
     forward *and* its backward inside. The active adapter, whether adapters are enabled, train or
     eval mode of every module and `requires_grad` of every adapter weight are restored, whatever
     happens inside.
@@ -215,7 +226,7 @@ def switched(model: PeftModel, adapter: str | None, *, train: bool = False) -> I
             model.eval()  # no dropout in any role, LoRA's included (item 23 of ppo-details.md)
         for module in checkpointed:  # layers checkpoint only in train mode, whose dropout we
             module.training = True  # don't want: the layer alone
-        _activate(model, adapter, train)
+        _activate(model, adapter, train, first)
         yield
     finally:
         for layer, names, disabled in active:
@@ -228,10 +239,11 @@ def switched(model: PeftModel, adapter: str | None, *, train: bool = False) -> I
             weight.requires_grad_(flag)
 
 
-def _activate(model: PeftModel, adapter: str | None, train: bool) -> None:
-    for layer in lora_layers(model):
+def _activate(model: PeftModel, adapter: str | None, train: bool, first: int) -> None:
+    for number, layer in _numbered(model):
         names = layer._active_adapter if adapter is None else adapter
-        layer.set_adapter(names, inference_mode=adapter is None or not train)
+        trains = adapter is not None and train and number >= first
+        layer.set_adapter(names, inference_mode=not trains)
         layer._disable_adapters = adapter is None
     if adapter is not None:
         model.active_adapter = _tuner(model).active_adapter = adapter

@@ -124,6 +124,11 @@ def _load(trainer: "PPOTrainer", folder: Path) -> None:
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "state.safetensors")
     for name, now in _fixed(trainer).items():
+        if state.get(name) is None:
+            raise UserError(
+                f"The checkpoint in {folder} is of an older version, which trained other layers: "
+                "begin a new run."
+            )
         if state[name] != now:
             raise UserError(
                 f"The run in {folder.parent.parent} has {name}={state[name]}, which can't change "
@@ -162,9 +167,13 @@ def _best_step(checkpoint: Path) -> int | None:
 
 def _fixed(trainer: "PPOTrainer") -> dict[str, Any]:
     """Settings that decide what the optimizers remember."""
-    args = trainer.args
-    names = ("value_adapter", "policy_layers", "value_layers")
-    return {name: getattr(args, name) for name in names}
+    layers = {
+        f"{role}_layers": trainer.backbone.split
+        + trainer.backbone.adapter_layers
+        - max(first, trainer.backbone.split)
+        for role, first in trainer.learner.first.items()
+    }
+    return {"value_adapter": trainer.args.value_adapter} | layers
 
 
 def _state(trainer: "PPOTrainer") -> dict[str, Any]:

@@ -101,6 +101,9 @@ class PPOConfig(_BaseConfig):
         for name in ("rollout_batch_size", "num_ppo_epochs", "num_minibatches", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
+        for name in ("policy_layers", "value_layers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
         if self.temperature <= 0:
             raise ValueError(f"temperature is above 0, not {self.temperature}: PPO must sample")
         if self.generation not in ("transformers", "vllm"):

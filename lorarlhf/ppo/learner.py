@@ -12,7 +12,8 @@ from lorarlhf.generation import Completion
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
-from lorarlhf.ppo.rollout import Rollout, policy_logprobs, token_values, trained_from
+from lorarlhf.ppo.micro_batches import policy_logprobs, token_values, trained_from
+from lorarlhf.ppo.rollout import Rollout
 
 Stats = dict[str, float]
 
@@ -126,11 +127,10 @@ class Learner:
         """Gradients of a minibatch, from nothing; sums of its statistics."""
         totals: dict[str, torch.Tensor] = {}
         self._begin("policy", rollout)
-        with self.backbone.role("policy", train=True):
+        first = self.first["policy"]
+        with self.backbone.role("policy", train=True, first=first):
             for micro in rollout.minibatches[place]:
-                logprobs, _ = policy_logprobs(
-                    self.backbone, micro, self.args.temperature, self.first["policy"]
-                )
+                logprobs, _ = policy_logprobs(self.backbone, micro, self.args.temperature, first)
                 loss, stats = objective.policy_loss(
                     logprobs,
                     rollout.of(micro, rollout.logprobs),
@@ -151,10 +151,11 @@ class Learner:
         totals: dict[str, torch.Tensor] = {}
         self._begin("value", rollout)
         # Without an adapter of its own the value is a head on the policy, which it does not move.
-        with backbone.role("value", train=backbone.has("value")):
+        first = self.first["value"]
+        with backbone.role("value", train=backbone.has("value"), first=first):
             for micro in rollout.minibatches[place]:
                 loss, clipped = objective.value_loss(
-                    token_values(backbone, micro, self.first["value"]),
+                    token_values(backbone, micro, first),
                     rollout.of(micro, rollout.values),
                     rollout.of(micro, rollout.returns),
                     self.args.value_clip_range,

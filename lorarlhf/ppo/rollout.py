@@ -1,4 +1,4 @@
-"""A rollout: prompts answered by the policy, cut into fixed micro-batches with their trunk kept.
+"""A rollout: prompts answered by the policy, and what each role says of the answers.
 
 Sequences are dealt to minibatches at random, then cut into micro-batches by length. Both stay
 together through all epochs: padding costs little, the trunk is kept a micro-batch at a time, and
@@ -7,49 +7,28 @@ ratio is exactly 1 on the first pass. The size of a micro-batch changes no step.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lorarlhf import processes
-from lorarlhf.backbone.anatomy import count_trained_layers
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
-from lorarlhf.backbone.packing import Pack
 from lorarlhf.backbone.shrinking import shrinking
 from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
 from lorarlhf.memory import DENSE, GENERATED_AT_ONCE
-from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
+from lorarlhf.ppo.micro_batches import (
+    MicroBatch,
+    home_of,
+    make_micro_batches,
+    policy_logprobs,
+    token_values,
+    trained_from,
+)
 from lorarlhf.sampling import row_seeds
-
-
-@dataclass
-class MicroBatch:
-    """A few sequences, packed into N rows.
-
-    Attributes:
-        rows: their places in the rollout.
-        pack: prompts and answers, and behind those a stop token where one is scored.
-        predicts: (n,) the rows whose next token is an answer token.
-        targets: (n,) those answer tokens, sequence by sequence.
-        answers: (b, A) the rows of each answer that the reward role scores: all but the stop
-            token, or with `last` pooling that one alone.
-        answer_mask: (b, A) true where there is one.
-        trunk: (N, H) kept lower layers, or None.
-        lower: (N, H) by role, the same of its layers that don't train, once they were run.
-    """
-
-    rows: list[int]
-    pack: Pack
-    predicts: torch.Tensor
-    targets: torch.Tensor
-    answers: torch.Tensor
-    answer_mask: torch.Tensor
-    trunk: torch.Tensor | None
-    lower: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,9 +73,11 @@ class Rollout(Answers):
         if self.micro_batches and max(len(micro.rows) for micro in self.micro_batches) <= size:
             return
         self.minibatches = []  # not both at once
+        encoded, answers = self.encoded, self.completions
+        own = [i for part in self.parts for i in part]
+        home = home_of(backbone, sum(len(encoded[i]) + len(answers[i].ids) for i in own))
         self.minibatches = [
-            make_micro_batches(backbone, self.encoded, self.completions, size, part)
-            for part in self.parts
+            make_micro_batches(backbone, encoded, answers, size, part, home) for part in self.parts
         ]
 
     def of(self, micro: MicroBatch, x: torch.Tensor) -> torch.Tensor:
@@ -220,123 +201,6 @@ def _put(rollout: Rollout, table: torch.Tensor, micro: MicroBatch, flat: torch.T
     table[micro.rows] = part
 
 
-def make_micro_batches(
-    backbone: Backbone,
-    encoded: list[list[int]],
-    completions: list[Completion],
-    size: int,
-    rows: Sequence[int] | None = None,
-) -> list[MicroBatch]:
-    """Sequences of like length together, each micro-batch with its trunk.
-
-    Args:
-        rows: which of the sequences; all by default.
-    """
-    chosen = range(len(encoded)) if rows is None else rows
-    order = sorted(chosen, key=lambda i: len(encoded[i]) + len(completions[i].ids))
-    return [
-        _micro_batch(backbone, order[i : i + size], encoded, completions)
-        for i in range(0, len(order), size)
-    ]
-
-
-def _micro_batch(
-    backbone: Backbone, rows: list[int], encoded: list[list[int]], completions: list[Completion]
-) -> MicroBatch:
-    device = backbone.device
-    starts = [len(encoded[i]) for i in rows]
-    own = [_closed(backbone, completions[i]) for i in rows]
-    # The last token of a prompt predicts: it is never among the shared ones.
-    together = [encoded[i] + ids for i, ids in zip(rows, own, strict=True)]
-    pack = Pack.of(together, device, min(starts) - 1)
-    predicts: list[int] = []
-    answers: list[list[int]] = []
-    for j, i in enumerate(rows):
-        first, count = pack.row(j, starts[j]), len(completions[i].ids)
-        predicts += range(first - 1, first + count - 1)
-        if _reads_stop(backbone):
-            answers.append([first + len(own[j]) - 1])
-        else:  # an answer that is nothing but its stop token is scored on that token
-            answers.append(list(range(first, first + max(1, count - completions[i].ended))))
-    width = max(len(places) for places in answers)
-    trunk = backbone.packed_trunk(pack)
-    return MicroBatch(
-        rows,
-        pack,
-        predicts=torch.tensor(predicts, device=device),
-        targets=torch.tensor([t for i in rows for t in completions[i].ids], device=device),
-        answers=torch.tensor([p + [0] * (width - len(p)) for p in answers], device=device),
-        answer_mask=torch.tensor(
-            [[n < len(p) for n in range(width)] for p in answers], device=device
-        ),
-        trunk=trunk,
-    )
-
-
-def _closed(backbone: Backbone, completion: Completion) -> list[int]:
-    """The tokens of an answer; one that was cut off ends in a stop token where that is scored."""
-    closes = _reads_stop(backbone) and not completion.ended
-    return completion.ids + backbone.stop_ids[:1] * closes
-
-
-def _reads_stop(backbone: Backbone) -> bool:
-    """Whether the reward role scores an answer at its stop token.
-
-    With `last` pooling it was trained on answers that end, and means nothing elsewhere.
-    """
-    return "reward" in backbone.heads and backbone.heads["reward"].pooling == "last"
-
-
-def trained_from(backbone: Backbone, args: PPOConfig, role: str) -> int:
-    """The first layer that trains of a role. What lies below stays what it was at the start."""
-    wanted = {"policy": args.policy_layers, "value": args.value_layers}[role]
-    adapted = backbone.adapter_layers
-    return backbone.split + adapted - count_trained_layers(role, wanted, adapted)
-
-
-def policy_logprobs(
-    backbone: Backbone, micro: MicroBatch, temperature: float, first: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropies (n,) of the answer tokens under the active role.
-
-    Args:
-        first: the policy's first layer that trains; what lies below is run once and kept.
-    """
-    kept, start = _below(backbone, micro, "policy", first)
-    hidden = backbone.packed_hidden(micro.pack, kept, start)
-    weight, softcap = backbone.lm_head
-    return objective.token_logprobs(
-        hidden[micro.predicts], weight, micro.targets, temperature, softcap
-    )
-
-
-def token_values(backbone: Backbone, micro: MicroBatch, first: int = 0) -> torch.Tensor:
-    """Values (n,) before each answer token is written; the value role must be active.
-
-    Args:
-        first: the value's first layer that trains; what lies below is run once and kept.
-    """
-    # A value that is only a head reads the policy's states, which move.
-    kept, start = _below(backbone, micro, "value", first if backbone.has("value") else 0)
-    hidden = backbone.packed_hidden(micro.pack, kept, start)
-    trunk = None if micro.trunk is None else micro.trunk[micro.predicts]
-    return backbone.heads["value"](hidden[micro.predicts], trunk)
-
-
-def _below(
-    backbone: Backbone, micro: MicroBatch, role: str, first: int
-) -> tuple[torch.Tensor | None, int]:
-    """States (N, H) of a role, which is active, below the layers to be run, and the first of them.
-
-    The whole trunk where the layers from `first` on can't be run apart.
-    """
-    if first <= backbone.split or not backbone.splits:
-        return micro.trunk, backbone.split
-    if role not in micro.lower:
-        micro.lower[role] = backbone.packed_lower(micro.pack, micro.trunk, first)
-    return micro.lower[role], first
-
-
 @torch.no_grad()
 def reward_scores(backbone: Backbone, answers: Answers) -> torch.Tensor:
     """Scores (B,) of the answers by the reward role, on the kept trunk.
@@ -347,7 +211,7 @@ def reward_scores(backbone: Backbone, answers: Answers) -> torch.Tensor:
     head = backbone.heads["reward"]
     with backbone.role("reward"):
         for micro in answers.micro_batches:
-            hidden = backbone.packed_hidden(micro.pack, micro.trunk)
-            trunk = None if micro.trunk is None else micro.trunk[micro.answers]
+            hidden = backbone.packed_hidden(micro.pack, micro.trunk_on(backbone.device))
+            trunk = micro.read_by(head, micro.answers)
             scores[micro.rows] = head.pool(hidden[micro.answers], micro.answer_mask, trunk)
     return scores

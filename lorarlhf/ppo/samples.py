@@ -11,7 +11,8 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.data import append_jsonl, write_jsonl
 from lorarlhf.generation import encode_prompts, generate
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.rollout import Answers, make_micro_batches
+from lorarlhf.ppo.micro_batches import make_micro_batches
+from lorarlhf.ppo.rollout import Answers
 from lorarlhf.ppo.scores import Rewards
 
 PROMPTS = 4

@@ -8,6 +8,7 @@ base. Each detail is listed with its source in docs/ppo-details.md.
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -158,17 +159,23 @@ class PPOTrainer(_BaseTrainer):
         prompts = [row["prompt"] for row in written]
         encoded = sorted(encode_prompts(self.backbone, prompts, args.max_prompt_tokens), key=len)
         longest = list(itertools.islice(itertools.cycle(reversed(encoded)), count))
-        self.learner.rehearse(longest, args.max_new_tokens)
+        with self._weights_at_hand():
+            self.learner.rehearse(longest, args.max_new_tokens)
 
     def update(self) -> dict[str, float]:
         """One update: roll out, score, shape rewards, advantages, epochs."""
-        with self.backbone.dense(DENSE, min(self.learner.first.values()), backward=True):
-            metrics = self._update()
+        started = time.perf_counter()
+        with self._weights_at_hand():
+            metrics = self._update(started)
         give_back_memory()
-        return metrics
+        return metrics | {"seconds": time.perf_counter() - started}
 
-    def _update(self) -> dict[str, float]:
-        args, step, started = self.args, self.state.global_step, time.perf_counter()
+    def _weights_at_hand(self) -> AbstractContextManager[None]:
+        first = max(self.backbone.split, min(self.learner.first.values()))
+        return self.backbone.dense(DENSE, first, backward=True)
+
+    def _update(self, started: float) -> dict[str, float]:
+        args, step = self.args, self.state.global_step
         seed = hash((args.seed, step)) % 2**31  # of sampling, dealing and shuffling
         rollout = collect(self.backbone, self._next_prompts(), args, seed, self.sampling)
         sampled = time.perf_counter()
@@ -189,7 +196,6 @@ class PPOTrainer(_BaseTrainer):
         if step > args.critic_warmup:  # the first rollout of a policy that has moved
             self.kl.update(metrics["kl"], len(rollout.prompts))
         return metrics | {
-            "seconds": ended - started,
             "seconds_rollout": sampled - started,
             "seconds_score": scored - sampled,
             "seconds_optimize": ended - scored,

@@ -2,16 +2,21 @@
 of device alone. Nobody can run each card here, so the code must not be able to differ."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.packing import Pack
+from lorarlhf.generation import Completion
+from lorarlhf.memory import KEPT
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.learner import Learner
+from lorarlhf.ppo.micro_batches import home_of, make_micro_batches, policy_logprobs, token_values
 from lorarlhf.ppo.rollout import collect
 
 ROOT = Path(__file__).parents[2]
@@ -115,15 +120,40 @@ def test_inputs_on_another_device_are_refused_where_they_enter(tiny: Backbone) -
 def test_an_update_on_another_device_is_refused_where_it_enters(
     tiny: Backbone, tmp_path: Path
 ) -> None:
-    config = PPOConfig(
-        str(tmp_path), rollout_batch_size=2, max_new_tokens=4, policy_layers=1, use_cpu=True
-    )
+    config = PPOConfig(str(tmp_path), rollout_batch_size=2, max_new_tokens=4, use_cpu=True)
     for role in ("reward", "value"):
         tiny.add_role(role)
     rollout = collect(tiny, [{"prompt": "Hi"}, {"prompt": "Who?"}], config, seed=0)
     for micro in rollout.micro_batches:
-        assert micro.trunk is not None and set(micro.lower) == {"policy", "value"}
-        micro.trunk = micro.trunk.to(META)
-        micro.lower = {role: states.to(META) for role, states in micro.lower.items()}
-    with pytest.raises(ValueError, match="kept is on meta and the backbone on cpu"):
+        micro.pack.input_ids = micro.pack.input_ids.to(META)
+    with pytest.raises(ValueError, match="input_ids is on meta and the backbone on cpu"):
         Learner(tiny, config).epochs(rollout, step=5, seed=0)
+
+
+def test_many_kept_states_wait_in_the_hosts_memory() -> None:
+    card: Any = SimpleNamespace(device=META, hidden_size=1000, compute_dtype=torch.bfloat16)
+    assert home_of(card, KEPT // 6000) == META  # three states of 2,000 bytes a token
+    assert home_of(card, KEPT // 6000 + 1) == torch.device("cpu")
+
+
+def test_kept_states_are_brought_back_for_each_forward(tiny: Backbone) -> None:
+    """`meta` holds no numbers: whoever takes states from there is told so."""
+    for role in ("reward", "value"):
+        tiny.add_role(role)
+    answers = [Completion("", [40, 41], ended=False)]
+    (micro,) = make_micro_batches(tiny, [[5, 6, 7]], answers, size=1, home=META)
+    assert micro.trunk is not None and micro.trunk.device == META
+    uses: list[Callable[[], Any]] = [
+        lambda: policy_logprobs(tiny, micro, 1.0),
+        lambda: policy_logprobs(tiny, micro, 1.0, first=3),
+        lambda: token_values(tiny, micro),
+        lambda: micro.read_by(tiny.heads["reward"], micro.answers),
+    ]
+    for use in uses:
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+            use()
+    (micro,) = make_micro_batches(tiny, [[5, 6, 7]], answers, size=1)
+    micro.home = META
+    with pytest.raises(NotImplementedError), tiny.role("value"):
+        token_values(tiny, micro, first=3)
+    assert micro.lower["value"].device == META

@@ -19,7 +19,12 @@ from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.generation import Completion
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.rollout import make_micro_batches, policy_logprobs, token_values, trained_from
+from lorarlhf.ppo.micro_batches import (
+    make_micro_batches,
+    policy_logprobs,
+    token_values,
+    trained_from,
+)
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.rewards.role import score_answers
 
@@ -40,7 +45,7 @@ NOT_SPLIT: dict[str, dict[str, Any]] = {
 EXPERTS = {
     "glm4_moe": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 }
-SMALL: dict[str, Any] = {"bits": 16, "compute_dtype": "float32", "adapter_layers": 2}
+SMALL: dict[str, Any] = {"bits": 16, "compute_dtype": "float32", "adapter_layers": 3}
 SMALL |= {"lora_rank": 4}
 
 Base = Callable[..., Path]
@@ -212,6 +217,19 @@ def test_a_family_that_cannot_be_split_says_so_and_runs_the_plain_forward(
     assert any("can't be kept apart" in line and str(folder) in line for line in lines)
     trainer = ppo(backbone)
     assert backbone.heads["value"].trunk_weight is None
+    before = everything(backbone)
+    check_first_update(trainer.update())
+    check_only_policy_and_value_moved(before, backbone)
+
+
+def test_a_family_that_splits_at_one_layer_only(make_base: Base, ready: Ready, ppo: PPO) -> None:
+    """Gemma 4's last two layers read the keys of the two below: in between there is no cutting."""
+    folder = make_base(family="gemma4_text", **NOT_SPLIT["gemma4_text"])
+    backbone = ready(folder, adapter_layers=4)
+    assert backbone.keeps_trunk and backbone.split == 2
+    assert [backbone.splits_at(layer) for layer in (2, 3, 4)] == [True, False, False]
+    trainer = ppo(backbone)
+    assert trainer.learner.first == {"policy": 3, "value": 4}
     before = everything(backbone)
     check_first_update(trainer.update())
     check_only_policy_and_value_moved(before, backbone)
