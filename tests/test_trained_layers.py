@@ -1,6 +1,7 @@
 """Policy and value train their upper layers alone; what lies below is run once and kept."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lorarlhf.ppo.micro_batches import (
     token_values,
     trained_from,
 )
+from lorarlhf.ppo.rollout import collect, reward_scores
 from lorarlhf.ppo.trainer import PPOTrainer
 
 PROMPTS = ["Hi?", "Why is the sky blue?", "Name a bird."]
@@ -183,3 +185,64 @@ def test_a_checkpoint_of_a_version_that_trained_other_layers(
         path.write_text(json.dumps(kept | older))
         with pytest.raises(UserError, match="of an older version, which trained other layers"):
             checkpoint._load(ppo(made, tmp_path), path.parent)
+
+
+# ---- what two roles have in common
+
+
+@pytest.fixture
+def copied(tiny_base: Path, randomise: Callable[..., None]) -> Backbone:
+    """Three of four layers carry adapters; reference and value are copies of policy and reward."""
+    made = Backbone.load(
+        str(tiny_base), bits=16, compute_dtype="float32", lora_rank=4, adapter_layers=3
+    )
+    made.add_role("reward")
+    for seed, role in enumerate(("policy", "reward")):
+        randomise(made, role, seed=seed)
+    made.freeze_reference()
+    made.add_role("value", copy_of="reward")
+    return made
+
+
+def change(backbone: Backbone, role: str, layer: int) -> None:
+    named = roles.adapter_parameters(backbone.model, roles.ADAPTERS[role])
+    for name, weight in named.items():
+        if roles.layer_of(name) == layer and "lora_B" in name:
+            weight.data += 0.3
+
+
+def test_roles_that_are_the_same_below_a_layer(copied: Backbone) -> None:
+    assert copied.same_below("value", "reward", 4) and copied.same_below("reference", "policy", 4)
+    assert not copied.same_below("value", "policy", 2) and copied.same_below("value", "policy", 1)
+    change(copied, "value", 2)
+    assert copied.same_below("value", "reward", 2) and not copied.same_below("value", "reward", 3)
+    copied.model.delete_adapter("ref")  # the reference is the bare base then
+    assert not copied.same_below("policy", "reference", 4)
+    assert not copied.same_below("reference", "policy", 4)
+    fresh = Backbone.load(str(copied.base_path), bits=16, lora_rank=4)
+    assert fresh.same_below("policy", "reference", 4) and fresh.same_below("base", "reference", 4)
+
+
+@pytest.mark.parametrize("changed", [None, "reward", "reference"])
+def test_what_roles_have_in_common_is_run_once(
+    copied: Backbone, tmp_path: Path, changed: str | None
+) -> None:
+    if changed:
+        change(copied, changed, 1)
+    args = PPOConfig(str(tmp_path), rollout_batch_size=3, max_new_tokens=5, use_cpu=True)
+    assert copied.splits_at(2) and copied.splits_at(3)  # found out by forwards of their own
+    runs: list[str] = []
+    hook = copied.decoder.layers[1].register_forward_hook(
+        lambda *_: runs.append(copied.model.active_adapter)
+    )
+    rollout = collect(copied, [{"prompt": prompt} for prompt in PROMPTS], args, seed=0)
+    sampled = runs.count("default")
+    scores = reward_scores(copied, rollout)
+    hook.remove()
+    assert runs.count("ref") == (changed == "reference") and sampled > 5
+    assert runs.count("value") == 1 and runs.count("reward") == (changed == "reward")
+    for micro in rollout.micro_batches:
+        micro.lower.clear()
+    torch.testing.assert_close(scores, reward_scores(copied, rollout), rtol=1e-5, atol=1e-6)
+    gap = (rollout.logprobs - rollout.ref_logprobs).abs().max()
+    assert gap == 0.0 if changed != "reference" else gap > 1e-3

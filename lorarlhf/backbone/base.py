@@ -208,14 +208,22 @@ class Backbone:
         The reference is its own adapter where SFT made one, the bare base otherwise; a value
         without an adapter reads the policy's states.
         """
-        if name == "base" or (name == "reference" and not self.has("reference")):
-            adapter = None
-        elif name == "value" and not self.has("value"):
-            adapter = roles.ADAPTERS["policy"]
-        else:
-            adapter = roles.ADAPTERS[name]
-        with roles.switched(self.model, adapter, train=train, first=first):
+        with roles.switched(self.model, self._adapter_of(name), train=train, first=first):
             yield
+
+    def _adapter_of(self, name: str) -> str | None:
+        if name == "base" or (name == "reference" and not self.has("reference")):
+            return None
+        if name == "value" and not self.has("value"):
+            return roles.ADAPTERS["policy"]
+        return roles.ADAPTERS[name]
+
+    def same_below(self, one: str, other: str, layer: int) -> bool:
+        """Whether two roles have the same weights below a layer, and so the same states there."""
+        adapters = self._adapter_of(one), self._adapter_of(other)
+        if adapters[0] is None:
+            return adapters[1] is None or self.same_below(other, one, layer)
+        return roles.same_below(self.model, adapters[0], adapters[1], layer)
 
     def freeze_reference(self) -> None:
         """Make the reference a copy of the policy as it stands now."""

@@ -160,6 +160,23 @@ def adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter
     return {name: p for name, p in model.named_parameters() if part in name and "lora_" in name}
 
 
+def same_below(model: PeftModel, one: str, other: str | None, layer: int) -> bool:
+    """Whether two adapters (None: the bare base) have the same weights below a decoder's layer.
+
+    The states that come out there are then the same for both.
+    """
+    for number, module in _numbered(model):
+        if number >= layer:
+            continue
+        for part in (module.lora_A, module.lora_B):
+            ours = part[one].weight
+            if other is not None and not torch.equal(ours, part[other].weight):
+                return False
+        if other is None and module.lora_B[one].weight.any():
+            return False
+    return True
+
+
 def adapts_below(model: PeftModel, split: int) -> bool:
     """Whether a layer below `split` carries adapters.
 

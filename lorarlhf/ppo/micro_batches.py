@@ -33,7 +33,7 @@ class MicroBatch:
         answer_mask: (b, A) true where there is one.
         home: where `trunk` and `lower` lie.
         trunk: (N, H) kept lower layers, or None.
-        lower: (N, H) by role, the same of its layers that don't train, once they were run.
+        lower: by role, the first layer that trains and the states (N, H) below, once they were run.
     """
 
     rows: list[int]
@@ -44,7 +44,7 @@ class MicroBatch:
     answer_mask: torch.Tensor
     home: torch.device
     trunk: torch.Tensor | None
-    lower: dict[str, torch.Tensor] = field(default_factory=dict)
+    lower: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
 
     def trunk_on(self, device: torch.device) -> torch.Tensor | None:
         """The trunk, there."""
@@ -191,5 +191,18 @@ def _below(
         return micro.trunk_on(backbone.device), backbone.split
     if role not in micro.lower:
         states = backbone.packed_lower(micro.pack, micro.trunk_on(backbone.device), first)
-        micro.lower[role] = states.to(micro.home)
-    return micro.lower[role].to(backbone.device), first
+        micro.lower[role] = first, states.to(micro.home)
+    return micro.lower[role][1].to(backbone.device), first
+
+
+def reward_states(backbone: Backbone, micro: MicroBatch) -> torch.Tensor:
+    """Final states (N, H) of the reward role, which is active.
+
+    The value begins as its copy: where nothing below the value's first layer has changed since,
+    what was run for the value is not run again.
+    """
+    first, states = micro.lower.get("value", (0, micro.trunk))
+    if first and not backbone.same_below("value", "reward", first):
+        first, states = 0, micro.trunk
+    kept = None if states is None else states.to(backbone.device)
+    return backbone.packed_hidden(micro.pack, kept, first or None)

@@ -25,6 +25,7 @@ from lorarlhf.ppo.micro_batches import (
     home_of,
     make_micro_batches,
     policy_logprobs,
+    reward_states,
     token_values,
     trained_from,
 )
@@ -166,8 +167,9 @@ def _fill_tables(backbone: Backbone, rollout: Rollout, args: PPOConfig) -> None:
             _put(rollout, rollout.logprobs, micro, logprobs)
             _put(rollout, rollout.entropy, micro, entropy)
     with backbone.role("reference"):
+        first = first if backbone.same_below("policy", "reference", first) else 0
         for micro in micros:
-            logprobs, _ = policy_logprobs(backbone, micro, temperature)
+            logprobs, _ = policy_logprobs(backbone, micro, temperature, first)
             _put(rollout, rollout.ref_logprobs, micro, logprobs)
     with backbone.role("value"):
         first = trained_from(backbone, args, "value")
@@ -211,7 +213,7 @@ def reward_scores(backbone: Backbone, answers: Answers) -> torch.Tensor:
     head = backbone.heads["reward"]
     with backbone.role("reward"):
         for micro in answers.micro_batches:
-            hidden = backbone.packed_hidden(micro.pack, micro.trunk_on(backbone.device))
+            hidden = reward_states(backbone, micro)
             trunk = micro.read_by(head, micro.answers)
             scores[micro.rows] = head.pool(hidden[micro.answers], micro.answer_mask, trunk)
     return scores
