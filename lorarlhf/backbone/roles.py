@@ -168,11 +168,10 @@ def same_below(model: PeftModel, one: str, other: str | None, layer: int) -> boo
     for number, module in _numbered(model):
         if number >= layer:
             continue
-        for part in (module.lora_A, module.lora_B):
-            ours = part[one].weight
-            if other is not None and not torch.equal(ours, part[other].weight):
-                return False
-        if other is None and module.lora_B[one].weight.any():
+        parts: list[Any] = [module.lora_A, module.lora_B]
+        if other is None and parts[1][one].weight.any():
+            return False
+        if other and not all(torch.equal(p[one].weight, p[other].weight) for p in parts):
             return False
     return True
 
