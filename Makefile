@@ -3,9 +3,8 @@
 # machine that has none, and says so.
 PYTHON ?= python3
 ARGS ?=
-# Test processes, a file at a time each; they share the cores, and wait half of the time. JOBS=0 runs
-# all in one process.
-JOBS ?= 4
+# Test processes, a file at a time each; they share the cores. JOBS=0 runs all in one process.
+JOBS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python

@@ -1,6 +1,7 @@
 """How PPO's cost grows, how near it is to the machine's limit, and what an adapter costs.
 
     .venv/bin/python benchmarks/ppo_limits.py --ceiling      # a few minutes
+    .venv/bin/python benchmarks/ppo_limits.py --ceiling --base 1b     # of a random model of that size
     .venv/bin/python benchmarks/ppo_limits.py --growth       # half an hour
     .venv/bin/python benchmarks/ppo_limits.py --adapter
 
@@ -17,18 +18,20 @@ import math
 import subprocess
 import sys
 import time
+from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from _memory import forget_peak, held_mb, peak_mb
-from stage_memory import words
+from stage_memory import RANDOM, words, write_random
 
 LENGTHS = (32, 64, 128, 256, 512)
 BATCHES = (4, 8, 16, 32, 64)
 LAYERS = (4, 8, 15, 30)
 MICRO = 8
 PROMPT = 32  # tokens
+SMALL = "smollm2-135m"
 
 
 def main() -> None:
@@ -37,18 +40,21 @@ def main() -> None:
     parser.add_argument("--ceiling", action="store_true")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--adapter", action="store_true")
+    parser.add_argument("--base", default=SMALL, help="1b, 3b: random; or any base; not for growth")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(one(**json.loads(args.one))))
         return
     result: dict[str, Any] = {}
-    if args.ceiling:
-        result["ceiling"] = ceiling()
-    if args.growth:
-        result["growth"] = growth()
-    if args.adapter:
-        result["adapter"] = adapter()
+    with TemporaryDirectory() as folder:
+        base = write_random(Path(folder), args.base) if args.base in RANDOM else args.base
+        if args.ceiling:
+            result["ceiling"] = ceiling(base)
+        if args.growth:
+            result["growth"] = growth()
+        if args.adapter:
+            result["adapter"] = adapter(base)
     print(json.dumps(result, indent=2))
 
 
@@ -103,11 +109,11 @@ def one(answer_tokens: int = 32, batch: int = 16, layers: Any = "upper-half") ->
     }
 
 
-def make_trainer(answer_tokens: int, batch: int, layers: Any) -> Any:
+def make_trainer(answer_tokens: int, batch: int, layers: Any, base: str = SMALL) -> Any:
     """A trainer whose answers all have the same length, and its folder."""
     from lorarlhf import Backbone, PPOConfig, PPOTrainer
 
-    backbone = Backbone.load(adapter_layers=layers)
+    backbone = Backbone.load(base, adapter_layers=layers)
     backbone.add_role("reward")
     backbone.heads["reward"].weight.data.normal_(0, 0.02)
     type(backbone).stop_ids = property(lambda self: [10**7])  # no answer ends by itself
@@ -129,9 +135,9 @@ def make_trainer(answer_tokens: int, batch: int, layers: Any) -> Any:
 # ---- the machine's limit
 
 
-def ceiling() -> dict[str, Any]:
+def ceiling(base: str) -> dict[str, Any]:
     """Billions of operations a second: of one matrix product, and of the optimization."""
-    trainer, folder = make_trainer(32, 16, "upper-half")
+    trainer, folder = make_trainer(32, 16, "upper-half", base)
     with folder:
         trainer.update()
         shares = []
@@ -183,11 +189,11 @@ def optimization_work(trainer: Any) -> float:
 # ---- what an adapter costs
 
 
-def adapter() -> dict[str, Any]:
+def adapter(base: str) -> dict[str, Any]:
     """Seconds of sampling 16 answers of 32 tokens: the bare base and the policy, A B A B."""
     from lorarlhf.generation import generate_ids
 
-    trainer, folder = make_trainer(32, 16, "upper-half")
+    trainer, folder = make_trainer(32, 16, "upper-half", base)
     backbone = trainer.backbone
     encoded = [backbone.encode(row["prompt"]) for row in trainer.rows]
     seconds: dict[str, list[float]] = {"base": [], "policy": []}
