@@ -1,7 +1,7 @@
 """How PPO's cost grows, how near it is to the machine's limit, and what an adapter costs.
 
     .venv/bin/python benchmarks/ppo_limits.py --ceiling      # a few minutes
-    .venv/bin/python benchmarks/ppo_limits.py --ceiling --base 1b     # of a random model of that size
+    .venv/bin/python benchmarks/ppo_limits.py --ceiling --base 1b     # a random model of that size
     .venv/bin/python benchmarks/ppo_limits.py --growth       # half an hour
     .venv/bin/python benchmarks/ppo_limits.py --adapter
 
