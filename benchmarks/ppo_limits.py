@@ -4,12 +4,13 @@
     .venv/bin/python benchmarks/ppo_limits.py --ceiling --base 1b     # a random model of that size
     .venv/bin/python benchmarks/ppo_limits.py --growth       # half an hour
     .venv/bin/python benchmarks/ppo_limits.py --adapter
+    .venv/bin/python benchmarks/ppo_limits.py --profile
 
 `--ceiling`: floating-point work of the optimization over what the machine's own matrix product
 reaches in the same dtype. `--growth`: seconds and peak memory against answer length, prompts an
 update and layers with adapters, each size in a process of its own, and the slopes between the
 sizes (1: twice the work takes twice as long). `--adapter`: sampling with a LoRA adapter over
-sampling from the bare 4-bit base, in turn.
+sampling from the bare 4-bit base, in turn. `--profile`: what the time of the optimization goes to.
 """
 
 import argparse
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--ceiling", action="store_true")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--adapter", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--base", default=SMALL, help="1b, 3b: random; or any base; not for growth")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -55,6 +57,8 @@ def main() -> None:
             result["growth"] = growth()
         if args.adapter:
             result["adapter"] = adapter(base)
+        if args.profile:
+            result["profile"] = profile(base)
     print(json.dumps(result, indent=2))
 
 
@@ -184,6 +188,47 @@ def optimization_work(trainer: Any) -> float:
     head = answers * shape.vocabulary * shape.hidden
     roles = rows * layers * (2 * 2 * matrices + 3 * 2 * low_rank)
     return args.num_ppo_epochs * (roles + 2 * 2 * head)
+
+
+# ---- where the time of the optimization goes
+
+
+def profile(base: str) -> dict[str, float]:
+    """Shares of the operators' own time in one update's optimization, by what they are for."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as watching
+
+    trainer, folder = make_trainer(32, 16, "upper-half", base)
+    epochs, spent = trainer.learner.epochs, {}
+    words, rank = trainer.backbone.lm_head[0].shape[0], trainer.backbone._config.r
+
+    def watched(*args: Any) -> Any:
+        with watching(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+            result = epochs(*args)
+        for event in seen.key_averages(group_by_input_shape=True):
+            kind = kind_of(
+                event.key, [n for shape in event.input_shapes for n in shape], words, rank
+            )
+            spent[kind] = spent.get(kind, 0.0) + event.self_cpu_time_total
+        return result
+
+    with folder:
+        trainer.update()
+        trainer.learner.epochs = watched
+        trainer.update()
+    total = sum(spent.values())
+    return {kind: round(time / total, 3) for kind, time in sorted(spent.items())}
+
+
+def kind_of(operator: str, sizes: list[int], words: int, rank: int) -> str:
+    """What an operator with inputs of these sizes is for."""
+    if words in sizes:
+        return "LM head"
+    if operator.endswith(("bmm", "softmax", "softmax_backward_data")):
+        return "attention"
+    if operator.endswith(("::mm", "addmm_", "linear_pointwise", "_4bit", "_blockwise")):
+        return "LoRA's products" if rank in sizes else "the layers' products"
+    return "others"
 
 
 # ---- what an adapter costs

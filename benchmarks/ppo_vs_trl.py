@@ -33,6 +33,7 @@ ALONE = {
     "stages": ([str(HERE / "stage_memory.py")], "peak of SFT, reward, DPO, ORPO, PPO instead"),
     "growth": ([str(HERE / "ppo_limits.py"), "--growth"], "time and memory by size instead"),
     "ceiling": ([str(HERE / "ppo_limits.py"), "--ceiling"], "share of the matrix limit instead"),
+    "profile": ([str(HERE / "ppo_limits.py"), "--profile"], "what the time goes to instead"),
     "adapter": ([str(HERE / "ppo_limits.py"), "--adapter"], "what an adapter costs instead"),
 }
 PHASES = ("seconds", "generate", "score", "update")

@@ -27,7 +27,7 @@ KEPT = 256_000_000
 """Bytes of kept states that stay on the device. Where a rollout has more, all are brought back from
 the host's memory for each forward, in far less time than it takes."""
 TRL_TILE = 36  # bytes a labelled token and entry of the vocabulary: TRL's LM head without Triton
-FULL_LOGITS = 13  # bytes a token and entry of the vocabulary where TRL holds them all (ORPO)
+FULL_LOGITS = 17  # bytes a token and entry of the vocabulary where TRL holds them all (ORPO)
 
 
 @dataclass(frozen=True)
@@ -288,9 +288,10 @@ def _scratch(shape: Shape, plan: Plan) -> int:
         both = layer * (2 if plan.float_bytes == 2 else 1)  # packed for forward and backward
         trained = max(_trained(shape, plan))
         kept = min(trained, DENSE // both) * both
-        # What sampling keeps of the other layers is gone before there are activations.
+        # What sampling keeps of the other layers is gone before there are activations, but for holes.
         others = min(shape.layers - trained, DENSE // layer) * layer
-        kept += max(0, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
+        holes = others // 2
+        kept += max(holes, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
     return kept + 2 * largest * plan.float_bytes if plan.bits < 16 else 0
 
 
