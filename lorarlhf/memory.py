@@ -288,7 +288,7 @@ def _scratch(shape: Shape, plan: Plan) -> int:
         both = layer * (2 if plan.float_bytes == 2 else 1)  # packed for forward and backward
         trained = max(_trained(shape, plan))
         kept = min(trained, DENSE // both) * both
-        # What sampling keeps of the other layers is gone before there are activations, but for holes.
+        # What sampling keeps of other layers is gone before there are activations, but for holes.
         others = min(shape.layers - trained, DENSE // layer) * layer
         holes = others // 2
         kept += max(holes, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
