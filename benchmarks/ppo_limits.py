@@ -181,7 +181,7 @@ def optimization_work(trainer: Any) -> float:
     backbone, args = trainer.backbone, trainer.args
     shape = read_shape(backbone.base)
     rows = args.rollout_batch_size * (PROMPT + args.max_new_tokens)
-    layers = sum(shape.layers - max(n, backbone.split) for n in trainer.learner.first.values())
+    layers = sum(trainer.learner.layers.values())
     matrices = sum(a * b for a, b in shape.matrices)
     low_rank = adapter_bytes(shape, Plan("ppo", adapter_layers=1)) / 4
     answers = args.rollout_batch_size * args.max_new_tokens

@@ -4,8 +4,6 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.reading import Prompt, Reader
@@ -83,7 +81,7 @@ def generate_ids(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
     )
-    with torch.no_grad(), backbone.ready():
+    with backbone.ready():
         while not sampler.done:
             sampler.step()
     return sampler.ids

@@ -42,8 +42,8 @@ def ready_adapters(modules: Iterable[LoraLayer], dtype: torch.dtype) -> Iterator
         for layer in layers:
             layer.__dict__["ready"] = {
                 name: (
-                    layer.lora_A[name].weight.to(dtype),
-                    (layer.lora_B[name].weight * layer.scaling[name]).to(dtype),
+                    layer.lora_A[name].weight.detach().to(dtype),
+                    (layer.lora_B[name].weight.detach() * layer.scaling[name]).to(dtype),
                     1.0,
                 )
                 for name in layer.active_adapters

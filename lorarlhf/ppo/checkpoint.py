@@ -167,12 +167,7 @@ def _best_step(checkpoint: Path) -> int | None:
 
 def _fixed(trainer: "PPOTrainer") -> dict[str, Any]:
     """Settings that decide what the optimizers remember."""
-    layers = {
-        f"{role}_layers": trainer.backbone.split
-        + trainer.backbone.adapter_layers
-        - max(first, trainer.backbone.split)
-        for role, first in trainer.learner.first.items()
-    }
+    layers = {f"{role}_layers": count for role, count in trainer.learner.layers.items()}
     return {"value_adapter": trainer.args.value_adapter} | layers
 
 

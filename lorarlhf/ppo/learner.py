@@ -35,6 +35,12 @@ class Learner:
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.start_anew()
 
+    @property
+    def layers(self) -> dict[str, int]:
+        """How many layers train, by role."""
+        split, top = self.backbone.split, self.backbone.split + self.backbone.adapter_layers
+        return {role: top - max(first, split) for role, first in self.first.items()}
+
     def start_anew(self) -> None:
         """Optimizers and loss scales without memory, over the roles' weights as they are now."""
         for role, first in self.first.items():

@@ -195,14 +195,22 @@ def _below(
     return micro.lower[role][1].to(backbone.device), first
 
 
-def reward_states(backbone: Backbone, micro: MicroBatch) -> torch.Tensor:
+def value_serves_reward(backbone: Backbone, micros: Sequence[MicroBatch]) -> bool:
+    """Whether what was run for the value is right for the reward role, too.
+
+    The value begins as its copy: it is, where nothing below the value's first layer has changed.
+    """
+    firsts = {micro.lower["value"][0] if "value" in micro.lower else None for micro in micros}
+    return all(first and backbone.same_below("value", "reward", first) for first in firsts)
+
+
+def reward_states(backbone: Backbone, micro: MicroBatch, from_value: bool) -> torch.Tensor:
     """Final states (N, H) of the reward role, which is active.
 
-    The value begins as its copy: where nothing below the value's first layer has changed since,
-    what was run for the value is not run again.
+    Args:
+        from_value: go on from what was run for the value (`value_serves_reward`).
     """
-    first, states = micro.lower.get("value", (0, micro.trunk))
-    if first and not backbone.same_below("value", "reward", first):
-        first, states = 0, micro.trunk
-    kept = None if states is None else states.to(backbone.device)
-    return backbone.packed_hidden(micro.pack, kept, first or None)
+    if not from_value:
+        return backbone.packed_hidden(micro.pack, micro.trunk_on(backbone.device))
+    first, states = micro.lower["value"]
+    return backbone.packed_hidden(micro.pack, states.to(backbone.device), first)

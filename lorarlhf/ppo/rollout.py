@@ -28,6 +28,7 @@ from lorarlhf.ppo.micro_batches import (
     reward_states,
     token_values,
     trained_from,
+    value_serves_reward,
 )
 from lorarlhf.sampling import row_seeds
 
@@ -211,9 +212,10 @@ def reward_scores(backbone: Backbone, answers: Answers) -> torch.Tensor:
     """
     scores = torch.zeros(len(answers.completions), device=backbone.device)
     head = backbone.heads["reward"]
+    from_value = value_serves_reward(backbone, answers.micro_batches)
     with backbone.role("reward"):
         for micro in answers.micro_batches:
-            hidden = reward_states(backbone, micro)
+            hidden = reward_states(backbone, micro, from_value)
             trunk = micro.read_by(head, micro.answers)
             scores[micro.rows] = head.pool(hidden[micro.answers], micro.answer_mask, trunk)
     return scores

@@ -171,8 +171,8 @@ class PPOTrainer(_BaseTrainer):
         return metrics | {"seconds": time.perf_counter() - started}
 
     def _weights_at_hand(self) -> AbstractContextManager[None]:
-        first = max(self.backbone.split, min(self.learner.first.values()))
-        return self.backbone.dense(DENSE, first, backward=True)
+        top = self.backbone.split + self.backbone.adapter_layers
+        return self.backbone.dense(DENSE, top - max(self.learner.layers.values()), backward=True)
 
     def _update(self, started: float) -> dict[str, float]:
         args, step = self.args, self.state.global_step
