@@ -17,6 +17,9 @@ PAIRED = ("reward", "dpo", "orpo")  # a row is two sequences
 FLOAT32 = 4
 ADAM = 2 * FLOAT32  # its two running means
 CHUNK = 256  # rows of logits that PPO holds at once
+PROBABILITIES = {"cpu": 1 << 20, "cuda": 1 << 24}
+"""Entries of logits that are turned into probabilities at once: on a CPU so few that they stay in
+its cache, elsewhere so many that the device has enough to do."""
 GENERATED_AT_ONCE = 8
 """Micro-batches that PPO answers together: the keys and values of so many take less memory than the
 activations of one."""
@@ -275,7 +278,9 @@ def _kv_cache(shape: Shape, plan: Plan) -> int:
     at_once = min(plan.rollout_batch_size, GENERATED_AT_ONCE * plan.micro_batch_size)
     tokens = at_once * (plan.prompt_tokens + plan.answer_tokens)
     keys = 2 * shape.key_heads * shape.head_dim * plan.float_bytes
-    chosen = at_once * shape.vocabulary * (8 + 3 * FLOAT32)  # probabilities, added up in float64
+    logits = at_once * shape.vocabulary
+    # Probabilities, added up in float64.
+    chosen = logits * plan.float_bytes + min(logits, PROBABILITIES[plan.device]) * (8 + 3 * FLOAT32)
     return round(MACHINES[plan.device].heap * tokens * shape.layers * keys) + chosen
 
 

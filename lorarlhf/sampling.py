@@ -16,6 +16,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.packing import common_beginning
 from lorarlhf.backbone.trunk import position_ids
+from lorarlhf.memory import PROBABILITIES
 
 
 class Sampler:
@@ -192,6 +193,13 @@ def pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch
     """
     if temperature == 0:
         return logits.argmax(dim=1)
+    floats = PROBABILITIES.get(logits.device.type, PROBABILITIES["cuda"])
+    rows = max(1, floats // logits.shape[1])
+    parts = zip(logits.split(rows), draws.split(rows), strict=True)
+    return torch.cat([_pick(some, own, temperature) for some, own in parts])
+
+
+def _pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch.Tensor:
     # A float32 sum over 100,000 tokens would round the rare ones away; Apple's GPU has no float64.
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
     sums = (logits.float() / temperature).softmax(dim=1).cumsum(dim=1, dtype=exact)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from lorarlhf import __version__
-from lorarlhf.cli import SUMMARIES, build_parser, explain, main
+from lorarlhf.cli import explain, main
+from lorarlhf.cli_parser import SUMMARIES, build_parser
 from lorarlhf.commands import COMMANDS, Result
 from lorarlhf.errors import UserError
 from lorarlhf.runs import finite

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.cli import SUMMARIES, build_parser
+from lorarlhf.cli_parser import SUMMARIES, build_parser
 from lorarlhf.data import read_demonstrations, read_preferences, read_prompts
 from lorarlhf.memory import Plan, Shape, adapter_bytes, base_bytes, estimate
 from lorarlhf.rewards.raters import RATERS

@@ -24,8 +24,8 @@ def plain_states(backbone: Backbone, prompt: list, answer: str) -> tuple[np.ndar
     own = backbone.tokenizer(answer, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([before + own])
     with torch.no_grad(), backbone.role("base"):
-        hidden = backbone.hidden(ids, torch.ones_like(ids))[0].float()
-        trunk = backbone.trunk(ids, torch.ones_like(ids))[0].float()
+        hidden = backbone.passes.hidden(ids, torch.ones_like(ids))[0].float()
+        trunk = backbone.passes.trunk(ids, torch.ones_like(ids))[0].float()
     trunk = trunk / trunk.square().mean(dim=-1, keepdim=True).sqrt()
     return torch.cat([trunk, hidden], dim=-1).numpy(), len(before)
 

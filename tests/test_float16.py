@@ -325,7 +325,7 @@ def test_a_base_that_overflows_is_refused(large_base: Path) -> None:
         with pytest.raises(UserError, match="overflows in float16.*--set compute_dtype=float32"):
             load(large_base, bits=bits)
     backbone = load(large_base, "float32")
-    assert backbone.keeps_trunk and backbone.packs
+    assert backbone.passes.keeps_trunk and backbone.passes.packs
 
 
 def test_a_stage_whose_loss_stays_no_number_ends_with_advice(

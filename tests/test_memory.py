@@ -103,10 +103,15 @@ def test_the_kept_trunk_and_the_cache() -> None:
     everything = replace(everywhere, policy_layers=4, value_layers=4)
     assert estimate(HAND, everything)["kept_trunk"] == 0
     keys = 4 * 8 * 4 * (2 * 4 * 2)  # rows, tokens, layers, keys and values
-    assert parts["kv_cache"] == round(1.6 * keys) + 4 * 10 * 20
+    logits = 4 * 10 * (2 + 20)  # as they are, and as probabilities
+    assert parts["kv_cache"] == round(1.6 * keys) + logits
     many = replace(PLAN, rollout_batch_size=64, micro_batch_size=1)
     few = replace(many, rollout_batch_size=8)
     assert estimate(HAND, many)["kv_cache"] == estimate(HAND, few)["kv_cache"]  # 8 at once
+    # Of a large vocabulary no more probabilities at once than the device's cache takes.
+    wide = replace(HAND, vocabulary=1 << 19)
+    without = round(1.6 * keys) + 4 * (1 << 19) * 2
+    assert estimate(wide, PLAN)["kv_cache"] == without + (1 << 20) * 20
 
 
 def test_many_kept_states_wait_in_the_hosts_memory() -> None:

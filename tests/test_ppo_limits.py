@@ -150,8 +150,8 @@ def test_a_value_that_is_only_a_head_is_saved_and_resumed(
     found = []
     for backbone in (second.backbone, fresh):
         with torch.no_grad(), backbone.role("value"):
-            trunk = backbone.trunk(ids, torch.ones_like(ids))
-            hidden = backbone.hidden(ids, torch.ones_like(ids), trunk)
+            trunk = backbone.passes.trunk(ids, torch.ones_like(ids))
+            hidden = backbone.passes.hidden(ids, torch.ones_like(ids), trunk)
             found.append(backbone.heads["value"](hidden, trunk))
     assert torch.equal(found[0], found[1]) and found[0].std() > 0
 

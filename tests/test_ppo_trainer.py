@@ -319,7 +319,7 @@ def test_without_a_kept_trunk_the_numbers_are_the_same(
     found = []
     for keeps in (True, False):
         backbone = load(tiny_base)
-        backbone.keeps_trunk = keeps
+        backbone.passes.keeps_trunk = keeps
         backbone.add_role("reward")
         randomise(backbone, "reward", seed=1)
         head = backbone.heads["reward"]

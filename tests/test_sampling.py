@@ -10,6 +10,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.memory import PROBABILITIES
 from lorarlhf.sampling import ROOM, GrowingLayer, Sampler, pick, row_seeds
 
 BEGIN = [40, 41, 42, 43, 44, 45]
@@ -32,6 +33,16 @@ def test_rare_tokens_are_drawn_among_many() -> None:
     assert pick(logits, last, 1.0).item() == 49_999
     middle = torch.tensor([0.5 + 1e-9], dtype=torch.float64)
     assert pick(logits, middle, 1.0).item() == 25_000
+
+
+def test_many_rows_are_picked_as_each_alone() -> None:
+    """More entries than are turned into probabilities at once, the last rows fewer."""
+    logits = torch.randn(45, 50_000, generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(45, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert logits.numel() > 2 * PROBABILITIES["cpu"]
+    alone = [pick(logits[i : i + 1], draws[i : i + 1], 0.7).item() for i in range(45)]
+    assert pick(logits, draws, 0.7).tolist() == alone
+    assert pick(logits[:0], draws[:0], 0.7).tolist() == []
 
 
 def test_seeds_of_rows_are_their_own() -> None:

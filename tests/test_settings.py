@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorarlhf.cli import BACKBONE_KEYS, STAGE_KEYS
+from lorarlhf.cli_parser import BACKBONE_KEYS, STAGE_KEYS
 from lorarlhf.errors import UserError
 from lorarlhf.settings import OWN, convert, describe, known_keys, load_class, resolve
 from lorarlhf.settings_sources import Given, from_set

@@ -122,7 +122,7 @@ def test_after_sft_the_reference_is_the_policy(
     with torch.no_grad():
         for role in ("policy", "reference", "base"):
             with tiny.role(role):
-                hidden[role] = tiny.hidden(ids, mask)
+                hidden[role] = tiny.passes.hidden(ids, mask)
     assert torch.equal(hidden["policy"], hidden["reference"])
     assert not torch.equal(hidden["policy"], hidden["base"])
 

@@ -39,8 +39,8 @@ def fresh(folder: Path, **changes: Any) -> Backbone:
 
 def outputs(backbone: Backbone, role: str, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     with torch.no_grad(), backbone.role(role):
-        trunk = backbone.trunk(ids, mask)
-        hidden = backbone.hidden(ids, mask, trunk)
+        trunk = backbone.passes.trunk(ids, mask)
+        hidden = backbone.passes.hidden(ids, mask, trunk)
         return backbone.heads[role](hidden, trunk) if role in backbone.heads else hidden
 
 

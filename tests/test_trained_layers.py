@@ -97,7 +97,7 @@ def test_the_first_layer_that_trains(backbone: Backbone) -> None:
 def test_outputs_and_gradients_above_what_is_kept_are_those_of_a_whole_pass(
     backbone: Backbone, role: str, packs: bool
 ) -> None:
-    backbone.packs = packs
+    backbone.passes.packs = packs
     micro, first = micro_batch(backbone), 3
     with torch.no_grad(), backbone.role(role):
         whole = outputs(backbone, micro, role)
@@ -152,7 +152,7 @@ def test_a_family_that_can_not_be_cut_trains_the_same_layers(
                 weight.data.copy_(state[name])
         backbone.heads.pop("value")
         backbone.add_role("value", copy_of="reward")
-        backbone.splits = splits
+        backbone.passes.splits = splits
         trainer = ppo(backbone, tmp_path / str(splits), updates=1, adam_epsilon=1e-3)
         trainer.train()
         for role, found in weights.items():
@@ -230,7 +230,8 @@ def test_what_roles_have_in_common_is_run_once(
     if changed:
         change(copied, changed, 1)
     args = PPOConfig(str(tmp_path), rollout_batch_size=3, max_new_tokens=5, use_cpu=True)
-    assert copied.splits_at(2) and copied.splits_at(3)  # found out by forwards of their own
+    # Found out by forwards of their own.
+    assert copied.passes.splits_at(2) and copied.passes.splits_at(3)
     runs: list[str] = []
     hook = copied.decoder.layers[1].register_forward_hook(
         lambda *_: runs.append(copied.model.active_adapter)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lorarlhf import votes_commands
-from lorarlhf.cli import EXPORT_FORMS, main
+from lorarlhf.cli import main
+from lorarlhf.cli_parser import EXPORT_FORMS
 from lorarlhf.preferences.accounts import password_fits, with_password
 from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.history import Wanted, find

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from lorarlhf import processes
@@ -26,10 +25,8 @@ from lorarlhf.backbone.devices import best_device, compute_dtype_for, give_back_
 from lorarlhf.backbone.fetch import find_base
 from lorarlhf.backbone.loading import load_model, load_tokenizer
 from lorarlhf.backbone.lora_linear import fuse_lora, ready_adapters
-from lorarlhf.backbone.norms import fuse_norms
-from lorarlhf.backbone.packing import Pack
+from lorarlhf.backbone.passes import Passes
 from lorarlhf.backbone.reading import Prompt, Reader
-from lorarlhf.backbone.trunk import Inputs
 from lorarlhf.errors import UserError
 from lorarlhf.quiet import hide_library_bars
 
@@ -45,9 +42,7 @@ class Backbone:
         base: the name given to `load`; base_path: the folder or id that was loaded.
         bits, adapter_layers, split: precision; number of layers with adapters; first of them.
         heads: the float32 scalar heads of `reward` and `value`.
-        splits, packs: whether layers run in two parts, and packed sequences, give this family's
-            plain forward (tried at load).
-        keeps_trunk: whether there is a trunk that can be kept.
+        passes: forwards through the layers; `passes.keeps_trunk`: is there a trunk to be kept.
     """
 
     def __init__(self, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
@@ -70,19 +65,13 @@ class Backbone:
         )
         never_repack(model)
         model.get_output_embeddings().register_forward_pre_hook(contiguous)
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        cut = self.split or max(1, len(layers) // 2)
-        trunk.check_range(model, vocabulary, self.base)
-        self.splits = len(layers) > 1 and trunk.trunk_is_exact(decoder_of(model), cut, vocabulary)
-        self._splits: dict[int, bool] = {}
-        self.keeps_trunk = self.splits and self.split > 0
-        fuse_norms(model)
-        self.packs = trunk.adopt_packing(model, self.device, vocabulary)
+        trunk.check_range(model, self.base)
+        self.passes = Passes(model, self.split, self.device, self.compute_dtype)
         self._base_shapes = Counter(_key(p) for p in model.parameters())
         torch.manual_seed(settings["seed"])
         self.model: PeftModel = get_peft_model(model, self._config, ADAPTER_POLICY)
         if roles.adapts_below(self.model, self.split):
-            self.keeps_trunk = False
+            self.passes.keeps_trunk = False
         fuse_lora(self.model)
         self.model.eval()
         self.float32_adapters()
@@ -140,7 +129,7 @@ class Backbone:
         }
         backbone = cls(model, tokenizer, settings)
         give_back_memory()  # what loading and quantising took besides
-        if backbone.split and not backbone.keeps_trunk:
+        if backbone.split and not backbone.passes.keeps_trunk:
             say(
                 f"{base} is of a family whose lower layers can't be kept apart: each pass runs all "
                 "layers, which is slower, and a reward role reads the final states alone."
@@ -186,7 +175,7 @@ class Backbone:
 
     def reads_trunk(self, pooling: str) -> bool:
         """Whether a head with this pooling reads the trunk: `last` is the shape others know."""
-        return pooling == "mean" and self.keeps_trunk
+        return pooling == "mean" and self.passes.keeps_trunk
 
     def _copy_weights(self, source: str, target: str, own_adapter: bool) -> None:
         if own_adapter:
@@ -333,116 +322,6 @@ class Backbone:
                 "logits in a way that PPO here does not know, and would be trained wrongly. Use "
                 "DPO or ORPO, or another base."
             )
-
-    def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
-        """The lower layers' output (B, T, H), to keep; None where there is no trunk to keep.
-
-        Raises:
-            ValueError: ids or mask are on another kind of device than the base.
-        """
-        return self._trunk(trunk.padded_inputs(input_ids, attention_mask))
-
-    def hidden(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        kept: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Final hidden states (B, T, H) of the active role, above a kept trunk if one is given.
-
-        Raises:
-            ValueError: a tensor is on another kind of device than the base.
-        """
-        return self._hidden(trunk.padded_inputs(input_ids, attention_mask), kept)
-
-    def packed_trunk(self, pack: Pack) -> torch.Tensor | None:
-        """`trunk` of packed sequences: (N, H), or None."""
-        if self.packs:
-            kept = self._trunk(trunk.packed_inputs(pack))
-            return None if kept is None else kept[0]
-        kept = self.trunk(*pack.padded(self.pad_id))
-        return None if kept is None else pack.rows_of(kept)
-
-    def splits_at(self, layer: int) -> bool:
-        """Whether running the layers from there on apart gives this family's own numbers.
-
-        Some families' upper layers read what other layers left: there is a place where they split,
-        and another where they do not.
-        """
-        if not self.splits:
-            return False
-        if layer not in self._splits:
-            words = self.causal.get_input_embeddings().weight.shape[0]
-            with self.role("base"):
-                self._splits[layer] = trunk.trunk_is_exact(self.decoder, layer, words)
-        return self._splits[layer]
-
-    def packed_lower(self, pack: Pack, kept: torch.Tensor | None, last: int) -> torch.Tensor:
-        """States (N, H) of the active role below layer `last`, above a kept trunk if one is given.
-
-        Without gradient. Only where the family splits (`splits_at`).
-        """
-        if self.packs:
-            above = None if kept is None else kept[None]
-            return self._lower(trunk.packed_inputs(pack), last, above)[0]
-        above = None if kept is None else pack.padded_rows(kept)
-        padded = trunk.padded_inputs(*pack.padded(self.pad_id))
-        return pack.rows_of(self._lower(padded, last, above))
-
-    def packed_hidden(
-        self, pack: Pack, kept: torch.Tensor | None = None, first: int | None = None
-    ) -> torch.Tensor:
-        """`hidden` of packed sequences: (N, H).
-
-        Args:
-            kept: the trunk, or with `first` the states below that layer.
-        """
-        if self.packs:
-            above = None if kept is None else kept[None]
-            return self._hidden(trunk.packed_inputs(pack), above, first)[0]
-        above = None if kept is None else pack.padded_rows(kept)
-        padded = trunk.padded_inputs(*pack.padded(self.pad_id))
-        return pack.rows_of(self._hidden(padded, above, first))
-
-    def _trunk(self, inputs: Inputs) -> torch.Tensor | None:
-        return self._lower(inputs, self.split) if self.keeps_trunk else None
-
-    def _lower(self, inputs: Inputs, last: int, kept: torch.Tensor | None = None) -> torch.Tensor:
-        self._check_device(inputs | {"kept": kept})
-        with self._mixed_precision():
-            return trunk.run_lower(self.decoder, last, inputs, self.split, kept)
-
-    def _hidden(
-        self, inputs: Inputs, kept: torch.Tensor | None, first: int | None = None
-    ) -> torch.Tensor:
-        self._check_device(inputs | {"kept": kept})
-        with self._mixed_precision():
-            if kept is None:
-                return trunk.run_decoder(self.decoder, inputs)
-            return trunk.run_upper(self.decoder, first or self.split, kept, inputs)
-
-    def _check_device(self, inputs: Inputs) -> None:
-        """Raise a `ValueError` for a tensor on another kind of device than the weights."""
-        for name, tensor in inputs.items():
-            if isinstance(tensor, torch.Tensor) and tensor.device.type != self.device.type:
-                raise ValueError(
-                    f"{name} is on {tensor.device} and the backbone on {self.device}: hand it over "
-                    "with .to(backbone.device)"
-                )
-
-    @contextmanager
-    def _mixed_precision(self) -> Iterator[None]:
-        """Adapters are kept in float32 and multiplied in the compute dtype.
-
-        Without autocast PEFT would turn every layer's input into float32 first, and keep that copy
-        for the backward: a third more time and twice the activations.
-        """
-        if self.compute_dtype == torch.float32:
-            yield
-            return
-        precision = torch.autocast(self.device.type, self.compute_dtype)
-        with precision, disable_input_dtype_casting(self.model):
-            yield
 
     # ---- prompts
 

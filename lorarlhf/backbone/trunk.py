@@ -111,7 +111,7 @@ def _entrance(layers: Any, first: int, kept: torch.Tensor) -> dict[str, Any]:
     return skips | {"0": _Enter(layers[0], kept)}
 
 
-def check_range(model: Any, vocabulary: int, base: str) -> None:
+def check_range(model: Any, base: str) -> None:
     """See on a few tokens that a base computes in float16, whose largest number is 65,504.
 
     Raises:
@@ -119,7 +119,8 @@ def check_range(model: Any, vocabulary: int, base: str) -> None:
     """
     if model.dtype != torch.float16:
         return
-    ids = (torch.arange(16, device=model.device)[None] * 7) % vocabulary
+    words = model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(16, device=model.device)[None] * 7) % words
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits
     if not logits.isfinite().all():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorarlhf.memory import CHUNK
+from lorarlhf.memory import CHUNK, PROBABILITIES
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -68,7 +68,7 @@ def _chunk(
     enough for a CPU's cache, and written over the logits.
     """
     logits = hidden @ weight.T  # (n, V), and not (B, C, V): one product, no copy of W
-    floats = 1 << (20 if hidden.device.type == "cpu" else 24)
+    floats = PROBABILITIES.get(hidden.device.type, PROBABILITIES["cuda"])
     rows = max(1, floats // logits.shape[1])
     kept = []
     for i in range(0, len(logits), rows):

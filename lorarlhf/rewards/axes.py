@@ -47,7 +47,7 @@ def style_axes(
     """
     file = Path(path) if path is not None else bundled("style_axes.jsonl")
     rows = read_axes(file)
-    told = json.dumps([NEUTRAL_PROMPT, rows, backbone.keeps_trunk])
+    told = json.dumps([NEUTRAL_PROMPT, rows, backbone.passes.keeps_trunk])
     bank = hashlib.sha256(told.encode()).hexdigest()[:16]
     # The states that are read lie where the adapters begin.
     cached = cache_folder() / "axes" / f"{fingerprint(backbone)}-{backbone.split}.safetensors"

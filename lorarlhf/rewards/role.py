@@ -112,8 +112,8 @@ def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
     def forward(rows: Sequence[int]) -> Any:
         some = [answers[i] for i in rows]
         ids, attention, mask = EncodedAnswer.batch(some, backbone.pad_id, backbone.device)
-        trunk = backbone.trunk(ids, attention)
-        return rows, backbone.hidden(ids, attention, trunk), mask, trunk
+        trunk = backbone.passes.trunk(ids, attention)
+        return rows, backbone.passes.hidden(ids, attention, trunk), mask, trunk
 
     left = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
     while left:

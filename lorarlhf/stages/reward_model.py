@@ -93,8 +93,8 @@ class RewardView(nn.Module):
     ) -> SequenceClassifierOutput:
         """Ids and masks (B, T) -> logits (B, 1)."""
         backbone = self.__dict__["backbone"]
-        trunk = backbone.trunk(input_ids, attention_mask)
-        hidden = backbone.hidden(input_ids, attention_mask, trunk)
+        trunk = backbone.passes.trunk(input_ids, attention_mask)
+        hidden = backbone.passes.hidden(input_ids, attention_mask, trunk)
         return SequenceClassifierOutput(logits=self.head.pool(hidden, answer_mask, trunk)[:, None])
 
     def add_model_tags(self, tags: Any) -> None:

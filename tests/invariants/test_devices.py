@@ -103,15 +103,15 @@ META = torch.device("meta")
 def test_inputs_on_another_device_are_refused_where_they_enter(tiny: Backbone) -> None:
     ids = torch.zeros(1, 4, dtype=torch.long, device="cpu")
     mask = torch.ones_like(ids)
-    kept = tiny.trunk(ids, mask)
+    kept = tiny.passes.trunk(ids, mask)
     assert kept is not None
     for call in (
-        lambda: tiny.hidden(ids.to(META), mask),
-        lambda: tiny.hidden(ids, mask.to(META)),
-        lambda: tiny.hidden(ids, mask, kept.to(META)),
-        lambda: tiny.trunk(ids.to(META), mask),
-        lambda: tiny.packed_hidden(Pack.of([[4, 5, 6]], META)),
-        lambda: tiny.packed_trunk(Pack.of([[4, 5, 6]], META)),
+        lambda: tiny.passes.hidden(ids.to(META), mask),
+        lambda: tiny.passes.hidden(ids, mask.to(META)),
+        lambda: tiny.passes.hidden(ids, mask, kept.to(META)),
+        lambda: tiny.passes.trunk(ids.to(META), mask),
+        lambda: tiny.passes.packed_hidden(Pack.of([[4, 5, 6]], META)),
+        lambda: tiny.passes.packed_trunk(Pack.of([[4, 5, 6]], META)),
     ):
         with pytest.raises(ValueError, match="is on meta and the backbone on cpu"):
             call()

@@ -15,8 +15,8 @@ PACKAGE = "lorarlhf"
 # From the ground up; a module may import its own floor and those below (docs/architecture.md).
 FLOORS: list[tuple[str, ...]] = [
     (
-        *("__init__", "errors", "quiet", "processes", "runs", "data", "data_files"),
-        *("checkpoints", "interrupt"),
+        *("__init__", "errors", "quiet", "processes", "runs", "data"),
+        *("data_checks", "data_files", "checkpoints", "interrupt"),
         *("backbone", "preferences", "workspace", "memory"),
     ),
     ("generation", "stepwise", "sampling", "rewards"),
@@ -34,7 +34,8 @@ FLOORS: list[tuple[str, ...]] = [
             "workspace_commands",
             "votes_commands",
         ),
-        *("chat", "doctor", "estimating", "demo", "demo_verdict", "commands", "cli"),
+        *("chat", "doctor", "estimating", "demo", "demo_verdict", "commands"),
+        *("cli_parser", "cli"),
     ),
     ("recipes", "benchmarks", "ui"),
 ]
