@@ -221,12 +221,14 @@ def _estimate(sub: Parser) -> None:
     sub.add_argument("--rollout-batch-size", type=int, help="prompts an update (default: 16)")
     sub.add_argument("--prompt-tokens", type=int, help="of the longest prompt (default: 256)")
     sub.add_argument("--answer-tokens", type=int, help="of the longest answer (default: 256)")
-    sub.add_argument(
-        "--gradient-checkpointing",
-        action="store_true",
-        default=None,
-        help="activations are recomputed: less memory, more time",
-    )
+    sub.add_argument("--policy-layers", type=int, help="of PPO (default: two thirds of the layers)")
+    sub.add_argument("--value-layers", type=int, help="of PPO (default: one third of the layers)")
+    for name, text in (
+        ("--gradient-checkpointing", "activations are recomputed: less memory, more time"),
+        ("--value-adapter", "in PPO the value has an adapter of its own (default: yes)"),
+        ("--reference", "so has the reference, as after SFT (default: yes)"),
+    ):
+        sub.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
 
 
 def _votes(sub: Parser) -> None:

@@ -14,6 +14,7 @@ GB = 1e9
 FIELDS = (
     *("bits", "lora_rank", "micro_batch_size", "rollout_batch_size"),
     *("prompt_tokens", "answer_tokens", "device", "gradient_checkpointing"),
+    *("reference", "value_adapter", "policy_layers", "value_layers"),
 )
 
 

@@ -166,6 +166,7 @@ def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
     parts = {
         "base": base_bytes(shape, plan.bits, plan.float_bytes),
         "adapters": _adapters(plan) * adapter_bytes(shape, plan),
+        "heads": _heads(shape, plan),
         "optimizer": _optimizer(shape, plan),
         **learning,
         "kv_cache": _kv_cache(shape, plan),
@@ -203,6 +204,13 @@ def _adapters(plan: Plan) -> int:
     return {"sft": 1, "reward": 2, "dpo": 2, "orpo": 1, "ppo": of_ppo}[plan.stage]
 
 
+def _heads(shape: Shape, plan: Plan) -> int:
+    """Scalar heads in float32, on the final state and the trunk; of one that trains Adam's too."""
+    read = 2 if _upper(shape, plan) < shape.layers else 1
+    still, trained = {"reward": (0, 1), "ppo": (1, 1)}.get(plan.stage, (0, 0))
+    return (read * shape.hidden + 1) * (still * FLOAT32 + trained * (2 * FLOAT32 + ADAM))
+
+
 def _optimizer(shape: Shape, plan: Plan) -> int:
     """Adam's state, and the gradients of the role that learns."""
     layer, trained = adapter_bytes(shape, plan) / _upper(shape, plan), _trained(shape, plan)
@@ -218,6 +226,11 @@ def _trained(shape: Shape, plan: Plan) -> list[int]:
     if plan.value_adapter:
         wanted["value"] = plan.value_layers
     return [count_trained_layers(role, layers, upper) for role, layers in wanted.items()]
+
+
+def rows_at_once(vocabulary: int, device: str) -> int:
+    """How many rows of logits are turned into probabilities together (see `PROBABILITIES`)."""
+    return max(1, PROBABILITIES.get(device, PROBABILITIES["cuda"]) // vocabulary)
 
 
 def kept_on_device(tokens: int, hidden: int, float_bytes: int) -> bool:
@@ -251,8 +264,9 @@ def token_bytes(shape: Shape, plan: Plan) -> int:
     """Kept a token and layer: the inputs of norms and of every product."""
     queries, keys = shape.heads * shape.head_dim, shape.key_heads * shape.head_dim
     length = plan.prompt_tokens + plan.answer_tokens
-    # Torch's fused attention keeps no weights of query against key; the CPU's does.
-    attended = shape.heads * length if plan.device == "cpu" else queries
+    # Torch's fused attention keeps no weights of query against key; the CPU's does. It keeps what
+    # came out, and keys and values once for each head of the queries.
+    attended = shape.heads * length if plan.device == "cpu" else 3 * queries
     products = 4 * shape.hidden + 2 * queries + 2 * keys + attended
     low_rank = len(shape.matrices) * plan.lora_rank
     kept = products + low_rank + 4 * shape.intermediate
@@ -263,7 +277,9 @@ def _logits(shape: Shape, plan: Plan) -> int:
     if plan.stage == "reward":
         return 0
     if plan.stage == "ppo":
-        held = min(CHUNK, plan.answered) * shape.vocabulary * 2 * plan.float_bytes
+        logits = min(CHUNK, plan.answered) * shape.vocabulary
+        held = 2 * plan.float_bytes * logits
+        held += 2 * FLOAT32 * min(logits, PROBABILITIES[plan.device])
         return held + 2 * plan.answered * shape.hidden * FLOAT32  # and their slopes
     if plan.stage == "orpo":
         return plan.tokens * shape.vocabulary * FULL_LOGITS

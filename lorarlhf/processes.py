@@ -121,10 +121,12 @@ def add_gradients(weights: "Sequence[nn.Parameter]") -> None:
         return
     import torch
 
-    for weight in weights:
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        torch.distributed.all_reduce(weight.grad)
+    gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+    together = torch.cat([gradient.flatten() for gradient in gradients])  # one message
+    torch.distributed.all_reduce(together)
+    sums = together.split([gradient.numel() for gradient in gradients])
+    for weight, gradient, whole in zip(weights, gradients, sums, strict=True):
+        weight.grad = whole.view_as(gradient)
 
 
 def wait() -> None:

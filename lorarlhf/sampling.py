@@ -16,7 +16,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.packing import common_beginning
 from lorarlhf.backbone.trunk import position_ids
-from lorarlhf.memory import PROBABILITIES
+from lorarlhf.memory import rows_at_once
 
 
 class Sampler:
@@ -97,7 +97,8 @@ class Sampler:
     def _first(self) -> torch.Tensor:
         """Logits (B, V) after the prompts: their common beginning once, then the rest of each."""
         prompts = self.prompts
-        self._cache = growing_cache(self.backbone.causal.config)
+        room = max(map(len, prompts)) + self.max_new_tokens
+        self._cache = roomy_cache(self.backbone.causal.config, room)
         needed = ("batch_select_indices", "batch_repeat_interleave")
         self._takes_rows = all(hasattr(x, name) for x in self._cache.layers for name in needed)
         shared = 0
@@ -133,18 +134,21 @@ class Sampler:
 
 TRIM_EVERY = 16
 """Steps: dequantised weights leave holes in a CPU's heap, 15 MB a step in a model of 1B."""
-ROOM = 64
-"""Tokens that a cache has room for beyond those that are there."""
 
 
-class GrowingLayer(DynamicLayer):
-    """One layer's keys and values (B, k, S, d), with room for more of them.
+class RoomyLayer(DynamicLayer):
+    """One layer's keys and values (B, k, S, d), with room for those to come.
 
-    transformers' own is copied for each new token; this one for every 64th.
+    transformers' own is copied for each new token. On a card, freed pieces that are each a little
+    larger than the last could not be used again.
+
+    Args:
+        room: tokens there will be; more than that are copied as transformers does.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, room: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.room = room
         self._rooms: list[torch.Tensor] = []
 
     def update(
@@ -156,8 +160,8 @@ class GrowingLayer(DynamicLayer):
         if not self._rooms or self._rooms[0].shape[-2] < now:
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
-            new = key_states, value_states
-            rooms = [x.new_empty((*x.shape[:-2], now + ROOM, x.shape[-1])) for x in new]
+            new, tokens = (key_states, value_states), max(now, self.room)
+            rooms = [x.new_empty((*x.shape[:-2], tokens, x.shape[-1])) for x in new]
             for room, there in zip(rooms, (self.keys, self.values), strict=True):
                 if before and there is not None:
                     room[..., :before, :] = there
@@ -178,10 +182,10 @@ class GrowingLayer(DynamicLayer):
         self._rooms = []
 
 
-def growing_cache(config: Any) -> DynamicCache:
-    """A family's own cache, the layers that keep everything in it with room to grow."""
+def roomy_cache(config: Any, room: int) -> DynamicCache:
+    """A family's own cache, the layers that keep everything in it with room for so many tokens."""
     cache = DynamicCache(config=config)
-    cache.layers = [GrowingLayer() if type(x) is DynamicLayer else x for x in cache.layers]
+    cache.layers = [RoomyLayer(room) if type(x) is DynamicLayer else x for x in cache.layers]
     return cache
 
 
@@ -193,8 +197,7 @@ def pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch
     """
     if temperature == 0:
         return logits.argmax(dim=1)
-    floats = PROBABILITIES.get(logits.device.type, PROBABILITIES["cuda"])
-    rows = max(1, floats // logits.shape[1])
+    rows = rows_at_once(logits.shape[1], logits.device.type)
     parts = zip(logits.split(rows), draws.split(rows), strict=True)
     return torch.cat([_pick(some, own, temperature) for some, own in parts])
 

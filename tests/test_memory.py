@@ -68,6 +68,14 @@ def test_the_adapters_and_their_optimizer() -> None:
     assert (frugal["adapters"], frugal["optimizer"]) == (2 * one, 3 * one)
 
 
+def test_the_heads() -> None:
+    """Two of the final state and the trunk (16 + 1): one still, one with gradient and Adam."""
+    assert estimate(HAND, PLAN)["heads"] == 17 * 4 + 17 * 4 * 4
+    assert estimate(HAND, replace(PLAN, adapter_layers=4))["heads"] == 9 * 4 * 5
+    assert estimate(HAND, replace(PLAN, stage="reward"))["heads"] == 17 * 4 * 4
+    assert estimate(HAND, replace(PLAN, stage="dpo"))["heads"] == 0
+
+
 def test_what_a_token_keeps_in_a_layer() -> None:
     norms = 2 * 8  # what goes into them
     products = 2 * 8 + 2 * 8 + 2 * 4 + 4 * 16 + 7 * 2  # norms out, q and o, k and v, MLP, low rank
@@ -75,6 +83,9 @@ def test_what_a_token_keeps_in_a_layer() -> None:
     for size in (2, 4):
         kept = token_bytes(HAND, replace(PLAN, float_bytes=size))
         assert kept == size * (norms + products + attended)
+        # On a card what came out, and keys and values of every head: three times 8 numbers.
+        on_card = token_bytes(HAND, replace(PLAN, float_bytes=size, device="cuda"))
+        assert on_card == size * (norms + products + 3 * 8)
 
 
 def test_activations_and_checkpointing() -> None:
@@ -206,11 +217,11 @@ def test_a_table_of_all_stages(tiny_base: Path, capsys: pytest.CaptureFixture[st
     assert main(["estimate", "--base", str(tiny_base), "--card", "12"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["GB", *STAGES]
-    assert [line.split()[0] for line in lines[1:11]] == [
-        *("base", "adapters", "optimizer", "kept_trunk", "activations", "logits", "kv_cache"),
-        *("scratch", "runtime", "total"),
+    assert [line.split()[0] for line in lines[1:12]] == [
+        *("base", "adapters", "heads", "optimizer", "kept_trunk", "activations", "logits"),
+        *("kv_cache", "scratch", "runtime", "total"),
     ]
-    assert "fits" in lines[11] and lines[11].split()[1:] == ["yes"] * 5
+    assert "fits" in lines[12] and lines[12].split()[1:] == ["yes"] * 5
     assert lines[-1] == "Computed; not measured on such a card."
 
 
@@ -250,6 +261,19 @@ def test_a_configuration_that_is_no_decoders(
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     assert main(["estimate", "--base", str(tmp_path / "config.json")]) == 2
     assert "does not have the sizes of a decoder" in capsys.readouterr().err
+
+
+def test_settings_of_ppo_can_be_named(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def parts(*words: str) -> dict[str, int]:
+        command = ["estimate", "--base", str(tiny_base), "--stage", "ppo", "--json", *words]
+        assert main(command) == 0
+        return json.loads(capsys.readouterr().out)["bytes"]["ppo"]
+
+    plain, none = parts(), parts("--no-reference", "--no-value-adapter")
+    assert none["adapters"] == plain["adapters"] / 2
+    assert parts("--policy-layers", "1", "--value-layers", "1")["optimizer"] < plain["optimizer"]
+    assert parts("--gradient-checkpointing")["activations"] < plain["activations"]
+    assert parts("--no-gradient-checkpointing") == plain
 
 
 def test_no_torch_is_needed(tiny_base: Path) -> None:

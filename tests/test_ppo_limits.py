@@ -117,25 +117,29 @@ def test_whitened_rewards_reach_the_advantages(
 # ---- a value without an adapter
 
 
+@pytest.mark.parametrize("layers", [None, 1])
 def test_a_value_that_is_only_a_head_learns_and_moves_no_policy(
-    tiny_base: Path, make: Make, tmp_path: Path
+    tiny_base: Path, make: Make, layers: int | None
 ) -> None:
     backbone = load(tiny_base)
-    trainer = make(backbone, value_adapter=False, critic_warmup=1, updates=3, save_steps=1)
+    kind: dict[str, Any] = {"value_adapter": False, "policy_layers": layers}
+    trainer = make(backbone, critic_warmup=1, updates=3, save_steps=1, **kind)
     assert roles.ADAPTERS["value"] not in backbone.model.peft_config
     assert len(backbone.parameters_of("value")) == 2
     policy, head = weights(backbone, "policy"), weights(backbone, "value")
     trainer.update()  # warm-up
     assert torch.equal(weights(backbone, "policy"), policy)
     assert not torch.equal(weights(backbone, "value"), head)
-    make(backbone, value_adapter=False, critic_warmup=0).update()
+    make(backbone, critic_warmup=0, **kind).update()
     assert not torch.equal(weights(backbone, "policy"), policy)
 
 
+@pytest.mark.parametrize("layers", [None, 1])
 def test_a_value_that_is_only_a_head_is_saved_and_resumed(
-    tiny_base: Path, make: Make, tmp_path: Path
+    tiny_base: Path, make: Make, tmp_path: Path, layers: int | None
 ) -> None:
     settings: dict[str, Any] = {"value_adapter": False, "critic_warmup": 1, "save_steps": 1}
+    settings |= {"policy_layers": layers}
     straight = make(load(tiny_base), folder="whole", updates=3, **settings)
     straight.train()
     make(load(tiny_base), folder="parts", updates=2, **settings).train()

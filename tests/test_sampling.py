@@ -11,9 +11,10 @@ from transformers.cache_utils import DynamicLayer
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.memory import PROBABILITIES
-from lorarlhf.sampling import ROOM, GrowingLayer, Sampler, pick, row_seeds
+from lorarlhf.sampling import RoomyLayer, Sampler, pick, row_seeds
 
 BEGIN = [40, 41, 42, 43, 44, 45]
+ROOM = 64
 PROMPTS = [[*BEGIN, 50], [*BEGIN, 51, 52, 53], [*BEGIN, 54, 55]]
 
 
@@ -52,7 +53,7 @@ def test_seeds_of_rows_are_their_own() -> None:
 
 def test_the_cache_holds_what_transformers_holds() -> None:
     torch.manual_seed(0)
-    ours, theirs = GrowingLayer(), DynamicLayer()
+    ours, theirs = RoomyLayer(room=ROOM), DynamicLayer()
     rows = 1
     for step, length in enumerate([5, 1, 1, ROOM - 3, 1, 1, 2 * ROOM, 1]):
         if step == 2:

@@ -92,6 +92,20 @@ def test_the_first_layer_that_trains(backbone: Backbone) -> None:
     assert trained_from(backbone, PPOConfig("out"), "value") == first["policy"]
 
 
+def test_a_value_that_is_only_a_head_reads_what_the_policy_keeps(backbone: Backbone) -> None:
+    backbone.add_role("value", own_adapter=False)
+    torch.nn.init.normal_(backbone.heads["value"].weight)
+    with torch.no_grad():
+        with backbone.role("value"):
+            whole = token_values(backbone, micro_batch(backbone))
+        micro = micro_batch(backbone)
+        with backbone.role("policy"):
+            outputs(backbone, micro, "policy", 3)
+        with backbone.role("value"):
+            assert torch.equal(token_values(backbone, micro, 3), whole)
+    assert list(micro.lower) == ["policy"]
+
+
 @pytest.mark.parametrize("packs", [True, False])
 @pytest.mark.parametrize("role", ["policy", "value"])
 def test_outputs_and_gradients_above_what_is_kept_are_those_of_a_whole_pass(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.helpers import disable_input_dtype_casting
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lorarlhf.backbone import trunk
 from lorarlhf.backbone.anatomy import decoder_of
@@ -41,6 +41,7 @@ class Passes:
         cut = split or max(1, layers // 2)
         self.splits = layers > 1 and trunk.trunk_is_exact(self.decoder, cut, self.words)
         self._splits: dict[int, bool] = {}
+        self._tuned: list[Any] = []  # PEFT's layers
         self.keeps_trunk = self.splits and split > 0
         fuse_norms(model)
         self.packs = trunk.adopt_packing(model, device, self.words)
@@ -149,6 +150,14 @@ class Passes:
         if self.compute_dtype == torch.float32:
             yield
             return
-        precision = torch.autocast(self.device.type, self.compute_dtype)
-        with precision, disable_input_dtype_casting(self.model):
-            yield
+        if not self._tuned:  # once: PEFT's own context walks over all modules for each forward
+            self._tuned = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        before = [layer.cast_input_dtype_enabled for layer in self._tuned]
+        for layer in self._tuned:
+            layer.cast_input_dtype_enabled = False
+        try:
+            with torch.autocast(self.device.type, self.compute_dtype):
+                yield
+        finally:
+            for layer, casts in zip(self._tuned, before, strict=True):
+                layer.cast_input_dtype_enabled = casts

@@ -224,10 +224,9 @@ def switched(
     """Make one adapter active (None: the bare base), and put all back afterwards.
 
     With `train`, only that adapter's weights require gradients, from layer `first` on; without it,
-    none does. Run the
-    forward *and* its backward inside. The active adapter, whether adapters are enabled, train or
-    eval mode of every module and `requires_grad` of every adapter weight are restored, whatever
-    happens inside.
+    none does. Run the forward *and* its backward inside. The active adapter, whether adapters are
+    enabled, train or eval mode of every module and `requires_grad` of every adapter weight are
+    restored, whatever happens inside.
     """
     layers = lora_layers(model)
     grads = [(p, p.requires_grad) for layer in layers for p in _weights(layer)]
@@ -239,7 +238,7 @@ def switched(
     before = model.active_adapter, _tuner(model).active_adapter
     try:
         if model.training:
-            model.eval()  # no dropout in any role, LoRA's included (item 23 of ppo-details.md)
+            model.eval()  # no dropout in any role, LoRA's included
         for module in checkpointed:  # layers checkpoint only in train mode, whose dropout we
             module.training = True  # don't want: the layer alone
         _activate(model, adapter, train, first)

@@ -15,6 +15,7 @@ from torch import nn
 from lorarlhf.backbone import attention
 from lorarlhf.backbone.anatomy import decoder_of
 from lorarlhf.backbone.packing import Pack
+from lorarlhf.backbone.shrinking import is_out_of_memory
 from lorarlhf.errors import UserError
 
 Inputs = dict[str, Any]
@@ -145,7 +146,9 @@ def trunk_is_exact(decoder: Any, split: int, vocabulary: int) -> bool:
         with torch.no_grad():
             plain = run_decoder(decoder, inputs)
             upper = run_upper(decoder, split, run_lower(decoder, split, inputs), inputs)
-    except (AttributeError, KeyError, TypeError, RuntimeError):
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         return False  # the family's decoder is built otherwise (no `layers` or `norm`)
     real = mask.bool()
     return torch.allclose(plain[real].float(), upper[real].float(), rtol=1e-3, atol=1e-3)
@@ -179,7 +182,9 @@ def adopt_packing(model: Any, device: torch.device, vocabulary: int) -> bool:
         # Other shapes are added up in another order: equal up to the compute dtype's rounding.
         near = 1e-3 if next(decoder.parameters()).dtype == torch.float32 else 0.1
         exact = all(torch.allclose(x, wanted, rtol=near, atol=near) for x in (unpacked, packed))
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         told = exact = False
     if not (told and exact):
         model.set_attn_implementation(own_attention)

@@ -12,7 +12,7 @@ from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.errors import UserError
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.rollout import Rollout, Sampling, collect, sample
+from lorarlhf.ppo.rollout import Rollout, Sampling, collect
 from lorarlhf.ppo.scores import Rewards, call_function, unique_names
 from lorarlhf.rewards.functions import RewardFunction
 
@@ -24,7 +24,7 @@ def measure(
     rewards: Rewards,
     judges: Sequence[RewardFunction],
     state: Any,
-    sampling: Sampling = sample,
+    sampling: Sampling | None = None,
 ) -> dict[str, float]:
     """Answer every held-out prompt once, always with the same seeds, and score the answers.
 
@@ -32,7 +32,7 @@ def measure(
 
     Args:
         rows: a list or data set of rows with a `prompt`.
-        sampling: who answers.
+        sampling: who answers, this process by default.
 
     Returns:
         `eval_score` (raw, as the training's `score`), `eval_kl` (nats an answer), `eval_length`
@@ -54,6 +54,7 @@ def measure(
             figures.setdefault(name, []).extend(values)
         for judge, said in zip(judges, opinions, strict=True):
             said.extend(processes.all_rows(call_function(judge, rollout, own, state)))
+        del rollout  # its kept states, before those of the next
     means = {name: fmean(values) for name, values in figures.items()}
     return means | _judgement(unique_names(judges), opinions)
 

@@ -34,6 +34,9 @@ class Learner:
         self.optimizers: dict[str, torch.optim.Adam] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self.start_anew()
+        with backbone.role("base"):  # tried once, at a calm moment
+            for first in self.first.values():
+                backbone.passes.splits_at(first)
 
     @property
     def layers(self) -> dict[str, int]:
@@ -64,9 +67,14 @@ class Learner:
         answers = [nonsense] * len(rows)
         tokens = [like.numel()]
         rollout = Rollout([], answers, [], prompts, [rows], tokens, like == 0, *tables)
+        # Adam has its room only after a step, of which there is none here.
+        anew = [role for role, optimizer in self.optimizers.items() if not optimizer.state]
+        weights = [weight for role in anew for weight in self._weights(role)]
+        room = [torch.empty_like(w) for w in weights for _ in range(2)]
         with torch.random.fork_rng(devices=[]):
             until_it_fits(self.args, lambda: self._value_gradients(rollout, 0))
             until_it_fits(self.args, lambda: self._policy_gradients(rollout, 0))
+        del room
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         give_back_memory()
@@ -175,6 +183,9 @@ class Learner:
         self.optimizers[role].zero_grad(set_to_none=True)
         rollout.cut_to(self.backbone, self.args.micro_batch_size)
 
+    def _weights(self, role: str) -> list[nn.Parameter]:
+        return [p for group in self.optimizers[role].param_groups for p in group["params"]]
+
     def _step(self, role: str, loss: float, unless: bool = False) -> Stats:
         """Clip the role's own gradients and step its own optimizer; returns their norm.
 
@@ -183,7 +194,7 @@ class Learner:
         That is counted instead of a norm, until there is no scale left to blame.
         """
         optimizer, scaler = self.optimizers[role], self.scalers[role]
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        weights = self._weights(role)
         processes.add_gradients(weights)  # before the check: all processes see an overflow in one
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(weights, self.args.max_grad_norm).item()

@@ -189,7 +189,7 @@ def _below(
     """
     if first <= backbone.split or not backbone.passes.splits_at(first):
         return micro.trunk_on(backbone.device), backbone.split
-    if role not in micro.lower:
+    if role not in micro.lower or micro.lower[role][0] != first:
         states = backbone.passes.packed_lower(micro.pack, micro.trunk_on(backbone.device), first)
         micro.lower[role] = first, states.to(micro.home)
     return micro.lower[role][1].to(backbone.device), first

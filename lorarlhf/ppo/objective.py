@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorarlhf.memory import CHUNK, PROBABILITIES
+from lorarlhf.memory import CHUNK, rows_at_once
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -68,8 +68,7 @@ def _chunk(
     enough for a CPU's cache, and written over the logits.
     """
     logits = hidden @ weight.T  # (n, V), and not (B, C, V): one product, no copy of W
-    floats = PROBABILITIES.get(hidden.device.type, PROBABILITIES["cuda"])
-    rows = max(1, floats // logits.shape[1])
+    rows = rows_at_once(logits.shape[1], hidden.device.type)
     kept = []
     for i in range(0, len(logits), rows):
         part = logits[i : i + rows]

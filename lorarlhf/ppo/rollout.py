@@ -6,9 +6,10 @@ every forward of an epoch has the shapes of the forward that gave the old log-pr
 ratio is exactly 1 on the first pass. The size of a micro-batch changes no step.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,7 +31,10 @@ from lorarlhf.ppo.micro_batches import (
     trained_from,
     value_serves_reward,
 )
-from lorarlhf.sampling import row_seeds
+from lorarlhf.runs import say_to_stderr
+from lorarlhf.sampling import Sampler, row_seeds
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -87,40 +91,73 @@ class Rollout(Answers):
         return x[micro.rows][self.mask[micro.rows]]
 
 
-def sample(
-    backbone: Backbone, encoded: list[list[int]], args: PPOConfig, seeds: Sequence[int]
-) -> list[Completion]:
-    """Answer prompts (token ids) with the policy; each answer depends on its own seed."""
-    if not encoded:
-        return []
-    at_once = GENERATED_AT_ONCE * args.micro_batch_size
-    new = shrinking(at_once, lambda size: _sampled(backbone, encoded, args, seeds, size))
-    give_back_memory()  # the holes that keys and values left as they grew
-    return [completion(backbone, ids) for ids in new]
+Sampling = Callable[[Backbone, list[list[int]], PPOConfig, Sequence[int]], list[Completion]]
+"""What `OwnSampler` does; `lorarlhf.ppo.vllm.VLLMSampler` does it on a server."""
 
 
-def _sampled(
-    backbone: Backbone,
-    encoded: list[list[int]],
-    args: PPOConfig,
-    seeds: Sequence[int],
-    size: int,
-) -> list[list[int]]:
-    new: list[list[int]] = []
-    with backbone.role("policy"), backbone.dense(DENSE):
-        for start in range(0, len(encoded), size):
-            new += generate_ids(
+class OwnSampler:
+    """Answers prompts (token ids) with the policy; each answer depends on its own seed.
+
+    Attributes:
+        most: so many together fitted into memory when more did not.
+    """
+
+    def __init__(self) -> None:
+        self.most: int | None = None
+
+    def __call__(
+        self, backbone: Backbone, encoded: list[list[int]], args: PPOConfig, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """The answers, in order; what was sampled before memory ran out is kept."""
+
+        def attempt(count: int) -> list[list[int]]:
+            rows = slice(len(new), len(new) + count)
+            return generate_ids(
                 backbone,
-                encoded[start : start + size],
+                encoded[rows],
                 max_new_tokens=args.max_new_tokens,
                 temperature=args.temperature,
-                seeds=seeds[start : start + size],
+                seeds=seeds[rows],
             )
-    return new
 
+        new: list[list[int]] = []
+        with backbone.role("policy"), backbone.dense(DENSE):
+            while len(new) < len(encoded):
+                new += self._fitting(args, len(encoded) - len(new), attempt)
+        give_back_memory()
+        return [completion(backbone, ids) for ids in new]
 
-Sampling = Callable[[Backbone, list[list[int]], PPOConfig, Sequence[int]], list[Completion]]
-"""What `sample` does; `lorarlhf.ppo.vllm.VLLMSampler` does it on a server."""
+    def rehearse(self, backbone: Backbone, longest: list[list[int]], args: PPOConfig) -> None:
+        """Begin as many answers to the longest prompts as are sampled together, and go no further.
+
+        The keys and values of whole answers have their room by then.
+        """
+
+        def attempt(count: int) -> list[Sampler]:
+            prompts = list(itertools.islice(itertools.cycle(longest), count))
+            kind: dict[str, Any] = {"temperature": args.temperature, "seeds": range(count)}
+            sampler = Sampler(backbone, prompts, max_new_tokens=args.max_new_tokens, **kind)
+            sampler.step()
+            if not sampler.done:
+                sampler.step()
+            return [sampler] * count
+
+        with backbone.role("policy"), backbone.dense(DENSE):
+            self._fitting(args, len(processes.own_share(args.rollout_batch_size)), attempt)
+        give_back_memory()
+
+    def _fitting(self, args: PPOConfig, left: int, attempt: Callable[[int], list[T]]) -> list[T]:
+        """What an attempt at the next few gives: one thing for each."""
+        most = GENERATED_AT_ONCE * args.micro_batch_size
+        wanted = min(left, most if self.most is None else min(most, self.most))
+        done = shrinking(wanted, attempt)
+        if len(done) < wanted:
+            self.most = len(done)
+            say_to_stderr(
+                f"Out of memory while sampling: from here on {self.most} answers at a time. They "
+                "are the same answers."
+            )
+        return done
 
 
 def collect(
@@ -128,16 +165,18 @@ def collect(
     rows: list[dict[str, Any]],
     args: PPOConfig,
     seed: int,
-    sampling: Sampling = sample,
+    sampling: Sampling | None = None,
 ) -> Rollout:
     """Sample answers and everything about them that the epochs need, without gradients.
 
     Args:
         seed: of the sampling, and of dealing the sequences to `num_minibatches` minibatches.
-        sampling: who answers. The log-probabilities are computed here, whoever it is.
+        sampling: who answers, this process by default. The log-probabilities are computed here,
+            whoever it is.
     """
     encoded = encode_prompts(backbone, [row["prompt"] for row in rows], args.max_prompt_tokens)
     own = processes.own_share(len(rows))
+    sampling = sampling or OwnSampler()
     answered = sampling(backbone, [encoded[i] for i in own], args, row_seeds(seed, own))
     completions = processes.all_rows(answered)
     dealer = torch.Generator("cpu").manual_seed(seed)

@@ -29,7 +29,7 @@ from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.kl import KLBudget, KLControl
 from lorarlhf.ppo.learner import Learner
-from lorarlhf.ppo.rollout import Rollout, Sampling, collect, sample, sampler_mismatch
+from lorarlhf.ppo.rollout import OwnSampler, Rollout, Sampling, collect, sampler_mismatch
 from lorarlhf.ppo.scores import ROLE, Rewards, ScoreScale
 
 RewardFunction = Callable[..., Any]
@@ -153,14 +153,18 @@ class PPOTrainer(_BaseTrainer):
         return TrainOutput(self.state.global_step, 0.0, self.summary())
 
     def _rehearse(self) -> None:
-        """The largest forward and backward there can be, so that they run out of memory now."""
+        """The largest sampling, forward and backward, so that they run out of memory now."""
         args, count = self.args, self.args.micro_batch_size
-        written = sorted(self.rows, key=lambda row: len(str(row["prompt"])))[-4 * count :]
+        # Bytes tell the longest better than letters: a token is about three of them in any script.
+        written = sorted(self.rows, key=lambda row: len(str(row["prompt"]).encode()))[-4 * count :]
         prompts = [row["prompt"] for row in written]
         encoded = sorted(encode_prompts(self.backbone, prompts, args.max_prompt_tokens), key=len)
-        longest = list(itertools.islice(itertools.cycle(reversed(encoded)), count))
+        longest = encoded[::-1]
         with self._weights_at_hand():
-            self.learner.rehearse(longest, args.max_new_tokens)
+            if isinstance(self.sampling, OwnSampler):
+                self.sampling.rehearse(self.backbone, longest, args)
+            micro = list(itertools.islice(itertools.cycle(longest), count))
+            self.learner.rehearse(micro, args.max_new_tokens)
 
     def update(self) -> dict[str, float]:
         """One update: roll out, score, shape rewards, advantages, epochs."""
@@ -366,7 +370,7 @@ class PPOTrainer(_BaseTrainer):
 def _sampling(backbone: Backbone, args: PPOConfig) -> Sampling:
     """Who answers the prompts."""
     if args.generation == "transformers":
-        return sample
+        return OwnSampler()
     from lorarlhf.ppo.vllm import VLLMSampler  # needs TRL's client
 
     return VLLMSampler(backbone, args)

@@ -48,7 +48,7 @@ BASE_LAYER = ".base_layer"  # PEFT's name for the layer under an adapter
 
 
 class VLLMSampler:
-    """Answers prompts with the policy on a vLLM server; stands in for `rollout.sample`.
+    """Answers prompts with the policy on a vLLM server; stands in for `rollout.OwnSampler`.
 
     The first process sends the weights; each asks for the answers to its own share of the prompts.
 
@@ -87,7 +87,7 @@ class VLLMSampler:
         args: PPOConfig,
         seeds: Sequence[int],
     ) -> list[Completion]:
-        """As `rollout.sample`; all processes have to call it, also without a prompt of their own.
+        """As `rollout.OwnSampler`; all processes call it, also those without a prompt.
 
         Raises:
             UserError: the server is gone or refuses a request, or the card has no room to send the
