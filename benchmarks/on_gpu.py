@@ -1,10 +1,13 @@
 """What `on_gpu.sh` runs: doctor, the quick demo, every stage's peak, and a text to paste.
 
     .venv/bin/python benchmarks/on_gpu.py --preset 12gb-8b
+    .venv/bin/python benchmarks/on_gpu.py --everything        # all presets of this card's size, and
+                                                             # PPO against TRL's and its own limits
     .venv/bin/python benchmarks/on_gpu.py --device cpu        # does the script itself work?
 
-A stage that fails is told and does not end the others. With --preset, on a card of its
-size, the measured peaks go into recipes/presets/measured.json and the table there is written anew.
+A stage that fails is told and does not end the others. With --preset or --everything, on a card of
+its size, the measured peaks go into recipes/presets/measured.json and the table there is written
+anew.
 """
 
 import argparse
@@ -30,35 +33,54 @@ def main() -> None:
     """Run the steps, write and print the report; the exit status is 1 where a step failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", help="such as 12gb-8b; the small base otherwise")
+    parser.add_argument("--everything", action="store_true", help="hours: see above")
     parser.add_argument("--base", default="smollm2-135m", help="without --preset")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path("runs/on_gpu"))
     args = parser.parse_args()
     env = environment(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
-    base, plans = what_to_run(args)
+    named = [args.preset]  # None: the small base
+    if args.everything:
+        named = [None, *(path.stem for path in sorted(presets.FOLDER.glob("*.yaml")))]
+        named = [name for name in named if name is None or is_such_a_card(name)]
+    plans = {name: what_to_run(name, args.base) for name in named}
     demo = ["demo", "--quick", "--base", args.base, "--out", str(args.out / "demo")]
     steps = [
         step("doctor", lorarlhf("doctor"), args.out, env),
         step("demo", lorarlhf(*demo), args.out, env),
-        *(measured(base, plan, args, env) for plan in plans.values()),
     ]
-    report = as_text(base, steps)
+    for name, (base, stages) in plans.items():
+        rows = [measured(base, plan, args, env, name or "") for plan in stages.values()]
+        if name is not None and is_such_a_card(name):
+            keep(name, rows)
+        steps += rows
+    if args.everything:
+        steps += [step(name, command, args.out, env) for name, command in comparisons(args)]
+    report = as_text(", ".join(base for base, _ in plans.values()), steps)
     (args.out / "report.md").write_text(report, encoding="utf-8")
     print(report)
-    if args.preset and is_such_a_card(args.preset):
-        keep(args.preset, steps)
     sys.exit(1 if any(row["failed"] for row in steps) else 0)
 
 
-def what_to_run(args: argparse.Namespace) -> tuple[str, dict[str, Plan]]:
+def comparisons(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
+    """The benchmarks of PPO, each with its figures in a file of its own."""
+    limits = ("growth", "ceiling", "adapter", "profile")
+    words = {"ppo_vs_trl": ["--device", args.device], "ppo_limits": [f"--{x}" for x in limits]}
+    return [
+        (name, [sys.executable, str(HERE / f"{name}.py"), *own, "--out", f"{args.out}/{name}.json"])
+        for name, own in words.items()
+    ]
+
+
+def what_to_run(preset: str | None, base: str) -> tuple[str, dict[str, Plan]]:
     """The base and a plan for each stage."""
-    if args.preset is None:
+    if preset is None:
         short = {"micro_batch_size": 4, "prompt_tokens": 64, "answer_tokens": 64}
-        return args.base, {stage: Plan(stage, **short) for stage in STAGES}
-    card, _, name = args.preset.partition("gb-")
+        return base, {stage: Plan(stage, **short) for stage in STAGES}
+    card, _, name = preset.partition("gb-")
     if not card.isdecimal() or name not in presets.BASES:
-        raise SystemExit(f"There is no preset {args.preset}: name one of recipes/presets.")
+        raise SystemExit(f"There is no preset {preset}: name one of recipes/presets.")
     base, shape = presets.BASES[name]
     return base, presets.plans_for(shape, presets.USABLE * int(card) * 2**30)
 
@@ -71,7 +93,7 @@ def lorarlhf(*words: str) -> list[str]:
 def step(name: str, command: list[str], out: Path, env: dict[str, str]) -> dict[str, Any]:
     """Run one command with all it says in a log; tells how it went."""
     print(f"{name} ...", file=sys.stderr, flush=True)
-    started, log = time.perf_counter(), out / f"{name}.log"
+    started, log = time.perf_counter(), out / f"{name.replace(' ', '-')}.log"
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=env)
     said = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -84,10 +106,11 @@ def step(name: str, command: list[str], out: Path, env: dict[str, str]) -> dict[
 
 
 def measured(
-    base: str, plan: Plan, args: argparse.Namespace, env: dict[str, str]
+    base: str, plan: Plan, args: argparse.Namespace, env: dict[str, str], preset: str = ""
 ) -> dict[str, Any]:
     """One stage's peak, by stage_memory.py."""
-    found = args.out / f"{plan.stage}.json"
+    name = f"{preset} {plan.stage}".strip()
+    found = args.out / f"{name.replace(' ', '-')}.json"
     found.unlink(missing_ok=True)
     command = [sys.executable, str(HERE / "stage_memory.py"), "--base", base, "--out", str(found)]
     command += ["--stages", plan.stage, "--micro", str(plan.micro_batch_size)]
@@ -96,7 +119,7 @@ def measured(
     command += ["--adapter-layers", str(plan.adapter_layers or "upper-half")]
     command += ["--gradient-checkpointing"] * bool(plan.gradient_checkpointing)
     command += ["--rollout", str(plan.rollout_batch_size)] + ["--reference"] * plan.reference
-    row = step(plan.stage, command, args.out, env)
+    row = step(name, command, args.out, env) | {"stage": plan.stage}
     if found.exists():
         (figures,) = json.loads(found.read_text(encoding="utf-8"))
         row["measured"] = (figures["interpreter_mb"] + figures["peak_mb"]) * 1e6
@@ -135,7 +158,7 @@ def keep(preset: str, steps: list[dict[str, Any]]) -> None:
     """Put the measured peaks into the presets' table."""
     path = presets.FOLDER / "measured.json"
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    found = {r["name"]: round(r["measured"] / GB, 2) for r in steps if "measured" in r}
+    found = {r["stage"]: round(r["measured"] / GB, 2) for r in steps if "measured" in r}
     whole[preset] = whole.get(preset, {}) | found
     path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     presets.write(presets.files())

@@ -19,6 +19,7 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -30,9 +31,11 @@ from stage_memory import RANDOM, words, write_random
 LENGTHS = (32, 64, 128, 256, 512)
 BATCHES = (4, 8, 16, 32, 64, 128)
 LAYERS = (4, 8, 15, 30)
+SQUARE = 2048
 GROWING = 8  # the micro-batch of all sizes of `growth`
 MICRO = 16  # the fastest for the updates of 16 elsewhere
 PROMPT = 32  # tokens
+SLOPES = ("generate", "update", "seconds", "peak_mb")
 SMALL = "smollm2-135m"
 
 
@@ -44,6 +47,7 @@ def main() -> None:
     parser.add_argument("--adapter", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--base", default=SMALL, help="1b, 3b: random; or any base; not for growth")
+    parser.add_argument("--out", type=Path, help="where the JSON is written, too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -60,7 +64,10 @@ def main() -> None:
             result["adapter"] = adapter(base)
         if args.profile:
             result["profile"] = profile(base)
-    print(json.dumps(result, indent=2))
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n", encoding="utf-8")
 
 
 # ---- growth
@@ -78,7 +85,7 @@ def growth() -> dict[str, Any]:
         rows = [size | apart(**size) for size in sizes]
         for row in rows:
             print(name, row, file=sys.stderr)
-        slopes = {key: slope(rows, name, key) for key in ("generate", "update", "seconds")}
+        slopes = {key: slope(rows, name, key) for key in SLOPES}
         found[name] = {"rows": rows, "slopes": slopes}
     return found
 
@@ -158,21 +165,39 @@ def ceiling(base: str) -> dict[str, Any]:
 
 
 def matrix_speed(backbone: Any) -> float:
-    """The best that products of the model's own widths and 1,024 rows reach, in 10^9 a second."""
+    """The best that a matrix product reaches, in 10^9 a second.
+
+    Products of the model's own widths and 1,024 rows, on a CPU with a packed weight too, as the
+    optimization has it; and a large square one.
+    """
     import torch
+
+    from lorarlhf.backbone.dense import _packed, _packed_product, _packs
 
     hidden, wide = backbone.hidden_size, backbone.causal.config.intermediate_size
     best = 0.0
-    for inner, outer in ((hidden, wide), (wide, hidden)):
+    for rows, inner, outer in ((1024, hidden, wide), (1024, wide, hidden), (SQUARE,) * 3):
         like: Any = {"dtype": backbone.compute_dtype, "device": backbone.device}
-        a, b = torch.randn(1024, inner, **like), torch.randn(outer, inner, **like)
-        seconds = []
-        for _ in range(30):
-            started = time.perf_counter()
-            (a @ b.T)[0, 0].item()
-            seconds.append(time.perf_counter() - started)
-        best = max(best, 2 * 1024 * inner * outer / median(seconds) / 1e9)
+        a, b = torch.randn(rows, inner, **like), torch.randn(outer, inner, **like)
+        products: list[Callable[[], Any]] = [lambda a=a, b=b: a @ b.T]  # type: ignore[misc]
+        if backbone.device.type == "cpu" and _packs(a.dtype):
+            weight = _packed(b)
+            products.append(lambda a=a, b=weight: _packed_product(a, b, None))  # type: ignore[misc]
+        work = 2 * rows * inner * outer
+        best = max(best, *(work / seconds_of(product) / 1e9 for product in products))
     return best
+
+
+def seconds_of(product: Callable[[], Any]) -> float:
+    """Median of a few rounds, each waited for at its end alone."""
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        for _ in range(5):
+            last = product()
+        last[0, 0].item()
+        seconds.append((time.perf_counter() - started) / 5)
+    return median(seconds)
 
 
 def optimization_work(trainer: Any) -> float:
@@ -204,15 +229,18 @@ def profile(base: str) -> dict[str, float]:
     trainer, folder = make_trainer(32, 16, "upper-half", base)
     epochs, spent = trainer.learner.epochs, {}
     words, rank = trainer.backbone.lm_head[0].shape[0], trainer.backbone._config.r
+    on_card = trainer.backbone.device.type == "cuda"
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_card
 
     def watched(*args: Any) -> Any:
-        with watching(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        with watching(activities=kinds, record_shapes=True) as seen:
             result = epochs(*args)
         for event in seen.key_averages(group_by_input_shape=True):
             kind = kind_of(
                 event.key, [n for shape in event.input_shapes for n in shape], words, rank
             )
-            spent[kind] = spent.get(kind, 0.0) + event.self_cpu_time_total
+            took = event.self_device_time_total if on_card else event.self_cpu_time_total
+            spent[kind] = spent.get(kind, 0.0) + took
         return result
 
     with folder:
@@ -240,6 +268,7 @@ def kind_of(operator: str, sizes: list[int], words: int, rank: int) -> str:
 def adapter(base: str) -> dict[str, Any]:
     """Seconds of sampling 16 answers of 32 tokens: the bare base and the policy, A B A B."""
     from lorarlhf.generation import generate_ids
+    from lorarlhf.memory import DENSE
 
     trainer, folder = make_trainer(32, 16, "upper-half", base)
     backbone = trainer.backbone
@@ -248,7 +277,8 @@ def adapter(base: str) -> dict[str, Any]:
     with folder:
         for _ in range(6):
             for role, times in seconds.items():
-                with backbone.role(role):
+                # 4-bit weights are at hand as in PPO's own sampling.
+                with backbone.role(role), backbone.dense(DENSE):
                     started = time.perf_counter()
                     generate_ids(backbone, encoded, max_new_tokens=32)
                     times.append(time.perf_counter() - started)

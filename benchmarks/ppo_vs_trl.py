@@ -56,7 +56,9 @@ def main() -> None:
     args = parser.parse_args()
     if alone := [name for name in ALONE if getattr(args, name)]:
         for name in alone:
-            command = [sys.executable, *ALONE[name][0]]
+            words = ALONE[name][0]
+            out = ["--out", str(args.out.with_stem(f"{args.out.stem}-{name}"))] if args.out else []
+            command = [sys.executable, *words, *out]
             subprocess.run(command, check=True, env=environment(args.device))
         return
     with TemporaryDirectory() as folder:
@@ -64,14 +66,17 @@ def main() -> None:
         for layers in {args.adapter_layers, "all"}:
             prepare(work, layers)
         trl = args.trl or install_trl(work / "trl")
-        best = {side: fastest_micro(side, work, trl, args) for side in SIDES}
+        trials = {side: try_micros(side, work, trl, args) for side in SIDES}
+        best = {side: fastest(trials[side]) for side in SIDES}
         rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         for seed in range(args.seeds):
             for side in SIDES:
                 rounds[side].append(run(side, work, trl, args, best[side], seed, args.updates))
-        result = {"settings": settings_of(args), "micro_batch": best, **told(rounds)}
+        result = {"settings": settings_of(args), "micro_batch": best, "trials": trials}
+        result |= told(rounds)
         if args.updates >= WORTH_JUDGING:
-            result["heldout_score_of_the_base"] = heldout_score(work, "all")
+            result |= gained(rounds, heldout_score(work, "all", args.max_new_tokens))
+        result["rounds"] = rounds
     text = json.dumps(result, indent=2)
     print(text)
     if args.out:
@@ -112,16 +117,30 @@ def prepare(work: Path, adapter_layers: str) -> None:
     (work / "base.txt").write_text(backbone.base_path)
 
 
-def fastest_micro(side: str, work: Path, trl: Path, args: argparse.Namespace) -> int:
-    """The micro-batch of the quickest update; one that does not fit in memory is left out."""
+def try_micros(side: str, work: Path, trl: Path, args: argparse.Namespace) -> dict[int, float]:
+    """Seconds of an update by micro-batch; endless for one that ended otherwise, out of memory."""
     if len(args.micro) == 1:
-        return args.micro[0]
-    seconds = {
-        micro: run(side, work, trl, args, micro, 0, 1)["seconds"]
-        for micro in args.micro
-        if micro <= args.batch
-    }
-    return min(seconds, key=lambda micro: seconds[micro])
+        return {args.micro[0]: 0.0}
+    seconds: dict[int, float] = {}
+    for micro in (size for size in args.micro if size <= args.batch):
+        try:
+            seconds[micro] = run(side, work, trl, args, micro, 0, 1)["seconds"]
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            seconds[micro] = float("inf")
+    return seconds
+
+
+def fastest(seconds: dict[int, float]) -> int:
+    """The micro-batch of the quickest update.
+
+    Raises:
+        SystemExit: none of them ended well.
+    """
+    best = min(seconds, key=lambda micro: seconds[micro])
+    if seconds[best] == float("inf"):
+        raise SystemExit("No micro-batch gave an update; what went wrong is above.")
+    return best
 
 
 def run(
@@ -138,16 +157,19 @@ def run(
         env=environment(args.device),
     )
     if done.returncode:
-        raise SystemExit(f"{program.name} ended with {done.returncode}; what it said is above")
+        raise RuntimeError(f"{program.name} ended with {done.returncode}; what it said is above")
     figures = json.loads(done.stdout.splitlines()[-1])
     if updates >= WORTH_JUDGING:
         layers = args.adapter_layers if side == "ours" else "all"
-        figures["heldout_score"] = heldout_score(work, layers, work / f"policy-{side}")
+        length, policy = args.max_new_tokens, work / f"policy-{side}"
+        figures["heldout_score"] = heldout_score(work, layers, length, policy)
     print(f"{side} seed {seed} micro {micro}: {figures}", file=sys.stderr)
     return figures
 
 
-def heldout_score(work: Path, adapter_layers: str, policy: Path | None = None) -> float:
+def heldout_score(
+    work: Path, adapter_layers: str, length: int, policy: Path | None = None
+) -> float:
     """Mean score of the answers to the held-out prompts; same seeds and reward for everybody."""
     from lorarlhf import Backbone, generate
     from lorarlhf.data import as_conversation, bundled, read_prompts
@@ -159,7 +181,7 @@ def heldout_score(work: Path, adapter_layers: str, policy: Path | None = None) -
         backbone.load_role("policy", policy)
     role = "base" if policy is None else "policy"
     prompts = [as_conversation(row["prompt"]) for row in read_prompts(bundled("prompts_heldout"))]
-    answers = generate(backbone, prompts, role=role, max_new_tokens=32, seed=7)
+    answers = generate(backbone, prompts, role=role, max_new_tokens=length, seed=7)
     scores = score_answers(backbone, prompts, [answer.text for answer in answers])
     return sum(scores) / len(scores)
 
@@ -182,6 +204,16 @@ def told(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
     share = memory["ours_above_interpreter_mb"] / memory["trl_above_interpreter_mb"]
     return {**sides, "times_faster": times, "memory": memory | {"share": round(share, 3)}}
+
+
+def gained(rounds: dict[str, list[dict[str, Any]]], of_the_base: float) -> dict[str, Any]:
+    """How far each seed's policy is above the base on the held-out prompts."""
+    scores = {side: [row["heldout_score"] - of_the_base for row in rounds[side]] for side in SIDES}
+    return {
+        "heldout_score_of_the_base": of_the_base,
+        "score_gained": {side: [round(x, 2) for x in row] for side, row in scores.items()},
+        "score_gained_median": {side: round(median(row), 2) for side, row in scores.items()},
+    }
 
 
 if __name__ == "__main__":

@@ -77,10 +77,31 @@ def test_a_settings_file_for_all_stages(tmp_path: Path) -> None:
 
 def test_a_preset_that_is_not_there_is_named() -> None:
     for name in ("9", "12gb-9b", "big"):
-        words = type("", (), {"preset": name})
-        if name == "12gb-9b" or "gb-" not in name:
-            with pytest.raises(SystemExit, match="There is no preset"):
-                on_gpu.what_to_run(words)
+        with pytest.raises(SystemExit, match="There is no preset"):
+            on_gpu.what_to_run(name, "smollm2-135m")
+
+
+def test_everything_is_all_that_suits_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    kept: list[str] = []
+
+    def noted(name: str, *_: object) -> dict[str, object]:
+        asked.append(name)
+        return {"name": name, "failed": False, "seconds": 1, "said": []}
+
+    monkeypatch.setattr(on_gpu, "step", noted)
+    monkeypatch.setattr(on_gpu, "keep", lambda preset, rows: kept.append(preset))
+    monkeypatch.setattr(on_gpu, "is_such_a_card", lambda preset: preset.startswith("8gb"))
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--everything", "--device", "cpu", "--out", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        on_gpu.main()
+    assert ended.value.code == 0 and kept == ["8gb-1.5b", "8gb-3b", "8gb-8b"]
+    assert asked[:3] == ["doctor", "demo", "sft"] and asked[-2:] == ["ppo_vs_trl", "ppo_limits"]
+    assert "8gb-3b dpo" in asked and "8gb-8b orpo" not in asked  # too large for this card
 
 
 def test_what_was_measured_stands_in_the_table(
@@ -88,8 +109,8 @@ def test_what_was_measured_stands_in_the_table(
 ) -> None:
     monkeypatch.setattr(presets, "FOLDER", tmp_path)
     steps = [
-        {"name": "sft", "measured": 4.36e9, "failed": False},
-        {"name": "ppo", "failed": True},
+        {"name": "8gb-1.5b sft", "stage": "sft", "measured": 4.36e9, "failed": False},
+        {"name": "8gb-1.5b ppo", "stage": "ppo", "failed": True},
     ]
     on_gpu.keep("8gb-1.5b", steps)
     assert json.loads((tmp_path / "measured.json").read_text()) == {"8gb-1.5b": {"sft": 4.36}}
@@ -100,7 +121,7 @@ def test_what_was_measured_stands_in_the_table(
     ]
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[5] == "4.4" and cells.count("-") == len(STAGES) - 1
-    on_gpu.keep("8gb-1.5b", [{"name": "ppo", "measured": 5e9, "failed": False}])
+    on_gpu.keep("8gb-1.5b", [{"name": "x", "stage": "ppo", "measured": 5e9, "failed": False}])
     assert json.loads((tmp_path / "measured.json").read_text())["8gb-1.5b"]["sft"] == 4.36
 
 

@@ -23,8 +23,12 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted([*(ROOT / "lorarlhf").rglob("*.py"), *(ROOT / "ui").glob("*.py")])
 FACTORIES = {
     *("tensor", "as_tensor", "zeros", "ones", "empty", "full", "arange", "linspace", "eye"),
-    *("rand", "randn", "randint", "randperm", "normal", "Generator"),
+    *("logspace", "scalar_tensor", "rand", "randn", "randint", "randperm", "normal", "Generator"),
 }
+# float32 is what sums and adapters are kept in, whatever the compute dtype.
+HALVES = {"float16", "bfloat16", "half"}
+# Where the compute dtype is chosen, and what a packaged base is written in.
+CHOOSE = {"backbone/devices.py", "backbone/convert.py"}
 DEVICE_FIRST = {"Generator"}  # takes its device as its first argument, too
 FOR_ONE_KIND = {"cuda", "cpu", "mps", "xpu", "npu", "half", "bfloat16", "double"}
 
@@ -61,13 +65,53 @@ def moved_by_name(tree: ast.AST) -> list[int]:
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in FOR_ONE_KIND - {"cpu"}
-        and not node.args
+        and ast.unparse(node.func.value) != "torch"
+    ] + [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for value in [*_to(node), *(word.value for word in node.keywords if word.arg == "device")]
+        if isinstance(value, ast.Constant) and value.value in FOR_ONE_KIND - {"cpu"}
+    ]
+
+
+def _to(node: ast.Call) -> list[ast.expr]:
+    is_to = isinstance(node.func, ast.Attribute) and node.func.attr == "to"
+    return node.args if is_to else []
+
+
+def half_precision(tree: ast.AST) -> list[int]:
+    """Lines that name a 16-bit dtype otherwise than to compare with it."""
+    compared = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        for part in [*node.comparators, node.left]
+    }
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in HALVES
+        and ast.unparse(node.value) == "torch"
+        and id(node) not in compared
     ]
 
 
 def test_every_new_tensor_names_its_device() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{n}" for path, tree in trees() for n in without_device(tree)
+    ]
+    assert found == []
+
+
+def test_no_dtype_is_taken_for_granted() -> None:
+    """16 bit is the backbone's compute dtype or nothing: it is named where it is chosen alone."""
+    found = [
+        f"{path.relative_to(ROOT)}:{n}"
+        for path, tree in trees()
+        for n in half_precision(tree)
+        if path.relative_to(ROOT / path.relative_to(ROOT).parts[0]).as_posix() not in CHOOSE
     ]
     assert found == []
 
@@ -92,7 +136,20 @@ def test_nothing_is_moved_to_a_device_by_name() -> None:
 )
 def test_what_is_found(line: str, wrong: bool) -> None:
     assert bool(without_device(ast.parse(line))) == wrong
-    assert moved_by_name(ast.parse("x.cuda()")) == [1] and not moved_by_name(ast.parse("x.to(d)"))
+
+
+@pytest.mark.parametrize(
+    "line", ["x.cuda()", "x.cuda(0)", "x.half()", "x.to('cuda')", "f(x, device='mps')"]
+)
+def test_a_device_by_name_is_found(line: str) -> None:
+    assert moved_by_name(ast.parse(line)) == [1]
+    assert not moved_by_name(ast.parse("x.to(d)")) and not moved_by_name(ast.parse("x.to('cpu')"))
+
+
+def test_a_dtype_taken_for_granted_is_found() -> None:
+    assert half_precision(ast.parse("x.to(torch.bfloat16)")) == [1]
+    assert half_precision(ast.parse("torch.zeros(3, dtype=torch.float16)")) == [1]
+    assert half_precision(ast.parse("y = x.dtype == torch.bfloat16")) == []
 
 
 # ---- and where tensors are handed in, another kind of device is told from the base's own
