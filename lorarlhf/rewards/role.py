@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.reading import Prompt
 from lorarlhf.backbone.roles import normed
 from lorarlhf.backbone.shrinking import shrinking
@@ -121,3 +122,4 @@ def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
         size = len(batch[0])
         left = left[size:]
         yield batch
+        give_back_memory()  # the holes that dequantised weights leave in a CPU's heap
