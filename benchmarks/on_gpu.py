@@ -52,7 +52,7 @@ def main() -> None:
     ]
     for name, (base, stages) in plans.items():
         rows = [measured(base, plan, args, env, name or "") for plan in stages.values()]
-        if name is not None and is_such_a_card(name):
+        if name is not None and args.device == "cuda" and is_such_a_card(name):
             keep(name, rows)
         steps += rows
     if args.everything:

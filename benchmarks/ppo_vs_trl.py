@@ -72,15 +72,21 @@ def main() -> None:
         for seed in range(args.seeds):
             for side in SIDES:
                 rounds[side].append(run(side, work, trl, args, best[side], seed, args.updates))
+                write(args.out, {"rounds": rounds})  # hours: should a later one fail
         result = {"settings": settings_of(args), "micro_batch": best, "trials": trials}
         result |= told(rounds)
         if args.updates >= WORTH_JUDGING:
             result |= gained(rounds, heldout_score(work, "all", args.max_new_tokens))
         result["rounds"] = rounds
+    print(write(args.out, result))
+
+
+def write(out: Path | None, result: dict[str, Any]) -> str:
+    """The figures as JSON, in a file too where one is named."""
     text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
+    if out:
+        out.write_text(text + "\n", encoding="utf-8")
+    return text
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -117,30 +123,37 @@ def prepare(work: Path, adapter_layers: str) -> None:
     (work / "base.txt").write_text(backbone.base_path)
 
 
-def try_micros(side: str, work: Path, trl: Path, args: argparse.Namespace) -> dict[int, float]:
-    """Seconds of an update by micro-batch; endless for one that ended otherwise, out of memory."""
+Trials = dict[int, float | None]
+
+
+class Failed(SystemExit):
+    """One side's process ended badly; ends the benchmark where nobody catches it."""
+
+
+def try_micros(side: str, work: Path, trl: Path, args: argparse.Namespace) -> Trials:
+    """Seconds of an update by micro-batch; None for one that ended otherwise, out of memory."""
     if len(args.micro) == 1:
         return {args.micro[0]: 0.0}
-    seconds: dict[int, float] = {}
+    seconds: Trials = {}
     for micro in (size for size in args.micro if size <= args.batch):
         try:
             seconds[micro] = run(side, work, trl, args, micro, 0, 1)["seconds"]
-        except RuntimeError as error:
+        except Failed as error:
             print(error, file=sys.stderr)
-            seconds[micro] = float("inf")
+            seconds[micro] = None
     return seconds
 
 
-def fastest(seconds: dict[int, float]) -> int:
+def fastest(seconds: Trials) -> int:
     """The micro-batch of the quickest update.
 
     Raises:
         SystemExit: none of them ended well.
     """
-    best = min(seconds, key=lambda micro: seconds[micro])
-    if seconds[best] == float("inf"):
+    known = {micro: took for micro, took in seconds.items() if took is not None}
+    if not known:
         raise SystemExit("No micro-batch gave an update; what went wrong is above.")
-    return best
+    return min(known, key=lambda micro: known[micro])
 
 
 def run(
@@ -157,7 +170,7 @@ def run(
         env=environment(args.device),
     )
     if done.returncode:
-        raise RuntimeError(f"{program.name} ended with {done.returncode}; what it said is above")
+        raise Failed(f"{program.name} ended with {done.returncode}; what it said is above")
     figures = json.loads(done.stdout.splitlines()[-1])
     if updates >= WORTH_JUDGING:
         layers = args.adapter_layers if side == "ours" else "all"

@@ -45,13 +45,13 @@ def test_a_micro_batch_that_ends_badly_is_left_out(monkeypatch: pytest.MonkeyPat
 
     def run(side: str, work: Path, trl: Path, args: Any, micro: int, *_: int) -> dict[str, float]:
         if micro not in taken:
-            raise RuntimeError("killed")
+            raise ppo_vs_trl.Failed("killed")
         return {"seconds": taken[micro]}
 
     monkeypatch.setattr(ppo_vs_trl, "run", run)
     args = argparse.Namespace(micro=[4, 8, 16, 32], batch=16)
     trials = ppo_vs_trl.try_micros("ours", Path(), Path(), args)
-    assert trials == {4: 3.0, 8: 2.0, 16: float("inf")} and ppo_vs_trl.fastest(trials) == 8
+    assert trials == {4: 3.0, 8: 2.0, 16: None} and ppo_vs_trl.fastest(trials) == 8
     taken.clear()
     with pytest.raises(SystemExit, match="No micro-batch"):
         ppo_vs_trl.fastest(ppo_vs_trl.try_micros("ours", Path(), Path(), args))

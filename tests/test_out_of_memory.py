@@ -139,6 +139,7 @@ def test_the_largest_step_comes_first(tiny_base: Path, tmp_path: Path) -> None:
     trainer = ppo(fresh(tiny_base), tmp_path, micro_batch_size=2, max_new_tokens=16)
     before = weights(trainer.backbone, "policy"), weights(trainer.backbone, "value")
     seen: list[int] = []
+    sampled: list[int] = []
     own = trainer.update
 
     def look() -> Any:
@@ -148,7 +149,11 @@ def test_the_largest_step_comes_first(tiny_base: Path, tmp_path: Path) -> None:
     trainer.update = look  # type: ignore[method-assign]
     layer = trainer.backbone.decoder.layers[-1]
     hook = layer.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(args[0].shape[1]) if torch.is_grad_enabled() else None,
+        lambda _, args, kwargs: (
+            seen.append(args[0].shape[1])
+            if torch.is_grad_enabled()
+            else sampled.append(args[0].shape[0])
+        ),
         with_kwargs=True,
     )
     trainer._rehearse()
@@ -158,6 +163,7 @@ def test_the_largest_step_comes_first(tiny_base: Path, tmp_path: Path) -> None:
     packed = Pack.of([ids + [0] * 16 for ids in longest], trainer.backbone.device, 10**6)
     shared = sum(map(len, longest)) + 2 * 16 - packed.input_ids.shape[1]
     assert set(seen) == {sum(map(len, longest)) + 2 * 16 - shared}
+    assert 4 in sampled  # as many answers as a rollout has were begun
     assert torch.equal(before[0], weights(trainer.backbone, "policy"))
     assert torch.equal(before[1], weights(trainer.backbone, "value"))
     assert all(p.grad is None for p in trainer.backbone.model.parameters())
@@ -265,7 +271,7 @@ def test_what_is_run_without_gradients_shrinks_too(tiny_base: Path) -> None:
 
 
 def test_sampling_keeps_what_it_has_and_what_fitted(
-    tiny_base: Path, capsys: pytest.CaptureFixture[str]
+    tiny_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = fresh(tiny_base)
     encoded = [backbone.encode("Why?")] * 6
@@ -274,7 +280,7 @@ def test_sampling_keeps_what_it_has_and_what_fitted(
     wanted = [c.ids for c in plain(backbone, encoded, args, range(6))]
     assert plain.most is None
     lengths = len(encoded[0])
-    with short_of_memory(backbone, 4 * lengths, backward=False) as refused:  # 3, then 2 of them
+    with short_of_memory(backbone, 4 * lengths, backward=False) as refused:  # 3, then 3 of them
         for _ in range(2):
             got = [c.ids for c in short(backbone, encoded, args, range(6))]
             assert got == wanted and short.most == 3
@@ -284,6 +290,10 @@ def test_sampling_keeps_what_it_has_and_what_fitted(
     with short_of_memory(backbone, 4 * lengths, backward=False):
         rehearsed.rehearse(backbone, encoded[:1], args)
     assert rehearsed.most == 3  # found out before the first update
+    monkeypatch.setattr("lorarlhf.processes.own_share", lambda count: range(0))
+    nobody = OwnSampler()  # a process without a prompt of its own
+    nobody.rehearse(backbone, encoded[:1], args)
+    assert nobody(backbone, [], args, []) == [] and nobody.most is None
 
 
 def test_what_is_taken_for_it() -> None:

@@ -94,12 +94,15 @@ def test_everything_is_all_that_suits_the_card(
     monkeypatch.setattr(on_gpu, "step", noted)
     monkeypatch.setattr(on_gpu, "keep", lambda preset, rows: kept.append(preset))
     monkeypatch.setattr(on_gpu, "is_such_a_card", lambda preset: preset.startswith("8gb"))
-    monkeypatch.setattr(
-        sys, "argv", ["x", "--everything", "--device", "cpu", "--out", str(tmp_path)]
-    )
-    with pytest.raises(SystemExit) as ended:
-        on_gpu.main()
-    assert ended.value.code == 0 and kept == ["8gb-1.5b", "8gb-3b", "8gb-8b"]
+    monkeypatch.setattr(on_gpu, "environment", lambda device: {})
+    for device in ("cpu", "cuda"):
+        asked.clear()
+        words = ["x", "--everything", "--device", device, "--out", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            on_gpu.main()
+        assert ended.value.code == 0
+        assert kept == ["8gb-1.5b", "8gb-3b", "8gb-8b"] * (device == "cuda")
     assert asked[:3] == ["doctor", "demo", "sft"] and asked[-2:] == ["ppo_vs_trl", "ppo_limits"]
     assert "8gb-3b dpo" in asked and "8gb-8b orpo" not in asked  # too large for this card
 

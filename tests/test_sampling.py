@@ -65,8 +65,11 @@ def test_the_cache_holds_what_transformers_holds() -> None:
             for layer in (ours, theirs):
                 layer.batch_select_indices(torch.tensor([0, 2]))
         new = torch.randn(2, rows, 2, length, 4)
+        place = ours._rooms[0].data_ptr() if ours._rooms else None
         for got, wanted in zip(ours.update(*new), theirs.update(*new), strict=True):
             assert torch.equal(got, wanted)
+        if place is not None and ours.get_seq_length() <= ROOM:  # nothing was copied
+            assert ours._rooms[0].data_ptr() == place
         assert ours.get_seq_length() == theirs.get_seq_length()
         assert ours.get_mask_sizes(1) == theirs.get_mask_sizes(1)
 

@@ -1,6 +1,8 @@
 """The optimization of one rollout: passes over its minibatches, a step of policy and value each."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -36,7 +38,8 @@ class Learner:
         self.start_anew()
         with backbone.role("base"):  # tried once, at a calm moment
             for first in self.first.values():
-                backbone.passes.splits_at(first)
+                if first > backbone.split:
+                    backbone.passes.splits_at(first)
 
     @property
     def layers(self) -> dict[str, int]:
@@ -54,6 +57,15 @@ class Learner:
             )
             self.scalers[role] = _scaler(self.backbone)
 
+    @contextmanager
+    def room_for_adam(self) -> Iterator[None]:
+        """Hold as much memory inside as Adam will have after its first step."""
+        anew = [role for role, optimizer in self.optimizers.items() if not optimizer.state]
+        weights = [weight for role in anew for weight in self._weights(role)]
+        room = [torch.empty_like(weight) for weight in weights for _ in range(2)]
+        yield
+        del room
+
     def rehearse(self, prompts: list[list[int]], answer_tokens: int) -> None:
         """Gradients of both roles on made-up answers of full length; no step is taken.
 
@@ -67,14 +79,9 @@ class Learner:
         answers = [nonsense] * len(rows)
         tokens = [like.numel()]
         rollout = Rollout([], answers, [], prompts, [rows], tokens, like == 0, *tables)
-        # Adam has its room only after a step, of which there is none here.
-        anew = [role for role, optimizer in self.optimizers.items() if not optimizer.state]
-        weights = [weight for role in anew for weight in self._weights(role)]
-        room = [torch.empty_like(w) for w in weights for _ in range(2)]
         with torch.random.fork_rng(devices=[]):
             until_it_fits(self.args, lambda: self._value_gradients(rollout, 0))
             until_it_fits(self.args, lambda: self._policy_gradients(rollout, 0))
-        del room
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         give_back_memory()

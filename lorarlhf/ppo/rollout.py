@@ -121,6 +121,8 @@ class OwnSampler:
             )
 
         new: list[list[int]] = []
+        if not encoded:
+            return []
         with backbone.role("policy"), backbone.dense(DENSE):
             while len(new) < len(encoded):
                 new += self._fitting(args, len(encoded) - len(new), attempt)
@@ -130,7 +132,8 @@ class OwnSampler:
     def rehearse(self, backbone: Backbone, longest: list[list[int]], args: PPOConfig) -> None:
         """Begin as many answers to the longest prompts as are sampled together, and go no further.
 
-        The keys and values of whole answers have their room by then.
+        The keys and values of whole answers have their room by then (in layers that keep all of
+        them; those of a sliding window grow up to it).
         """
 
         def attempt(count: int) -> list[Sampler]:
@@ -142,8 +145,11 @@ class OwnSampler:
                 sampler.step()
             return [sampler] * count
 
+        share = len(processes.own_share(args.rollout_batch_size))
+        if not share:
+            return
         with backbone.role("policy"), backbone.dense(DENSE):
-            self._fitting(args, len(processes.own_share(args.rollout_batch_size)), attempt)
+            self._fitting(args, share, attempt)
         give_back_memory()
 
     def _fitting(self, args: PPOConfig, left: int, attempt: Callable[[int], list[T]]) -> list[T]:

@@ -160,7 +160,7 @@ class PPOTrainer(_BaseTrainer):
         prompts = [row["prompt"] for row in written]
         encoded = sorted(encode_prompts(self.backbone, prompts, args.max_prompt_tokens), key=len)
         longest = encoded[::-1]
-        with self._weights_at_hand():
+        with self._weights_at_hand(), self.learner.room_for_adam():
             if isinstance(self.sampling, OwnSampler):
                 self.sampling.rehearse(self.backbone, longest, args)
             micro = list(itertools.islice(itertools.cycle(longest), count))
