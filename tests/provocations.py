@@ -156,7 +156,7 @@ def provoke(case: Provocation, base: Path, folder: Path, callbacks: Any = None) 
             stops = list(range(3, 3 + case.stops))
             stack.enter_context(patch.object(Backbone, "stop_ids", stops))
         if case.sampler is not None:
-            stack.enter_context(patch.object(ppo_trainer, "sample", case.sampler))
+            stack.enter_context(patch.object(ppo_trainer, "_sampling", lambda *_: case.sampler))
         if case.moved:
             torch.manual_seed(0)
             for weight in roles.adapter_parameters(backbone.model, "default").values():
