@@ -34,21 +34,16 @@ def fuse_lora(model: PeftModel) -> None:
 def ready_adapters(modules: Iterable[LoraLayer], dtype: torch.dtype) -> Iterator[None]:
     """Hold the active adapter in the dtype of the products inside, its scaling in B.
 
-    For many small forwards without gradient, each of which would cast every weight anew. Nothing
-    may train inside.
+    For many small forwards without gradient, each of which would cast every weight anew and ask
+    each layer what it has to do. Nothing may train inside.
     """
     layers: list[Any] = [module for module in modules if isinstance(module, Fused)]
     try:
         for layer in layers:
-            layer.__dict__["ready"] = {
-                name: (
-                    layer.lora_A[name].weight.detach().to(dtype),
-                    (layer.lora_B[name].weight.detach() * layer.scaling[name]).to(dtype),
-                    1.0,
-                )
-                for name in layer.active_adapters
-                if name in layer.lora_A
-            }
+            if (name := layer.only_adapter()) is not None:
+                low = layer.lora_A[name].weight.detach().to(dtype)
+                high = layer.lora_B[name].weight.detach() * layer.scaling[name]
+                layer.__dict__["ready"] = layer._active_adapter, low.T, high.to(dtype).T
         yield
     finally:
         for layer in layers:
@@ -61,24 +56,37 @@ class Fused:
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., in) -> (..., out)."""
         layer: Any = self
+        ready = layer.__dict__.get("ready")
+        if ready is not None and not layer._disable_adapters:
+            name, low, high = ready
+            if name == layer._active_adapter and x.dtype == low.dtype:
+                y = layer.base_layer(x)
+                y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]) @ low, high)
+                return y
         own: Any = super()
-        names = layer.active_adapters
         if args or kwargs or layer.merged:
             return own.forward(x, *args, **kwargs)
-        if layer._disable_adapters or not any(name in layer.lora_A for name in names):
+        if layer._disable_adapters or not any(n in layer.lora_A for n in layer.active_adapters):
             return layer.base_layer(x)
-        if len(names) != 1:
+        name = layer.only_adapter()
+        if name is None:
             return own.forward(x)
+        weights = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+        if torch.is_grad_enabled():
+            return _LoraLinear.apply(x, *weights, layer.base_layer)
+        return _product(x, *weights, layer.base_layer)[0]
+
+    def only_adapter(self) -> str | None:
+        """The one adapter that is active, where it is of the kind that is known here."""
+        layer: Any = self
+        names = [name for name in layer.active_adapters if name in layer.lora_A]
+        if len(names) != 1 or len(layer.active_adapters) != 1:
+            return None
         (name,) = names
         dropout, b = layer.lora_dropout[name], layer.lora_B[name]
         drops = dropout.training and getattr(dropout, "p", 0) > 0
-        if drops or b.bias is not None or name in layer.lora_variant:
-            return own.forward(x)
-        weights = layer.lora_A[name].weight, b.weight, layer.scaling[name]
-        if torch.is_grad_enabled():
-            return _LoraLinear.apply(x, *weights, layer.base_layer)
-        low, high, scaling = layer.__dict__.get("ready", {}).get(name, weights)
-        return _product(x, low, high, scaling, layer.base_layer)[0]
+        known = not drops and b.bias is None and name not in layer.lora_variant
+        return name if known and not layer.merged and not layer._disable_adapters else None
 
 
 @cache
