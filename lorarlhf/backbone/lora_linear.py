@@ -79,10 +79,10 @@ class Fused:
     def only_adapter(self) -> str | None:
         """The one adapter that is active, where it is of the kind that is known here."""
         layer: Any = self
-        names = [name for name in layer.active_adapters if name in layer.lora_A]
-        if len(names) != 1 or len(layer.active_adapters) != 1:
+        names = layer.active_adapters
+        if len(names) != 1 or names[0] not in layer.lora_A:
             return None
-        (name,) = names
+        name = names[0]
         dropout, b = layer.lora_dropout[name], layer.lora_B[name]
         drops = dropout.training and getattr(dropout, "p", 0) > 0
         known = not drops and b.bias is None and name not in layer.lora_variant

@@ -3,7 +3,7 @@
 Sequences come padded or packed; the active role is whichever `Backbone.role` switched to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,7 +52,8 @@ class Passes:
         Raises:
             ValueError: ids or mask are on another kind of device than the base.
         """
-        return self._trunk(trunk.padded_inputs(input_ids, attention_mask))
+        inputs = trunk.padded_inputs(input_ids, attention_mask)
+        return self._lower(inputs, self.split) if self.keeps_trunk else None
 
     def hidden(
         self,
@@ -69,11 +70,7 @@ class Passes:
 
     def packed_trunk(self, pack: Pack) -> torch.Tensor | None:
         """`trunk` of packed sequences: (N, H), or None."""
-        if self.packs:
-            kept = self._trunk(trunk.packed_inputs(pack))
-            return None if kept is None else kept[0]
-        kept = self.trunk(*pack.padded(PAD))
-        return None if kept is None else pack.rows_of(kept)
+        return self.packed_lower(pack, None, self.split) if self.keeps_trunk else None
 
     def splits_at(self, layer: int) -> bool:
         """Whether running the layers from there on apart gives this family's own numbers.
@@ -92,12 +89,7 @@ class Passes:
 
         Without gradient. Only where the family splits (`splits_at`).
         """
-        if self.packs:
-            above = None if kept is None else kept[None]
-            return self._lower(trunk.packed_inputs(pack), last, above)[0]
-        above = None if kept is None else pack.padded_rows(kept)
-        padded = trunk.padded_inputs(*pack.padded(PAD))
-        return pack.rows_of(self._lower(padded, last, above))
+        return self._on_rows(pack, kept, lambda inputs, above: self._lower(inputs, last, above))
 
     def packed_hidden(
         self, pack: Pack, kept: torch.Tensor | None = None, first: int | None = None
@@ -107,15 +99,19 @@ class Passes:
         Args:
             kept: the trunk, or with `first` the states below that layer.
         """
-        if self.packs:
-            above = None if kept is None else kept[None]
-            return self._hidden(trunk.packed_inputs(pack), above, first)[0]
-        above = None if kept is None else pack.padded_rows(kept)
-        padded = trunk.padded_inputs(*pack.padded(PAD))
-        return pack.rows_of(self._hidden(padded, above, first))
+        return self._on_rows(pack, kept, lambda inputs, above: self._hidden(inputs, above, first))
 
-    def _trunk(self, inputs: Inputs) -> torch.Tensor | None:
-        return self._lower(inputs, self.split) if self.keeps_trunk else None
+    def _on_rows(
+        self,
+        pack: Pack,
+        kept: torch.Tensor | None,
+        run: Callable[[Inputs, torch.Tensor | None], torch.Tensor],
+    ) -> torch.Tensor:
+        """A forward on packed rows (N, H), of families that don't pack by way of padded ones."""
+        if self.packs:
+            return run(trunk.packed_inputs(pack), None if kept is None else kept[None])[0]
+        above = None if kept is None else pack.padded_rows(kept)
+        return pack.rows_of(run(trunk.padded_inputs(*pack.padded(PAD)), above))
 
     def _lower(self, inputs: Inputs, last: int, kept: torch.Tensor | None = None) -> torch.Tensor:
         self._check_device(inputs | {"kept": kept})
