@@ -16,7 +16,7 @@ def main() -> None:
     import bitsandbytes  # noqa: F401  (what the libraries take is not what the models take)
 
     from lorarlhf import Backbone, PPOConfig, PPOTrainer
-    from lorarlhf.data import as_conversation, bundled, read_prompts
+    from lorarlhf.data.readers import as_conversation, bundled, read_prompts
 
     interpreter = interpreter_mb()
     context = interpreter if has_card() else 0.0  # not among what is held

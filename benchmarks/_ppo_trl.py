@@ -123,7 +123,7 @@ def prompts(tokenizer: Any) -> Any:
     """The bundled prompts as a data set of token ids."""
     from datasets import Dataset
 
-    from lorarlhf.data import as_conversation, bundled, read_prompts
+    from lorarlhf.data.readers import as_conversation, bundled, read_prompts
 
     conversations = [as_conversation(row["prompt"]) for row in read_prompts(bundled("prompts"))]
     options = {"add_generation_prompt": True, "return_dict": False}

@@ -21,7 +21,7 @@ from typing import Any
 import presets
 from _memory import environment
 
-from lorarlhf.memory import STAGES, Plan
+from lorarlhf.backbone.memory import STAGES, Plan
 
 HERE = Path(__file__).parent
 NEAR = 0.1  # of a card's nominal size

@@ -17,8 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.rating_pages import chromium, serving
+from lorarlhf.project.project import Project, create
 from lorarlhf.rewards.raters import Answer, cheerful_score
-from lorarlhf.workspace import Workspace, create
 
 OUT = Path(__file__).parents[1] / "docs" / "images"
 SIZES = {360: 740, 768: 1024, 1280: 800}
@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder, chromium() as browser:
-        space = Workspace(args.project) if args.project else tuned(Path(folder) / "my-assistant")
+        space = Project(args.project) if args.project else tuned(Path(folder) / "my-assistant")
         with serving(space) as url:
             page = browser.new_page(viewport={"width": 1280, "height": 800})
             vote(page, url, space)
@@ -45,7 +45,7 @@ def main() -> None:
             photograph(browser, url, args.out)
 
 
-def tuned(folder: Path) -> Workspace:
+def tuned(folder: Path) -> Project:
     """A project whose base was tuned on the demonstrations."""
     space = create(folder)
     command = [sys.executable, "-m", "lorarlhf.cli", "sft", str(space.folder), "--data"]
@@ -55,7 +55,7 @@ def tuned(folder: Path) -> Workspace:
     return space
 
 
-def vote(page: Any, url: str, space: Workspace) -> None:
+def vote(page: Any, url: str, space: Project) -> None:
     """Two dozen votes by keys, for the friendlier answer."""
     page.goto(url)
     answers = page.locator(".judge[data-streaming='no'] .answer .body")

@@ -172,7 +172,7 @@ def matrix_speed(backbone: Any) -> float:
     """
     import torch
 
-    from lorarlhf.backbone.dense import _packed, _packed_product, _packs
+    from lorarlhf.backbone.kernels.dequantised import _packed, _packed_product, _packs
 
     hidden, wide = backbone.hidden_size, backbone.causal.config.intermediate_size
     best = 0.0
@@ -203,8 +203,7 @@ def seconds_of(product: Callable[[], Any]) -> float:
 def optimization_work(trainer: Any) -> float:
     """Operations of one update's epochs: products with the base's weights (forward, and backward to
     the inputs), with LoRA's (forward, and backward to both) and with the LM head."""
-    from lorarlhf.estimating import read_shape
-    from lorarlhf.memory import Plan, adapter_bytes
+    from lorarlhf.backbone.memory import Plan, adapter_bytes, read_shape
 
     backbone, args = trainer.backbone, trainer.args
     shape = read_shape(backbone.base)
@@ -270,8 +269,8 @@ def kind_of(operator: str, sizes: list[int], words: int, rank: int) -> str:
 
 def adapter(base: str) -> dict[str, Any]:
     """Seconds of sampling 16 answers of 32 tokens: the bare base and the policy, A B A B."""
-    from lorarlhf.generation import generate_ids
-    from lorarlhf.memory import DENSE
+    from lorarlhf.backbone.generation import generate_ids
+    from lorarlhf.backbone.limits import DEQUANTISED_BYTES
 
     trainer, folder = make_trainer(32, 16, "upper-half", base)
     backbone = trainer.backbone
@@ -281,7 +280,7 @@ def adapter(base: str) -> dict[str, Any]:
         for _ in range(6):
             for role, times in seconds.items():
                 # 4-bit weights are at hand as in PPO's own sampling.
-                with backbone.role(role), backbone.dense(DENSE):
+                with backbone.role(role), backbone.dense(DEQUANTISED_BYTES):
                     started = time.perf_counter()
                     generate_ids(backbone, encoded, max_new_tokens=32)
                     times.append(time.perf_counter() - started)

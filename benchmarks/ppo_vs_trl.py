@@ -105,9 +105,9 @@ def install_trl(folder: Path) -> Path:
 def prepare(work: Path, adapter_layers: str) -> None:
     """The reward adapter that a side opens: a fit on the base's states, its LoRA still zero."""
     from lorarlhf import Backbone, train_reward_model
-    from lorarlhf.data import bundled
+    from lorarlhf.data.readers import bundled
     from lorarlhf.rewards.axes import read_axes
-    from lorarlhf.runs import Run
+    from lorarlhf.runtime.run import Run
     from lorarlhf.stages.reward_model import RewardSettings
 
     axes = [row for row in read_axes(bundled("style_axes.jsonl")) if row[0] in FRIENDLY]
@@ -185,7 +185,7 @@ def heldout_score(
 ) -> float:
     """Mean score of the answers to the held-out prompts; same seeds and reward for everybody."""
     from lorarlhf import Backbone, generate
-    from lorarlhf.data import as_conversation, bundled, read_prompts
+    from lorarlhf.data.readers import as_conversation, bundled, read_prompts
     from lorarlhf.rewards.role import score_answers
 
     backbone = Backbone.load(adapter_layers=adapter_layers)

@@ -1,4 +1,4 @@
-"""Settings by card and base, computed by `lorarlhf.memory`: writes recipes/presets/.
+"""Settings by card and base, computed by `lorarlhf.backbone.memory`: writes recipes/presets/.
 
     .venv/bin/python benchmarks/presets.py            # writes the files and their table
     .venv/bin/python benchmarks/presets.py --check    # only says whether they are up to date
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.memory import STAGES, Plan, Shape, estimate
+from lorarlhf.backbone.memory import STAGES, Plan, Shape, estimate
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "presets"
 CARDS = (8, 12, 16, 24)  # gigabytes of 2^30 bytes, as cards are sold
@@ -40,10 +40,10 @@ Settings for a card and a base, for every stage: `lorarlhf sft --config recipes/
 with `--set`. Where a base is missing for a card, no stage of it fits with 128 tokens a prompt and
 128 an answer.
 
-Computed by `python benchmarks/presets.py` from what `lorarlhf.memory` says of cards. The columns
-give the expected peak in GB (10^9 bytes); those with * what was **measured** on such a card by
-`benchmarks/on_gpu.sh`, and - where nobody has yet. Every run says what it expects before it loads
-anything, and stops where that is more than is free.
+Computed by `python benchmarks/presets.py` from what `lorarlhf.backbone.memory` says of cards. The
+columns give the expected peak in GB (10^9 bytes); those with * what was **measured** on such a card
+by `benchmarks/on_gpu.sh`, and - where nobody has yet. Every run says what it expects before it
+loads anything, and stops where that is more than is free.
 """.splitlines()
 
 

@@ -30,7 +30,7 @@ from lorarlhf.preferences import accounts
 from lorarlhf.preferences.queue import next_shown
 from lorarlhf.preferences.records import Given, Verdict
 from lorarlhf.preferences.store import Store
-from lorarlhf.workspace import Workspace, create
+from lorarlhf.project.project import Project, create
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.browser.chromium import FLAGS, provide
@@ -80,7 +80,7 @@ look();
 """
 
 
-def seconds_to_pair(browser: Any, space: Workspace, *words: str) -> float:
+def seconds_to_pair(browser: Any, space: Project, *words: str) -> float:
     """Start the command, open its page, wait for the first answers."""
     context = browser.new_context()
     page = context.new_page()
@@ -226,7 +226,7 @@ def vote_together(clients: list[Client], seconds: float, pause: float) -> list[f
 # ---- set-up
 
 
-def project(folder: Path, items: int = 0, votes: int = 0, raters: int = 0) -> Workspace:
+def project(folder: Path, items: int = 0, votes: int = 0, raters: int = 0) -> Project:
     """A project with so many pairs to rate and votes that are there already."""
     space = create(folder)
     store = space.store()
@@ -250,7 +250,7 @@ def project(folder: Path, items: int = 0, votes: int = 0, raters: int = 0) -> Wo
 
 
 @contextmanager
-def serving(space: Workspace, *words: str) -> Iterator[str]:
+def serving(space: Project, *words: str) -> Iterator[str]:
     """`lorarlhf ui` in a process of its own, until the block ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -21,7 +21,7 @@ from typing import Any
 
 from _memory import environment, forget_peak, has_card, held_mb, interpreter_mb, peak_mb
 
-from lorarlhf.memory import STAGES, Plan, estimate
+from lorarlhf.backbone.memory import STAGES, Plan, estimate
 
 RANDOM: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
@@ -90,17 +90,17 @@ def row_of(stage: str, base: str, args: argparse.Namespace) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{stage} ended with {done.returncode}; what it said is above")
     row = {"stage": stage, "base": args.base} | json.loads(done.stdout.splitlines()[-1])
-    row |= foretold(stage, base, args, row)
+    row |= estimated(stage, base, args, row)
     print(f"{stage}: {row}", file=sys.stderr)
     return row
 
 
-def foretold(
+def estimated(
     stage: str, base: str, args: argparse.Namespace, measured: dict[str, Any]
 ) -> dict[str, Any]:
     """What the estimate says of the whole process, and by how much it is off."""
-    from lorarlhf.backbone.anatomy import count_adapter_layers
-    from lorarlhf.estimating import read_shape
+    from lorarlhf.backbone.limits import count_adapter_layers
+    from lorarlhf.backbone.memory import read_shape
 
     shape = read_shape(base)
     plan = Plan(
@@ -151,8 +151,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path) -> None:
     """Two optimizer steps, one micro-batch each (PPO: two updates)."""
     from lorarlhf import PPOConfig, PPOTrainer, train_direct, train_reward_model, train_sft
-    from lorarlhf.runs import Run
-    from lorarlhf.stages.direct import DirectSettings
+    from lorarlhf.runtime.run import Run
+    from lorarlhf.stages.dpo_orpo import DirectSettings
     from lorarlhf.stages.reward_model import RewardSettings
     from lorarlhf.stages.sft import SFTSettings
 

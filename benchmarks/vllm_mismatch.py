@@ -11,8 +11,8 @@ import json
 import torch
 
 from lorarlhf import Backbone
-from lorarlhf.data import as_conversation, bundled, read_prompts
-from lorarlhf.generation import Completion, generate
+from lorarlhf.backbone.generation import Completion, generate
+from lorarlhf.data.readers import as_conversation, bundled, read_prompts
 from lorarlhf.ppo.vllm import merged_weights
 
 PROMPTS, TOKENS = 16, 32

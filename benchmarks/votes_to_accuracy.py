@@ -33,9 +33,9 @@ import numpy as np
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.fetch import cache_folder
+from lorarlhf.backbone.generation import generate
 from lorarlhf.backbone.storage import fingerprint
-from lorarlhf.data import bundled, read_prompts
-from lorarlhf.generation import generate
+from lorarlhf.data.readers import bundled, read_prompts
 from lorarlhf.rewards.axes import style_axes
 from lorarlhf.rewards.features import answer_features
 from lorarlhf.rewards.fit import fit_head
@@ -242,7 +242,7 @@ def main() -> None:
     if args.quick:
         prompts, seeds, held_out = prompts[:80], 1, 20
     backbone = Backbone.load(args.base)
-    axes = style_axes(backbone, say=print)
+    axes = style_axes(backbone, log=print)
     results: dict[str, Any] = {}
     for name in args.rater or WIDTHS:
         tokens = args.max_new_tokens or (24 if args.quick else MAX_NEW_TOKENS[name])

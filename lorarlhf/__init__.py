@@ -7,7 +7,7 @@ torch.
 from importlib import import_module
 from typing import Any
 
-from lorarlhf import quiet as _quiet
+from lorarlhf.runtime import quiet as _quiet
 
 __version__ = "0.1.0"
 
@@ -15,9 +15,9 @@ _HOMES = {
     "Backbone": "lorarlhf.backbone.base",
     "PPOConfig": "lorarlhf.ppo.config",
     "PPOTrainer": "lorarlhf.ppo.trainer",
-    "UserError": "lorarlhf.errors",
-    "generate": "lorarlhf.generation",
-    "train_direct": "lorarlhf.stages.direct",
+    "UserError": "lorarlhf.runtime.errors",
+    "generate": "lorarlhf.backbone.generation",
+    "train_direct": "lorarlhf.stages.dpo_orpo",
     "train_reward_model": "lorarlhf.stages.reward_model",
     "train_sft": "lorarlhf.stages.sft",
 }

@@ -18,10 +18,11 @@ import argparse
 from pathlib import Path
 
 from lorarlhf import Backbone, generate, train_sft
-from lorarlhf.data import as_conversation, bundled, read_demonstrations, read_prompts
-from lorarlhf.errors import told_plainly
-from lorarlhf.folders import set_aside
-from lorarlhf.runs import Run, write_json
+from lorarlhf.data.readers import as_conversation, bundled, read_demonstrations, read_prompts
+from lorarlhf.runtime.errors import exit_on_user_error
+from lorarlhf.runtime.files import write_json
+from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.run_folder import set_aside
 from lorarlhf.stages.sft import SFTSettings
 
 BASE = "smollm2-135m"  # or a folder, or a Hugging Face id
@@ -47,7 +48,7 @@ def main() -> None:
     rows = read_demonstrations(DATA)[: 16 if args.quick else None]
     questions = [row["prompt"] for row in read_prompts(bundled("prompts_heldout"))[:SHOWN]]
     chats = [as_conversation(question) for question in questions]
-    backbone = Backbone.load(args.base, seed=SEED, say=print)
+    backbone = Backbone.load(args.base, seed=SEED, log=print)
     sampling = {"max_new_tokens": length, "temperature": TEMPERATURE, "seed": SEED}
     before = generate(backbone, chats, role="base", **sampling)
 
@@ -70,5 +71,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with told_plainly():
+    with exit_on_user_error():
         main()

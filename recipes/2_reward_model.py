@@ -22,11 +22,12 @@ import argparse
 from pathlib import Path
 
 from lorarlhf import Backbone, generate, train_reward_model
-from lorarlhf.data import as_conversation, bundled, read_preferences, read_prompts, write_jsonl
-from lorarlhf.errors import told_plainly
-from lorarlhf.folders import set_aside
+from lorarlhf.data.readers import as_conversation, bundled, read_preferences, read_prompts
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
-from lorarlhf.runs import Run, write_json
+from lorarlhf.runtime.errors import exit_on_user_error
+from lorarlhf.runtime.files import write_json, write_jsonl
+from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.run_folder import set_aside
 from lorarlhf.stages.reward_model import RewardSettings
 
 BASE = "smollm2-135m"
@@ -49,7 +50,7 @@ def main() -> None:
     supervised = args.out / "1_supervised" / "adapters" / "policy"
 
     votes = read_preferences(PREFERENCES) if PREFERENCES else []
-    backbone = Backbone.load(args.base, seed=SEED, say=print)
+    backbone = Backbone.load(args.base, seed=SEED, log=print)
     if not votes:
         if supervised.is_dir():
             backbone.load_role("policy", supervised)
@@ -88,5 +89,5 @@ def simulated_votes(backbone: Backbone, quick: bool) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    with told_plainly():
+    with exit_on_user_error():
         main()

@@ -19,19 +19,14 @@ import argparse
 from pathlib import Path
 
 from lorarlhf import Backbone, UserError, generate, train_direct
-from lorarlhf.data import (
-    as_conversation,
-    bundled,
-    read_preferences,
-    read_prompts,
-    write_jsonl,
-)
-from lorarlhf.errors import told_plainly
+from lorarlhf.data.readers import as_conversation, bundled, read_preferences, read_prompts
 from lorarlhf.evaluation.win_rate import judge_pairs, win_rate
-from lorarlhf.folders import set_aside
 from lorarlhf.rewards.raters import Answer, Rater
-from lorarlhf.runs import Run, write_json
-from lorarlhf.stages.direct import DirectSettings
+from lorarlhf.runtime.errors import exit_on_user_error
+from lorarlhf.runtime.files import write_json, write_jsonl
+from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.run_folder import set_aside
+from lorarlhf.stages.dpo_orpo import DirectSettings
 
 BASE = "smollm2-135m"
 METHOD = "orpo"
@@ -58,7 +53,7 @@ def main() -> None:
             raise UserError(f"There is no {needed} yet. Run first: python recipes/{recipe}")
     votes = read_preferences(votes_file)[: 8 if args.quick else None]
 
-    backbone = Backbone.load(args.base, seed=SEED, say=print)
+    backbone = Backbone.load(args.base, seed=SEED, log=print)
     backbone.load_role("policy", supervised)
 
     prompts = [row["prompt"] for row in read_prompts(bundled("prompts_heldout"))]
@@ -103,5 +98,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with told_plainly():
+    with exit_on_user_error():
         main()

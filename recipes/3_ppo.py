@@ -20,15 +20,16 @@ import argparse
 from pathlib import Path
 
 from lorarlhf import Backbone, PPOConfig, PPOTrainer, UserError, generate
-from lorarlhf.data import as_conversation, bundled, read_prompts, write_jsonl
-from lorarlhf.errors import told_plainly
+from lorarlhf.data.readers import as_conversation, bundled, read_prompts
+from lorarlhf.evaluation.report import write_report
 from lorarlhf.evaluation.win_rate import judge_pairs, win_rate
-from lorarlhf.folders import set_aside
 from lorarlhf.ppo.health import HealthWatch
-from lorarlhf.report import write_report
 from lorarlhf.rewards.raters import Answer, Rater
-from lorarlhf.runs import Run, write_json
-from lorarlhf.stages.common import RunCallback
+from lorarlhf.runtime.errors import exit_on_user_error
+from lorarlhf.runtime.files import write_json, write_jsonl
+from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.run_folder import set_aside
+from lorarlhf.stages.callbacks import RunCallback
 
 BASE = "smollm2-135m"
 PROMPTS = bundled("prompts")
@@ -55,7 +56,7 @@ def main() -> None:
         if not needed.is_dir():
             raise UserError(f"There is no {needed} yet. Run first: python recipes/{recipe}")
 
-    backbone = Backbone.load(args.base, seed=SEED, say=print)
+    backbone = Backbone.load(args.base, seed=SEED, log=print)
     backbone.load_role("policy", supervised)
     backbone.freeze_reference()
     backbone.load_role("reward", reward)
@@ -122,5 +123,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with told_plainly():
+    with exit_on_user_error():
         main()

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from lorarlhf import Backbone, UserError
-from lorarlhf.chat import Conversation, run
-from lorarlhf.errors import told_plainly
-from lorarlhf.generation import stream
+from lorarlhf.backbone.generation import stream
+from lorarlhf.cli.chat import Conversation, run
+from lorarlhf.runtime.errors import exit_on_user_error
 
 BASE = "smollm2-135m"
 RUN = None  # "3_dpo", say; None for the newest
@@ -46,7 +46,7 @@ def main() -> None:
             f"There is no tuned policy in {where} yet. Run first: python recipes/3_ppo.py"
         )
 
-    backbone = Backbone.load(args.base, say=print)
+    backbone = Backbone.load(args.base, log=print)
     backbone.load_role("policy", found[-1].parent)
     print(f"The policy is the one in {found[-1].parent}.")
 
@@ -73,5 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with told_plainly():
+    with exit_on_user_error():
         main()

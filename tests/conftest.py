@@ -69,7 +69,7 @@ def batch() -> Callable[..., Any]:
     """`batch(backbone, lengths, seed=0)`: random ids (B, T) padded left, and their mask (B, T)."""
     import torch
 
-    from lorarlhf.sampling import pad_left
+    from lorarlhf.backbone.sampler import pad_left
 
     def make(backbone: "Backbone", lengths: list[int], seed: int = 0) -> Any:
         generator = torch.Generator().manual_seed(seed)

@@ -17,14 +17,14 @@ import pytest
 
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.preferences.store import Store
-from lorarlhf.workspace import Workspace, create
-from lorarlhf_ui.ahead import Ahead
-from lorarlhf_ui.collecting import Collecting
-from lorarlhf_ui.engine import READY, Engine, Job
+from lorarlhf.project.project import Project, create
+from lorarlhf_ui.chat import Talking
+from lorarlhf_ui.compare import Tasting
+from lorarlhf_ui.engine_client import READY, Engine, Job
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
 from lorarlhf_ui.meter import Meter
-from lorarlhf_ui.talking import Talking
-from lorarlhf_ui.tasting import Tasting
+from lorarlhf_ui.prefetch import Prefetch
+from lorarlhf_ui.rate import Collecting
 
 FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
 FAST = ["bits=16", "compute_dtype=float32", "lora_rank=4", "adapter_layers=2"]
@@ -45,7 +45,7 @@ def pair(store: Store, prompt: Any = "Why?", **more: Any) -> int:
     return store.add_item(prompt, [(f"A {prompt}", "base"), (f"B {prompt}", "runs/1")], **more)
 
 
-def write_prompts(space: Workspace, prompts: Sequence[Any]) -> None:
+def write_prompts(space: Project, prompts: Sequence[Any]) -> None:
     rows = [json.dumps({"prompt": prompt}) for prompt in prompts]
     space.prompts.write_text("\n".join(rows) + "\n", "utf-8")
 
@@ -105,11 +105,11 @@ class FakeEngine:
 class Bench:
     """What `lorarlhf_ui.app.Pages` is made of, with stores of their own as there."""
 
-    space: Workspace
+    space: Project
     store: Store
     states: HiddenStates
     meter: Meter
-    ahead: Ahead
+    ahead: Prefetch
     engine: Any
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class Bench:
 
 
 @pytest.fixture
-def space(tmp_path: Path) -> Workspace:
+def space(tmp_path: Path) -> Project:
     """A project with eight prompts."""
     made = create(tmp_path / "project", base="tiny")
     write_prompts(made, PROMPTS)
@@ -138,7 +138,7 @@ def space(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def open_bench(space: Workspace) -> Iterator[Callable[..., Bench]]:
+def open_bench(space: Project) -> Iterator[Callable[..., Bench]]:
     """`open_bench(engine, making=True)`; without `making` nothing is made ahead."""
     opened: list[Bench] = []
 
@@ -146,7 +146,7 @@ def open_bench(space: Workspace) -> Iterator[Callable[..., Bench]]:
         engine = FakeEngine() if engine is None else engine
         states = HiddenStates(space.folder / FILE)
         states.use(engine.about.get("space", ""))
-        ahead = Ahead(space, space.store(), FakeEngine("off") if not making else engine, states)
+        ahead = Prefetch(space, space.store(), FakeEngine("off") if not making else engine, states)
         if not making:
             stop_thread(ahead)
             ahead.engine = engine
@@ -159,7 +159,7 @@ def open_bench(space: Workspace) -> Iterator[Callable[..., Bench]]:
         bench.close()
 
 
-def stop_thread(ahead: Ahead) -> None:
+def stop_thread(ahead: Prefetch) -> None:
     """End the thread that makes answers ahead."""
     ahead.close()
     for thread in threading.enumerate():
@@ -170,7 +170,7 @@ def stop_thread(ahead: Ahead) -> None:
 @pytest.fixture(scope="session")
 def engine(tiny_base: Path) -> Iterator[Engine]:
     """The real process with the tiny base."""
-    from lorarlhf.settings import resolve
+    from lorarlhf.project.settings import resolve
 
     engine = Engine(partial(resolve, "chat", sets=FAST, flags={"base": str(tiny_base)}))
     engine.inspect().wait(120)
@@ -200,7 +200,7 @@ def policies(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [folder / name for name in ("0", "1", "reward")]
 
 
-def add_run(space: Workspace, name: str, adapter: Path | None = None, role: str = "policy") -> None:
+def add_run(space: Project, name: str, adapter: Path | None = None, role: str = "policy") -> None:
     """A finished run with a role; an empty folder of it where no adapter is named."""
     folder = space.folder / "runs" / name
     (folder / "adapters").mkdir(parents=True)

@@ -14,7 +14,7 @@ import torch
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.generation import completion, generate_ids
+from lorarlhf.backbone.generation import completion, generate_ids
 from lorarlhf.ppo import trainer as ppo_trainer
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer

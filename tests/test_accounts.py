@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences import accounts
 from lorarlhf.preferences.accounts import (
     SESSION_SECONDS,
@@ -21,6 +20,7 @@ from lorarlhf.preferences.accounts import (
     with_password,
 )
 from lorarlhf.preferences.store import Store
+from lorarlhf.runtime.errors import UserError
 
 PASSWORD = "quiet harbour 7"
 

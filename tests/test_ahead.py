@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lorarlhf.data import read_prompts
-from lorarlhf.errors import UserError
+from lorarlhf.data.readers import read_prompts
 from lorarlhf.preferences import queue
 from lorarlhf.preferences.queue import is_shared
-from lorarlhf.workspace import Workspace
-from lorarlhf_ui.ahead import IN_VAIN_IN_A_ROW, READY_ITEMS, Making
-from lorarlhf_ui.engine import Engine
+from lorarlhf.project.project import Project
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.engine_client import Engine
+from lorarlhf_ui.prefetch import IN_VAIN_IN_A_ROW, READY_ITEMS, Making
 from tests.pages import FIRST, PROMPTS, Asked, Bench, FakeEngine, add_run, until, write_prompts
 
 pytest_plugins = ("tests.pages",)
@@ -105,7 +105,7 @@ def test_a_prompt_that_gives_nothing_does_not_stand_in_the_way(open_bench: OpenB
 
 
 def test_a_prompt_that_fails_does_not_stand_in_the_way(
-    open_bench: OpenBench, space: Workspace, monkeypatch: pytest.MonkeyPatch
+    open_bench: OpenBench, space: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_prompts(space, PROMPTS[:3])
     bench = open_bench(FakeEngine(), making=False)
@@ -144,7 +144,7 @@ def test_answers_that_never_differ_are_told(open_bench: OpenBench) -> None:
 # ---- trouble
 
 
-def test_trouble_is_told_and_passes(open_bench: OpenBench, space: Workspace) -> None:
+def test_trouble_is_told_and_passes(open_bench: OpenBench, space: Project) -> None:
     add_run(space, "0001-dpo")
     bench = open_bench(FakeEngine(), making=False)
     bench.ahead.make(Making("0001-dpo"))
@@ -165,7 +165,7 @@ def test_without_a_model_nothing_is_asked(open_bench: OpenBench) -> None:
     assert bench.engine.ahead == [] and bench.ahead.trouble == ""
 
 
-def test_a_damaged_file_of_prompts_is_told(open_bench: OpenBench, space: Workspace) -> None:
+def test_a_damaged_file_of_prompts_is_told(open_bench: OpenBench, space: Project) -> None:
     space.prompts.write_text('{"prompt": \n', "utf-8")
     bench = open_bench(writing())
     until(lambda: "prompts.jsonl" in bench.ahead.trouble)
@@ -177,7 +177,7 @@ def test_a_damaged_file_of_prompts_is_told(open_bench: OpenBench, space: Workspa
 # ---- settings
 
 
-def test_settings_are_kept_over_a_restart(open_bench: OpenBench, space: Workspace) -> None:
+def test_settings_are_kept_over_a_restart(open_bench: OpenBench, space: Project) -> None:
     add_run(space, "0001-dpo")
     bench = open_bench(FakeEngine(), making=False)
     assert bench.ahead.making() == Making()
@@ -202,7 +202,7 @@ def test_settings_are_kept_over_a_restart(open_bench: OpenBench, space: Workspac
     ],
 )
 def test_settings_that_can_not_be_are_refused(
-    open_bench: OpenBench, space: Workspace, making: Making, said: str
+    open_bench: OpenBench, space: Project, making: Making, said: str
 ) -> None:
     add_run(space, "0001-dpo")
     bench = open_bench(FakeEngine(), making=False)
@@ -212,7 +212,7 @@ def test_settings_that_can_not_be_are_refused(
     bench.ahead.make(Making("base", "0001-dpo", temperature=0.0))  # two models differ at 0, too
 
 
-def test_a_change_takes_hold_at_once(open_bench: OpenBench, space: Workspace) -> None:
+def test_a_change_takes_hold_at_once(open_bench: OpenBench, space: Project) -> None:
     add_run(space, "0001-dpo")
     bench = open_bench()
     first = until(lambda: bench.engine.ahead)[0]
@@ -231,7 +231,7 @@ def test_a_change_takes_hold_at_once(open_bench: OpenBench, space: Workspace) ->
 
 
 def test_the_newest_policy_answers_unless_another_is_named(
-    open_bench: OpenBench, space: Workspace
+    open_bench: OpenBench, space: Project
 ) -> None:
     models = open_bench(FakeEngine(), making=False).ahead.models
     assert models.place("newest") == "base" and models.names() == ["base"]
@@ -246,7 +246,7 @@ def test_the_newest_policy_answers_unless_another_is_named(
             models.place(name)
 
 
-def test_the_overlap_is_by_prompt(open_bench: OpenBench, space: Workspace) -> None:
+def test_the_overlap_is_by_prompt(open_bench: OpenBench, space: Project) -> None:
     write_prompts(space, [f"Prompt {n}?" for n in range(120)])
     bench = open_bench(FakeEngine(), making=False)
     bench.ahead.make(Making(overlap=0.3))
@@ -262,7 +262,7 @@ def test_the_overlap_is_by_prompt(open_bench: OpenBench, space: Workspace) -> No
 
 
 def test_prompts_that_two_people_type_at_once_are_kept_once(
-    open_bench: OpenBench, space: Workspace
+    open_bench: OpenBench, space: Project
 ) -> None:
     bench = open_bench(FakeEngine(), making=False)
     start = threading.Barrier(6)
@@ -286,7 +286,7 @@ def test_prompts_that_two_people_type_at_once_are_kept_once(
 
 
 def test_the_engine_writes_answers_with_hidden_states(
-    open_bench: OpenBench, engine: Engine, space: Workspace, policies: list[Path]
+    open_bench: OpenBench, engine: Engine, space: Project, policies: list[Path]
 ) -> None:
     add_run(space, "0001-dpo", policies[0])
     quiet = open_bench(engine, making=False)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences.accounts import set_password
-from lorarlhf.workspace import create
+from lorarlhf.project.project import create
+from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui import app
 
 

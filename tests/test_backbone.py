@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorarlhf.backbone.base import Backbone, count_adapter_layers
 from lorarlhf.backbone.devices import compute_dtype_for
+from lorarlhf.backbone.generation import generate
 from lorarlhf.backbone.loading import load_model, load_tokenizer
-from lorarlhf.errors import UserError
-from lorarlhf.generation import generate
+from lorarlhf.runtime.errors import UserError
 
 # ---- four-bit weights and their gradients
 
@@ -42,7 +42,7 @@ def lora(backbone: Backbone, randomise: Callable[..., None]) -> Backbone:
 
 def policy_gradient(backbone: Backbone, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     with backbone.role("policy", train=True):
-        hidden = backbone.passes.hidden(ids, mask, backbone.passes.trunk(ids, mask))
+        hidden = backbone.forward.hidden(ids, mask, backbone.forward.trunk(ids, mask))
         hidden[mask.bool()][:, ::2].float().square().mean().backward()  # the norm fixes the whole
     grads = [p.grad for p in backbone.parameters_of("policy")]
     assert all(grad is not None for grad in grads)
@@ -72,7 +72,7 @@ def test_gradients_flow_in_4_bit_after_forwards_in_eval_mode(
     with torch.no_grad():
         for role in ("base", "policy"):
             with quantised.role(role):
-                quantised.passes.hidden(ids, mask)
+                quantised.forward.hidden(ids, mask)
     generate(quantised, ["Hi"], max_new_tokens=3)
     ours = policy_gradient(quantised, ids, mask)
     likeness = torch.cosine_similarity(ours, wanted, dim=0).item()
@@ -101,12 +101,12 @@ def test_every_precision_gives_about_the_same_logits(
     other = Backbone.load(str(tiny_base), bits=bits, adapter_layers=2)
     ids, mask = batch(tiny, [20, 12])
     with torch.no_grad(), tiny.role("base"), other.role("base"):
-        wanted = tiny.passes.hidden(ids, mask)[mask.bool()]
-        got = other.passes.hidden(ids, mask)[mask.bool()].float()
+        wanted = tiny.forward.hidden(ids, mask)[mask.bool()]
+        got = other.forward.hidden(ids, mask)[mask.bool()].float()
     likeness = torch.cosine_similarity(got, wanted, dim=1).mean().item()
     assert likeness > {4: 0.9, 8: 0.995, 16: 0.999}[bits]
     assert other.bits == bits
-    assert other.passes.keeps_trunk
+    assert other.forward.keeps_trunk
 
 
 def test_mixed_precision_gives_the_gradients_of_float32(
@@ -215,7 +215,7 @@ def test_bytes_leave_adapters_out(tiny: Backbone) -> None:
 @pytest.mark.slow
 def test_the_small_base(small_base: Backbone) -> None:
     assert (small_base.bits, small_base.adapter_layers, small_base.split) == (4, 15, 15)
-    assert small_base.passes.keeps_trunk
+    assert small_base.forward.keeps_trunk
     assert small_base.copies() == 1
     assert small_base.bytes() < 120e6
     assert small_base.tokenizer.decode(small_base.stop_ids) == "<|im_end|>"
@@ -231,12 +231,12 @@ def test_the_small_base_is_exact_above_the_kept_trunk_and_trains(
 ) -> None:
     ids, mask = batch(small_base, [12, 9])
     with torch.no_grad(), small_base.role("policy"):
-        kept = small_base.passes.trunk(ids, mask)
-        plain = small_base.passes.hidden(ids, mask)
-        assert torch.equal(small_base.passes.hidden(ids, mask, kept), plain)
+        kept = small_base.forward.trunk(ids, mask)
+        plain = small_base.forward.hidden(ids, mask)
+        assert torch.equal(small_base.forward.hidden(ids, mask, kept), plain)
     try:
         with small_base.role("policy", train=True):
-            small_base.passes.hidden(ids, mask, kept)[..., ::2].float().square().mean().backward()
+            small_base.forward.hidden(ids, mask, kept)[..., ::2].float().square().mean().backward()
         grads = {
             name: p.grad.norm().item()
             for name, p in small_base.model.named_parameters()

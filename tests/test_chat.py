@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lorarlhf import chat
-from lorarlhf.errors import UserError
+from lorarlhf.cli import conversation as chat
+from lorarlhf.runtime.errors import UserError
 
 
 class Spoken:

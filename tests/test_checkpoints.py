@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorarlhf.checkpoints import fill_optimizer, optimizer_tensors
+from lorarlhf.runtime.checkpoints import fill_optimizer, optimizer_tensors
 
 KINDS: list[dict[str, Any]] = [{"fused": True}, {"capturable": True}, {"foreach": True}, {}]
 

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from lorarlhf import __version__
-from lorarlhf.cli import explain, main
-from lorarlhf.cli_parser import SUMMARIES, build_parser
-from lorarlhf.commands import COMMANDS, Result
-from lorarlhf.errors import UserError
-from lorarlhf.runs import finite
+from lorarlhf.cli.commands import COMMANDS
+from lorarlhf.cli.main import explain, main
+from lorarlhf.cli.parser import SUMMARIES, build_parser
+from lorarlhf.cli.result import Result
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import finite
 
 COMMAND = [sys.executable, "-m", "lorarlhf.cli"]
 
@@ -61,12 +62,13 @@ HEAVY = "{'torch', 'transformers', 'trl', 'datasets', 'numpy', 'matplotlib', 'ya
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, lorarlhf, lorarlhf.cli; lorarlhf.cli.main(['sft', '--help']); "
+    code = "import sys; from lorarlhf.cli.main import main; main(['sft', '--help']); "
     assert python(code + f"print(sorted({HEAVY} & set(sys.modules)))").endswith("\n[]")
 
 
 def test_a_broken_data_file_is_told_before_torch_is_imported() -> None:
-    code = "import sys, lorarlhf.cli; status = lorarlhf.cli.main(['sft', '--data', 'none.jsonl']); "
+    code = "import sys; from lorarlhf.cli.main import main; "
+    code += "status = main(['sft', '--data', 'none.jsonl']); "
     assert python(code + "print(status, 'torch' in sys.modules)") == "2 False"
 
 
@@ -177,7 +179,7 @@ def test_a_mistake_is_one_paragraph_and_status_2(
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Stands in for the loop itself, and keeps the options that it was given."""
-    import lorarlhf.demo
+    import lorarlhf.cli.demo
 
     given: list[Any] = []
 
@@ -193,7 +195,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_demo_without_options_takes_its_own_defaults(
     demo: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lorarlhf.demo import DemoOptions
+    from lorarlhf.cli.demo import DemoOptions
 
     assert run(capsys, "demo") == (0, "a line of the demo\n", "")
     assert demo == [DemoOptions()]

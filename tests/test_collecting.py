@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorarlhf.data import read_prompts
-from lorarlhf.errors import UserError
+from lorarlhf.data.readers import read_prompts
 from lorarlhf.preferences import queue
 from lorarlhf.preferences.records import Verdict, Vote
-from lorarlhf.workspace import Workspace
-from lorarlhf_ui import collecting as pages
-from lorarlhf_ui.ahead import Making
-from lorarlhf_ui.collecting import LONGEST_TEXT, TOO_EARLY
-from lorarlhf_ui.engine import Engine
-from lorarlhf_ui.engine_process import packed
+from lorarlhf.project.project import Project
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui import rate as pages
+from lorarlhf_ui.engine_client import Engine
+from lorarlhf_ui.engine_worker import packed
+from lorarlhf_ui.prefetch import Making
+from lorarlhf_ui.rate import LONGEST_TEXT, TOO_EARLY
 from tests.pages import PROMPTS, Asked, Bench, FakeEngine, add_run, pair, until
 
 pytest_plugins = ("tests.pages",)
@@ -419,7 +419,7 @@ def test_sides_of_live_answers_are_drawn(bench: Bench) -> None:
 # ---- own prompts
 
 
-def test_a_typed_prompt_is_kept_once_and_answered(bench: Bench, space: Workspace) -> None:
+def test_a_typed_prompt_is_kept_once_and_answered(bench: Bench, space: Project) -> None:
     for _ in range(2):
         view = bench.collecting.ask("ann", "  Why is the sea salty? \ud800 ")
         assert (
@@ -434,7 +434,7 @@ def test_a_typed_prompt_is_kept_once_and_answered(bench: Bench, space: Workspace
 
 @pytest.mark.parametrize("text", [None, "", "  \n ", 7, ["a"], "x" * (LONGEST_TEXT + 1), "\ud800"])
 def test_prompts_that_can_not_be_are_refused_in_words(
-    bench: Bench, space: Workspace, text: Any
+    bench: Bench, space: Project, text: Any
 ) -> None:
     with pytest.raises(UserError, match="Type a prompt|up to 20000"):
         bench.collecting.ask("ann", text)
@@ -453,7 +453,7 @@ def test_what_was_open_comes_again_after_an_own_prompt(bench: Bench) -> None:
 # ---- blindness, and states without answers
 
 
-def test_a_page_is_told_no_name_of_a_model(bench: Bench, space: Workspace) -> None:
+def test_a_page_is_told_no_name_of_a_model(bench: Bench, space: Project) -> None:
     add_run(space, "0001-dpo")
     bench.ahead.make(Making("base", "0001-dpo", 3))
     sources = ("base", "runs/0001-dpo", "policy")
@@ -477,7 +477,7 @@ def test_a_page_is_told_no_name_of_a_model(bench: Bench, space: Workspace) -> No
 
 
 def test_states_without_answers_are_told_in_words(
-    bench: Bench, open_bench: Callable[..., Bench], space: Workspace
+    bench: Bench, open_bench: Callable[..., Bench], space: Project
 ) -> None:
     off = open_bench(FakeEngine("off"), making=False)
     assert "run without a model" in begin(off)["empty"]
@@ -511,7 +511,7 @@ def test_progress_counts_hours_and_days(bench: Bench) -> None:
 
 
 def test_people_vote_at_once_with_the_real_engine(
-    open_bench: Callable[..., Bench], engine: Engine, space: Workspace, policies: list[Path]
+    open_bench: Callable[..., Bench], engine: Engine, space: Project, policies: list[Path]
 ) -> None:
     add_run(space, "0001-dpo", policies[0])
     open_bench(engine, making=False).ahead.make(Making("base", "0001-dpo", 2, 1.0, 10, 0.0))
@@ -555,11 +555,11 @@ def test_people_vote_at_once_with_the_real_engine(
 
 
 def test_an_engine_that_dies_is_told(
-    open_bench: Callable[..., Bench], tiny_base: Path, space: Workspace
+    open_bench: Callable[..., Bench], tiny_base: Path, space: Project
 ) -> None:
     from functools import partial
 
-    from lorarlhf.settings import resolve
+    from lorarlhf.project.settings import resolve
     from tests.pages import FAST
 
     engine = Engine(partial(resolve, "chat", sets=FAST, flags={"base": str(tiny_base)}))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from lorarlhf.cli import main
-from lorarlhf.commands import table
-from lorarlhf.data import write_jsonl
+from lorarlhf.cli.main import main
+from lorarlhf.cli.result import table
 from lorarlhf.rewards.role import score_answers
-from lorarlhf.runs import Run
+from lorarlhf.runtime.files import write_jsonl
+from lorarlhf.runtime.run import Run
 
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone

@@ -14,8 +14,8 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
-from lorarlhf import data
-from lorarlhf.errors import UserError
+from lorarlhf.data import readers as data
+from lorarlhf.runtime.errors import UserError
 
 ASK = [{"role": "user", "content": "Why?"}]
 GOOD = [{"role": "assistant", "content": "Because."}]
@@ -707,7 +707,7 @@ def test_bundled_files_come_from_the_installed_package_or_the_checkout(tmp_path,
 
     monkeypatch.setattr(data.resources, "files", not_installed)
     assert data.bundled("prompts").parent.parts[-2:] == ("recipes", "data")
-    monkeypatch.setattr(data, "__file__", str(tmp_path / "lorarlhf" / "data.py"))
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "lorarlhf" / "data" / "readers.py"))
     assert "its data are missing, install it again" in complaint(data.bundled, "prompts")
 
 
@@ -717,7 +717,7 @@ def test_import_is_light():
 
 
 def run_python(code: str, **environment: str) -> str:
-    root = str(Path(data.__file__).parents[1])
+    root = str(Path(data.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, **environment}
     command = [sys.executable, "-c", code]
     return subprocess.run(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lorarlhf.cli import main
-from lorarlhf.demo import DemoOptions, run_demo
-from lorarlhf.errors import UserError
+from lorarlhf.cli.demo import DemoOptions, run_demo
+from lorarlhf.cli.main import main
+from lorarlhf.runtime.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def refuse(self, address, *rest):
         raise OSError(f"network refused: {address}")
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = lambda *a, **k: (_ for _ in ()).throw(OSError("network refused"))
-from lorarlhf.cli import main
+from lorarlhf.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorarlhf.demo_verdict import as_text, judge
+from lorarlhf.evaluation.comparison import as_text, judge
 from lorarlhf.rewards.raters import Answer, Rater
 
 RATER = Rater.named("plain")  # fewer exclamation marks win

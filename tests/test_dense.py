@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lorarlhf.backbone import dense
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.dense import KEPT, Kept
+from lorarlhf.backbone.kernels import dequantised as dense
+from lorarlhf.backbone.kernels.dequantised import KEPT, Kept
 
 PLENTY = 1 << 30
 PLAIN = {True: "forth", False: "dense"}
@@ -38,10 +38,10 @@ def states_and_gradients(backbone: Backbone) -> Iterator[torch.Tensor]:
     ids = torch.arange(24).view(2, 12) % 50 + 4
     backbone.model.zero_grad(set_to_none=True)
     with torch.no_grad(), backbone.role("policy"):
-        yield backbone.passes.hidden(ids, torch.ones_like(ids))
+        yield backbone.forward.hidden(ids, torch.ones_like(ids))
     with backbone.role("policy", train=True):
         embedded = backbone.causal.get_input_embeddings()(ids).detach().requires_grad_()
-        with backbone.passes._mixed_precision():
+        with backbone.forward._mixed_precision():
             hidden = backbone.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
         (hidden.float() * torch.arange(hidden.numel()).view_as(hidden).cos()).sum().backward()
     yield hidden.detach()

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.cli_parser import SUMMARIES, build_parser
-from lorarlhf.data import read_demonstrations, read_preferences, read_prompts
-from lorarlhf.memory import Plan, Shape, adapter_bytes, base_bytes, estimate
+from lorarlhf.backbone.memory import Plan, Shape, adapter_bytes, base_bytes, estimate
+from lorarlhf.cli.parser import SUMMARIES, build_parser
+from lorarlhf.data.readers import read_demonstrations, read_preferences, read_prompts
 from lorarlhf.rewards.raters import RATERS
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,10 @@ import psutil
 import pytest
 import torch
 
-from lorarlhf import doctor, room
 from lorarlhf.backbone.devices import compute_dtype_for
-from lorarlhf.cli import main
+from lorarlhf.cli import doctor
+from lorarlhf.cli import preflight as room
+from lorarlhf.cli.main import main
 
 
 def found(checks: list[doctor.Check], name: str) -> doctor.Check:

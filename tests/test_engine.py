@@ -13,13 +13,13 @@ from queue import SimpleQueue
 import pytest
 
 from lorarlhf import Backbone
-from lorarlhf.errors import UserError
 from lorarlhf.preferences.records import Given, Verdict
 from lorarlhf.preferences.store import Store
-from lorarlhf.settings import resolve
-from lorarlhf_ui.catching_up import CatchUp
-from lorarlhf_ui.engine import BASE, FAILED, READY, Engine
-from lorarlhf_ui.engine_process import unpacked
+from lorarlhf.project.settings import resolve
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.backfill import FeatureBackfill
+from lorarlhf_ui.engine_client import BASE, FAILED, READY, Engine
+from lorarlhf_ui.engine_worker import unpacked
 from lorarlhf_ui.hidden_states import HiddenStates
 
 PROMPT = [{"role": "user", "content": "Name three quiet hobbies."}]
@@ -133,7 +133,7 @@ def test_states_of_votes_that_came_without_them(engine: Engine, tmp_path: Path) 
     long = (("word " * 9000, "base"), ("Drums!", "base"))
     store.add_votes([Given(PROMPT, long, verdict), Given(PROMPT, answers, verdict)])
     there: SimpleQueue[int] = SimpleQueue()
-    late = CatchUp(engine, states)
+    late = FeatureBackfill(engine, states)
     for vote in [*store.votes(), *store.votes()]:
         late.fetch(vote, lambda number=vote.id: there.put(number))
     assert there.get(timeout=60) == store.votes()[1].id  # the one that is too long is left out
@@ -174,8 +174,8 @@ def test_settings_that_are_wrong_are_told_by_name(tiny_base: Path) -> None:
 PAGES = """
 import sys, time
 from functools import partial
-from lorarlhf.settings import resolve
-from lorarlhf_ui.engine import Engine
+from lorarlhf.project.settings import resolve
+from lorarlhf_ui.engine_client import Engine
 
 if __name__ == "__main__":
     settings = partial(resolve, "chat", sets=sys.argv[2:], flags={"base": sys.argv[1]})

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.data import bundled
-from lorarlhf.errors import UserError
+from lorarlhf.data.readers import bundled
 from lorarlhf.rewards import axes as axes_module
 from lorarlhf.rewards.axes import read_axes, style_axes
 from lorarlhf.rewards.features import answer_features
+from lorarlhf.runtime.errors import UserError
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Why is the sky blue?", "Hi", "Sing.")]
 ANSWERS = ["Because of the air.", "Hello there, how are you today?", "La"]
@@ -24,8 +24,8 @@ def plain_states(backbone: Backbone, prompt: list, answer: str) -> tuple[np.ndar
     own = backbone.tokenizer(answer, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([before + own])
     with torch.no_grad(), backbone.role("base"):
-        hidden = backbone.passes.hidden(ids, torch.ones_like(ids))[0].float()
-        trunk = backbone.passes.trunk(ids, torch.ones_like(ids))[0].float()
+        hidden = backbone.forward.hidden(ids, torch.ones_like(ids))[0].float()
+        trunk = backbone.forward.trunk(ids, torch.ones_like(ids))[0].float()
     trunk = trunk / trunk.square().mean(dim=-1, keepdim=True).sqrt()
     return torch.cat([trunk, hidden], dim=-1).numpy(), len(before)
 
@@ -90,16 +90,16 @@ def test_axes_are_computed_once_and_again_for_another_bank(
     tiny: Backbone, bank: Path, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    _, first = style_axes(tiny, bank, say=said.append)
-    _, again = style_axes(tiny, bank, say=said.append)
+    _, first = style_axes(tiny, bank, log=said.append)
+    _, again = style_axes(tiny, bank, log=said.append)
     assert len(said) == 1
     np.testing.assert_array_equal(first, again)
     (entry,) = (tmp_path / "cache" / "axes").iterdir()
     entry.write_bytes(entry.read_bytes()[:40])  # a damaged entry is made anew
-    np.testing.assert_array_equal(style_axes(tiny, bank, say=said.append)[1], first)
+    np.testing.assert_array_equal(style_axes(tiny, bank, log=said.append)[1], first)
     assert len(said) == 2
     bank.write_text(bank.read_text("utf-8").replace("glad", "merry"), encoding="utf-8")
-    assert not np.array_equal(style_axes(tiny, bank, say=said.append)[1], first)
+    assert not np.array_equal(style_axes(tiny, bank, log=said.append)[1], first)
     assert len(said) == 3
 
 

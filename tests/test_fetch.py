@@ -16,7 +16,7 @@ import pytest
 
 from lorarlhf.backbone import fetch
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.errors import UserError
+from lorarlhf.runtime.errors import UserError
 
 NAME = "tiny-packaged"
 MEMBER = "tiny_package/tiny.gguf"

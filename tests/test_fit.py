@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorarlhf.errors import UserError
 from lorarlhf.rewards.bradley_terry import solve_dual
 from lorarlhf.rewards.fit import (
     PRIORS_WITHOUT_AXES,
@@ -18,6 +17,7 @@ from lorarlhf.rewards.fit import (
     fit_head,
     split_groups,
 )
+from lorarlhf.runtime.errors import UserError
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -15,15 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.errors import UserError
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.health import diagnose
 from lorarlhf.ppo.learner import Learner
-from lorarlhf.ppo.rloo import train_rloo
-from lorarlhf.runs import Run
-from lorarlhf.stages.common import RunCallback, scale_losses
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.run import Run
+from lorarlhf.stages.callbacks import RunCallback
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
+from lorarlhf.stages.rloo import train_rloo
 from lorarlhf.stages.sft import SFTSettings, train_sft
+from lorarlhf.stages.trl.arguments import scale_losses
 from tests import test_processes as together
 from tests.test_ppo_limits import prepared
 from tests.test_ppo_trainer import PROMPTS, Make, length_reward, rows_of, weights
@@ -325,7 +326,7 @@ def test_a_base_that_overflows_is_refused(large_base: Path) -> None:
         with pytest.raises(UserError, match="overflows in float16.*--set compute_dtype=float32"):
             load(large_base, bits=bits)
     backbone = load(large_base, "float32")
-    assert backbone.passes.keeps_trunk and backbone.passes.packs
+    assert backbone.forward.keeps_trunk and backbone.forward.packs
 
 
 def test_a_stage_whose_loss_stays_no_number_ends_with_advice(

@@ -8,15 +8,9 @@ import torch
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.errors import UserError
-from lorarlhf.generation import (
-    completion,
-    encode_prompts,
-    generate,
-    generate_ids,
-    stream,
-)
-from lorarlhf.sampling import pad_left
+from lorarlhf.backbone.generation import completion, encode_prompts, generate, generate_ids, stream
+from lorarlhf.backbone.sampler import pad_left
+from lorarlhf.runtime.errors import UserError
 
 PROMPTS = [
     "Hi",
@@ -55,7 +49,7 @@ def test_greedy_takes_the_likeliest_token(endless: Backbone) -> None:
     (new,) = generate_ids(endless, [row], max_new_tokens=5, temperature=0)
     ids = torch.tensor([row + new])
     with torch.no_grad():
-        logits = endless.passes.hidden(ids, torch.ones_like(ids)) @ endless.lm_head[0].T
+        logits = endless.forward.hidden(ids, torch.ones_like(ids)) @ endless.lm_head[0].T
     assert new == logits[0, len(row) - 1 : -1].argmax(dim=1).tolist()
 
 
@@ -80,7 +74,7 @@ def test_samples_follow_the_softmax(endless: Backbone) -> None:
     row, count, temperature = endless.encode("Name a fish."), 3000, 1.5
     with torch.no_grad():
         ids = torch.tensor([row])
-        hidden = endless.passes.hidden(ids, torch.ones_like(ids))[0, -1]
+        hidden = endless.forward.hidden(ids, torch.ones_like(ids))[0, -1]
     probabilities = (endless.lm_head[0] @ hidden / temperature).softmax(dim=0)
     new = generate_ids(endless, [row] * count, max_new_tokens=1, temperature=temperature)
     order = probabilities.argsort(descending=True).tolist()

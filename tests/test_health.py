@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from lorarlhf.evaluation.report import write_report
 from lorarlhf.ppo.health import ALARMS, WINDOW, HealthWatch, diagnose
-from lorarlhf.report import write_report
-from lorarlhf.runs import Run, write_json
+from lorarlhf.runtime.files import write_json
+from lorarlhf.runtime.run import Run
 from tests.provocations import CALM, PROVOCATIONS, provoke
 
 Row = dict[str, Any]

@@ -13,14 +13,14 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import fastapi
 from starlette.testclient import TestClient
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences.accounts import log_in, set_password
 from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.history import PAGE, Wanted, find, in_words, ranking_text, read_ranking
 from lorarlhf.preferences.queue import next_shown
 from lorarlhf.preferences.records import Given, Verdict
 from lorarlhf.preferences.store import Store
-from lorarlhf_ui.files import FORMS, add_files
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.downloads import FORMS, add_files
 from lorarlhf_ui.history import NOT_YOURS, History
 from lorarlhf_ui.login import COOKIE
 from lorarlhf_ui.security import Access, Guard

@@ -18,15 +18,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorarlhf import processes as group
-from lorarlhf.cli import main
-from lorarlhf.data import write_jsonl
-from lorarlhf.errors import UserError
+from lorarlhf.cli.main import main
+from lorarlhf.cli.train import _recorded
 from lorarlhf.ppo import checkpoint
-from lorarlhf.runs import Run, read_json
-from lorarlhf.stages import resuming
-from lorarlhf.stages.common import batch_arguments
-from lorarlhf.training import _recorded
+from lorarlhf.runtime import distributed as group
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json, write_jsonl
+from lorarlhf.runtime.run import Run
+from lorarlhf.stages.trl import checkpointing as resuming
+from lorarlhf.stages.trl.arguments import batch_arguments
 
 # What the README says, with a free port.
 LAUNCH = ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "lorarlhf.cli")
@@ -200,7 +200,7 @@ def test_the_first_process_fetches_then_one_on_each_machine(
         monkeypatch.setenv(name, value)
     done: list[str] = []
     monkeypatch.setattr(group, "wait", lambda: done.append("wait"))
-    group.first_makes_first(lambda: done.append("make"))
+    group.main_makes_first(lambda: done.append("make"))
     assert " ".join(done) == wanted
 
 
@@ -252,7 +252,7 @@ def test_each_row_is_dealt_once_and_weighs_alike(
 ) -> None:
     from torch.utils.data import SequentialSampler
 
-    from lorarlhf.stages.together import Dealer
+    from lorarlhf.stages.trl.even_steps import Dealer
 
     def share(count: int, rank: int) -> range:
         return range(rank * count // processes, (rank + 1) * count // processes)

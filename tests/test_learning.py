@@ -11,7 +11,7 @@ import pytest
 from transformers import TrainerCallback
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.generation import generate
+from lorarlhf.backbone.generation import generate
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
 

@@ -9,7 +9,7 @@ import torch
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.lora_linear import Fused
+from lorarlhf.backbone.kernels.lora_linear import Fused
 
 BITS = {4: "float32", 16: "float32", 8: "float32"}
 
@@ -73,7 +73,7 @@ def test_mixed_precision_is_pefts(tiny_base: Path, randomise: Callable[..., None
     def gradients() -> torch.Tensor:
         backbone.model.zero_grad(set_to_none=True)
         with backbone.role("policy", train=True):
-            hidden = backbone.passes.hidden(ids, torch.ones_like(ids))
+            hidden = backbone.forward.hidden(ids, torch.ones_like(ids))
             assert hidden.dtype == torch.bfloat16
             hidden.float()[..., ::2].square().mean().backward()
         grads = [p.grad for p in backbone.parameters_of("policy") if p.grad is not None]

@@ -11,8 +11,7 @@ import pytest
 from tiny import write_base
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.cli import main
-from lorarlhf.memory import (
+from lorarlhf.backbone.memory import (
     MACHINES,
     STAGES,
     Plan,
@@ -23,6 +22,7 @@ from lorarlhf.memory import (
     largest,
     token_bytes,
 )
+from lorarlhf.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 # Two heads of 4, one key head, MLP of 16, 10 words: small enough to count by hand.
@@ -278,7 +278,7 @@ def test_settings_of_ppo_can_be_named(tiny_base: Path, capsys: pytest.CaptureFix
 
 def test_no_torch_is_needed(tiny_base: Path) -> None:
     program = (
-        "import sys; from lorarlhf.cli import main; "
+        "import sys; from lorarlhf.cli.main import main; "
         f"main(['estimate', '--base', {str(tiny_base)!r}]); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0

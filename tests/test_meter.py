@@ -12,7 +12,7 @@ from lorarlhf.evaluation.win_rate import wilson_interval
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui import meter as meters
-from lorarlhf_ui.engine_process import packed
+from lorarlhf_ui.engine_worker import packed
 from lorarlhf_ui.hidden_states import HiddenStates
 from lorarlhf_ui.meter import Meter
 from tests.pages import FIRST, SECOND

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lorarlhf.backbone import trunk
-from lorarlhf.backbone.norms import OneStep, fuse_norms
+from lorarlhf.backbone.kernels.norms import OneStep, fuse_norms
 
 OWN = ("gemma2", "gemma3_text")  # their norms add 1 to the weight
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.packing import Pack
-from lorarlhf.backbone.shrinking import is_out_of_memory
+from lorarlhf.backbone.kernels.packing import Pack
+from lorarlhf.backbone.oom import is_out_of_memory
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import OwnSampler
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.rewards.role import score_answers
-from lorarlhf.runs import Run
-from lorarlhf.stages.careful import LongestFirst, _width
-from lorarlhf.stages.direct import DirectSettings, train_direct
+from lorarlhf.runtime.run import Run
+from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 from lorarlhf.stages.sft import SFTSettings, train_sft
+from lorarlhf.stages.trl.oom_retry import LongestFirst, _width
 
 PROMPTS = [{"prompt": text} for text in ("Hi?", "Why is that?", "Name a bird.", "And then?")]
 PAIRS = [
@@ -156,7 +156,7 @@ def test_the_largest_step_comes_first(tiny_base: Path, tmp_path: Path) -> None:
         ),
         with_kwargs=True,
     )
-    trainer._rehearse()
+    trainer._memory_dry_run()
     hook.remove()
     encoded = [trainer.backbone.encode(row["prompt"]) for row in PROMPTS]
     longest = sorted(encoded, key=len)[-2:]
@@ -290,7 +290,7 @@ def test_sampling_keeps_what_it_has_and_what_fitted(
     with short_of_memory(backbone, 4 * lengths, backward=False):
         rehearsed.rehearse(backbone, encoded[:1], args)
     assert rehearsed.most == 3  # found out before the first update
-    monkeypatch.setattr("lorarlhf.processes.own_share", lambda count: range(0))
+    monkeypatch.setattr("lorarlhf.runtime.distributed.own_share", lambda count: range(0))
     nobody = OwnSampler()  # a process without a prompt of its own
     nobody.rehearse(backbone, encoded[:1], args)
     assert nobody(backbone, [], args, []) == [] and nobody.most is None

@@ -88,7 +88,7 @@ def test_the_wheel_needs_no_compiler_and_names_its_command(wheel: Path) -> None:
     assert wheel.name == "lorarlhf-0.1.0-py3-none-any.whl"
     archive = zipfile.ZipFile(wheel)
     entry_points = archive.read("lorarlhf-0.1.0.dist-info/entry_points.txt").decode()
-    assert "lorarlhf = lorarlhf.cli:main" in entry_points
+    assert "lorarlhf = lorarlhf.cli.main:main" in entry_points
     metadata = archive.read("lorarlhf-0.1.0.dist-info/METADATA").decode()
     assert "License-Expression: Apache-2.0" in metadata
     assert re.search(r"^Requires-Python: .*>=3\.10", metadata, re.MULTILINE)
@@ -100,7 +100,7 @@ def test_the_data_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from importlib.resources import files\n"
-        "from lorarlhf.data import bundled\n"
+        "from lorarlhf.data.readers import bundled\n"
         "print(len(files('lorarlhf._data').joinpath('prompts.jsonl').read_bytes()))\n"
         "print(bundled('prompts'))\n"
     )

@@ -8,8 +8,9 @@ import torch
 from test_trunk import FAMILIES, SIZES, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lorarlhf.backbone import attention, trunk
-from lorarlhf.backbone.packing import Pack, common_beginning
+from lorarlhf.backbone import trunk
+from lorarlhf.backbone.kernels import attention
+from lorarlhf.backbone.kernels.packing import Pack, common_beginning
 
 CPU = torch.device("cpu")
 BEGIN = [5, 6, 7, 8, 9]

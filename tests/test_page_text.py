@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lorarlhf_ui.text import as_html, names_its_maker, prompt_html
+from lorarlhf_ui.markdown import as_html, names_its_maker, prompt_html
 
 PLAIN = {
     *("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "code"),

@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.errors import UserError
-from lorarlhf.parents import Parent, check_same_base, load_backbone, read_bare_run, read_parent
-from lorarlhf.runs import Run
-from lorarlhf.settings import resolve
+from lorarlhf.project.lineage import (
+    SourceRun,
+    check_same_base,
+    read_any_source_run,
+    read_source_run,
+)
+from lorarlhf.project.load import load_backbone
+from lorarlhf.project.settings import resolve
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.run import Run
 
 Make = Callable[..., Path]
 
@@ -42,13 +48,13 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-def settings_of(parent: Parent) -> dict[str, Any]:
+def settings_of(parent: SourceRun) -> dict[str, Any]:
     return {item.name: item.value for item in parent.given()}
 
 
 def test_a_run_says_base_precision_and_shape(make: Make) -> None:
     folder = make(chat_template="/t.jinja", compute_dtype="float32", plain=True, epochs=3)
-    parent = read_parent(folder, "policy", "--init")
+    parent = read_source_run(folder, "policy", "--init")
     assert settings_of(parent) == {
         "base": "smollm2-135m",
         "bits": 8,
@@ -64,15 +70,15 @@ def test_a_run_says_base_precision_and_shape(make: Make) -> None:
 
 def test_an_adapters_own_folder_says_the_same(make: Make) -> None:
     folder = make()
-    parent = read_parent(folder / "adapters/policy", "policy", "RUN")
-    assert settings_of(parent) == settings_of(read_parent(folder, "policy", "RUN"))
+    parent = read_source_run(folder / "adapters/policy", "policy", "RUN")
+    assert settings_of(parent) == settings_of(read_source_run(folder, "policy", "RUN"))
     assert parent.adapter == folder / "adapters/policy"
 
 
 def test_without_run_json_the_adapter_itself_is_read(make: Make) -> None:
     folder = make(base="org/model", path="org/model")
     (folder / "run.json").unlink()
-    found = settings_of(read_parent(folder, "policy", "RUN"))
+    found = settings_of(read_source_run(folder, "policy", "RUN"))
     assert found == {
         "base": "org/model",
         "adapter_layers": 2,
@@ -84,7 +90,7 @@ def test_without_run_json_the_adapter_itself_is_read(make: Make) -> None:
 def test_an_adapter_that_peft_alone_wrote_covers_all_layers(tmp_path: Path) -> None:
     peft = {"r": 4, "lora_alpha": 8, "base_model_name_or_path": "org/model"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(peft))
-    found = settings_of(read_parent(tmp_path, "policy", "--init"))
+    found = settings_of(read_source_run(tmp_path, "policy", "--init"))
     assert found["adapter_layers"] == "all" and found["base"] == "org/model"
 
 
@@ -92,50 +98,50 @@ def test_the_folder_that_was_loaded_is_loaded_again(make: Make, tmp_path: Path) 
     there = tmp_path / "model"
     there.mkdir()
     # Relative when the run was made: the name alone would be looked for elsewhere now.
-    parent = read_parent(make(base="model", path=str(there)), "policy", "RUN")
+    parent = read_source_run(make(base="model", path=str(there)), "policy", "RUN")
     assert parent.loads == str(there)
-    gone = read_parent(make("gone", base="org/model", path="/no/more"), "policy", "RUN")
+    gone = read_source_run(make("gone", base="org/model", path="/no/more"), "policy", "RUN")
     assert gone.loads == "org/model"
-    packaged = read_parent(make("packaged", path=str(there)), "policy", "RUN")
+    packaged = read_source_run(make("packaged", path=str(there)), "policy", "RUN")
     assert packaged.loads == "smollm2-135m"  # fetched again where the cache was emptied
 
 
 def test_a_missing_role_names_those_that_are_there(make: Make) -> None:
     with pytest.raises(UserError, match="has no reward adapter .it has policy"):
-        read_parent(make(), "reward", "--reward")
+        read_source_run(make(), "reward", "--reward")
 
 
 def test_an_adapter_of_another_role_is_refused(make: Make) -> None:
     folder = make(role="value") / "adapters/value"
     with pytest.raises(UserError, match="is a value adapter, and a reward is needed"):
-        read_parent(folder, "reward", "--reward")
+        read_source_run(folder, "reward", "--reward")
 
 
 def test_a_reference_may_become_a_policy(make: Make) -> None:
     folder = make(role="reference") / "adapters/reference"
-    assert read_parent(folder, "policy", "--init").role == "reference"
+    assert read_source_run(folder, "policy", "--init").role == "reference"
 
 
 def test_a_folder_that_is_not_there_names_a_run_like_it(make: Make, tmp_path: Path) -> None:
     make("reward_1")
     with pytest.raises(UserError, match="--reward .*: there is no such folder. Did you mean .*1"):
-        read_parent(tmp_path / "reward_2", "reward", "--reward")
+        read_source_run(tmp_path / "reward_2", "reward", "--reward")
 
 
 def test_a_bare_run_needs_no_certain_role(make: Make, tmp_path: Path) -> None:
-    assert read_bare_run(make(role="reward"), "RUN").base == "smollm2-135m"
+    assert read_any_source_run(make(role="reward"), "RUN").base == "smollm2-135m"
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="not the folder of a finished run"):
-        read_bare_run(tmp_path / "empty", "RUN")
+        read_any_source_run(tmp_path / "empty", "RUN")
 
 
 # ---- two runs
 
 
-def pair(make: Make, **second: Any) -> list[Parent]:
-    one = read_parent(make("one", base="a", path="/a"), "policy", "--init")
+def pair(make: Make, **second: Any) -> list[SourceRun]:
+    one = read_source_run(make("one", base="a", path="/a"), "policy", "--init")
     values = {"base": "a", "path": "/a"} | second
-    return [one, read_parent(make("two", role="reward", **values), "reward", "--reward")]
+    return [one, read_source_run(make("two", role="reward", **values), "reward", "--reward")]
 
 
 def test_runs_on_one_base_fit(make: Make) -> None:
@@ -167,7 +173,7 @@ def test_the_backbone_is_loaded_as_the_run_says(
     run = Run(tmp_path / "run", "sft", {"seed": 0, "compute_dtype": "float32"})
     run.base(tiny)
     tiny.save("policy", run.folder / "adapters/policy")
-    parent = read_parent(run.folder, "policy", "RUN")
+    parent = read_source_run(run.folder, "policy", "RUN")
     backbone = load_backbone(resolve("chat", inherited=parent.given()))
     backbone.load_role("policy", parent.adapter)  # refuses another base or shape
     assert (backbone.base, backbone.bits, backbone.adapter_layers) == (str(tiny_base), 16, 2)

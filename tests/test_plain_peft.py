@@ -58,9 +58,9 @@ def plain(
     ids, mask = (x.flip(1).contiguous() for x in batch(backbone, LENGTHS, seed=3))
     with torch.no_grad():
         with backbone.role("policy"):
-            logits = backbone.passes.hidden(ids, mask) @ backbone.lm_head[0].T
+            logits = backbone.forward.hidden(ids, mask) @ backbone.lm_head[0].T
         with backbone.role("reward"):
-            scores = backbone.heads["reward"].pool(backbone.passes.hidden(ids, mask), mask)
+            scores = backbone.heads["reward"].pool(backbone.forward.hidden(ids, mask), mask)
     arguments = [str(tiny_base)]
     arguments += [str(backbone.save(role, folder / role)) for role in ("policy", "reward")]
     save_file({"input_ids": ids, "attention_mask": mask}, folder / "batch.safetensors")

@@ -8,15 +8,15 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lorarlhf import checkpoints
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.errors import UserError
 from lorarlhf.ppo import checkpoint, objective
 from lorarlhf.ppo.kl import KLBudget
 from lorarlhf.ppo.learner import Learner
 from lorarlhf.ppo.rollout import Rollout, collect
 from lorarlhf.ppo.trainer import PPOTrainer
+from lorarlhf.runtime import checkpoints
+from lorarlhf.runtime.errors import UserError
 from tests.test_ppo_trainer import PROMPTS, Make, load, rows_of, weights
 from tests.test_ppo_trainer import make as make  # a fixture
 
@@ -154,8 +154,8 @@ def test_a_value_that_is_only_a_head_is_saved_and_resumed(
     found = []
     for backbone in (second.backbone, fresh):
         with torch.no_grad(), backbone.role("value"):
-            trunk = backbone.passes.trunk(ids, torch.ones_like(ids))
-            hidden = backbone.passes.hidden(ids, torch.ones_like(ids), trunk)
+            trunk = backbone.forward.trunk(ids, torch.ones_like(ids))
+            hidden = backbone.forward.hidden(ids, torch.ones_like(ids), trunk)
             found.append(backbone.heads["value"](hidden, trunk))
     assert torch.equal(found[0], found[1]) and found[0].std() > 0
 

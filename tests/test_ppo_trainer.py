@@ -13,13 +13,13 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.errors import UserError
 from lorarlhf.ppo import objective
 from lorarlhf.ppo import trainer as ppo_trainer
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.kl import KLControl
 from lorarlhf.ppo.rollout import Rollout, token_values
 from lorarlhf.ppo.trainer import PPOTrainer
+from lorarlhf.runtime.errors import UserError
 
 PROMPTS = [
     "Hi",
@@ -319,7 +319,7 @@ def test_without_a_kept_trunk_the_numbers_are_the_same(
     found = []
     for keeps in (True, False):
         backbone = load(tiny_base)
-        backbone.passes.keeps_trunk = keeps
+        backbone.forward.keeps_trunk = keeps
         backbone.add_role("reward")
         randomise(backbone, "reward", seed=1)
         head = backbone.heads["reward"]

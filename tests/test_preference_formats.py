@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.data import read_demonstrations, read_preferences, write_jsonl
-from lorarlhf.errors import UserError
+from lorarlhf.data.readers import read_demonstrations, read_preferences
 from lorarlhf.preferences.exports import EXPORTS, better_and_worse
 from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.records import Given, Verdict, Vote
 from lorarlhf.preferences.store import Store
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import write_jsonl
 
 TALK = [
     {"role": "system", "content": "Be brief."},

@@ -13,9 +13,9 @@ import on_gpu  # noqa: E402
 import presets  # noqa: E402
 from tiny import write_base  # noqa: E402
 
-from lorarlhf.errors import UserError  # noqa: E402
-from lorarlhf.memory import STAGES, Shape, estimate  # noqa: E402
-from lorarlhf.settings import resolve  # noqa: E402
+from lorarlhf.backbone.memory import STAGES, Shape, estimate  # noqa: E402
+from lorarlhf.project.settings import resolve  # noqa: E402
+from lorarlhf.runtime.errors import UserError  # noqa: E402
 
 FILES = sorted((ROOT / "recipes/presets").glob("*.yaml"))
 

@@ -42,7 +42,8 @@ trainer = PPOTrainer(backbone, args, rows, ["reward", length, steady], [1.0, 0.1
 trainer.train(resume_from_checkpoint=resume)
 weights = {role: torch.cat([p.detach().flatten() for p in backbone.parameters_of(role)]).tolist()
            for role in ("policy", "value")}
-result = {"rows": trainer.state.log_history, "weights": weights, "processes": processes.count()}
+result = {"rows": trainer.state.log_history, "weights": weights}
+result["processes"] = distributed.world_size()
 name = f"result-{trainer.args.process_index}.json"
 (Path(folder) / name).write_text(json.dumps(result))
 """

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from lorarlhf.errors import UserError
 from lorarlhf.rewards import raters
 from lorarlhf.rewards.raters import RATERS, Answer, Rater
+from lorarlhf.runtime.errors import UserError
 
 PROMPT = "How do I start a garden?"
 GLAD, SAD = Answer("It is a good plan."), Answer("It is a bad plan.")

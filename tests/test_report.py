@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.errors import UserError
-from lorarlhf.report import _flat, build_html, headline, write_report
-from lorarlhf.report_plots import PLOTS, _series, _thin
+from lorarlhf.evaluation.report import _flat, build_html, headline, write_report
+from lorarlhf.evaluation.report_plots import PLOTS, _series, _thin
+from lorarlhf.runtime.errors import UserError
 
 SUMMARY: dict[str, Any] = {
     "base": "smollm2-135m",
@@ -424,7 +424,8 @@ def test_settings_are_flattened() -> None:
 
 def test_needs_no_torch_and_no_pyplot() -> None:
     code = (
-        "import sys; import lorarlhf.report as r; assert 'matplotlib' not in sys.modules;"
+        "import sys; import lorarlhf.evaluation.report as r;"
+        "assert 'matplotlib' not in sys.modules;"
         "r.build_html({}, [{'stage': 'ppo', 'step': 1, 'kl': 0.1}], None, None);"
         "assert 'matplotlib' in sys.modules;"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"

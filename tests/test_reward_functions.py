@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorarlhf.errors import UserError
 from lorarlhf.rewards.functions import (
     call_reward_function,
     combine,
@@ -19,6 +18,7 @@ from lorarlhf.rewards.functions import (
     rater_reward,
 )
 from lorarlhf.rewards.raters import Rater
+from lorarlhf.runtime.errors import UserError
 
 PROMPTS = ["Hi", "Hello"]
 COMPLETIONS = ["one two", "three"]

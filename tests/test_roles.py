@@ -109,7 +109,7 @@ def test_every_role_gives_its_own_hidden_states(four: Backbone, batch: Callable[
         hidden = {}
         for role in ALL:
             with four.role(role):
-                hidden[role] = four.passes.hidden(ids, mask)
+                hidden[role] = four.forward.hidden(ids, mask)
     for first in ALL:
         for second in ALL:
             assert torch.equal(hidden[first], hidden[second]) == (first == second)
@@ -135,7 +135,7 @@ def test_the_reference_is_the_base_until_it_is_frozen(
 
     def hidden(role: str) -> torch.Tensor:
         with torch.no_grad(), tiny.role(role):
-            return tiny.passes.hidden(ids, mask)
+            return tiny.forward.hidden(ids, mask)
 
     assert not tiny.has("reference")
     assert torch.equal(hidden("reference"), hidden("base"))
@@ -155,8 +155,8 @@ def test_the_backward_of_one_role_leaves_the_others_alone(
 
     def backward(role: str) -> None:
         with four.role(role, train=True):
-            trunk = four.passes.trunk(ids, mask)
-            hidden = four.passes.hidden(ids, mask, trunk)
+            trunk = four.forward.trunk(ids, mask)
+            hidden = four.forward.hidden(ids, mask, trunk)
             out = four.heads[role](hidden, trunk) if role in four.heads else hidden[..., ::2]
             out.square().sum().backward()
 
@@ -187,7 +187,7 @@ def test_no_role_has_dropout(tiny_base: Path, batch: Callable[..., Any], role: s
     ids, mask = batch(backbone, [9, 5])
     backbone.model.train()
     with backbone.role(role, train=True):
-        assert torch.equal(backbone.passes.hidden(ids, mask), backbone.passes.hidden(ids, mask))
+        assert torch.equal(backbone.forward.hidden(ids, mask), backbone.forward.hidden(ids, mask))
 
 
 @pytest.mark.parametrize("pooling", roles.POOLINGS)
@@ -202,12 +202,12 @@ def test_the_value_starts_with_the_normalised_score(
     four.heads["reward"].score_std.fill_(2.5)
     four.add_role("value", copy_of="reward")
     ids, mask = batch(four, [6, 3])
-    trunk = four.passes.trunk(ids, mask)
+    trunk = four.forward.trunk(ids, mask)
     with torch.no_grad():
         with four.role("reward"):
-            scores = four.heads["reward"](four.passes.hidden(ids, mask, trunk), trunk)
+            scores = four.heads["reward"](four.forward.hidden(ids, mask, trunk), trunk)
         with four.role("value"):
-            values = four.heads["value"](four.passes.hidden(ids, mask, trunk), trunk)
+            values = four.heads["value"](four.forward.hidden(ids, mask, trunk), trunk)
     torch.testing.assert_close(values, (scores - 0.7) / 2.5, rtol=1e-5, atol=1e-5)
     assert four.heads["value"].pooling == pooling
     assert (four.heads["value"].trunk_weight is not None) == (pooling == "mean")

@@ -8,15 +8,10 @@ import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.generation import Completion, completion
+from lorarlhf.backbone.generation import Completion, completion
 from lorarlhf.ppo import objective, rollout
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.micro_batches import (
-    MicroBatch,
-    make_micro_batches,
-    policy_logprobs,
-    token_values,
-)
+from lorarlhf.ppo.micro_batches import MicroBatch, make_micro_batches, policy_logprobs, token_values
 from lorarlhf.ppo.rollout import collect
 from lorarlhf.rewards.role import score_answers
 
@@ -137,7 +132,7 @@ def losses_of(backbone: Backbone, micros: list[MicroBatch], count: int) -> dict[
             loss.backward()
             totals["value"] += loss.detach()
         with torch.no_grad(), backbone.role("reward"):
-            hidden = backbone.passes.packed_hidden(micro.pack, micro.trunk)[micro.answers]
+            hidden = backbone.forward.packed_hidden(micro.pack, micro.trunk)[micro.answers]
             assert micro.trunk is not None
             head, trunk = backbone.heads["reward"], micro.trunk[micro.answers]
             scores[micro.rows] = head.pool(hidden, micro.answer_mask, trunk)
@@ -160,7 +155,7 @@ def test_the_company_of_a_sequence_changes_nothing(
     encoded, completions = answers(four)
     encoded = [begin + ids for ids in encoded]
     alone = losses(four, encoded, completions, size=1)  # nothing shared, no padding at all
-    four.passes.packs = packs
+    four.forward.packs = packs
     together = losses(four, encoded, completions, size=size)
     for name, wanted in alone.items():
         torch.testing.assert_close(together[name], wanted, rtol=1e-4, atol=1e-4, msg=name)
@@ -176,7 +171,7 @@ def test_losses_are_those_of_the_padded_forward(four: Backbone, checkpointing: b
         four.causal.gradient_checkpointing_enable({"use_reentrant": False})
     ours = losses(four, encoded, completions, size=4)
     four.causal.gradient_checkpointing_disable()
-    four.passes.packs = False
+    four.forward.packs = False
     padded = losses(four, encoded, completions, size=4)
     for name, wanted in padded.items():
         torch.testing.assert_close(ours[name], wanted, rtol=1e-4, atol=1e-4, msg=name)
@@ -223,14 +218,14 @@ def test_a_rollout_holds_what_each_role_says(four: Backbone, tmp_path: Path) -> 
         with torch.no_grad():
             for role, table in (("policy", rolled.logprobs), ("reference", rolled.ref_logprobs)):
                 with four.role(role):
-                    hidden = four.passes.hidden(ids, torch.ones_like(ids))[0, -n - 1 : -1]
+                    hidden = four.forward.hidden(ids, torch.ones_like(ids))[0, -n - 1 : -1]
                 logprobs, _ = objective.token_logprobs(
                     hidden, four.lm_head[0], torch.tensor(answer.ids)
                 )
                 torch.testing.assert_close(table[row, :n], logprobs, rtol=1e-4, atol=1e-4)
             with four.role("value"):
-                hidden = four.passes.hidden(ids, torch.ones_like(ids))[0, -n - 1 : -1]
-                trunk = four.passes.trunk(ids, torch.ones_like(ids))[0, -n - 1 : -1]
+                hidden = four.forward.hidden(ids, torch.ones_like(ids))[0, -n - 1 : -1]
+                trunk = four.forward.trunk(ids, torch.ones_like(ids))[0, -n - 1 : -1]
                 values = four.heads["value"](hidden, trunk)
                 torch.testing.assert_close(rolled.values[row, :n], values, rtol=1e-4, atol=1e-4)
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from lorarlhf import parents, room, training
 from lorarlhf.backbone.loading import load_tokenizer
-from lorarlhf.backbone.reading import Reader
-from lorarlhf.cli import main
-from lorarlhf.data import write_jsonl
-from lorarlhf.errors import UserError
-from lorarlhf.memory import MACHINES, Plan, Shape, estimate
-from lorarlhf.room import Foretold, foretell
-from lorarlhf.row_checks import Length, check_rows
-from lorarlhf.runs import read_json
-from lorarlhf.settings import resolve
+from lorarlhf.backbone.memory import MACHINES, Plan, Shape, estimate
+from lorarlhf.backbone.tokenizer import PromptEncoder
+from lorarlhf.cli import preflight as room
+from lorarlhf.cli import train as training
+from lorarlhf.cli.main import main
+from lorarlhf.cli.preflight import Length, MemoryEstimate, check_rows, estimate_memory
+from lorarlhf.project import lineage as parents
+from lorarlhf.project.settings import resolve
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json, write_jsonl
 
 CPU = torch.device("cpu")
 BIG = Shape(4096, 32, 32, 8, 128, 14336, 128256, tied=False)  # an 8B
@@ -75,10 +75,10 @@ def test_the_check_can_be_left_out(sft: Sft, tmp_path: Path) -> None:
 
 
 def test_each_piece_of_advice_fits() -> None:
-    foretold = Foretold(BIG, PLAN, smaller=(4, 2, 1))
-    free = foretold.parts["total"] - 10**9
+    estimated = MemoryEstimate(BIG, PLAN, smaller=(4, 2, 1))
+    free = estimated.parts["total"] - 10**9
     with pytest.raises(UserError) as told:
-        foretold.check(free)
+        estimated.check(free)
     named = dict(re.findall(r"--set ([\w.]+)=(\w+)", str(told.value)))
     assert named["micro_batch_size"] in "421" and named["gradient_checkpointing"] == "true"
     assert named["max_new_tokens"] == "128" and named["adapter_layers"] == "8"
@@ -86,12 +86,14 @@ def test_each_piece_of_advice_fits() -> None:
     for name, value in named.items():
         changed = replace(PLAN, **{names.get(name, name): value == "true" or int(value)})
         assert estimate(BIG, changed)["total"] <= free, name
-    foretold.check(free + 10**9)
+    estimated.check(free + 10**9)
     with pytest.raises(UserError) as told:
-        Foretold(BIG, PLAN, new_adapters=False).check(free)  # a run's adapters have their shape
+        MemoryEstimate(BIG, PLAN, new_adapters=False).check(
+            free
+        )  # a run's adapters have their shape
     assert "adapter_layers" not in str(told.value) and "micro_batch" not in str(told.value)
     with pytest.raises(UserError, match=r"trl.gradient_checkpointing=true.*max_tokens=384"):
-        sft = Foretold(BIG, replace(PLAN, stage="sft", device="cpu"))
+        sft = MemoryEstimate(BIG, replace(PLAN, stage="sft", device="cpu"))
         sft.check(sft.parts["total"] - 1)
 
 
@@ -99,20 +101,20 @@ def test_where_no_single_change_is_enough_all_are_named_together() -> None:
     plan = replace(PLAN, bits=16)
     small = {"micro_batch_size": 1, "gradient_checkpointing": True, "adapter_layers": 8}
     free = estimate(BIG, replace(plan, bits=4, answer_tokens=128, **small))["total"]
-    foretold = Foretold(BIG, plan, smaller=(4, 2, 1))
+    estimated = MemoryEstimate(BIG, plan, smaller=(4, 2, 1))
     with pytest.raises(UserError) as told:
-        foretold.check(free)
+        estimated.check(free)
     named = dict(re.findall(r"--set ([\w.]+)=(\w+)", str(told.value)))
     assert named.pop("max_new_tokens") == "128" and named.pop("bits") == "4"
     assert named == {name: str(value).lower() for name, value in small.items()}
     with pytest.raises(UserError, match="Take a smaller base, or shorter texts"):
-        foretold.check(free - 1)
+        estimated.check(free - 1)
 
 
 def test_the_plan_is_that_of_the_settings(tiny_base: Path) -> None:
     config, longest = AutoConfig.from_pretrained(tiny_base), Length(5, 7)
     sets = ["batch_size=6", "micro_batch_size=4", "adapter_layers=all", "bits=16", "lora_rank=2"]
-    found = foretell("dpo", config, resolve("dpo", sets=sets), CPU, 4, longest, False)
+    found = estimate_memory("dpo", config, resolve("dpo", sets=sets), CPU, 4, longest, False)
     assert found is not None
     layers = config.num_hidden_layers
     assert found.plan == Plan(
@@ -129,29 +131,29 @@ def test_the_plan_is_that_of_the_settings(tiny_base: Path) -> None:
         reference=False,
     )
     sets = ["gradient_checkpointing=true", "value_adapter=false", "micro_batch_size=2"]
-    found = foretell("ppo", config, resolve("ppo", sets=sets), CPU, 2, longest, True)
+    found = estimate_memory("ppo", config, resolve("ppo", sets=sets), CPU, 2, longest, True)
     assert found is not None and found.plan.gradient_checkpointing and found.plan.reference
     assert not found.plan.value_adapter and found.plan.rollout_batch_size == 16
     sets = ["trl.gradient_checkpointing=true", "trl.per_device_train_batch_size=1"]
-    found = foretell("sft", config, resolve("sft", sets=sets), CPU, 2, longest, False)
+    found = estimate_memory("sft", config, resolve("sft", sets=sets), CPU, 2, longest, False)
     assert found is not None and found.plan.checkpointed and found.plan.micro_batch_size == 1
     sets = ["rollout_batch_size=18", "num_minibatches=2"]
-    found = foretell("ppo", config, resolve("ppo", sets=sets), CPU, 2, longest, True)
+    found = estimate_memory("ppo", config, resolve("ppo", sets=sets), CPU, 2, longest, True)
     assert found is not None and (found.plan.micro_batch_size, found.smaller) == (8, (3, 1))
-    found = foretell("sft", config, resolve("sft"), CPU, 2, longest, True, besides=10**9)
+    found = estimate_memory("sft", config, resolve("sft"), CPU, 2, longest, True, besides=10**9)
     assert found is not None and found.smaller == (2, 1)
     assert found.parts["total"] == estimate(found.shape, found.plan)["total"] + 10**9
     rloo = resolve("ppo", sets=["algorithm=rloo"])
-    assert foretell("ppo", config, rloo, CPU, 2, longest, True) is None
+    assert estimate_memory("ppo", config, rloo, CPU, 2, longest, True) is None
     for family in ("gpt2", "gemma3n_text"):  # sizes under other names, and one a layer
         odd = AutoConfig.for_model(family)
-        assert foretell("sft", odd, resolve("sft"), CPU, 2, longest, False) is None
+        assert estimate_memory("sft", odd, resolve("sft"), CPU, 2, longest, False) is None
     fit = resolve("reward", sets=["epochs=0"])
-    assert foretell("reward", config, fit, CPU, 2, longest, False) is None
+    assert estimate_memory("reward", config, fit, CPU, 2, longest, False) is None
 
 
 def test_the_longest_row_is_measured(tiny_base: Path) -> None:
-    reader = Reader("tiny", load_tokenizer(str(tiny_base), None))
+    reader = PromptEncoder("tiny", load_tokenizer(str(tiny_base), None))
     rows = [{"prompt": "a b c", "chosen": "d " * n, "rejected": "e " * (9 - n)} for n in (2, 6)]
     plain = resolve("dpo", sets=["plain=true"])
     _, longest = check_rows("dpo", reader, rows, plain)

@@ -10,8 +10,8 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.memory import PROBABILITIES
-from lorarlhf.sampling import RoomyLayer, Sampler, pick, row_seeds
+from lorarlhf.backbone.limits import PROBABILITIES
+from lorarlhf.backbone.sampler import RoomyLayer, Sampler, pick, row_seeds
 
 BEGIN = [40, 41, 42, 43, 44, 45]
 ROOM = 64

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lorarlhf.cli_parser import BACKBONE_KEYS, STAGE_KEYS
-from lorarlhf.errors import UserError
-from lorarlhf.settings import OWN, convert, describe, known_keys, load_class, resolve
-from lorarlhf.settings_sources import Given, from_set
+from lorarlhf.cli.parser import BACKBONE_KEYS, STAGE_KEYS
+from lorarlhf.project.settings import OWN, convert, describe, known_keys, load_class, resolve
+from lorarlhf.project.settings_sources import SettingValue, from_set
+from lorarlhf.runtime.errors import UserError
 
 
 def fails(stage: str = "sft", config: Path | None = None, sets: tuple[str, ...] = ()) -> str:
@@ -40,7 +40,7 @@ def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
         config=config,
         sets=["epochs=5", "seed=2", "epochs=7"],
         flags={"base": None, "seed": 3},
-        inherited=[Given("bits", 16, "RUN"), Given("lora_rank", 4, "RUN")],
+        inherited=[SettingValue("bits", 16, "RUN"), SettingValue("lora_rank", 4, "RUN")],
     )
     assert settings.backbone["lora_rank"] == 4  # only the parent run says it
     assert settings.backbone["bits"] == 8  # the file beats the parent run
@@ -51,7 +51,9 @@ def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
 
 
 def test_what_a_parent_says_beyond_the_stage_is_left_out() -> None:
-    settings = resolve("score", inherited=[Given("plain", True, "R"), Given("epochs", 2, "R")])
+    settings = resolve(
+        "score", inherited=[SettingValue("plain", True, "R"), SettingValue("epochs", 2, "R")]
+    )
     assert settings.own == {"plain": True}
 
 

@@ -10,11 +10,12 @@ import torch
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.errors import UserError
-from lorarlhf.runs import Run
-from lorarlhf.stages.common import batch_arguments, conversational
-from lorarlhf.stages.direct import DirectSettings, train_direct
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.run import Run
+from lorarlhf.stages.conversations import conversational
+from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
 from lorarlhf.stages.sft import SFTSettings, train_sft
+from lorarlhf.stages.trl.arguments import batch_arguments
 
 DEMONSTRATIONS = [
     {"prompt": "Name a fish.", "completion": "A cod is a fish."},
@@ -122,14 +123,14 @@ def test_after_sft_the_reference_is_the_policy(
     with torch.no_grad():
         for role in ("policy", "reference", "base"):
             with tiny.role(role):
-                hidden[role] = tiny.passes.hidden(ids, mask)
+                hidden[role] = tiny.forward.hidden(ids, mask)
     assert torch.equal(hidden["policy"], hidden["reference"])
     assert not torch.equal(hidden["policy"], hidden["base"])
 
 
 def test_sft_makes_the_demonstrations_likelier(tiny: Backbone, tmp_path: Path) -> None:
     def greedy() -> str:
-        from lorarlhf.generation import generate
+        from lorarlhf.backbone.generation import generate
 
         prompt = [{"role": "user", "content": "Name a fish."}]
         return generate(tiny, [prompt], temperature=0, max_new_tokens=20)[0].text

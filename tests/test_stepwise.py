@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from lorarlhf import Backbone
-from lorarlhf.generation import encode_prompts, generate_ids
-from lorarlhf.stepwise import Sampling
+from lorarlhf.backbone.generation import Sampling, encode_prompts, generate_ids
 
 PROMPT = [{"role": "user", "content": "Name three quiet hobbies."}]
 SEEDS = [3, 8, 11, 20]

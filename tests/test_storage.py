@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.storage import CONFIG, FINGERPRINT, HEAD_KEY, NOTE, WEIGHTS, fingerprint
-from lorarlhf.errors import UserError
+from lorarlhf.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def fresh(folder: Path, **changes: Any) -> Backbone:
 
 def outputs(backbone: Backbone, role: str, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     with torch.no_grad(), backbone.role(role):
-        trunk = backbone.passes.trunk(ids, mask)
-        hidden = backbone.passes.hidden(ids, mask, trunk)
+        trunk = backbone.forward.trunk(ids, mask)
+        hidden = backbone.forward.hidden(ids, mask, trunk)
         return backbone.heads[role](hidden, trunk) if role in backbone.heads else hidden
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences import schema
 from lorarlhf.preferences.records import Verdict, check_verdict, stable_order
 from lorarlhf.preferences.store import Store
+from lorarlhf.runtime.errors import UserError
 
 PROMPT = [{"role": "user", "content": "Name a quiet hobby."}]
 FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])

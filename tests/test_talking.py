@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.errors import UserError
-from lorarlhf.workspace import Workspace
-from lorarlhf_ui.collecting import LONGEST_TEXT
-from lorarlhf_ui.engine import Engine, Job
-from lorarlhf_ui.talking import Talk
+from lorarlhf.project.project import Project
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.chat import Talk
+from lorarlhf_ui.engine_client import Engine, Job
+from lorarlhf_ui.rate import LONGEST_TEXT
 from tests.pages import Bench, FakeEngine, add_run, until
 
 pytest_plugins = ("tests.pages",)
@@ -22,7 +22,7 @@ SHORT: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 8}
 
 
 @pytest.fixture
-def bench(open_bench: OpenBench, space: Workspace) -> Bench:
+def bench(open_bench: OpenBench, space: Project) -> Bench:
     """With a fake engine and one run."""
     add_run(space, "0001-dpo")
     return open_bench(FakeEngine(), making=False)
@@ -30,7 +30,7 @@ def bench(open_bench: OpenBench, space: Workspace) -> Bench:
 
 @pytest.fixture
 def real(
-    open_bench: OpenBench, space: Workspace, engine: Engine, policies: list[Path]
+    open_bench: OpenBench, space: Project, engine: Engine, policies: list[Path]
 ) -> Iterator[Bench]:
     """With the real engine, two policies and a reward; it ends with one copy of the base."""
     add_run(space, "0001-dpo", policies[0])
@@ -62,11 +62,11 @@ class Asking:
             raise self.error
 
 
-def say(bench: Bench, text: str, *answers: str, rater: str = "ann", **more: Any) -> Talk:
+def log(bench: Bench, text: str, *answers: str, rater: str = "ann", **more: Any) -> Talk:
     """Ask the fake engine, which answers."""
     names = BOTH[: len(answers)]
     before = len(bench.engine.live)
-    asking = Asking(bench.talking.say(rater, text, names, **more))
+    asking = Asking(bench.talking.log(rater, text, names, **more))
     until(lambda: bench.engine.live[before:])[0].end(*answers)
     asking.end()
     return bench.talking.talk(rater)
@@ -80,9 +80,9 @@ def turns(talk: Talk) -> list[tuple[str, list[str]]]:
 
 
 def test_both_sides_answer_the_same_conversation(bench: Bench) -> None:
-    say(bench, "  Hello? ", "Hi.", "Good day.", system=" Be brief. ")
+    log(bench, "  Hello? ", "Hi.", "Good day.", system=" Be brief. ")
     bench.talking.vote("ann", "right")
-    talk = say(bench, "Why?", "Because.", "So.", system="Something else")
+    talk = log(bench, "Why?", "Because.", "So.", system="Something else")
     asked = bench.engine.live[-1]
     assert asked.prompt == [
         {"role": "system", "content": "Be brief."},
@@ -101,9 +101,9 @@ def test_both_sides_answer_the_same_conversation(bench: Bench) -> None:
     [("left", "Hi."), ("right", "Ho."), ("tie", "Hi."), ("both_good", "Hi."), ("both_bad", "Hi.")],
 )
 def test_the_better_answer_goes_on(bench: Bench, which: str, goes_on: str) -> None:
-    say(bench, "Hello?", "Hi.", "Ho.")
+    log(bench, "Hello?", "Hi.", "Ho.")
     bench.talking.vote("ann", which)
-    say(bench, "And?", "x", "y")
+    log(bench, "And?", "x", "y")
     assert bench.engine.live[-1].prompt[1]["content"] == goes_on
     (kept,) = bench.store.votes()
     names = {"left": "ranked", "right": "ranked"}
@@ -111,7 +111,7 @@ def test_the_better_answer_goes_on(bench: Bench, which: str, goes_on: str) -> No
 
 
 def test_one_model_alone_has_no_pair(bench: Bench) -> None:
-    talk = say(bench, "Hello?", "Hi.")
+    talk = log(bench, "Hello?", "Hi.")
     assert bench.engine.live[0].options["features"] is False
     assert talk.side(0) == talk.side(1)
     with pytest.raises(UserError, match="no two finished answers"):
@@ -121,9 +121,9 @@ def test_one_model_alone_has_no_pair(bench: Bench) -> None:
 
 
 def test_a_vote_lands_with_the_whole_conversation(bench: Bench) -> None:
-    say(bench, "Hello?", "Hi.", "Ho.", system="Be kind.")
+    log(bench, "Hello?", "Hi.", "Ho.", system="Be kind.")
     bench.talking.vote("ann", "left")
-    say(bench, "Why?", "Because.", "So.", temperature=0.3, max_new_tokens=9)
+    log(bench, "Why?", "Because.", "So.", temperature=0.3, max_new_tokens=9)
     talk = bench.talking.vote("ann", "right")
     votes = bench.store.votes()
     assert len(votes) == 2 and talk.turns[1].vote == votes[1].id
@@ -141,7 +141,7 @@ def test_a_vote_lands_with_the_whole_conversation(bench: Bench) -> None:
 
 
 def test_one_vote_a_turn(bench: Bench) -> None:
-    say(bench, "Hello?", "Hi.", "Ho.")
+    log(bench, "Hello?", "Hi.", "Ho.")
     start, told = threading.Barrier(5), []
 
     def click() -> None:
@@ -165,7 +165,7 @@ def test_a_vote_that_is_not_kept_can_be_cast_again(
     def full(*_: Any) -> None:
         raise UserError("The disk is full.")
 
-    say(bench, "Hello?", "Hi.", "Ho.")
+    log(bench, "Hello?", "Hi.", "Ho.")
     with monkeypatch.context() as patch:
         patch.setattr(bench.store, "judge", full)
         with pytest.raises(UserError, match="disk is full"):
@@ -178,7 +178,7 @@ def test_a_vote_that_is_not_kept_can_be_cast_again(
 
 
 def test_an_empty_answer_is_no_pair(bench: Bench) -> None:
-    say(bench, "Hello?", "Hi.", "  ")
+    log(bench, "Hello?", "Hi.", "  ")
     with pytest.raises(UserError, match="empty; retry first"):
         bench.talking.vote("ann", "left")
 
@@ -188,7 +188,7 @@ def test_an_empty_answer_is_no_pair(bench: Bench) -> None:
 
 def test_an_edit_drops_what_came_after(bench: Bench) -> None:
     for text in ("One?", "Two?", "Three?"):
-        say(bench, text, text + " left", text + " right")
+        log(bench, text, text + " left", text + " right")
     asking = Asking(bench.talking.edit("ann", 1, "Other?", BOTH))
     until(lambda: bench.engine.live[3:])[0].end("a", "b")
     asking.end()
@@ -198,7 +198,7 @@ def test_an_edit_drops_what_came_after(bench: Bench) -> None:
 
 
 def test_a_retry_answers_the_last_question_again(bench: Bench) -> None:
-    say(bench, "One?", "a", "b")
+    log(bench, "One?", "a", "b")
     bench.talking.vote("ann", "left")
     asking = Asking(bench.talking.retry("ann", ["0001-dpo"], temperature=0.2))
     until(lambda: bench.engine.live[1:])[0].end("c")
@@ -212,7 +212,7 @@ def test_a_retry_answers_the_last_question_again(bench: Bench) -> None:
 
 
 def test_a_new_conversation_is_not_drawn_over_by_the_old(bench: Bench) -> None:
-    asking = Asking(bench.talking.say("ann", "Hello?", BOTH))
+    asking = Asking(bench.talking.log("ann", "Hello?", BOTH))
     asked = until(lambda: bench.engine.live)[0]
     asked.tell("Hi", "Ho")
     until(lambda: ["Hi", "Ho"] in asking.seen)
@@ -224,8 +224,8 @@ def test_a_new_conversation_is_not_drawn_over_by_the_old(bench: Bench) -> None:
 
 
 def test_two_raters_do_not_share(bench: Bench) -> None:
-    say(bench, "Ann's?", "a", "b")
-    say(bench, "Bob's?", "c", "d", rater="bob")
+    log(bench, "Ann's?", "a", "b")
+    log(bench, "Bob's?", "c", "d", rater="bob")
     assert turns(bench.talking.talk("ann")) == [("Ann's?", ["a", "b"])]
     assert len(bench.engine.live[1].prompt) == 1
     bench.talking.vote("bob", "left")
@@ -237,7 +237,7 @@ def test_two_raters_do_not_share(bench: Bench) -> None:
 
 
 def test_answers_are_seen_as_they_grow(bench: Bench) -> None:
-    asking = Asking(bench.talking.say("ann", "Hello?", BOTH))
+    asking = Asking(bench.talking.log("ann", "Hello?", BOTH))
     asked = until(lambda: bench.engine.live)[0]
     for texts in (("H", ""), ("Hi", "Ho")):
         asked.tell(*texts)
@@ -245,7 +245,7 @@ def test_answers_are_seen_as_they_grow(bench: Bench) -> None:
     with pytest.raises(UserError, match="no two finished answers"):
         bench.talking.vote("ann", "left")
     with pytest.raises(UserError, match="Still answering"):
-        next(bench.talking.say("ann", "More?", BOTH))
+        next(bench.talking.log("ann", "More?", BOTH))
     with pytest.raises(UserError, match="Still answering"):
         next(bench.talking.edit("ann", 0, "Other?", BOTH))
     asked.end("Hi.", "Ho.")
@@ -254,7 +254,7 @@ def test_answers_are_seen_as_they_grow(bench: Bench) -> None:
 
 
 def test_stop_keeps_what_is_there(bench: Bench) -> None:
-    asking = Asking(bench.talking.say("ann", "Hello?", BOTH))
+    asking = Asking(bench.talking.log("ann", "Hello?", BOTH))
     asked = until(lambda: bench.engine.live)[0]
     asked.tell("Hi, I", "Ho")
     until(lambda: ["Hi, I", "Ho"] in asking.seen)
@@ -269,7 +269,7 @@ def test_stop_keeps_what_is_there(bench: Bench) -> None:
 
 
 def test_a_page_that_goes_away_stops_its_answers(bench: Bench) -> None:
-    talks = bench.talking.say("ann", "Hello?", BOTH)
+    talks = bench.talking.log("ann", "Hello?", BOTH)
     next(talks)
     asked = bench.engine.live[0]
     asked.tell("Hi", "Ho")
@@ -277,11 +277,11 @@ def test_a_page_that_goes_away_stops_its_answers(bench: Bench) -> None:
     talks.close()
     assert bench.engine.stopped == [asked.job]
     assert turns(bench.talking.talk("ann")) == [("Hello?", ["Hi", "Ho"])]
-    say(bench, "And?", "x", "y")
+    log(bench, "And?", "x", "y")
 
 
 def test_two_tabs_can_not_ask_at_once(bench: Bench) -> None:
-    askings = [Asking(bench.talking.say("ann", "Hello?", BOTH)) for _ in range(5)]
+    askings = [Asking(bench.talking.log("ann", "Hello?", BOTH)) for _ in range(5)]
     until(lambda: sum(asking.error is not None for asking in askings) == 4)
     assert len(bench.engine.live) == 1
     bench.engine.live[0].end("a", "b")
@@ -294,8 +294,8 @@ def test_two_tabs_can_not_ask_at_once(bench: Bench) -> None:
 
 
 def test_an_error_leaves_the_conversation_as_it_was(bench: Bench) -> None:
-    say(bench, "One?", "a", "b", system="Be brief.", temperature=0.4)
-    say(bench, "Two?", "c", "d", temperature=0.4)
+    log(bench, "One?", "a", "b", system="Be brief.", temperature=0.4)
+    log(bench, "Two?", "c", "d", temperature=0.4)
     talk = bench.talking.talk("ann")
     before = (talk.system, turns(talk), dict(talk.options))
 
@@ -309,12 +309,12 @@ def test_an_error_leaves_the_conversation_as_it_was(bench: Bench) -> None:
             asking.end()
         assert (talk.system, turns(talk), talk.options) == before
 
-    fails(bench.talking.say("ann", "Three?", BOTH, temperature=1.5))
+    fails(bench.talking.log("ann", "Three?", BOTH, temperature=1.5))
     fails(bench.talking.retry("ann", ["base"], temperature=1.5))
     fails(bench.talking.edit("ann", 0, "Other?", BOTH, system="Something else"))
     bench.talking.vote("ann", "left")
     assert bench.store.votes()[0].sampling[0]["temperature"] == 0.4
-    assert len(say(bench, "Three?", "e", "f").turns) == 3
+    assert len(log(bench, "Three?", "e", "f").turns) == 3
 
 
 @pytest.mark.parametrize(
@@ -331,8 +331,8 @@ def test_an_error_leaves_the_conversation_as_it_was(bench: Bench) -> None:
 def test_what_can_not_be_asked_is_refused_in_words(
     bench: Bench, text: Any, names: list[str], said: str
 ) -> None:
-    say(bench, "One?", "a", "b")
-    for ask in (bench.talking.say("ann", text, names), bench.talking.edit("ann", 0, text, names)):
+    log(bench, "One?", "a", "b")
+    for ask in (bench.talking.log("ann", text, names), bench.talking.edit("ann", 0, text, names)):
         with pytest.raises(UserError, match=said):
             list(ask)
     assert turns(bench.talking.talk("ann")) == [("One?", ["a", "b"])]
@@ -341,7 +341,7 @@ def test_what_can_not_be_asked_is_refused_in_words(
 
 @pytest.mark.parametrize("number", [-1, 1, 99])
 def test_an_edit_of_a_turn_that_is_gone_is_refused(bench: Bench, number: int) -> None:
-    say(bench, "One?", "a", "b")
+    log(bench, "One?", "a", "b")
     with pytest.raises(UserError, match="not known here any more"):
         list(bench.talking.edit("ann", number, "Other?", BOTH))
     assert len(bench.talking.talk("ann").turns) == 1
@@ -350,14 +350,14 @@ def test_an_edit_of_a_turn_that_is_gone_is_refused(bench: Bench, number: int) ->
 def test_without_a_model_it_is_told(open_bench: OpenBench) -> None:
     bench = open_bench(Engine(None), making=False)
     with pytest.raises(UserError, match="without a model"):
-        list(bench.talking.say("ann", "Hello?", ["base"]))
+        list(bench.talking.log("ann", "Hello?", ["base"]))
     assert bench.talking.talk("ann").turns == []
 
 
 def test_scores_that_take_too_long_are_told(
-    bench: Bench, space: Workspace, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, space: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    say(bench, "One?", "a", "b")
+    log(bench, "One?", "a", "b")
     with pytest.raises(UserError, match="no reward role"):
         bench.talking.score("ann")
     add_run(space, "0002-reward", role="reward")
@@ -375,11 +375,11 @@ def test_scores_that_take_too_long_are_told(
 
 
 def test_two_models_talk_with_the_real_engine(
-    real: Bench, space: Workspace, policies: list[Path]
+    real: Bench, space: Project, policies: list[Path]
 ) -> None:
     names = ["0001-dpo", "0002-dpo"]
     for number, which in enumerate(("left", "right", "tie")):
-        for talk in real.talking.say("ann", f"Question {number}?", names, **SHORT):
+        for talk in real.talking.log("ann", f"Question {number}?", names, **SHORT):
             assert len(talk.turns) == number + 1
         assert len(set(talk.turns[-1].answers)) == 2
         real.talking.vote("ann", which)
@@ -397,14 +397,14 @@ def test_two_models_talk_with_the_real_engine(
 
 
 def test_stop_and_errors_with_the_real_engine(real: Bench) -> None:
-    asking = Asking(real.talking.say("ann", "Hello?", BOTH, temperature=1.0, max_new_tokens=4000))
+    asking = Asking(real.talking.log("ann", "Hello?", BOTH, temperature=1.0, max_new_tokens=4000))
     until(lambda: any(all(seen) for seen in asking.seen))
     real.talking.stop("ann")
     asking.end()
     (turn,) = real.talking.talk("ann").turns
     assert all(turn.answers) and turn.answers == asking.seen[-1]
     with pytest.raises(UserError, match="longer than|max_prompt_tokens"):
-        list(real.talking.say("ann", "many words " * 1800, ["base"], **SHORT))
+        list(real.talking.log("ann", "many words " * 1800, ["base"], **SHORT))
     assert len(real.talking.talk("ann").turns) == 1
     list(real.talking.retry("ann", ["base"], **SHORT))
     assert len(real.talking.talk("ann").turns[0].answers) == 1
@@ -413,7 +413,7 @@ def test_stop_and_errors_with_the_real_engine(real: Bench) -> None:
 def test_three_people_talk_at_once(real: Bench) -> None:
     names = [["base", "0001-dpo"], ["0002-dpo", "0001-dpo"], ["base", "0002-dpo"]]
     askings = [
-        Asking(real.talking.say(f"r{n}", f"I am r{n}.", names[n], **SHORT)) for n in range(3)
+        Asking(real.talking.log(f"r{n}", f"I am r{n}.", names[n], **SHORT)) for n in range(3)
     ]
     for number, asking in enumerate(askings):
         asking.end()

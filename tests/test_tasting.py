@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorarlhf.data import write_jsonl
-from lorarlhf.errors import UserError
 from lorarlhf.evaluation.win_rate import wilson_interval
 from lorarlhf.preferences.records import Vote
-from lorarlhf.workspace import Workspace
-from lorarlhf_ui.engine import Engine
-from lorarlhf_ui.engine_process import packed
-from lorarlhf_ui.files import exported
-from lorarlhf_ui.tasting import HELD_OUT, TasteTest
+from lorarlhf.project.project import Project
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import write_jsonl
+from lorarlhf_ui.compare import HELD_OUT, BlindComparison
+from lorarlhf_ui.downloads import exported
+from lorarlhf_ui.engine_client import Engine
+from lorarlhf_ui.engine_worker import packed
 from tests.pages import FIRST, Asked, Bench, FakeEngine, add_run, pair, until
 
 pytest_plugins = ("tests.pages",)
@@ -26,12 +26,12 @@ OpenBench = Callable[..., Bench]
 HELD = [f"Held out {number}?" for number in range(6)]
 
 
-def held_out(space: Workspace, prompts: list[str]) -> None:
+def held_out(space: Project, prompts: list[str]) -> None:
     write_jsonl(space.folder / HELD_OUT, [{"prompt": prompt} for prompt in prompts])
 
 
 @pytest.fixture
-def bench(open_bench: OpenBench, space: Workspace) -> Bench:
+def bench(open_bench: OpenBench, space: Project) -> Bench:
     """With two runs, six held-out prompts, and a fake engine that says which model it is."""
     for name in ("0001-sft", "0002-dpo"):
         add_run(space, name)
@@ -114,7 +114,7 @@ def test_without_a_model_no_test_begins_and_an_old_one_says_why(
     assert "without a model" in told["empty"] and "wait" not in told
 
 
-def test_a_prompt_that_stands_twice_is_asked_once(bench: Bench, space: Workspace) -> None:
+def test_a_prompt_that_stands_twice_is_asked_once(bench: Bench, space: Project) -> None:
     held_out(space, [HELD[0]] * 3 + HELD[1:3])
     with pytest.raises(UserError, match="take 1 to 3"):
         bench.tasting.start("base", "0001-sft", 4)
@@ -123,7 +123,7 @@ def test_a_prompt_that_stands_twice_is_asked_once(bench: Bench, space: Workspace
 
 
 def test_the_prompts_that_come_along_are_used_where_there_are_no_own(
-    bench: Bench, space: Workspace
+    bench: Bench, space: Project
 ) -> None:
     (space.folder / HELD_OUT).unlink()
     assert len(bench.tasting.prompts()) >= 30
@@ -149,9 +149,9 @@ def test_a_page_is_told_no_name_before_the_end(bench: Bench) -> None:
 
 
 def test_blind_names_are_stable_and_not_always_in_one_order(bench: Bench) -> None:
-    tests = [TasteTest(number, "base", "runs/1", 3) for number in range(1, 60)]
+    tests = [BlindComparison(number, "base", "runs/1", 3) for number in range(1, 60)]
     names = [test.blind_names for test in tests]
-    assert names == [TasteTest(t.id, "other", "models", 9).blind_names for t in tests]
+    assert names == [BlindComparison(t.id, "other", "models", 9).blind_names for t in tests]
     assert 15 < names.count(("X", "Y")) < 45 and set(names) == {("X", "Y"), ("Y", "X")}
 
 
@@ -305,7 +305,7 @@ def test_after_a_restart_a_test_goes_on(bench: Bench, open_bench: OpenBench) -> 
     assert sorted(again.tasting.outcomes(test)) == [0.0] * 5 + [1.0]
 
 
-def test_prompts_that_change_on_the_way_are_asked_once_each(bench: Bench, space: Workspace) -> None:
+def test_prompts_that_change_on_the_way_are_asked_once_each(bench: Bench, space: Project) -> None:
     bench.engine.write = None
     test = bench.tasting.start("0001-sft", "0002-dpo", 4)
     until(lambda: bench.engine.ahead)[0].end("Red.", "Blue.")
@@ -355,13 +355,13 @@ def test_a_new_test_takes_the_place_of_the_last(bench: Bench) -> None:
 
 
 def test_with_the_real_engine(
-    open_bench: OpenBench, engine: Engine, space: Workspace, policies: list[Path]
+    open_bench: OpenBench, engine: Engine, space: Project, policies: list[Path]
 ) -> None:
     add_run(space, "0001-dpo", policies[0])
     add_run(space, "0002-dpo", policies[1])
     held_out(space, HELD)
     bench = open_bench(engine, making=False)
-    from lorarlhf_ui.ahead import Making
+    from lorarlhf_ui.prefetch import Making
 
     bench.ahead.make(Making(temperature=1.0, max_new_tokens=8))
     test = start(bench, "0001-dpo", "0002-dpo", 3)

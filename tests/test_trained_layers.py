@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from lorarlhf.backbone import roles
-from lorarlhf.backbone.anatomy import count_trained_layers
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.errors import UserError
-from lorarlhf.generation import Completion
+from lorarlhf.backbone.generation import Completion
+from lorarlhf.backbone.limits import count_trained_layers
 from lorarlhf.ppo import checkpoint
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.micro_batches import (
@@ -24,6 +23,7 @@ from lorarlhf.ppo.micro_batches import (
 )
 from lorarlhf.ppo.rollout import collect, reward_scores
 from lorarlhf.ppo.trainer import PPOTrainer
+from lorarlhf.runtime.errors import UserError
 
 PROMPTS = ["Hi?", "Why is the sky blue?", "Name a bird."]
 
@@ -111,7 +111,7 @@ def test_a_value_that_is_only_a_head_reads_what_the_policy_keeps(backbone: Backb
 def test_outputs_and_gradients_above_what_is_kept_are_those_of_a_whole_pass(
     backbone: Backbone, role: str, packs: bool
 ) -> None:
-    backbone.passes.packs = packs
+    backbone.forward.packs = packs
     micro, first = micro_batch(backbone), 3
     with torch.no_grad(), backbone.role(role):
         whole = outputs(backbone, micro, role)
@@ -166,7 +166,7 @@ def test_a_family_that_can_not_be_cut_trains_the_same_layers(
                 weight.data.copy_(state[name])
         backbone.heads.pop("value")
         backbone.add_role("value", copy_of="reward")
-        backbone.passes.splits = splits
+        backbone.forward.splits = splits
         trainer = ppo(backbone, tmp_path / str(splits), updates=1, adam_epsilon=1e-3)
         trainer.train()
         for role, found in weights.items():
@@ -245,7 +245,7 @@ def test_what_roles_have_in_common_is_run_once(
         change(copied, changed, 1)
     args = PPOConfig(str(tmp_path), rollout_batch_size=3, max_new_tokens=5, use_cpu=True)
     # Found out by forwards of their own.
-    assert copied.passes.splits_at(2) and copied.passes.splits_at(3)
+    assert copied.forward.splits_at(2) and copied.forward.splits_at(3)
     runs: list[str] = []
     hook = copied.decoder.layers[1].register_forward_hook(
         lambda *_: runs.append(copied.model.active_adapter)

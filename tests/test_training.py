@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from lorarlhf import folders
-from lorarlhf.cli import main
-from lorarlhf.data import write_jsonl
-from lorarlhf.runs import Run, read_json
+from lorarlhf.cli.main import main
+from lorarlhf.runtime import run_folder as folders
+from lorarlhf.runtime.files import read_json, write_jsonl
+from lorarlhf.runtime.run import Run
 
 Train = Callable[..., tuple[int, str, str]]
 QUESTIONS = [f"What is {number} and why?" for number in range(8)]
@@ -308,7 +308,7 @@ def test_resume_without_a_checkpoint_says_so(work: Path, train: Train) -> None:
 
 
 def test_the_second_ctrl_c_stops_at_once() -> None:
-    from lorarlhf.interrupt import StopAfterUpdate
+    from lorarlhf.runtime.interrupt import StopAfterUpdate
 
     with StopAfterUpdate() as stopper:
         os.kill(os.getpid(), signal.SIGINT)
@@ -325,7 +325,7 @@ def test_under_a_launcher_the_notice_says_when_it_kills(
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if launched:
         monkeypatch.setenv("LOCAL_RANK", "0")
-    from lorarlhf.interrupt import StopAfterUpdate
+    from lorarlhf.runtime.interrupt import StopAfterUpdate
 
     with StopAfterUpdate() as stopper:
         os.kill(os.getpid(), signal.SIGINT)
@@ -479,8 +479,8 @@ def test_runs_on_two_bases_cannot_share_one(
 def test_a_report_that_fails_does_not_fail_the_run(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lorarlhf import training
-    from lorarlhf.errors import UserError
+    from lorarlhf.cli import train as training
+    from lorarlhf.runtime.errors import UserError
 
     def fails(folder: Path) -> Path:
         raise UserError("no report")
@@ -494,7 +494,7 @@ def test_a_report_that_fails_does_not_fail_the_run(
 def test_interrupts_outside_the_main_thread_are_left_alone() -> None:
     import threading
 
-    from lorarlhf.interrupt import StopAfterUpdate
+    from lorarlhf.runtime.interrupt import StopAfterUpdate
 
     handler = signal.getsignal(signal.SIGINT)
     seen: list[Any] = []

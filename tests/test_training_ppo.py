@@ -16,11 +16,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lorarlhf.cli import main
-from lorarlhf.data import write_jsonl
-from lorarlhf.errors import UserError
+from lorarlhf.cli.main import main
 from lorarlhf.rewards.classifier import load_classifier
-from lorarlhf.runs import read_json
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json, write_jsonl
 
 QUESTIONS = [f"What is {number} and why?" for number in range(8)]
 REWARDS = """

@@ -66,12 +66,12 @@ def test_every_role_is_exact_above_the_kept_trunk(
     for seed, name in enumerate(roles.ROLES):
         randomise(tiny, name, seed=seed)
     ids, mask = batch(tiny, [12, 7, 1])
-    assert tiny.passes.keeps_trunk
+    assert tiny.forward.keeps_trunk
     with torch.no_grad():
         with tiny.role("reward"):  # whichever role is active, the trunk is the same
-            kept = tiny.passes.trunk(ids, mask)
+            kept = tiny.forward.trunk(ids, mask)
         with tiny.role(role):
-            upper, plain = tiny.passes.hidden(ids, mask, kept), tiny.passes.hidden(ids, mask)
+            upper, plain = tiny.forward.hidden(ids, mask, kept), tiny.forward.hidden(ids, mask)
     assert torch.equal(upper, plain)
 
 
@@ -81,9 +81,9 @@ def test_gradients_are_equal_above_the_kept_trunk(
     randomise(tiny, "policy")
     ids, mask = batch(tiny, [9, 4])
     grads = []
-    for kept in (None, tiny.passes.trunk(ids, mask)):
+    for kept in (None, tiny.forward.trunk(ids, mask)):
         with tiny.role("policy", train=True):
-            tiny.passes.hidden(ids, mask, kept)[mask.bool()][:, ::2].square().sum().backward()
+            tiny.forward.hidden(ids, mask, kept)[mask.bool()][:, ::2].square().sum().backward()
         grads.append([p.grad for p in tiny.parameters_of("policy")])
         tiny.model.zero_grad(set_to_none=True)
     for plain, above in zip(*grads, strict=True):
@@ -122,7 +122,7 @@ def test_the_layers_are_put_back_after_an_exception(
     ids, mask = batch(tiny, [5])
     decoder = tiny.decoder
     layers, norm = list(decoder.layers), decoder.norm
-    kept = tiny.passes.trunk(ids, mask)
+    kept = tiny.forward.trunk(ids, mask)
     assert kept is not None
 
     @contextmanager
@@ -138,9 +138,9 @@ def test_the_layers_are_put_back_after_an_exception(
             handle.remove()
 
     with broken(layers[1]):
-        tiny.passes.trunk(ids, mask)
+        tiny.forward.trunk(ids, mask)
     with broken(layers[3]):
-        tiny.passes.hidden(ids, mask, kept)
+        tiny.forward.hidden(ids, mask, kept)
     assert all(a is b for a, b in zip(decoder.layers, layers, strict=True))
     assert decoder.norm is norm
 
@@ -188,11 +188,11 @@ def test_a_family_that_shares_state_between_layers_falls_back(
     monkeypatch.setattr(base, "load_model", load_other_family)
     other = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32", adapter_layers=2)
     ids, mask = batch(other, [8, 3])
-    assert tiny.passes.keeps_trunk
-    assert not other.passes.keeps_trunk
-    assert other.passes.trunk(ids, mask) is None
+    assert tiny.forward.keeps_trunk
+    assert not other.forward.keeps_trunk
+    assert other.forward.trunk(ids, mask) is None
     with torch.no_grad():
-        ours = other.passes.hidden(ids, mask, other.passes.trunk(ids, mask))
+        ours = other.forward.hidden(ids, mask, other.forward.trunk(ids, mask))
         plain = other.model.get_base_model()(
             input_ids=ids,
             attention_mask=mask,
@@ -213,8 +213,8 @@ def test_with_adapters_on_all_layers_there_is_no_trunk(
     tiny_base: Path, batch: Callable[..., Any]
 ) -> None:
     backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32", adapter_layers="all")
-    assert (backbone.split, backbone.passes.keeps_trunk) == (0, False)
-    assert backbone.passes.trunk(*batch(backbone, [4])) is None
+    assert (backbone.split, backbone.forward.keeps_trunk) == (0, False)
+    assert backbone.forward.trunk(*batch(backbone, [4])) is None
 
 
 def test_position_ids_count_real_tokens() -> None:

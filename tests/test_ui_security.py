@@ -28,7 +28,8 @@ from starlette.testclient import TestClient
 
 from lorarlhf.preferences.accounts import log_in, set_password
 from lorarlhf.preferences.store import Store
-from lorarlhf_ui import address, login
+from lorarlhf_ui import login
+from lorarlhf_ui import network as address
 from lorarlhf_ui.login import MOST_FAILURES, WINDOW_SECONDS, WRONG, Attempts, network
 from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, host_name, rater_of
 

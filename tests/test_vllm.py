@@ -18,17 +18,17 @@ import torch
 from requests.adapters import HTTPAdapter
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.cli import main
-from lorarlhf.data import write_jsonl
-from lorarlhf.errors import UserError
-from lorarlhf.generation import encode_prompts
+from lorarlhf.backbone.generation import encode_prompts
+from lorarlhf.backbone.sampler import row_seeds
+from lorarlhf.cli.main import main
 from lorarlhf.ppo import vllm
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import collect
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.ppo.vllm import PACK, PLAIN, VLLMSampler, merged_weights, room_to_send
 from lorarlhf.ppo.vllm_server import host_of, is_here, start_command
-from lorarlhf.sampling import row_seeds
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import write_jsonl
 from tests.fake_vllm import FakeVLLM, install_fake_vllm, serving
 
 PROMPTS = ["Hi", "Why is the sky blue?", "Name a fish.", "And now?", "Tea or milk?"]
@@ -159,12 +159,12 @@ def length(completions, **_):
 trainer = PPOTrainer(backbone, args, rows, length)
 trainer.train()
 log = [row for row in trainer.state.log_history if "kl" in row]
-result = {"processes": processes.count(), "log": log,
+result = {"processes": distributed.world_size(), "log": log,
           "requests": len(server.requests) if server else 0,
           "pushes": len(server.pushes) if server else 0,
           "weights": torch.cat([p.flatten() for p in backbone.parameters_of("policy")]).tolist()}
 (folder / f"result-{rank}.json").write_text(json.dumps(result))
-processes.wait()
+distributed.barrier()
 """
 
 
@@ -459,7 +459,7 @@ import sys
 from pathlib import Path
 import pytest, torch
 from peft.tuners.lora.layer import Linear
-from lorarlhf.cli import main
+from lorarlhf.cli.main import main
 from tests.fake_vllm import FakeVLLM, install_fake_vllm
 
 install_fake_vllm(pytest.MonkeyPatch())

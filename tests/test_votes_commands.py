@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from lorarlhf import votes_commands
-from lorarlhf.cli import main
-from lorarlhf.cli_parser import EXPORT_FORMS
+from lorarlhf.cli import votes as votes_commands
+from lorarlhf.cli.main import main
+from lorarlhf.cli.parser import EXPORT_FORMS
 from lorarlhf.preferences.accounts import password_fits, with_password
 from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.history import Wanted, find
 from lorarlhf.preferences.merge import Merged, merge_votes
 from lorarlhf.preferences.records import Given, Verdict
 from lorarlhf.preferences.store import Store
-from lorarlhf.workspace import create
+from lorarlhf.project.project import create
 
 FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
 ANSWERS = (("One.", "base"), ("Two.", "runs/1"))

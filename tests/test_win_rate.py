@@ -8,7 +8,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lorarlhf.errors import UserError
 from lorarlhf.evaluation import win_rate as module
 from lorarlhf.evaluation.win_rate import (
     bootstrap_interval,
@@ -21,6 +20,7 @@ from lorarlhf.evaluation.win_rate import (
     win_rate,
 )
 from lorarlhf.rewards.raters import Answer, Rater
+from lorarlhf.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(

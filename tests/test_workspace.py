@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.cli import main
-from lorarlhf.errors import UserError
+from lorarlhf.cli.main import main
 from lorarlhf.preferences.records import Verdict
-from lorarlhf.runs import read_json
-from lorarlhf.workspace import Workspace, create
+from lorarlhf.project.project import Project, create
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json
 
 FAST = ["bits=16", "compute_dtype=float32", "lora_rank=4"]
 PPO = ["updates=1", "rollout_batch_size=4", "max_new_tokens=4", "critic_warmup=0"]
@@ -31,7 +31,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     return call
 
 
-def vote(space: Workspace, number: int, edited: str | None = None) -> None:
+def vote(space: Project, number: int, edited: str | None = None) -> None:
     store = space.store()
     item = store.add_item(f"What is {number}?", [("It is good.", "base"), ("No idea.", "base")])
     verdict = Verdict("ranked", [[0], [1]], edited=edited)
@@ -89,13 +89,13 @@ def test_runs_are_numbered_and_found(tmp_path: Path) -> None:
     assert unfinished is not None and unfinished.name == "0011-ppo"
     assert space.unfinished("reward") is None and space.unfinished("dpo") is None
     with pytest.raises(UserError, match="lorarlhf new"):
-        Workspace(tmp_path)
+        Project(tmp_path)
 
 
 def test_the_whole_loop_in_a_project(run: Run, tmp_path: Path, tiny_base: Path) -> None:
     """Votes, reward, PPO from it, a supervised run from the edits, chat and score: one folder."""
     run("new", "mine", "--base", str(tiny_base), "--bits", "16")
-    space = Workspace(tmp_path / "mine")
+    space = Project(tmp_path / "mine")
     status, _, err = run("reward", "mine", sets=FAST)
     assert status == 2 and "votes that name a better answer on 0 prompts" in err
     status, _, err = run("ppo", "mine", sets=FAST)
@@ -166,7 +166,7 @@ def test_votes_are_kept_out_of_training_where_they_are_taste_tests(
     run: Run, tmp_path: Path
 ) -> None:
     run("new", "mine")
-    store = Workspace(tmp_path / "mine").store()
+    store = Project(tmp_path / "mine").store()
     items: list[Any] = [
         store.add_item(f"{n}?", [("a", "x"), ("b", "x")], purpose="compare") for n in range(9)
     ]
@@ -196,7 +196,7 @@ def test_an_unfinished_run_goes_on_where_it_stopped(
     about = tmp_path / "mine/runs/0001-ppo/run.json"
     killed = read_json(about) | {"status": "running"}
     about.write_text(json.dumps(killed))
-    space = Workspace(tmp_path / "mine")
+    space = Project(tmp_path / "mine")
     for number in range(4):
         vote(space, number)
     assert run("reward", "mine", sets=[*FAST, "epochs=0"])[0] == 0

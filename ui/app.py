@@ -10,37 +10,36 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lorarlhf_ui.quick_gradio import without_apps  # isort: skip  (before gradio)
+from lorarlhf_ui.gradio_startup import without_apps  # isort: skip  (before gradio)
 
 import fastapi
 import gradio as gr
 import uvicorn
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences import accounts
 from lorarlhf.preferences.records import is_name
 from lorarlhf.preferences.store import Store
-from lorarlhf.runs import say_to_stderr
-from lorarlhf.settings import Settings, resolve
-from lorarlhf.workspace import VOTES, Workspace
-from lorarlhf.workspace_commands import project_settings
-from lorarlhf_ui import look
-from lorarlhf_ui.address import addresses, allowed_hosts, qr_lines
-from lorarlhf_ui.ahead import Ahead
-from lorarlhf_ui.catching_up import CatchUp
-from lorarlhf_ui.chat import chat_page
-from lorarlhf_ui.collect import collect_page
-from lorarlhf_ui.collecting import Collecting
-from lorarlhf_ui.compare import compare_page
-from lorarlhf_ui.engine import Engine
-from lorarlhf_ui.files import add_files
+from lorarlhf.project.project import VOTES, Project, project_settings
+from lorarlhf.project.settings import Settings, resolve
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.terminal import log_to_stderr
+from lorarlhf_ui import theme as look
+from lorarlhf_ui.backfill import FeatureBackfill
+from lorarlhf_ui.chat import Talking
+from lorarlhf_ui.chat_page import chat_page
+from lorarlhf_ui.compare import Tasting
+from lorarlhf_ui.compare_page import compare_page
+from lorarlhf_ui.downloads import add_files
+from lorarlhf_ui.engine_client import Engine
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
 from lorarlhf_ui.history import history_page
 from lorarlhf_ui.meter import Meter
+from lorarlhf_ui.network import addresses, allowed_hosts, qr_lines
+from lorarlhf_ui.prefetch import Prefetch
+from lorarlhf_ui.rate import Collecting
+from lorarlhf_ui.rate_page import collect_page
 from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
 from lorarlhf_ui.settings_page import settings_page
-from lorarlhf_ui.talking import Talking
-from lorarlhf_ui.tasting import Tasting
 
 PAGES = ("/", "/chat", "/compare", "/history", "/settings")
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -50,12 +49,12 @@ HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 class Pages:
     """What all pages share: the store, the engine, and what works in the background."""
 
-    space: Workspace
+    space: Project
     store: Store
     states: HiddenStates
     engine: Engine
     meter: Meter
-    ahead: Ahead
+    ahead: Prefetch
     collecting: Collecting
     talking: Talking
     tasting: Tasting
@@ -68,17 +67,17 @@ class Pages:
         self.store.close()
 
 
-def open_pages(space: Workspace, settings: Callable[[], Settings] | None) -> Pages:
+def open_pages(space: Project, settings: Callable[[], Settings] | None) -> Pages:
     """Open a project for the pages; the base is loaded in the background (None: no model)."""
     store = space.store()
     states = HiddenStates(space.folder / FILE)
     engine = Engine(
         settings,
         on_ready=lambda about: learn_space(engine, states, about),
-        on_failed=lambda message: say_to_stderr(f"There is no model to answer: {message}"),
+        on_failed=lambda message: log_to_stderr(f"There is no model to answer: {message}"),
     )
-    meter = Meter(Store(space.folder / VOTES), states, CatchUp(engine, states).fetch)
-    ahead = Ahead(space, space.store(), engine, states)
+    meter = Meter(Store(space.folder / VOTES), states, FeatureBackfill(engine, states).fetch)
+    ahead = Prefetch(space, space.store(), engine, states)
     collecting, talking = Collecting(store, ahead, meter), Talking(store, ahead, meter)
     tasting = Tasting(store, ahead)
     return Pages(space, store, states, engine, meter, ahead, collecting, talking, tasting)
@@ -139,7 +138,7 @@ def web_app(pages: Pages, access: Access) -> Guard:
 
 def main(args: Namespace) -> dict[str, Any]:
     """Serve a project's pages until Ctrl-C."""
-    space = Workspace(args.workspace)
+    space = Project(args.workspace)
     if not is_name(args.rater):
         raise UserError("--rater is a name in one line, without blanks at its ends.")
     sock = listen("0.0.0.0" if args.lan else "127.0.0.1", args.port)  # before the slow part
@@ -192,15 +191,15 @@ def _serve(app: Guard, sock: socket.socket, args: Namespace) -> None:
     _announce(sock.getsockname()[1], args)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[sock])
-    say_to_stderr("The pages are closed. All votes are kept.")
+    log_to_stderr("The pages are closed. All votes are kept.")
 
 
 def _announce(port: int, args: Namespace) -> None:
     local = f"http://127.0.0.1:{port}"
-    say_to_stderr(f"The pages are at {local} (Ctrl-C ends them).")
+    log_to_stderr(f"The pages are at {local} (Ctrl-C ends them).")
     if args.lan:
         for address in addresses():
             url = f"http://{address}:{port}"
-            say_to_stderr(f"For others in this network: {url}\n{qr_lines(url)}")
+            log_to_stderr(f"For others in this network: {url}\n{qr_lines(url)}")
     if not args.no_browser:
         threading.Timer(0.5, webbrowser.open, (local,)).start()

@@ -1,239 +1,253 @@
-"""The chat page: one or two models answer the same conversation, side by side."""
+"""Conversations with one or two models, as plain functions; the chat page only draws them.
 
-from collections.abc import Iterator
-from typing import Any
-
-import gradio as gr
-
-from lorarlhf.errors import UserError
-from lorarlhf_ui.security import rater_of
-from lorarlhf_ui.talking import NOBODY, Talk, Talking
-
-VOTES = {
-    "left": "Left is better",
-    "right": "Right is better",
-    "tie": "Tie",
-    "both_good": "Both good",
-    "both_bad": "Both bad",
-}
-# Tags that are shown as the text they are; Markdown makes none of them but images. Gradio takes
-# scripts away, and what the rest can do with a style stays inside the message (pages.css).
-AS_TEXT = """
-    img image picture source audio video track canvas iframe object embed map area style form input
-    textarea select option label fieldset legend output meter progress link dialog details summary
-    b i u s small big sub sup mark font center marquee meta base
+Both sides answer the same conversation, so that the last two answers are always a fair pair. It
+goes on with the answer that was voted for, or with the left one.
 """
 
-# Whether there is a second side. In the browser: Gradio can lose an event that is sent while the
-# answer to the one before it ends, and a question may follow at once.
-BESIDE = f"(name) => ({{__type__: 'update', visible: name !== '{NOBODY}'}})"
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, RANKED, TIE, Verdict
+from lorarlhf.preferences.store import Store
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.engine_client import Job
+from lorarlhf_ui.meter import Meter
+from lorarlhf_ui.prefetch import Prefetch
+from lorarlhf_ui.rate import LONGEST_TEXT, storable
+
+NOBODY = "nobody"
+SECONDS_A_LOOK = 0.5
+VERDICTS = {
+    "left": Verdict(RANKED, [[0], [1]]),
+    "right": Verdict(RANKED, [[1], [0]]),
+    "tie": Verdict(TIE),
+    "both_good": Verdict(BOTH_GOOD),
+    "both_bad": Verdict(BOTH_BAD),
+}
+Message = dict[str, str]
 
 
-def chat_page(talking: Talking) -> None:
-    """Put the page's components into the Blocks that are being built."""
-    _ChatPage(talking)
+@dataclass
+class Turn:
+    """What was asked, and the answers of one or two models."""
+
+    asked: str
+    models: list[str]  # as the engine names them
+    answers: list[str]
+    chosen: int = 0  # the answer that the conversation goes on with
+    vote: int | None = None
+    scores: list[float] | None = None
 
 
-class _ChatPage:
-    def __init__(self, talking: Talking) -> None:
-        self.talking = talking
-        self._draw()
-        self._connect()
+@dataclass
+class Talk:
+    """A rater's conversation.
 
-    def _draw(self) -> None:
-        with gr.Row():
-            self.models = [
-                gr.Dropdown(label=label, elem_id=f"chat-{name}-model", interactive=True)
-                for label, name in (("Who answers", "left"), ("Beside it", "right"))
-            ]
-        with gr.Row():
-            self.chatbots = [_chatbot("left", True), _chatbot("right", False)]
-        self.said = gr.Markdown(elem_id="chat-said", elem_classes="said")
-        with gr.Row(
-            elem_id="chat-votes", elem_classes="small-buttons", visible=False
-        ) as self.votes:
-            self.vote_buttons = {
-                which: gr.Button(label, size="sm", elem_id=f"chat-{which}", min_width=100)
-                for which, label in VOTES.items()
-            }
-        with gr.Row(elem_classes="ask"):
-            self.text = gr.Textbox(
-                placeholder="Say something; Enter sends it",
-                label="Your message",
-                show_label=False,
-                lines=1,
-                max_lines=8,
-                scale=6,
-                elem_id="chat-text",
-            )
-            self.send = gr.Button("Send", variant="primary", min_width=80, elem_id="chat-send")
-            self.stop = gr.Button("Stop", min_width=80, elem_id="chat-stop")
-        with gr.Row(elem_classes="small-buttons"):
-            self.retry = gr.Button("Answer again", size="sm", elem_id="chat-retry")
-            self.anew = gr.Button("New conversation", size="sm", elem_id="chat-anew")
-        with gr.Accordion("System prompt and sampling", open=False):
-            self.system = gr.Textbox(
-                label="System prompt, of a new conversation", lines=2, elem_id="chat-system"
-            )
-            with gr.Row():
-                self.temperature = gr.Slider(0.0, 2.0, 0.7, step=0.1, label="Temperature")
-                self.tokens = gr.Slider(16, 2048, 256, step=16, label="Longest answer, in tokens")
-            self.scored = gr.Checkbox(
-                label="Show the reward role's score of each answer", elem_id="chat-scored"
-            )
+    Attributes:
+        system: the first message, or "".
+        job: what is being answered now.
+    """
 
-    def _connect(self) -> None:
-        quiet: dict[str, Any] = {
-            "api_visibility": "private",
-            "show_progress": "hidden",
-            "concurrency_limit": None,
-        }
-        options = [*self.models, self.system, self.temperature, self.tokens, self.scored]
-        shown = [*self.chatbots, self.said, self.votes]
-        gr.on(None, self.fill, None, [*self.models, *shown], **quiet)
-        gr.on(
-            [self.text.submit, self.send.click],
-            self.on_send,
-            [self.text, *options],
-            [self.text, *shown],
-            **quiet,
-        )
-        self.stop.click(self.on_stop, None, None, **quiet)
-        self.retry.click(self.on_retry, options, shown, **quiet)
-        self.chatbots[0].edit(self.on_edit, options, shown, **quiet)
-        self.anew.click(self.on_anew, None, shown, **quiet)
-        self.models[1].change(None, self.models[1], self.chatbots[1], js=BESIDE)
-        for which, button in self.vote_buttons.items():
-            button.click(self._voting(which), None, shown, **quiet)
+    system: str = ""
+    turns: list[Turn] = field(default_factory=list)
+    job: Job | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
-    # ---- events
+    def prompt(self, before: int) -> list[Message]:
+        """The conversation up to a turn's question."""
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for turn in self.turns[:before]:
+            messages.append({"role": "user", "content": turn.asked})
+            messages.append({"role": "assistant", "content": turn.answers[turn.chosen]})
+        return [*messages, {"role": "user", "content": self.turns[before].asked}]
 
-    def fill(self, request: gr.Request) -> list[Any]:
-        """The models there are, and the conversation as it stands."""
-        names = self.talking.ahead.models.names()
-        talk = self.talking.talk(_name(request))
-        now = names[1:2] or names[:1]
-        if talk.turns:  # those whose answers are shown
-            models = self.talking.ahead.models
-            now = [models.label(place).removeprefix("runs/") for place in talk.turns[-1].models]
-        beside = now[1] if len(now) > 1 else NOBODY
-        return [
-            gr.Dropdown(choices=names, value=now[0] if now[0] in names else names[0]),
-            gr.Dropdown(choices=[NOBODY, *names], value=beside if beside in names else NOBODY),
-            *self._shown(talk, two=len(now) > 1),
-        ]
+    def side(self, side: int) -> list[Message]:
+        """What one side shows: earlier answers as they went on, the last one as it is."""
+        messages: list[Message] = []
+        for number, turn in enumerate(self.turns):
+            last = number == len(self.turns) - 1
+            place = min(side, len(turn.answers) - 1) if last else turn.chosen
+            messages.append({"role": "user", "content": turn.asked})
+            messages.append({"role": "assistant", "content": turn.answers[place] or "…"})
+        return messages
 
-    def on_send(self, request: gr.Request, text: str, *options: Any) -> Iterator[Any]:
-        """Ask, and show the answers as they are written."""
-        names, more, scored = _options(options)
-        rater = _name(request)
-        first = True
-        try:
-            for talk in self.talking.say(rater, text, names, **more):
-                yield ["" if first else gr.skip(), *self._shown(talk)]
-                first = False
-        except UserError as error:
-            yield [text if first else gr.skip(), *self._shown(self.talking.talk(rater), str(error))]
-            return
-        yield ["" if first else gr.skip(), *self._at_the_end(rater, scored)]
 
-    def on_retry(self, request: gr.Request, *options: Any) -> Iterator[Any]:
-        """Answer the last question again."""
-        names, more, scored = _options(options)
-        yield from self._follow(
-            _name(request), self.talking.retry(_name(request), names, **more), scored
-        )
+class Talking:
+    """All raters' conversations; they last as long as the server runs.
 
-    def on_edit(self, request: gr.Request, data: gr.EditData, *options: Any) -> Iterator[Any]:
-        """Ask a question in other words."""
-        names, more, scored = _options(options)
-        place = data.index if isinstance(data.index, int) else data.index[0]
-        number, text = place // 2, str(data.value)
-        rater = _name(request)
-        yield from self._follow(
-            rater, self.talking.edit(rater, number, text, names, **more), scored
-        )
+    Args:
+        store: where votes on answers go.
+        ahead: knows the models and the engine.
+        meter: learns from the votes.
+    """
 
-    def on_stop(self, request: gr.Request) -> None:
-        """End the answers where they are."""
-        self.talking.stop(_name(request))
+    def __init__(self, store: Store, ahead: Prefetch, meter: Meter) -> None:
+        self.store, self.ahead, self.meter = store, ahead, meter
+        self._talks: dict[str, Talk] = {}
+        self._lock = threading.RLock()
 
-    def on_anew(self, request: gr.Request) -> list[Any]:
+    def talk(self, rater: str) -> Talk:
+        """The rater's conversation; a new one where there is none."""
+        with self._lock:
+            return self._talks.setdefault(rater, Talk())
+
+    def anew(self, rater: str) -> Talk:
         """Forget the conversation."""
-        return self._shown(self.talking.anew(_name(request)))
+        with self._lock:
+            old, new = self.talk(rater), Talk()
+            self._talks[rater] = new  # first, so that the old one's end is not shown
+        self._stop(old)
+        return new
 
-    def _voting(self, which: str) -> Any:
-        def on_vote(request: gr.Request) -> list[Any]:
-            rater = _name(request)
+    def stop(self, rater: str) -> None:
+        """End the answers that are being written, where they are."""
+        self._stop(self.talk(rater))
+
+    def _stop(self, talk: Talk) -> None:
+        if talk.job is not None and not talk.job.done:
+            self.ahead.engine.stop(talk.job)
+
+    def say(
+        self,
+        rater: str,
+        text: str,
+        names: list[str],
+        *,
+        system: str = "",
+        temperature: float = 0.7,
+        max_new_tokens: int = 256,
+        at: int | None = None,
+    ) -> Iterator[Talk]:
+        """Ask something; gives the conversation again and again while the answers grow.
+
+        Where it fails the conversation is as it was.
+
+        Args:
+            names: of one or two models, as `Models.names` has them.
+            at: the turn in whose place it comes, and of all after it; None to go on.
+
+        Raises:
+            UserError: nothing was asked, a model is gone, or the engine says why it can't.
+        """
+        text = storable(text or "").strip()
+        if not text:
+            raise UserError("Type something first.")
+        if len(text) > LONGEST_TEXT:
+            raise UserError(f"A message has up to {LONGEST_TEXT} characters.")
+        places = [self.ahead.models.place(name) for name in names]
+        with self._lock:  # another tab may ask at the same time
+            talk = self.talk(rater)
+            if talk.job is not None and not talk.job.done:
+                raise UserError("Still answering. Stop that first.")
+            before = talk.system, talk.turns, talk.options
+            talk.turns = [*talk.turns[:at], Turn(text, places, [""] * len(places))]
+            if len(talk.turns) == 1:
+                talk.system = storable(system or "").strip()
+            talk.options = {
+                "temperature": float(temperature),
+                "max_new_tokens": int(max_new_tokens),
+            }
+            job = talk.job = self._begin(talk)
+        yield from self._follow(rater, talk, job)
+        if job.error is not None and talk.job is job:
+            talk.system, talk.turns, talk.options = before
+        if job.error is not None:
+            raise UserError(job.error)
+
+    def retry(self, rater: str, names: list[str], **options: Any) -> Iterator[Talk]:
+        """Answer the last question again."""
+        talk = self.talk(rater)
+        if not talk.turns:
+            raise UserError("There is nothing to answer yet.")
+        yield from self.edit(rater, len(talk.turns) - 1, talk.turns[-1].asked, names, **options)
+
+    def edit(
+        self, rater: str, number: int, text: str, names: list[str], **options: Any
+    ) -> Iterator[Talk]:
+        """Ask a question in other words; what came after it is dropped."""
+        if not 0 <= number < len(self.talk(rater).turns):
+            raise UserError("This question is not known here any more. Reload the page.")
+        yield from self.say(rater, text, names, at=number, **options)
+
+    def vote(self, rater: str, which: str) -> Talk:
+        """Keep a vote on the last two answers; the conversation goes on with the better one."""
+        with self._lock:  # a second click waits, and finds the vote
+            talk = self.talk(rater)
+            turn = talk.turns[-1] if talk.turns else None
+            if turn is None or len(turn.answers) < 2 or (talk.job and not talk.job.done):
+                raise UserError("There are no two finished answers to compare.")
+            if turn.vote is not None:
+                raise UserError("You have voted on these. Correct it on the History page.")
+            if not all(answer.strip() for answer in turn.answers):
+                raise UserError("One of the answers is empty; retry first.")
+            turn.vote = self._keep(rater, talk, turn, VERDICTS[which])
+            turn.chosen = 1 if which == "right" else 0
+        self.meter.voted(rater, turn.vote)
+        return talk
+
+    def _keep(self, rater: str, talk: Talk, turn: Turn, verdict: Verdict) -> int:
+        labels = [self.ahead.models.label(place) for place in turn.models]
+        with self.store.write():
+            item = self.store.add_item(
+                talk.prompt(len(talk.turns) - 1),
+                list(zip(turn.answers, labels, strict=True)),
+                sampling=[talk.options] * 2,
+                origin={"page": "chat"},
+            )
+            shown = self.store.present(item, rater, shown=[0, 1])
+            return self.store.judge(shown.token, verdict)
+
+    def score(self, rater: str) -> Talk:
+        """The newest reward role's scores of the last answers.
+
+        Raises:
+            UserError: there is no reward role yet.
+        """
+        talk = self.talk(rater)
+        run = self.ahead.space.newest_with("reward")
+        if run is None:
+            raise UserError(
+                "There is no reward role in this project yet: train one with `lorarlhf reward`."
+            )
+        if talk.turns:
+            turn = talk.turns[-1]
+            prompt = talk.prompt(len(talk.turns) - 1)
+            folder = Path(run) / "adapters" / "reward"
             try:
-                talk = self.talking.vote(rater, which)
-            except UserError as error:
-                return self._shown(self.talking.talk(rater), str(error))
-            return self._shown(talk, "Kept. The conversation goes on with the better answer.")
+                turn.scores = self.ahead.engine.scores(folder, prompt, turn.answers).wait(120)
+            except TimeoutError as error:
+                raise UserError("The model is busy. Ask for the scores again later.") from error
+        return talk
 
-        on_vote.__name__ = f"on_vote_{which}"
-        return on_vote
+    def _begin(self, talk: Talk) -> Job:
+        models = talk.turns[-1].models
+        return self.ahead.engine.answer(
+            talk.prompt(len(talk.turns) - 1),
+            models,
+            urgent=True,
+            features=len(models) > 1,
+            **talk.options,
+        )
 
-    # ---- what is shown
-
-    def _follow(self, rater: str, talks: Iterator[Talk], scored: bool) -> Iterator[Any]:
+    def _follow(self, rater: str, talk: Talk, job: Job) -> Iterator[Talk]:
+        """Give the conversation while its last answers grow, unless a new one was begun."""
+        turn, prompt = talk.turns[-1], talk.prompt(len(talk.turns) - 1)
         try:
-            for talk in talks:
-                yield self._shown(talk)
-        except UserError as error:
-            yield self._shown(self.talking.talk(rater), str(error))
+            while not job.done:
+                if self.talk(rater) is talk:
+                    yield talk
+                job.wait_for_more(turn.answers, SECONDS_A_LOOK)
+                turn.answers = list(job.texts)
+        finally:
+            if not job.done:  # nobody looks on any more
+                self.ahead.engine.stop(job)
+        if job.error is not None:
             return
-        yield self._at_the_end(rater, scored)
-
-    def _at_the_end(self, rater: str, scored: bool) -> list[Any]:
-        """The conversation as it stands: Gradio draws what came last again, and it may be gone."""
-        if not scored:
-            return self._shown(self.talking.talk(rater))
-        try:
-            return self._shown(self.talking.score(rater))
-        except UserError as error:
-            return self._shown(self.talking.talk(rater), str(error))
-
-    def _shown(self, talk: Talk, said: str = "", two: bool | None = None) -> list[Any]:
-        turn = talk.turns[-1] if talk.turns else None
-        done = talk.job is None or talk.job.done
-        if turn is not None and turn.scores and not said:
-            scores = " and ".join(f"{score:.2f}" for score in turn.scores)
-            said = f"Reward role's score: {scores}."
-        pair = turn is not None and len(turn.answers) > 1 and done and turn.vote is None
-        right: Any = talk.side(1)
-        if two is not None:
-            right = gr.Chatbot(value=right, visible=two)
-        return [talk.side(0), right, said, gr.Row(visible=pair)]
-
-
-def _chatbot(name: str, first: bool) -> gr.Chatbot:
-    return gr.Chatbot(
-        label=f"The {name} model's answers",
-        show_label=False,
-        visible=first,
-        height=460,
-        min_width=300,
-        editable="user" if first else None,
-        buttons=["copy"],
-        allow_tags=AS_TEXT.split(),  # "preserved", that is: not tags any more
-        feedback_options=None,
-        layout="bubble",
-        placeholder="Ask something below.",
-        elem_id=f"chat-{name}-side",
-    )
-
-
-def _name(request: gr.Request) -> str:
-    rater = rater_of(request)
-    if rater is None:
-        raise gr.Error("You are not logged in any more. Reload the page.")
-    return rater
-
-
-def _options(values: tuple[Any, ...]) -> tuple[list[str], dict[str, Any], bool]:
-    left, right, system, temperature, tokens, scored = values
-    left = left or "newest"  # asked before the page was filled
-    names = [left] if right in (None, NOBODY) else [left, right]
-    more = {"system": system, "temperature": temperature, "max_new_tokens": tokens}
-    return names, more, bool(scored)
+        turn.answers = list(job.texts)
+        if job.value.get("features"):
+            self.ahead.states.put(prompt, turn.answers, job.value["features"])
+        if self.talk(rater) is talk:
+            yield talk

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorarlhf.preferences.records import Prompt
-from lorarlhf_ui.engine_process import unpacked
+from lorarlhf_ui.engine_worker import unpacked
 
 if TYPE_CHECKING:
     import numpy as np

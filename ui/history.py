@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences.accounts import with_password
 from lorarlhf.preferences.exports import as_plain
 from lorarlhf.preferences.history import (
@@ -24,12 +23,13 @@ from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.merge import merge_votes
 from lorarlhf.preferences.records import RANKED, Prompt, Verdict, Vote
 from lorarlhf.preferences.store import Store
-from lorarlhf_ui.collecting import LONGEST_TEXT, edited
-from lorarlhf_ui.files import FORMS, PURPOSES, exported, link, whose
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.downloads import FORMS, PURPOSES, exported, link, whose
 from lorarlhf_ui.judge import served
-from lorarlhf_ui.look import static
+from lorarlhf_ui.markdown import as_html, prompt_html
+from lorarlhf_ui.rate import LONGEST_TEXT, edited
 from lorarlhf_ui.security import rater_of
-from lorarlhf_ui.text import as_html, prompt_html
+from lorarlhf_ui.theme import static
 
 View = dict[str, Any]
 LONGEST_SEARCH = 200

@@ -5,9 +5,9 @@ from typing import Any
 
 import gradio as gr
 
-from lorarlhf.errors import UserError
-from lorarlhf_ui.look import static
+from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.security import rater_of
+from lorarlhf_ui.theme import static
 
 Answer = Callable[[str, dict[str, Any]], dict[str, Any]]
 

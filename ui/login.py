@@ -15,13 +15,7 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
-from lorarlhf.preferences.accounts import (
-    SESSION_SECONDS,
-    log_in,
-    log_out,
-    logged_in,
-    password_fits,
-)
+from lorarlhf.preferences.accounts import SESSION_SECONDS, log_in, log_out, logged_in, password_fits
 from lorarlhf.preferences.store import Store
 
 COOKIE = "lorarlhf"

@@ -4,14 +4,14 @@ from typing import Any
 
 import gradio as gr
 
-from lorarlhf.errors import UserError
-from lorarlhf_ui.ahead import Ahead, Making
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.prefetch import Making, Prefetch
 
 SAME = "the same"
 NEWEST = "newest"
 
 
-def settings_page(ahead: Ahead) -> None:
+def settings_page(ahead: Prefetch) -> None:
     """Put the page's components into the Blocks that are being built.
 
     They can be changed once they show what holds: what is typed into a field before that would be

@@ -11,24 +11,19 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from lorarlhf import processes
 from lorarlhf.backbone import roles, storage, trunk
-from lorarlhf.backbone.anatomy import (
-    contiguous,
-    count_adapter_layers,
-    decoder_of,
-    layers_of,
-    never_repack,
-)
-from lorarlhf.backbone.dense import kept_dense
 from lorarlhf.backbone.devices import best_device, compute_dtype_for, give_back_memory
 from lorarlhf.backbone.fetch import find_base
+from lorarlhf.backbone.forward import Forward
+from lorarlhf.backbone.kernels.dequantised import keep_dequantised
+from lorarlhf.backbone.kernels.lora_linear import fuse_lora, ready_adapters
+from lorarlhf.backbone.limits import count_adapter_layers
 from lorarlhf.backbone.loading import load_model, load_tokenizer
-from lorarlhf.backbone.lora_linear import fuse_lora, ready_adapters
-from lorarlhf.backbone.passes import Passes
-from lorarlhf.backbone.reading import Prompt, Reader
-from lorarlhf.errors import UserError
-from lorarlhf.quiet import hide_library_bars
+from lorarlhf.backbone.structure import contiguous, decoder_of, layers_of, never_repack
+from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder
+from lorarlhf.runtime import distributed
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.quiet import hide_library_bars
 
 
 class Backbone:
@@ -66,12 +61,12 @@ class Backbone:
         never_repack(model)
         model.get_output_embeddings().register_forward_pre_hook(contiguous)
         trunk.check_range(model, self.base)
-        self.passes = Passes(model, self.split, self.device, self.compute_dtype)
+        self.forward = Forward(model, self.split, self.device, self.compute_dtype)
         self._base_shapes = Counter(_key(p) for p in model.parameters())
         torch.manual_seed(settings["seed"])
         self.model: PeftModel = get_peft_model(model, self._config, ADAPTER_POLICY)
         if roles.adapts_below(self.model, self.split):
-            self.passes.keeps_trunk = False
+            self.forward.keeps_trunk = False
         fuse_lora(self.model)
         self.model.eval()
         self.float32_adapters()
@@ -90,7 +85,7 @@ class Backbone:
         compute_dtype: str | None = None,
         chat_template: str | None = None,
         seed: int = 0,
-        say: Callable[[str], None] = lambda text: None,
+        log: Callable[[str], None] = lambda text: None,
     ) -> "Backbone":
         """Find, fetch where needed, and load a base, with a fresh policy adapter on it.
 
@@ -103,14 +98,14 @@ class Backbone:
             compute_dtype: `bfloat16`, `float16` or `float32`; what the device has by default.
             chat_template: a Jinja file for bases that bring no chat template.
             seed: of the adapters' first weights.
-            say: called with one line before each slow step.
+            log: called with one line before each slow step.
 
         Raises:
             UserError: no such base, not a causal language model, no network, no disk space; it
                 overflows in float16.
         """
         hide_library_bars()
-        path = processes.first_makes_first(lambda: find_base(base, say))
+        path = distributed.main_makes_first(lambda: find_base(base, log))
         target = torch.device(device) if device else best_device(bits)
         dtype = compute_dtype_for(target, compute_dtype)
         model = load_model(path, bits, target, dtype)
@@ -129,8 +124,8 @@ class Backbone:
         }
         backbone = cls(model, tokenizer, settings)
         give_back_memory()  # what loading and quantising took besides
-        if backbone.split and not backbone.passes.keeps_trunk:
-            say(
+        if backbone.split and not backbone.forward.keeps_trunk:
+            log(
                 f"{base} is of a family whose lower layers can't be kept apart: each pass runs all "
                 "layers, which is slower, and a reward role reads the final states alone."
             )
@@ -175,7 +170,7 @@ class Backbone:
 
     def reads_trunk(self, pooling: str) -> bool:
         """Whether a head with this pooling reads the trunk: `last` is the shape others know."""
-        return pooling == "mean" and self.passes.keeps_trunk
+        return pooling == "mean" and self.forward.keeps_trunk
 
     def _copy_weights(self, source: str, target: str, own_adapter: bool) -> None:
         if own_adapter:
@@ -271,7 +266,7 @@ class Backbone:
         For phases that read each weight of the layers from `first` on often; `backward` for those
         in which they also train.
         """
-        return kept_dense(layers_of(self.causal, self.base)[first:], room, backward=backward)
+        return keep_dequantised(layers_of(self.causal, self.base)[first:], room, backward=backward)
 
     def ready(self) -> AbstractContextManager[None]:
         """Hold the active role's adapter as it is multiplied, for many forwards without gradient.
@@ -327,7 +322,7 @@ class Backbone:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt (see `Reader.encode`)."""
-        return Reader(self.base, self.tokenizer).encode(prompt)
+        return PromptEncoder(self.base, self.tokenizer).encode(prompt)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -347,7 +342,9 @@ class Backbone:
 
     def save(self, role: str, folder: str | Path) -> Path:
         """Save a role as a plain PEFT folder (safetensors); of several processes the first does."""
-        return storage.save_role(self, role, Path(folder)) if processes.first() else Path(folder)
+        return (
+            storage.save_role(self, role, Path(folder)) if distributed.is_main() else Path(folder)
+        )
 
     def load_role(self, role: str, folder: str | Path) -> None:
         """Load a role from a folder that `save` wrote, or a plain PEFT folder for the policy."""

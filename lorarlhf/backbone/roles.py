@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from lorarlhf.backbone.anatomy import decoder_of
+from lorarlhf.backbone.structure import decoder_of
 
 # PEFT's names for the roles. TRL's DPO and RLOO look up "default" and copy it to "ref": with these
 # names they find the policy and the reference by themselves.

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorarlhf.backbone import roles
-from lorarlhf.errors import UserError
+from lorarlhf.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorarlhf.backbone import attention
-from lorarlhf.backbone.anatomy import decoder_of
-from lorarlhf.backbone.packing import Pack
-from lorarlhf.backbone.shrinking import is_out_of_memory
-from lorarlhf.errors import UserError
+from lorarlhf.backbone.kernels import attention
+from lorarlhf.backbone.kernels.packing import Pack
+from lorarlhf.backbone.oom import is_out_of_memory
+from lorarlhf.backbone.structure import decoder_of
+from lorarlhf.runtime.errors import UserError
 
 Inputs = dict[str, Any]
 

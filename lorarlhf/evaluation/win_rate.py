@@ -9,8 +9,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lorarlhf.errors import UserError
 from lorarlhf.rewards.raters import Answer
+from lorarlhf.runtime.errors import UserError
 
 Z95 = 1.959963984540054
 """97.5% point of the standard normal distribution."""

@@ -1,6 +1,6 @@
 """Checkpoints of PPO: adapters, heads, optimizers, loss scales, score scale, price of KL, random
-states, place in the prompts. How the folders are written is `lorarlhf.checkpoints`; nothing is
-pickled.
+states, place in the prompts. How the folders are written is `lorarlhf.runtime.checkpoints`; nothing
+is pickled.
 """
 
 import json
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
-from lorarlhf import checkpoints, processes
-from lorarlhf.checkpoints import PREFIX, damage, newest_first
-from lorarlhf.errors import UserError
-from lorarlhf.runs import read_json, say_to_stderr
+from lorarlhf.runtime import checkpoints, distributed
+from lorarlhf.runtime.checkpoints import PREFIX, damage, newest_first
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.terminal import log_to_stderr
 
 if TYPE_CHECKING:
     from lorarlhf.ppo.trainer import PPOTrainer
@@ -44,7 +45,7 @@ def save(trainer: "PPOTrainer") -> Path:
         for old in folder.glob(f"{BEST}*"):
             if old.name not in needed:
                 shutil.rmtree(old, ignore_errors=True)
-    processes.wait()
+    distributed.barrier()
     return target
 
 
@@ -56,7 +57,7 @@ def save_best(trainer: "PPOTrainer") -> None:
         for role in LEARNED:
             trainer.backbone.save(role, scratch / role)
         checkpoints.publish(scratch, target)
-    processes.wait()
+    distributed.barrier()
 
 
 def load_best(trainer: "PPOTrainer") -> None:
@@ -94,7 +95,7 @@ def load_newest(trainer: "PPOTrainer", wanted: str | bool) -> None:
             does not see it.
     """
     if isinstance(wanted, str):
-        if reason := processes.from_first(lambda: damage(Path(wanted))):
+        if reason := distributed.broadcast_from_main(lambda: damage(Path(wanted))):
             raise UserError(f"There is no PPO checkpoint to go on from in {wanted}: {reason}.")
         checkpoints.check_seen(Path(wanted))
         _load(trainer, Path(wanted))
@@ -105,7 +106,7 @@ def load_newest(trainer: "PPOTrainer", wanted: str | bool) -> None:
             ):
                 os.replace(place, place.with_name(f"left-{place.name}-{int(time.time())}"))
         return
-    if newest := processes.from_first(lambda: _newest_whole(folder_of(trainer))):
+    if newest := distributed.broadcast_from_main(lambda: _newest_whole(folder_of(trainer))):
         checkpoints.check_seen(newest)
         _load(trainer, newest)
 
@@ -115,7 +116,7 @@ def _newest_whole(folder: Path) -> Path | None:
     for place in newest_first(folder):
         if (reason := damage(place)) is None:
             return place
-        say_to_stderr(f"The checkpoint {place} is passed over: {reason}.")
+        log_to_stderr(f"The checkpoint {place} is passed over: {reason}.")
         shutil.rmtree(place, ignore_errors=True)  # or it would be kept in a good one's place
     return None
 

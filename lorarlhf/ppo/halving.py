@@ -7,9 +7,9 @@ sampled is kept.
 from collections.abc import Callable
 from typing import TypeVar
 
-from lorarlhf.backbone.shrinking import is_out_of_memory, let_go
+from lorarlhf.backbone.oom import free_memory, is_out_of_memory
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.runs import say_to_stderr
+from lorarlhf.runtime.terminal import log_to_stderr
 
 T = TypeVar("T")
 
@@ -30,9 +30,9 @@ def until_it_fits(args: PPOConfig, attempt: Callable[[], T]) -> T:
         except RuntimeError as error:
             if not is_out_of_memory(error) or args.micro_batch_size == 1:
                 raise
-        let_go()
+        free_memory()
         args.micro_batch_size //= 2
-        say_to_stderr(
+        log_to_stderr(
             f"Out of memory: from here on micro_batch_size is {args.micro_batch_size}. The batch "
             "stays as large as it was, and nothing is lost."
         )

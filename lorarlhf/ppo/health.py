@@ -12,7 +12,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from lorarlhf.runs import Run, finite
+from lorarlhf.runtime.files import finite
+from lorarlhf.runtime.run import Run
 
 Row = dict[str, Any]
 WINDOW = 5
@@ -297,15 +298,15 @@ class HealthWatch(TrainerCallback):
 
     Args:
         run: whose `metrics.jsonl` gets `{"step", "alarm", "value", "words"}`.
-        say: tells the person at the terminal.
+        log: tells the person at the terminal.
         stage: of the rows, where the run has several.
 
     Attributes:
         on: the names of the alarms that are on.
     """
 
-    def __init__(self, run: Run, say: Callable[[str], None], stage: str | None = None) -> None:
-        self.run, self.say, self.stage = run, say, stage
+    def __init__(self, run: Run, log: Callable[[str], None], stage: str | None = None) -> None:
+        self.run, self.log, self.stage = run, log, stage
         self.on: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -322,7 +323,7 @@ class HealthWatch(TrainerCallback):
         for finding in found:
             name = finding.alarm.name
             if name not in self.on:
-                self.say(f"Update {step}, {name}: {finding.words()}")
+                self.log(f"Update {step}, {name}: {finding.words()}")
                 row = {"step": step, "alarm": name, "value": finding.value}
                 self.run.log(finite(row | {"words": finding.words()}), stage=self.stage)
         self.on = {finding.alarm.name for finding in found}

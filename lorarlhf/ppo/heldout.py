@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.errors import UserError
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import Rollout, Sampling, collect
 from lorarlhf.ppo.scores import Rewards, call_function, unique_names
 from lorarlhf.rewards.functions import RewardFunction
+from lorarlhf.runtime import distributed
+from lorarlhf.runtime.errors import UserError
 
 
 def measure(
@@ -49,11 +49,11 @@ def measure(
     for start in range(0, len(rows), size):
         chunk = [rows[i] for i in range(start, min(start + size, len(rows)))]
         rollout = collect(backbone, chunk, args, args.seed + start, sampling)
-        own = processes.own_share(len(chunk))
+        own = distributed.own_share(len(chunk))
         for name, values in _figures(rollout, rewards, own, state).items():
             figures.setdefault(name, []).extend(values)
         for judge, said in zip(judges, opinions, strict=True):
-            said.extend(processes.all_rows(call_function(judge, rollout, own, state)))
+            said.extend(distributed.all_gather(call_function(judge, rollout, own, state)))
         del rollout  # its kept states, before those of the next
     means = {name: fmean(values) for name, values in figures.items()}
     return means | _judgement(unique_names(judges), opinions)
@@ -64,7 +64,7 @@ def _figures(
 ) -> dict[str, list[float]]:
     kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(dim=1)
     return {
-        "eval_score": processes.all_rows(rewards.score(rollout, own, state)[0]),
+        "eval_score": distributed.all_gather(rewards.score(rollout, own, state)[0]),
         "eval_kl": kl.tolist(),
         "eval_length": rollout.mask.sum(dim=1).float().tolist(),
         "eval_ended": [float(c.ended) for c in rollout.completions],

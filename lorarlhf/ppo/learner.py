@@ -7,15 +7,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
-from lorarlhf.generation import Completion
+from lorarlhf.backbone.generation import Completion
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.micro_batches import policy_logprobs, token_values, trained_from
 from lorarlhf.ppo.rollout import Rollout
+from lorarlhf.runtime import distributed
 
 Stats = dict[str, float]
 
@@ -39,7 +39,7 @@ class Learner:
         with backbone.role("base"):  # tried once, at a calm moment
             for first in self.first.values():
                 if first > backbone.split:
-                    backbone.passes.splits_at(first)
+                    backbone.forward.splits_at(first)
 
     @property
     def layers(self) -> dict[str, int]:
@@ -58,7 +58,7 @@ class Learner:
             self.scalers[role] = _scaler(self.backbone)
 
     @contextmanager
-    def room_for_adam(self) -> Iterator[None]:
+    def reserve_adam(self) -> Iterator[None]:
         """Hold as much memory inside as Adam will have after its first step."""
         anew = [role for role, optimizer in self.optimizers.items() if not optimizer.state]
         weights = [weight for role in anew for weight in self._weights(role)]
@@ -202,7 +202,9 @@ class Learner:
         """
         optimizer, scaler = self.optimizers[role], self.scalers[role]
         weights = self._weights(role)
-        processes.add_gradients(weights)  # before the check: all processes see an overflow in one
+        distributed.all_reduce_gradients(
+            weights
+        )  # before the check: all processes see an overflow in one
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(weights, self.args.max_grad_norm).item()
         if math.isfinite(norm) and not unless:
@@ -244,5 +246,7 @@ def _means(
 ) -> Stats:
     """Sums over this process's tokens -> means over the minibatch's tokens in all processes."""
     nothing = torch.zeros((), device=device)
-    sums = processes.total(torch.stack([totals.get(name, nothing).float() for name in names]))
+    sums = distributed.all_reduce(
+        torch.stack([totals.get(name, nothing).float() for name in names])
+    )
     return dict(zip(names, (sums / tokens).tolist(), strict=True))

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lorarlhf.backbone.anatomy import count_trained_layers
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.packing import Pack
+from lorarlhf.backbone.generation import Completion
+from lorarlhf.backbone.kernels.packing import Pack
+from lorarlhf.backbone.limits import count_trained_layers, kept_on_device
 from lorarlhf.backbone.roles import ScalarHead
-from lorarlhf.generation import Completion
-from lorarlhf.memory import kept_on_device
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
 
@@ -107,7 +106,7 @@ def _micro_batch(
         else:  # an answer that is nothing but its stop token is scored on that token
             answers.append(list(range(first, first + max(1, count - completions[i].ended))))
     width = max(len(places) for places in answers)
-    trunk = backbone.passes.packed_trunk(pack)
+    trunk = backbone.forward.packed_trunk(pack)
     return MicroBatch(
         rows,
         pack,
@@ -158,7 +157,7 @@ def policy_logprobs(
         first: the policy's first layer that trains; what lies below is run once and kept.
     """
     kept, start = _below(backbone, micro, "policy", first)
-    hidden = backbone.passes.packed_hidden(micro.pack, kept, start)
+    hidden = backbone.forward.packed_hidden(micro.pack, kept, start)
     weight, softcap = backbone.lm_head
     return objective.token_logprobs(
         hidden[micro.predicts], weight, micro.targets, temperature, softcap
@@ -175,7 +174,7 @@ def token_values(backbone: Backbone, micro: MicroBatch, first: int = 0) -> torch
     # A value that is only a head reads the policy's states, which move.
     own = backbone.has("value")
     kept, start = _below(backbone, micro, "value" if own else "policy", first)
-    hidden = backbone.passes.packed_hidden(micro.pack, kept, start)
+    hidden = backbone.forward.packed_hidden(micro.pack, kept, start)
     head = backbone.heads["value"]
     return head(hidden[micro.predicts], micro.read_by(head, micro.predicts))
 
@@ -187,10 +186,10 @@ def _below(
 
     The whole trunk where the layers from `first` on can't be run apart.
     """
-    if first <= backbone.split or not backbone.passes.splits_at(first):
+    if first <= backbone.split or not backbone.forward.splits_at(first):
         return micro.trunk_on(backbone.device), backbone.split
     if role not in micro.lower or micro.lower[role][0] != first:
-        states = backbone.passes.packed_lower(micro.pack, micro.trunk_on(backbone.device), first)
+        states = backbone.forward.packed_lower(micro.pack, micro.trunk_on(backbone.device), first)
         micro.lower[role] = first, states.to(micro.home)
     return micro.lower[role][1].to(backbone.device), first
 
@@ -211,6 +210,6 @@ def reward_states(backbone: Backbone, micro: MicroBatch, from_value: bool) -> to
         from_value: go on from what was run for the value (`value_serves_reward`).
     """
     if not from_value:
-        return backbone.passes.packed_hidden(micro.pack, micro.trunk_on(backbone.device))
+        return backbone.forward.packed_hidden(micro.pack, micro.trunk_on(backbone.device))
     first, states = micro.lower["value"]
-    return backbone.passes.packed_hidden(micro.pack, states.to(backbone.device), first)
+    return backbone.forward.packed_hidden(micro.pack, states.to(backbone.device), first)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorarlhf.memory import CHUNK, rows_at_once
+from lorarlhf.backbone.limits import CHUNK, rows_at_once
 
 
 class _TokenLogprobs(torch.autograd.Function):

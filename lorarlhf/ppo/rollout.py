@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
-from lorarlhf.backbone.shrinking import shrinking
-from lorarlhf.generation import Completion, completion, encode_prompts, generate_ids
-from lorarlhf.memory import DENSE, GENERATED_AT_ONCE
+from lorarlhf.backbone.generation import Completion, completion, encode_prompts, generate_ids
+from lorarlhf.backbone.limits import DEQUANTISED_BYTES, GENERATED_AT_ONCE
+from lorarlhf.backbone.oom import shrinking
+from lorarlhf.backbone.sampler import Sampler, row_seeds
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.micro_batches import (
@@ -31,8 +31,8 @@ from lorarlhf.ppo.micro_batches import (
     trained_from,
     value_serves_reward,
 )
-from lorarlhf.runs import say_to_stderr
-from lorarlhf.sampling import Sampler, row_seeds
+from lorarlhf.runtime import distributed
+from lorarlhf.runtime.terminal import log_to_stderr
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ class OwnSampler:
         new: list[list[int]] = []
         if not encoded:
             return []
-        with backbone.role("policy"), backbone.dense(DENSE):
+        with backbone.role("policy"), backbone.dense(DEQUANTISED_BYTES):
             while len(new) < len(encoded):
                 new += self._fitting(args, len(encoded) - len(new), attempt)
         give_back_memory()
@@ -145,10 +145,10 @@ class OwnSampler:
                 sampler.step()
             return [sampler] * count
 
-        share = len(processes.own_share(args.rollout_batch_size))
+        share = len(distributed.own_share(args.rollout_batch_size))
         if not share:
             return
-        with backbone.role("policy"), backbone.dense(DENSE):
+        with backbone.role("policy"), backbone.dense(DEQUANTISED_BYTES):
             self._fitting(args, share, attempt)
         give_back_memory()
 
@@ -159,7 +159,7 @@ class OwnSampler:
         done = shrinking(wanted, attempt)
         if len(done) < wanted:
             self.most = len(done)
-            say_to_stderr(
+            log_to_stderr(
                 f"Out of memory while sampling: from here on {self.most} answers at a time. They "
                 "are the same answers."
             )
@@ -181,10 +181,10 @@ def collect(
             whoever it is.
     """
     encoded = encode_prompts(backbone, [row["prompt"] for row in rows], args.max_prompt_tokens)
-    own = processes.own_share(len(rows))
+    own = distributed.own_share(len(rows))
     sampling = sampling or OwnSampler()
     answered = sampling(backbone, [encoded[i] for i in own], args, row_seeds(seed, own))
-    completions = processes.all_rows(answered)
+    completions = distributed.all_gather(answered)
     dealer = torch.Generator("cpu").manual_seed(seed)
     order = torch.randperm(len(rows), generator=dealer, device="cpu")
     parts = [part.tolist() for part in order.chunk(args.num_minibatches)]
@@ -198,7 +198,7 @@ def collect(
     rollout = Rollout(rows, completions, [], encoded, shares, tokens, mask, *tables)
     until_it_fits(args, lambda: _fill_tables(backbone, rollout, args))
     for table in (rollout.logprobs, rollout.entropy, rollout.ref_logprobs, rollout.values):
-        processes.total(table)  # each process has filled its own rows
+        distributed.all_reduce(table)  # each process has filled its own rows
     return rollout
 
 

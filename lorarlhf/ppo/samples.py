@@ -8,12 +8,12 @@ from typing import Any
 from transformers import TrainerCallback
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.data import append_jsonl, write_jsonl
-from lorarlhf.generation import encode_prompts, generate
+from lorarlhf.backbone.generation import encode_prompts, generate
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.micro_batches import make_micro_batches
 from lorarlhf.ppo.rollout import Answers
 from lorarlhf.ppo.scores import Rewards
+from lorarlhf.runtime.files import append_jsonl, write_jsonl
 
 PROMPTS = 4
 FILE = "samples.jsonl"

@@ -9,12 +9,7 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import Answers, reward_scores
-from lorarlhf.rewards.functions import (
-    RewardFunction,
-    call_reward_function,
-    combine,
-    function_name,
-)
+from lorarlhf.rewards.functions import RewardFunction, call_reward_function, combine, function_name
 
 ROLE = "reward"
 """Stands for the backbone's reward role among the reward functions."""

@@ -19,11 +19,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
 from trl.trainer.base_trainer import _BaseTrainer
 
-from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory, hold_freed_memory
-from lorarlhf.generation import encode_prompts
-from lorarlhf.memory import DENSE
+from lorarlhf.backbone.generation import encode_prompts
+from lorarlhf.backbone.limits import DEQUANTISED_BYTES
 from lorarlhf.ppo import checkpoint, heldout, objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.halving import until_it_fits
@@ -31,6 +30,7 @@ from lorarlhf.ppo.kl import KLBudget, KLControl
 from lorarlhf.ppo.learner import Learner
 from lorarlhf.ppo.rollout import OwnSampler, Rollout, Sampling, collect, sampler_mismatch
 from lorarlhf.ppo.scores import ROLE, Rewards, ScoreScale
+from lorarlhf.runtime import distributed
 
 RewardFunction = Callable[..., Any]
 MIN_SLOPE = 0.05
@@ -137,7 +137,7 @@ class PPOTrainer(_BaseTrainer):
             self.backbone.causal.gradient_checkpointing_enable({"use_reentrant": False})
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         try:
-            self._rehearse()
+            self._memory_dry_run()
             if self.state.global_step == 0:
                 self._measure()
             while self.state.global_step < args.updates and not self._stopped:
@@ -152,7 +152,7 @@ class PPOTrainer(_BaseTrainer):
             checkpoint.load_best(self)
         return TrainOutput(self.state.global_step, 0.0, self.summary())
 
-    def _rehearse(self) -> None:
+    def _memory_dry_run(self) -> None:
         """The largest sampling, forward and backward, so that they run out of memory now."""
         args, count = self.args, self.args.micro_batch_size
         # Bytes tell the longest better than letters: a token is about three of them in any script.
@@ -160,7 +160,7 @@ class PPOTrainer(_BaseTrainer):
         prompts = [row["prompt"] for row in written]
         encoded = sorted(encode_prompts(self.backbone, prompts, args.max_prompt_tokens), key=len)
         longest = encoded[::-1]
-        with self._weights_at_hand(), self.learner.room_for_adam():
+        with self._dequantised_weights(), self.learner.reserve_adam():
             if isinstance(self.sampling, OwnSampler):
                 self.sampling.rehearse(self.backbone, longest, args)
             micro = list(itertools.islice(itertools.cycle(longest), count))
@@ -169,14 +169,16 @@ class PPOTrainer(_BaseTrainer):
     def update(self) -> dict[str, float]:
         """One update: roll out, score, shape rewards, advantages, epochs."""
         started = time.perf_counter()
-        with self._weights_at_hand():
+        with self._dequantised_weights():
             metrics = self._update(started)
         give_back_memory()
         return metrics | {"seconds": time.perf_counter() - started}
 
-    def _weights_at_hand(self) -> AbstractContextManager[None]:
+    def _dequantised_weights(self) -> AbstractContextManager[None]:
         top = self.backbone.split + self.backbone.adapter_layers
-        return self.backbone.dense(DENSE, top - max(self.learner.layers.values()), backward=True)
+        return self.backbone.dense(
+            DEQUANTISED_BYTES, top - max(self.learner.layers.values()), backward=True
+        )
 
     def _update(self, started: float) -> dict[str, float]:
         args, step = self.args, self.state.global_step
@@ -227,7 +229,7 @@ class PPOTrainer(_BaseTrainer):
 
     def _score(self, rollout: Rollout) -> tuple[torch.Tensor, dict[str, float]]:
         """Raw scores (B,), and in a mix the mean of each source under `score/NAME`."""
-        own = processes.own_share(len(rollout.prompts))
+        own = distributed.own_share(len(rollout.prompts))
 
         def trying(attempt: Callable[[], torch.Tensor]) -> torch.Tensor:
             rollout.cut_to(self.backbone, self.args.micro_batch_size)
@@ -236,11 +238,11 @@ class PPOTrainer(_BaseTrainer):
         sums, by_source = self.rewards.score(
             rollout, own, self.state, lambda part: until_it_fits(self.args, lambda: trying(part))
         )
-        scores = torch.tensor(processes.all_rows(sums), device=self.backbone.device)
+        scores = torch.tensor(distributed.all_gather(sums), device=self.backbone.device)
         means: dict[str, float] = {}
         if len(by_source) > 1:
             for name, values in zip(self.rewards.names, by_source, strict=True):
-                known = [value for value in processes.all_rows(values) if value is not None]
+                known = [value for value in distributed.all_gather(values) if value is not None]
                 if known:
                     means[f"score/{name}"] = sum(known) / len(known)
         return scores, means

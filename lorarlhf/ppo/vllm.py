@@ -23,15 +23,15 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
 
-from lorarlhf import processes
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.dense import dense_weight
-from lorarlhf.errors import UserError
-from lorarlhf.generation import Completion, completion
+from lorarlhf.backbone.generation import Completion, completion
+from lorarlhf.backbone.kernels.dequantised import dequantised_weight
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.vllm_server import GOES_ON, host_of, in_words, is_here, reach, start_command
-from lorarlhf.runs import say_to_stderr
+from lorarlhf.runtime import distributed
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.terminal import log_to_stderr
 
 T = TypeVar("T")
 AT_ONCE = 64
@@ -66,13 +66,13 @@ class VLLMSampler:
         _check_mergeable(backbone)
         here = is_here(host_of(self.address))
         if not here:
-            say_to_stderr(
+            log_to_stderr(
                 f"vllm_server {self.address} is not this machine: prompts, answers and the "
                 "policy's weights go there."
             )
         self.client = reach(self.address, backbone.base_path, longest(args))
         self._sent: bytes | None = None  # digest of the adapter that the server has
-        if not processes.first():
+        if not distributed.is_main():
             return
         if here:  # or vLLM would open the way for the weights on the network
             os.environ.setdefault("VLLM_HOST_IP", "127.0.0.1")
@@ -93,9 +93,9 @@ class VLLMSampler:
             UserError: the server is gone or refuses a request, or the card has no room to send the
                 weights from.
         """
-        if processes.first():
+        if distributed.is_main():
             self._keep_in_step(backbone)
-        processes.wait()
+        distributed.barrier()
         if not encoded:
             return []
         threads = ThreadPoolExecutor(min(AT_ONCE, len(encoded)))
@@ -205,7 +205,7 @@ def _is_quantised(weight: nn.Parameter) -> bool:
 
 def _dequantised(owner: Any) -> torch.Tensor:
     if type(owner.weight).__name__ == "Params4bit":
-        return dense_weight(owner)
+        return dequantised_weight(owner)
     from bitsandbytes.functional import int8_vectorwise_dequant
 
     # The first forward moves the scales; PEFT's own function takes them away on a CPU.
@@ -226,7 +226,7 @@ def or_end(address: str, weights: Iterator[T]) -> Iterator[T]:
             traceback.print_exc()
         said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
         advice = f" {SMALLER}" if isinstance(error, torch.OutOfMemoryError) else ""
-        say_to_stderr(
+        log_to_stderr(
             f"While the policy's weights were sent to the vLLM server at {address}: {said}.{advice}"
             " The server waits for the rest, so start it anew, too; a run that had begun goes on "
             "with --resume."

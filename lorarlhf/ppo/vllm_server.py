@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 import requests
 
-from lorarlhf.errors import UserError
+from lorarlhf.runtime.errors import UserError
 
 GOES_ON = " Once one does, a run that had begun goes on with --resume."
 

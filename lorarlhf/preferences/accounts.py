@@ -4,9 +4,9 @@ import hashlib
 import secrets
 import time
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences.records import is_name
 from lorarlhf.preferences.store import Store
+from lorarlhf.runtime.errors import UserError
 
 SESSION_SECONDS = 30 * 24 * 3600
 SHORTEST_PASSWORD = 8

@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences import schema
+from lorarlhf.runtime.errors import UserError
 
 
 class Database:

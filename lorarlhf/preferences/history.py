@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences.records import (
     BOTH_BAD,
     BOTH_GOOD,
@@ -16,6 +15,7 @@ from lorarlhf.preferences.records import (
     Vote,
 )
 from lorarlhf.preferences.store import Store
+from lorarlhf.runtime.errors import UserError
 
 PAGE = 50
 MOST_WORDS = 12

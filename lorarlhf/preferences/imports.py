@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.data import as_text
-from lorarlhf.data_files import raise_first, read_rows
-from lorarlhf.errors import UserError
+from lorarlhf.data.file_formats import raise_first, read_rows
+from lorarlhf.data.readers import as_text
 from lorarlhf.preferences.exports import MARGINS, SHAREGPT
 from lorarlhf.preferences.records import (
     BOTH_BAD,
@@ -27,6 +26,7 @@ from lorarlhf.preferences.records import (
     check_verdict,
     is_name,
 )
+from lorarlhf.runtime.errors import UserError
 
 Row = dict[str, Any]
 FIRST, SECOND = Verdict(RANKED, [[0], [1]]), Verdict(RANKED, [[1], [0]])

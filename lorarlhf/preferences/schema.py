@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorarlhf.errors import UserError
+from lorarlhf.runtime.errors import UserError
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lorarlhf.errors import UserError
 from lorarlhf.preferences.database import Database
 from lorarlhf.preferences.records import (
     MOST_COMPLETIONS,
@@ -25,6 +24,7 @@ from lorarlhf.preferences.records import (
     check_verdict,
     stable_order,
 )
+from lorarlhf.runtime.errors import UserError
 
 
 class Store(Database):

@@ -17,9 +17,9 @@ import numpy as np
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.fetch import cache_folder
 from lorarlhf.backbone.storage import fingerprint
-from lorarlhf.data import bundled, read_rows
-from lorarlhf.errors import UserError
+from lorarlhf.data.readers import bundled, read_rows
 from lorarlhf.rewards.features import answer_features
+from lorarlhf.runtime.errors import UserError
 
 # Plain text, since it works on a base without a chat template; on the small base its directions
 # were as good as those behind a whole chat prompt, at a third of the tokens.
@@ -31,7 +31,7 @@ FIELDS = ("axis", "positive", "negative")
 def style_axes(
     backbone: Backbone,
     path: str | Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[str], np.ndarray]:
     """The axes' names and their directions, float32 (K, F), in the units of `answer_features`.
 
@@ -40,21 +40,21 @@ def style_axes(
 
     Args:
         path: a JSONL file with `axis`, `positive`, `negative`; the bundled bank by default.
-        say: called with one line before the slow part.
+        log: called with one line before the slow part.
 
     Raises:
         UserError: the file is missing or one of its rows is wrong.
     """
     file = Path(path) if path is not None else bundled("style_axes.jsonl")
     rows = read_axes(file)
-    told = json.dumps([NEUTRAL_PROMPT, rows, backbone.passes.keeps_trunk])
+    told = json.dumps([NEUTRAL_PROMPT, rows, backbone.forward.keeps_trunk])
     bank = hashlib.sha256(told.encode()).hexdigest()[:16]
     # The states that are read lie where the adapters begin.
     cached = cache_folder() / "axes" / f"{fingerprint(backbone)}-{backbone.split}.safetensors"
     names = list(dict.fromkeys(axis for axis, _, _ in rows))
     directions = _read_cache(cached, bank, len(names))
     if directions is None:
-        say(f"Reading {2 * len(rows)} example sentences for {len(names)} style axes (once) ...")
+        log(f"Reading {2 * len(rows)} example sentences for {len(names)} style axes (once) ...")
         directions = _directions(backbone, rows, names)
         _write_cache(cached, bank, directions)
     return names, directions

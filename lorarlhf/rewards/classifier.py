@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from lorarlhf.backbone.devices import best_device
-from lorarlhf.backbone.shrinking import shrinking
-from lorarlhf.data import as_text
-from lorarlhf.errors import UserError
+from lorarlhf.backbone.oom import shrinking
+from lorarlhf.data.readers import as_text
 from lorarlhf.rewards.functions import RewardFunction, completion_text
+from lorarlhf.runtime.errors import UserError
 
 BATCH = 8  # answers in one forward
 

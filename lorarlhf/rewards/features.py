@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.reading import Prompt
+from lorarlhf.backbone.tokenizer import Prompt
 from lorarlhf.rewards.role import Answer, encode_answer, pooled_states
 
 

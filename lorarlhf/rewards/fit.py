@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lorarlhf.errors import UserError
 from lorarlhf.rewards.bradley_terry import solve_dual
+from lorarlhf.runtime.errors import UserError
 
 Array = NDArray[np.float64]
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lorarlhf.errors import UserError
 from lorarlhf.rewards.raters import Answer, Rater
+from lorarlhf.runtime.errors import UserError
 
 RewardFunction = Callable[..., Any]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from lorarlhf.errors import UserError
+from lorarlhf.runtime.errors import UserError
 
 MAX_NOISE = 0.5
 """At a half the votes say nothing; above it they would say the opposite of the rule."""

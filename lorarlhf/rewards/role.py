@@ -9,10 +9,10 @@ import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
-from lorarlhf.backbone.reading import Prompt
+from lorarlhf.backbone.oom import shrinking
 from lorarlhf.backbone.roles import normed
-from lorarlhf.backbone.shrinking import shrinking
-from lorarlhf.data import as_text
+from lorarlhf.backbone.tokenizer import Prompt
+from lorarlhf.data.readers import as_text
 
 Answer = str | list[dict[str, str]]
 
@@ -113,8 +113,8 @@ def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
     def forward(rows: Sequence[int]) -> Any:
         some = [answers[i] for i in rows]
         ids, attention, mask = EncodedAnswer.batch(some, backbone.pad_id, backbone.device)
-        trunk = backbone.passes.trunk(ids, attention)
-        return rows, backbone.passes.hidden(ids, attention, trunk), mask, trunk
+        trunk = backbone.forward.trunk(ids, attention)
+        return rows, backbone.forward.hidden(ids, attention, trunk), mask, trunk
 
     left = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
     while left:

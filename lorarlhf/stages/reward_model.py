@@ -15,27 +15,27 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from lorarlhf import processes
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.data import split_by_prompt
-from lorarlhf.errors import UserError
+from lorarlhf.data.readers import split_by_prompt
 from lorarlhf.rewards.axes import style_axes
 from lorarlhf.rewards.fit import HeadFit, VoteFit
 from lorarlhf.rewards.learning_curve import learning_curve
 from lorarlhf.rewards.role import EncodedAnswer, encode_answer, pooled_states, score_encoded
-from lorarlhf.runs import Run
-from lorarlhf.stages.careful import careful
-from lorarlhf.stages.common import (
+from lorarlhf.runtime import distributed
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.run import Run
+from lorarlhf.stages.callbacks import RunCallback
+from lorarlhf.stages.conversations import conversational
+from lorarlhf.stages.trl.arguments import (
     Row,
-    RunCallback,
     batch_arguments,
-    conversational,
     only_ours,
     scale_losses,
     trl_arguments,
 )
-from lorarlhf.stages.resuming import can_go_on, resumable, saving
-from lorarlhf.stages.together import together
+from lorarlhf.stages.trl.checkpointing import can_go_on, resumable, saving
+from lorarlhf.stages.trl.even_steps import together
+from lorarlhf.stages.trl.oom_retry import careful
 
 
 @dataclass
@@ -93,8 +93,8 @@ class RewardView(nn.Module):
     ) -> SequenceClassifierOutput:
         """Ids and masks (B, T) -> logits (B, 1)."""
         backbone = self.__dict__["backbone"]
-        trunk = backbone.passes.trunk(input_ids, attention_mask)
-        hidden = backbone.passes.hidden(input_ids, attention_mask, trunk)
+        trunk = backbone.forward.trunk(input_ids, attention_mask)
+        hidden = backbone.forward.hidden(input_ids, attention_mask, trunk)
         return SequenceClassifierOutput(logits=self.head.pool(hidden, answer_mask, trunk)[:, None])
 
     def add_model_tags(self, tags: Any) -> None:
@@ -145,7 +145,7 @@ def train_reward_model(
     train = encode_pairs(backbone, rows, settings)
     test = encode_pairs(backbone, eval_rows, settings)
     fit, votes = start_from_fit(backbone, train, settings.pooling)
-    if processes.first():
+    if distributed.is_main():
         votes.save(run.folder / "votes.safetensors")
     if not (resume and can_go_on(run.folder)):  # else it is in the log
         _log_learning_curve(backbone, votes, test, run, settings.pooling)

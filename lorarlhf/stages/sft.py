@@ -5,20 +5,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.runs import Run
-from lorarlhf.stages.careful import careful
-from lorarlhf.stages.common import (
+from lorarlhf.runtime.run import Run
+from lorarlhf.stages.callbacks import RunCallback
+from lorarlhf.stages.conversations import conversational
+from lorarlhf.stages.trl.arguments import (
     Row,
-    RunCallback,
     batch_arguments,
-    conversational,
     last_losses,
     only_ours,
     scale_losses,
     trl_arguments,
 )
-from lorarlhf.stages.resuming import resumable, saving
-from lorarlhf.stages.together import together
+from lorarlhf.stages.trl.checkpointing import resumable, saving
+from lorarlhf.stages.trl.even_steps import together
+from lorarlhf.stages.trl.oom_retry import careful
 
 
 @dataclass

@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from lorarlhf.preferences.records import Vote
 from lorarlhf.preferences.store import Store
-from lorarlhf.workspace import VOTES, Workspace, create
+from lorarlhf.project.project import VOTES, Project, create
 from tests.browser.conftest import Server, Servers
 
 ME = "me"  # who votes where nobody logs in
@@ -29,7 +29,7 @@ class Project:
         server: as `serve` gives it.
     """
 
-    def __init__(self, space: Workspace, server: Server) -> None:
+    def __init__(self, space: Project, server: Server) -> None:
         self.space, self.store, self.server = space, space.store(), server
 
     @property
@@ -101,7 +101,7 @@ def running(
             server.end()
 
 
-def stored(space: Workspace) -> Store:
+def stored(space: Project) -> Store:
     """The votes of a project, opened anew."""
     return Store(space.folder / VOTES)
 
@@ -151,7 +151,7 @@ def press(page: Page, name: str) -> None:
 # ---- runs
 
 
-def put_runs(space: Workspace, base: Path, names: Sequence[str], tokens: int) -> None:
+def put_runs(space: Project, base: Path, names: Sequence[str], tokens: int) -> None:
     """Finished runs with random adapters that differ; a `-reward` run has a reward role.
 
     Args:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from lorarlhf.data import bundled, read_prompts
+from lorarlhf.data.readers import bundled, read_prompts
 from lorarlhf.preferences.records import Vote
-from lorarlhf_ui.tasting import TasteTest
+from lorarlhf_ui.compare import BlindComparison
 from tests.browser.projects import (
     Project,
     bodies,
@@ -148,7 +148,7 @@ def test_a_taste_test_from_start_to_end(open_page: Any, project: Project) -> Non
 
     # X and Y are who they were.
     row = project.store.rows("SELECT * FROM taste_test")[0]
-    names = TasteTest(row["id"], row["first"], row["second"], row["wanted"]).blind_names
+    names = BlindComparison(row["id"], row["first"], row["second"], row["wanted"]).blind_names
     assert (row["first"], row["second"], row["wanted"]) == (f"runs/{FIRST}", f"runs/{SECOND}", 5)
     assert score.startswith(f"{names[1]} against {names[0]}: ")
 

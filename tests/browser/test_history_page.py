@@ -24,7 +24,7 @@ import sys
 import fastapi, gradio as gr, uvicorn
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui import look
-from lorarlhf_ui.files import add_files
+from lorarlhf_ui.downloads import add_files
 from lorarlhf_ui.history import history_page
 from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.packing import Pack
-from lorarlhf.generation import Completion
-from lorarlhf.memory import KEPT
+from lorarlhf.backbone.generation import Completion
+from lorarlhf.backbone.kernels.packing import Pack
+from lorarlhf.backbone.limits import KEPT
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.learner import Learner
 from lorarlhf.ppo.micro_batches import home_of, make_micro_batches, policy_logprobs, token_values
@@ -160,15 +160,15 @@ META = torch.device("meta")
 def test_inputs_on_another_device_are_refused_where_they_enter(tiny: Backbone) -> None:
     ids = torch.zeros(1, 4, dtype=torch.long, device="cpu")
     mask = torch.ones_like(ids)
-    kept = tiny.passes.trunk(ids, mask)
+    kept = tiny.forward.trunk(ids, mask)
     assert kept is not None
     for call in (
-        lambda: tiny.passes.hidden(ids.to(META), mask),
-        lambda: tiny.passes.hidden(ids, mask.to(META)),
-        lambda: tiny.passes.hidden(ids, mask, kept.to(META)),
-        lambda: tiny.passes.trunk(ids.to(META), mask),
-        lambda: tiny.passes.packed_hidden(Pack.of([[4, 5, 6]], META)),
-        lambda: tiny.passes.packed_trunk(Pack.of([[4, 5, 6]], META)),
+        lambda: tiny.forward.hidden(ids.to(META), mask),
+        lambda: tiny.forward.hidden(ids, mask.to(META)),
+        lambda: tiny.forward.hidden(ids, mask, kept.to(META)),
+        lambda: tiny.forward.trunk(ids.to(META), mask),
+        lambda: tiny.forward.packed_hidden(Pack.of([[4, 5, 6]], META)),
+        lambda: tiny.forward.packed_trunk(Pack.of([[4, 5, 6]], META)),
     ):
         with pytest.raises(ValueError, match="is on meta and the backbone on cpu"):
             call()

@@ -17,7 +17,7 @@ from torch import nn
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.generation import Completion
+from lorarlhf.backbone.generation import Completion
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.micro_batches import (
     make_micro_batches,
@@ -68,7 +68,7 @@ def ready(randomise: Callable[..., None]) -> Ready:
 
     def load(folder: Path, keeps_trunk: bool = True, **settings: Any) -> Backbone:
         backbone = Backbone.load(str(folder), **(SMALL | settings))
-        backbone.passes.keeps_trunk &= keeps_trunk
+        backbone.forward.keeps_trunk &= keeps_trunk
         randomise(backbone, "policy", seed=1)
         backbone.freeze_reference()
         backbone.add_role("reward")
@@ -127,7 +127,7 @@ def test_the_ratio_is_1_and_only_policy_and_value_move(
     base: Path, ready: Ready, ppo: PPO, bits: int, dtype: str
 ) -> None:
     backbone = ready(base, bits=bits, compute_dtype=dtype)
-    assert backbone.passes.keeps_trunk
+    assert backbone.forward.keeps_trunk
     trainer = ppo(backbone, updates=2)
     before = everything(backbone)
     trainer.train()
@@ -212,8 +212,8 @@ def test_a_family_that_cannot_be_split_says_so_and_runs_the_plain_forward(
 ) -> None:
     lines: list[str] = []
     folder = make_base(family=family, **NOT_SPLIT[family])
-    backbone = ready(folder, say=lines.append)
-    assert not backbone.passes.keeps_trunk
+    backbone = ready(folder, log=lines.append)
+    assert not backbone.forward.keeps_trunk
     assert any("can't be kept apart" in line and str(folder) in line for line in lines)
     trainer = ppo(backbone)
     assert backbone.heads["value"].trunk_weight is None
@@ -226,8 +226,8 @@ def test_a_family_that_splits_at_one_layer_only(make_base: Base, ready: Ready, p
     """Gemma 4's last two layers read the keys of the two below: in between there is no cutting."""
     folder = make_base(family="gemma4_text", **NOT_SPLIT["gemma4_text"])
     backbone = ready(folder, adapter_layers=4)
-    assert backbone.passes.keeps_trunk and backbone.split == 2
-    assert [backbone.passes.splits_at(layer) for layer in (2, 3, 4)] == [True, False, False]
+    assert backbone.forward.keeps_trunk and backbone.split == 2
+    assert [backbone.forward.splits_at(layer) for layer in (2, 3, 4)] == [True, False, False]
     trainer = ppo(backbone)
     assert trainer.learner.first == {"policy": 3, "value": 4}
     before = everything(backbone)
@@ -242,11 +242,11 @@ def test_no_adapter_is_in_the_trunk(
     """The trunk is run with the policy's adapter active, and all other roles run on it."""
     backbone = ready(make_base(family=family, **(KNOWN | NOT_SPLIT | EXPERTS)[family]))
     ids, mask = batch(backbone, [9, 5])
-    kept = backbone.passes.trunk(ids, mask)
+    kept = backbone.forward.trunk(ids, mask)
     for role in ("policy", "reference", "reward", "base"):
         with torch.no_grad(), backbone.role(role):
-            above = backbone.passes.hidden(ids, mask, kept)
-            plain = backbone.passes.hidden(ids, mask)
+            above = backbone.forward.hidden(ids, mask, kept)
+            plain = backbone.forward.hidden(ids, mask)
         torch.testing.assert_close(above[mask.bool()], plain[mask.bool()], rtol=0, atol=1e-5)
 
 
@@ -294,7 +294,7 @@ def test_gradient_checkpointing_changes_no_weight(
     make_base: Base, ready: Ready, ppo: PPO, family: str, bits: int, dtype: str
 ) -> None:
     folder = make_base(family=family, **KNOWN[family])
-    found, passes = [], []
+    found, forward = [], []
     for checkpointing in (False, True):
         backbone = ready(folder, bits=bits, compute_dtype=dtype)
         trainer = ppo(backbone, f"on-{checkpointing}", gradient_checkpointing=checkpointing)
@@ -302,7 +302,7 @@ def test_gradient_checkpointing_changes_no_weight(
         top = backbone.decoder.layers[-1].mlp
         top.register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
         trainer.train()
-        passes.append(len(ran))
+        forward.append(len(ran))
         found.append(torch.cat([weights(backbone, "policy"), weights(backbone, "value")]))
-    assert passes[1] > passes[0]  # layers did run again in the backward
+    assert forward[1] > forward[0]  # layers did run again in the backward
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.data import write_jsonl
+from lorarlhf.runtime.files import write_jsonl
 
 PHASES = ("rollout", "update", "saving")
 KILLS = 24
@@ -36,7 +36,7 @@ def lucky(completions, **columns):
 def run_command(words: list[str], phase: "Synchronized[int]", starts: "Synchronized[int]") -> None:
     """In a process of its own: note which phase runs, and run the command."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from lorarlhf import cli
+    from lorarlhf.cli import main as cli
     from lorarlhf.ppo import checkpoint, trainer
     from lorarlhf.ppo.learner import Learner
 
@@ -76,7 +76,7 @@ def test_a_run_killed_at_24_random_moments_is_the_run_never_killed(
     write_jsonl(tmp_path / "heldout.jsonl", [{"prompt": f"Why is {n}?"} for n in range(3)])
     (tmp_path / "rewards.py").write_text(REWARD)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lorarlhf.training", "lorarlhf.ppo.trainer", "trl", "peft"])
+    context.set_forkserver_preload(["lorarlhf.cli.train", "lorarlhf.ppo.trainer", "trl", "peft"])
     phase, starts = context.Value("i", -1), context.Value("i", 0)
 
     def start(folder: Path) -> Any:

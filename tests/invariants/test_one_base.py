@@ -10,8 +10,8 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
-from lorarlhf.runs import Run
-from lorarlhf.stages.direct import DirectSettings, train_direct
+from lorarlhf.runtime.run import Run
+from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 from lorarlhf.stages.sft import SFTSettings, train_sft
 

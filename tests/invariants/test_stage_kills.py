@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.data import write_jsonl
+from lorarlhf.runtime.files import write_jsonl
 
 SETS = ["bits=16", "compute_dtype=float32", "lora_rank=4", "save_steps=2", "lora_dropout=0.1"]
 SETS += ["batch_size=4", "micro_batch_size=2", "learning_rate=0.003", "epochs=8"]
@@ -30,7 +30,8 @@ def run_command(words: list[str], phase: "Synchronized[int]", starts: "Synchroni
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import transformers
 
-    from lorarlhf import checkpoints, cli
+    from lorarlhf.cli import main as cli
+    from lorarlhf.runtime import checkpoints
 
     def noted(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -71,7 +72,7 @@ def test_a_stage_killed_and_resumed_is_the_one_never_killed(
     wanted = ("prompt", "completion") if stage == "sft" else ("prompt", "chosen", "rejected")
     write_jsonl(tmp_path / "data.jsonl", [{name: row[name] for name in wanted} for row in rows])
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lorarlhf.training", "lorarlhf.stages.reward_model", "trl"])
+    context.set_forkserver_preload(["lorarlhf.cli.train", "lorarlhf.stages.reward_model", "trl"])
     phase, starts = context.Value("i", -1), context.Value("i", 0)
 
     def start(folder: Path) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lorarlhf.data import read_preferences, read_rows
+from lorarlhf.data.readers import read_preferences, read_rows
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ORDER = ["1_supervised", "2_reward_model", "3_ppo", "3_dpo", "3_orpo", "4_chat"]

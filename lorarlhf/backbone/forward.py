@@ -1,0 +1,159 @@
+"""`Passes`: forwards through the layers of one base, whole or from a kept place on.
+
+Sequences come padded or packed; the active role is whichever `Backbone.role` switched to.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from lorarlhf.backbone import trunk
+from lorarlhf.backbone.kernels.norms import fuse_norms
+from lorarlhf.backbone.kernels.packing import Pack
+from lorarlhf.backbone.structure import decoder_of
+from lorarlhf.backbone.trunk import Inputs
+
+PAD = 0  # any token: masks come from lengths
+
+
+class Forward:
+    """Forwards of the active role. B sequences, T tokens, N packed rows, H hidden size.
+
+    Attributes:
+        decoder: the layers without the LM head.
+        split: the first layer with adapters.
+        splits: whether layers run in two parts give this family's plain forward (tried here).
+        packs: whether packed sequences do.
+        keeps_trunk: whether there is a trunk that can be kept.
+    """
+
+    def __init__(
+        self, model: Any, split: int, device: torch.device, compute_dtype: torch.dtype
+    ) -> None:
+        """Try on a few tokens what the family can do, and fuse its norms."""
+        self.model, self.decoder = model, decoder_of(model)
+        self.split, self.device, self.compute_dtype = split, device, compute_dtype
+        layers = len(self.decoder.layers)
+        self.words = model.get_input_embeddings().weight.shape[0]
+        cut = split or max(1, layers // 2)
+        self.splits = layers > 1 and trunk.trunk_is_exact(self.decoder, cut, self.words)
+        self._splits: dict[int, bool] = {}
+        self._tuned: list[Any] = []  # PEFT's layers
+        self.keeps_trunk = self.splits and split > 0
+        fuse_norms(model)
+        self.packs = trunk.adopt_packing(model, device, self.words)
+
+    def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
+        """The lower layers' output (B, T, H), to keep; None where there is no trunk to keep.
+
+        Raises:
+            ValueError: ids or mask are on another kind of device than the base.
+        """
+        inputs = trunk.padded_inputs(input_ids, attention_mask)
+        return self._lower(inputs, self.split) if self.keeps_trunk else None
+
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        kept: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Final hidden states (B, T, H) of the active role, above a kept trunk if one is given.
+
+        Raises:
+            ValueError: a tensor is on another kind of device than the base.
+        """
+        return self._hidden(trunk.padded_inputs(input_ids, attention_mask), kept)
+
+    def packed_trunk(self, pack: Pack) -> torch.Tensor | None:
+        """`trunk` of packed sequences: (N, H), or None."""
+        return self.packed_lower(pack, None, self.split) if self.keeps_trunk else None
+
+    def splits_at(self, layer: int) -> bool:
+        """Whether running the layers from there on apart gives this family's own numbers.
+
+        Some families' upper layers read what other layers left: there is a place where they split,
+        and another where they do not.
+        """
+        if not self.splits:
+            return False
+        if layer not in self._splits:
+            self._splits[layer] = trunk.trunk_is_exact(self.decoder, layer, self.words)
+        return self._splits[layer]
+
+    def packed_lower(self, pack: Pack, kept: torch.Tensor | None, last: int) -> torch.Tensor:
+        """States (N, H) of the active role below layer `last`, above a kept trunk if one is given.
+
+        Without gradient. Only where the family splits (`splits_at`).
+        """
+        return self._on_rows(pack, kept, lambda inputs, above: self._lower(inputs, last, above))
+
+    def packed_hidden(
+        self, pack: Pack, kept: torch.Tensor | None = None, first: int | None = None
+    ) -> torch.Tensor:
+        """`hidden` of packed sequences: (N, H).
+
+        Args:
+            kept: the trunk, or with `first` the states below that layer.
+        """
+        return self._on_rows(pack, kept, lambda inputs, above: self._hidden(inputs, above, first))
+
+    def _on_rows(
+        self,
+        pack: Pack,
+        kept: torch.Tensor | None,
+        run: Callable[[Inputs, torch.Tensor | None], torch.Tensor],
+    ) -> torch.Tensor:
+        """A forward on packed rows (N, H), of families that don't pack by way of padded ones."""
+        if self.packs:
+            return run(trunk.packed_inputs(pack), None if kept is None else kept[None])[0]
+        above = None if kept is None else pack.padded_rows(kept)
+        return pack.rows_of(run(trunk.padded_inputs(*pack.padded(PAD)), above))
+
+    def _lower(self, inputs: Inputs, last: int, kept: torch.Tensor | None = None) -> torch.Tensor:
+        self._check_device(inputs | {"kept": kept})
+        with self._mixed_precision():
+            return trunk.run_lower(self.decoder, last, inputs, self.split, kept)
+
+    def _hidden(
+        self, inputs: Inputs, kept: torch.Tensor | None, first: int | None = None
+    ) -> torch.Tensor:
+        self._check_device(inputs | {"kept": kept})
+        with self._mixed_precision():
+            if kept is None:
+                return trunk.run_decoder(self.decoder, inputs)
+            return trunk.run_upper(self.decoder, first or self.split, kept, inputs)
+
+    def _check_device(self, inputs: Inputs) -> None:
+        """Raise a `ValueError` for a tensor on another kind of device than the weights."""
+        for name, tensor in inputs.items():
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != self.device.type:
+                raise ValueError(
+                    f"{name} is on {tensor.device} and the backbone on {self.device}: hand it over "
+                    "with .to(backbone.device)"
+                )
+
+    @contextmanager
+    def _mixed_precision(self) -> Iterator[None]:
+        """Adapters are kept in float32 and multiplied in the compute dtype.
+
+        Without autocast PEFT would turn every layer's input into float32 first, and keep that copy
+        for the backward: a third more time and twice the activations.
+        """
+        if self.compute_dtype == torch.float32:
+            yield
+            return
+        if not self._tuned:  # once: PEFT's own context walks over all modules for each forward
+            self._tuned = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        before = [layer.cast_input_dtype_enabled for layer in self._tuned]
+        for layer in self._tuned:
+            layer.cast_input_dtype_enabled = False
+        try:
+            with torch.autocast(self.device.type, self.compute_dtype):
+                yield
+        finally:
+            for layer, casts in zip(self._tuned, before, strict=True):
+                layer.cast_input_dtype_enabled = casts

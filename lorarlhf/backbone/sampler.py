@@ -1,0 +1,226 @@
+"""Sample tokens for a batch of prompts: what they share is run once, and who has ended leaves.
+
+Sampling is exactly the softmax at the given temperature: no top-p, no top-k, no repetition penalty,
+and nothing of the base's own generation config, or PPO's KL would go negative
+(trl issues 1005 and 925).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.devices import give_back_memory
+from lorarlhf.backbone.kernels.packing import common_beginning
+from lorarlhf.backbone.limits import rows_at_once
+from lorarlhf.backbone.trunk import position_ids
+
+
+class Sampler:
+    """Answers of the active role to some prompts, a token each at every `step`.
+
+    What is drawn for an answer depends on its own seed only: not on the answers beside it, nor on
+    what was drawn before, nor on the device (in 16 bit, other shapes round otherwise, though).
+
+    Args:
+        prompt_ids: one prompt an answer, not empty.
+        seeds: one an answer.
+        temperature: 0 takes the likeliest token.
+
+    Attributes:
+        ids: the tokens so far, the stop token included.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompt_ids: Sequence[Sequence[int]],
+        *,
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        temperature: float,
+    ) -> None:
+        self.backbone, self.prompts = backbone, prompt_ids
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.ids: list[list[int]] = [[] for _ in prompt_ids]
+        self._draws = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        if len(self._draws) != len(self.ids):
+            raise ValueError(f"{len(self.ids)} prompts, but {len(self._draws)} seeds")
+        self._open = list(range(len(self.ids)))  # rows of the batch, as places in `ids`
+        self._ended: set[int] = set()
+        self._steps = 0
+        self._cache: Any = None
+        self._takes_rows = False  # of the cache; hybrid families' can't be repeated or left out
+        self._mask = torch.empty(0, device=backbone.device)
+
+    @property
+    def done(self) -> bool:
+        """Whether all answers have ended."""
+        return not self._open
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One more token for each answer that has not ended."""
+        self._steps += 1
+        if self._steps % TRIM_EVERY == 0:
+            give_back_memory()
+        logits = self._first() if self._cache is None else self._next()
+        tokens = pick(logits, self._drawn(), self.temperature).tolist()
+        stops, staying = self.backbone.stop_ids, []
+        for row, (place, token) in enumerate(zip(self._open, tokens, strict=True)):
+            if place in self._ended:
+                continue
+            self.ids[place].append(token)
+            if token not in stops and len(self.ids[place]) < self.max_new_tokens:
+                staying.append(row)
+            else:
+                self._ended.add(place)
+        if len(staying) < len(self._open) and (self._takes_rows or not staying):
+            self._leave(staying)
+
+    def _drawn(self) -> torch.Tensor:
+        like: Any = {"dtype": torch.float64, "device": "cpu"}
+        return torch.stack([torch.rand((), generator=self._draws[i], **like) for i in self._open])
+
+    def _leave(self, staying: list[int]) -> None:
+        self._open = [self._open[row] for row in staying]
+        if not staying:
+            self._cache = None
+            return
+        rows = torch.tensor(staying, device=self._mask.device)
+        self._cache.batch_select_indices(rows)
+        self._mask = self._mask[rows]
+
+    def _first(self) -> torch.Tensor:
+        """Logits (B, V) after the prompts: their common beginning once, then the rest of each."""
+        prompts = self.prompts
+        room = max(map(len, prompts)) + self.max_new_tokens
+        self._cache = roomy_cache(self.backbone.causal.config, room)
+        needed = ("batch_select_indices", "batch_repeat_interleave")
+        self._takes_rows = all(hasattr(x, name) for x in self._cache.layers for name in needed)
+        shared = 0
+        # A sliding layer keeps no more than its window of a beginning.
+        if self._takes_rows and not any(self._cache.is_sliding):
+            shared = common_beginning(prompts, min(map(len, prompts)) - 1)
+        if shared:
+            begin = torch.tensor([prompts[0][:shared]], device=self.backbone.device)
+            self._mask = torch.ones_like(begin)
+            self._forward(begin)
+            self._cache.batch_repeat_interleave(len(prompts))
+        rest = [ids[shared:] for ids in prompts]
+        ids, mask = pad_left(rest, self.backbone.pad_id, self.backbone.device)
+        self._mask = torch.cat([mask.new_ones((len(ids), shared)), mask], dim=1)
+        return self._forward(ids)
+
+    def _next(self) -> torch.Tensor:
+        last = [[self.ids[place][-1]] for place in self._open]
+        self._mask = torch.cat([self._mask, self._mask.new_ones((len(last), 1))], dim=1)
+        return self._forward(torch.tensor(last, device=self.backbone.device))
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        output = self.backbone.causal(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=position_ids(self._mask)[:, -ids.shape[1] :],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+
+TRIM_EVERY = 16
+"""Steps: dequantised weights leave holes in a CPU's heap, 15 MB a step in a model of 1B."""
+
+
+class RoomyLayer(DynamicLayer):
+    """One layer's keys and values (B, k, S, d), with room for those to come.
+
+    transformers' own is copied for each new token. On a card, freed pieces that are each a little
+    larger than the last could not be used again.
+
+    Args:
+        room: tokens there will be; more than that are copied as transformers does.
+    """
+
+    def __init__(self, room: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.room = room
+        self._rooms: list[torch.Tensor] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add those of new tokens; returns all."""
+        before = self.get_seq_length()
+        now = before + key_states.shape[-2]
+        if not self._rooms or self._rooms[0].shape[-2] < now:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            new, tokens = (key_states, value_states), max(now, self.room)
+            rooms = [x.new_empty((*x.shape[:-2], tokens, x.shape[-1])) for x in new]
+            for room, there in zip(rooms, (self.keys, self.values), strict=True):
+                if before and there is not None:
+                    room[..., :before, :] = there
+            self._rooms = rooms
+        self._rooms[0][..., before:now, :] = key_states
+        self._rooms[1][..., before:now, :] = value_states
+        self.keys, self.values = (room[..., :now, :] for room in self._rooms)
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row so many times."""
+        super().batch_repeat_interleave(repeats)
+        self._rooms = []
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some rows."""
+        super().batch_select_indices(indices)
+        self._rooms = []
+
+
+def roomy_cache(config: Any, room: int) -> DynamicCache:
+    """A family's own cache, the layers that keep everything in it with room for so many tokens."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer(room) if type(x) is DynamicLayer else x for x in cache.layers]
+    return cache
+
+
+def pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Tokens (n,) from softmax(logits / temperature), (n, V), where `draws` (n,) of [0, 1) fall.
+
+    The distribution is added up from token 0 on, and the token is taken in which a draw ends.
+    Temperature 0 takes the likeliest token.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=1)
+    rows = rows_at_once(logits.shape[1], logits.device.type)
+    parts = zip(logits.split(rows), draws.split(rows), strict=True)
+    return torch.cat([_pick(some, own, temperature) for some, own in parts])
+
+
+def _pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch.Tensor:
+    # A float32 sum over 100,000 tokens would round the rare ones away; Apple's GPU has no float64.
+    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    sums = (logits.float() / temperature).softmax(dim=1).cumsum(dim=1, dtype=exact)
+    below = torch.nextafter(sums[:, -1:], torch.zeros_like(sums[:, -1:]))
+    ends = torch.minimum(draws.to(sums.device, exact)[:, None] * sums[:, -1:], below)
+    return torch.searchsorted(sums, ends, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+
+
+def row_seeds(seed: int, rows: Sequence[int]) -> list[int]:
+    """A seed for each row of a batch, from the batch's own."""
+    return [hash((seed, row)) % 2**62 for row in rows]
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists of ids -> (B, P) ids padded left, and the mask by their lengths."""
+    width = max(len(row) for row in rows)
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,117 @@
+"""The command `chat`: one answer with --prompt, a conversation without it."""
+
+import math
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from lorarlhf.cli.project_defaults import open_for_chat
+from lorarlhf.cli.result import Result
+from lorarlhf.project.lineage import SourceRun, read_any_source_run, read_source_run
+from lorarlhf.project.load import load_backbone
+from lorarlhf.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from lorarlhf.backbone.base import Backbone
+    from lorarlhf.backbone.tokenizer import Prompt
+    from lorarlhf.project.settings import Settings
+
+Row = dict[str, Any]
+
+
+def chat(args: Namespace) -> Result:
+    """One answer with --prompt, a conversation without it."""
+    from lorarlhf.project.settings import resolve
+
+    if args.prompt is None and args.json:
+        raise UserError("--json answers one prompt: add --prompt TEXT.")
+    if not (math.isfinite(args.temperature) and args.temperature >= 0):
+        raise UserError(
+            f"--temperature is 0 (always the likeliest word) or more, not {args.temperature}."
+        )
+    if args.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens is 1 or more, not {args.max_new_tokens}.")
+    project = open_for_chat(args)
+    role, parents = _chat_parents(args)
+    inherited = [*project, *(item for parent in parents.values() for item in parent.given())]
+    settings = resolve("chat", sets=args.set, flags=_chat_flags(args), inherited=inherited)
+    backbone = load_backbone(settings)
+    for name, parent in parents.items():
+        if name != "base":
+            backbone.load_role(name, parent.adapter)
+    roles = ["base", *(name for name in parents if name != "base")]
+    if args.prompt is None:
+        return _converse(args, backbone, settings, role, roles)
+    return _answer_once(args, backbone, settings, role)
+
+
+def _chat_flags(args: Namespace) -> Row:
+    return {"base": args.base, "seed": args.seed}
+
+
+def _chat_parents(args: Namespace) -> tuple[str, dict[str, SourceRun]]:
+    """The role that answers, and the parent of each role that can be loaded."""
+    role = args.role or ("base" if args.run is None else "policy")
+    if args.run is None:
+        if role != "base":
+            raise UserError(f"--role {role} needs a run: lorarlhf chat RUN --role {role}.")
+        return role, {}
+    parents: dict[str, SourceRun] = {}
+    for name in ("policy", "reference"):
+        try:
+            parent = read_source_run(args.run, name, "RUN")
+        except UserError:
+            if name == role:
+                raise
+            continue
+        if name != "reference" or parent.role == "reference":
+            parents[name] = parent
+    if role not in ("base", *parents):
+        raise UserError(f"RUN {args.run} is one adapter, and not a {role}. Name the run's folder.")
+    return role, parents or {"base": read_any_source_run(args.run, "RUN")}
+
+
+def _answer_once(args: Namespace, backbone: "Backbone", settings: "Settings", role: str) -> Result:
+    from lorarlhf.backbone.generation import generate
+    from lorarlhf.cli.conversation import as_prompt, opening
+
+    messages = [*opening(args.system), {"role": "user", "content": args.prompt}]
+    prompt: Prompt = as_prompt(messages, settings.own["plain"])
+    (completion,) = generate(
+        backbone,
+        [prompt],
+        role=role,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=settings.seed,
+        max_prompt_tokens=settings.own["max_prompt_tokens"],
+    )
+    told = {"role": role, "prompt": args.prompt, "answer": completion.text}
+    return Result(told | {"seed": settings.seed}, completion.text)
+
+
+def _converse(
+    args: Namespace,
+    backbone: "Backbone",
+    settings: "Settings",
+    role: str,
+    roles: list[str],
+) -> Result:
+    import contextlib
+
+    from lorarlhf.cli import conversation as terminal
+
+    with contextlib.suppress(ImportError):  # arrow keys in input(), where the system has it
+        import readline  # noqa: F401
+    conversation = terminal.Conversation(
+        backbone,
+        role,
+        roles,
+        system=args.system,
+        plain=settings.own["plain"],
+        temperature=args.temperature,
+        max_new_tokens=args.max_new_tokens,
+        max_prompt_tokens=settings.own["max_prompt_tokens"],
+        seed=args.seed,
+    )
+    terminal.run(conversation)
+    return Result(None)

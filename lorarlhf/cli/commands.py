@@ -1,0 +1,158 @@
+"""What each subcommand does: `demo`, `score`, `chat`, `doctor`, `ui`...; training.py trains.
+
+Nothing here imports torch before a command needs it.
+"""
+
+import importlib
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.cli.chat import chat
+from lorarlhf.cli.result import Result, table
+from lorarlhf.cli.score import score
+from lorarlhf.data.readers import read_prompts
+from lorarlhf.project.project import Project, create, is_project
+from lorarlhf.runtime.errors import UserError
+
+
+def demo(args: Namespace) -> Result:
+    """The whole loop; prints its own lines as it goes."""
+    from lorarlhf.cli.demo import DemoOptions, run_demo
+    from lorarlhf.project.settings import LIMITS
+
+    names = ("out", "rater", "noise", "pairs", "updates", "seed", "base", "bits", "adapter_layers")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    limits = LIMITS | {"pairs": ("2 or more", lambda x: x >= 2)}
+    for name, value in options.items():
+        if name in limits and not limits[name][1](value):
+            raise UserError(f"--{name.replace('_', '-')} is {limits[name][0]}, not {value}.")
+    try:
+        return Result(run_demo(DemoOptions(quick=args.quick, resume=args.resume, **options)))
+    except ValueError as error:
+        if str(error).startswith("adapter_layers"):  # what it may be is known with the base only
+            raise UserError(f"{error}.") from error
+        raise
+
+
+def doctor(args: Namespace) -> Result:
+    """Checks of the machine and the installation; status 1 where something is wrong."""
+    from lorarlhf.cli.doctor import as_text, examine
+
+    checks = examine()
+    whole = all(check.ok for check in checks)
+    data = {"ok": whole, "checks": [vars(check) for check in checks]}
+    return Result(data, as_text(checks), status=0 if whole else 1)
+
+
+def estimate(args: Namespace) -> Result:
+    """Peak memory of the stages on a base."""
+    from lorarlhf.cli.estimate import as_text, run
+
+    result = run(args)
+    return Result(result, as_text(result))
+
+
+def ui(args: Namespace) -> Result:
+    """The rating pages, until Ctrl-C."""
+    args.workspace = args.workspace or _project_here()
+    if is_project(args.workspace):
+        if args.base:
+            raise UserError(
+                f"{args.workspace} has its base already, in project.yaml; --base is for a project "
+                "that is made on the way."
+            )
+    elif _agrees(f"{args.workspace} is no project yet."):
+        create(args.workspace, base=args.base or "smollm2-135m")
+    Project(args.workspace)  # before the slow imports
+    # By name: the pages stand above the commands (docs/architecture.md), and need an extra.
+    try:
+        pages = importlib.import_module("lorarlhf_ui.app")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"The rating pages need {error.name}, which is not installed: "
+            "pip install 'lorarlhf[ui]'."
+        ) from error
+    return Result(pages.main(args))
+
+
+def _project_here() -> str:
+    """The project in this folder, or the only one in a folder of this one; else a new one."""
+    found = [p for p in (Path("."), *sorted(Path(".").glob("*/"))) if is_project(p)]
+    if len(found) > 1 and found[0] != Path("."):
+        names = ", ".join(str(path) for path in found)
+        raise UserError(f"Say which project to open: lorarlhf ui FOLDER. Here are {names}.")
+    return str(found[0]) if found else "my-assistant"
+
+
+def _agrees(what: str) -> bool:
+    """Ask at the terminal whether to make a project; False where nobody can answer."""
+    if not sys.stdin.isatty():
+        return False
+    print(f"{what} Make it now, with the small base and everyday prompts? [Y/n] ", end="")
+    return input().strip().lower() in ("", "y", "yes")
+
+
+def train(args: Namespace) -> Result:
+    """sft, reward, ppo, dpo and orpo."""
+    from lorarlhf.cli.train import train as run_training
+
+    summary = run_training(args)
+    rows = [(name, _in_words(value)) for name, value in summary.items()]
+    rows = [(name, value) for name, value in rows if not isinstance(value, dict)]
+    return Result(summary, table(rows))
+
+
+def _in_words(value: Any) -> Any:
+    """A list as its items, for the table that people read."""
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else value
+
+
+def new(args: Namespace) -> Result:
+    """Make a project."""
+    space = create(
+        args.folder,
+        base=args.base,
+        bits=args.bits,
+        adapter_layers=args.adapter_layers,
+        prompts=args.prompts,
+    )
+    prompts = len(read_prompts(space.prompts))
+    text = (
+        f"{space.folder} is ready: project.yaml holds its settings, prompts.jsonl {prompts} "
+        f"prompts, and preferences.sqlite will hold the votes. Every command takes the folder."
+    )
+    return Result({"folder": str(space.folder), "prompts": prompts}, text)
+
+
+def votes(args: Namespace) -> Result:
+    """Counts of a project's votes, or files of them in and out."""
+    from lorarlhf.cli import votes as votes_commands
+
+    return Result(*votes_commands.votes(args))
+
+
+def raters(args: Namespace) -> Result:
+    """Who votes in a project, and who can log in."""
+    from lorarlhf.cli import votes as votes_commands
+
+    return Result(*votes_commands.raters(args))
+
+
+COMMANDS = {
+    "demo": demo,
+    "new": new,
+    "sft": train,
+    "reward": train,
+    "ppo": train,
+    "dpo": train,
+    "orpo": train,
+    "chat": chat,
+    "score": score,
+    "votes": votes,
+    "raters": raters,
+    "estimate": estimate,
+    "doctor": doctor,
+    "ui": ui,
+}

@@ -1,0 +1,354 @@
+"""The whole loop on the small base: sample, rate, reward role, PPO, taste test, report.
+
+Each step leaves its result in the run's folder, so that `--resume` goes on at the first one that is
+missing. A simulated rater stands in for the person, so that the loop can be measured.
+"""
+
+import itertools
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.generation import generate
+from lorarlhf.data.readers import bundled, read_prompts, read_rows
+from lorarlhf.evaluation.comparison import as_text, judge
+from lorarlhf.evaluation.report import write_report
+from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.health import HealthWatch
+from lorarlhf.ppo.trainer import PPOTrainer
+from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json, write_json, write_jsonl
+from lorarlhf.runtime.interrupt import StopAfterUpdate
+from lorarlhf.runtime.machine import peak_rss_mb
+from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.run_folder import keep_rows, rewind
+from lorarlhf.runtime.terminal import log_to_stderr, own_command
+from lorarlhf.stages.callbacks import RunCallback, log_beside_bars
+from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
+from lorarlhf.stages.trl.arguments import only_ours, trl_arguments
+
+Row = dict[str, Any]
+
+
+@dataclass
+class DemoOptions:
+    """What `lorarlhf demo` can be told."""
+
+    out: str = "runs/demo"
+    rater: str = "cheerful"
+    noise: float = 0.1  # share of votes that are the wrong way round
+    pairs: int = 150  # votes
+    updates: int = 36  # of PPO
+    seed: int = 0
+    base: str = "smollm2-135m"
+    bits: int = 4
+    adapter_layers: int | str = "upper-half"
+    quick: bool = False  # a minute on two cores: shows that it works, not that it learns
+    resume: bool = False
+
+
+# Settings of the demo's PPO; measured by benchmarks/demo_seeds.py.
+PPO_SETTINGS: Row = {
+    "learning_rate": 5e-4,
+    "value_learning_rate": 5e-4,
+    "kl_coef": 0.18,
+    "temperature": 1.0,
+    "critic_warmup": 2,
+    "rollout_batch_size": 16,
+    "micro_batch_size": 8,
+    "save_steps": 1,
+    "gradient_checkpointing": False,
+}
+# Lists and endings come late in an answer; friendly words are there from the start.
+MAX_NEW_TOKENS = {"cheerful": 32, "brief": 64, "plain": 64}
+BATCH_SIZE = 60
+SAMPLES = 2  # answers a prompt, for the votes and for the taste test
+
+
+def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -> Row:
+    """Run the loop; returns what it wrote to `summary.json`.
+
+    Raises:
+        UserError: unknown rater, a folder that holds something else, other options on resume.
+        KeyboardInterrupt: after noting in `run.json` that the run was stopped.
+    """
+    rater = Rater.named(options.rater, noise=options.noise, seed=options.seed)
+    _prepare_folder(options, log)
+    demo = _Demo(options, rater, log)
+    try:
+        summary = demo.run_all()
+    except KeyboardInterrupt:
+        demo.run.finish("stopped")
+        log(f"Stopped. This goes on where it ended:\n  {_resume_command(options)}")
+        raise
+    except BaseException:
+        demo.run.finish("failed")
+        raise
+    return summary
+
+
+def _prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> None:
+    """Refuse folders that hold something else; put an older demo aside unless it is resumed."""
+    out = Path(options.out)
+    about = read_json(out / "run.json")
+    if out.exists() and any(out.iterdir()) and about.get("stage") != "demo":
+        raise UserError(f"The folder {out} holds something else than a demo. Name another --out.")
+    if options.resume:
+        now = {name: value for name, value in asdict(options).items() if name != "resume"}
+        before = about.get("config", now)
+        changed = [name for name in now if name != "out" and before.get(name) != now[name]]
+        if not about:
+            log(f"There is no demo in {out} to go on with, so that a new one begins.")
+        if changed:
+            told = ", ".join(f"{name} was {before.get(name)}" for name in changed)
+            raise UserError(
+                f"The run in {out} was started with other options ({told}). Resume it with the "
+                "same ones, or start anew without --resume."
+            )
+    elif about:
+        numbers = itertools.count(1)
+        kept = next(k for n in numbers if not (k := out.with_name(f"{out.name}-{n}")).exists())
+        out.rename(kept)
+        log(f"{out} holds an earlier demo; it is kept in {kept}.")
+
+
+def _resume_command(options: DemoOptions) -> str:
+    """The command that goes on: what was told otherwise than by default, and `--resume`."""
+    told = asdict(options) | {"resume": True}
+    usual = asdict(DemoOptions())
+    words = [own_command(), "demo"]
+    for name, value in told.items():
+        if value != usual[name]:
+            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return shlex.join(words)
+
+
+def _advance(bar: tqdm, before: int, done: int) -> None:
+    bar.update(before + done - bar.n)
+
+
+class _Demo:
+    """One run of the loop: the folder, the rater and the backbone that its steps share."""
+
+    def __init__(self, options: DemoOptions, rater: Rater, log: Callable[[str], None]) -> None:
+        self.options, self.rater, self.log = options, rater, log
+        self.out = Path(options.out)
+        spent = read_json(self.out / "spent.json")  # by earlier processes of this run
+        self.seconds: dict[str, float] = spent.get("seconds", {})
+        self.peak_rss_mb: float = spent.get("peak_rss_mb", 0.0)
+        settings = {name: value for name, value in asdict(options).items() if name != "resume"}
+        self.run = Run(self.out, "demo", settings)
+        prompts = read_prompts(bundled("prompts"))
+        heldout = read_prompts(bundled("prompts_heldout"))
+        self.pairs = min(options.pairs, 16) if options.quick else options.pairs
+        self.updates = min(options.updates, 2) if options.quick else options.updates
+        self.max_new_tokens = 12 if options.quick else MAX_NEW_TOKENS[rater.name]
+        self.prompts = prompts[:24] if options.quick else prompts
+        self.heldout = heldout[:6] if options.quick else heldout
+
+    def run_all(self) -> Row:
+        """The steps, in order."""
+        with self._timed("load"):
+            self.backbone = self._load()
+        with self._timed("sample"):
+            answers = self._sample()
+        with self._timed("rate"):
+            votes = self._rate(answers)
+        with self._timed("reward"):
+            reward = self._reward(votes)
+        with self._timed("ppo"):
+            ppo = self._ppo()
+        with self._timed("judge"):
+            verdict = self._judge()
+        return self._finish(votes, reward, ppo, verdict)
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = self.seconds.get(step, 0.0) + time.perf_counter() - started
+            self.seconds[step] = round(spent, 1)
+            self.peak_rss_mb = max(self.peak_rss_mb, peak_rss_mb())
+            told = {"seconds": self.seconds, "peak_rss_mb": self.peak_rss_mb}
+            write_json(self.out / "spent.json", told)
+
+    # ---- steps
+
+    def _load(self) -> Backbone:
+        options = self.options
+        backbone = Backbone.load(
+            options.base,
+            bits=options.bits,
+            adapter_layers=options.adapter_layers,
+            seed=options.seed,
+            log=self.log,
+        )
+        self.run.base(backbone)
+        self.log(
+            f"Base: {options.base} in {options.bits} bit, {backbone.bytes() / 1e6:.0f} MB, held in "
+            f"memory once; adapters on its upper {backbone.adapter_layers} layers make it policy, "
+            "reference, reward and value."
+        )
+        return backbone
+
+    def _answers(self, name: str, rows: list[Row], role: str, seed: int) -> list[list[Answer]]:
+        """`SAMPLES` answers a prompt from a role, kept in NAME.jsonl: made once, then read."""
+        path = self.out / f"{name}.jsonl"
+        if not path.exists():
+            chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+            made: list[Row] = [{"prompt": row["prompt"], "answers": []} for row in rows]
+            bar = tqdm(total=SAMPLES * len(rows), desc=name.replace("_", " "))
+            for sample in range(SAMPLES):
+                completions = generate(
+                    self.backbone,
+                    chats,
+                    role=role,
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=PPO_SETTINGS["temperature"],
+                    batch_size=BATCH_SIZE,
+                    seed=seed + sample,
+                    progress=partial(_advance, bar, sample * len(rows)),
+                )
+                for row, c in zip(made, completions, strict=True):
+                    row["answers"].append({"text": c.text, "ended": c.ended, "tokens": len(c.ids)})
+            bar.close()
+            write_jsonl(path, made)
+        return [[Answer(**a) for a in row["answers"]] for _, row in read_rows(path)]
+
+    def _sample(self) -> list[list[Answer]]:
+        self.log(f"1. The base answers {len(self.prompts)} everyday prompts, {SAMPLES} times each.")
+        answers = self._answers("answers", self.prompts, "base", 1000 * self.options.seed)
+        self._heldout_base()
+        return answers
+
+    def _heldout_base(self) -> list[list[Answer]]:
+        seed = 1000 * self.options.seed + 500
+        return self._answers("heldout_base", self.heldout, "base", seed)
+
+    def _rate(self, answers: list[list[Answer]]) -> list[Row]:
+        self.log(
+            f"2. A simulated rater compares the two answers. It is `{self.rater.name}`: "
+            f"{self.rater.sentence} {self.options.noise:.0%} of its votes are wrong on purpose."
+        )
+        votes = self._pairs(self.prompts, answers, noise=True)
+        ties = len(answers) - len(votes)
+        votes = votes[: self.pairs]
+        if not votes:
+            raise UserError(
+                f"The rater {self.rater.name} could not tell any of {len(answers)} pairs apart: "
+                "the answers are too short or too alike for its rule. Take another --rater."
+            )
+        if len(votes) < self.pairs and not self.options.quick:
+            self.log(f"   Only {len(votes)} pairs are not ties; the loop goes on with those.")
+        write_jsonl(self.out / "preferences.jsonl", votes)
+        self.log(f"   {len(votes)} votes kept ({ties} of {len(answers)} pairs were ties).")
+        return votes
+
+    def _pairs(self, rows: list[Row], answers: list[list[Answer]], noise: bool) -> list[Row]:
+        """The rater's votes, each with its name; ties are left out."""
+        prompts = [row["prompt"] for row in rows]
+        first, second = zip(*answers, strict=True)
+        votes = vote_pairs(self.rater, prompts, first, second, noise=noise)
+        return [vote | {"rater": self.rater.name} for vote in votes]
+
+    def _reward(self, votes: list[Row]) -> Row:
+        done = read_json(self.out / "reward.json")
+        if done:
+            self.backbone.load_role("reward", self.out / "adapters" / "reward")
+            return done
+        self.log(
+            "3. The reward role learns from the votes: a linear fit on the base's hidden states, "
+            "then training on top that is kept only if it helps on votes it has not seen."
+        )
+        # A killed run may have left some.
+        keep_rows(self.out / "metrics.jsonl", lambda row: row.get("stage") == "ppo")
+        settings = RewardSettings(epochs=0.0 if self.options.quick else 1.0, save_steps=0)
+        heldout = self._pairs(self.heldout, self._heldout_base(), noise=False)
+        summary = train_reward_model(self.backbone, votes, self.run, settings, eval_rows=heldout)
+        write_json(self.out / "reward.json", summary)
+        self.log(
+            f"   It agrees with the rule on {summary['heldout_accuracy']:.0%} of "
+            f"{summary['n']} pairs of prompts it has never seen (chance: 50%)."
+        )
+        return summary
+
+    def _ppo(self) -> Row:
+        done = read_json(self.out / "ppo.json")
+        if done:
+            self.backbone.load_role("policy", self.out / "adapters" / "policy")
+            return done
+        self.log(
+            f"4. PPO: in each of {self.updates} updates the policy answers 16 prompts, the reward "
+            "role scores them, and the policy moves towards what scored well, while staying near "
+            "the base (KL)."
+        )
+        if self.options.resume:
+            rewind(self.out)
+        own = PPO_SETTINGS | {"updates": self.updates, "max_new_tokens": self.max_new_tokens}
+        args = trl_arguments(PPOConfig, self.backbone, self.run, own, {})
+        rows = [{"prompt": [{"role": "user", "content": r["prompt"]}]} for r in self.prompts]
+        callback = RunCallback(self.run, "PPO", ("score", "kl", "completion_length"), stage="ppo")
+        stopper = StopAfterUpdate()
+        watch = HealthWatch(self.run, log_beside_bars, stage="ppo")
+        trainer = PPOTrainer(self.backbone, args, rows, callbacks=[callback, watch, stopper])
+        only_ours(trainer)
+        with stopper:
+            trainer.train(resume_from_checkpoint=self.options.resume)
+        if stopper.asked and trainer.state.global_step < self.updates:
+            raise KeyboardInterrupt
+        trainer.save_model()
+        summary = trainer.summary() | {"alarms": sorted(watch.on)}
+        write_json(self.out / "ppo.json", summary)
+        return summary
+
+    def _judge(self) -> Row:
+        self.log(
+            f"5. Taste test: tuned against base on {len(self.heldout)} prompts that neither has "
+            "seen, judged by the rule without noise, sides shuffled."
+        )
+        seed = 1000 * self.options.seed + 700
+        tuned = self._answers("heldout_tuned", self.heldout, "policy", seed)
+        before = [answer for row in self._heldout_base() for answer in row]
+        after = [answer for row in tuned for answer in row]
+        prompts = [row["prompt"] for row in self.heldout for _ in range(SAMPLES)]
+        found, rows = judge(self.rater, prompts, before, after, self.options.seed)
+        write_jsonl(self.out / "samples.jsonl", rows[::SAMPLES])  # the first of each prompt
+        return found
+
+    # ---- the end
+
+    def _finish(self, votes: list[Row], reward: Row, ppo: Row, verdict: Row) -> Row:
+        lengths = {key: verdict.pop(key) for key in ("mean_length_before", "mean_length_after")}
+        summary = {
+            "base": self.options.base,
+            "bits": self.options.bits,
+            "adapter_layers": self.backbone.adapter_layers,
+            "rater": self.options.rater,
+            "noise": self.options.noise,
+            "seed": self.options.seed,
+            "pairs": len(votes),
+            "reward_model": reward,
+            "ppo": ppo | lengths,
+            **verdict,
+            "backbone": {"copies": self.backbone.copies(), "bytes": self.backbone.bytes()},
+            "seconds": self.seconds | {"total": round(sum(self.seconds.values()), 1)},
+            "settings": PPO_SETTINGS | {"max_new_tokens": self.max_new_tokens},
+        }
+        summary["peak_rss_mb"] = max(self.peak_rss_mb, peak_rss_mb())
+        self.run.finish("done", summary)
+        write_json(self.out / "summary.json", summary)
+        write_report(self.out)
+        samples = [row for _, row in read_rows(self.out / "samples.jsonl")]
+        self.log(as_text(summary, samples, str(self.out / "report.html")))
+        return summary

@@ -1,0 +1,268 @@
+"""What the command line takes: every command with its options. Nothing heavy is imported here."""
+
+import argparse
+from typing import Any, NoReturn
+
+from lorarlhf import __version__
+from lorarlhf.backbone.memory import STAGES
+from lorarlhf.runtime.errors import UserError
+
+BACKBONE_KEYS = (
+    "base, seed, bits, adapter_layers, lora_rank, lora_alpha, lora_dropout, device, compute_dtype, "
+    "chat_template"
+)
+# What --help says; a test compares it with what settings.py takes.
+STAGE_KEYS = {
+    "sft": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, save_steps, plain",
+    "reward": "pooling, epochs, learning_rate, batch_size, micro_batch_size, holdout, evaluations, "
+    "center_rewards_coefficient, save_steps, plain",
+    "dpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, save_steps, "
+    "plain",
+    "orpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, save_steps, "
+    "plain",
+    "ppo": "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
+    "max_prompt_tokens, max_new_tokens, temperature, generation, vllm_server, learning_rate, "
+    "value_learning_rate, linear_lr_decay, kl_coef, kl_target, kl_horizon, kl_budget, gamma, "
+    "gae_lambda, clip_range, max_ratio, max_approx_kl, value_clip_range, vf_coef, value_adapter, "
+    "policy_layers, value_layers, critic_warmup, missing_eos_penalty, score_clip, "
+    "normalize_scores, whiten_rewards, adam_epsilon, gradient_checkpointing, logging_steps, "
+    "save_steps, save_total_limit, eval_steps, report_to, algorithm, num_generations, "
+    "reward_weights, plain",
+    "score": "plain",
+    "chat": "max_prompt_tokens, plain",
+    "ui": "max_prompt_tokens, plain",
+}
+TOGETHER = ("sft", "reward", "ppo", "dpo", "orpo")
+"""The commands that several processes run together."""
+# What preferences/exports.py writes; a test compares it.
+EXPORT_FORMS = (
+    *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
+)
+SUMMARIES = {
+    "demo": "the whole loop on the small base, with a simulated rater",
+    "new": "make a project: a folder with settings, prompts, votes and runs",
+    "sft": "supervised tuning of the policy on demonstrations",
+    "reward": "a reward role from preference pairs",
+    "ppo": "tune the policy against a reward role or Python functions",
+    "dpo": "tune the policy on preference pairs, without a reward role",
+    "orpo": "tune the policy on preference pairs, without a reference",
+    "chat": "talk to the base or to a trained policy",
+    "score": "the reward role's scores of given answers",
+    "votes": "a project's votes: counts, files in and out, a backup",
+    "raters": "who votes in a project, and who can log in",
+    "estimate": "peak memory of every stage, before anything is loaded",
+    "doctor": "check machine and installation, and name what mends them",
+    "ui": "the pages in the browser: rate answers, talk to models, compare them",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one paragraph, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}. See `{self.prog} --help`.")
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="lorarlhf",
+        description="RLHF with LoRA on one 4-bit base model, one stage a command.",
+        epilog="`lorarlhf COMMAND --help` explains a command. Start with `lorarlhf demo`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"lorarlhf {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    made = {name: _command(commands, name) for name in SUMMARIES}
+    _demo(made["demo"])
+    _new(made["new"])
+    for stage in TOGETHER:
+        _training(stage, made[stage])
+    _score(made["score"])
+    _chat(made["chat"])
+    _estimate(made["estimate"])
+    _votes(made["votes"])
+    _raters(made["raters"])
+    _ui(made["ui"])
+    return parser
+
+
+def _command(commands: Any, name: str) -> Parser:
+    keys = STAGE_KEYS.get(name)
+    settings = f"Settings for --set: {keys}; of the base: {BACKBONE_KEYS}" if keys else None
+    if settings and name not in ("chat", "score", "ui"):
+        settings += "; and every field of TRL's config as trl.FIELD"
+    sub = commands.add_parser(
+        name,
+        help=SUMMARIES[name],
+        description=f"{SUMMARIES[name][0].upper()}{SUMMARIES[name][1:]}.",
+        epilog=f"{settings}." if settings else None,
+        allow_abbrev=False,
+    )
+    sub.add_argument("--json", action="store_true", help="the result as JSON on standard output")
+    sub.add_argument(
+        "--debug", action="store_true", help="tracebacks, and every warning of every library"
+    )
+    return sub
+
+
+def _demo(sub: Parser) -> None:
+    sub.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/demo)")
+    sub.add_argument("--rater", help="who votes: cheerful, brief or plain")
+    sub.add_argument("--noise", type=float, help="share of wrong votes (default: 0.1)")
+    sub.add_argument("--pairs", type=int, help="votes (default: 150)")
+    sub.add_argument("--updates", type=int, help="updates of PPO (default: 36)")
+    sub.add_argument("--seed", type=int, help="of everything drawn at random (default: 0)")
+    sub.add_argument("--base", help="smollm2-135m, a folder or a Hugging Face id")
+    sub.add_argument("--bits", type=int, help="4, 8 or 16 (default: 4)")
+    sub.add_argument("--adapter-layers", help="upper-half, all or a number of layers")
+    sub.add_argument("--quick", action="store_true", help="a minute: shows only that it works")
+    sub.add_argument("--resume", action="store_true", help="go on after the last finished step")
+
+
+def _new(sub: Parser) -> None:
+    sub.add_argument("folder", metavar="FOLDER", help="the project's folder, made here")
+    sub.add_argument("--base", default="smollm2-135m", help="smollm2-135m, a folder or an id")
+    sub.add_argument("--bits", type=int, choices=(4, 8, 16), default=4, help="4, 8 or 16")
+    sub.add_argument("--adapter-layers", default="upper-half", help="upper-half, all or a number")
+    sub.add_argument("--prompts", metavar="FILE", help="prompts to begin with")
+
+
+def _training(stage: str, sub: Parser) -> None:
+    text = "a project's folder, which fills in what is not named"
+    sub.add_argument("workspace", metavar="PROJECT", nargs="?", help=text)
+    if stage == "ppo":
+        sub.add_argument("--prompts", dest="data", metavar="FILE", help="prompts")
+        sub.add_argument("--reward", metavar="RUN", help="a run with a reward role")
+        sub.add_argument(
+            "--reward-function",
+            metavar="FILE.py:NAME",
+            action="append",
+            default=[],
+            help="a Python function; may be given again, the scores are added",
+        )
+        sub.add_argument(
+            "--reward-model",
+            metavar="NAME[#LABEL]",
+            action="append",
+            default=[],
+            help="a sequence classification model (folder or Hugging Face id); may be given again",
+        )
+        sub.add_argument("--eval", metavar="FILE", help="held-out prompts, measured on the way")
+        sub.add_argument(
+            "--judge-function",
+            metavar="FILE.py:NAME",
+            action="append",
+            default=[],
+            help="judges the held-out answers and rewards nothing; may be given again",
+        )
+    else:
+        kind = "demonstrations" if stage == "sft" else "preference pairs"
+        text = f"{kind}: .jsonl, .json, .csv or .parquet"
+        sub.add_argument("--data", metavar="FILE", help=text)
+    if stage == "reward":
+        sub.add_argument("--eval", metavar="FILE", help="pairs to measure the accuracy on")
+    init = "base and adapter shape of that run" if stage == "reward" else "start from its policy"
+    sub.add_argument("--init", metavar="RUN", help=f"an earlier run: {init}")
+    sub.add_argument("--out", metavar="DIR", help=f"folder of the run (default: runs/{stage})")
+    sub.add_argument("--resume", action="store_true", help="go on at the last checkpoint")
+    sub.add_argument("--base", help="smollm2-135m (the default), a folder or a Hugging Face id")
+    sub.add_argument("--seed", type=int, help="of everything drawn at random (default: 0)")
+    sub.add_argument("--config", metavar="FILE.yaml", help="settings, one `key: value` a line")
+    text = "start also where the memory seems too small"
+    sub.add_argument("--no-memory-check", action="store_true", help=text)
+    _set_option(sub)
+
+
+def _set_option(sub: Parser) -> None:
+    text = "one setting; may be given again, and counts more than --config"
+    sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=text)
+
+
+def _score(sub: Parser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run with a reward role, or a project")
+    sub.add_argument("--prompt", metavar="TEXT", help="what was asked")
+    text = "what was answered; may be given again"
+    sub.add_argument("--answer", metavar="TEXT", action="append", default=[], help=text)
+    sub.add_argument("--file", metavar="FILE", help="rows of prompt and completion instead")
+    sub.add_argument("--base", help="another base than the run's own name for it")
+    _set_option(sub)
+
+
+def _chat(sub: Parser) -> None:
+    text = "a run with a policy, such as runs/demo, or a project; may be left out with --base"
+    sub.add_argument("run", metavar="RUN", nargs="?", help=text)
+    sub.add_argument("--prompt", metavar="TEXT", help="answer this once and end")
+    sub.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
+    sub.add_argument("--role", choices=("base", "policy", "reference"), help="who answers")
+    sub.add_argument("--base", help="another base than the run's own name for it")
+    sub.add_argument("--seed", type=int, help="makes answers repeatable")
+    sub.add_argument(
+        "--temperature", type=float, default=0.7, help="0: always the likeliest word (default: 0.7)"
+    )
+    sub.add_argument(
+        "--max-new-tokens", type=int, default=256, help="longest answer (default: 256)"
+    )
+    _set_option(sub)
+
+
+def _estimate(sub: Parser) -> None:
+    sub.add_argument("--base", default="smollm2-135m", help="a base, or a config.json")
+    sub.add_argument("--stage", choices=STAGES, help="one alone")
+    sub.add_argument("--card", type=float, metavar="GB", help="what fits into so many gigabytes")
+    sub.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda)")
+    sub.add_argument("--bits", type=int, choices=(4, 8, 16), help="(default: 4)")
+    sub.add_argument(
+        "--compute-dtype", choices=("bfloat16", "float16", "float32"), help="(default: bfloat16)"
+    )
+    sub.add_argument("--adapter-layers", default="upper-half", help="upper-half, all or a number")
+    sub.add_argument("--lora-rank", type=int, help="(default: 16)")
+    sub.add_argument("--micro-batch-size", type=int, help="rows in a forward (default: 4)")
+    sub.add_argument("--rollout-batch-size", type=int, help="prompts an update (default: 16)")
+    sub.add_argument("--prompt-tokens", type=int, help="of the longest prompt (default: 256)")
+    sub.add_argument("--answer-tokens", type=int, help="of the longest answer (default: 256)")
+    sub.add_argument("--policy-layers", type=int, help="of PPO (default: two thirds of the layers)")
+    sub.add_argument("--value-layers", type=int, help="of PPO (default: one third of the layers)")
+    for name, text in (
+        ("--gradient-checkpointing", "activations are recomputed: less memory, more time"),
+        ("--value-adapter", "in PPO the value has an adapter of its own (default: yes)"),
+        ("--reference", "so has the reference, as after SFT (default: yes)"),
+    ):
+        sub.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
+
+
+def _votes(sub: Parser) -> None:
+    sub.add_argument("workspace", metavar="PROJECT", help="the project's folder")
+    one = sub.add_mutually_exclusive_group()
+    text = "add the votes of a file, each once: an export of ours, TRL, KTO, HH, ShareGPT, ..."
+    one.add_argument("--import", dest="import_file", metavar="FILE", help=text)
+    text = "write the votes for others: own (everything), " + ", ".join(EXPORT_FORMS[1:])
+    one.add_argument("--export", metavar="FORM", choices=EXPORT_FORMS, help=text)
+    one.add_argument("--backup", metavar="FILE.sqlite", help="copy the whole store, also in use")
+    sub.add_argument("--answers", metavar="FILE", help="of LLMFAO: the pairs that were judged")
+    sub.add_argument("--out", metavar="FILE.jsonl", help="where --export writes; a new file")
+    text = "what --export writes (default: train)"
+    sub.add_argument("--purpose", choices=("train", "compare", "all"), help=text)
+    sub.add_argument("--rater", metavar="NAME", help="--export this rater's votes only")
+
+
+def _raters(sub: Parser) -> None:
+    sub.add_argument("workspace", metavar="PROJECT", help="the project's folder")
+    one = sub.add_mutually_exclusive_group()
+    one.add_argument("--add", metavar="NAME", help="a rater who can log in, or a new password")
+    one.add_argument("--remove", metavar="NAME", help="ends the logins; the votes stay")
+    text = "--add takes the password from a line of standard input"
+    sub.add_argument("--password-stdin", action="store_true", help=text)
+
+
+def _ui(sub: Parser) -> None:
+    text = "the project's folder (default: the one here)"
+    sub.add_argument("workspace", metavar="PROJECT", nargs="?", help=text)
+    sub.add_argument("--port", type=int, default=7860, help="0: any free one (default: 7860)")
+    sub.add_argument("--no-browser", action="store_true", help="open no browser")
+    sub.add_argument("--no-model", action="store_true", help="only rate what is there already")
+    sub.add_argument("--rater", metavar="NAME", default="me", help="who votes (default: me)")
+    text = "let others in this network in; raters then log in (see `lorarlhf raters`)"
+    sub.add_argument("--lan", action="store_true", help=text)
+    sub.add_argument("--base", help="of a project that is made on the way")
+    _set_option(sub)

@@ -1,0 +1,256 @@
+"""Whether a training run fits, told before the base is loaded: the estimate and what is free.
+
+What is counted is in `memory.py`; here a command's settings become its plan, and a plan that does
+not fit becomes advice.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lorarlhf.backbone.generation import encode_prompts
+from lorarlhf.backbone.memory import MACHINES, Plan, Shape, base_bytes, estimate
+from lorarlhf.backbone.tokenizer import PromptEncoder
+from lorarlhf.data.readers import as_text
+from lorarlhf.project.settings import Settings
+from lorarlhf.runtime import distributed
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.machine import main_memory
+from lorarlhf.runtime.terminal import log_to_stderr
+from lorarlhf.stages.conversations import conversational, conversations
+
+Row = dict[str, Any]
+
+if TYPE_CHECKING:
+    import torch
+
+GB = 1e9
+
+
+def free_for_us(device: "torch.device") -> int:
+    """Bytes that this process may fill on a device, what it holds there already included."""
+    if device.type == "cuda":
+        import torch
+
+        held = torch.cuda.memory_reserved(device) + MACHINES["cuda"].runtime  # the context
+        return torch.cuda.mem_get_info(device)[0] + held
+    import psutil
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine
+    return main_memory()[0] // here + psutil.Process().memory_info().rss
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """A stage's plan and what it takes.
+
+    Attributes:
+        shape: of the base; plan: of the stage.
+        smaller: the micro-batch sizes below the plan's that its settings would take.
+        new_adapters: whether the adapters' shape can be chosen; not where a run is started from.
+        besides: bytes of reward models of their own.
+    """
+
+    shape: Shape
+    plan: Plan
+    smaller: tuple[int, ...] = ()
+    new_adapters: bool = True
+    besides: int = 0
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part, and their `total`."""
+        return self._parts(self.plan)
+
+    def _parts(self, plan: Plan) -> dict[str, int]:
+        parts = estimate(self.shape, plan)
+        if self.besides:
+            parts |= {"reward_models": self.besides, "total": parts["total"] + self.besides}
+        return parts
+
+    def told(self, free: int) -> str:
+        """One line for the person who waits."""
+        parts, plan = self.parts, self.plan
+        total = parts.pop("total")
+        largest = sorted(parts.items(), key=lambda item: -item[1])[:4]
+        named = ", ".join(f"{name.replace('_', ' ')} {size / GB:.1f}" for name, size in largest)
+        longest = plan.prompt_tokens + plan.answer_tokens
+        sort = "" if MACHINES[plan.device].measured else "; computed, not measured on such a card"
+        return (
+            f"Memory: about {total / GB:.1f} GB at the peak, {free / GB:.1f} GB free ({named}; "
+            f"{plan.micro_batch_size} at a time, the longest of {longest} tokens{sort})."
+        )
+
+    def check(self, free: int) -> None:
+        """See that the plan fits into `free` bytes.
+
+        Raises:
+            UserError: it does not; says which single settings would make it fit, or else which
+                together.
+        """
+        if self.parts["total"] <= free:
+            return
+        ways = [
+            f"--set {name}={value} ({size / GB:.1f} GB)"
+            for name, value, changed in self._ways()
+            if (size := self._parts(replace(self.plan, **changed))["total"]) <= free
+        ]
+        advice = f"What would fit: {'; '.join(ways)}." if ways else self._together(free)
+        raise UserError(
+            f"{self.told(free)} That does not fit. {advice} `lorarlhf estimate` shows every part; "
+            "--no-memory-check starts it all the same."
+        )
+
+    def _ways(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+        """Setting, value, and what it changes in the plan; what costs least comes first."""
+        plan, upper = self.plan, self.plan.adapter_layers
+        for size in self.smaller:
+            yield "micro_batch_size", size, {"micro_batch_size": size}
+        if not plan.checkpointed:
+            name = "gradient_checkpointing" if plan.stage == "ppo" else "trl.gradient_checkpointing"
+            yield name, "true", {"gradient_checkpointing": True}
+        if plan.bits > 4:
+            yield "bits", 4, {"bits": 4}
+        if self.new_adapters and upper is not None and upper > 1:
+            yield "adapter_layers", upper // 2, {"adapter_layers": upper // 2}
+        half = plan.answer_tokens // 2
+        if plan.stage != "reward" and half:
+            tokens = half if plan.stage == "ppo" else plan.prompt_tokens + half
+            name = "max_new_tokens" if plan.stage == "ppo" else "max_tokens"
+            yield name, tokens, {"answer_tokens": half}
+
+    def _together(self, free: int) -> str:
+        """The advice where no single change is enough."""
+        ways = {name: (value, changed) for name, value, changed in self._ways()}
+        whole: dict[str, Any] = {}
+        for _, changed in ways.values():  # of sizes the last, which is the smallest
+            whole |= changed
+        size = self._parts(replace(self.plan, **whole))["total"]
+        if size > free:
+            return "Take a smaller base, or shorter texts."
+        named = " ".join(f"--set {name}={value}" for name, (value, _) in ways.items())
+        return f"All of these together would fit: {named} ({size / GB:.1f} GB)."
+
+
+def weights_of(models: Sequence[str]) -> int:
+    """Bytes that models of their own take on the device, as far as their files lie here."""
+    folders = (Path(name.partition("#")[0]).expanduser() for name in models)
+    return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+
+
+def estimate_memory(
+    stage: str,
+    config: Any,
+    settings: "Settings",
+    device: "torch.device",
+    float_bytes: int,
+    longest: "Length",
+    has_reference: bool,
+    *,
+    new_adapters: bool = True,
+    besides: int = 0,
+) -> MemoryEstimate | None:
+    """What a training command will take; None where its base or method can't be counted.
+
+    Args:
+        config: the base's configuration.
+        has_reference: whether the reference is an adapter of its own.
+        new_adapters, besides: see `Foretold`.
+    """
+    from lorarlhf.backbone.limits import count_adapter_layers
+    from lorarlhf.stages.trl.arguments import batch_arguments
+
+    own, trl = settings.own, settings.trl
+    if own.get("algorithm") == "rloo" or (stage == "reward" and own["epochs"] == 0):
+        return None
+    try:
+        shape = Shape.of(config.to_dict())
+        layers = count_adapter_layers(settings.backbone["adapter_layers"], shape.layers)
+        base_bytes(shape, 4)
+    except (KeyError, TypeError, ValueError):
+        return None  # a family of another shape, or a number that is refused at load
+    size, rollout, batch = own["micro_batch_size"], 1, 0
+    if stage == "ppo":
+        # A process holds its share of the rollout, and a minibatch is cut into even parts.
+        rollout = -(-own["rollout_batch_size"] // distributed.world_size())
+        batch = own["rollout_batch_size"] // own["num_minibatches"]
+        size = min(size, batch, rollout)
+    else:
+        named = batch_arguments(own["batch_size"], size)["per_device_train_batch_size"]
+        size = trl.get("per_device_train_batch_size", named)
+    plan = Plan(
+        stage,
+        bits=settings.backbone["bits"],
+        adapter_layers=layers,
+        lora_rank=settings.backbone["lora_rank"],
+        micro_batch_size=size,
+        rollout_batch_size=rollout,
+        prompt_tokens=longest.prompt,
+        answer_tokens=longest.answer,
+        float_bytes=float_bytes,
+        device="cuda" if device.type == "cuda" else "cpu",
+        gradient_checkpointing=(own if stage == "ppo" else trl).get("gradient_checkpointing"),
+        reference=has_reference,
+        value_adapter=own.get("value_adapter", True),
+        policy_layers=own.get("policy_layers"),
+        value_layers=own.get("value_layers"),
+    )
+    smaller = [n for n in range(size - 1, 0, -1) if n & (n - 1) == 0 or batch]
+    smaller = [n for n in smaller if batch % n == 0]
+    return MemoryEstimate(shape, plan, tuple(smaller), new_adapters, besides)
+
+
+class Length(NamedTuple):
+    """Tokens of a row. Of a row without a prompt all tokens are the answer's."""
+
+    prompt: int
+    answer: int
+
+
+def check_rows(
+    stage: str, reader: PromptEncoder, rows: list[Row], settings: Settings
+) -> tuple[list[Row], Length]:
+    """The rows as the stage takes them; the longest row's length, and the longest answer in it.
+
+    Raises:
+        UserError: conversations for a base without a chat template, prompts that are too long.
+    """
+    own = settings.own
+    if stage == "ppo":
+        rows = conversations(rows, own["plain"])
+        prompts = [row["prompt"] for row in rows]
+        encoded = encode_prompts(reader, prompts, own["max_prompt_tokens"])
+        return rows, Length(max(map(len, encoded)), own["max_new_tokens"])
+    lengths = [_length(reader, row) for row in conversational(rows, reader, own["plain"])]
+    longest, answer = max(map(sum, lengths)), max(length.answer for length in lengths)
+    if "max_tokens" in own:
+        limit = settings.trl.get("max_length", own["max_tokens"])
+        _tell_cut_rows(lengths, limit)
+        longest = min(longest, limit)
+        answer = min(answer, longest)
+    return rows, Length(longest - answer, answer)
+
+
+def _length(reader: PromptEncoder, row: Row) -> Length:
+    if "prompt" not in row:
+        return Length(0, len(reader.encode(row.get("messages") or row["text"])))
+    answers = [as_text(row[name]) for name in ("completion", "chosen", "rejected") if name in row]
+    longest = max(len(reader.encode(answer)) for answer in answers)
+    return Length(len(reader.encode(row["prompt"])), longest)
+
+
+def _tell_cut_rows(lengths: Sequence[Length], limit: int) -> None:
+    """Count the rows that TRL cuts at `max_tokens`; refuse those of which no answer is left."""
+    if longer := [length.prompt for length in lengths if length.prompt >= limit]:
+        raise UserError(
+            f"{len(longer)} of {len(lengths)} rows have a prompt as long as max_tokens ({limit}) "
+            f"or longer (up to {max(longer)}), so that nothing of the answer is left to learn "
+            "from. Shorten them, leave them out, or raise the limit with --set max_tokens=N."
+        )
+    if longer := [sum(length) for length in lengths if sum(length) > limit]:
+        log_to_stderr(
+            f"{len(longer)} of {len(lengths)} rows are longer than max_tokens ({limit}; the "
+            f"longest has {max(longer)}) and are cut there. --set max_tokens=N changes that."
+        )

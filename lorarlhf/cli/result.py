@@ -1,0 +1,26 @@
+"""What a command hands back, and tables of it for people."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command hands back: `data` for --json, `text` for people, and the exit status."""
+
+    data: Any
+    text: str = ""
+    status: int = 0
+
+
+def table(rows: Sequence[tuple[str, Any]]) -> str:
+    """Names and values, one a line."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:{width}}  {_figure(value)}" for name, value in rows)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e4 else str(value)

@@ -1,0 +1,57 @@
+"""The command `score`: the reward role's scores of given answers."""
+
+from argparse import Namespace
+from typing import Any
+
+from lorarlhf.cli.project_defaults import newest_run
+from lorarlhf.cli.result import Result
+from lorarlhf.data.readers import as_conversation, as_text, read_demonstrations
+from lorarlhf.project.lineage import read_source_run
+from lorarlhf.project.load import load_backbone
+from lorarlhf.runtime.errors import UserError
+
+
+def score(args: Namespace) -> Result:
+    """Scores of given answers by a run's reward role."""
+    from lorarlhf.project.settings import resolve
+
+    prompts, answers = _pairs_to_score(args)
+    parent = read_source_run(newest_run(args.run, "reward"), "reward", "RUN")
+    settings = resolve("score", sets=args.set, flags={"base": args.base}, inherited=parent.given())
+    backbone = load_backbone(settings)
+    backbone.load_role("reward", parent.adapter)
+    from lorarlhf.backbone.generation import check_chat_template
+    from lorarlhf.rewards.role import score_answers
+
+    if not settings.own["plain"]:
+        prompts = [as_conversation(prompt) for prompt in prompts]
+    check_chat_template(backbone, prompts)
+    scores = score_answers(backbone, prompts, answers)
+    lines = [
+        f"{number:8.3f}  {_excerpt(answer)}" for number, answer in zip(scores, answers, strict=True)
+    ]
+    return Result(scores, "\n".join(["   score  answer", *lines]))
+
+
+def _pairs_to_score(args: Namespace) -> tuple[list[Any], list[Any]]:
+    if args.file is not None:
+        if args.prompt is not None or args.answer:
+            raise UserError("Give either --file, or --prompt with --answer, not both.")
+        rows = read_demonstrations(args.file)
+        if "completion" not in rows[0]:
+            raise UserError(
+                f"{args.file}: expected the columns prompt and completion, found "
+                f"{', '.join(rows[0])}. Each row is one answer to score."
+            )
+        return [row["prompt"] for row in rows], [as_text(row["completion"]) for row in rows]
+    if args.prompt is None or not args.answer:
+        raise UserError(
+            "Say what to score: --prompt TEXT and one or more --answer TEXT, or --file FILE with "
+            "the columns prompt and completion."
+        )
+    return [args.prompt] * len(args.answer), list(args.answer)
+
+
+def _excerpt(text: str, length: int = 90) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 3] + "..."

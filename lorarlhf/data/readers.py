@@ -1,0 +1,122 @@
+"""Demonstrations, prompts and preferences from files: read, check every row, name the bad one.
+
+Column names are TRL's. A text field holds plain text or a conversation: a list of messages
+`{"role": "system" | "user" | "assistant" | "tool", "content": text}`. The readers return rows that
+`datasets.Dataset.from_list` takes as they are: every row has the same columns, and a column holds
+one kind of value. Anything wrong in a file raises `UserError` with file, line and field.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.data.file_formats import Row, decode, quoted, read_bytes, read_rows
+from lorarlhf.data.validation import (
+    checked,
+    inspect_demonstration,
+    inspect_preference,
+    inspect_prompt,
+)
+from lorarlhf.runtime.errors import UserError
+
+Message = dict[str, Any]
+
+
+def read_prompts(path: str | os.PathLike[str]) -> list[Row]:
+    """Rows with `prompt` (text or messages); other columns are kept for reward functions.
+
+    A file that ends in `.txt` holds one prompt a line. Raises `UserError`.
+    """
+    file = Path(path).expanduser()
+    if file.suffix.lower() == ".txt":
+        lines = enumerate(decode(file, read_bytes(file)).split("\n"), start=1)
+        numbered = [(number, {"prompt": line.strip()}) for number, line in lines if line.strip()]
+    else:
+        numbered = read_rows(file)
+    return checked(file, numbered, inspect_prompt)
+
+
+def read_demonstrations(path: str | os.PathLike[str]) -> list[Row]:
+    """Rows with `prompt` and `completion`, or `messages`, or `text`. Raises `UserError`."""
+    file = Path(path).expanduser()
+    return checked(file, read_rows(file), inspect_demonstration)
+
+
+def read_preferences(path: str | os.PathLike[str]) -> list[Row]:
+    """Rows with `prompt`, `chosen`, `rejected` and, in every row or in none, `margin` (a float).
+
+    Conversations may leave `prompt` out: it is then the messages that chosen and rejected both
+    begin with. Raises `UserError`, also for a tie (chosen equal to rejected).
+    """
+    file = Path(path).expanduser()
+    return checked(file, read_rows(file), inspect_preference)
+
+
+def as_conversation(prompt: str | list[Message]) -> list[Message]:
+    """A prompt as messages: plain text becomes one user message, messages are copied."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return [dict(message) for message in prompt]
+
+
+def as_text(completion: str | list[Message]) -> str:
+    """A completion as text: the contents of its messages, one below the other."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(message["content"] for message in completion)
+
+
+def split_by_prompt(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """(train, heldout): `fraction` of the prompts held out, rows of one prompt kept together.
+
+    Both parts keep the rows' order and, from two prompts on, neither is empty. Prompts are ranked
+    by a hash of seed and prompt, so that a new row leaves nearly all others on their side.
+    Raises `UserError` for a fraction that is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(
+            f"the held-out fraction must lie between 0 and 1, found {fraction}; "
+            "0.2 holds out every fifth prompt"
+        )
+    keys = [_prompt_key(row) for row in rows]
+    ranked = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+    count = max(int(fraction * len(ranked) + 0.5), 1)
+    held = set(ranked[: max(min(count, len(ranked) - 1), 0)])
+    train = [row for row, key in zip(rows, keys, strict=True) if key not in held]
+    return train, [row for row, key in zip(rows, keys, strict=True) if key in held]
+
+
+def _prompt_key(row: Row) -> str:
+    if "prompt" in row:
+        return json.dumps(row["prompt"], sort_keys=True)
+    if "messages" in row:
+        asked = itertools.takewhile(lambda message: message["role"] != "assistant", row["messages"])
+        return json.dumps(list(asked), sort_keys=True)
+    return json.dumps(row["text"])
+
+
+def bundled(name: str) -> Path:
+    """The path of a data file that comes with the package: `prompts` or `prompts.jsonl`.
+
+    Raises `UserError` where there is none of that name.
+    """
+    wanted = name if Path(name).suffix else f"{name}.jsonl"
+    folders: list[Any] = [Path(__file__).parents[2] / "recipes" / "data"]
+    # A checkout that was not installed has no such package: the data are at their place in it.
+    with contextlib.suppress(ImportError):
+        folders.insert(0, resources.files("lorarlhf._data"))
+    for folder in folders:
+        if folder.joinpath(wanted).is_file():
+            return Path(str(folder.joinpath(wanted)))
+    known = {entry.name for folder in folders if folder.is_dir() for entry in folder.iterdir()}
+    names = quoted(sorted(entry for entry in known if entry.endswith(".jsonl")))
+    there = f"there are {names}" if names else "its data are missing, install it again"
+    raise UserError(f'no data file "{wanted}" comes with lorarlhf; {there}')

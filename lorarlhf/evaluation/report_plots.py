@@ -1,0 +1,228 @@
+"""The report's plots as inline SVG: what is drawn, how to read it, and the drawing."""
+
+import io
+import math
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorarlhf.evaluation.report_format import number, text
+
+Row = Mapping[str, Any]
+MAX_POINTS = 500  # of a line in a plot; a longer one is drawn as means of neighbouring points
+_COLORS = ("#1d5fa6", "#b3480a")  # of the lines, on a white card
+_PLOT_LOCK = threading.Lock()  # matplotlib's settings belong to the whole process
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: `lines` are (key in metrics.jsonl, name), `band` the key of a spread."""
+
+    ylabel: str
+    lines: tuple[tuple[str, str], ...]
+    band: str = ""
+    percent: bool = False
+    floor: float | None = None  # values below it run off the plot
+    guide: float | None = None  # a dotted line to compare with
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure over the rows of one stage; the stage `""` stands for every other stage."""
+
+    stage: str
+    title: str
+    xlabel: str
+    caption: str
+    panels: tuple[Panel, ...]
+
+
+def _percent(ylabel: str, train: str, held_out: str) -> Panel:
+    return Panel(ylabel, ((train, "train"), (held_out, "held out")), percent=True, guide=0.5)
+
+
+_LOSS = Panel("loss", (("loss", "train"), ("eval_loss", "held out")))
+_ENDED = Panel("ended", (("ended_fraction", "ended by itself"),), percent=True)
+_VARIANCE = Panel("expl. variance", (("explained_variance", ""),), floor=-1.0, guide=0.0)
+
+PLOTS = {
+    "score": Plot(
+        "ppo",
+        "Score",
+        "update",
+        "Mean score of an update's answers, with a band of one standard deviation: healthy is a "
+        "rise that levels off; a sudden jump along with KL or length means the policy found a "
+        "trick, so read the samples.",
+        (Panel("mean score", (("score", "score"), ("eval_score", "held out")), band="score_std"),),
+    ),
+    "kl": Plot(
+        "ppo",
+        "Distance from the reference (KL)",
+        "update",
+        "How far the policy has moved from its frozen reference: healthy is a slow climb from 0; "
+        "a steep one means kl_coef is too small or the learning rate too large.",
+        (Panel("nats per answer", (("kl", "KL"), ("eval_kl", "held out"))),),
+    ),
+    "length": Plot(
+        "ppo",
+        "Length",
+        "update",
+        "Mean length of an answer, and the share that ended by itself instead of being cut off: "
+        "healthy is little change; a steady drift means that the score pays for length.",
+        (Panel("tokens", (("completion_length", "length"),)), _ENDED),
+    ),
+    "judge": Plot(
+        "ppo",
+        "Judge on held-out prompts",
+        "update",
+        "What another judge than the reward says of answers to prompts that no update sees: "
+        "healthy is a rise; a fall while the score rises means that the policy has learned what "
+        "the reward overrates.",
+        (Panel("judge", (("eval_judge", "judge"),)),),
+    ),
+    "value": Plot(
+        "ppo",
+        "Value role",
+        "update",
+        "How well the value role predicts the return: healthy is a falling loss and an explained "
+        "variance that climbs from 0 (no better than a constant) towards 1; values under -1 run "
+        "off the plot.",
+        (Panel("value loss", (("value_loss", ""),)), _VARIANCE),
+    ),
+    "votes": Plot(
+        "reward_curve",
+        "Reward accuracy by votes",
+        "votes",
+        "Held-out pairs that the reward role orders as the rater does, against the dotted line of "
+        "guessing: healthy is a climb, and one that goes on at the right edge wants more votes.",
+        (Panel("pairs right", (("heldout_accuracy", "held out"),), percent=True, guide=0.5),),
+    ),
+    "reward": Plot(
+        "reward",
+        "Reward training",
+        "step",
+        "Pairs that the reward role orders rightly: healthy is both lines rising together; train "
+        "near 100% while held out stands still means it learns the pairs by heart.",
+        (_percent("pairs right", "accuracy", "eval_accuracy"), _LOSS),
+    ),
+    "loss": Plot(
+        "",
+        "Training",
+        "step",
+        "The loss of this stage: healthy is a fast fall, then a slow one; held out rising while "
+        "train falls means to stop earlier or to use more data.",
+        (_LOSS, _percent("pairs right", "rewards/accuracies", "eval_rewards/accuracies")),
+    ),
+}
+
+
+def _series(rows: Iterable[Row], key: str) -> dict[float, float]:
+    """Step -> value. Of two rows of one step the later counts: a run that went on repeats some."""
+    found: dict[float, float] = {}
+    for row in rows:
+        step, value = number(row.get("step")), number(row.get(key))
+        if step is not None and value is not None:
+            found[step] = value
+    return dict(sorted(found.items()))
+
+
+def _thin(values: Iterable[float]) -> list[float]:
+    """At most MAX_POINTS means of neighbouring values."""
+    values = list(values)
+    size = -(-len(values) // MAX_POINTS) or 1
+    parts = (values[start : start + size] for start in range(0, len(values), size))
+    return [math.fsum(part) / len(part) for part in parts]
+
+
+def _draw(axes: Any, panel: Panel, rows: Sequence[Row]) -> str:
+    """Draw a panel on matplotlib axes and return what it shows in words."""
+    words: list[str] = []
+    for (key, name), color, dash in zip(panel.lines, _COLORS, ("-", "--"), strict=False):
+        if not (series := _series(rows, key)):
+            continue
+        x, y = _thin(series), _thin(series.values())
+        mark = "o" if len(x) <= 40 else ""
+        axes.plot(x, y, color=color, linestyle=dash, marker=mark, markersize=2.5, label=name)
+        if not words and (spread := _series(rows, panel.band)):  # the first line's
+            width = _thin(spread.get(step, 0.0) for step in series)
+            low = [value - wide for value, wide in zip(y, width, strict=True)]
+            high = [value + wide for value, wide in zip(y, width, strict=True)]
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        words.append(f"{name or panel.ylabel} from {y[0]:.3g} to {y[-1]:.3g}")
+    axes.set_ylabel(panel.ylabel)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if panel.guide is not None:
+        axes.axhline(panel.guide, color="#6b7280", linestyle=":", linewidth=1)
+    if panel.percent:
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    elif panel.floor is not None:
+        axes.set_ylim(bottom=max(panel.floor, axes.get_ylim()[0]))
+    if len(words) > 1:
+        axes.legend(frameon=False, fontsize=8.5)
+    return ", ".join(words)
+
+
+def _svg(name: str, plot: Plot, panels: Sequence[Panel], rows: Sequence[Row]) -> str:
+    """One figure as inline SVG whose ids start with `name`; equal input gives equal bytes."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9.5, "axes.grid": True}
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e5e7eb"}
+    stream = io.StringIO()
+    with _PLOT_LOCK, matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a person's own matplotlibrc must not change the page
+        matplotlib.rcParams.update(style)
+        figure = Figure(figsize=(4.1, 2.1 + 0.8 * (len(panels) - 1)), layout="constrained")
+        all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        words = [_draw(axes, panel, rows) for axes, panel in zip(all_axes, panels, strict=True)]
+        all_axes[-1].set_xlabel(plot.xlabel)
+        figure.align_ylabels()
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
+    return _inline(stream.getvalue(), name, f"Plot by {plot.xlabel}: {'; '.join(words)}")
+
+
+def _inline(svg: str, name: str, label: str) -> str:
+    """Make a stand-alone SVG file part of a page: no prolog, metadata, sizes or clashing ids."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
+    view_box = re.findall(r'viewBox="[^"]*"', svg)[0]
+    svg = f'<svg role="img" aria-label="{text(label)}" {view_box}>' + svg[svg.index(">") + 1 :]
+    svg = svg.replace("xlink:href", "href")
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda id_: id_[0] if id_[1] in used else "", svg)
+    return re.sub(r'(url\(#|href="#| id=")', rf"\g<1>{name}-", svg)
+
+
+def _figure(name: str, plot: Plot, title: str, rows: Sequence[Row]) -> str:
+    """A plot with heading and caption; empty where no row has any of its figures."""
+    panels = [p for p in plot.panels if any(_series(rows, key) for key, _ in p.lines)]
+    if not panels:
+        return ""
+    return (
+        f'<figure>\n<h3>{text(title)}</h3>\n<div class="plot">\n'
+        f"{_svg(name, plot, panels, rows)}\n</div>\n"
+        f"<figcaption>{text(plot.caption)}</figcaption>\n</figure>"
+    )
+
+
+def plots(metrics: Iterable[Row], run: Row) -> str:
+    """A figure for all that was logged, as HTML; rows without a stage are of `run["stage"]`."""
+    stages: dict[str, list[Row]] = {}
+    for row in metrics:
+        stages.setdefault(str(row.get("stage") or run.get("stage") or ""), []).append(row)
+    own = {plot.stage for plot in PLOTS.values()}
+    figures = []
+    for name, plot in PLOTS.items():
+        if plot.stage:
+            figures.append(_figure(name, plot, plot.title, stages.get(plot.stage, [])))
+            continue
+        for index, stage in enumerate(sorted(stages.keys() - own)):
+            title = f"{plot.title}: {stage}".rstrip(": ")
+            figures.append(_figure(f"{name}{index}", plot, title, stages[stage]))
+    shown = "\n".join(filter(None, figures))
+    return shown and f'<div class="grid plots">\n{shown}\n</div>'

@@ -1,0 +1,180 @@
+"""A project's folder: its settings, prompts, votes and runs, each a file that people can read."""
+
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from lorarlhf.data.readers import bundled, read_prompts
+from lorarlhf.preferences.store import Store
+from lorarlhf.project.settings_sources import SettingValue, from_file
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json
+
+PROJECT, PROMPTS, VOTES, RUNS = "project.yaml", "prompts.jsonl", "preferences.sqlite", "runs"
+KEYS = ("base", "bits", "adapter_layers", "lora_rank", "lora_alpha", "chat_template", "seed")
+_TEMPLATE = """\
+# A lorarlhf project. The training commands, chat and score take its folder: lorarlhf reward {name}
+# What stands here holds for its runs; the run that one goes on from, --config and --set count more.
+
+# smollm2-135m, a folder, or a Hugging Face id. Adapters fit only the base they were trained on.
+base: {base}
+
+# 4 (smallest), 8 or 16. All runs of a project should share it.
+bits: {bits}
+
+# upper-half (a good choice), all, or a number of layers from the top.
+adapter_layers: {adapter_layers}
+
+# Of everything that is drawn at random.
+seed: 0
+
+# For a base without a chat template: a Jinja file.
+# chat_template: chat.jinja
+"""
+_RUN = re.compile(r"(\d{4,})-(\w+)")
+
+
+class Project:
+    """A project's folder, as `create` made it.
+
+    Args:
+        folder: with a `project.yaml`.
+
+    Raises:
+        UserError: there is no project in it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        if not is_project(self.folder):
+            raise UserError(
+                f"{folder} is no project: it has no {PROJECT}. Make one with `lorarlhf new "
+                f"{folder}`."
+            )
+
+    @property
+    def project(self) -> Path:
+        """The file with the settings that hold for all runs."""
+        return self.folder / PROJECT
+
+    @property
+    def prompts(self) -> Path:
+        """The file with the prompts of PPO and of the rating pages."""
+        return self.folder / PROMPTS
+
+    def store(self) -> Store:
+        """The votes."""
+        return Store(self.folder / VOTES)
+
+    def runs(self) -> list[Path]:
+        """The runs, the newest first."""
+        found = [p for p in (self.folder / RUNS).glob("*") if _RUN.fullmatch(p.name)]
+        return sorted(found, key=lambda p: int(p.name.split("-")[0]), reverse=True)
+
+    def next_run(self, stage: str) -> Path:
+        """Make the folder for a new run, such as `runs/0007-ppo`; it is nobody else's then."""
+        while True:
+            newest = self.runs()[:1]
+            number = 1 + (int(newest[0].name.split("-")[0]) if newest else 0)
+            taken = self.folder / RUNS / f"{number:04d}"
+            try:
+                # By its number alone, so that two commands of different stages can't share one.
+                taken.mkdir(parents=True)
+            except FileExistsError:
+                time.sleep(0.01)
+                continue
+            if any(taken.parent.glob(f"{number:04d}-*")):  # taken and named in between
+                taken.rmdir()
+                continue
+            run = taken.with_name(f"{number:04d}-{stage}")
+            os.replace(taken, run)
+            return run
+
+    def unfinished(self, stage: str) -> Path | None:
+        """The newest run of a stage, where it is not done."""
+        ours = [run for run in self.runs() if run.name.endswith(f"-{stage}")]
+        ours = [run for run in ours if (run / "run.json").is_file()]
+        done = bool(ours) and read_json(ours[0] / "run.json").get("status") == "done"
+        return ours[0] if ours and not done else None
+
+    def newest_with(self, role: str, stages: tuple[str, ...] = ()) -> Path | None:
+        """The newest finished run that saved a role, of these stages where some are named."""
+        for run in self.runs():
+            about = read_json(run / "run.json")
+            trained = not stages or about.get("stage") in stages
+            saved = (run / "adapters" / role / "adapter_config.json").is_file()
+            if trained and saved and about.get("status") == "done":
+                return run
+        return None
+
+
+def is_project(folder: str | Path) -> bool:
+    """Whether a folder is a project."""
+    return (Path(folder).expanduser() / PROJECT).is_file()
+
+
+def create(
+    folder: str | Path,
+    *,
+    base: str = "smollm2-135m",
+    bits: int = 4,
+    adapter_layers: str = "upper-half",
+    prompts: str | Path | None = None,
+) -> Project:
+    """Make a project: `project.yaml` with comments, prompts, and an empty store of votes.
+
+    Args:
+        prompts: a file of prompts to begin with; the everyday ones that come along by default.
+
+    Raises:
+        UserError: a project is there already, the folder can't be written, or the prompts can't
+            be read.
+    """
+    place = Path(folder).expanduser()
+    if is_project(place):
+        raise UserError(f"{folder} is a project already; nothing was changed.")
+    source = Path(prompts) if prompts else bundled("prompts")
+    rows = read_prompts(source)
+    try:
+        (place / RUNS).mkdir(parents=True, exist_ok=True)
+        if not (place / PROMPTS).exists():
+            if source.suffix == ".jsonl":
+                shutil.copyfile(source, place / PROMPTS)
+            else:
+                from lorarlhf.runtime.files import write_jsonl
+
+                write_jsonl(place / PROMPTS, rows)
+        Store(place / VOTES).close()
+        text = _TEMPLATE.format(
+            name=place.resolve().name,
+            base=json.dumps(base),
+            bits=bits,
+            adapter_layers=json.dumps(adapter_layers),
+        )
+        (place / PROJECT).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"The project {folder} can't be made ({error.strerror}). Name another folder."
+        ) from error
+    return Project(place)
+
+
+def project_settings(space: Project) -> list[SettingValue]:
+    found = [_placed(item, space) for item in from_file(space.project)]
+    for item in found:
+        if item.name not in KEYS:
+            raise UserError(
+                f"{item.where}: {item.name} does not belong into a project, which holds "
+                f"{', '.join(KEYS)}. Put it into a file for --config."
+            )
+    return found
+
+
+def _placed(item: SettingValue, space: Project) -> SettingValue:
+    """A chat template's file is named as seen from the project."""
+    if item.name != "chat_template" or not isinstance(item.value, str):
+        return item
+    return SettingValue(item.name, str(space.folder / item.value), item.where)

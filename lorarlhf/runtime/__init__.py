@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, run folders, checkpoints, processes, the machine."""

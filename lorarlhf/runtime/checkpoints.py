@@ -1,0 +1,190 @@
+"""Checkpoint folders without pickles: written beside, flushed and renamed; what is in all of them.
+
+A checkpoint is written to a folder of another name, flushed to the disk with a list of its files
+and their hashes, and renamed when whole. So it is complete or absent after a kill, and one that a
+power cut or a full disk has torn is seen and passed over. Tensors are in safetensors files,
+everything else in JSON.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorarlhf.runtime import distributed
+from lorarlhf.runtime.errors import UserError
+
+PREFIX, FILES = "checkpoint-", "files.json"
+
+
+# ---- what is there
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    found = [p for p in folder.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit()]
+    return sorted(found, key=number_of, reverse=True)
+
+
+def number_of(checkpoint: Path) -> int:
+    """After which step it was written."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all there and as they were written."""
+    return next((place for place in newest_first(folder) if damage(place) is None), None)
+
+
+def check_seen(checkpoint: Path) -> None:
+    """See that all processes that train together can read a checkpoint which the first has chosen.
+
+    Raises:
+        UserError: one of them, on another machine, does not see it.
+    """
+    if distributed.any_process(not (checkpoint / FILES).is_file()):
+        raise UserError(
+            f"The checkpoint {checkpoint} is not there for every process: the run's folder has to "
+            "be on a disk that all machines see, at the same path."
+        )
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, None where nothing is."""
+    try:
+        listed = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{FILES} is missing or torn"
+    for name, digest in listed.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if _digest(file) != digest:
+            return f"{name} is torn"
+    return None
+
+
+# ---- writing
+
+
+def scratch_for(target: Path) -> Path:
+    """An empty folder beside `target`; those of processes that were killed at this are removed."""
+    for left_over in target.parent.glob(".*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    scratch = target.parent / f".{target.name}.{os.getpid()}"
+    scratch.mkdir(parents=True)
+    return scratch
+
+
+def publish(scratch: Path, target: Path) -> None:
+    """List the files with their hashes, flush them to the disk, and rename the folder."""
+    files = sorted(p for p in scratch.rglob("*") if p.is_file())
+    listed = {p.relative_to(scratch).as_posix(): _digest(p) for p in files}
+    (scratch / FILES).write_text(json.dumps(listed, indent=1), encoding="utf-8")
+    for place in (*files, scratch / FILES):
+        _flush(place)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(scratch, target)
+    _flush(target.parent)
+
+
+def drop_older(folder: Path, kept: int) -> None:
+    """Remove all checkpoints but the newest few."""
+    for old in newest_first(folder)[kept:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(place: Path) -> None:
+    if place.is_dir() and os.name == "nt":  # Windows does not open folders
+        return
+    handle = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ---- random states: tensors for safetensors, numbers for JSON
+
+
+def random_numbers() -> dict[str, Any]:
+    """The states of Python's and NumPy's generators."""
+    kind, numbers, *rest = np.random.get_state()
+    return {"random": random.getstate(), "numpy": [kind, np.asarray(numbers).tolist(), *rest]}
+
+
+def random_tensors(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's generators."""
+    tensors = {"rng.torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+    return tensors
+
+
+def set_random_state(
+    numbers: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: torch.device
+) -> None:
+    """Put back what `random_numbers` and `random_tensors` gave."""
+    version, words, gauss = numbers["random"]
+    random.setstate((version, tuple(words), gauss))
+    kind, words, *rest = numbers["numpy"]
+    np.random.set_state((kind, np.array(words, dtype=np.uint32), *rest))
+    torch.set_rng_state(tensors["rng.torch"])
+    if "rng.cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+
+
+# ---- optimizers
+
+
+def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimizer's memory by `name.NUMBER.KEY`, the weights counted in their order."""
+    return {
+        f"{name}.{number}.{key}": torch.as_tensor(value, device="cpu").detach().clone().contiguous()
+        for number, weight in enumerate(_weights(optimizer))
+        for key, value in optimizer.state.get(weight, {}).items()
+    }
+
+
+def fill_optimizer(
+    name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    # Fused and capturable kernels count steps beside the weight, all others on the CPU.
+    beside = {
+        id(weight)
+        for group in optimizer.param_groups
+        if group.get("fused") or group.get("capturable")
+        for weight in group["params"]
+    }
+    for number, weight in enumerate(_weights(optimizer)):
+        start = f"{name}.{number}."
+        saved: dict[str, Any] = {
+            key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)
+        }
+        for key, value in saved.items():
+            if value.dtype == torch.int64 and not value.dim():  # bitsandbytes counts in Python
+                optimizer.state[weight][key] = value.item()
+            elif key == "step" and id(weight) not in beside:
+                optimizer.state[weight][key] = value
+            else:
+                optimizer.state[weight][key] = value.to(weight.device)
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,106 @@
+"""Files that are written all or nothing: JSON, JSON lines, bytes."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.runtime.errors import UserError
+
+Row = dict[str, Any]
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
+    """Write one object a line, all or nothing: a crash leaves the file as it was before.
+
+    Missing folders are made. Raises `UserError` where the disk refuses.
+    """
+    file = Path(path).expanduser()
+    lines = [_json_line(row) for row in rows]
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(draft, "xb") as stream:
+                stream.writelines(lines)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(draft, file)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(file, error) from error
+
+
+def append_jsonl(path: str | os.PathLike[str], row: Row) -> None:
+    """Add one object as the last line; missing folders are made. Raises `UserError`."""
+    file = Path(path).expanduser()
+    line = _json_line(row)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "ab+") as stream:
+            if stream.seek(0, os.SEEK_END) > 0:
+                stream.seek(-1, os.SEEK_END)
+                # A line that a crash cut off, or a person left open, must not swallow this one.
+                line = line if stream.read(1) == b"\n" else b"\n" + line
+            stream.write(line)
+    except OSError as error:
+        raise _refused(file, error) from error
+
+
+def _json_line(row: Row) -> bytes:
+    text = json.dumps(row, ensure_ascii=False, default=_iso_date)
+    # Half a character (a lone surrogate) has no UTF-8, but its \udXXX escape is valid JSON.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _iso_date(value: Any) -> str:
+    """Dates and times, which parquet columns may hold, as JSON has none."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no place in JSON: {value!r}")
+
+
+def _refused(file: Path, error: OSError) -> UserError:
+    advice = "check the folder, its rights and the space on the disk"
+    return UserError(f"{file}: cannot be written ({error.strerror}); {advice}")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to a file of another name and rename it, so that a reader never sees half."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(finite(content), indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def finite(data: Any) -> Any:
+    """The same with null for numbers that JSON does not know."""
+    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    return [finite(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an empty one where there is none or it is broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

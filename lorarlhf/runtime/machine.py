@@ -1,0 +1,50 @@
+"""This machine's memory: how much there is, how much is free, and the most that was held."""
+
+import sys
+from pathlib import Path
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held so far, in MB (10^6 bytes)."""
+    if sys.platform == "win32":
+        import psutil
+
+        return round(psutil.Process().memory_info().peak_wset / 1e6, 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
+
+
+def peak_card_mb() -> dict[str, float]:
+    """`peak_card_mb`, the most memory of a CUDA card held so far, in MB; empty without one."""
+    torch = sys.modules.get("torch")  # who has not imported it has nothing on a card
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    cards = range(torch.cuda.device_count())
+    return {"peak_card_mb": round(sum(map(torch.cuda.max_memory_reserved, cards)) / 1e6, 1)}
+
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def container_limit() -> tuple[int, int] | None:
+    """(limit, used) in bytes of the control group this process is in; None without a limit."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+        stat = (CGROUP / "memory.stat").read_text().split()
+    except (OSError, ValueError):
+        return None
+    cache = int(stat[stat.index("inactive_file") + 1]) if "inactive_file" in stat else 0
+    return (int(limit), max(0, used - cache)) if limit.isdecimal() else None
+
+
+def main_memory() -> tuple[int, int]:
+    """(free, total) bytes of this machine, or of the container that this process is in."""
+    import psutil
+
+    here = psutil.virtual_memory()
+    if (limit := container_limit()) is None:
+        return here.available, here.total
+    return min(here.available, limit[0] - limit[1]), min(here.total, limit[0])

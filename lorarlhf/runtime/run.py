@@ -1,0 +1,118 @@
+"""A run's folder: `run.json`, `metrics.jsonl`, and what the run says about itself.
+
+`run.json` is written when a run starts and again when it ends, so a killed run is seen as one.
+"""
+
+import json
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.runtime import distributed
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import finite, write_json
+from lorarlhf.runtime.machine import peak_card_mb, peak_rss_mb
+
+LIBRARIES = ("lorarlhf", "torch", "transformers", "trl", "peft", "bitsandbytes")
+
+
+class Run:
+    """The folder of one training run. Of several processes the first writes it.
+
+    Args:
+        folder: made where it does not exist.
+        stage: sft, reward, ppo, dpo, orpo or demo.
+        settings: everything that the run was told, as plain values.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+
+    def __init__(self, folder: str | Path, stage: str, settings: dict[str, Any]) -> None:
+        self.folder, self.stage = Path(folder), stage
+        self.started = time.time()
+        self.about: dict[str, Any] = {
+            "stage": stage,
+            "status": "running",
+            "config": settings,
+            "seed": settings.get("seed", 0),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.started)),
+            "versions": library_versions(),
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write()
+        except OSError as error:
+            raise UserError(
+                f"The output folder {self.folder} can't be written ({error.strerror}). Name "
+                "another one with --out."
+            ) from error
+
+    def base(self, backbone: Any) -> None:
+        """Note which base was loaded, from where and how."""
+        self.about |= {
+            "base": backbone.base,
+            "base_path": backbone.base_path,
+            "bits": backbone.bits,
+            "adapter_layers": backbone.adapter_layers,
+            "device": str(backbone.device),
+            "compute_dtype": str(backbone.compute_dtype).removeprefix("torch."),
+        }
+        self._write()
+
+    def log(self, row: dict[str, Any], stage: str | None = None) -> None:
+        """Append one object to `metrics.jsonl`."""
+        if not distributed.is_main():
+            return
+        line = json.dumps(finite({"stage": stage or self.stage, **row}), default=float)
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def finish(self, status: str, summary: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write the end of the run; returns the summary with time and peak memory added."""
+        whole = dict(summary or {})
+        whole.setdefault("stage", self.stage)
+        whole["seconds_total"] = round(time.time() - self.started, 1)
+        peaks = {"peak_rss_mb": peak_rss_mb()} | peak_card_mb()
+        whole |= peaks
+        ended = {"status": status, "seconds": whole["seconds_total"], **peaks}
+        self.about |= ended | {"summary": summary or {}}
+        self._write()
+        return whole
+
+    def _write(self) -> None:
+        if distributed.is_main():
+            write_json(self.folder / "run.json", self.about)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that decide a run's numbers."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def adapter_folder(run: str | Path, role: str) -> Path:
+    """Where a role's adapter lies: RUN/adapters/ROLE, or the folder itself where it is one.
+
+    Raises:
+        UserError: neither is there; says which roles the run has.
+    """
+    folder = Path(run)
+    if (folder / "adapter_config.json").is_file():
+        return folder
+    wanted = folder / "adapters" / role
+    if (wanted / "adapter_config.json").is_file():
+        return wanted
+    present = sorted(p.parent.name for p in folder.glob("adapters/*/adapter_config.json"))
+    has = f"it has {', '.join(present)}" if present else "it holds no adapters"
+    raise UserError(
+        f"{folder} has no {role} adapter ({has}). Name a finished run that trained one, or an "
+        "adapter's own folder."
+    )

@@ -1,0 +1,213 @@
+"""Tuning against rewards without a critic: RLOO by TRL's trainer, on the shared backbone."""
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+from datasets import Dataset
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.health import HealthWatch
+from lorarlhf.ppo.samples import SampleCallback
+from lorarlhf.ppo.scores import Rewards
+from lorarlhf.rewards.functions import (
+    RewardFunction,
+    call_reward_function,
+    completion_text,
+    function_name,
+)
+from lorarlhf.rewards.role import score_answers
+from lorarlhf.runtime.run import Run
+from lorarlhf.stages.callbacks import RunCallback, log_beside_bars
+from lorarlhf.stages.trl.arguments import Row, only_ours, scale_losses, trl_arguments
+
+# Ours: TRL's name for it in RLOO's log.
+LOGGED = {
+    "score": "reward",
+    "score_std": "reward_std",
+    "entropy": "entropy",
+    "completion_length": "completions/mean_length",
+    "clip_fraction": "clip_ratio/region_mean",
+    "policy_loss": "loss",
+    "grad_norm_policy": "grad_norm",
+    "seconds": "step_time",
+}
+# PPO's settings that have a meaning without a critic.
+USED = {
+    *("updates", "rollout_batch_size", "num_ppo_epochs", "num_minibatches", "micro_batch_size"),
+    *("max_prompt_tokens", "max_new_tokens", "temperature", "learning_rate", "linear_lr_decay"),
+    *("kl_coef", "clip_range", "gradient_checkpointing", "plain"),
+    *("algorithm", "num_generations", "reward_weights", "save_steps"),
+}
+
+
+def train_rloo(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    run: Run,
+    settings: PPOConfig,
+    rewards: Sequence[RewardFunction | str],
+    *,
+    num_generations: int = 2,
+    reward_weights: Sequence[float] | None = None,
+    trl: dict[str, Any] | None = None,
+) -> Row:
+    """Train the policy by REINFORCE with a leave-one-out baseline (arXiv 2402.14740).
+
+    Each update answers `rollout_batch_size / num_generations` prompts `num_generations` times; the
+    other answers to a prompt are each answer's baseline, so there is no value role.
+
+    Args:
+        rows: with a `prompt`; further columns are handed to the reward functions.
+        rewards: functions of TRL's signature, or `"reward"` for the reward role, whose score is
+            brought to mean 0 and deviation 1.
+
+    Returns:
+        the summary that PPO's has.
+    """
+    from trl import RLOOTrainer
+
+    if backbone.has("reference"):
+        backbone.model.delete_adapter("ref")  # TRL makes it anew, as a copy of the policy
+    args = arguments(backbone, run, settings, num_generations, reward_weights, trl or {})
+    # TRL leaves out what does not fill an update, and would train nothing where that is all.
+    wanted = settings.rollout_batch_size // num_generations
+    repeated = [dict(row) for row in rows] * -(-wanted // len(rows))
+    weighed = Rewards(backbone, rewards, reward_weights)
+    samples = SampleCallback(backbone, rows, settings, weighed, run.folder)
+    log = _Log(run, settings, samples)
+    with backbone.stage("policy") as model:
+        trainer = RLOOTrainer(
+            model=model,
+            reward_funcs=[_function(backbone, reward) for reward in rewards],
+            args=args,
+            train_dataset=Dataset.from_list(repeated),
+            processing_class=backbone.tokenizer,
+            callbacks=[log],
+        )
+        only_ours(trainer)
+        scale_losses(trainer)
+        backbone.float32_adapters()
+        trainer.train()
+    backbone.save("policy", run.folder / "adapters" / "policy")
+    return log.summary()
+
+
+def arguments(
+    backbone: Any,
+    run: Any,
+    settings: PPOConfig,
+    num_generations: int,
+    reward_weights: Sequence[float] | None,
+    trl: dict[str, Any],
+) -> Any:
+    """RLOO's configuration from PPO's settings; `trl` reaches every other field of it."""
+    from trl import RLOOConfig
+
+    accumulation = settings.rollout_batch_size // settings.micro_batch_size
+    own = {
+        "max_steps": settings.updates * settings.num_ppo_epochs * settings.num_minibatches,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "linear" if settings.linear_lr_decay else "constant",
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": accumulation // settings.num_minibatches,
+        "steps_per_generation": accumulation,
+        "num_iterations": settings.num_ppo_epochs,
+        "num_generations": num_generations,
+        "max_completion_length": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "beta": settings.kl_coef,
+        "epsilon": settings.clip_range,
+        "max_grad_norm": settings.max_grad_norm,
+        "reward_weights": list(reward_weights) if reward_weights else None,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+    }
+    return trl_arguments(RLOOConfig, backbone, run, own, trl)
+
+
+class _Log(RunCallback):
+    """TRL's log lines in PPO's words, one an update: KL in nats an answer, length in tokens."""
+
+    def __init__(self, run: Run, settings: PPOConfig, samples: SampleCallback) -> None:
+        super().__init__(run, "RLOO", ("score", "kl", "completion_length"))
+        self.settings, self.samples, self.rows = settings, samples, list[Row]()
+        self.health = HealthWatch(run, log_beside_bars)
+        self.steps = settings.num_ppo_epochs * settings.num_minibatches  # in one update
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, self._in_updates(state), control)
+        self.samples.on_train_begin(args, self._in_updates(state), control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, self._in_updates(state), control)
+        if state.global_step % self.steps == 0:
+            self.samples.on_step_end(args, self._in_updates(state), control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_end(args, state, control)
+        self.samples.on_train_end(args, self._in_updates(state), control)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any
+    ) -> None:
+        logs = dict(logs or {})
+        if args.fp16 and not math.isfinite(logs.get("grad_norm", 0.0)):
+            del logs["grad_norm"]  # the scale of the loss is being found: no alarm
+        if "reward" in logs:  # the first step on new answers
+            self.rows.append(self._row(logs))
+        elif "step_time" in logs:
+            self.rows[-1]["seconds"] += logs["step_time"]
+        if state.global_step % self.steps == 0 and "step_time" in logs:
+            super().on_log(args, self._in_updates(state), control, self.rows[-1])
+            self.health.look(self.rows, len(self.rows))
+
+    def _in_updates(self, state: Any) -> Any:
+        """The trainer's state with updates as its steps."""
+        done, planned = state.global_step // self.steps, state.max_steps // self.steps
+        first = state.is_world_process_zero
+        return SimpleNamespace(global_step=done, max_steps=planned, is_world_process_zero=first)
+
+    def _row(self, logs: Row) -> Row:
+        row = {ours: logs[theirs] for ours, theirs in LOGGED.items() if theirs in logs}
+        means = [name for name in logs if name.startswith("rewards/") and name.endswith("/mean")]
+        if len(means) > 1:
+            row |= {f"score/{name[8:-5]}": logs[name] for name in means if logs[name] is not None}
+        return row | {
+            "kl": logs["kl"] * logs["completions/mean_length"],  # TRL's is a token's
+            "ended_fraction": 1 - logs["completions/clipped_ratio"],
+            "episodes": (len(self.rows) + 1) * self.settings.rollout_batch_size,
+        }
+
+    def summary(self) -> Row:
+        """`updates`, `episodes`, `kl_per_sequence` (last ten), `seconds_per_update` (median)."""
+        recent = [row["kl"] for row in self.rows[-10:]]
+        return {
+            "algorithm": "rloo",
+            "alarms": sorted(self.health.on),
+            "updates": len(self.rows),
+            "episodes": len(self.rows) * self.settings.rollout_batch_size,
+            "kl_per_sequence": sum(recent) / len(recent) if recent else 0.0,
+            "seconds_per_update": median(r["seconds"] for r in self.rows) if self.rows else 0.0,
+        }
+
+
+def _function(backbone: Backbone, reward: RewardFunction | str) -> RewardFunction:
+    """A reward as TRL calls it, with the checks and the extra columns that PPO gives."""
+
+    def call(prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any) -> Any:
+        if isinstance(reward, str):
+            head = backbone.heads[reward]
+            texts = [completion_text(completion) for completion in completions]
+            mean, std = head.score_mean.item(), head.score_std.item()
+            return [(score - mean) / std for score in score_answers(backbone, prompts, texts)]
+        stops = set(backbone.stop_ids)
+        columns["ended"] = [bool(ids) and ids[-1] in stops for ids in completion_ids]
+        columns["completion_ids"] = completion_ids
+        return call_reward_function(reward, prompts, completions, **columns)
+
+    name = reward if isinstance(reward, str) else function_name(reward)
+    call.__name__ = call.__qualname__ = name
+    return call
