@@ -15,7 +15,7 @@ from lorarlhf_ui import app
 
 def words(folder: Path, **more: object) -> Namespace:
     """The command line as the parser gives it."""
-    plain = {"workspace": str(folder), "port": 0, "no_browser": True, "no_model": True, "set": []}
+    plain = {"project": str(folder), "port": 0, "no_browser": True, "no_model": True, "set": []}
     return Namespace(**(plain | {"rater": "me", "lan": False, "base": None} | more))
 
 

@@ -104,7 +104,7 @@ def test_ui_offers_to_make_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", lambda: "")
-    pages = SimpleNamespace(main=lambda args: opened.append(args.workspace) or {})
+    pages = SimpleNamespace(main=lambda args: opened.append(args.project) or {})
     monkeypatch.setitem(sys.modules, "lorarlhf_ui.app", pages)
     assert main(["ui"]) == 0
     assert opened == ["my-assistant"]
@@ -188,7 +188,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         print("a line of the demo")
         return {"win_rate": {"rate": 0.75}, "broken": float("nan")}
 
-    monkeypatch.setattr(lorarlhf.demo, "run_demo", run_demo)
+    monkeypatch.setattr(lorarlhf.cli.demo, "run_demo", run_demo)
     return given
 
 
@@ -297,7 +297,7 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
 
 
 def test_output_survives_a_terminal_without_utf8() -> None:
-    code = "from lorarlhf import cli, commands; "
+    code = "from lorarlhf.cli import commands, main as cli; "
     code += "commands.COMMANDS['ui'] = lambda a: commands.Result({'x': 'é'}, 'é'); "
     done = subprocess.run(
         [sys.executable, "-c", code + "cli.main(['ui']); cli.main(['ui', '--json'])"],

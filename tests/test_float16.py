@@ -21,10 +21,11 @@ from lorarlhf.ppo.learner import Learner
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.callbacks import RunCallback
+from lorarlhf.stages.inputs import PPOSettings, RewardSpec
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 from lorarlhf.stages.rloo import train_rloo
 from lorarlhf.stages.sft import SFTSettings, train_sft
-from lorarlhf.stages.trl.arguments import scale_losses
+from lorarlhf.stages.trl.trainer import scale_losses
 from tests import test_processes as together
 from tests.test_ppo_limits import prepared
 from tests.test_ppo_trainer import PROMPTS, Make, length_reward, rows_of, weights
@@ -221,7 +222,7 @@ def test_processes_agree_where_only_one_overflows(
 def test_trls_stages_learn_and_scale_their_losses(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, bits: int
 ) -> None:
-    trainers = noted_trainers(monkeypatch, "stages.sft" if method == "sft" else "stages.direct")
+    trainers = noted_trainers(monkeypatch)
     backbone = load(tiny_base, bits=bits)
     summary = train(method, backbone, Run(tmp_path / "run", method, {"seed": 1}), epochs=6)
     assert summary["loss_last"] < 0.8 * summary["loss_first"]
@@ -232,7 +233,7 @@ def test_trls_stages_learn_and_scale_their_losses(
 def test_the_reward_stage_learns_and_scales_its_loss(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainers = noted_trainers(monkeypatch, "stages.reward_model")
+    trainers = noted_trainers(monkeypatch)
     backbone = load(tiny_base, bits=4)
     rows = [row | {"prompt": f"{row['prompt']} {n}"} for n in range(4) for row in PREFERENCES]
     settings = RewardSettings(epochs=3, learning_rate=5e-3)
@@ -246,20 +247,29 @@ def test_rloo_finds_its_scale_without_an_alarm(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**40))
-    trainers = noted_trainers(monkeypatch, "ppo.rloo")
+    trainers = noted_trainers(monkeypatch, "stages.rloo")
     backbone = load(tiny_base)
     args = PPOConfig(
         output_dir=str(tmp_path), use_cpu=True, updates=2, rollout_batch_size=4, max_new_tokens=4
     )
     run = Run(tmp_path, "ppo", {"seed": 1})
-    summary = train_rloo(backbone, [{"prompt": p} for p in PROMPTS], run, args, [length_reward])
+    summary = train_rloo(
+        backbone,
+        [{"prompt": p} for p in PROMPTS],
+        run,
+        args,
+        RewardSpec([length_reward]),
+        PPOSettings(algorithm="rloo"),
+    )
     assert summary["updates"] == 2 and "not_a_number" not in summary["alarms"]
     assert trainers[0].accelerator.scaler.get_scale() == 2.0 ** (40 - 8)  # in none of the 8 steps
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["policy_loss"] is not None and "grad_norm_policy" not in rows[0]
 
 
-def noted_trainers(monkeypatch: pytest.MonkeyPatch, module: str) -> list[Any]:
+def noted_trainers(
+    monkeypatch: pytest.MonkeyPatch, module: str = "stages.trl.trainer"
+) -> list[Any]:
     """The trainers that a stage hands to `scale_losses`."""
     seen: list[Any] = []
 
@@ -282,7 +292,7 @@ def scaled_to_the_end(trainers: list[Any]) -> None:
 def test_other_dtypes_of_the_stages_scale_nothing(
     tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainers = noted_trainers(monkeypatch, "stages.sft")
+    trainers = noted_trainers(monkeypatch)
     train("sft", tiny, Run(tmp_path / "run", "sft", {"seed": 1}), epochs=1)
     assert trainers[0].accelerator.scaler is None
 
@@ -293,7 +303,7 @@ def test_a_resumed_stage_keeps_its_scale(
     # It grows after every second good step: the count of them matters as well.
     scaler = partial(torch.amp.GradScaler, init_scale=2.0**10, growth_interval=2)
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
-    trainers = noted_trainers(monkeypatch, "stages.sft")
+    trainers = noted_trainers(monkeypatch)
     settings = SFTSettings(epochs=5, batch_size=4, learning_rate=5e-3, save_steps=1)
     backbones = []
     for resume in (False, True):

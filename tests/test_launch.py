@@ -252,7 +252,7 @@ def test_each_row_is_dealt_once_and_weighs_alike(
 ) -> None:
     from torch.utils.data import SequentialSampler
 
-    from lorarlhf.stages.trl.even_steps import Dealer
+    from lorarlhf.stages.trl.even_steps import BatchSampler
 
     def share(count: int, rank: int) -> range:
         return range(rank * count // processes, (rank + 1) * count // processes)
@@ -261,12 +261,12 @@ def test_each_row_is_dealt_once_and_weighs_alike(
     weight, sizes = {}, set()
     for rank in range(processes):
         monkeypatch.setattr(group, "own_share", partial(share, rank=rank))
-        dealer = Dealer(SequentialSampler(range(rows)), 2, 2, lambda: 0)
-        dealt = list(dealer)
+        sampler = BatchSampler(SequentialSampler(range(rows)), 2, 2, lambda: 0)
+        dealt = list(sampler)
         sizes.add(len(dealt))
-        assert len(dealer) == len(dealt)
+        assert len(sampler) == len(dealt)
         steps = -(-len(dealt) // 2)
-        pieces = [piece for step in range(steps) for piece in dealer.pieces(step)]
+        pieces = [piece for step in range(steps) for piece in sampler.micro_batches(step)]
         for batch, piece in zip(dealt, pieces, strict=True):
             for row in batch if piece.weight else []:
                 assert row not in weight

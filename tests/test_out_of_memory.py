@@ -23,7 +23,7 @@ from lorarlhf.runtime.run import Run
 from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 from lorarlhf.stages.sft import SFTSettings, train_sft
-from lorarlhf.stages.trl.oom_retry import LongestFirst, _width
+from lorarlhf.stages.trl.even_steps import LongestFirst, row_length
 
 PROMPTS = [{"prompt": text} for text in ("Hi?", "Why is that?", "Name a bird.", "And then?")]
 PAIRS = [
@@ -319,7 +319,7 @@ def test_what_is_taken_for_it() -> None:
     ],
 )
 def test_how_wide_a_row_is(row: dict[str, Any], width: int) -> None:
-    assert _width(row) == width
+    assert row_length(row) == width
 
 
 def test_the_longest_row_is_the_first() -> None:

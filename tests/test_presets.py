@@ -13,9 +13,10 @@ import on_gpu  # noqa: E402
 import presets  # noqa: E402
 from tiny import write_base  # noqa: E402
 
-from lorarlhf.backbone.memory import STAGES, Shape, estimate  # noqa: E402
+from lorarlhf.backbone.memory import Shape, estimate  # noqa: E402
 from lorarlhf.project.settings import resolve  # noqa: E402
 from lorarlhf.runtime.errors import UserError  # noqa: E402
+from lorarlhf.stages.table import STAGES  # noqa: E402
 
 FILES = sorted((ROOT / "recipes/presets").glob("*.yaml"))
 
@@ -34,7 +35,7 @@ def test_every_stage_of_a_preset_is_accepted_and_fits(path: Path) -> None:
     plans = presets.plans_for(shape, presets.USABLE * int(card) * 2**30)
     assert plans
     for stage, plan in plans.items():
-        settings = resolve(stage, config=path)
+        settings = resolve(STAGES[stage], config=path)
         assert settings.base == base and settings.backbone["bits"] == 4
         assert settings.backbone["adapter_layers"] == plan.adapter_layers
         assert settings.own["micro_batch_size"] == plan.micro_batch_size
@@ -56,23 +57,23 @@ def test_a_settings_file_for_all_stages(tmp_path: Path) -> None:
     path.write_text(
         "bits: 8\nsft:\n  micro_batch_size: 2\n  trl:\n    max_steps: 7\nppo:\n  updates: 3\ndpo:\n"
     )
-    sft = resolve("sft", config=path)
+    sft = resolve(STAGES["sft"], config=path)
     assert (sft.own["micro_batch_size"], sft.backbone["bits"], sft.trl) == (2, 8, {"max_steps": 7})
-    assert resolve("ppo", config=path).own["updates"] == 3
-    assert resolve("dpo", config=path).own["micro_batch_size"] == 4
-    assert resolve("ppo", config=path, sets=["updates=5"]).own["updates"] == 5
+    assert resolve(STAGES["ppo"], config=path).own["updates"] == 3
+    assert resolve(STAGES["dpo"], config=path).own["micro_batch_size"] == 4
+    assert resolve(STAGES["ppo"], config=path, sets=["updates=5"]).own["updates"] == 5
     path.write_text("micro_batch_size: 1\nsft:\n  micro_batch_size: 2\n")
-    assert resolve("sft", config=path).own["micro_batch_size"] == 2
-    assert resolve("dpo", config=path).own["micro_batch_size"] == 1
+    assert resolve(STAGES["sft"], config=path).own["micro_batch_size"] == 2
+    assert resolve(STAGES["dpo"], config=path).own["micro_batch_size"] == 1
     path.write_text("sft:\n  micro_batch: 2\n")
     with pytest.raises(UserError, match=r"mine.yaml, line 2: there is no setting micro_batch"):
-        resolve("sft", config=path)
+        resolve(STAGES["sft"], config=path)
     path.write_text("sft: 3\n")
     with pytest.raises(UserError, match=r"mine.yaml, line 1: expected one `key: value` a line"):
-        resolve("sft", config=path)
+        resolve(STAGES["sft"], config=path)
     path.write_text("sft:\n  epochs: 1\n  epochs: 2\n")
     with pytest.raises(UserError, match=r"line 3: epochs stands on line 2 already"):
-        resolve("sft", config=path)
+        resolve(STAGES["sft"], config=path)
 
 
 def test_a_preset_that_is_not_there_is_named() -> None:

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from lorarlhf.cli.parser import BACKBONE_KEYS, STAGE_KEYS
-from lorarlhf.project.settings import OWN, convert, describe, known_keys, load_class, resolve
+from lorarlhf.backbone.memory import STAGES as COUNTED
+from lorarlhf.cli.parser import BACKBONE_KEYS, COMMAND_KEYS
+from lorarlhf.project.settings import convert, describe, known_keys, resolve
 from lorarlhf.project.settings_sources import SettingValue, from_set
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.stages.table import STAGES
 
 
 def fails(stage: str = "sft", config: Path | None = None, sets: tuple[str, ...] = ()) -> str:
     with pytest.raises(UserError) as caught:
-        resolve(stage, config=config, sets=sets)
+        resolve(STAGES.get(stage, stage), config=config, sets=sets)
     return str(caught.value)
 
 
@@ -26,7 +28,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_defaults_are_those_of_the_stage_and_of_the_backbone() -> None:
-    settings = resolve("sft")
+    settings = resolve(STAGES["sft"])
     assert (settings.base, settings.seed) == ("smollm2-135m", 0)
     assert settings.backbone["bits"] == 4 and settings.backbone["adapter_layers"] == "upper-half"
     assert settings.own["epochs"] == 3.0 and settings.own["max_tokens"] == 1024
@@ -36,7 +38,7 @@ def test_defaults_are_those_of_the_stage_and_of_the_backbone() -> None:
 def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
     config = write(tmp_path, "bits: 8\nseed: 1\nepochs: 2\nlearning_rate: 1e-3\n")
     settings = resolve(
-        "sft",
+        STAGES["sft"],
         config=config,
         sets=["epochs=5", "seed=2", "epochs=7"],
         flags={"base": None, "seed": 3},
@@ -59,7 +61,7 @@ def test_what_a_parent_says_beyond_the_stage_is_left_out() -> None:
 
 def test_the_trl_mapping_of_the_file_and_of_set_are_joined(tmp_path: Path) -> None:
     config = write(tmp_path, "trl:\n  warmup_steps: 2\n  max_steps: 3\ntrl.weight_decay: 0.1\n")
-    settings = resolve("dpo", config=config, sets=["trl.max_steps=9", "trl={seed: 5}"])
+    settings = resolve(STAGES["dpo"], config=config, sets=["trl.max_steps=9", "trl={seed: 5}"])
     expected = {"warmup_steps": 2.0, "max_steps": 9, "weight_decay": 0.1, "seed": 5}
     assert settings.trl == expected
     assert settings.flat()["trl"] == expected
@@ -76,40 +78,43 @@ def test_values_of_set_are_yaml() -> None:
 
 @pytest.mark.parametrize("text", ["learning_rate=1e-4", 'learning_rate="1e-4"'])
 def test_a_number_that_yaml_takes_for_text_becomes_a_number(text: str) -> None:
-    value = resolve("ppo", sets=[text]).own["learning_rate"]
+    value = resolve(STAGES["ppo"], sets=[text]).own["learning_rate"]
     assert value == 1e-4 and type(value) is float
 
 
 def test_a_file_of_comments_changes_nothing(tmp_path: Path) -> None:
-    assert resolve("sft", config=write(tmp_path, "# nothing\n")) == resolve("sft")
+    assert resolve(STAGES["sft"], config=write(tmp_path, "# nothing\n")) == resolve(STAGES["sft"])
 
 
 def test_the_chat_template_is_remembered_as_a_whole_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = resolve("sft", sets=["chat_template=chat.jinja"])
+    settings = resolve(STAGES["sft"], sets=["chat_template=chat.jinja"])
     assert settings.backbone["chat_template"] == str(tmp_path / "chat.jinja")
 
 
 # ---- keys
 
 
-@pytest.mark.parametrize("stage", sorted(STAGE_KEYS))
-def test_help_names_every_key(stage: str) -> None:
-    told = set(STAGE_KEYS[stage].split(", ")) | set(BACKBONE_KEYS.split(", "))
-    assert told == set(known_keys(stage))
+@pytest.mark.parametrize("name", [*STAGES, *COMMAND_KEYS])
+def test_help_names_every_key(name: str) -> None:
+    keys = STAGES[name].keys if name in STAGES else COMMAND_KEYS[name]
+    named = set(keys.split(", ")) | set(BACKBONE_KEYS.split(", "))
+    assert named == set(known_keys(STAGES.get(name, name)))
 
 
-@pytest.mark.parametrize("stage", sorted(OWN))
-def test_the_stage_takes_what_is_resolved(stage: str) -> None:
-    own = resolve(stage).own
-    if stage == "ppo":
-        assert own.pop("plain") is False
-        assert "weight_decay" not in own  # TRL's field, not PPO's own
-    else:
-        made = load_class(OWN[stage])(**own)
-        assert all(getattr(made, name) == value for name, value in own.items())
+@pytest.mark.parametrize("name", STAGES)
+def test_the_stage_takes_what_is_resolved(name: str) -> None:
+    own = resolve(STAGES[name]).own
+    made = STAGES[name].make_settings(own, {})
+    taken = vars(made) | getattr(made, "config", {})
+    assert all(taken[key] == value for key, value in own.items())
+    assert "weight_decay" not in own  # TRL's field, and in PPO not ours
+
+
+def test_the_stages_whose_memory_is_counted_are_those_of_the_table() -> None:
+    assert set(COUNTED) == set(STAGES)
 
 
 def test_an_unknown_key_names_the_nearest_and_the_line(tmp_path: Path) -> None:
@@ -183,17 +188,17 @@ def test_a_value_that_does_not_fit_says_what_was_expected(
 
 
 def test_values_that_fit_though_written_otherwise() -> None:
-    own = resolve("ppo", sets=["updates=1e1", "score_clip=null", "kl_coef=0"]).own
+    own = resolve(STAGES["ppo"], sets=["updates=1e1", "score_clip=null", "kl_coef=0"]).own
     assert own["updates"] == 10 and type(own["updates"]) is int
     assert own["score_clip"] is None
     assert own["kl_coef"] == 0.0 and type(own["kl_coef"]) is float
-    assert resolve("sft", sets=["adapter_layers=12"]).backbone["adapter_layers"] == 12
-    assert resolve("reward", sets=["epochs=0"]).own["epochs"] == 0.0  # the fit alone
+    assert resolve(STAGES["sft"], sets=["adapter_layers=12"]).backbone["adapter_layers"] == 12
+    assert resolve(STAGES["reward"], sets=["epochs=0"]).own["epochs"] == 0.0  # the fit alone
 
 
 def test_trl_values_of_other_types_are_left_to_trl() -> None:
     sets = ["trl.gradient_checkpointing_kwargs={use_reentrant: true}"]
-    assert resolve("sft", sets=sets).trl == {
+    assert resolve(STAGES["sft"], sets=sets).trl == {
         "gradient_checkpointing_kwargs": {"use_reentrant": True}
     }
 

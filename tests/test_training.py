@@ -252,7 +252,7 @@ def test_ctrl_c_ends_after_the_update_and_resume_goes_on(work: Path, train: Trai
     handler = signal.getsignal(signal.SIGINT)
     status, out, err = train(*words, sets=sets)
     assert (status, out) == (130, "")
-    assert "This goes on where it ended" in err and "--resume" in err
+    assert "To resume where it ended" in err and "--resume" in err
     assert signal.getsignal(signal.SIGINT) is handler
     about = read_json(work / "stopped/run.json")
     assert about["status"] == "stopped"
@@ -282,7 +282,7 @@ def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(
     assert summary_of(train(*words, "--out", "unstopped", sets=sets))["steps"] == 6
     monkeypatch.setattr(Run, "log", interrupts)
     status, out, err = train(*words, "--out", "stopped_sft", sets=sets)
-    assert (status, out) == (130, "") and "This goes on where it ended" in err
+    assert (status, out) == (130, "") and "To resume where it ended" in err
     assert read_json(work / "stopped_sft/run.json")["status"] == "stopped"
     monkeypatch.setattr(Run, "log", log)
     assert not (work / "stopped_sft/adapters").exists()

@@ -138,7 +138,7 @@ def web_app(pages: Pages, access: Access) -> Guard:
 
 def main(args: Namespace) -> dict[str, Any]:
     """Serve a project's pages until Ctrl-C."""
-    space = Project(args.workspace)
+    space = Project(args.project)
     if not is_name(args.rater):
         raise UserError("--rater is a name in one line, without blanks at its ends.")
     sock = listen("0.0.0.0" if args.lan else "127.0.0.1", args.port)  # before the slow part
@@ -150,7 +150,7 @@ def main(args: Namespace) -> dict[str, Any]:
         if args.lan and not accounts.with_password(pages.store):
             raise UserError(
                 "With --lan everybody in the network can open the pages, so raters need passwords. "
-                f"Add one first: `lorarlhf raters {args.workspace} --add NAME`."
+                f"Add one first: `lorarlhf raters {args.project} --add NAME`."
             )
         access = Access(hosts=allowed_hosts(args.lan), login=args.lan, default_rater=args.rater)
         _serve(web_app(pages, access), sock, args)

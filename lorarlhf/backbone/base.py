@@ -12,13 +12,13 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from lorarlhf.backbone import roles, storage, trunk
-from lorarlhf.backbone.devices import best_device, compute_dtype_for, give_back_memory
-from lorarlhf.backbone.fetch import find_base
+from lorarlhf.backbone.base_files import BaseFiles, open_base
+from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.forward import Forward
 from lorarlhf.backbone.kernels.dequantised import keep_dequantised
 from lorarlhf.backbone.kernels.lora_linear import fuse_lora, ready_adapters
 from lorarlhf.backbone.limits import count_adapter_layers
-from lorarlhf.backbone.loading import load_model, load_tokenizer
+from lorarlhf.backbone.loading import load_model
 from lorarlhf.backbone.structure import contiguous, decoder_of, layers_of, never_repack
 from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder
 from lorarlhf.runtime import distributed
@@ -74,7 +74,7 @@ class Backbone:
     @classmethod
     def load(
         cls,
-        base: str = "smollm2-135m",
+        base: str | BaseFiles = "smollm2-135m",
         *,
         bits: int = 4,
         adapter_layers: int | str = "upper-half",
@@ -90,7 +90,8 @@ class Backbone:
         """Find, fetch where needed, and load a base, with a fresh policy adapter on it.
 
         Args:
-            base: `smollm2-135m`, a folder, or a Hugging Face id.
+            base: `smollm2-135m`, a folder, or a Hugging Face id; or a base that was opened before,
+                which brings its device, dtype and tokenizer.
             bits: 4 (NF4 with double quantisation), 8, or 16 (no quantisation).
             adapter_layers: `upper-half`, `all`, or a number of layers counted from the top.
             lora_rank, lora_alpha, lora_dropout: LoRA's settings (arXiv 2106.09685).
@@ -105,29 +106,34 @@ class Backbone:
                 overflows in float16.
         """
         hide_library_bars()
-        path = distributed.main_makes_first(lambda: find_base(base, log))
-        target = torch.device(device) if device else best_device(bits)
-        dtype = compute_dtype_for(target, compute_dtype)
-        model = load_model(path, bits, target, dtype)
-        tokenizer = load_tokenizer(path, chat_template)
+        if isinstance(base, str):
+            base = open_base(
+                base,
+                bits=bits,
+                device=device,
+                compute_dtype=compute_dtype,
+                chat_template=chat_template,
+                log=log,
+            )
         settings = {
-            "base": base,
-            "base_path": path,
+            "base": base.name,
+            "base_path": base.path,
             "bits": bits,
-            "device": target,
-            "compute_dtype": dtype,
+            "device": base.device,
+            "compute_dtype": base.dtype,
             "adapter_layers": adapter_layers,
             "lora_rank": lora_rank,
             "lora_alpha": lora_alpha,
             "lora_dropout": lora_dropout,
             "seed": seed,
         }
-        backbone = cls(model, tokenizer, settings)
+        model = load_model(base.path, bits, base.device, base.dtype)
+        backbone = cls(model, base.tokenizer, settings)
         give_back_memory()  # what loading and quantising took besides
         if backbone.split and not backbone.forward.keeps_trunk:
             log(
-                f"{base} is of a family whose lower layers can't be kept apart: each pass runs all "
-                "layers, which is slower, and a reward role reads the final states alone."
+                f"{base.name} is of a family whose lower layers can't be kept apart: each pass "
+                "runs all layers, which is slower, and a reward role reads the final states alone."
             )
         return backbone
 

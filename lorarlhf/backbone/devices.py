@@ -6,6 +6,8 @@ import sys
 
 import torch
 
+from lorarlhf.runtime.errors import UserError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -19,6 +21,25 @@ def best_device(bits: int) -> torch.device:
     if bits == 16 and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def find_device(name: str | None, bits: int) -> torch.device:
+    """The device of that name, or the best one.
+
+    Raises:
+        UserError: a device that this machine does not have.
+    """
+    if name is None:
+        return best_device(bits)
+    missing = (name.startswith("cuda") and not torch.cuda.is_available()) or (
+        name == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise UserError(
+            f"device is {name}, and this machine has none that PyTorch can use. Leave device "
+            "out, or run `lorarlhf doctor` to see what is wrong."
+        )
+    return torch.device(name)
 
 
 def compute_dtype_for(device: torch.device, wanted: str | None = None) -> torch.dtype:

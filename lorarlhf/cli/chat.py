@@ -32,7 +32,10 @@ def chat(args: Namespace) -> Result:
         raise UserError(f"--max-new-tokens is 1 or more, not {args.max_new_tokens}.")
     project = open_for_chat(args)
     role, parents = _chat_parents(args)
-    inherited = [*project, *(item for parent in parents.values() for item in parent.given())]
+    inherited = [
+        *project,
+        *(item for parent in parents.values() for item in parent.settings_values()),
+    ]
     settings = resolve("chat", sets=args.set, flags=_chat_flags(args), inherited=inherited)
     backbone = load_backbone(settings)
     for name, parent in parents.items():

@@ -15,19 +15,21 @@ from lorarlhf.cli.score import score
 from lorarlhf.data.readers import read_prompts
 from lorarlhf.project.project import Project, create, is_project
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.stages.table import STAGES
 
 
 def demo(args: Namespace) -> Result:
     """The whole loop; prints its own lines as it goes."""
     from lorarlhf.cli.demo import DemoOptions, run_demo
-    from lorarlhf.project.settings import LIMITS
+    from lorarlhf.project.settings import BACKBONE_LIMITS
+    from lorarlhf.runtime.setting_types import at_least
 
     names = ("out", "rater", "noise", "pairs", "updates", "seed", "base", "bits", "adapter_layers")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    limits = LIMITS | {"pairs": ("2 or more", lambda x: x >= 2)}
+    limits = BACKBONE_LIMITS | {"updates": at_least(1), "pairs": at_least(2)}
     for name, value in options.items():
-        if name in limits and not limits[name][1](value):
-            raise UserError(f"--{name.replace('_', '-')} is {limits[name][0]}, not {value}.")
+        if name in limits and not limits[name].allows(value):
+            raise UserError(f"--{name.replace('_', '-')} is {limits[name].words}, not {value}.")
     try:
         return Result(run_demo(DemoOptions(quick=args.quick, resume=args.resume, **options)))
     except ValueError as error:
@@ -56,16 +58,16 @@ def estimate(args: Namespace) -> Result:
 
 def ui(args: Namespace) -> Result:
     """The rating pages, until Ctrl-C."""
-    args.workspace = args.workspace or _project_here()
-    if is_project(args.workspace):
+    args.project = args.project or _project_here()
+    if is_project(args.project):
         if args.base:
             raise UserError(
-                f"{args.workspace} has its base already, in project.yaml; --base is for a project "
+                f"{args.project} has its base already, in project.yaml; --base is for a project "
                 "that is made on the way."
             )
-    elif _agrees(f"{args.workspace} is no project yet."):
-        create(args.workspace, base=args.base or "smollm2-135m")
-    Project(args.workspace)  # before the slow imports
+    elif _agrees(f"{args.project} is no project yet."):
+        create(args.project, base=args.base or "smollm2-135m")
+    Project(args.project)  # before the slow imports
     # By name: the pages stand above the commands (docs/architecture.md), and need an extra.
     try:
         pages = importlib.import_module("lorarlhf_ui.app")
@@ -95,35 +97,35 @@ def _agrees(what: str) -> bool:
 
 
 def train(args: Namespace) -> Result:
-    """sft, reward, ppo, dpo and orpo."""
+    """One of the training stages."""
     from lorarlhf.cli.train import train as run_training
 
     summary = run_training(args)
-    rows = [(name, _in_words(value)) for name, value in summary.items()]
+    rows = [(name, _as_cell(value)) for name, value in summary.items()]
     rows = [(name, value) for name, value in rows if not isinstance(value, dict)]
     return Result(summary, table(rows))
 
 
-def _in_words(value: Any) -> Any:
-    """A list as its items, for the table that people read."""
+def _as_cell(value: Any) -> Any:
+    """A value for the table; a list as its items."""
     return (", ".join(map(str, value)) or "none") if isinstance(value, list) else value
 
 
 def new(args: Namespace) -> Result:
     """Make a project."""
-    space = create(
+    project = create(
         args.folder,
         base=args.base,
         bits=args.bits,
         adapter_layers=args.adapter_layers,
         prompts=args.prompts,
     )
-    prompts = len(read_prompts(space.prompts))
+    prompts = len(read_prompts(project.prompts))
     text = (
-        f"{space.folder} is ready: project.yaml holds its settings, prompts.jsonl {prompts} "
+        f"{project.folder} is ready: project.yaml holds its settings, prompts.jsonl {prompts} "
         f"prompts, and preferences.sqlite will hold the votes. Every command takes the folder."
     )
-    return Result({"folder": str(space.folder), "prompts": prompts}, text)
+    return Result({"folder": str(project.folder), "prompts": prompts}, text)
 
 
 def votes(args: Namespace) -> Result:
@@ -143,11 +145,7 @@ def raters(args: Namespace) -> Result:
 COMMANDS = {
     "demo": demo,
     "new": new,
-    "sft": train,
-    "reward": train,
-    "ppo": train,
-    "dpo": train,
-    "orpo": train,
+    **dict.fromkeys(STAGES, train),
     "chat": chat,
     "score": score,
     "votes": votes,

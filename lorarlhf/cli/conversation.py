@@ -25,6 +25,7 @@ class Conversation:
         system: the first message, if any.
         plain: write the words one after the other, without the chat template.
         seed: makes the answers repeatable; drawn anew for each answer if None.
+        sampling: `temperature`, `max_new_tokens` and `max_prompt_tokens` of `stream`.
     """
 
     def __init__(
@@ -35,23 +36,17 @@ class Conversation:
         *,
         system: str | None = None,
         plain: bool = False,
-        temperature: float = 0.7,
-        max_new_tokens: int = 256,
-        max_prompt_tokens: int = 4096,
         seed: int | None = None,
+        **sampling: Any,
     ) -> None:
         self.backbone, self.roles, self.role = backbone, roles, role
         self.plain, self.seed, self.drawn = plain, seed, 0
-        self.sampling: dict[str, Any] = {
-            "temperature": temperature,
-            "max_new_tokens": max_new_tokens,
-            "max_prompt_tokens": max_prompt_tokens,
-        }
+        self.sampling = sampling
         self.system = opening(system)
         self.messages: list[dict[str, str]] = list(self.system)
 
     def switch(self, role: str) -> str:
-        """Change the role that answers from now on; returns what to tell."""
+        """Change the role that answers from now on; returns a message."""
         if role not in self.roles:
             return f"There is no role {role or 'without a name'} here: {', '.join(self.roles)}."
         self.role = role

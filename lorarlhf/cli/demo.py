@@ -1,4 +1,4 @@
-"""The whole loop on the small base: sample, rate, reward role, PPO, taste test, report.
+"""The whole loop on the small base: sample, rate, reward role, PPO, blind comparison, report.
 
 Each step leaves its result in the run's folder, so that `--resume` goes on at the first one that is
 missing. A simulated rater stands in for the person, so that the loop can be measured.
@@ -22,19 +22,17 @@ from lorarlhf.data.readers import bundled, read_prompts, read_rows
 from lorarlhf.evaluation.comparison import as_text, judge
 from lorarlhf.evaluation.report import write_report
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.health import HealthWatch
-from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json, write_jsonl
-from lorarlhf.runtime.interrupt import StopAfterUpdate
 from lorarlhf.runtime.machine import peak_rss_mb
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import keep_rows, rewind
 from lorarlhf.runtime.terminal import log_to_stderr, own_command
-from lorarlhf.stages.callbacks import RunCallback, log_beside_bars
+from lorarlhf.stages.conversations import prompt_conversations
+from lorarlhf.stages.ppo import train_ppo
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
-from lorarlhf.stages.trl.arguments import only_ours, trl_arguments
+from lorarlhf.stages.trl.arguments import Placement, trl_arguments
 
 Row = dict[str, Any]
 
@@ -88,7 +86,7 @@ def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -
         summary = demo.run_all()
     except KeyboardInterrupt:
         demo.run.finish("stopped")
-        log(f"Stopped. This goes on where it ended:\n  {_resume_command(options)}")
+        log(f"Stopped. To resume where it ended:\n  {_resume_command(options)}")
         raise
     except BaseException:
         demo.run.finish("failed")
@@ -107,11 +105,11 @@ def _prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> None:
         before = about.get("config", now)
         changed = [name for name in now if name != "out" and before.get(name) != now[name]]
         if not about:
-            log(f"There is no demo in {out} to go on with, so that a new one begins.")
+            log(f"There is no demo in {out} to resume; a new one begins.")
         if changed:
-            told = ", ".join(f"{name} was {before.get(name)}" for name in changed)
+            earlier = ", ".join(f"{name} was {before.get(name)}" for name in changed)
             raise UserError(
-                f"The run in {out} was started with other options ({told}). Resume it with the "
+                f"The run in {out} was started with other options ({earlier}). Resume it with the "
                 "same ones, or start anew without --resume."
             )
     elif about:
@@ -122,12 +120,12 @@ def _prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> None:
 
 
 def _resume_command(options: DemoOptions) -> str:
-    """The command that goes on: what was told otherwise than by default, and `--resume`."""
-    told = asdict(options) | {"resume": True}
-    usual = asdict(DemoOptions())
+    """The command that resumes: every option that is not the default, and `--resume`."""
+    given = asdict(options) | {"resume": True}
+    defaults = asdict(DemoOptions())
     words = [own_command(), "demo"]
-    for name, value in told.items():
-        if value != usual[name]:
+    for name, value in given.items():
+        if value != defaults[name]:
             words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
     return shlex.join(words)
 
@@ -180,8 +178,8 @@ class _Demo:
             spent = self.seconds.get(step, 0.0) + time.perf_counter() - started
             self.seconds[step] = round(spent, 1)
             self.peak_rss_mb = max(self.peak_rss_mb, peak_rss_mb())
-            told = {"seconds": self.seconds, "peak_rss_mb": self.peak_rss_mb}
-            write_json(self.out / "spent.json", told)
+            spent_so_far = {"seconds": self.seconds, "peak_rss_mb": self.peak_rss_mb}
+            write_json(self.out / "spent.json", spent_so_far)
 
     # ---- steps
 
@@ -296,26 +294,18 @@ class _Demo:
         if self.options.resume:
             rewind(self.out)
         own = PPO_SETTINGS | {"updates": self.updates, "max_new_tokens": self.max_new_tokens}
-        args = trl_arguments(PPOConfig, self.backbone, self.run, own, {})
-        rows = [{"prompt": [{"role": "user", "content": r["prompt"]}]} for r in self.prompts]
-        callback = RunCallback(self.run, "PPO", ("score", "kl", "completion_length"), stage="ppo")
-        stopper = StopAfterUpdate()
-        watch = HealthWatch(self.run, log_beside_bars, stage="ppo")
-        trainer = PPOTrainer(self.backbone, args, rows, callbacks=[callback, watch, stopper])
-        only_ours(trainer)
-        with stopper:
-            trainer.train(resume_from_checkpoint=self.options.resume)
-        if stopper.asked and trainer.state.global_step < self.updates:
-            raise KeyboardInterrupt
-        trainer.save_model()
-        summary = trainer.summary() | {"alarms": sorted(watch.on)}
+        args = trl_arguments(PPOConfig, Placement.of(self.backbone, self.run), own, {})
+        rows = prompt_conversations(self.prompts, plain=False)
+        summary = train_ppo(
+            self.backbone, rows, self.run, args, resume=self.options.resume, samples=False
+        )
         write_json(self.out / "ppo.json", summary)
         return summary
 
     def _judge(self) -> Row:
         self.log(
-            f"5. Taste test: tuned against base on {len(self.heldout)} prompts that neither has "
-            "seen, judged by the rule without noise, sides shuffled."
+            f"5. Blind comparison: tuned against base on {len(self.heldout)} prompts that neither "
+            "has seen, judged by the rule without noise, sides shuffled."
         )
         seed = 1000 * self.options.seed + 700
         tuned = self._answers("heldout_tuned", self.heldout, "policy", seed)

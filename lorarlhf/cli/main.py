@@ -8,10 +8,11 @@ import re
 import sys
 import time
 
-from lorarlhf.cli.parser import TOGETHER, build_parser
+from lorarlhf.cli.parser import build_parser
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import finite
+from lorarlhf.stages.table import STAGES
 
 CONNECTION = re.compile("gloo|NCCL|connection", re.IGNORECASE)
 
@@ -67,10 +68,10 @@ def _main(words: list[str]) -> int:
 def _run(args: argparse.Namespace) -> int:
     from lorarlhf.cli.commands import COMMANDS
 
-    if distributed.world_size() > 1 and args.command not in TOGETHER:
+    if distributed.world_size() > 1 and args.command not in STAGES:
         raise UserError(
             f"{args.command} runs in one process: start it without accelerate launch or torchrun. "
-            f"Several processes run {', '.join(TOGETHER)}."
+            f"Several processes run {', '.join(STAGES)}."
         )
     if not args.json:
         result = COMMANDS[args.command](args)

@@ -4,36 +4,20 @@ import argparse
 from typing import Any, NoReturn
 
 from lorarlhf import __version__
-from lorarlhf.backbone.memory import STAGES
+from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.stages.table import STAGES
 
 BACKBONE_KEYS = (
     "base, seed, bits, adapter_layers, lora_rank, lora_alpha, lora_dropout, device, compute_dtype, "
     "chat_template"
 )
-# What --help says; a test compares it with what settings.py takes.
-STAGE_KEYS = {
-    "sft": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, save_steps, plain",
-    "reward": "pooling, epochs, learning_rate, batch_size, micro_batch_size, holdout, evaluations, "
-    "center_rewards_coefficient, save_steps, plain",
-    "dpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, save_steps, "
-    "plain",
-    "orpo": "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, save_steps, "
-    "plain",
-    "ppo": "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
-    "max_prompt_tokens, max_new_tokens, temperature, generation, vllm_server, learning_rate, "
-    "value_learning_rate, linear_lr_decay, kl_coef, kl_target, kl_horizon, kl_budget, gamma, "
-    "gae_lambda, clip_range, max_ratio, max_approx_kl, value_clip_range, vf_coef, value_adapter, "
-    "policy_layers, value_layers, critic_warmup, missing_eos_penalty, score_clip, "
-    "normalize_scores, whiten_rewards, adam_epsilon, gradient_checkpointing, logging_steps, "
-    "save_steps, save_total_limit, eval_steps, report_to, algorithm, num_generations, "
-    "reward_weights, plain",
+# Settings of the commands that train nothing, for --help; a test compares them with settings.py.
+COMMAND_KEYS = {
     "score": "plain",
     "chat": "max_prompt_tokens, plain",
     "ui": "max_prompt_tokens, plain",
 }
-TOGETHER = ("sft", "reward", "ppo", "dpo", "orpo")
-"""The commands that several processes run together."""
 # What preferences/exports.py writes; a test compares it.
 EXPORT_FORMS = (
     *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
@@ -41,17 +25,13 @@ EXPORT_FORMS = (
 SUMMARIES = {
     "demo": "the whole loop on the small base, with a simulated rater",
     "new": "make a project: a folder with settings, prompts, votes and runs",
-    "sft": "supervised tuning of the policy on demonstrations",
-    "reward": "a reward role from preference pairs",
-    "ppo": "tune the policy against a reward role or Python functions",
-    "dpo": "tune the policy on preference pairs, without a reward role",
-    "orpo": "tune the policy on preference pairs, without a reference",
+    **{stage.name: stage.summary for stage in STAGES.values()},
     "chat": "talk to the base or to a trained policy",
     "score": "the reward role's scores of given answers",
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
     "estimate": "peak memory of every stage, before anything is loaded",
-    "doctor": "check machine and installation, and name what mends them",
+    "doctor": "check machine and installation, and say how to fix problems",
     "ui": "the pages in the browser: rate answers, talk to models, compare them",
 }
 
@@ -76,8 +56,8 @@ def build_parser() -> Parser:
     made = {name: _command(commands, name) for name in SUMMARIES}
     _demo(made["demo"])
     _new(made["new"])
-    for stage in TOGETHER:
-        _training(stage, made[stage])
+    for stage in STAGES.values():
+        _training(stage, made[stage.name])
     _score(made["score"])
     _chat(made["chat"])
     _estimate(made["estimate"])
@@ -88,9 +68,9 @@ def build_parser() -> Parser:
 
 
 def _command(commands: Any, name: str) -> Parser:
-    keys = STAGE_KEYS.get(name)
+    keys = STAGES[name].keys if name in STAGES else COMMAND_KEYS.get(name)
     settings = f"Settings for --set: {keys}; of the base: {BACKBONE_KEYS}" if keys else None
-    if settings and name not in ("chat", "score", "ui"):
+    if settings and name in STAGES:
         settings += "; and every field of TRL's config as trl.FIELD"
     sub = commands.add_parser(
         name,
@@ -128,11 +108,11 @@ def _new(sub: Parser) -> None:
     sub.add_argument("--prompts", metavar="FILE", help="prompts to begin with")
 
 
-def _training(stage: str, sub: Parser) -> None:
+def _training(stage: Stage, sub: Parser) -> None:
     text = "a project's folder, which fills in what is not named"
-    sub.add_argument("workspace", metavar="PROJECT", nargs="?", help=text)
-    if stage == "ppo":
-        sub.add_argument("--prompts", dest="data", metavar="FILE", help="prompts")
+    sub.add_argument("project", metavar="PROJECT", nargs="?", help=text)
+    if stage.rewarded:
+        sub.add_argument(stage.data_option, dest="data", metavar="FILE", help=stage.rows)
         sub.add_argument("--reward", metavar="RUN", help="a run with a reward role")
         sub.add_argument(
             "--reward-function",
@@ -157,15 +137,15 @@ def _training(stage: str, sub: Parser) -> None:
             help="judges the held-out answers and rewards nothing; may be given again",
         )
     else:
-        kind = "demonstrations" if stage == "sft" else "preference pairs"
-        text = f"{kind}: .jsonl, .json, .csv or .parquet"
-        sub.add_argument("--data", metavar="FILE", help=text)
-    if stage == "reward":
+        text = f"{stage.rows}: .jsonl, .json, .csv or .parquet"
+        sub.add_argument(stage.data_option, metavar="FILE", help=text)
+    if stage.hold_out:
         sub.add_argument("--eval", metavar="FILE", help="pairs to measure the accuracy on")
-    init = "base and adapter shape of that run" if stage == "reward" else "start from its policy"
+    trains_policy = stage.trains == "policy"
+    init = "start from its policy" if trains_policy else "base and adapter shape of that run"
     sub.add_argument("--init", metavar="RUN", help=f"an earlier run: {init}")
-    sub.add_argument("--out", metavar="DIR", help=f"folder of the run (default: runs/{stage})")
-    sub.add_argument("--resume", action="store_true", help="go on at the last checkpoint")
+    sub.add_argument("--out", metavar="DIR", help=f"folder of the run (default: runs/{stage.name})")
+    sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     sub.add_argument("--base", help="smollm2-135m (the default), a folder or a Hugging Face id")
     sub.add_argument("--seed", type=int, help="of everything drawn at random (default: 0)")
     sub.add_argument("--config", metavar="FILE.yaml", help="settings, one `key: value` a line")
@@ -208,7 +188,7 @@ def _chat(sub: Parser) -> None:
 
 def _estimate(sub: Parser) -> None:
     sub.add_argument("--base", default="smollm2-135m", help="a base, or a config.json")
-    sub.add_argument("--stage", choices=STAGES, help="one alone")
+    sub.add_argument("--stage", choices=list(STAGES), help="only this one")
     sub.add_argument("--card", type=float, metavar="GB", help="what fits into so many gigabytes")
     sub.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda)")
     sub.add_argument("--bits", type=int, choices=(4, 8, 16), help="(default: 4)")
@@ -232,7 +212,7 @@ def _estimate(sub: Parser) -> None:
 
 
 def _votes(sub: Parser) -> None:
-    sub.add_argument("workspace", metavar="PROJECT", help="the project's folder")
+    sub.add_argument("project", metavar="PROJECT", help="the project's folder")
     one = sub.add_mutually_exclusive_group()
     text = "add the votes of a file, each once: an export of ours, TRL, KTO, HH, ShareGPT, ..."
     one.add_argument("--import", dest="import_file", metavar="FILE", help=text)
@@ -247,7 +227,7 @@ def _votes(sub: Parser) -> None:
 
 
 def _raters(sub: Parser) -> None:
-    sub.add_argument("workspace", metavar="PROJECT", help="the project's folder")
+    sub.add_argument("project", metavar="PROJECT", help="the project's folder")
     one = sub.add_mutually_exclusive_group()
     one.add_argument("--add", metavar="NAME", help="a rater who can log in, or a new password")
     one.add_argument("--remove", metavar="NAME", help="ends the logins; the votes stay")
@@ -257,7 +237,7 @@ def _raters(sub: Parser) -> None:
 
 def _ui(sub: Parser) -> None:
     text = "the project's folder (default: the one here)"
-    sub.add_argument("workspace", metavar="PROJECT", nargs="?", help=text)
+    sub.add_argument("project", metavar="PROJECT", nargs="?", help=text)
     sub.add_argument("--port", type=int, default=7860, help="0: any free one (default: 7860)")
     sub.add_argument("--no-browser", action="store_true", help="open no browser")
     sub.add_argument("--no-model", action="store_true", help="only rate what is there already")

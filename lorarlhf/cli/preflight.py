@@ -1,7 +1,7 @@
-"""Whether a training run fits, told before the base is loaded: the estimate and what is free.
+"""Checks of a training before the base is loaded: is there memory, and can the base read the rows?
 
-What is counted is in `memory.py`; here a command's settings become its plan, and a plan that does
-not fit becomes advice.
+`backbone/memory.py` counts. Here a command's settings become a plan, and a plan that does not fit
+becomes advice.
 """
 
 import os
@@ -10,16 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lorarlhf.backbone.base_files import BaseFiles
 from lorarlhf.backbone.generation import encode_prompts
+from lorarlhf.backbone.limits import count_adapter_layers
 from lorarlhf.backbone.memory import MACHINES, Plan, Shape, base_bytes, estimate
 from lorarlhf.backbone.tokenizer import PromptEncoder
 from lorarlhf.data.readers import as_text
 from lorarlhf.project.settings import Settings
+from lorarlhf.project.stage import Stage
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.machine import main_memory
 from lorarlhf.runtime.terminal import log_to_stderr
-from lorarlhf.stages.conversations import conversational, conversations
+from lorarlhf.stages.conversations import conversational, prompt_conversations
+from lorarlhf.stages.trl.arguments import batch_arguments
 
 Row = dict[str, Any]
 
@@ -30,7 +34,7 @@ GB = 1e9
 
 
 def free_for_us(device: "torch.device") -> int:
-    """Bytes that this process may fill on a device, what it holds there already included."""
+    """Bytes that this process may fill on a device, including what it holds there already."""
     if device.type == "cuda":
         import torch
 
@@ -44,20 +48,20 @@ def free_for_us(device: "torch.device") -> int:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """A stage's plan and what it takes.
+    """The plan of a stage and the memory that it takes.
 
     Attributes:
         shape: of the base; plan: of the stage.
         smaller: the micro-batch sizes below the plan's that its settings would take.
-        new_adapters: whether the adapters' shape can be chosen; not where a run is started from.
-        besides: bytes of reward models of their own.
+        new_adapters: whether the adapters' shape can be chosen, as no run is started from.
+        reward_models: bytes of separate reward models.
     """
 
     shape: Shape
     plan: Plan
     smaller: tuple[int, ...] = ()
     new_adapters: bool = True
-    besides: int = 0
+    reward_models: int = 0
 
     @property
     def parts(self) -> dict[str, int]:
@@ -66,12 +70,12 @@ class MemoryEstimate:
 
     def _parts(self, plan: Plan) -> dict[str, int]:
         parts = estimate(self.shape, plan)
-        if self.besides:
-            parts |= {"reward_models": self.besides, "total": parts["total"] + self.besides}
+        if extra := self.reward_models:
+            parts |= {"reward_models": extra, "total": parts["total"] + extra}
         return parts
 
-    def told(self, free: int) -> str:
-        """One line for the person who waits."""
+    def describe(self, free: int) -> str:
+        """One line for the terminal."""
         parts, plan = self.parts, self.plan
         total = parts.pop("total")
         largest = sorted(parts.items(), key=lambda item: -item[1])[:4]
@@ -87,8 +91,8 @@ class MemoryEstimate:
         """See that the plan fits into `free` bytes.
 
         Raises:
-            UserError: it does not; says which single settings would make it fit, or else which
-                together.
+            UserError: it does not. The message names single settings that would make it fit, or
+                else all of them at once.
         """
         if self.parts["total"] <= free:
             return
@@ -97,14 +101,14 @@ class MemoryEstimate:
             for name, value, changed in self._ways()
             if (size := self._parts(replace(self.plan, **changed))["total"]) <= free
         ]
-        advice = f"What would fit: {'; '.join(ways)}." if ways else self._together(free)
+        advice = f"What would fit: {'; '.join(ways)}." if ways else self._all_changes(free)
         raise UserError(
-            f"{self.told(free)} That does not fit. {advice} `lorarlhf estimate` shows every part; "
-            "--no-memory-check starts it all the same."
+            f"{self.describe(free)} That does not fit. {advice} `lorarlhf estimate` shows every "
+            "part; --no-memory-check starts it all the same."
         )
 
     def _ways(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-        """Setting, value, and what it changes in the plan; what costs least comes first."""
+        """Setting, value, and the change of the plan; the cheapest first."""
         plan, upper = self.plan, self.plan.adapter_layers
         for size in self.smaller:
             yield "micro_batch_size", size, {"micro_batch_size": size}
@@ -121,13 +125,13 @@ class MemoryEstimate:
             name = "max_new_tokens" if plan.stage == "ppo" else "max_tokens"
             yield name, tokens, {"answer_tokens": half}
 
-    def _together(self, free: int) -> str:
+    def _all_changes(self, free: int) -> str:
         """The advice where no single change is enough."""
         ways = {name: (value, changed) for name, value, changed in self._ways()}
-        whole: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
         for _, changed in ways.values():  # of sizes the last, which is the smallest
-            whole |= changed
-        size = self._parts(replace(self.plan, **whole))["total"]
+            changes |= changed
+        size = self._parts(replace(self.plan, **changes))["total"]
         if size > free:
             return "Take a smaller base, or shorter texts."
         named = " ".join(f"--set {name}={value}" for name, (value, _) in ways.items())
@@ -135,44 +139,38 @@ class MemoryEstimate:
 
 
 def weights_of(models: Sequence[str]) -> int:
-    """Bytes that models of their own take on the device, as far as their files lie here."""
+    """Bytes that separate reward models take on the device, as far as their files are here."""
     folders = (Path(name.partition("#")[0]).expanduser() for name in models)
     return sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
 
 
 def estimate_memory(
-    stage: str,
-    config: Any,
-    settings: "Settings",
-    device: "torch.device",
-    float_bytes: int,
+    stage: Stage,
+    settings: Settings,
+    base: BaseFiles,
     longest: "Length",
-    has_reference: bool,
     *,
+    has_reference: bool,
     new_adapters: bool = True,
-    besides: int = 0,
+    reward_models: int = 0,
 ) -> MemoryEstimate | None:
-    """What a training command will take; None where its base or method can't be counted.
+    """The memory that a training command will take; None where its base or method can't be counted.
 
     Args:
-        config: the base's configuration.
-        has_reference: whether the reference is an adapter of its own.
-        new_adapters, besides: see `Foretold`.
+        has_reference: whether the reference has an adapter of its own.
+        new_adapters, reward_models: see `MemoryEstimate`.
     """
-    from lorarlhf.backbone.limits import count_adapter_layers
-    from lorarlhf.stages.trl.arguments import batch_arguments
-
     own, trl = settings.own, settings.trl
-    if own.get("algorithm") == "rloo" or (stage == "reward" and own["epochs"] == 0):
+    if own.get("algorithm") == "rloo" or (stage.name == "reward" and own["epochs"] == 0):
         return None
     try:
-        shape = Shape.of(config.to_dict())
+        shape = Shape.of(base.config.to_dict())
         layers = count_adapter_layers(settings.backbone["adapter_layers"], shape.layers)
         base_bytes(shape, 4)
     except (KeyError, TypeError, ValueError):
         return None  # a family of another shape, or a number that is refused at load
     size, rollout, batch = own["micro_batch_size"], 1, 0
-    if stage == "ppo":
+    if stage.rewarded:
         # A process holds its share of the rollout, and a minibatch is cut into even parts.
         rollout = -(-own["rollout_batch_size"] // distributed.world_size())
         batch = own["rollout_batch_size"] // own["num_minibatches"]
@@ -181,7 +179,7 @@ def estimate_memory(
         named = batch_arguments(own["batch_size"], size)["per_device_train_batch_size"]
         size = trl.get("per_device_train_batch_size", named)
     plan = Plan(
-        stage,
+        stage.name,
         bits=settings.backbone["bits"],
         adapter_layers=layers,
         lora_rank=settings.backbone["lora_rank"],
@@ -189,17 +187,20 @@ def estimate_memory(
         rollout_batch_size=rollout,
         prompt_tokens=longest.prompt,
         answer_tokens=longest.answer,
-        float_bytes=float_bytes,
-        device="cuda" if device.type == "cuda" else "cpu",
-        gradient_checkpointing=(own if stage == "ppo" else trl).get("gradient_checkpointing"),
+        float_bytes=base.dtype.itemsize,
+        device="cuda" if base.device.type == "cuda" else "cpu",
+        gradient_checkpointing=(own if stage.rewarded else trl).get("gradient_checkpointing"),
         reference=has_reference,
         value_adapter=own.get("value_adapter", True),
         policy_layers=own.get("policy_layers"),
         value_layers=own.get("value_layers"),
     )
     smaller = [n for n in range(size - 1, 0, -1) if n & (n - 1) == 0 or batch]
-    smaller = [n for n in smaller if batch % n == 0]
-    return MemoryEstimate(shape, plan, tuple(smaller), new_adapters, besides)
+    smaller = [n for n in smaller if batch % n == 0 and n >= stage.smallest_micro_batch]
+    return MemoryEstimate(shape, plan, tuple(smaller), new_adapters, reward_models)
+
+
+# ---- rows
 
 
 class Length(NamedTuple):
@@ -209,8 +210,8 @@ class Length(NamedTuple):
     answer: int
 
 
-def check_rows(
-    stage: str, reader: PromptEncoder, rows: list[Row], settings: Settings
+def prepare_rows(
+    stage: Stage, encoder: PromptEncoder, rows: Sequence[Row], settings: Settings
 ) -> tuple[list[Row], Length]:
     """The rows as the stage takes them; the longest row's length, and the longest answer in it.
 
@@ -218,31 +219,32 @@ def check_rows(
         UserError: conversations for a base without a chat template, prompts that are too long.
     """
     own = settings.own
-    if stage == "ppo":
-        rows = conversations(rows, own["plain"])
-        prompts = [row["prompt"] for row in rows]
-        encoded = encode_prompts(reader, prompts, own["max_prompt_tokens"])
-        return rows, Length(max(map(len, encoded)), own["max_new_tokens"])
-    lengths = [_length(reader, row) for row in conversational(rows, reader, own["plain"])]
+    if stage.rewarded:
+        made = prompt_conversations(rows, own["plain"])
+        prompts = [row["prompt"] for row in made]
+        encoded = encode_prompts(encoder, prompts, own["max_prompt_tokens"])
+        return made, Length(max(map(len, encoded)), own["max_new_tokens"])
+    made = conversational(rows, encoder, own["plain"])
+    lengths = [_length(encoder, row) for row in made]
     longest, answer = max(map(sum, lengths)), max(length.answer for length in lengths)
     if "max_tokens" in own:
         limit = settings.trl.get("max_length", own["max_tokens"])
-        _tell_cut_rows(lengths, limit)
+        _check_cut_rows(lengths, limit)
         longest = min(longest, limit)
         answer = min(answer, longest)
-    return rows, Length(longest - answer, answer)
+    return made, Length(longest - answer, answer)
 
 
-def _length(reader: PromptEncoder, row: Row) -> Length:
+def _length(encoder: PromptEncoder, row: Row) -> Length:
     if "prompt" not in row:
-        return Length(0, len(reader.encode(row.get("messages") or row["text"])))
+        return Length(0, len(encoder.encode(row.get("messages") or row["text"])))
     answers = [as_text(row[name]) for name in ("completion", "chosen", "rejected") if name in row]
-    longest = max(len(reader.encode(answer)) for answer in answers)
-    return Length(len(reader.encode(row["prompt"])), longest)
+    longest = max(len(encoder.encode(answer)) for answer in answers)
+    return Length(len(encoder.encode(row["prompt"])), longest)
 
 
-def _tell_cut_rows(lengths: Sequence[Length], limit: int) -> None:
-    """Count the rows that TRL cuts at `max_tokens`; refuse those of which no answer is left."""
+def _check_cut_rows(lengths: Sequence[Length], limit: int) -> None:
+    """Count the rows that TRL cuts at `max_tokens`; refuse those that lose the whole answer."""
     if longer := [length.prompt for length in lengths if length.prompt >= limit]:
         raise UserError(
             f"{len(longer)} of {len(lengths)} rows have a prompt as long as max_tokens ({limit}) "

@@ -17,7 +17,9 @@ def score(args: Namespace) -> Result:
 
     prompts, answers = _pairs_to_score(args)
     parent = read_source_run(newest_run(args.run, "reward"), "reward", "RUN")
-    settings = resolve("score", sets=args.set, flags={"base": args.base}, inherited=parent.given())
+    settings = resolve(
+        "score", sets=args.set, flags={"base": args.base}, inherited=parent.settings_values()
+    )
     backbone = load_backbone(settings)
     backbone.load_role("reward", parent.adapter)
     from lorarlhf.backbone.generation import check_chat_template

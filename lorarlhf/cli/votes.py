@@ -28,7 +28,7 @@ PURPOSES = {"train": "training", "compare": "taste tests"}
 def votes(args: Namespace) -> Told:
     """One of: counts, --import, --export, --backup."""
     _fits_together(args)
-    store = Project(args.workspace).store()
+    store = Project(args.project).store()
     try:
         if args.import_file is not None:
             return _import(store, args.import_file, args.answers)
@@ -153,7 +153,7 @@ def raters(args: Namespace) -> Told:
     """One of: a list, --add, --remove."""
     if args.password_stdin and args.add is None:
         raise UserError("--password-stdin belongs to --add NAME.")
-    store = Project(args.workspace).store()
+    store = Project(args.project).store()
     try:
         if args.add is not None:
             return _add(store, args.add, args.password_stdin)

@@ -58,7 +58,7 @@ class SourceRun:
             return self.base
         return self.base_path if Path(self.base_path).is_dir() else self.base or self.base_path
 
-    def given(self) -> list[SettingValue]:
+    def settings_values(self) -> list[SettingValue]:
         """The settings and the base, to be overridden by all that the user says."""
         values = self.settings | ({"base": self.loads} if self.loads else {})
         return [SettingValue(name, value, self.name) for name, value in values.items()]

@@ -1,56 +1,47 @@
 """The backbone that a command's settings describe."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorarlhf.project.settings import Settings
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.terminal import log_to_stderr
 
 if TYPE_CHECKING:
-    import torch
-
     from lorarlhf.backbone.base import Backbone
+    from lorarlhf.backbone.base_files import BaseFiles
+
+FILE_SETTINGS = ("bits", "device", "compute_dtype", "chat_template")
+"""The settings that `open_base` takes."""
 
 
-def device_of(settings: Settings) -> "torch.device":
-    """The device that the settings name, or the best one.
+def open_base_of(settings: Settings) -> "BaseFiles":
+    """Find the base that the settings name; raises what `open_base` raises."""
+    from lorarlhf.backbone.base_files import open_base
 
-    Raises:
-        UserError: a device that is not there.
-    """
-    import torch
-
-    from lorarlhf.backbone.devices import best_device
-
-    device = settings.backbone["device"]
-    if device is None:
-        return best_device(settings.backbone["bits"])
-    missing = (device.startswith("cuda") and not torch.cuda.is_available()) or (
-        device == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise UserError(
-            f"device is {device}, and this machine has none that PyTorch can use. Leave device "
-            "out, or run `lorarlhf doctor` to see what is wrong."
-        )
-    return torch.device(device)
+    how = {name: settings.backbone[name] for name in FILE_SETTINGS}
+    return open_base(settings.base, log=log_to_stderr, **how)
 
 
-def load_backbone(settings: Settings) -> "Backbone":
+def load_backbone(settings: Settings, base: "BaseFiles | None" = None) -> "Backbone":
     """Load the base as the settings say, with a line for whoever waits.
 
+    Args:
+        base: from `open_base_of`, where it was opened before.
+
     Raises:
-        UserError: as `Backbone.load`; also a device that is not there, or more adapter layers
-            than the base has layers.
+        UserError: as `Backbone.load`; also more adapter layers than the base has layers.
     """
     from lorarlhf.backbone.base import Backbone
 
-    device_of(settings)
+    base = base or open_base_of(settings)
     log_to_stderr(f"Loading {settings.base} in {settings.backbone['bits']} bit ...")
+    how: dict[str, Any] = {
+        name: value
+        for name, value in settings.backbone.items()
+        if name == "bits" or name not in FILE_SETTINGS
+    }
     try:
-        return Backbone.load(
-            settings.base, seed=settings.seed, log=log_to_stderr, **settings.backbone
-        )
+        return Backbone.load(base, seed=settings.seed, log=log_to_stderr, **how)
     except ValueError as error:
         if str(error).startswith("adapter_layers"):  # what it may be is known only now
             raise UserError(f"{error}.") from error

@@ -11,9 +11,9 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from importlib import import_module
+from functools import partial
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lorarlhf.project.settings_sources import (
     SettingValue,
@@ -22,89 +22,42 @@ from lorarlhf.project.settings_sources import (
     shown,
     with_trl_flattened,
 )
+from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.setting_types import (
+    SEED,
+    Limit,
+    PositiveInt,
+    Setting,
+    at_least,
+    one_of,
+    setting,
+)
 
-# Where each stage's own settings and its TRL config are declared.
-OWN = {
-    "sft": ("lorarlhf.stages.sft", "SFTSettings"),
-    "reward": ("lorarlhf.stages.reward_model", "RewardSettings"),
-    "dpo": ("lorarlhf.stages.dpo_orpo", "DirectSettings"),
-    "orpo": ("lorarlhf.stages.dpo_orpo", "DirectSettings"),
-    "ppo": ("lorarlhf.ppo.config", "PPOConfig"),
-}
-TRL = {
-    "sft": ("trl", "SFTConfig"),
-    "reward": ("trl", "RewardConfig"),
-    "dpo": ("trl", "DPOConfig"),
-    "orpo": ("trl.experimental.orpo", "ORPOConfig"),
-    "ppo": ("lorarlhf.ppo.config", "PPOConfig"),
-    "rloo": ("trl", "RLOOConfig"),  # of the command ppo, where its algorithm is rloo
-}
-PLAIN = ("plain", bool, False)  # texts as they are, without the chat template
-MAX_CHAT_TOKENS = ("max_prompt_tokens", int, 4096)
-REWARDED = [
-    ("algorithm", str, "ppo"),  # or rloo, which has no critic
-    ("num_generations", int, 2),  # answers to a prompt; rloo alone
-    ("reward_weights", list | None, None),  # one number a reward
-]
-EXTRA: dict[str, list[tuple[str, Any, Any]]] = {
-    "ppo": [PLAIN, *REWARDED],
-    "score": [PLAIN],
-    "chat": [PLAIN, MAX_CHAT_TOKENS],
-    "ui": [PLAIN, MAX_CHAT_TOKENS],
+# The own settings of commands that train nothing.
+PLAIN = setting("plain", bool, False)  # texts as they are, without the chat template
+MAX_CHAT_TOKENS = setting("max_prompt_tokens", PositiveInt, 4096)
+COMMANDS = {
+    "score": (PLAIN,),
+    "chat": (PLAIN, MAX_CHAT_TOKENS),
+    "ui": (PLAIN, MAX_CHAT_TOKENS),
 }
 
-Limit = tuple[str, Callable[[Any], bool]]
-_ONE: Limit = ("1 or more", lambda x: x >= 1)
-_ABOVE: Limit = ("above 0", lambda x: x > 0)
-_NOT_NEGATIVE: Limit = ("0 or more", lambda x: x >= 0)
-_SHARE: Limit = ("from 0 to 1", lambda x: 0 <= x <= 1)
-_INSIDE: Limit = ("above 0 and below 1", lambda x: 0 < x < 1)
-LIMITS: dict[str, Limit] = {
-    **dict.fromkeys(("batch_size", "micro_batch_size", "max_tokens", "lora_rank"), _ONE),
-    **dict.fromkeys(("updates", "rollout_batch_size", "num_minibatches", "num_ppo_epochs"), _ONE),
-    **dict.fromkeys(("max_prompt_tokens", "max_new_tokens", "lora_alpha", "evaluations"), _ONE),
-    **dict.fromkeys(("save_steps", "logging_steps", "beta", "temperature", "score_clip"), _ABOVE),
-    **dict.fromkeys(("clip_range", "value_clip_range", "adam_epsilon", "kl_target"), _ABOVE),
-    **dict.fromkeys(("epochs", "learning_rate", "value_learning_rate", "kl_coef"), _NOT_NEGATIVE),
-    **dict.fromkeys(("vf_coef", "critic_warmup", "missing_eos_penalty"), _NOT_NEGATIVE),
-    **dict.fromkeys(("gamma", "gae_lambda"), _SHARE),
-    "center_rewards_coefficient": _NOT_NEGATIVE,
-    **dict.fromkeys(("kl_horizon", "eval_steps", "save_total_limit"), _ONE),
-    **dict.fromkeys(("policy_layers", "value_layers"), _ONE),
-    **dict.fromkeys(("kl_budget", "max_approx_kl"), _ABOVE),
-    "max_ratio": ("above 1", lambda x: x > 1),
-    "holdout": _INSIDE,
-    "lora_dropout": ("from 0 to below 1", lambda x: 0 <= x < 1),
-    "bits": ("4, 8 or 16", lambda x: x in (4, 8, 16)),
-    "adapter_layers": (
+# Limits of the parameters of `Backbone.load`. All others are in the types of the settings.
+BACKBONE_LIMITS = {
+    **dict.fromkeys(("lora_rank", "lora_alpha"), at_least(1)),
+    "lora_dropout": Limit("from 0 to below 1", lambda x: 0 <= x < 1),
+    "bits": one_of(4, 8, 16),
+    "adapter_layers": Limit(
         "upper-half, all, or a number of layers",
         lambda x: x in ("upper-half", "all") or (str(x).isdecimal() and int(x) > 0),
     ),
-    "compute_dtype": (
-        "bfloat16, float16 or float32",
-        lambda x: x in ("bfloat16", "float16", "float32"),
+    "compute_dtype": one_of("bfloat16", "float16", "float32"),
+    "device": Limit(
+        "cuda, cuda:N, cpu or mps", lambda x: bool(re.fullmatch(r"cpu|mps|cuda(:\d+)?", x))
     ),
-    "device": ("cuda, cuda:N, cpu or mps", lambda x: bool(re.fullmatch(r"cpu|mps|cuda(:\d+)?", x))),
-    "pooling": ("mean or last", lambda x: x in ("mean", "last")),
-    "algorithm": ("ppo or rloo", lambda x: x in ("ppo", "rloo")),
-    "generation": ("transformers or vllm", lambda x: x in ("transformers", "vllm")),
-    "vllm_server": (
-        "http://HOST:PORT",
-        lambda x: bool(re.fullmatch(r"https?://[^/\s]+/?", x)),
-    ),
-    "seed": ("from 0 to 4294967295", lambda x: 0 <= x < 2**32),  # what NumPy takes
+    "seed": SEED,
 }
-TRAINS_AT_ALL = ("sft", "dpo", "orpo")  # the reward stage may do without: the fit alone
-
-
-@dataclass(frozen=True)
-class Key:
-    """A setting: its name, the type that its values have, and its default."""
-
-    name: str
-    kind: Any
-    default: Any
 
 
 @dataclass
@@ -133,14 +86,14 @@ class Settings:
 
 
 def resolve(
-    stage: str,
+    command: Stage | str,
     *,
     config: str | Path | None = None,
     sets: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
     inherited: Sequence[SettingValue] = (),
 ) -> Settings:
-    """The settings of a stage (`sft`, ..., `chat`, `score`).
+    """The settings of a training stage, or of one of `COMMANDS` by name.
 
     Args:
         config: a flat YAML file; `trl` in it is a mapping, and so is what only one stage takes,
@@ -153,56 +106,47 @@ def resolve(
         UserError: an unknown key (names the nearest), a value of another type or out of range,
             a file that is missing or no YAML; each with the place.
     """
-    keys = known_keys(stage)
-    said = from_file(Path(config), stage) if config else []
+    name = command if isinstance(command, str) else command.name
+    keys = known_keys(command)
+    said = from_file(Path(config), name) if config else []
     said += [from_set(text) for text in sets]
     said += [SettingValue(k, v, f"--{k} {v}") for k, v in (flags or {}).items() if v is not None]
     given = [item for item in inherited if item.name in keys] + said
     values = {key.name: key.default for key in keys.values()}
     trl: dict[str, Any] = {}
-    trained_by = trainer_of(stage, given)
+    config_class = _config_class(command, given)
     for item in with_trl_flattened(given):
-        if item.name.startswith("trl.") and stage in TRL:
-            trl[item.name.removeprefix("trl.")] = _trl_value(item, trained_by)
+        if item.name.startswith("trl.") and config_class is not None:
+            trl[item.name.removeprefix("trl.")] = _trl_value(item, config_class())
         else:
-            values[item.name] = _checked(item, keys, stage)
+            values[item.name] = _checked(item, keys, name, config_class)
     return _sorted(values, trl, frozenset(item.name for item in said))
 
 
-def trainer_of(stage: str, given: Sequence[SettingValue]) -> str:
-    """Whose TRL config counts: the stage's, or RLOO's where `ppo` is told that algorithm."""
-    algorithm = [item.value for item in given if item.name == "algorithm"]
-    return "rloo" if stage == "ppo" and algorithm[-1:] == ["rloo"] else stage
+def _config_class(command: Stage | str, given: Sequence[SettingValue]) -> Callable[[], Any] | None:
+    """A function that imports TRL's configuration class, where the command has one."""
+    if isinstance(command, str):
+        return None
+    algorithms = [item.value for item in given if item.name == "algorithm"]
+    return partial(command.config_class, algorithms[-1] if algorithms else "")
 
 
-def known_keys(stage: str) -> dict[str, Key]:
-    """The keys a stage takes by name, `trl` left out."""
-    return {key.name: key for key in (*_backbone_keys(), *_own_keys(stage))}
+def known_keys(command: Stage | str) -> dict[str, Setting]:
+    """The keys a command takes by name, `trl` left out."""
+    return {key.name: key for key in (*_backbone_keys(), *_own_keys(command))}
 
 
-def _backbone_keys() -> Iterator[Key]:
+def _backbone_keys() -> Iterator[Setting]:
     from lorarlhf.backbone.base import Backbone
 
     for name, parameter in inspect.signature(Backbone.load).parameters.items():
         if name != "log":
-            yield Key(name, parameter.annotation, parameter.default)
+            limit = BACKBONE_LIMITS.get(name)
+            yield Setting(name, parameter.annotation, parameter.default, limit)
 
 
-def _own_keys(stage: str) -> Iterator[Key]:
-    if stage in OWN:
-        kind = load_class(OWN[stage])
-        # Of PPO's config only what its own class declares: the rest is TRL's.
-        own = inspect.get_annotations(kind, eval_str=True)
-        for entry in fields(kind):
-            if entry.name in own and entry.name != "trl":
-                yield Key(entry.name, own[entry.name], entry.default)
-    for name, kind, default in EXTRA.get(stage, []):
-        yield Key(name, kind, default)
-
-
-def load_class(place: tuple[str, str]) -> Any:
-    """The class of an entry of `OWN` or `TRL`, its module imported now."""
-    return getattr(import_module(place[0]), place[1])
+def _own_keys(command: Stage | str) -> Sequence[Setting]:
+    return COMMANDS[command] if isinstance(command, str) else command.own_settings()
 
 
 def _sorted(values: dict[str, Any], trl: dict[str, Any], said: frozenset[str]) -> Settings:
@@ -218,9 +162,15 @@ def _sorted(values: dict[str, Any], trl: dict[str, Any], said: frozenset[str]) -
 # ---- checks
 
 
-def _checked(item: SettingValue, keys: Mapping[str, Key], stage: str) -> Any:
+def _checked(
+    item: SettingValue,
+    keys: Mapping[str, Setting],
+    command: str,
+    config_class: Callable[[], Any] | None,
+) -> Any:
     if item.name not in keys:
-        raise UserError(_unknown(item, list(keys), stage))
+        config = config_class() if config_class else None
+        raise UserError(_unknown(item, list(keys), command, config))
     try:
         value = convert(item.value, keys[item.name].kind)
     except ValueError:
@@ -228,34 +178,31 @@ def _checked(item: SettingValue, keys: Mapping[str, Key], stage: str) -> Any:
         raise UserError(
             f"{item.where}: {item.name} is {expected}, found {shown(item.value)}."
         ) from None
-    limit = LIMITS.get(item.name)
-    if item.name == "epochs" and stage in TRAINS_AT_ALL:
-        limit = _ABOVE
-    if limit and value is not None and not limit[1](value):
-        raise UserError(f"{item.where}: {item.name} is {limit[0]}, found {shown(item.value)}.")
+    limit = keys[item.name].limit
+    if limit and value is not None and not limit.allows(value):
+        raise UserError(f"{item.where}: {item.name} is {limit.words}, found {shown(item.value)}.")
     return value
 
 
-def _unknown(item: SettingValue, keys: list[str], stage: str) -> str:
+def _unknown(item: SettingValue, keys: list[str], command: str, config: Any) -> str:
     start = f"{item.where}: there is no setting {item.name}"
-    trl = [entry.name for entry in fields(load_class(TRL[stage]))] if stage in TRL else []
-    if stage == "ppo":
-        from lorarlhf.ppo.config import UNUSED
-
-        trl = [name for name in trl if name not in UNUSED]
+    trl = [entry.name for entry in fields(config)] if config else []
+    trl = [name for name in trl if name not in getattr(config, "unused", ())]
     if item.name in trl:
-        kind = TRL[stage][1]
-        return f"{start}, but TRL's {kind} has a field of that name: write trl.{item.name}."
+        return (
+            f"{start}, but TRL's {config.__name__} has a field of that name: write trl.{item.name}."
+        )
     if near := difflib.get_close_matches(item.name, keys, n=1):
         return f"{start}. Did you mean {near[0]}?"
     if near := difflib.get_close_matches(item.name, trl, n=1, cutoff=0.8):
         return f"{start}. Did you mean TRL's trl.{near[0]}?"
-    return f"{start} in {stage}. The settings are: {', '.join(sorted(keys))}."
+    return f"{start} in {command}. The settings are: {', '.join(sorted(keys))}."
 
 
-def _trl_value(item: SettingValue, stage: str) -> Any:
-    name, kind = item.name.removeprefix("trl."), load_class(TRL[stage])
-    types_of = {entry.name: entry.type for entry in fields(kind)}
+def _trl_value(item: SettingValue, kind: Any) -> Any:
+    name = item.name.removeprefix("trl.")
+    plain = get_type_hints(kind)  # without our limits, which the config checks itself
+    types_of = {entry.name: plain[entry.name] for entry in fields(kind)}
     if name not in types_of:
         near = difflib.get_close_matches(name, types_of, n=1)
         hint = f" Did you mean trl.{near[0]}?" if near else ""

@@ -11,22 +11,32 @@ from lorarlhf.data.readers import as_conversation
 Row = dict[str, Any]
 
 
-def conversations(rows: list[Row], plain: bool) -> list[Row]:
-    """The prompts as conversations, so that the chat template is used, unless `plain`."""
-    return rows if plain else [row | {"prompt": as_conversation(row["prompt"])} for row in rows]
+def prompt_conversations(rows: Sequence[Row], plain: bool) -> list[Row]:
+    """Rows of prompts as conversations, so that the chat template is used, unless `plain`.
 
-
-def conversational(rows: Sequence[Row], reader: Backbone | PromptEncoder, plain: bool) -> list[Row]:
-    """Plain texts as conversations, so that the chat template is used, unless `plain` is asked for.
-
-    Only TRL's columns are kept. Raises a `UserError` where the base has no chat template.
+    All columns are kept, for reward functions.
     """
-    columns = ("prompt", "completion", "chosen", "rejected", "messages", "text", "margin")
+    if plain:
+        return list(rows)
+    return [row | {"prompt": as_conversation(row["prompt"])} for row in rows]
+
+
+def conversational(
+    rows: Sequence[Row], encoder: Backbone | PromptEncoder, plain: bool
+) -> list[Row]:
+    """Texts as conversations, so that the chat template is used, unless `plain`.
+
+    Only TRL's columns are kept.
+
+    Raises:
+        UserError: conversations, and the base has no chat template.
+    """
+    columns = ("prompt", "completion", "chosen", "rejected", "messages", "text", "margin", "label")
     kept = [{name: row[name] for name in columns if row.get(name) is not None} for row in rows]
     if plain:
         return kept
     made = [{name: _as_messages(name, value) for name, value in row.items()} for row in kept]
-    check_chat_template(reader, [row.get("prompt", row.get("messages", "")) for row in made])
+    check_chat_template(encoder, [row.get("prompt", row.get("messages", "")) for row in made])
     return made
 
 

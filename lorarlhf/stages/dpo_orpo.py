@@ -7,34 +7,28 @@ from typing import Any
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
 from lorarlhf.stages.callbacks import RunCallback
-from lorarlhf.stages.conversations import conversational
-from lorarlhf.stages.trl.arguments import (
-    Row,
-    batch_arguments,
-    last_losses,
-    only_ours,
-    scale_losses,
-    trl_arguments,
-)
-from lorarlhf.stages.trl.checkpointing import resumable, saving
-from lorarlhf.stages.trl.even_steps import together
-from lorarlhf.stages.trl.oom_retry import careful
+from lorarlhf.stages.conversations import Row, conversational
+from lorarlhf.stages.inputs import StageInputs
+from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
+from lorarlhf.stages.trl.checkpointing import saving
+from lorarlhf.stages.trl.trainer import last_logged, loss_summary, run_trl_trainer
 
 METHODS = ("dpo", "orpo")
 
 
 @dataclass
 class DirectSettings:
-    """Settings of DPO and ORPO; `trl` reaches every other field of TRL's config."""
+    """Settings of DPO and ORPO; `trl` reaches every other field of TRL's configuration."""
 
-    epochs: float = 1.0  # passes over the pairs
-    learning_rate: float = 1e-4
-    batch_size: int = 8  # pairs in one optimizer step
-    micro_batch_size: int = 4  # pairs in one forward; memory only
-    max_tokens: int = 1024  # prompt and answer together
-    beta: float = 0.1  # DPO: strength of the reference; ORPO: weight of the odds ratio
-    save_steps: int = 50  # optimizer steps between checkpoints; in code also 0: none
+    epochs: PositiveFloat = 1.0  # passes over the pairs
+    learning_rate: NonNegativeFloat = 1e-4
+    batch_size: PositiveInt = 8  # pairs in one optimizer step
+    micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
+    max_tokens: PositiveInt = 1024  # prompt and answer together
+    beta: PositiveFloat = 0.1  # DPO: strength of the reference; ORPO: weight of the odds ratio
+    save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
 
@@ -50,25 +44,46 @@ def train_direct(
     """Train the policy on preference pairs.
 
     Args:
-        backbone: its policy is trained; for DPO the reference is the policy as it stands now.
+        backbone: its policy is trained; in DPO the reference is the policy as it is now.
         rows: `prompt`, `chosen`, `rejected`.
-        run: where metrics go; the policy is saved under its adapters/.
-        method: `dpo` (arXiv 2305.18290) or `orpo` (arXiv 2403.07691, needs no reference).
-        resume: go on at the run's newest checkpoint, where it has one.
+        run: gets the metrics; the policy is saved under its adapters/.
+        method: `dpo` (arXiv 2305.18290) or `orpo` (arXiv 2403.07691, without a reference).
+        resume: go on from the run's newest checkpoint, where it has one.
 
     Returns:
         a summary: rows, steps, first and last loss, accuracy of the last log line.
+
+    Raises:
+        UserError: another method.
     """
     if method not in METHODS:
         raise UserError(f"The method is one of {', '.join(METHODS)}, not {method}.")
-    from datasets import Dataset
-
     settings = settings or DirectSettings()
-    dataset = Dataset.from_list(conversational(rows, backbone, settings.plain))
-    if method == "dpo" and backbone.has("reference"):
-        backbone.model.delete_adapter("ref")  # TRL's DPO makes it anew, as a copy of the policy
-    trainer_class, config_class = _trainer(method)
-    own = {
+    made = conversational(rows, backbone, settings.plain)
+    placement = Placement.of(backbone, run)
+    args = (dpo_arguments if method == "dpo" else orpo_arguments)(placement, settings)
+    inputs = StageInputs(made, settings, args, resume=resume)
+    return (run_dpo if method == "dpo" else run_orpo)(backbone, run, inputs)
+
+
+def dpo_arguments(placement: Placement, settings: DirectSettings) -> Any:
+    """TRL's `DPOConfig`. Raises a `UserError` or `ValueError` for values it does not take."""
+    from trl import DPOConfig
+
+    return trl_arguments(DPOConfig, placement, pair_arguments(settings), settings.trl)
+
+
+def orpo_arguments(placement: Placement, settings: DirectSettings) -> Any:
+    """TRL's `ORPOConfig`. Raises a `UserError` or `ValueError` for values it does not take."""
+    # Experimental in TRL: it may move or go, so only this file imports it.
+    from trl.experimental.orpo import ORPOConfig
+
+    return trl_arguments(ORPOConfig, placement, pair_arguments(settings), settings.trl)
+
+
+def pair_arguments(settings: DirectSettings) -> dict[str, Any]:
+    """The settings by TRL's names."""
+    return {
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
         **batch_arguments(settings.batch_size, settings.micro_batch_size),
@@ -76,36 +91,38 @@ def train_direct(
         "beta": settings.beta,
         **saving(settings.save_steps),
     }
-    args = trl_arguments(config_class, backbone, run, own, settings.trl)
-    with backbone.stage("policy") as model:
-        trainer = together(resumable(careful(trainer_class)))(
-            model=model,
-            args=args,
-            train_dataset=dataset,
-            processing_class=backbone.tokenizer,
-            callbacks=[RunCallback(run, method.upper(), ("loss", "rewards/accuracies"))],
-        )
-        only_ours(trainer)
-        scale_losses(trainer)
-        backbone.float32_adapters()
-        trainer.train(resume)
+
+
+def run_dpo(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]:
+    """DPO from prepared inputs."""
+    from trl import DPOTrainer
+
+    if backbone.has("reference"):
+        backbone.model.delete_adapter("ref")  # TRL makes it anew, as a copy of the policy
+    return _run(DPOTrainer, "DPO", backbone, run, inputs)
+
+
+def run_orpo(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]:
+    """ORPO from prepared inputs."""
+    from trl.experimental.orpo import ORPOTrainer
+
+    return _run(ORPOTrainer, "ORPO", backbone, run, inputs)
+
+
+def _run(
+    trainer_class: type, title: str, backbone: Backbone, run: Run, inputs: StageInputs
+) -> dict[str, Any]:
+    from datasets import Dataset
+
+    trainer = run_trl_trainer(
+        trainer_class,
+        backbone,
+        "policy",
+        inputs.args,
+        resume=inputs.resume,
+        train_dataset=Dataset.from_list(list(inputs.rows)),
+        callbacks=[RunCallback(run, title, ("loss", "rewards/accuracies"))],
+    )
     backbone.save("policy", run.folder / "adapters" / "policy")
-    accuracies = [
-        row["rewards/accuracies"]
-        for row in trainer.state.log_history
-        if "rewards/accuracies" in row
-    ]
-    last = {"accuracy_last": accuracies[-1]} if accuracies else {}
-    steps = {"rows": len(rows), "steps": trainer.state.global_step}
-    return steps | last_losses(trainer) | last
-
-
-def _trainer(method: str) -> tuple[type, type]:
-    if method == "dpo":
-        from trl import DPOConfig, DPOTrainer
-
-        return DPOTrainer, DPOConfig
-    # Experimental in TRL: it may move or go, so nothing else here imports it.
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-    return ORPOTrainer, ORPOConfig
+    accuracy = last_logged(trainer, "rewards/accuracies")
+    return {"rows": len(inputs.rows)} | loss_summary(trainer) | accuracy

@@ -1,85 +1,113 @@
-"""PPO on the shared backbone."""
+"""PPO on the shared backbone: the trainer with metrics, samples, health alarms and a clean stop."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.cli.ppo_options import RewardSpec
-from lorarlhf.project.settings import Settings
+from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.health import HealthWatch
+from lorarlhf.ppo.samples import SampleCallback
+from lorarlhf.ppo.trainer import PPOTrainer
+from lorarlhf.runtime.interrupt import StopAfterUpdate
 from lorarlhf.runtime.run import Run
+from lorarlhf.stages.callbacks import RunCallback, log_beside_bars
+from lorarlhf.stages.conversations import Row
+from lorarlhf.stages.inputs import PPOInputs, PPOSettings, RewardSpec
+from lorarlhf.stages.trl.arguments import Placement, trl_arguments
+from lorarlhf.stages.trl.trainer import remove_library_output
 
-Row = dict[str, Any]
+SHOWN = ("score", "kl", "completion_length")
+"""The metrics beside the progress bar."""
 
 
-def run_ppo(
-    backbone: "Backbone",
-    rows: list[Row],
+def train_ppo(
+    backbone: Backbone,
+    rows: Sequence[Row],
     run: Run,
-    settings: Settings,
-    asked: RewardSpec,
-    args: Any,
-) -> Row:
-    """Train as asked; returns the summary.
+    args: PPOConfig,
+    spec: RewardSpec | None = None,
+    *,
+    eval_rows: Sequence[Row] | None = None,
+    resume: bool = False,
+    samples: bool = True,
+) -> dict[str, Any]:
+    """Tune the policy against the reward role or functions.
 
     Args:
-        args: PPO's config, made from the settings.
+        backbone: its policy is trained, and its value.
+        rows: with a `prompt` (text or conversation); other columns go to the reward functions.
+        run: gets the metrics; policy and value are saved under its adapters/.
+        args: the settings; `output_dir` is the run's folder.
+        spec: the rewards; by default the reward role.
+        eval_rows: prompts that no update sees, measured on the way.
+        resume: go on from the run's newest checkpoint, where it has one.
+        samples: answer the same few prompts through training, in samples.jsonl.
+
+    Returns:
+        the trainer's summary, and the `alarms` that are on at the end.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended the training after an update.
     """
-    if settings.own["algorithm"] == "rloo":
-        from lorarlhf.stages.rloo import train_rloo
-
-        summary = train_rloo(
-            backbone,
-            rows,
-            run,
-            args,
-            asked.rewards,
-            num_generations=settings.own["num_generations"],
-            reward_weights=settings.own["reward_weights"],
-            trl=settings.trl,
-        )
-    else:
-        summary = _by_ppo(backbone, rows, run, settings, asked, args)
-    if backbone.has("reference"):
-        backbone.save("reference", run.folder / "adapters" / "reference")
-    return summary
-
-
-def _by_ppo(
-    backbone: "Backbone",
-    rows: list[Row],
-    run: Run,
-    settings: Settings,
-    asked: RewardSpec,
-    args: Any,
-) -> Row:
-    from lorarlhf.ppo.health import HealthWatch
-    from lorarlhf.ppo.samples import SampleCallback
-    from lorarlhf.ppo.trainer import PPOTrainer
-    from lorarlhf.runtime.interrupt import StopAfterUpdate
-    from lorarlhf.stages.callbacks import RunCallback, log_beside_bars
-    from lorarlhf.stages.trl.arguments import only_ours
-
-    stopper = StopAfterUpdate()
+    spec = spec or RewardSpec()
+    stopper, watch = StopAfterUpdate(), HealthWatch(run, log_beside_bars, stage="ppo")
     trainer = PPOTrainer(
         backbone,
         args,
         rows,
-        asked.rewards,
-        settings.own["reward_weights"],
-        [RunCallback(run, "PPO", ("score", "kl", "completion_length")), stopper],
-        eval_dataset=asked.eval_rows,
-        judge_funcs=asked.judges,
+        spec.rewards,
+        spec.weights,
+        [RunCallback(run, "PPO", SHOWN, stage="ppo"), stopper],
+        eval_dataset=eval_rows,
+        judge_funcs=spec.judges,
     )
-    only_ours(trainer)
-    watch = HealthWatch(run, log_beside_bars)
+    remove_library_output(trainer)
     trainer.add_callback(watch)
-    samples = SampleCallback(backbone, rows, args, trainer.rewards, run.folder)
-    trainer.add_callback(samples)
+    if samples:
+        trainer.add_callback(SampleCallback(backbone, rows, args, trainer.rewards, run.folder))
     with stopper:
-        trainer.train(resume_from_checkpoint=asked.resume)
+        trainer.train(resume_from_checkpoint=resume)
     if stopper.asked and trainer.state.global_step < args.updates:
         raise KeyboardInterrupt
     trainer.save_model()
     return trainer.summary() | {"alarms": sorted(watch.on)}
+
+
+def arguments(placement: Placement, settings: PPOSettings) -> PPOConfig:
+    """PPO's configuration; for RLOO it is also tried whether TRL's takes the same.
+
+    Raises:
+        UserError, ValueError: a value or a field that is not taken.
+    """
+    if settings.algorithm != "rloo":
+        return trl_arguments(PPOConfig, placement, settings.config, settings.trl)
+    from lorarlhf.stages.rloo import rloo_arguments
+
+    args = trl_arguments(PPOConfig, placement, settings.config, {})
+    rloo_arguments(placement, args, settings)
+    return args
+
+
+def run_ppo(backbone: Backbone, run: Run, inputs: PPOInputs) -> dict[str, Any]:
+    """PPO or RLOO from prepared inputs; the reference is saved, too, where there is one.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended the training after an update.
+    """
+    if inputs.settings.algorithm == "rloo":
+        from lorarlhf.stages.rloo import train_rloo
+
+        summary = train_rloo(backbone, inputs.rows, run, inputs.args, inputs.spec, inputs.settings)
+    else:
+        summary = train_ppo(
+            backbone,
+            inputs.rows,
+            run,
+            inputs.args,
+            inputs.spec,
+            eval_rows=inputs.eval_rows,
+            resume=inputs.resume,
+        )
+    if backbone.has("reference"):
+        backbone.save("reference", run.folder / "adapters" / "reference")
+    return summary

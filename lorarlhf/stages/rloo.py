@@ -22,7 +22,10 @@ from lorarlhf.rewards.functions import (
 from lorarlhf.rewards.role import score_answers
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.callbacks import RunCallback, log_beside_bars
-from lorarlhf.stages.trl.arguments import Row, only_ours, scale_losses, trl_arguments
+from lorarlhf.stages.conversations import Row
+from lorarlhf.stages.inputs import PPOSettings, RewardSpec
+from lorarlhf.stages.trl.arguments import Placement, trl_arguments
+from lorarlhf.stages.trl.trainer import remove_library_output, scale_losses
 
 # Ours: TRL's name for it in RLOO's log.
 LOGGED = {
@@ -48,21 +51,19 @@ def train_rloo(
     backbone: Backbone,
     rows: Sequence[Row],
     run: Run,
-    settings: PPOConfig,
-    rewards: Sequence[RewardFunction | str],
-    *,
-    num_generations: int = 2,
-    reward_weights: Sequence[float] | None = None,
-    trl: dict[str, Any] | None = None,
+    args: PPOConfig,
+    spec: RewardSpec,
+    settings: PPOSettings,
 ) -> Row:
     """Train the policy by REINFORCE with a leave-one-out baseline (arXiv 2402.14740).
 
-    Each update answers `rollout_batch_size / num_generations` prompts `num_generations` times; the
+    Each update answers `rollout_batch_size / num_generations` prompts `num_generations` times. The
     other answers to a prompt are each answer's baseline, so there is no value role.
 
     Args:
         rows: with a `prompt`; further columns are handed to the reward functions.
-        rewards: functions of TRL's signature, or `"reward"` for the reward role, whose score is
+        args: PPO's configuration, of which the fields in `USED` count.
+        spec: functions of TRL's signature, or `"reward"` for the reward role, whose score is
             brought to mean 0 and deviation 1.
 
     Returns:
@@ -72,23 +73,23 @@ def train_rloo(
 
     if backbone.has("reference"):
         backbone.model.delete_adapter("ref")  # TRL makes it anew, as a copy of the policy
-    args = arguments(backbone, run, settings, num_generations, reward_weights, trl or {})
+    config = rloo_arguments(Placement.of(backbone, run), args, settings)
     # TRL leaves out what does not fill an update, and would train nothing where that is all.
-    wanted = settings.rollout_batch_size // num_generations
+    wanted = args.rollout_batch_size // settings.num_generations
     repeated = [dict(row) for row in rows] * -(-wanted // len(rows))
-    weighed = Rewards(backbone, rewards, reward_weights)
-    samples = SampleCallback(backbone, rows, settings, weighed, run.folder)
-    log = _Log(run, settings, samples)
+    weighed = Rewards(backbone, spec.rewards, spec.weights)
+    samples = SampleCallback(backbone, rows, args, weighed, run.folder)
+    log = _Log(run, args, samples)
     with backbone.stage("policy") as model:
         trainer = RLOOTrainer(
             model=model,
-            reward_funcs=[_function(backbone, reward) for reward in rewards],
-            args=args,
+            reward_funcs=[_function(backbone, reward) for reward in spec.rewards],
+            args=config,
             train_dataset=Dataset.from_list(repeated),
             processing_class=backbone.tokenizer,
             callbacks=[log],
         )
-        only_ours(trainer)
+        remove_library_output(trainer)
         scale_losses(trainer)
         backbone.float32_adapters()
         trainer.train()
@@ -96,36 +97,34 @@ def train_rloo(
     return log.summary()
 
 
-def arguments(
-    backbone: Any,
-    run: Any,
-    settings: PPOConfig,
-    num_generations: int,
-    reward_weights: Sequence[float] | None,
-    trl: dict[str, Any],
-) -> Any:
-    """RLOO's configuration from PPO's settings; `trl` reaches every other field of it."""
+def rloo_arguments(placement: Placement, args: PPOConfig, settings: PPOSettings) -> Any:
+    """TRL's `RLOOConfig` from PPO's fields; `settings.trl` reaches every other field of it.
+
+    Raises:
+        UserError, ValueError: a value or a field that TRL does not take.
+    """
     from trl import RLOOConfig
 
-    accumulation = settings.rollout_batch_size // settings.micro_batch_size
+    accumulation = args.rollout_batch_size // args.micro_batch_size
+    weights = settings.reward_weights
     own = {
-        "max_steps": settings.updates * settings.num_ppo_epochs * settings.num_minibatches,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "linear" if settings.linear_lr_decay else "constant",
-        "per_device_train_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": accumulation // settings.num_minibatches,
+        "max_steps": args.updates * args.num_ppo_epochs * args.num_minibatches,
+        "learning_rate": args.learning_rate,
+        "lr_scheduler_type": "linear" if args.linear_lr_decay else "constant",
+        "per_device_train_batch_size": args.micro_batch_size,
+        "gradient_accumulation_steps": accumulation // args.num_minibatches,
         "steps_per_generation": accumulation,
-        "num_iterations": settings.num_ppo_epochs,
-        "num_generations": num_generations,
-        "max_completion_length": settings.max_new_tokens,
-        "temperature": settings.temperature,
-        "beta": settings.kl_coef,
-        "epsilon": settings.clip_range,
-        "max_grad_norm": settings.max_grad_norm,
-        "reward_weights": list(reward_weights) if reward_weights else None,
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        "num_iterations": args.num_ppo_epochs,
+        "num_generations": settings.num_generations,
+        "max_completion_length": args.max_new_tokens,
+        "temperature": args.temperature,
+        "beta": args.kl_coef,
+        "epsilon": args.clip_range,
+        "max_grad_norm": args.max_grad_norm,
+        "reward_weights": list(weights) if weights else None,
+        "gradient_checkpointing": args.gradient_checkpointing,
     }
-    return trl_arguments(RLOOConfig, backbone, run, own, trl)
+    return trl_arguments(RLOOConfig, placement, own, settings.trl)
 
 
 class _Log(RunCallback):

@@ -6,31 +6,25 @@ from typing import Any
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
 from lorarlhf.stages.callbacks import RunCallback
-from lorarlhf.stages.conversations import conversational
-from lorarlhf.stages.trl.arguments import (
-    Row,
-    batch_arguments,
-    last_losses,
-    only_ours,
-    scale_losses,
-    trl_arguments,
-)
-from lorarlhf.stages.trl.checkpointing import resumable, saving
-from lorarlhf.stages.trl.even_steps import together
-from lorarlhf.stages.trl.oom_retry import careful
+from lorarlhf.stages.conversations import Row, conversational
+from lorarlhf.stages.inputs import StageInputs
+from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
+from lorarlhf.stages.trl.checkpointing import saving
+from lorarlhf.stages.trl.trainer import loss_summary, run_trl_trainer
 
 
 @dataclass
 class SFTSettings:
     """Settings of supervised tuning; `trl` reaches every other field of TRL's `SFTConfig`."""
 
-    epochs: float = 3.0  # passes over the demonstrations
-    learning_rate: float = 2e-4
-    batch_size: int = 8  # demonstrations in one optimizer step
-    micro_batch_size: int = 4  # demonstrations in one forward; memory only
-    max_tokens: int = 1024  # longer demonstrations are cut by TRL
-    save_steps: int = 50  # optimizer steps between checkpoints; in code also 0: none
+    epochs: PositiveFloat = 3.0  # passes over the demonstrations
+    learning_rate: NonNegativeFloat = 2e-4
+    batch_size: PositiveInt = 8  # demonstrations in one optimizer step
+    micro_batch_size: PositiveInt = 4  # demonstrations in one forward; memory only
+    max_tokens: PositiveInt = 1024  # longer demonstrations are cut by TRL
+    save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
 
@@ -47,18 +41,23 @@ def train_sft(
     Args:
         backbone: its policy is trained.
         rows: `prompt` and `completion`, or `messages`, or `text`.
-        run: where metrics go; the policy and the reference are saved under its adapters/.
+        run: gets the metrics; policy and reference are saved under its adapters/.
         settings: by default those of `SFTSettings()`.
-        resume: go on at the run's newest checkpoint, where it has one.
+        resume: go on from the run's newest checkpoint, where it has one.
 
     Returns:
         a summary: rows, steps, first and last loss.
     """
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
     settings = settings or SFTSettings()
-    dataset = Dataset.from_list(conversational(rows, backbone, settings.plain))
+    made = conversational(rows, backbone, settings.plain)
+    args = arguments(Placement.of(backbone, run), settings)
+    return run_sft(backbone, run, StageInputs(made, settings, args, resume=resume))
+
+
+def arguments(placement: Placement, settings: SFTSettings) -> Any:
+    """TRL's `SFTConfig`. Raises a `UserError` or `ValueError` for values it does not take."""
+    from trl import SFTConfig
+
     own = {
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
@@ -66,20 +65,24 @@ def train_sft(
         "max_length": settings.max_tokens,
         **saving(settings.save_steps),
     }
-    args = trl_arguments(SFTConfig, backbone, run, own, settings.trl)
-    with backbone.stage("policy") as model:
-        trainer = together(resumable(careful(SFTTrainer)))(
-            model=model,
-            args=args,
-            train_dataset=dataset,
-            processing_class=backbone.tokenizer,
-            callbacks=[RunCallback(run, "supervised tuning", ("loss", "mean_token_accuracy"))],
-        )
-        only_ours(trainer)
-        scale_losses(trainer)
-        backbone.float32_adapters()  # TRL made them bfloat16; small steps would be lost
-        trainer.train(resume)
+    return trl_arguments(SFTConfig, placement, own, settings.trl)
+
+
+def run_sft(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]:
+    """`train_sft` from prepared inputs."""
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    trainer = run_trl_trainer(
+        SFTTrainer,
+        backbone,
+        "policy",
+        inputs.args,
+        resume=inputs.resume,
+        train_dataset=Dataset.from_list(list(inputs.rows)),
+        callbacks=[RunCallback(run, "supervised tuning", ("loss", "mean_token_accuracy"))],
+    )
     backbone.freeze_reference()
     for role in ("policy", "reference"):
         backbone.save(role, run.folder / "adapters" / role)
-    return {"rows": len(rows), "steps": trainer.state.global_step} | last_losses(trainer)
+    return {"rows": len(inputs.rows)} | loss_summary(trainer)

@@ -49,7 +49,7 @@ def make(tmp_path: Path) -> Make:
 
 
 def settings_of(parent: SourceRun) -> dict[str, Any]:
-    return {item.name: item.value for item in parent.given()}
+    return {item.name: item.value for item in parent.settings_values()}
 
 
 def test_a_run_says_base_precision_and_shape(make: Make) -> None:
@@ -174,7 +174,7 @@ def test_the_backbone_is_loaded_as_the_run_says(
     run.base(tiny)
     tiny.save("policy", run.folder / "adapters/policy")
     parent = read_source_run(run.folder, "policy", "RUN")
-    backbone = load_backbone(resolve("chat", inherited=parent.given()))
+    backbone = load_backbone(resolve("chat", inherited=parent.settings_values()))
     backbone.load_role("policy", parent.adapter)  # refuses another base or shape
     assert (backbone.base, backbone.bits, backbone.adapter_layers) == (str(tiny_base), 16, 2)
     assert capsys.readouterr().err == f"Loading {tiny_base} in 16 bit ...\n"

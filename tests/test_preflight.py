@@ -5,22 +5,25 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig
 
+from lorarlhf.backbone.base_files import BaseFiles
 from lorarlhf.backbone.loading import load_tokenizer
 from lorarlhf.backbone.memory import MACHINES, Plan, Shape, estimate
 from lorarlhf.backbone.tokenizer import PromptEncoder
-from lorarlhf.cli import preflight as room
-from lorarlhf.cli import train as training
+from lorarlhf.cli import preflight
 from lorarlhf.cli.main import main
-from lorarlhf.cli.preflight import Length, MemoryEstimate, check_rows, estimate_memory
-from lorarlhf.project import lineage as parents
-from lorarlhf.project.settings import resolve
+from lorarlhf.cli.preflight import Length, MemoryEstimate, estimate_memory, prepare_rows
+from lorarlhf.project import load
+from lorarlhf.project.settings import Settings, resolve
+from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_jsonl
+from lorarlhf.stages.table import STAGES
 
 CPU = torch.device("cpu")
 BIG = Shape(4096, 32, 32, 8, 128, 14336, 128256, tied=False)  # an 8B
@@ -40,7 +43,7 @@ def sft(
     write_jsonl(demos, [{"prompt": "Hi?", "completion": "Yes. " * n} for n in (2, 30)])
 
     def run(free: int, *words: str) -> tuple[int, str]:
-        monkeypatch.setattr(room, "free_for_us", lambda device: free)
+        monkeypatch.setattr(preflight, "free_for_us", lambda device: free)
         command = ["sft", "--data", str(demos), "--base", str(tiny_base), *words]
         command += ["--out", str(tmp_path / "run"), "--set", "bits=16", "--set", "epochs=1"]
         status = main(command)
@@ -60,8 +63,7 @@ def test_a_command_says_what_it_will_take_and_keeps_it(sft: Sft, tmp_path: Path)
 def test_what_does_not_fit_stops_before_anything_is_loaded_or_written(
     sft: Sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "load_backbone", lambda *_: pytest.fail("was loaded"))
-    monkeypatch.setattr(parents, "load_backbone", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr(load, "load_backbone", lambda *_: pytest.fail("was loaded"))
     status, err = sft(10**8)
     assert status == 2 and "That does not fit." in err and "--no-memory-check" in err
     assert "Take a smaller base" in err  # the libraries alone are larger
@@ -75,10 +77,10 @@ def test_the_check_can_be_left_out(sft: Sft, tmp_path: Path) -> None:
 
 
 def test_each_piece_of_advice_fits() -> None:
-    estimated = MemoryEstimate(BIG, PLAN, smaller=(4, 2, 1))
-    free = estimated.parts["total"] - 10**9
+    whole = MemoryEstimate(BIG, PLAN, smaller=(4, 2, 1))
+    free = whole.parts["total"] - 10**9
     with pytest.raises(UserError) as told:
-        estimated.check(free)
+        whole.check(free)
     named = dict(re.findall(r"--set ([\w.]+)=(\w+)", str(told.value)))
     assert named["micro_batch_size"] in "421" and named["gradient_checkpointing"] == "true"
     assert named["max_new_tokens"] == "128" and named["adapter_layers"] == "8"
@@ -86,7 +88,7 @@ def test_each_piece_of_advice_fits() -> None:
     for name, value in named.items():
         changed = replace(PLAN, **{names.get(name, name): value == "true" or int(value)})
         assert estimate(BIG, changed)["total"] <= free, name
-    estimated.check(free + 10**9)
+    whole.check(free + 10**9)
     with pytest.raises(UserError) as told:
         MemoryEstimate(BIG, PLAN, new_adapters=False).check(
             free
@@ -101,20 +103,32 @@ def test_where_no_single_change_is_enough_all_are_named_together() -> None:
     plan = replace(PLAN, bits=16)
     small = {"micro_batch_size": 1, "gradient_checkpointing": True, "adapter_layers": 8}
     free = estimate(BIG, replace(plan, bits=4, answer_tokens=128, **small))["total"]
-    estimated = MemoryEstimate(BIG, plan, smaller=(4, 2, 1))
+    whole = MemoryEstimate(BIG, plan, smaller=(4, 2, 1))
     with pytest.raises(UserError) as told:
-        estimated.check(free)
+        whole.check(free)
     named = dict(re.findall(r"--set ([\w.]+)=(\w+)", str(told.value)))
     assert named.pop("max_new_tokens") == "128" and named.pop("bits") == "4"
     assert named == {name: str(value).lower() for name, value in small.items()}
     with pytest.raises(UserError, match="Take a smaller base, or shorter texts"):
-        estimated.check(free - 1)
+        whole.check(free - 1)
+
+
+def base(config: Any, float_bytes: int) -> BaseFiles:
+    dtype = {2: torch.bfloat16, 4: torch.float32}[float_bytes]
+    return BaseFiles("base", "", config, None, CPU, dtype)
+
+
+def estimated(
+    stage: Stage, settings: Settings, base: BaseFiles, has_reference: bool, **more: int
+) -> MemoryEstimate | None:
+    longest = Length(5, 7)
+    return estimate_memory(stage, settings, base, longest, has_reference=has_reference, **more)
 
 
 def test_the_plan_is_that_of_the_settings(tiny_base: Path) -> None:
-    config, longest = AutoConfig.from_pretrained(tiny_base), Length(5, 7)
+    config = AutoConfig.from_pretrained(tiny_base)
     sets = ["batch_size=6", "micro_batch_size=4", "adapter_layers=all", "bits=16", "lora_rank=2"]
-    found = estimate_memory("dpo", config, resolve("dpo", sets=sets), CPU, 4, longest, False)
+    found = estimated(STAGES["dpo"], resolve(STAGES["dpo"], sets=sets), base(config, 4), False)
     assert found is not None
     layers = config.num_hidden_layers
     assert found.plan == Plan(
@@ -131,54 +145,55 @@ def test_the_plan_is_that_of_the_settings(tiny_base: Path) -> None:
         reference=False,
     )
     sets = ["gradient_checkpointing=true", "value_adapter=false", "micro_batch_size=2"]
-    found = estimate_memory("ppo", config, resolve("ppo", sets=sets), CPU, 2, longest, True)
+    found = estimated(STAGES["ppo"], resolve(STAGES["ppo"], sets=sets), base(config, 2), True)
     assert found is not None and found.plan.gradient_checkpointing and found.plan.reference
     assert not found.plan.value_adapter and found.plan.rollout_batch_size == 16
     sets = ["trl.gradient_checkpointing=true", "trl.per_device_train_batch_size=1"]
-    found = estimate_memory("sft", config, resolve("sft", sets=sets), CPU, 2, longest, False)
+    found = estimated(STAGES["sft"], resolve(STAGES["sft"], sets=sets), base(config, 2), False)
     assert found is not None and found.plan.checkpointed and found.plan.micro_batch_size == 1
     sets = ["rollout_batch_size=18", "num_minibatches=2"]
-    found = estimate_memory("ppo", config, resolve("ppo", sets=sets), CPU, 2, longest, True)
+    found = estimated(STAGES["ppo"], resolve(STAGES["ppo"], sets=sets), base(config, 2), True)
     assert found is not None and (found.plan.micro_batch_size, found.smaller) == (8, (3, 1))
-    found = estimate_memory("sft", config, resolve("sft"), CPU, 2, longest, True, besides=10**9)
+    found = estimated(
+        STAGES["sft"], resolve(STAGES["sft"]), base(config, 2), True, reward_models=10**9
+    )
     assert found is not None and found.smaller == (2, 1)
     assert found.parts["total"] == estimate(found.shape, found.plan)["total"] + 10**9
-    rloo = resolve("ppo", sets=["algorithm=rloo"])
-    assert estimate_memory("ppo", config, rloo, CPU, 2, longest, True) is None
+    rloo = resolve(STAGES["ppo"], sets=["algorithm=rloo"])
+    assert estimated(STAGES["ppo"], rloo, base(config, 2), True) is None
     for family in ("gpt2", "gemma3n_text"):  # sizes under other names, and one a layer
         odd = AutoConfig.for_model(family)
-        assert estimate_memory("sft", odd, resolve("sft"), CPU, 2, longest, False) is None
-    fit = resolve("reward", sets=["epochs=0"])
-    assert estimate_memory("reward", config, fit, CPU, 2, longest, False) is None
+        assert estimated(STAGES["sft"], resolve(STAGES["sft"]), base(odd, 2), False) is None
+    fit = resolve(STAGES["reward"], sets=["epochs=0"])
+    assert estimated(STAGES["reward"], fit, base(config, 2), False) is None
 
 
 def test_the_longest_row_is_measured(tiny_base: Path) -> None:
-    reader = PromptEncoder("tiny", load_tokenizer(str(tiny_base), None))
+    encoder = PromptEncoder("tiny", load_tokenizer(str(tiny_base), None))
+
+    def longest_of(stage: str, rows: list[dict[str, Any]], *sets: str) -> Length:
+        settings = resolve(STAGES[stage], sets=["plain=true", *sets])
+        return prepare_rows(STAGES[stage], encoder, rows, settings)[1]
+
     rows = [{"prompt": "a b c", "chosen": "d " * n, "rejected": "e " * (9 - n)} for n in (2, 6)]
-    plain = resolve("dpo", sets=["plain=true"])
-    _, longest = check_rows("dpo", reader, rows, plain)
-    prompt, answers = reader.encode("a b c"), [reader.encode("e " * 7), reader.encode("d " * 6)]
+    longest = longest_of("dpo", rows)
+    prompt, answers = encoder.encode("a b c"), [encoder.encode("e " * 7), encoder.encode("d " * 6)]
     assert longest == (len(prompt), max(map(len, answers)))
     rows.append({"prompt": "a " * 30, "chosen": "b", "rejected": "c"})
-    _, both = check_rows("dpo", reader, rows, plain)  # the longest row, and the longest answer
-    assert both.answer == longest.answer and sum(both) > len(reader.encode("a " * 30))
+    both = longest_of("dpo", rows)  # the longest row, and the longest answer
+    assert both.answer == longest.answer and sum(both) > len(encoder.encode("a " * 30))
     rows.pop()
     limit = sum(longest) - 2
-    _, cut = check_rows(
-        "dpo", reader, rows, resolve("dpo", sets=["plain=true", f"max_tokens={limit}"])
-    )
+    cut = longest_of("dpo", rows, f"max_tokens={limit}")
     assert sum(cut) == limit and cut.answer == longest.answer
-    _, text = check_rows("sft", reader, [{"text": "a b c"}], resolve("sft", sets=["plain=true"]))
-    assert text == (0, len(prompt))
-    sets = ["plain=true", "max_new_tokens=11"]
-    _, asked = check_rows("ppo", reader, [{"prompt": "a b c"}], resolve("ppo", sets=sets))
-    assert asked == (len(prompt), 11)
+    assert longest_of("sft", [{"text": "a b c"}]) == (0, len(prompt))
+    assert longest_of("ppo", [{"prompt": "a b c"}], "max_new_tokens=11") == (len(prompt), 11)
 
 
 def test_free_memory_counts_what_is_held_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "main_memory", lambda: (10**9, 2 * 10**9))
-    assert 10**9 < room.free_for_us(CPU) < 10**10
+    monkeypatch.setattr(preflight, "main_memory", lambda: (10**9, 2 * 10**9))
+    assert 10**9 < preflight.free_for_us(CPU) < 10**10
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2)
     context = MACHINES["cuda"].runtime
-    assert room.free_for_us(torch.device("cuda", 0)) == 7 + 2 + context
+    assert preflight.free_for_us(torch.device("cuda", 0)) == 7 + 2 + context

@@ -133,7 +133,7 @@ def test_the_whole_loop_in_a_project(run: Run, tmp_path: Path, tiny_base: Path) 
     ("words", "said"),
     [
         (("sft",), "sft needs --data FILE with demonstrations, or a project's folder"),
-        (("ppo",), "ppo needs --prompts FILE, or a project's folder"),
+        (("ppo",), "ppo needs --prompts FILE with prompts, or a project's folder"),
         (("reward", "nothing"), "nothing is no project: it has no project.yaml"),
         (("score", "mine", "--prompt", "a", "--answer", "b"), "has no reward yet"),
         (("chat", "mine", "--role", "policy", "--prompt", "a"), "has no policy yet"),
@@ -189,7 +189,7 @@ def test_an_unfinished_run_goes_on_where_it_stopped(
         "def same(completions, **_): return [1.0 for _ in completions]"
     )
     status, _, err = run("ppo", "mine", "--resume", sets=[*FAST, *PPO])
-    assert status == 2 and "no unfinished run of ppo to go on with" in err
+    assert status == 2 and "no unfinished run of ppo to resume" in err
     words = ("ppo", "mine", "--reward-function", "reward.py:same")
     status, _, err = run(*words, sets=[*FAST, *PPO, "save_steps=1"])
     assert status == 0, err

@@ -1,0 +1,64 @@
+"""A base before its weights are loaded: found, and with its configuration and tokenizer read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorarlhf.backbone.devices import compute_dtype_for, find_device
+from lorarlhf.backbone.fetch import find_base
+from lorarlhf.backbone.loading import load_config, load_tokenizer
+from lorarlhf.backbone.tokenizer import PromptEncoder
+from lorarlhf.runtime import distributed
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """What is known of a base before its weights are loaded.
+
+    Attributes:
+        name: as the user calls it; path: the folder or id to load.
+        config: transformers' configuration; tokenizer: padded left.
+        device: where it will be loaded; dtype: in which it computes.
+    """
+
+    name: str
+    path: str
+    config: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Texts to token ids."""
+        return PromptEncoder(self.name, self.tokenizer)
+
+
+def open_base(
+    name: str,
+    *,
+    bits: int = 4,
+    device: str | None = None,
+    compute_dtype: str | None = None,
+    chat_template: str | None = None,
+    log: Callable[[str], None] = lambda text: None,
+) -> BaseFiles:
+    """Find a base, fetch it where needed, and read its configuration and tokenizer.
+
+    The arguments are those of `Backbone.load`.
+
+    Raises:
+        UserError: no such base or device, not a causal language model, no network, no disk space.
+    """
+    target = find_device(device, bits)
+    path = distributed.main_makes_first(lambda: find_base(name, log))
+    return BaseFiles(
+        name,
+        path,
+        load_config(path),
+        load_tokenizer(path, chat_template),
+        target,
+        compute_dtype_for(target, compute_dtype),
+    )

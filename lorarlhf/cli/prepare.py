@@ -1,0 +1,196 @@
+"""From a request to everything that a training needs, found once and checked before loading."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lorarlhf.cli.request import TrainRequest
+from lorarlhf.project.lineage import SourceRun, check_same_base, read_source_run
+from lorarlhf.project.settings import Settings, resolve
+from lorarlhf.project.settings_sources import SettingValue
+from lorarlhf.project.stage import Row
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.run_folder import check_writable
+from lorarlhf.runtime.terminal import log_to_stderr
+
+if TYPE_CHECKING:
+    from lorarlhf.backbone.base import Backbone
+    from lorarlhf.backbone.base_files import BaseFiles
+    from lorarlhf.cli.preflight import MemoryEstimate
+    from lorarlhf.stages.inputs import StageInputs
+
+SOURCE_ROLES = {"init": "policy", "reward": "reward"}
+"""Which role comes from the run that an option names."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything about a training but the loaded base and the open run.
+
+    Attributes:
+        sources: the runs that it starts from, by option.
+        base: with device, dtype, configuration and tokenizer.
+        inputs: rows, settings and TRL's configuration.
+        estimate: None where the memory can't be counted.
+    """
+
+    request: TrainRequest
+    settings: Settings
+    sources: dict[str, SourceRun]
+    base: "BaseFiles"
+    inputs: "StageInputs"
+    estimate: "MemoryEstimate | None"
+
+    def record(self) -> dict[str, Any]:
+        """The run's `config` in run.json: its files and its settings."""
+        return self.request.recorded() | self.settings.flat()
+
+
+def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
+    """Read files, resolve settings, open the base, check that all fits.
+
+    Args:
+        project: the settings of the request's project.
+
+    Raises:
+        UserError: whatever is wrong with files, settings, runs, the base, or the memory.
+    """
+    stage = request.stage
+    rows = stage.read(_named(request.data))
+    if stage.rewarded:
+        from lorarlhf.cli.ppo_options import check_rewards, check_vllm, read_rewards
+
+        spec = read_rewards(request)
+    eval_rows = stage.read(request.eval) if request.eval else None
+    sources = _read_sources(request)
+    settings = _resolve(request, project, sources)
+    check_same_base(list(sources.values()), "base" in settings.said)
+    if stage.rewarded:
+        check_rewards(request, settings, spec)
+        spec = replace(spec, weights=settings.own["reward_weights"])
+    check_writable(request.folder)
+
+    from lorarlhf.project.load import open_base_of
+    from lorarlhf.stages.inputs import PPOInputs, StageInputs
+
+    own = stage.make_settings(settings.own, settings.trl)
+    args = _arguments(request, settings, own)
+    base = open_base_of(settings)
+    if stage.rewarded:
+        check_vllm(settings, base.path)
+    parts = stage.split(rows, eval_rows, own, settings.seed)
+    rows, eval_rows, estimate = _check_rows(request, settings, base, *parts)
+    inputs = StageInputs(rows, own, args, eval_rows, request.resume)
+    if stage.rewarded:
+        inputs = PPOInputs(**vars(inputs), spec=spec)
+    return Prepared(request, settings, sources, base, inputs, estimate)
+
+
+def load(prepared: Prepared) -> "Backbone":
+    """The backbone with the roles that the training starts from; loads reward models, too."""
+    from lorarlhf.project.load import load_backbone
+
+    request, sources = prepared.request, prepared.sources
+    backbone = load_backbone(prepared.settings, prepared.base)
+    if "init" in sources:
+        backbone.load_role("policy", sources["init"].adapter)
+        if request.stage.reference:
+            backbone.freeze_reference()
+    if "reward" in sources:
+        backbone.load_role("reward", sources["reward"].adapter)
+    if request.reward_model:
+        from lorarlhf.rewards.classifier import load_classifier
+        from lorarlhf.stages.inputs import PPOInputs
+
+        assert isinstance(prepared.inputs, PPOInputs)
+        models = [load_classifier(name, backbone.device) for name in request.reward_model]
+        prepared.inputs.spec.rewards.extend(models)
+    return backbone
+
+
+def _named(data: str | None) -> str:
+    if data is None:
+        raise UserError("The command names no rows to learn from.")
+    return data
+
+
+def _read_sources(request: TrainRequest) -> dict[str, SourceRun]:
+    """By option: the run of the policy to start from, and that of the reward."""
+    named = {option: getattr(request, option) for option in SOURCE_ROLES}
+    return {
+        option: read_source_run(path, SOURCE_ROLES[option], f"--{option}")
+        for option, path in named.items()
+        if path
+    }
+
+
+def _resolve(
+    request: TrainRequest, project: list[SettingValue], sources: dict[str, SourceRun]
+) -> Settings:
+    return resolve(
+        request.stage,
+        config=request.config,
+        sets=request.sets,
+        flags={"base": request.base, "seed": request.seed},
+        # The last one counts: the policy's run goes before the reward's, both before the project.
+        inherited=[
+            *project,
+            *(value for source in reversed(sources.values()) for value in source.settings_values()),
+        ],
+    )
+
+
+def _arguments(request: TrainRequest, settings: Settings, own: Any) -> Any:
+    """TRL's configuration.
+
+    Raises:
+        UserError: TRL's class or PPO's refuses a value, or values that contradict each other.
+    """
+    from lorarlhf.backbone.devices import compute_dtype_for, find_device
+    from lorarlhf.stages.trl.arguments import Placement
+
+    device = find_device(settings.backbone["device"], settings.backbone["bits"])
+    dtype = compute_dtype_for(device, settings.backbone["compute_dtype"])
+    try:
+        placement = Placement(device, dtype, request.folder, settings.seed)
+        return request.stage.make_arguments(placement, own)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"The settings of {request.stage.name} don't fit: {reason}.") from error
+
+
+def _check_rows(
+    request: TrainRequest,
+    settings: Settings,
+    base: "BaseFiles",
+    rows: Any,
+    eval_rows: Any,
+) -> tuple[list[Row], list[Row] | None, "MemoryEstimate | None"]:
+    """See that the base can read the rows, and that the training will fit into memory.
+
+    Returns:
+        both kinds of rows as the stage takes them, and the estimate.
+    """
+    from lorarlhf.cli import preflight
+
+    stage = request.stage
+    rows, longest = preflight.prepare_rows(stage, base.encoder, rows, settings)
+    if eval_rows is not None:
+        eval_rows, other = preflight.prepare_rows(stage, base.encoder, eval_rows, settings)
+        longest = max(longest, other, key=sum)
+    estimate = preflight.estimate_memory(
+        stage,
+        settings,
+        base,
+        longest,
+        has_reference=stage.reference and bool(request.init),
+        new_adapters=not (request.init or request.reward),
+        reward_models=preflight.weights_of(request.reward_model),
+    )
+    if estimate is None:
+        log_to_stderr("Memory: how much this takes can't be estimated before it starts.")
+    else:
+        free = preflight.free_for_us(base.device)
+        if request.memory_check:
+            estimate.check(free)
+        log_to_stderr(estimate.describe(free))
+    return rows, eval_rows, estimate

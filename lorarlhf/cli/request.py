@@ -1,0 +1,93 @@
+"""What a training command was asked for, as one frozen object."""
+
+from argparse import Namespace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.project.stage import Stage
+from lorarlhf.stages.table import STAGES
+
+
+def _recorded(default: Any) -> Any:
+    """A field that names files of the run: it stands in run.json and survives `--resume`."""
+    return field(default=default, metadata={"recorded": True})
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A training command's options. A project fills in what is missing and gives a new request.
+
+    The recorded fields are the one list of the files that a run was made from: run.json, `--resume`
+    and the messages about changes are made from it.
+
+    Attributes:
+        argv: the words of the command line.
+        project: a project's folder.
+        data: rows to learn from, or prompts; eval: held-out rows.
+        init, reward: runs to start from, for the policy and for the reward role.
+        reward_function, reward_model, judge_function: as `FILE.py:NAME` and `NAME[#LABEL]`.
+        config: a settings file; sets: `KEY=VALUE` settings.
+        memory_check: whether a run that seems too large is refused.
+        reserved: whether a project has made the folder `out` for this run.
+    """
+
+    stage: Stage
+    argv: tuple[str, ...] = ()
+    project: str | None = None
+    data: str | None = _recorded(None)
+    eval: str | None = _recorded(None)
+    init: str | None = _recorded(None)
+    reward: str | None = _recorded(None)
+    reward_function: tuple[str, ...] = _recorded(())
+    reward_model: tuple[str, ...] = _recorded(())
+    judge_function: tuple[str, ...] = _recorded(())
+    config: str | None = _recorded(None)
+    sets: tuple[str, ...] = ()
+    base: str | None = None
+    seed: int | None = None
+    out: str | None = None
+    resume: bool = False
+    memory_check: bool = True
+    reserved: bool = False
+
+    @classmethod
+    def of(cls, args: Namespace) -> "TrainRequest":
+        """The request that the parser's namespace holds."""
+        known = {f.name for f in fields(cls)}
+        given = {name: value for name, value in vars(args).items() if name in known}
+        given |= {n: tuple(value) for n, value in given.items() if isinstance(value, list)}
+        given |= {"stage": STAGES[args.command], "sets": tuple(args.set), "argv": tuple(args.argv)}
+        return cls(**given, memory_check=not args.no_memory_check)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes."""
+        return Path(self.out or f"runs/{self.stage.name}")
+
+    def recorded(self) -> dict[str, Any]:
+        """The files that the run is made from, for run.json."""
+        named = {name: getattr(self, name) for name in recorded_fields()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in named.items()
+            if value
+        }
+
+    def restored(self, saved: dict[str, Any]) -> "TrainRequest":
+        """The request with the files of an earlier run where this one names none.
+
+        Args:
+            saved: the `config` of the earlier run's run.json.
+        """
+        missing: dict[str, Any] = {
+            name: tuple(saved[name]) if isinstance(saved[name], list) else saved[name]
+            for name in recorded_fields()
+            if saved.get(name) and not getattr(self, name)
+        }
+        return replace(self, **missing)
+
+
+def recorded_fields() -> list[str]:
+    """The names of the fields that stand in run.json."""
+    return [f.name for f in fields(TrainRequest) if f.metadata.get("recorded")]

@@ -1,0 +1,116 @@
+"""`Stage`: what the other parts need to know about a training stage, as one record.
+
+The records themselves are in `lorarlhf.stages.table`, since they name that folder's code. A record
+holds names of modules and is cheap; what it names is imported when it is asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any
+
+from lorarlhf.runtime.setting_types import Setting, settings_of
+
+Row = dict[str, Any]
+
+
+def load_named(place: str) -> Any:
+    """What `package.module:name` names, its module imported now."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training stage.
+
+    Attributes:
+        name: of the command, of the folders of its runs and of its section in settings files.
+        summary: one line for `--help`.
+        rows: what it learns from, in words: for messages and for `--help`.
+        reader: reads a file of such rows.
+        export: the form of a project's votes that it learns from; "" where it reads the prompts.
+        settings: its settings class; `trl` in it holds fields of TRL's configuration.
+        config: TRL's configuration class.
+        arguments: makes that configuration from a placement and the settings.
+        run: trains, from a backbone, a run and prepared inputs.
+        keys: the names of its settings, for `--help`; a test compares them with the classes.
+        hold_out: splits rows into those to learn from and those to measure on, where it does.
+        rloo_config: TRL's class where the setting `algorithm` is rloo.
+        rewarded: whether it takes rewards and judges, and prompts instead of answers.
+        trains: the role that learns.
+        starts_from_sft: whether in a project it begins with the newest supervised run.
+        reference: whether the policy that it begins with becomes the reference.
+        smallest_micro_batch: rows that a forward has at least.
+    """
+
+    name: str
+    summary: str
+    rows: str
+    reader: str
+    export: str
+    settings: str
+    config: str
+    arguments: str
+    run: str
+    keys: str
+    hold_out: str = ""
+    rloo_config: str = ""
+    rewarded: bool = False
+    trains: str = "policy"
+    starts_from_sft: bool = True
+    reference: bool = False
+    smallest_micro_batch: int = 1
+
+    @property
+    def data_option(self) -> str:
+        """The option that names the rows' file."""
+        return "--prompts" if self.rewarded else "--data"
+
+    def read(self, path: str) -> list[Row]:
+        """The rows of a file. Raises a `UserError` that names the line of a bad one."""
+        return load_named(self.reader)(path)
+
+    def settings_class(self) -> Any:
+        """The dataclass of the stage's settings."""
+        return load_named(self.settings)
+
+    def config_class(self, algorithm: str = "") -> Any:
+        """TRL's configuration class, for the algorithm that the settings name."""
+        return load_named(self.rloo_config if algorithm == "rloo" else self.config)
+
+    def own_settings(self) -> list[Setting]:
+        """The settings of its own classes; those of TRL's configuration are under `trl`."""
+        classes = [self.settings_class()]
+        if self.config.startswith("lorarlhf."):
+            classes.insert(0, self.config_class())
+        known = [known for kind in classes for known in settings_of(kind)]
+        return [known for known in known if known.name not in ("config", "trl")]
+
+    def make_settings(self, own: dict[str, Any], trl: dict[str, Any]) -> Any:
+        """The stage's settings from values by key.
+
+        Keys that its class does not have are fields of TRL's configuration, under `config`.
+        """
+        kind = self.settings_class()
+        names = {field.name for field in fields(kind)}
+        rest = {name: value for name, value in own.items() if name not in names}
+        mine = {name: value for name, value in own.items() if name in names}
+        return kind(**mine, **({"config": rest} if rest else {}), trl=trl)
+
+    def make_arguments(self, placement: Any, settings: Any) -> Any:
+        """TRL's configuration. Raises `UserError` or `ValueError` for values it does not take."""
+        return load_named(self.arguments)(placement, settings)
+
+    def train(self, backbone: Any, run: Any, inputs: Any) -> Row:
+        """Run the stage; returns its summary."""
+        return load_named(self.run)(backbone, run, inputs)
+
+    def split(
+        self, rows: Sequence[Row], eval_rows: Sequence[Row] | None, settings: Any, seed: int
+    ) -> tuple[Sequence[Row], Sequence[Row] | None]:
+        """(rows to learn from, held-out rows or None)."""
+        if not self.hold_out:
+            return rows, eval_rows
+        divide: Callable[..., Any] = load_named(self.hold_out)
+        return divide(rows, eval_rows, settings, seed)

@@ -1,0 +1,65 @@
+"""What a stage trains from: rows, settings and TRL's configuration, each prepared once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from lorarlhf.runtime.setting_types import one_of
+from lorarlhf.stages.conversations import Row
+
+
+@dataclass
+class StageInputs:
+    """Everything but the backbone and the run.
+
+    Attributes:
+        rows: in the form that the stage takes (`conversational`).
+        settings: an instance of the stage's settings class.
+        args: TRL's configuration.
+        eval_rows: held-out rows in the same form, for stages that take them.
+        resume: go on from the run's newest checkpoint, where it has one.
+    """
+
+    rows: Sequence[Row]
+    settings: Any
+    args: Any
+    eval_rows: Sequence[Row] | None = None
+    resume: bool = False
+
+
+@dataclass
+class PPOSettings:
+    """Settings of the command `ppo` that are not fields of `PPOConfig`.
+
+    Attributes:
+        config: the fields of `PPOConfig`.
+    """
+
+    algorithm: Annotated[str, one_of("ppo", "rloo")] = "ppo"  # rloo has no critic
+    num_generations: int = 2  # answers to a prompt; rloo alone
+    reward_weights: list | None = None  # one number a reward
+    plain: bool = False  # texts as they are, without the chat template
+    config: dict[str, Any] = field(default_factory=dict)
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RewardSpec:
+    """What rewards and judges the answers.
+
+    Attributes:
+        rewards: `"reward"` for the reward role, and functions of TRL's signature.
+        weights: one a reward; all 1 by default.
+        judges: functions that judge held-out answers and reward nothing.
+    """
+
+    rewards: list[Callable[..., Any] | str] = field(default_factory=lambda: ["reward"])
+    weights: Sequence[float] | None = None
+    judges: list[Callable[..., Any]] = field(default_factory=list)
+
+
+@dataclass
+class PPOInputs(StageInputs):
+    """`StageInputs` with the rewards; `settings` are `PPOSettings`, `args` a `PPOConfig`."""
+
+    spec: RewardSpec = field(default_factory=RewardSpec)

@@ -1,0 +1,89 @@
+"""The training stages, one record each. Nothing is imported until a record's code is needed."""
+
+from lorarlhf.project.stage import Stage
+
+PAIRS, READ_PAIRS = "preference pairs", "lorarlhf.data.readers:read_preferences"
+DIRECT_KEYS = (
+    "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, save_steps, plain"
+)
+PPO_KEYS = (
+    "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
+    "max_prompt_tokens, max_new_tokens, temperature, generation, vllm_server, learning_rate, "
+    "value_learning_rate, linear_lr_decay, kl_coef, kl_target, kl_horizon, kl_budget, gamma, "
+    "gae_lambda, clip_range, max_ratio, max_approx_kl, value_clip_range, vf_coef, value_adapter, "
+    "policy_layers, value_layers, critic_warmup, missing_eos_penalty, score_clip, "
+    "normalize_scores, whiten_rewards, adam_epsilon, gradient_checkpointing, logging_steps, "
+    "save_steps, save_total_limit, eval_steps, report_to, algorithm, num_generations, "
+    "reward_weights, plain"
+)
+_LIST = (
+    Stage(
+        "sft",
+        "supervised tuning of the policy on demonstrations",
+        rows="demonstrations",
+        reader="lorarlhf.data.readers:read_demonstrations",
+        export="demonstrations",
+        settings="lorarlhf.stages.sft:SFTSettings",
+        config="trl:SFTConfig",
+        arguments="lorarlhf.stages.sft:arguments",
+        run="lorarlhf.stages.sft:run_sft",
+        keys="epochs, learning_rate, batch_size, micro_batch_size, max_tokens, save_steps, plain",
+        starts_from_sft=False,
+    ),
+    Stage(
+        "reward",
+        "a reward role from preference pairs",
+        rows=PAIRS,
+        reader=READ_PAIRS,
+        export="trl",
+        settings="lorarlhf.stages.reward_model:RewardSettings",
+        config="trl:RewardConfig",
+        arguments="lorarlhf.stages.reward_model:arguments",
+        run="lorarlhf.stages.reward_model:run_reward_model",
+        keys="pooling, epochs, learning_rate, batch_size, micro_batch_size, holdout, evaluations, "
+        "center_rewards_coefficient, save_steps, plain",
+        hold_out="lorarlhf.stages.reward_model:hold_out",
+        trains="reward",
+    ),
+    Stage(
+        "ppo",
+        "tune the policy against a reward role or Python functions",
+        rows="prompts",
+        reader="lorarlhf.data.readers:read_prompts",
+        export="",
+        settings="lorarlhf.stages.inputs:PPOSettings",
+        config="lorarlhf.ppo.config:PPOConfig",
+        rloo_config="trl:RLOOConfig",
+        arguments="lorarlhf.stages.ppo:arguments",
+        run="lorarlhf.stages.ppo:run_ppo",
+        keys=PPO_KEYS,
+        rewarded=True,
+        reference=True,
+    ),
+    Stage(
+        "dpo",
+        "tune the policy on preference pairs, without a reward role",
+        rows=PAIRS,
+        reader=READ_PAIRS,
+        export="trl",
+        settings="lorarlhf.stages.dpo_orpo:DirectSettings",
+        config="trl:DPOConfig",
+        arguments="lorarlhf.stages.dpo_orpo:dpo_arguments",
+        run="lorarlhf.stages.dpo_orpo:run_dpo",
+        keys=DIRECT_KEYS,
+        reference=True,
+    ),
+    Stage(
+        "orpo",
+        "tune the policy on preference pairs, without a reference",
+        rows=PAIRS,
+        reader=READ_PAIRS,
+        export="trl",
+        settings="lorarlhf.stages.dpo_orpo:DirectSettings",
+        config="trl.experimental.orpo:ORPOConfig",
+        arguments="lorarlhf.stages.dpo_orpo:orpo_arguments",
+        run="lorarlhf.stages.dpo_orpo:run_orpo",
+        keys=DIRECT_KEYS,
+    ),
+)
+STAGES = {stage.name: stage for stage in _LIST}

@@ -1,0 +1,82 @@
+"""One way to run TRL's trainers on the shared backbone."""
+
+from typing import Any
+
+import torch
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.stages.trl.checkpointing import CheckpointingMixin
+from lorarlhf.stages.trl.even_steps import EvenStepsMixin
+from lorarlhf.stages.trl.oom_retry import OOMRetryMixin
+
+MIXINS = (EvenStepsMixin, CheckpointingMixin, OOMRetryMixin)
+
+
+def run_trl_trainer(
+    trainer_class: type,
+    backbone: Backbone,
+    role: str,
+    args: Any,
+    *,
+    resume: bool = False,
+    **named: Any,
+) -> Any:
+    """Train a role with one of TRL's trainers; returns the trainer when it is done.
+
+    Args:
+        trainer_class: TRL's; it gets even steps, checkpoints and retries after out of memory.
+        role: whose adapter trains.
+        args: TRL's configuration.
+        resume: go on from the run's newest checkpoint, where it has one.
+        named: handed to the trainer: datasets, callbacks, a collator, another `model`.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the checkpoint was written.
+    """
+    # TRL writes the class's name into logs, so it stays.
+    kind = type(trainer_class.__name__, (*MIXINS, trainer_class), {})
+    with backbone.stage(role) as model:
+        trainer = kind(
+            **{"model": model, "args": args, "processing_class": backbone.tokenizer, **named}
+        )
+        remove_library_output(trainer)
+        scale_losses(trainer)
+        # TRL made trainable weights of a 4-bit base bfloat16; small steps would be lost.
+        backbone.float32_adapters()
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+        trainer.train(resume)
+    return trainer
+
+
+def remove_library_output(trainer: Any) -> None:
+    """Leave printing and progress to `RunCallback`."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+
+
+def scale_losses(trainer: Any) -> None:
+    """Switch on loss scaling and autocast for float16 on the CPU too; call it before training.
+
+    accelerate does both on cards. On the CPU it silently takes `fp16` for full precision, and the
+    smaller gradients would come out as 0.
+    """
+    accelerator = trainer.accelerator
+    if trainer.args.fp16 and accelerator.scaler is None:
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+
+
+def loss_summary(trainer: Any) -> dict[str, Any]:
+    """Of a finished trainer: steps taken, first and last training loss."""
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    summary: dict[str, Any] = {"steps": trainer.state.global_step}
+    return summary | ({"loss_first": losses[0], "loss_last": losses[-1]} if losses else {})
+
+
+def last_logged(trainer: Any, name: str) -> dict[str, float]:
+    """`accuracy_last`-like: the value of a metric in the last log line that has it."""
+    values = [row[name] for row in trainer.state.log_history if name in row]
+    return {"accuracy_last": values[-1]} if values else {}
