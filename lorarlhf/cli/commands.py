@@ -20,14 +20,15 @@ from lorarlhf.runtime.errors import UserError
 def demo(args: Namespace) -> Result:
     """The whole loop; prints its own lines as it goes."""
     from lorarlhf.cli.demo import DemoOptions, run_demo
-    from lorarlhf.project.settings import LIMITS
+    from lorarlhf.project.settings import BACKBONE_LIMITS
+    from lorarlhf.runtime.setting_types import at_least
 
     names = ("out", "rater", "noise", "pairs", "updates", "seed", "base", "bits", "adapter_layers")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    limits = LIMITS | {"pairs": ("2 or more", lambda x: x >= 2)}
+    limits = BACKBONE_LIMITS | {"updates": at_least(1), "pairs": at_least(2)}
     for name, value in options.items():
-        if name in limits and not limits[name][1](value):
-            raise UserError(f"--{name.replace('_', '-')} is {limits[name][0]}, not {value}.")
+        if name in limits and not limits[name].allows(value):
+            raise UserError(f"--{name.replace('_', '-')} is {limits[name].words}, not {value}.")
     try:
         return Result(run_demo(DemoOptions(quick=args.quick, resume=args.resume, **options)))
     except ValueError as error:

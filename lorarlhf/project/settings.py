@@ -9,11 +9,11 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from lorarlhf.project.settings_sources import (
     SettingValue,
@@ -23,6 +23,16 @@ from lorarlhf.project.settings_sources import (
     with_trl_flattened,
 )
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.setting_types import (
+    SEED,
+    Limit,
+    PositiveInt,
+    Setting,
+    at_least,
+    one_of,
+    setting,
+    settings_of,
+)
 
 # Where each stage's own settings and its TRL config are declared.
 OWN = {
@@ -41,9 +51,9 @@ TRL = {
     "rloo": ("trl", "RLOOConfig"),  # of the command ppo, where its algorithm is rloo
 }
 PLAIN = ("plain", bool, False)  # texts as they are, without the chat template
-MAX_CHAT_TOKENS = ("max_prompt_tokens", int, 4096)
+MAX_CHAT_TOKENS = ("max_prompt_tokens", PositiveInt, 4096)
 REWARDED = [
-    ("algorithm", str, "ppo"),  # or rloo, which has no critic
+    ("algorithm", Annotated[str, one_of("ppo", "rloo")], "ppo"),  # or rloo, which has no critic
     ("num_generations", int, 2),  # answers to a prompt; rloo alone
     ("reward_weights", list | None, None),  # one number a reward
 ]
@@ -54,57 +64,21 @@ EXTRA: dict[str, list[tuple[str, Any, Any]]] = {
     "ui": [PLAIN, MAX_CHAT_TOKENS],
 }
 
-Limit = tuple[str, Callable[[Any], bool]]
-_ONE: Limit = ("1 or more", lambda x: x >= 1)
-_ABOVE: Limit = ("above 0", lambda x: x > 0)
-_NOT_NEGATIVE: Limit = ("0 or more", lambda x: x >= 0)
-_SHARE: Limit = ("from 0 to 1", lambda x: 0 <= x <= 1)
-_INSIDE: Limit = ("above 0 and below 1", lambda x: 0 < x < 1)
-LIMITS: dict[str, Limit] = {
-    **dict.fromkeys(("batch_size", "micro_batch_size", "max_tokens", "lora_rank"), _ONE),
-    **dict.fromkeys(("updates", "rollout_batch_size", "num_minibatches", "num_ppo_epochs"), _ONE),
-    **dict.fromkeys(("max_prompt_tokens", "max_new_tokens", "lora_alpha", "evaluations"), _ONE),
-    **dict.fromkeys(("save_steps", "logging_steps", "beta", "temperature", "score_clip"), _ABOVE),
-    **dict.fromkeys(("clip_range", "value_clip_range", "adam_epsilon", "kl_target"), _ABOVE),
-    **dict.fromkeys(("epochs", "learning_rate", "value_learning_rate", "kl_coef"), _NOT_NEGATIVE),
-    **dict.fromkeys(("vf_coef", "critic_warmup", "missing_eos_penalty"), _NOT_NEGATIVE),
-    **dict.fromkeys(("gamma", "gae_lambda"), _SHARE),
-    "center_rewards_coefficient": _NOT_NEGATIVE,
-    **dict.fromkeys(("kl_horizon", "eval_steps", "save_total_limit"), _ONE),
-    **dict.fromkeys(("policy_layers", "value_layers"), _ONE),
-    **dict.fromkeys(("kl_budget", "max_approx_kl"), _ABOVE),
-    "max_ratio": ("above 1", lambda x: x > 1),
-    "holdout": _INSIDE,
-    "lora_dropout": ("from 0 to below 1", lambda x: 0 <= x < 1),
-    "bits": ("4, 8 or 16", lambda x: x in (4, 8, 16)),
-    "adapter_layers": (
+# Limits of the parameters of `Backbone.load`. All others stand in the types of the settings.
+BACKBONE_LIMITS = {
+    **dict.fromkeys(("lora_rank", "lora_alpha"), at_least(1)),
+    "lora_dropout": Limit("from 0 to below 1", lambda x: 0 <= x < 1),
+    "bits": one_of(4, 8, 16),
+    "adapter_layers": Limit(
         "upper-half, all, or a number of layers",
         lambda x: x in ("upper-half", "all") or (str(x).isdecimal() and int(x) > 0),
     ),
-    "compute_dtype": (
-        "bfloat16, float16 or float32",
-        lambda x: x in ("bfloat16", "float16", "float32"),
+    "compute_dtype": one_of("bfloat16", "float16", "float32"),
+    "device": Limit(
+        "cuda, cuda:N, cpu or mps", lambda x: bool(re.fullmatch(r"cpu|mps|cuda(:\d+)?", x))
     ),
-    "device": ("cuda, cuda:N, cpu or mps", lambda x: bool(re.fullmatch(r"cpu|mps|cuda(:\d+)?", x))),
-    "pooling": ("mean or last", lambda x: x in ("mean", "last")),
-    "algorithm": ("ppo or rloo", lambda x: x in ("ppo", "rloo")),
-    "generation": ("transformers or vllm", lambda x: x in ("transformers", "vllm")),
-    "vllm_server": (
-        "http://HOST:PORT",
-        lambda x: bool(re.fullmatch(r"https?://[^/\s]+/?", x)),
-    ),
-    "seed": ("from 0 to 4294967295", lambda x: 0 <= x < 2**32),  # what NumPy takes
+    "seed": SEED,
 }
-TRAINS_AT_ALL = ("sft", "dpo", "orpo")  # the reward stage may do without: the fit alone
-
-
-@dataclass(frozen=True)
-class Key:
-    """A setting: its name, the type that its values have, and its default."""
-
-    name: str
-    kind: Any
-    default: Any
 
 
 @dataclass
@@ -175,29 +149,25 @@ def trainer_of(stage: str, given: Sequence[SettingValue]) -> str:
     return "rloo" if stage == "ppo" and algorithm[-1:] == ["rloo"] else stage
 
 
-def known_keys(stage: str) -> dict[str, Key]:
+def known_keys(stage: str) -> dict[str, Setting]:
     """The keys a stage takes by name, `trl` left out."""
     return {key.name: key for key in (*_backbone_keys(), *_own_keys(stage))}
 
 
-def _backbone_keys() -> Iterator[Key]:
+def _backbone_keys() -> Iterator[Setting]:
     from lorarlhf.backbone.base import Backbone
 
     for name, parameter in inspect.signature(Backbone.load).parameters.items():
         if name != "log":
-            yield Key(name, parameter.annotation, parameter.default)
+            limit = BACKBONE_LIMITS.get(name)
+            yield Setting(name, parameter.annotation, parameter.default, limit)
 
 
-def _own_keys(stage: str) -> Iterator[Key]:
+def _own_keys(stage: str) -> Iterator[Setting]:
     if stage in OWN:
-        kind = load_class(OWN[stage])
-        # Of PPO's config only what its own class declares: the rest is TRL's.
-        own = inspect.get_annotations(kind, eval_str=True)
-        for entry in fields(kind):
-            if entry.name in own and entry.name != "trl":
-                yield Key(entry.name, own[entry.name], entry.default)
-    for name, kind, default in EXTRA.get(stage, []):
-        yield Key(name, kind, default)
+        # Of PPO's config only what our own classes declare: the rest is TRL's.
+        yield from (key for key in settings_of(load_class(OWN[stage])) if key.name != "trl")
+    yield from (setting(*key) for key in EXTRA.get(stage, []))
 
 
 def load_class(place: tuple[str, str]) -> Any:
@@ -218,7 +188,7 @@ def _sorted(values: dict[str, Any], trl: dict[str, Any], said: frozenset[str]) -
 # ---- checks
 
 
-def _checked(item: SettingValue, keys: Mapping[str, Key], stage: str) -> Any:
+def _checked(item: SettingValue, keys: Mapping[str, Setting], stage: str) -> Any:
     if item.name not in keys:
         raise UserError(_unknown(item, list(keys), stage))
     try:
@@ -228,21 +198,17 @@ def _checked(item: SettingValue, keys: Mapping[str, Key], stage: str) -> Any:
         raise UserError(
             f"{item.where}: {item.name} is {expected}, found {shown(item.value)}."
         ) from None
-    limit = LIMITS.get(item.name)
-    if item.name == "epochs" and stage in TRAINS_AT_ALL:
-        limit = _ABOVE
-    if limit and value is not None and not limit[1](value):
-        raise UserError(f"{item.where}: {item.name} is {limit[0]}, found {shown(item.value)}.")
+    limit = keys[item.name].limit
+    if limit and value is not None and not limit.allows(value):
+        raise UserError(f"{item.where}: {item.name} is {limit.words}, found {shown(item.value)}.")
     return value
 
 
 def _unknown(item: SettingValue, keys: list[str], stage: str) -> str:
     start = f"{item.where}: there is no setting {item.name}"
-    trl = [entry.name for entry in fields(load_class(TRL[stage]))] if stage in TRL else []
-    if stage == "ppo":
-        from lorarlhf.ppo.config import UNUSED
-
-        trl = [name for name in trl if name not in UNUSED]
+    config = load_class(TRL[stage]) if stage in TRL else None
+    trl = [entry.name for entry in fields(config)] if config else []
+    trl = [name for name in trl if name not in getattr(config, "unused", ())]
     if item.name in trl:
         kind = TRL[stage][1]
         return f"{start}, but TRL's {kind} has a field of that name: write trl.{item.name}."
@@ -255,7 +221,8 @@ def _unknown(item: SettingValue, keys: list[str], stage: str) -> str:
 
 def _trl_value(item: SettingValue, stage: str) -> Any:
     name, kind = item.name.removeprefix("trl."), load_class(TRL[stage])
-    types_of = {entry.name: entry.type for entry in fields(kind)}
+    plain = get_type_hints(kind)  # without our limits, which the config checks itself
+    types_of = {entry.name: plain[entry.name] for entry in fields(kind)}
     if name not in types_of:
         near = difflib.get_close_matches(name, types_of, n=1)
         hint = f" Did you mean trl.{near[0]}?" if near else ""

@@ -7,6 +7,7 @@ from typing import Any
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
 from lorarlhf.stages.callbacks import RunCallback
 from lorarlhf.stages.conversations import conversational
 from lorarlhf.stages.trl.arguments import (
@@ -28,13 +29,13 @@ METHODS = ("dpo", "orpo")
 class DirectSettings:
     """Settings of DPO and ORPO; `trl` reaches every other field of TRL's config."""
 
-    epochs: float = 1.0  # passes over the pairs
-    learning_rate: float = 1e-4
-    batch_size: int = 8  # pairs in one optimizer step
-    micro_batch_size: int = 4  # pairs in one forward; memory only
-    max_tokens: int = 1024  # prompt and answer together
-    beta: float = 0.1  # DPO: strength of the reference; ORPO: weight of the odds ratio
-    save_steps: int = 50  # optimizer steps between checkpoints; in code also 0: none
+    epochs: PositiveFloat = 1.0  # passes over the pairs
+    learning_rate: NonNegativeFloat = 1e-4
+    batch_size: PositiveInt = 8  # pairs in one optimizer step
+    micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
+    max_tokens: PositiveInt = 1024  # prompt and answer together
+    beta: PositiveFloat = 0.1  # DPO: strength of the reference; ORPO: weight of the odds ratio
+    save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
 

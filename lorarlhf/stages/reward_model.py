@@ -8,7 +8,7 @@ from it, and what training the adapter adds is kept only as far as the held-out 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from lorarlhf.rewards.role import EncodedAnswer, encode_answer, pooled_states, s
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.setting_types import NonNegativeFloat, OpenFraction, PositiveInt, one_of
 from lorarlhf.stages.callbacks import RunCallback
 from lorarlhf.stages.conversations import conversational
 from lorarlhf.stages.trl.arguments import (
@@ -42,16 +43,20 @@ from lorarlhf.stages.trl.oom_retry import careful
 class RewardSettings:
     """Settings of the reward stage; `trl` reaches every other field of TRL's `RewardConfig`."""
 
-    pooling: str = "mean"  # over the answer's tokens; "last": the shape other tools know
-    epochs: float = 1.0  # of training the adapter on top of the fit; 0: the fit alone
-    learning_rate: float = 3e-5
-    batch_size: int = 8  # pairs in one optimizer step
-    micro_batch_size: int = 4  # pairs in one forward; memory only
-    holdout: float = 0.2  # share of the prompts that decides how much training is kept
-    evaluations: int = 2  # of the held-out loss, spread over the training
-    center_rewards_coefficient: float = 0.0  # pulls scores to 0 (arXiv 2312.09244); 0: off, and
+    pooling: Annotated[str, one_of("mean", "last")] = (
+        "mean"  # over the answer's tokens; "last": the shape other tools know
+    )
+    epochs: NonNegativeFloat = 1.0  # of training the adapter on top of the fit; 0: the fit alone
+    learning_rate: NonNegativeFloat = 3e-5
+    batch_size: PositiveInt = 8  # pairs in one optimizer step
+    micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
+    holdout: OpenFraction = 0.2  # share of the prompts that decides how much training is kept
+    evaluations: PositiveInt = 2  # of the held-out loss, spread over the training
+    center_rewards_coefficient: NonNegativeFloat = (
+        0.0  # pulls scores to 0 (arXiv 2312.09244); 0: off, and
+    )
     # the held-out loss is of preferences alone. PPO brings scores to a common scale by itself.
-    save_steps: int = 50  # optimizer steps between checkpoints; in code also 0: none
+    save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
 

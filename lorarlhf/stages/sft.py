@@ -6,6 +6,7 @@ from typing import Any
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
 from lorarlhf.stages.callbacks import RunCallback
 from lorarlhf.stages.conversations import conversational
 from lorarlhf.stages.trl.arguments import (
@@ -25,12 +26,12 @@ from lorarlhf.stages.trl.oom_retry import careful
 class SFTSettings:
     """Settings of supervised tuning; `trl` reaches every other field of TRL's `SFTConfig`."""
 
-    epochs: float = 3.0  # passes over the demonstrations
-    learning_rate: float = 2e-4
-    batch_size: int = 8  # demonstrations in one optimizer step
-    micro_batch_size: int = 4  # demonstrations in one forward; memory only
-    max_tokens: int = 1024  # longer demonstrations are cut by TRL
-    save_steps: int = 50  # optimizer steps between checkpoints; in code also 0: none
+    epochs: PositiveFloat = 3.0  # passes over the demonstrations
+    learning_rate: NonNegativeFloat = 2e-4
+    batch_size: PositiveInt = 8  # demonstrations in one optimizer step
+    micro_batch_size: PositiveInt = 4  # demonstrations in one forward; memory only
+    max_tokens: PositiveInt = 1024  # longer demonstrations are cut by TRL
+    save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
 
