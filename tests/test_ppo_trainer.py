@@ -472,7 +472,7 @@ def test_without_any_reward_it_says_so(tiny: Backbone, make: Make) -> None:
     [
         ({"rollout_batch_size": 6, "num_minibatches": 4}, "multiple of num_minibatches"),
         ({"rollout_batch_size": 8, "micro_batch_size": 3}, "micro_batch_size .3. must divide"),
-        ({"temperature": 0.0}, "PPO must sample"),
+        ({"temperature": 0.0}, "temperature is above 0, not 0.0"),
         ({"kl_target": 0.0}, "kl_target is above 0"),
         (
             {"kl_horizon": 8, "kl_target": 4.0},

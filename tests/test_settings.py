@@ -1,14 +1,20 @@
 """Settings from defaults, parent runs, a file, --set and flags; and what each error names."""
 
+import inspect
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from transformers import HfArgumentParser
 
 from lorarlhf.backbone.memory import STAGES as COUNTED
 from lorarlhf.cli.parser import BACKBONE_KEYS, COMMAND_KEYS
+from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.project.settings import convert, describe, known_keys, resolve
 from lorarlhf.project.settings_sources import SettingValue, from_set
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.setting_types import OpenFraction, PositiveInt, check_limits, settings_of
 from lorarlhf.stages.table import STAGES
 
 
@@ -209,6 +215,65 @@ def test_convert_tries_a_union_in_its_order() -> None:
     assert describe(int | str) == "a whole number or text"
     with pytest.raises(ValueError, match="nan"):
         convert(float("nan"), float | None)
+
+
+# ---- limits in types
+
+
+class Elsewhere:
+    """Stands for a class of another package."""
+
+    __module__ = "trl.config"
+    __annotations__ = {"theirs": int}
+    theirs = 1
+
+
+@dataclass
+class Group:
+    share: OpenFraction | None = 0.5
+    seed: int = 0
+
+
+@dataclass
+class Config(Group, Elsewhere):
+    known: ClassVar[tuple[str, ...]] = ()
+    steps: PositiveInt = 3
+
+
+def test_settings_are_those_of_our_own_classes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (Group, Config):
+        monkeypatch.setattr(kind, "__module__", "lorarlhf.somewhere")
+    found = settings_of(Config)
+    assert [known.name for known in found] == ["steps", "share", "seed"]
+    steps, share, seed = found
+    assert (steps.kind, steps.default, seed.limit) == (int, 3, None)
+    assert steps.limit is not None and steps.limit.words == "1 or more"
+    assert share.kind == float | None and share.limit is not None
+    assert share.limit.allows(0.1) and not share.limit.allows(1.0)
+
+
+def test_an_object_is_checked_against_the_limits_of_its_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for kind in (Group, Config):
+        monkeypatch.setattr(kind, "__module__", "lorarlhf.somewhere")
+    check_limits(Config(share=None))
+    with pytest.raises(ValueError, match="share is above 0 and below 1, not 2.0"):
+        check_limits(Config(share=2.0))
+    with pytest.raises(ValueError, match="steps is 1 or more, not nan"):
+        check_limits(Config(steps=float("nan")))  # type: ignore[arg-type]
+
+
+def test_a_class_variable_of_the_config_is_no_field_of_trl() -> None:
+    assert "has no field unused" in fails("ppo", sets=("trl.unused=[]",))
+
+
+def test_every_setting_is_known_to_a_parser_without_limits() -> None:
+    (made,) = HfArgumentParser(PPOConfig).parse_args_into_dataclasses(
+        ["--output_dir", "out", "--kl_target", "3", "--generation", "vllm"]
+    )
+    assert (made.kl_target, made.generation) == (3.0, "vllm")
+    assert 10 <= len(inspect.get_annotations(PPOConfig)) <= 15
 
 
 # ---- files
