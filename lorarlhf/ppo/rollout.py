@@ -17,15 +17,15 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.generation import Completion, completion, encode_prompts, generate_ids
 from lorarlhf.backbone.limits import DEQUANTISED_BYTES, GENERATED_AT_ONCE
-from lorarlhf.backbone.oom import shrinking
+from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.backbone.sampler import Sampler, row_seeds
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.micro_batches import (
     MicroBatch,
     home_of,
     make_micro_batches,
     policy_logprobs,
+    retry_smaller_micro_batches,
     reward_states,
     token_values,
     trained_from,
@@ -156,7 +156,7 @@ class OwnSampler:
         """What an attempt at the next few gives: one thing for each."""
         most = GENERATED_AT_ONCE * args.micro_batch_size
         wanted = min(left, most if self.most is None else min(most, self.most))
-        done = shrinking(wanted, attempt)
+        done = retry_halving(wanted, attempt)
         if len(done) < wanted:
             self.most = len(done)
             log_to_stderr(
@@ -196,7 +196,7 @@ def collect(
     tables = [empty.clone() for _ in range(6)]
     shares = [[i for i in part if i in own] for part in parts]
     rollout = Rollout(rows, completions, [], encoded, shares, tokens, mask, *tables)
-    until_it_fits(args, lambda: _fill_tables(backbone, rollout, args))
+    retry_smaller_micro_batches(args, lambda: _fill_tables(backbone, rollout, args))
     for table in (rollout.logprobs, rollout.entropy, rollout.ref_logprobs, rollout.values):
         distributed.all_reduce(table)  # each process has filled its own rows
     return rollout

@@ -25,9 +25,9 @@ from lorarlhf.backbone.generation import encode_prompts
 from lorarlhf.backbone.limits import DEQUANTISED_BYTES
 from lorarlhf.ppo import checkpoint, heldout, objective
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.kl import KLBudget, KLControl
 from lorarlhf.ppo.learner import Learner
+from lorarlhf.ppo.micro_batches import retry_smaller_micro_batches
 from lorarlhf.ppo.rollout import OwnSampler, Rollout, Sampling, collect, sampler_mismatch
 from lorarlhf.ppo.scores import ROLE, Rewards, ScoreScale
 from lorarlhf.runtime import distributed
@@ -236,7 +236,10 @@ class PPOTrainer(_BaseTrainer):
             return attempt()
 
         sums, by_source = self.rewards.score(
-            rollout, own, self.state, lambda part: until_it_fits(self.args, lambda: trying(part))
+            rollout,
+            own,
+            self.state,
+            lambda part: retry_smaller_micro_batches(self.args, lambda: trying(part)),
         )
         scores = torch.tensor(distributed.all_gather(sums), device=self.backbone.device)
         means: dict[str, float] = {}
