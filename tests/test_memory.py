@@ -15,13 +15,13 @@ from lorarlhf.backbone.memory import (
     MACHINES,
     STAGES,
     Plan,
-    Shape,
     adapter_bytes,
     base_bytes,
     estimate,
     largest,
     token_bytes,
 )
+from lorarlhf.backbone.shape import Shape
 from lorarlhf.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +104,18 @@ def test_checkpointing_is_the_stages_own_unless_said() -> None:
     assert not PLAN.checkpointed and not replace(PLAN, device="cuda").checkpointed
     assert replace(PLAN, stage="sft", device="cuda").checkpointed
     assert not replace(PLAN, stage="sft", device="cuda", gradient_checkpointing=False).checkpointed
+
+
+def test_kto_is_dpo_with_one_answer_a_row() -> None:
+    """TRL runs the KL completions without gradients: they keep nothing for the backward."""
+    for device in ("cpu", "cuda"):
+        plan = replace(PLAN, stage="kto", device=device)
+        kto, dpo = estimate(HAND, plan), estimate(HAND, replace(plan, stage="dpo"))
+        assert kto["adapters"] == dpo["adapters"] == 2 * adapter_bytes(HAND, plan)
+        assert kto["optimizer"] == dpo["optimizer"] and kto["heads"] == kto["kv_cache"] == 0
+        assert plan.tokens == 2 * 8 and plan.checkpointed == (device == "cuda")
+        assert kto["logits"] == pytest.approx(dpo["logits"] / 2)
+        assert kto["activations"] == pytest.approx(dpo["activations"] / 2, abs=1)
 
 
 def test_the_kept_trunk_and_the_cache() -> None:
@@ -221,7 +233,7 @@ def test_a_table_of_all_stages(tiny_base: Path, capsys: pytest.CaptureFixture[st
         *("base", "adapters", "heads", "optimizer", "kept_trunk", "activations", "logits"),
         *("kv_cache", "scratch", "runtime", "total"),
     ]
-    assert "fits" in lines[12] and lines[12].split()[1:] == ["yes"] * 5
+    assert "fits" in lines[12] and lines[12].split()[1:] == ["yes"] * len(STAGES)
     assert lines[-1] == "Computed; not measured on such a card."
 
 

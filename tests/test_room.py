@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig
 
 from lorarlhf.backbone.loading import load_tokenizer
-from lorarlhf.backbone.memory import MACHINES, Plan, Shape, estimate
+from lorarlhf.backbone.memory import MACHINES, Plan, estimate
+from lorarlhf.backbone.shape import Shape
 from lorarlhf.backbone.tokenizer import PromptEncoder
 from lorarlhf.cli import preflight as room
 from lorarlhf.cli import train as training

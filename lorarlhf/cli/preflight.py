@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorarlhf.backbone.generation import encode_prompts
-from lorarlhf.backbone.memory import MACHINES, Plan, Shape, base_bytes, estimate
+from lorarlhf.backbone.memory import MACHINES, Plan, base_bytes, estimate
+from lorarlhf.backbone.shape import Shape
 from lorarlhf.backbone.tokenizer import PromptEncoder
 from lorarlhf.data.readers import as_text
 from lorarlhf.project.settings import Settings
@@ -210,7 +211,7 @@ class Length(NamedTuple):
 
 
 def check_rows(
-    stage: str, reader: PromptEncoder, rows: list[Row], settings: Settings
+    stage: str, encoder: PromptEncoder, rows: list[Row], settings: Settings
 ) -> tuple[list[Row], Length]:
     """The rows as the stage takes them; the longest row's length, and the longest answer in it.
 
@@ -221,9 +222,9 @@ def check_rows(
     if stage == "ppo":
         rows = conversations(rows, own["plain"])
         prompts = [row["prompt"] for row in rows]
-        encoded = encode_prompts(reader, prompts, own["max_prompt_tokens"])
+        encoded = encode_prompts(encoder, prompts, own["max_prompt_tokens"])
         return rows, Length(max(map(len, encoded)), own["max_new_tokens"])
-    lengths = [_length(reader, row) for row in conversational(rows, reader, own["plain"])]
+    lengths = [_length(encoder, row) for row in conversational(rows, encoder, own["plain"])]
     longest, answer = max(map(sum, lengths)), max(length.answer for length in lengths)
     if "max_tokens" in own:
         limit = settings.trl.get("max_length", own["max_tokens"])
@@ -233,12 +234,12 @@ def check_rows(
     return rows, Length(longest - answer, answer)
 
 
-def _length(reader: PromptEncoder, row: Row) -> Length:
+def _length(encoder: PromptEncoder, row: Row) -> Length:
     if "prompt" not in row:
-        return Length(0, len(reader.encode(row.get("messages") or row["text"])))
+        return Length(0, len(encoder.encode(row.get("messages") or row["text"])))
     answers = [as_text(row[name]) for name in ("completion", "chosen", "rejected") if name in row]
-    longest = max(len(reader.encode(answer)) for answer in answers)
-    return Length(len(reader.encode(row["prompt"])), longest)
+    longest = max(len(encoder.encode(answer)) for answer in answers)
+    return Length(len(encoder.encode(row["prompt"])), longest)
 
 
 def _tell_cut_rows(lengths: Sequence[Length], limit: int) -> None:

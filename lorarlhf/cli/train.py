@@ -25,8 +25,13 @@ from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
-from lorarlhf.runtime.run_folder import check_writable, rewind, set_aside, tell_changes
-from lorarlhf.runtime.terminal import command_words, log_to_stderr
+from lorarlhf.runtime.run_folder import (
+    archive_earlier_run,
+    check_writable,
+    drop_later_rows,
+    log_changed_settings,
+)
+from lorarlhf.runtime.terminal import launch_command, log_to_stderr
 from lorarlhf.stages.ppo import run_ppo
 
 if TYPE_CHECKING:
@@ -135,7 +140,7 @@ def _before_loading(
 
     stage = args.command
     device = device_of(settings)
-    path = distributed.main_makes_first(lambda: find_base(settings.base, log_to_stderr))
+    path = distributed.main_process_first(lambda: find_base(settings.base, log_to_stderr))
     config = load_config(path)
     reader = PromptEncoder(settings.base, load_tokenizer(path, settings.backbone["chat_template"]))
     rows, longest = check_rows(stage, reader, rows, settings)
@@ -172,10 +177,10 @@ def _open_run(folder: Path, args: Namespace, settings: Settings) -> Run:
     try:
         if distributed.is_main():
             if args.resume:
-                tell_changes(folder, config)
-                rewind(folder, args.command)
+                log_changed_settings(folder, config)
+                drop_later_rows(folder, args.command)
             else:
-                set_aside(folder)
+                archive_earlier_run(folder)
         distributed.barrier()
     except OSError as error:
         raise UserError(
@@ -227,10 +232,10 @@ def _recorded(run: Run, args: Namespace) -> Iterator[None]:
     except KeyboardInterrupt:
         _end_bars()
         run.finish("stopped")
-        command = shlex.join([*command_words(), *(a for a in args.argv if a != "--resume")])
+        command = shlex.join([*launch_command(), *(a for a in args.argv if a != "--resume")])
         if not any((run.folder / "checkpoints").glob("checkpoint-*")):
             log_to_stderr("Stopped before anything could be kept; the same command starts again.")
-        elif distributed.machine_count() > 1:
+        elif distributed.node_count() > 1:
             log_to_stderr(
                 "Stopped. The same command on every machine, with --resume, goes on where it ended."
             )

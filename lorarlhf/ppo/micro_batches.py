@@ -185,9 +185,9 @@ def policy_logprobs(
     """
     kept, start = _below(backbone, micro, "policy", first)
     hidden = backbone.forward.packed_hidden(micro.pack, kept, start)
-    weight, softcap = backbone.lm_head
+    head = backbone.lm_head
     return objective.token_logprobs(
-        hidden[micro.predicts], weight, micro.targets, temperature, softcap
+        hidden[micro.predicts], head.weight, micro.targets, temperature, head.softcap
     )
 
 

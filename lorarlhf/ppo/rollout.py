@@ -16,7 +16,7 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.generation import Completion, completion, encode_prompts, generate_ids
-from lorarlhf.backbone.limits import DEQUANTISED_BYTES, GENERATED_AT_ONCE
+from lorarlhf.backbone.limits import DEQUANTISED_BYTES, SAMPLED_MICRO_BATCHES
 from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.backbone.sampler import Sampler, row_seeds
 from lorarlhf.ppo.config import PPOConfig
@@ -123,7 +123,7 @@ class OwnSampler:
         new: list[list[int]] = []
         if not encoded:
             return []
-        with backbone.role("policy"), backbone.dense(DEQUANTISED_BYTES):
+        with backbone.role("policy"), backbone.dequantised(DEQUANTISED_BYTES):
             while len(new) < len(encoded):
                 new += self._fitting(args, len(encoded) - len(new), attempt)
         give_back_memory()
@@ -148,13 +148,13 @@ class OwnSampler:
         share = len(distributed.own_share(args.rollout_batch_size))
         if not share:
             return
-        with backbone.role("policy"), backbone.dense(DEQUANTISED_BYTES):
+        with backbone.role("policy"), backbone.dequantised(DEQUANTISED_BYTES):
             self._fitting(args, share, attempt)
         give_back_memory()
 
     def _fitting(self, args: PPOConfig, left: int, attempt: Callable[[int], list[T]]) -> list[T]:
         """What an attempt at the next few gives: one thing for each."""
-        most = GENERATED_AT_ONCE * args.micro_batch_size
+        most = SAMPLED_MICRO_BATCHES * args.micro_batch_size
         wanted = min(left, most if self.most is None else min(most, self.most))
         done = retry_halving(wanted, attempt)
         if len(done) < wanted:

@@ -82,7 +82,8 @@ class PPOTrainer(_BaseTrainer):
         else:
             sources = list(reward_funcs or [ROLE])
         self.rewards = Rewards(backbone, sources, reward_weights)
-        backbone.check_lm_head()
+        with backbone.role("base"):
+            backbone.lm_head.check()
         if eval_dataset is None and (judge_funcs or args.kl_budget is not None):
             raise ValueError("kl_budget and judges need held-out prompts: give eval_dataset")
         super().__init__(
@@ -176,7 +177,7 @@ class PPOTrainer(_BaseTrainer):
 
     def _dequantised_weights(self) -> AbstractContextManager[None]:
         top = self.backbone.split + self.backbone.adapter_layers
-        return self.backbone.dense(
+        return self.backbone.dequantised(
             DEQUANTISED_BYTES, top - max(self.learner.layers.values()), backward=True
         )
 
@@ -275,7 +276,7 @@ class PPOTrainer(_BaseTrainer):
         _, returns = objective.gae(rewards, nothing, rollout.mask, self.args.gamma, 1.0)
         slope, shift = objective.fit_line(rollout.values, returns, rollout.mask, MIN_SLOPE)
         head = self.backbone.heads["value"]
-        head.whole_weight = head.whole_weight * slope
+        head.full_weight = head.full_weight * slope
         head.bias.data.mul_(slope).add_(shift)
         rollout.values = (rollout.values * slope + shift) * rollout.mask
         self._fresh_value = False

@@ -16,7 +16,9 @@ def conversations(rows: list[Row], plain: bool) -> list[Row]:
     return rows if plain else [row | {"prompt": as_conversation(row["prompt"])} for row in rows]
 
 
-def conversational(rows: Sequence[Row], reader: Backbone | PromptEncoder, plain: bool) -> list[Row]:
+def conversational(
+    rows: Sequence[Row], encoder: Backbone | PromptEncoder, plain: bool
+) -> list[Row]:
     """Plain texts as conversations, so that the chat template is used, unless `plain` is asked for.
 
     Only TRL's columns are kept. Raises a `UserError` where the base has no chat template.
@@ -26,7 +28,7 @@ def conversational(rows: Sequence[Row], reader: Backbone | PromptEncoder, plain:
     if plain:
         return kept
     made = [{name: _as_messages(name, value) for name, value in row.items()} for row in kept]
-    check_chat_template(reader, [row.get("prompt", row.get("messages", "")) for row in made])
+    check_chat_template(encoder, [row.get("prompt", row.get("messages", "")) for row in made])
     return made
 
 

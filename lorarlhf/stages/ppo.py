@@ -79,7 +79,7 @@ def _by_ppo(
     trainer.add_callback(samples)
     with stopper:
         trainer.train(resume_from_checkpoint=asked.resume)
-    if stopper.asked and trainer.state.global_step < args.updates:
+    if stopper.requested and trainer.state.global_step < args.updates:
         raise KeyboardInterrupt
     trainer.save_model()
     return trainer.summary() | {"alarms": sorted(watch.on)}

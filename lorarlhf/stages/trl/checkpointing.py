@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lorarlhf.runtime import checkpoints, distributed
-from lorarlhf.runtime.checkpoints import PREFIX, newest_whole
+from lorarlhf.runtime.checkpoints import PREFIX, newest_intact
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.interrupt import StopAfterUpdate
 
@@ -46,9 +46,9 @@ def can_go_on(run_folder: Path) -> bool:
 
 def _chosen(folder: Path) -> Path | None:
     """The newest whole checkpoint as the first process sees it, the same in all of them."""
-    place = distributed.broadcast_from_main(lambda: newest_whole(folder))
+    place = distributed.broadcast_from_main(lambda: newest_intact(folder))
     if place is not None:
-        checkpoints.check_seen(place)
+        checkpoints.check_visible(place)
     return place
 
 
@@ -67,7 +67,7 @@ def resumable(kind: type) -> type:
             self.add_callback(stopper)
             with stopper:
                 done = super().train(resume_from_checkpoint=str(place) if place else None)
-            if stopper.asked and self.state.global_step < self.state.max_steps:
+            if stopper.requested and self.state.global_step < self.state.max_steps:
                 raise KeyboardInterrupt
             return done
 
@@ -78,11 +78,11 @@ def resumable(kind: type) -> type:
         # ---- writing
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            own = checkpoints.random_tensors(self.args.device)
+            own = checkpoints.rng_tensors(self.args.device)
             everyone = distributed.all_gather([own])
             if self.args.save_strategy != "no" and distributed.is_main():
                 target = self._folder / f"{PREFIX}{self.state.global_step}"
-                scratch = checkpoints.scratch_for(target)
+                scratch = checkpoints.make_scratch(target)
                 tensors = {f"weight.{name}": p.detach() for name, p in self._trained().items()}
                 tensors |= checkpoints.optimizer_tensors("optimizer", self.optimizer)
                 for number, random in enumerate(everyone):
@@ -95,7 +95,7 @@ def resumable(kind: type) -> type:
                 (scratch / STATE).write_text(json.dumps(numbers), encoding="utf-8")
                 self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
                 checkpoints.publish(scratch, target)
-                checkpoints.drop_older(self._folder, KEPT)
+                checkpoints.keep_newest(self._folder, KEPT)
             distributed.barrier()
 
         def _trained(self) -> dict[str, torch.nn.Parameter]:
@@ -111,7 +111,7 @@ def resumable(kind: type) -> type:
                 for group in self.optimizer.param_groups
             ]
             scaler = getattr(self.accelerator, "scaler", None)
-            return checkpoints.random_numbers() | {
+            return checkpoints.rng_numbers() | {
                 "groups": groups,
                 "schedule": self.lr_scheduler.state_dict(),
                 "scaler": scaler.state_dict() if scaler else None,
@@ -159,7 +159,7 @@ def resumable(kind: type) -> type:
             tensors, numbers = _read(checkpoint)
             start = f"{distributed.rank() % numbers['processes']}."
             own = {n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)}
-            checkpoints.set_random_state(numbers, own, self.args.device)
+            checkpoints.set_rng_state(numbers, own, self.args.device)
 
         def _init_training_state(
             self, max_steps: int, steps_in_epoch: int, epochs: int, *rest: Any
