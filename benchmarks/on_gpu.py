@@ -21,7 +21,7 @@ from typing import Any
 import presets
 from _memory import environment
 
-from lorarlhf.backbone.memory import STAGES, Plan
+from lorarlhf.backbone.memory import Plan
 
 HERE = Path(__file__).parent
 NEAR = 0.1  # of a card's nominal size
@@ -77,7 +77,7 @@ def what_to_run(preset: str | None, base: str) -> tuple[str, dict[str, Plan]]:
     """The base and a plan for each stage."""
     if preset is None:
         short = {"micro_batch_size": 4, "prompt_tokens": 64, "answer_tokens": 64}
-        return base, {stage: Plan(stage, **short) for stage in STAGES}
+        return base, {stage: Plan(stage, **short) for stage in presets.STAGES}
     card, _, name = preset.partition("gb-")
     if not card.isdecimal() or name not in presets.BASES:
         raise SystemExit(f"There is no preset {preset}: name one of recipes/presets.")

@@ -203,7 +203,8 @@ def seconds_of(product: Callable[[], Any]) -> float:
 def optimization_work(trainer: Any) -> float:
     """Operations of one update's epochs: products with the base's weights (forward, and backward to
     the inputs), with LoRA's (forward, and backward to both) and with the LM head."""
-    from lorarlhf.backbone.memory import Plan, adapter_bytes, read_shape
+    from lorarlhf.backbone.memory import Plan, adapter_bytes
+    from lorarlhf.backbone.shape import read_shape
 
     backbone, args = trainer.backbone, trainer.args
     shape = read_shape(backbone.base)
@@ -228,7 +229,7 @@ def profile(base: str) -> dict[str, float]:
 
     trainer, folder = make_trainer(32, 16, "upper-half", base)
     epochs, spent = trainer.learner.epochs, {}
-    words, rank = trainer.backbone.lm_head[0].shape[0], trainer.backbone._config.r
+    words, rank = trainer.backbone.lm_head.weight.shape[0], trainer.backbone._config.r
     on_card = trainer.backbone.device.type == "cuda"
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_card
 
@@ -280,7 +281,7 @@ def adapter(base: str) -> dict[str, Any]:
         for _ in range(6):
             for role, times in seconds.items():
                 # 4-bit weights are at hand as in PPO's own sampling.
-                with backbone.role(role), backbone.dense(DEQUANTISED_BYTES):
+                with backbone.role(role), backbone.dequantised(DEQUANTISED_BYTES):
                     started = time.perf_counter()
                     generate_ids(backbone, encoded, max_new_tokens=32)
                     times.append(time.perf_counter() - started)

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.backbone.memory import STAGES, Plan, Shape, estimate
+from lorarlhf.backbone.memory import Plan, estimate
+from lorarlhf.backbone.shape import Shape
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "presets"
 CARDS = (8, 12, 16, 24)  # gigabytes of 2^30 bytes, as cards are sold
@@ -22,6 +23,7 @@ USABLE = 0.92  # of a card: the rest is the desktop's, the driver's and what sta
 GB = 1e9
 LENGTHS = (1024, 512, 256)  # tokens of prompt and answer together, half of them each
 MICRO = (8, 4, 2, 1)
+STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
 
 # Sizes from the config.json of each base on the hub, all of them under the Apache licence.
 BASES: dict[str, tuple[str, Shape]] = {

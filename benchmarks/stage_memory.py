@@ -21,7 +21,7 @@ from typing import Any
 
 from _memory import environment, forget_peak, has_card, held_mb, interpreter_mb, peak_mb
 
-from lorarlhf.backbone.memory import STAGES, Plan, estimate
+from lorarlhf.backbone.memory import Plan, estimate
 
 RANDOM: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
@@ -30,6 +30,7 @@ RANDOM: dict[str, dict[str, int]] = {
     | {"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128},
 }
 ROWS = 16
+STAGES = ("sft", "reward", "dpo", "orpo", "ppo")  # those that `run_stage` can run
 
 
 def main() -> None:
@@ -100,7 +101,7 @@ def estimated(
 ) -> dict[str, Any]:
     """What the estimate says of the whole process, and by how much it is off."""
     from lorarlhf.backbone.limits import count_adapter_layers
-    from lorarlhf.backbone.memory import read_shape
+    from lorarlhf.backbone.shape import read_shape
 
     shape = read_shape(base)
     plan = Plan(

@@ -22,7 +22,7 @@ from lorarlhf.data.readers import as_conversation, bundled, read_demonstrations,
 from lorarlhf.runtime.errors import exit_on_user_error
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
-from lorarlhf.runtime.run_folder import set_aside
+from lorarlhf.runtime.run_folder import archive_earlier_run
 from lorarlhf.stages.sft import SFTSettings
 
 BASE = "smollm2-135m"  # or a folder, or a Hugging Face id
@@ -55,7 +55,7 @@ def main() -> None:
     settings = SFTSettings(
         epochs=1 if args.quick else EPOCHS, learning_rate=LEARNING_RATE, batch_size=BATCH_SIZE
     )
-    set_aside(folder)
+    archive_earlier_run(folder)
     run = Run(folder, "sft", {"data": str(DATA), "seed": SEED, **vars(settings)})
     run.base(backbone)
     summary = run.finish("done", train_sft(backbone, rows, run, settings))

@@ -27,7 +27,7 @@ from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
 from lorarlhf.runtime.errors import exit_on_user_error
 from lorarlhf.runtime.files import write_json, write_jsonl
 from lorarlhf.runtime.run import Run
-from lorarlhf.runtime.run_folder import set_aside
+from lorarlhf.runtime.run_folder import archive_earlier_run
 from lorarlhf.stages.reward_model import RewardSettings
 
 BASE = "smollm2-135m"
@@ -58,7 +58,7 @@ def main() -> None:
             print(f"There is no {supervised}, so the untuned base answers.")
         votes = simulated_votes(backbone, args.quick)
 
-    set_aside(folder)
+    archive_earlier_run(folder)
     run = Run(folder, "reward", {"rater": RATER, "noise": NOISE, "seed": SEED})
     run.base(backbone)
     write_jsonl(folder / "preferences.jsonl", votes)

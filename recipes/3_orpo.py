@@ -25,7 +25,7 @@ from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runtime.errors import exit_on_user_error
 from lorarlhf.runtime.files import write_json, write_jsonl
 from lorarlhf.runtime.run import Run
-from lorarlhf.runtime.run_folder import set_aside
+from lorarlhf.runtime.run_folder import archive_earlier_run
 from lorarlhf.stages.dpo_orpo import DirectSettings
 
 BASE = "smollm2-135m"
@@ -68,7 +68,7 @@ def main() -> None:
         learning_rate=LEARNING_RATE,
         batch_size=BATCH_SIZE,
     )
-    set_aside(folder)
+    archive_earlier_run(folder)
     run = Run(folder, METHOD, {"seed": SEED, **vars(settings)})
     run.base(backbone)
     trained = train_direct(backbone, votes, run, METHOD, settings)

@@ -28,7 +28,7 @@ from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runtime.errors import exit_on_user_error
 from lorarlhf.runtime.files import write_json, write_jsonl
 from lorarlhf.runtime.run import Run
-from lorarlhf.runtime.run_folder import set_aside
+from lorarlhf.runtime.run_folder import archive_earlier_run
 from lorarlhf.stages.callbacks import RunCallback
 
 BASE = "smollm2-135m"
@@ -71,7 +71,7 @@ def main() -> None:
         "value_learning_rate": LEARNING_RATE,
         "kl_coef": KL_COEF,
     }
-    set_aside(folder)
+    archive_earlier_run(folder)
     run = Run(folder, "ppo", {"seed": SEED, **settings})
     run.base(backbone)
     rows = [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(PROMPTS)]

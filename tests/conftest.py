@@ -59,7 +59,7 @@ def randomise() -> Callable[..., None]:
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
         if role in backbone.heads:
             head = backbone.heads[role]
-            head.whole_weight = torch.randn(head.whole_weight.shape, generator=generator) * std
+            head.full_weight = torch.randn(head.full_weight.shape, generator=generator) * std
 
     return fill
 

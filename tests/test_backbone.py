@@ -194,19 +194,19 @@ def test_a_chat_template_can_be_named(tiny_base: Path, tmp_path: Path) -> None:
 
 
 def test_the_lm_head_and_the_cap_on_logits(tiny: Backbone) -> None:
-    weight, cap = tiny.lm_head
+    weight, cap = tiny.lm_head.weight, tiny.lm_head.softcap
     assert (tuple(weight.shape), cap) == ((len(tiny.tokenizer), tiny.hidden_size), None)
     assert not weight.requires_grad
     tiny.causal.config.final_logit_softcapping = 30.0
-    assert tiny.lm_head[1] == 30.0
+    assert tiny.lm_head.softcap == 30.0
 
 
 def test_bytes_leave_adapters_out(tiny: Backbone) -> None:
-    before = tiny.bytes()
+    before = tiny.footprint.bytes()
     plain = AutoModelForCausalLM.from_pretrained(tiny.base_path, dtype=torch.float32)
     assert before == sum(p.numel() * 4 for p in plain.parameters())
     tiny.add_role("reward")
-    assert tiny.bytes() == before
+    assert tiny.footprint.bytes() == before
 
 
 # ---- the real small base
@@ -216,8 +216,8 @@ def test_bytes_leave_adapters_out(tiny: Backbone) -> None:
 def test_the_small_base(small_base: Backbone) -> None:
     assert (small_base.bits, small_base.adapter_layers, small_base.split) == (4, 15, 15)
     assert small_base.forward.keeps_trunk
-    assert small_base.copies() == 1
-    assert small_base.bytes() < 120e6
+    assert small_base.footprint.copies() == 1
+    assert small_base.footprint.bytes() < 120e6
     assert small_base.tokenizer.decode(small_base.stop_ids) == "<|im_end|>"
     assert small_base.pad_id not in small_base.stop_ids
     question = [{"role": "user", "content": "What is the capital of France?"}]

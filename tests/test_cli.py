@@ -19,7 +19,7 @@ from lorarlhf.cli.main import explain, main
 from lorarlhf.cli.parser import SUMMARIES, build_parser
 from lorarlhf.cli.result import Result
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import finite
+from lorarlhf.runtime.files import replace_nonfinite
 
 COMMAND = [sys.executable, "-m", "lorarlhf.cli"]
 
@@ -321,4 +321,4 @@ def test_memory_errors_of_a_card_are_told_as_such() -> None:
 
 def test_finite_keeps_what_json_knows() -> None:
     data = {"a": (1.5, None, "x"), "b": [float("-inf")]}
-    assert finite(data) == {"a": [1.5, None, "x"], "b": [None]}
+    assert replace_nonfinite(data) == {"a": [1.5, None, "x"], "b": [None]}

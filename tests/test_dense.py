@@ -9,10 +9,10 @@ import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.kernels import dequantised as dense
-from lorarlhf.backbone.kernels.dequantised import KEPT, Kept
+from lorarlhf.backbone.kernels.dequantised import CACHED, DequantisedLinear
 
 PLENTY = 1 << 30
-PLAIN = {True: "forth", False: "dense"}
+PLAIN = {True: "packed_forward", False: "dequantised"}
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -25,11 +25,11 @@ def backbone(
 
 
 def kept(backbone: Backbone) -> list[Any]:
-    return [module for module in backbone.model.modules() if isinstance(module, Kept)]
+    return [module for module in backbone.model.modules() if isinstance(module, DequantisedLinear)]
 
 
 def four_bit(layer: Any) -> list[Any]:
-    names = ("Linear4bit", "KeptLinear4bit")
+    names = ("Linear4bit", "DequantisedLinear4bit")
     return [module for module in layer.modules() if type(module).__name__ in names]
 
 
@@ -54,12 +54,14 @@ def states_and_gradients(backbone: Backbone) -> Iterator[torch.Tensor]:
 @pytest.mark.parametrize("backward", [False, True])
 def test_no_number_changes(backbone: Backbone, backward: bool) -> None:
     wanted = list(states_and_gradients(backbone))
-    with backbone.dense(PLENTY, backward=backward):
+    with backbone.dequantised(PLENTY, backward=backward):
         assert len(kept(backbone)) == len(four_bit(backbone.decoder))
-        names = {name for module in kept(backbone) for name in module.__dict__} & set(KEPT)
-        packs = "forth" in names
+        names = {name for module in kept(backbone) for name in module.__dict__} & set(CACHED)
+        packs = "packed_forward" in names
         assert packs == dense._packs(backbone.compute_dtype)
-        assert names == ({"forth", "back"} if packs and backward else {PLAIN[packs]})
+        assert names == (
+            {"packed_forward", "packed_backward"} if packs and backward else {PLAIN[packs]}
+        )
         ours = list(states_and_gradients(backbone))
     for mine, theirs in zip(ours, wanted, strict=True):
         if packs:  # oneDNN adds up in an order of its own choice
@@ -74,8 +76,8 @@ def test_where_nothing_packs_no_number_changes(
 ) -> None:
     monkeypatch.setattr(dense, "_packs", lambda dtype: False)
     wanted = list(states_and_gradients(backbone))
-    with backbone.dense(PLENTY, backward=True):
-        assert all("dense" in module.__dict__ for module in kept(backbone))
+    with backbone.dequantised(PLENTY, backward=True):
+        assert all("dequantised" in module.__dict__ for module in kept(backbone))
         ours = list(states_and_gradients(backbone))
     assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
 
@@ -85,24 +87,24 @@ def test_everything_is_as_it_was_afterwards(backbone: Backbone) -> None:
     upper = len(backbone.decoder.layers) - 1
     with (
         pytest.raises(ZeroDivisionError),
-        backbone.dense(PLENTY, upper, backward=True),
-        backbone.dense(PLENTY),
+        backbone.dequantised(PLENTY, upper, backward=True),
+        backbone.dequantised(PLENTY),
     ):
         assert len(kept(backbone)) == len(four_bit(backbone.decoder))
         raise ZeroDivisionError
     assert {name: type(module) for name, module in backbone.model.named_modules()} == before
     names = {name for module in backbone.model.modules() for name in module.__dict__}
-    assert not set(KEPT) & names
+    assert not set(CACHED) & names
 
 
 def test_an_inner_one_leaves_what_an_outer_one_keeps(backbone: Backbone) -> None:
     upper = len(backbone.decoder.layers) - 1
-    with backbone.dense(PLENTY, upper, backward=True):
+    with backbone.dequantised(PLENTY, upper, backward=True):
         outer = kept(backbone)
-        with backbone.dense(PLENTY):
+        with backbone.dequantised(PLENTY):
             assert len(kept(backbone)) > len(outer)
         assert kept(backbone) == outer
-        assert all(set(KEPT) & set(module.__dict__) for module in outer)
+        assert all(set(CACHED) & set(module.__dict__) for module in outer)
 
 
 def test_as_many_of_the_last_layers_as_there_is_room_for(backbone: Backbone) -> None:
@@ -114,14 +116,14 @@ def test_as_many_of_the_last_layers_as_there_is_room_for(backbone: Backbone) -> 
         *((room, 2, False), (room - 1, 1, False), (0, 0, False)),
         *((both, 2, True), (both - 1, 1, True)),
     ):
-        with backbone.dense(given, backward=backward):
+        with backbone.dequantised(given, backward=backward):
             wanted = [x for layer in layers[len(layers) - count :] for x in four_bit(layer)]
             assert kept(backbone) == wanted
-    with backbone.dense(PLENTY, len(layers) - 1):
+    with backbone.dequantised(PLENTY, len(layers) - 1):
         assert kept(backbone) == four_bit(layers[-1])
 
 
 def test_other_precisions_have_nothing_to_keep(tiny_base: Path) -> None:
     backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32")
-    with backbone.dense(PLENTY):
+    with backbone.dequantised(PLENTY):
         assert not kept(backbone)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.backbone.memory import Plan, Shape, adapter_bytes, base_bytes, estimate
+from lorarlhf.backbone.memory import Plan, adapter_bytes, base_bytes, estimate
+from lorarlhf.backbone.shape import Shape
 from lorarlhf.cli.parser import SUMMARIES, build_parser
 from lorarlhf.data.readers import read_demonstrations, read_preferences, read_prompts
 from lorarlhf.rewards.raters import RATERS

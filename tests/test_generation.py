@@ -8,7 +8,14 @@ import torch
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.generation import completion, encode_prompts, generate, generate_ids, stream
+from lorarlhf.backbone.generation import (
+    completion,
+    encode_prompts,
+    generate,
+    generate_encoded,
+    generate_ids,
+    stream,
+)
 from lorarlhf.backbone.sampler import pad_left
 from lorarlhf.runtime.errors import UserError
 
@@ -49,7 +56,7 @@ def test_greedy_takes_the_likeliest_token(endless: Backbone) -> None:
     (new,) = generate_ids(endless, [row], max_new_tokens=5, temperature=0)
     ids = torch.tensor([row + new])
     with torch.no_grad():
-        logits = endless.forward.hidden(ids, torch.ones_like(ids)) @ endless.lm_head[0].T
+        logits = endless.forward.hidden(ids, torch.ones_like(ids)) @ endless.lm_head.weight.T
     assert new == logits[0, len(row) - 1 : -1].argmax(dim=1).tolist()
 
 
@@ -75,7 +82,7 @@ def test_samples_follow_the_softmax(endless: Backbone) -> None:
     with torch.no_grad():
         ids = torch.tensor([row])
         hidden = endless.forward.hidden(ids, torch.ones_like(ids))[0, -1]
-    probabilities = (endless.lm_head[0] @ hidden / temperature).softmax(dim=0)
+    probabilities = (endless.lm_head.weight @ hidden / temperature).softmax(dim=0)
     new = generate_ids(endless, [row] * count, max_new_tokens=1, temperature=temperature)
     order = probabilities.argsort(descending=True).tolist()
     rank = {token: place for place, token in enumerate(order)}
@@ -106,7 +113,9 @@ def test_the_bases_generation_config_does_not_leak(tiny: Backbone) -> None:
 def test_answers_come_in_the_order_of_their_prompts(endless: Backbone) -> None:
     done: list[int] = []
     settings: dict[str, Any] = {"temperature": 0, "max_new_tokens": 6}
-    batched = generate(endless, PROMPTS, batch_size=2, progress=done.append, **settings)
+    encoded = encode_prompts(endless, PROMPTS, 1024)
+    with endless.role("policy"):
+        batched = generate_encoded(endless, encoded, batch_size=2, progress=done.append, **settings)
     assert done == [2, 4]
     for prompt, answer in zip(PROMPTS, batched, strict=True):
         assert answer.ids == generate(endless, [prompt], **settings)[0].ids
@@ -164,9 +173,9 @@ def test_prompts_that_are_too_long_are_counted_and_named(tiny: Backbone) -> None
 def test_conversations_without_a_chat_template_are_refused(tiny: Backbone) -> None:
     tiny.tokenizer.chat_template = None
     assert len(generate(tiny, ["plain text is fine"], max_new_tokens=2)) == 1
-    with pytest.raises(UserError, match="brings no chat template.*chat_template=FILE"):
+    with pytest.raises(UserError, match="has no chat template.*chat_template=FILE"):
         generate(tiny, PROMPTS, max_new_tokens=2)
-    with pytest.raises(UserError, match="brings no chat template"):
+    with pytest.raises(UserError, match="has no chat template"):
         next(stream(tiny, PROMPTS[3]))
 
 

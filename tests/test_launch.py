@@ -200,7 +200,7 @@ def test_the_first_process_fetches_then_one_on_each_machine(
         monkeypatch.setenv(name, value)
     done: list[str] = []
     monkeypatch.setattr(group, "wait", lambda: done.append("wait"))
-    group.main_makes_first(lambda: done.append("make"))
+    group.main_process_first(lambda: done.append("make"))
     assert " ".join(done) == wanted
 
 

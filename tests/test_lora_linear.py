@@ -1,6 +1,7 @@
 """The fused LoRA layer gives PEFT's own numbers and gradients, or leaves the work to PEFT."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.kernels.lora_linear import Fused
+from lorarlhf.backbone.kernels.lora_linear import Fused, cast_adapters
 
 BITS = {4: "float32", 16: "float32", 8: "float32"}
 
@@ -24,6 +25,10 @@ def backbone(
     for seed, role in enumerate(("policy", "value")):
         randomise(backbone, role, seed=seed)
     return backbone
+
+
+def cast(backbone: Backbone) -> AbstractContextManager[None]:
+    return cast_adapters(roles.lora_layers(backbone.model), backbone.compute_dtype)
 
 
 def peft_only(backbone: Backbone) -> None:
@@ -114,7 +119,7 @@ def test_dropout_and_several_adapters_are_left_to_peft(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_ready_adapters_give_the_same_states(
+def test_cast_adapters_give_the_same_states(
     tiny_base: Path, randomise: Callable[..., None], dtype: str
 ) -> None:
     backbone = Backbone.load(str(tiny_base), bits=4, compute_dtype=dtype, lora_rank=4)
@@ -132,17 +137,17 @@ def test_ready_adapters_give_the_same_states(
         return found
 
     wanted = states()
-    with backbone.role("policy"), backbone.ready():
-        ours = states()  # another role than the one that is ready, too
+    with backbone.role("policy"), cast(backbone):
+        ours = states()  # another role than the one that is cast, too
     for mine, theirs in zip(ours, wanted, strict=True):
         assert torch.equal(mine, theirs)  # the scaling is 2: nothing is rounded otherwise
-    assert not any("ready" in module.__dict__ for module in backbone.model.modules())
+    assert not any("cast" in module.__dict__ for module in backbone.model.modules())
 
 
-def test_what_is_ready_goes_with_an_error(tiny_base: Path) -> None:
+def test_cast_weights_go_with_an_error(tiny_base: Path) -> None:
     backbone = Backbone.load(str(tiny_base), bits=4, lora_rank=4)
     layers: list[Any] = roles.lora_layers(backbone.model)
-    with pytest.raises(ZeroDivisionError), backbone.role("policy"), backbone.ready():
-        assert all("ready" in layer.__dict__ for layer in layers)
+    with pytest.raises(ZeroDivisionError), backbone.role("policy"), cast(backbone):
+        assert all("cast" in layer.__dict__ for layer in layers)
         raise ZeroDivisionError
-    assert not any("ready" in layer.__dict__ for layer in layers)
+    assert not any("cast" in layer.__dict__ for layer in layers)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lorarlhf.backbone import trunk
-from lorarlhf.backbone.kernels.norms import OneStep, fuse_norms
+from lorarlhf.backbone.kernels.norms import FusedNorm, fuse_norms
 
 OWN = ("gemma2", "gemma3_text")  # their norms add 1 to the weight
 
@@ -23,7 +23,7 @@ def test_states_and_gradients_are_the_familys(family: str) -> None:
     fused = copy.deepcopy(own)
     fuse_norms(fused)
     norms = [module for module in fused.modules() if "RMSNorm" in type(module).__name__]
-    assert {isinstance(norm, OneStep) for norm in norms} == {family not in OWN}
+    assert {isinstance(norm, FusedNorm) for norm in norms} == {family not in OWN}
     found = []
     for model in (own, fused):
         ids = torch.arange(24).view(2, 12)
@@ -48,7 +48,7 @@ def test_gradients_against_float64(kept: torch.dtype) -> None:
     norm.weight.data.uniform_(0.5, 1.5)
     norm.to(kept)
     fuse_norms(norm)
-    assert isinstance(norm, OneStep)
+    assert isinstance(norm, FusedNorm)
     x = torch.randn(3, 5, 48).to(kept).requires_grad_()
     above = torch.randn(3, 5, 48).to(kept)
     norm(x).backward(above)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorarlhf.backbone import trunk
 from lorarlhf.backbone.kernels import attention
-from lorarlhf.backbone.kernels.packing import Pack, common_beginning
+from lorarlhf.backbone.kernels.packing import Pack, common_prefix
 
 CPU = torch.device("cpu")
 BEGIN = [5, 6, 7, 8, 9]
@@ -42,7 +42,7 @@ def run(model: Any, inputs: trunk.Inputs, rows: Any) -> tuple[torch.Tensor, list
 
 
 def test_a_pack_by_hand() -> None:
-    pack = Pack.of([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6, 7, 8]], CPU, most_shared=4)
+    pack = Pack.of([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6, 7, 8]], CPU, max_shared=4)
     assert (pack.shared, pack.lengths) == (4, [1, 3])
     assert pack.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
     assert pack.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5, 6]]
@@ -56,7 +56,7 @@ def test_a_pack_by_hand() -> None:
     ("most", "shared"), [(0, 0), (3, 0), (4, 4), (5, 5), (9, 5)], ids=lambda n: str(n)
 )
 def test_short_beginnings_are_not_shared(most: int, shared: int) -> None:
-    assert common_beginning(SEQUENCES, most) == shared
+    assert common_prefix(SEQUENCES, most) == shared
     assert Pack.of(SEQUENCES, CPU, most).shared == shared
     assert Pack.of(SEQUENCES[:1], CPU, most).shared == 0  # nobody to share it with
 

@@ -58,7 +58,7 @@ def plain(
     ids, mask = (x.flip(1).contiguous() for x in batch(backbone, LENGTHS, seed=3))
     with torch.no_grad():
         with backbone.role("policy"):
-            logits = backbone.forward.hidden(ids, mask) @ backbone.lm_head[0].T
+            logits = backbone.forward.hidden(ids, mask) @ backbone.lm_head.weight.T
         with backbone.role("reward"):
             scores = backbone.heads["reward"].pool(backbone.forward.hidden(ids, mask), mask)
     arguments = [str(tiny_base)]

@@ -287,7 +287,7 @@ def test_a_torn_checkpoint_is_passed_over(
         victim.unlink()
     else:
         victim.write_bytes(content if harm == "flip" else content[: len(content) // 2])
-    assert checkpoints.newest_whole(newest.parent) == newest.with_name("checkpoint-2")
+    assert checkpoints.newest_intact(newest.parent) == newest.with_name("checkpoint-2")
     second = make(load(tiny_base), folder="torn", updates=4, **settings)
     second.train(resume_from_checkpoint=True)
     assert f"The checkpoint {newest} is passed over" in capsys.readouterr().err

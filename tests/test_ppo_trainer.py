@@ -80,7 +80,7 @@ def make(tmp_path: Path) -> Make:
 def weights(backbone: Backbone, role: str) -> torch.Tensor:
     parts = [p.detach().flatten() for p in backbone.parameters_of(role)]
     if role in backbone.heads:
-        parts.append(backbone.heads[role].whole_weight)
+        parts.append(backbone.heads[role].full_weight)
     return torch.cat(parts).clone()
 
 
@@ -324,7 +324,7 @@ def test_without_a_kept_trunk_the_numbers_are_the_same(
         randomise(backbone, "reward", seed=1)
         head = backbone.heads["reward"]
         final = torch.linspace(-1, 1, backbone.hidden_size)
-        head.whole_weight = torch.cat([0 * final, final])[-len(head.whole_weight) :]
+        head.full_weight = torch.cat([0 * final, final])[-len(head.full_weight) :]
         assert (head.trunk_weight is not None) == keeps
         trainer = make(backbone, reward_funcs=None, adam_epsilon=1e-3, folder=f"trunk-{keeps}")
         torch.manual_seed(0)

@@ -13,7 +13,8 @@ import on_gpu  # noqa: E402
 import presets  # noqa: E402
 from tiny import write_base  # noqa: E402
 
-from lorarlhf.backbone.memory import Shape, estimate  # noqa: E402
+from lorarlhf.backbone.memory import estimate  # noqa: E402
+from lorarlhf.backbone.shape import Shape  # noqa: E402
 from lorarlhf.project.settings import resolve  # noqa: E402
 from lorarlhf.runtime.errors import UserError  # noqa: E402
 from lorarlhf.stages.table import STAGES  # noqa: E402
@@ -124,7 +125,7 @@ def test_what_was_measured_stands_in_the_table(
         if line.startswith("| 8 GB | Qwen/Qwen2.5-1.5B")
     ]
     cells = [cell.strip() for cell in line.split("|")]
-    assert cells[5] == "4.4" and cells.count("-") == len(STAGES) - 1
+    assert cells[5] == "4.4" and cells.count("-") == len(presets.STAGES) - 1
     on_gpu.keep("8gb-1.5b", [{"name": "x", "stage": "ppo", "measured": 5e9, "failed": False}])
     assert json.loads((tmp_path / "measured.json").read_text())["8gb-1.5b"]["sft"] == 4.36
 

@@ -196,7 +196,7 @@ def test_the_value_starts_with_the_normalised_score(
 ) -> None:
     four.add_role("reward", pooling=pooling)
     randomise(four, "reward", seed=3)
-    four.heads["reward"].whole_weight = torch.randn(len(four.heads["reward"].whole_weight))
+    four.heads["reward"].full_weight = torch.randn(len(four.heads["reward"].full_weight))
     four.heads["reward"].bias.data.fill_(0.3)
     four.heads["reward"].score_mean.fill_(0.7)
     four.heads["reward"].score_std.fill_(2.5)
@@ -260,7 +260,7 @@ def test_pooling_by_hand() -> None:
 
 def test_a_head_on_the_trunk_by_hand() -> None:
     head = roles.ScalarHead(2, "mean", reads_trunk=True)
-    head.whole_weight = torch.tensor([1.0, 2.0, 10.0, 100.0])
+    head.full_weight = torch.tensor([1.0, 2.0, 10.0, 100.0])
     head.bias.data.fill_(0.5)
     trunk = torch.tensor([[[3.0, 4.0], [0.0, -7.0]]])
     hidden = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
@@ -272,7 +272,7 @@ def test_a_head_on_the_trunk_by_hand() -> None:
     with pytest.raises(ValueError, match="hand it over"):
         head(hidden)
     with pytest.raises(ValueError, match="4 weights are wanted, not 2"):
-        head.whole_weight = torch.zeros(2)
+        head.full_weight = torch.zeros(2)
 
 
 def test_unknown_pooling_is_refused() -> None:

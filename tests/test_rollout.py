@@ -220,7 +220,7 @@ def test_a_rollout_holds_what_each_role_says(four: Backbone, tmp_path: Path) -> 
                 with four.role(role):
                     hidden = four.forward.hidden(ids, torch.ones_like(ids))[0, -n - 1 : -1]
                 logprobs, _ = objective.token_logprobs(
-                    hidden, four.lm_head[0], torch.tensor(answer.ids)
+                    hidden, four.lm_head.weight, torch.tensor(answer.ids)
                 )
                 torch.testing.assert_close(table[row, :n], logprobs, rtol=1e-4, atol=1e-4)
             with four.role("value"):

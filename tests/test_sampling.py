@@ -10,7 +10,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.limits import PROBABILITIES
+from lorarlhf.backbone.limits import SOFTMAX_ENTRIES
 from lorarlhf.backbone.sampler import RoomyLayer, Sampler, pick, row_seeds
 
 BEGIN = [40, 41, 42, 43, 44, 45]
@@ -40,7 +40,7 @@ def test_many_rows_are_picked_as_each_alone() -> None:
     """More entries than are turned into probabilities at once, the last rows fewer."""
     logits = torch.randn(45, 50_000, generator=torch.Generator().manual_seed(0))
     draws = torch.rand(45, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert logits.numel() > 2 * PROBABILITIES["cpu"]
+    assert logits.numel() > 2 * SOFTMAX_ENTRIES["cpu"]
     alone = [pick(logits[i : i + 1], draws[i : i + 1], 0.7).item() for i in range(45)]
     assert pick(logits, draws, 0.7).tolist() == alone
     assert pick(logits[:0], draws[:0], 0.7).tolist() == []

@@ -260,7 +260,7 @@ def test_plain_rows_become_conversations(tiny: Backbone) -> None:
 
 def test_without_a_chat_template_plain_texts_still_train(tiny: Backbone, tmp_path: Path) -> None:
     tiny.tokenizer.chat_template = None
-    with pytest.raises(UserError, match="brings no chat template"):
+    with pytest.raises(UserError, match="has no chat template"):
         train("sft", tiny, Run(tmp_path / "a", "sft", {}))
     summary = train("sft", tiny, Run(tmp_path / "b", "sft", {}), plain=True)
     assert summary["loss_last"] < summary["loss_first"]

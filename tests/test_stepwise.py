@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lorarlhf import Backbone
-from lorarlhf.backbone.generation import Sampling, encode_prompts, generate_ids
+from lorarlhf.backbone.generation import StepwiseSampling, encode_prompts, generate_ids
 
 PROMPT = [{"role": "user", "content": "Name three quiet hobbies."}]
 SEEDS = [3, 8, 11, 20]
 
 
-def run(sampling: Sampling) -> list[list[int]]:
+def run(sampling: StepwiseSampling) -> list[list[int]]:
     while not sampling.done:
         sampling.step()
     return sampling.ids
@@ -37,7 +37,7 @@ def test_steps_equal_one_pass(backbone: Backbone, role: str, temperature: float)
     with backbone.role(role):
         seeds = SEEDS if temperature else None
         whole = generate_ids(backbone, ids * len(SEEDS), seeds=seeds, **kind)
-    sampling = Sampling(backbone, PROMPT, role=role, seeds=SEEDS, **kind)
+    sampling = StepwiseSampling(backbone, PROMPT, role=role, seeds=SEEDS, **kind)
     assert run(sampling) == whole
     assert sampling.ended() == [row[-1] in backbone.stop_ids for row in whole]
     if temperature == 1.7:
@@ -45,8 +45,8 @@ def test_steps_equal_one_pass(backbone: Backbone, role: str, temperature: float)
 
 
 def test_roles_take_turns_without_mixing(backbone: Backbone) -> None:
-    def sampling(role: str) -> Sampling:
-        return Sampling(
+    def sampling(role: str) -> StepwiseSampling:
+        return StepwiseSampling(
             backbone, PROMPT, role=role, seeds=SEEDS[:2], max_new_tokens=12, temperature=1.0
         )
 
@@ -62,7 +62,7 @@ def test_roles_take_turns_without_mixing(backbone: Backbone) -> None:
 def test_an_answer_can_be_left_in_the_middle(
     backbone: Backbone, make_rows_end: Callable[[Backbone, int], None]
 ) -> None:
-    sampling = Sampling(
+    sampling = StepwiseSampling(
         backbone, PROMPT, role="policy", seeds=SEEDS, max_new_tokens=40, temperature=1.0
     )
     for _ in range(5):
@@ -70,7 +70,7 @@ def test_an_answer_can_be_left_in_the_middle(
     assert [len(ids) for ids in sampling.ids] <= [5] * 4 and not sampling.done
     before = sampling.texts()
     make_rows_end(backbone, sampling.ids[1][2])
-    rest = Sampling(
+    rest = StepwiseSampling(
         backbone, PROMPT, role="policy", seeds=SEEDS, max_new_tokens=40, temperature=1.0
     )
     assert len(run(rest)[1]) == 3 and rest.ended()[1]

@@ -24,7 +24,7 @@ def saved(tiny: Backbone, randomise: Callable[..., None], tmp_path: Path) -> dic
     folders = {}
     for seed, role in enumerate(roles.ROLES):
         randomise(tiny, role, seed=seed)
-    tiny.heads["value"].whole_weight = torch.randn(2 * tiny.hidden_size)
+    tiny.heads["value"].full_weight = torch.randn(2 * tiny.hidden_size)
     tiny.heads["reward"].score_mean.fill_(0.25)
     tiny.heads["reward"].score_std.fill_(3.5)
     for role in roles.ROLES:

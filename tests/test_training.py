@@ -231,14 +231,14 @@ def test_rewind_drops_what_came_after_the_last_checkpoint(tmp_path: Path) -> Non
     rows = [{"step": step} for step in (1, 2, 3)] + [{"stage": "reward", "step": 9}]
     lines = [json.dumps(row) for row in rows]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "torn']))
-    folders.rewind(tmp_path)
+    folders.drop_later_rows(tmp_path)
     assert rows_of(tmp_path / "metrics.jsonl") == [rows[0], rows[1], rows[3]]
 
 
 def test_set_aside_leaves_a_folder_without_results_alone(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")  # of a run that failed before its first step
-    folders.set_aside(tmp_path)
-    folders.set_aside(tmp_path / "none")
+    folders.archive_earlier_run(tmp_path)
+    folders.archive_earlier_run(tmp_path / "none")
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
 
 
@@ -312,7 +312,7 @@ def test_the_second_ctrl_c_stops_at_once() -> None:
 
     with StopAfterUpdate() as stopper:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stopper.asked
+        assert stopper.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
@@ -330,7 +330,7 @@ def test_under_a_launcher_the_notice_says_when_it_kills(
     with StopAfterUpdate() as stopper:
         os.kill(os.getpid(), signal.SIGINT)
     error = capfd.readouterr().err
-    assert stopper.asked and "Stopping after this update" in error
+    assert stopper.requested and "Stopping after this update" in error
     assert ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in error) == launched
 
 

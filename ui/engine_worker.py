@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lorarlhf.backbone.base import Backbone
-    from lorarlhf.backbone.generation import Sampling
+    from lorarlhf.backbone.generation import StepwiseSampling
 
 BASE = "base"
 SLOTS = ("policy", "reference")
@@ -249,8 +249,8 @@ class Worker:
 
     def _about_of(self, value: Ask) -> Ask:
         return {
-            "copies": self.backbone.copies(),
-            "bytes": self.backbone.bytes(),
+            "copies": self.backbone.footprint.copies(),
+            "bytes": self.backbone.footprint.bytes(),
             "pid": os.getpid(),
         }
 
@@ -267,19 +267,19 @@ class Answers:
         self.wants_features: bool = ask["features"]
         self.sampling: Ask = {name: ask[name] for name in ("max_new_tokens", "temperature")}
         self.reported = 0.0
-        self.samplings: list[Sampling] = []
+        self.samplings: list[StepwiseSampling] = []
         self._places: list[list[int]] = []
 
     def begin(
         self, backbone: "Backbone", roles: dict[str, str], prompt: Any, max_prompt_tokens: int
     ) -> None:
         """Start sampling: answers of one model share a batch."""
-        from lorarlhf.backbone.generation import Sampling
+        from lorarlhf.backbone.generation import StepwiseSampling
 
         models = list(dict.fromkeys(self.models))
         self._places = [[n for n, m in enumerate(self.models) if m == model] for model in models]
         self.samplings = [
-            Sampling(
+            StepwiseSampling(
                 backbone,
                 prompt,
                 role=roles[model],

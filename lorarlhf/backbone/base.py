@@ -1,7 +1,5 @@
 """`Backbone`: one base model, loaded once in 4, 8 or 16 bit, with the roles that share it."""
 
-import gc
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,30 +12,38 @@ from torch import nn
 from lorarlhf.backbone import roles, storage, trunk
 from lorarlhf.backbone.base_files import BaseFiles, open_base
 from lorarlhf.backbone.devices import give_back_memory
+from lorarlhf.backbone.footprint import Footprint
 from lorarlhf.backbone.forward import Forward
 from lorarlhf.backbone.kernels.dequantised import keep_dequantised
-from lorarlhf.backbone.kernels.lora_linear import fuse_lora, ready_adapters
+from lorarlhf.backbone.kernels.lora_linear import fuse_lora
 from lorarlhf.backbone.limits import count_adapter_layers
+from lorarlhf.backbone.lm_head import LMHead
 from lorarlhf.backbone.loading import load_model
-from lorarlhf.backbone.structure import contiguous, decoder_of, layers_of, never_repack
+from lorarlhf.backbone.structure import decoder_of, layers_of, make_contiguous, never_repack
 from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder
 from lorarlhf.runtime import distributed
-from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.quiet import hide_library_bars
 
 
 class Backbone:
     """One base model in memory, shared by the roles `policy`, `reference`, `reward`, `value`.
 
-    Make one with `Backbone.load`. The shapes below: B sequences, T tokens, H hidden size.
+    Create one with `Backbone.load`.
 
     Attributes:
-        model: the PEFT model over the causal language model.
-        tokenizer: padded left, with a padding token other than the stop token where there is one.
+        model: the PEFT model around the causal language model.
+        causal: the causal language model under the adapters.
+        decoder: its layers without the LM head.
+        lm_head: the LM head's weight and cap on logits.
+        hidden_size: H, the size of a hidden state.
+        tokenizer: pads on the left, with a padding token other than the stop token if possible.
         base: the name given to `load`; base_path: the folder or id that was loaded.
-        bits, adapter_layers, split: precision; number of layers with adapters; first of them.
+        bits: precision of the base's weights.
+        adapter_layers: number of layers with adapters; split: index of the first of them.
         heads: the float32 scalar heads of `reward` and `value`.
-        passes: forwards through the layers; `passes.keeps_trunk`: is there a trunk to be kept.
+        forward: forwards through the layers; `forward.keeps_trunk` says whether the layers below
+            `split` can be run once and kept.
+        footprint: memory figures of the base's weights.
     """
 
     def __init__(self, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
@@ -59,10 +65,13 @@ class Backbone:
             settings["lora_dropout"],
         )
         never_repack(model)
-        model.get_output_embeddings().register_forward_pre_hook(contiguous)
+        model.get_output_embeddings().register_forward_pre_hook(make_contiguous)
         trunk.check_range(model, self.base)
         self.forward = Forward(model, self.split, self.device, self.compute_dtype)
-        self._base_shapes = Counter(_key(p) for p in model.parameters())
+        self.causal, self.decoder = model, decoder_of(model)
+        self.hidden_size: int = model.get_input_embeddings().weight.shape[1]
+        self.lm_head = LMHead(model, self.base)
+        self.footprint = Footprint(model)
         torch.manual_seed(settings["seed"])
         self.model: PeftModel = get_peft_model(model, self._config, ADAPTER_POLICY)
         if roles.adapts_below(self.model, self.split):
@@ -87,7 +96,7 @@ class Backbone:
         seed: int = 0,
         log: Callable[[str], None] = lambda text: None,
     ) -> "Backbone":
-        """Find, fetch where needed, and load a base, with a fresh policy adapter on it.
+        """Find, download if needed, and load a base, and put a fresh policy adapter on it.
 
         Args:
             base: `smollm2-135m`, a folder, or a Hugging Face id; or a base that was opened before,
@@ -95,15 +104,16 @@ class Backbone:
             bits: 4 (NF4 with double quantisation), 8, or 16 (no quantisation).
             adapter_layers: `upper-half`, `all`, or a number of layers counted from the top.
             lora_rank, lora_alpha, lora_dropout: LoRA's settings (arXiv 2106.09685).
-            device: `cuda`, `cpu` or `mps`; the best one that is there by default.
-            compute_dtype: `bfloat16`, `float16` or `float32`; what the device has by default.
-            chat_template: a Jinja file for bases that bring no chat template.
-            seed: of the adapters' first weights.
+            device: `cuda`, `cpu` or `mps`; the best available one by default.
+            compute_dtype: `bfloat16`, `float16` or `float32`; the fastest that the device supports
+                by default.
+            chat_template: a Jinja file for bases without a chat template.
+            seed: of the adapters' initial weights.
             log: called with one line before each slow step.
 
         Raises:
-            UserError: no such base, not a causal language model, no network, no disk space; it
-                overflows in float16.
+            UserError: no such base, not a causal language model, no network, no disk space, or
+                the base overflows in float16.
         """
         hide_library_bars()
         if isinstance(base, str):
@@ -129,11 +139,11 @@ class Backbone:
         }
         model = load_model(base.path, bits, base.device, base.dtype)
         backbone = cls(model, base.tokenizer, settings)
-        give_back_memory()  # what loading and quantising took besides
+        give_back_memory()  # temporary tensors of loading and quantising
         if backbone.split and not backbone.forward.keeps_trunk:
             log(
-                f"{base.name} is of a family whose lower layers can't be kept apart: each pass "
-                "runs all layers, which is slower, and a reward role reads the final states alone."
+                f"{base.name} is of a family whose lower layers can't be run separately: each pass "
+                "runs all layers, which is slower, and a reward role reads only the final states."
             )
         return backbone
 
@@ -151,11 +161,11 @@ class Backbone:
         pooling: str = "mean",
         own_adapter: bool = True,
     ) -> None:
-        """Add a role's adapter anew (an older one is dropped), fresh or as a copy of another's.
+        """Add a role's adapter, fresh or as a copy of another role's; an older one is replaced.
 
-        `reward` and `value` get a scalar head: a copy of the other's head where there is one, with
-        the score's normalisation folded in for the value; zeros otherwise. Without `own_adapter`
-        the role is that head alone, on the policy's states.
+        `reward` and `value` get a scalar head: a copy of the other's head if it exists, with the
+        normalisation of scores folded in, and zeros otherwise. Without `own_adapter` the role is
+        only that head, on the policy's states.
         """
         adapter = roles.ADAPTERS[role]
         if self.has(role) and role != "policy":
@@ -165,7 +175,7 @@ class Backbone:
         if role in roles.HEADED:
             if copy_of in self.heads:
                 pooling = self.heads[copy_of].pooling
-            reads_trunk = self.reads_trunk(pooling)
+            reads_trunk = roles.reads_trunk(pooling, self.forward.keeps_trunk)
             self.heads[role] = roles.ScalarHead(
                 self.hidden_size, pooling, reads_trunk=reads_trunk, device=self.device
             )
@@ -173,10 +183,6 @@ class Backbone:
             self._copy_weights(copy_of, role, own_adapter)
         self.float32_adapters()
         self.model.eval()  # PEFT leaves new layers in train mode
-
-    def reads_trunk(self, pooling: str) -> bool:
-        """Whether a head with this pooling reads the trunk: `last` is the shape others know."""
-        return pooling == "mean" and self.forward.keeps_trunk
 
     def _copy_weights(self, source: str, target: str, own_adapter: bool) -> None:
         if own_adapter:
@@ -186,17 +192,18 @@ class Backbone:
                 mine.data.copy_(other.data)
         if target in self.heads and source in self.heads:
             head, other_head = self.heads[target], self.heads[source]
-            head.whole_weight = other_head.whole_weight / other_head.score_std
+            head.full_weight = other_head.full_weight / other_head.score_std
             head.bias.data.copy_((other_head.bias - other_head.score_mean) / other_head.score_std)
 
     @contextmanager
     def role(self, name: str, *, train: bool = False, first: int = 0) -> Iterator[None]:
         """Switch to a role (or `base`: adapters off) for one forward, or forward and backward.
 
-        With `train` its layers from `first` on train.
-
-        The reference is its own adapter where SFT made one, the bare base otherwise; a value
+        The reference is its own adapter if SFT made one, and the bare base otherwise. A value
         without an adapter reads the policy's states.
+
+        Args:
+            train: whether the role's adapter trains, in its layers from `first` on.
         """
         with roles.switched(self.model, self._adapter_of(name), train=train, first=first):
             yield
@@ -209,35 +216,34 @@ class Backbone:
         return roles.ADAPTERS[name]
 
     def same_below(self, one: str, other: str, layer: int) -> bool:
-        """Whether two roles have the same weights below a layer, and so the same states there."""
+        """Whether two roles have the same weights, and so the same states, below a layer."""
         adapters = self._adapter_of(one), self._adapter_of(other)
         if adapters[0] is None:
             return adapters[1] is None or self.same_below(other, one, layer)
         return roles.same_below(self.model, adapters[0], adapters[1], layer)
 
     def freeze_reference(self) -> None:
-        """Make the reference a copy of the policy as it stands now."""
+        """Make the reference a copy of the current policy."""
         self.add_role("reference", copy_of="policy")
 
     def parameters_of(self, role: str, first: int = 0) -> list[nn.Parameter]:
-        """The LoRA weights of a role from layer `first` on (its head, if it has one, is last)."""
+        """LoRA weights of a role from layer `first` on, then those of its head if it has one."""
         named = roles.adapter_parameters(self.model, roles.ADAPTERS[role])
         weights = [p for name, p in named.items() if roles.layer_of(name) >= first]
         return weights + list(self.heads[role].parameters()) if role in self.heads else weights
 
     def float32_adapters(self) -> None:
-        """Keep all adapter weights in float32: small steps would be lost in bfloat16."""
+        """Cast all adapter weights to float32: bfloat16 would lose small optimizer steps."""
         for name, weight in self.model.named_parameters():
             if "lora_" in name:
                 weight.data = weight.data.float()
 
     @contextmanager
     def stage(self, adapter_role: str) -> Iterator[PeftModel]:
-        """Hand the model to one of TRL's trainers, and take it back as it was.
+        """Lend the model to one of TRL's trainers, with a role's adapter as the one that trains.
 
         TRL casts the adapters of a quantised model to bfloat16, wraps `forward`, switches
-        checkpointing on and leaves the model in train mode. Inside, the role's adapter is active
-        and the only one that trains.
+        checkpointing on and leaves the model in train mode. All of that is undone at the end.
         """
         causal = self.causal
         cache = causal.config.use_cache
@@ -251,8 +257,8 @@ class Backbone:
             causal.gradient_checkpointing_disable()
             if hasattr(causal, "_require_grads_hook"):
                 causal.disable_input_require_grads()
-            # It knows only the newest of the hooks that TRL, PEFT and transformers each set; with
-            # one left over, every later backward would run down through the trunk.
+            # That removes only the newest of the hooks that TRL, PEFT and transformers each set.
+            # With one left over, every later backward would run through the trunk.
             hooks.clear()
             hooks.update(own_hooks)
             causal.config.use_cache = cache
@@ -262,72 +268,24 @@ class Backbone:
             self.float32_adapters()
             give_back_memory()
 
-    # ---- forward
-
-    def dense(
-        self, room: int, first: int = 0, *, backward: bool = False
+    def dequantised(
+        self, max_bytes: int, first: int = 0, *, backward: bool = False
     ) -> AbstractContextManager[None]:
-        """Keep 4-bit weights dequantised inside, on the CPU, while they fit into `room` bytes.
+        """Keep up to `max_bytes` of 4-bit weights dequantised inside the context, on the CPU.
 
-        For phases that read each weight of the layers from `first` on often; `backward` for those
-        in which they also train.
+        For phases that read each weight many times.
+
+        Args:
+            first: only layers from here on.
+            backward: also keep what the backward needs; for phases that train.
         """
-        return keep_dequantised(layers_of(self.causal, self.base)[first:], room, backward=backward)
-
-    def ready(self) -> AbstractContextManager[None]:
-        """Hold the active role's adapter as it is multiplied, for many forwards without gradient.
-
-        Nothing may train inside.
-        """
-        return ready_adapters(roles.lora_layers(self.model), self.compute_dtype)
-
-    @property
-    def causal(self) -> Any:
-        """The causal language model under the adapters."""
-        return self.model.get_base_model()
-
-    @property
-    def decoder(self) -> Any:
-        """The layers without the LM head."""
-        return decoder_of(self.causal)
-
-    @property
-    def hidden_size(self) -> int:
-        """H."""
-        return self.causal.get_input_embeddings().weight.shape[1]
-
-    @property
-    def lm_head(self) -> tuple[torch.Tensor, float | None]:
-        """The LM head's frozen weight (V, H), and the family's cap on logits (Gemma 2) if any."""
-        model = self.causal
-        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        return model.get_output_embeddings().weight, cap
-
-    @torch.no_grad()
-    def check_lm_head(self) -> None:
-        """See on a few tokens that `lm_head` gives the family's own logits.
-
-        Raises:
-            UserError: it scales its logits in a way that is not known here (Granite, Cohere).
-        """
-        ids = torch.arange(8, device=self.device)[None]
-        with self.role("base"):
-            own = self.causal(input_ids=ids).logits.float()
-            hidden = trunk.run_decoder(self.decoder, trunk.padded_inputs(ids, torch.ones_like(ids)))
-        weight, cap = self.lm_head
-        ours = (hidden[0] @ weight.T).float()
-        ours = cap * torch.tanh(ours / cap) if cap else ours
-        if not torch.allclose(ours, own[0], rtol=0.05, atol=0.05):
-            raise UserError(
-                f"{self.base} is of the family {self.causal.config.model_type}, which changes its "
-                "logits in a way that PPO here does not know, and would be trained wrongly. Use "
-                "DPO or ORPO, or another base."
-            )
+        layers = layers_of(self.causal, self.base)[first:]
+        return keep_dequantised(layers, max_bytes, backward=backward)
 
     # ---- prompts
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt (see `Reader.encode`)."""
+        """Token ids of a prompt (see `PromptEncoder.encode`)."""
         return PromptEncoder(self.base, self.tokenizer).encode(prompt)
 
     @property
@@ -340,52 +298,21 @@ class Backbone:
 
     @property
     def pad_id(self) -> int:
-        """The padding token; masks come from lengths and never from it."""
+        """The padding token. Masks are made from lengths, never from this id."""
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else self.stop_ids[0]
 
-    # ---- storage and accounts
+    # ---- storage
 
     def save(self, role: str, folder: str | Path) -> Path:
-        """Save a role as a plain PEFT folder (safetensors); of several processes the first does."""
-        return (
-            storage.save_role(self, role, Path(folder)) if distributed.is_main() else Path(folder)
-        )
+        """Save a role as a plain PEFT folder (safetensors); only the main process writes."""
+        if distributed.is_main():
+            storage.save_role(self, role, Path(folder))
+        return Path(folder)
 
     def load_role(self, role: str, folder: str | Path) -> None:
-        """Load a role from a folder that `save` wrote, or a plain PEFT folder for the policy."""
+        """Load a role from a folder that `save` wrote; the policy also from a plain PEFT folder."""
         storage.load_role(self, role, Path(folder))
-
-    def bytes(self) -> int:
-        """Memory of the base's weights, adapters left out."""
-        return sum(
-            p.untyped_storage().nbytes()
-            for name, p in self.model.named_parameters()
-            if "lora_" not in name
-        )
-
-    def copies(self) -> int:
-        """How many copies of the base's weights live in this process (1, or something is wrong).
-
-        Counts the distinct storages of all living parameters that have the shape and dtype of one
-        of the base's own matrices.
-        """
-        gc.collect()
-        found: dict[tuple, set[int]] = {}
-        for thing in gc.get_objects():
-            # By type first: isinstance alone would ask odd objects for attributes that warn.
-            if issubclass(type(thing), torch.Tensor) and isinstance(thing, nn.Parameter):
-                if _key(thing) not in self._base_shapes:
-                    continue
-                found.setdefault(_key(thing), set()).add(thing.untyped_storage().data_ptr())
-        matrices = [key for key in self._base_shapes if len(key[0]) > 1]  # a norm is like a head
-        large = [key for key in matrices if torch.Size(key[0]).numel() >= 1 << 16]
-        keys = large or matrices  # tiny test models have no matrix that large
-        return max(-(-len(found.get(key, ())) // self._base_shapes[key]) for key in keys)
 
 
 ADAPTER_POLICY = roles.ADAPTERS["policy"]
-
-
-def _key(weight: torch.Tensor) -> tuple:
-    return tuple(weight.shape), weight.dtype

@@ -53,7 +53,7 @@ def open_base(
         UserError: no such base or device, not a causal language model, no network, no disk space.
     """
     target = find_device(device, bits)
-    path = distributed.main_makes_first(lambda: find_base(name, log))
+    path = distributed.main_process_first(lambda: find_base(name, log))
     return BaseFiles(
         name,
         path,

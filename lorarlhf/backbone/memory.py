@@ -1,35 +1,83 @@
-"""Peak memory of a plan before it starts: from a model's `config.json` to bytes by part.
+"""Estimate the peak memory of a stage before it starts: from a base's sizes to bytes by part.
 
-Nothing is loaded and torch is not imported. The counts follow the code: which tensors are kept for
-the backward, which adapters are there, which optimizer state. What no count gives, the holes in the
-heap and the libraries' own buffers, are factors measured by `benchmarks/stage_memory.py` on the
-CPU; those for cards are guesses until `measured` says otherwise. All sizes are in bytes.
+Nothing is loaded and torch is not imported. The counts follow the code: which tensors the backward
+keeps, which adapters exist, which optimizer state. What can't be counted, holes in the heap and the
+libraries' own buffers, are factors measured by `benchmarks/stage_memory.py` on the CPU; those for
+cards are guesses as long as `measured` is false. All sizes are in bytes.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from lorarlhf.backbone.fetch import PACKAGED, find_base
 from lorarlhf.backbone.limits import (
-    CHUNK,
     DEQUANTISED_BYTES,
-    GENERATED_AT_ONCE,
-    PROBABILITIES,
+    LOGIT_ROWS,
+    SAMPLED_MICRO_BATCHES,
+    SOFTMAX_ENTRIES,
     count_adapter_layers,
     count_trained_layers,
     kept_on_device,
 )
-from lorarlhf.runtime.errors import UserError
+from lorarlhf.backbone.shape import Shape
 
-STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
-PAIRED = ("reward", "dpo", "orpo")  # a row is two sequences
 FLOAT32 = 4
-ADAM = 2 * FLOAT32  # its two running means
-TRL_TILE = 36  # bytes a labelled token and entry of the vocabulary: TRL's LM head without Triton
-FULL_LOGITS = 17  # bytes a token and entry of the vocabulary where TRL holds them all (ORPO)
+ADAM = 2 * FLOAT32  # two running means for each weight
+TRL_HEAD = 36  # for each labelled token and vocabulary entry: TRL's fused LM head without Triton
+FULL_LOGITS = 17  # for each token and vocabulary entry: TRL's full logits (ORPO)
+
+
+# ---- what a stage needs
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """How the memory of a stage is counted.
+
+    Attributes:
+        adapters: the roles that have one.
+        optional: those of them that the plan can leave out.
+        trained: the roles whose adapters train.
+        frozen_heads, trained_heads: number of scalar heads.
+        sequences: in each row of a micro-batch; 2 for pairs.
+        logits: `none` for a scalar head; `chunked` for PPO, which holds `LOGIT_ROWS` rows at once;
+            `fused` for TRL's fused LM head; `full` where all logits are held.
+        rollouts: whether it is PPO's own loop: it samples, keeps the states below the layers that
+            train, trains only some of the layers with adapters, and keeps weights dequantised on a
+            CPU. The others are TRL's trainers, which checkpoint activations on a card by default.
+    """
+
+    adapters: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ("policy",)
+    frozen_heads: int = 0
+    trained_heads: int = 0
+    sequences: int = 1
+    logits: Literal["none", "chunked", "fused", "full"] = "fused"
+    rollouts: bool = False
+
+
+STAGE_MEMORY = {
+    "sft": StageMemory(adapters=("policy",)),
+    "reward": StageMemory(
+        adapters=("policy", "reward"),
+        trained=("reward",),
+        trained_heads=1,
+        sequences=2,
+        logits="none",
+    ),
+    "dpo": StageMemory(adapters=("policy", "reference"), sequences=2),
+    "orpo": StageMemory(adapters=("policy",), sequences=2, logits="full"),
+    "ppo": StageMemory(
+        adapters=("policy", "reference", "reward", "value"),
+        optional=("reference", "value"),
+        trained=("policy", "value"),
+        frozen_heads=1,
+        trained_heads=1,
+        logits="chunked",
+        rollouts=True,
+    ),
+}
+STAGES = tuple(STAGE_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -37,8 +85,8 @@ class Machine:
     """What a device adds to the counts.
 
     Attributes:
-        runtime: the process with its libraries, or the card's context.
-        heap: what activations take, holes included, over what they are.
+        runtime: bytes of the process with its libraries, or of the card's context.
+        heap: the memory that activations take, holes included, divided by their own size.
         measured: whether these come from measurements.
     """
 
@@ -54,64 +102,17 @@ MACHINES = {
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a model's `config.json` says: sizes of its layers, and V the vocabulary."""
-
-    hidden: int
-    layers: int
-    heads: int
-    key_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    tied: bool
-    experts: int = 1
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Shape":
-        """Read a configuration of a decoder.
-
-        Raises:
-            KeyError: a size is not there under the name that such configurations use.
-        """
-        whole, config = config, config.get("text_config") or config
-        # Left out where it is the family's own default.
-        usual = str(config.get("model_type", "")).startswith(("gemma", "cohere"))
-        tied = config.get("tie_word_embeddings", whole.get("tie_word_embeddings", usual))
-        heads = config["num_attention_heads"]
-        experts = ("num_local_experts", "num_experts", "n_routed_experts")
-        return cls(
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            key_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            intermediate=config.get("moe_intermediate_size") or config["intermediate_size"],
-            vocabulary=config["vocab_size"],
-            tied=tied,
-            experts=max((config.get(name) or 1 for name in experts), default=1),
-        )
-
-    @property
-    def matrices(self) -> list[tuple[int, int]]:
-        """(in, out) of a layer's linear layers."""
-        queries, keys = self.heads * self.head_dim, self.key_heads * self.head_dim
-        attention = [(self.hidden, queries), *[(self.hidden, keys)] * 2, (queries, self.hidden)]
-        mlp = [(self.hidden, self.intermediate)] * 2 + [(self.intermediate, self.hidden)]
-        return attention + mlp * self.experts
-
-
-@dataclass(frozen=True)
 class Plan:
     """What is to be run.
 
     Attributes:
-        adapter_layers: how many layers carry adapters; None: the upper half.
-        micro_batch_size: sequences in one forward, or pairs.
+        stage: a key of `STAGE_MEMORY`.
+        adapter_layers: number of layers with adapters; None means the upper half.
+        micro_batch_size: rows in one forward.
         prompt_tokens, answer_tokens: of the longest row.
         float_bytes: of the compute dtype.
-        gradient_checkpointing: None is the stages' own default, which is on for TRL's on a card.
-        reference: whether the reference is an adapter of its own.
+        gradient_checkpointing: None means the stage's default, which is on for TRL's on a card.
+        reference, value_adapter: whether PPO has an adapter for these roles.
         policy_layers, value_layers: as in `PPOConfig`.
     """
 
@@ -132,29 +133,44 @@ class Plan:
     value_layers: int | None = None
 
     @property
+    def needs(self) -> StageMemory:
+        """How the stage's memory is counted."""
+        return STAGE_MEMORY[self.stage]
+
+    @property
     def tokens(self) -> int:
-        """In one forward, at the longest."""
-        rows = self.micro_batch_size * (2 if self.stage in PAIRED else 1)
+        """Tokens in one forward, at most."""
+        rows = self.micro_batch_size * self.needs.sequences
         return rows * (self.prompt_tokens + self.answer_tokens)
+
+    @property
+    def answered(self) -> int:
+        """Answer tokens in one forward."""
+        return self.tokens * self.answer_tokens // (self.prompt_tokens + self.answer_tokens)
 
     @property
     def checkpointed(self) -> bool:
         """Whether activations are recomputed."""
         if self.gradient_checkpointing is None:
-            return self.stage != "ppo" and self.device == "cuda"
+            return not self.needs.rollouts and self.device == "cuda"
         return self.gradient_checkpointing
 
-    @property
-    def answered(self) -> int:
-        """Tokens of answers in one forward."""
-        return self.tokens * self.answer_tokens // (self.prompt_tokens + self.answer_tokens)
+    def has(self, role: str) -> bool:
+        """Whether a role has an adapter of its own."""
+        left_out = {"reference": not self.reference, "value": not self.value_adapter}
+        if role in self.needs.optional and left_out[role]:
+            return False
+        return role in self.needs.adapters
+
+
+# ---- the estimate
 
 
 def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
-    """Bytes by part, and their `total`: what is there at the same time at the peak.
+    """Bytes by part, and the `total` that is in use at the same time at the peak.
 
-    `kv_cache` is there while PPO samples and `activations`, `logits` and `kept_trunk` while it
-    learns. On a card the larger of the two counts; a CPU's heap keeps the holes of both.
+    `kv_cache` exists while PPO samples; `activations`, `logits` and `kept_trunk` exist while it
+    learns. On a card the larger of the two counts; on a CPU both do, because the heap keeps holes.
     """
     machine = MACHINES[plan.device]
     learning = {
@@ -164,7 +180,7 @@ def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
     }
     parts = {
         "base": base_bytes(shape, plan.bits, plan.float_bytes),
-        "adapters": _adapters(plan) * adapter_bytes(shape, plan),
+        "adapters": sum(map(plan.has, plan.needs.adapters)) * adapter_bytes(shape, plan),
         "heads": _heads(shape, plan),
         "optimizer": _optimizer(shape, plan),
         **learning,
@@ -172,13 +188,31 @@ def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
         "scratch": _scratch(shape, plan),
         "runtime": machine.runtime,
     }
-    apart = min(sum(learning.values()), parts["kv_cache"]) if plan.device == "cuda" else 0
-    return parts | {"total": sum(parts.values()) - apart}
+    never_together = min(sum(learning.values()), parts["kv_cache"]) if plan.device == "cuda" else 0
+    return parts | {"total": sum(parts.values()) - never_together}
+
+
+def largest(shape: Shape, plan: Plan, available: int) -> dict[str, int]:
+    """The largest sizes that fit into `available` bytes, 0 if none does.
+
+    Returns:
+        `micro_batch_size` at the plan's lengths, and `answer_tokens` at the plan's micro-batch.
+    """
+
+    def fits(changed: Plan) -> bool:
+        return estimate(shape, changed)["total"] <= available
+
+    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if fits(replace(plan, micro_batch_size=n))]
+    lengths = [n for n in range(32, 16385, 32) if fits(replace(plan, answer_tokens=n))]
+    return {"micro_batch_size": max(sizes, default=0), "answer_tokens": max(lengths, default=0)}
+
+
+# ---- weights
 
 
 def base_bytes(shape: Shape, bits: int, float_bytes: int = 2) -> int:
     """The frozen weights; embeddings and LM head stay in the compute dtype."""
-    # NF4 with double quantisation: an 8-bit scale for 64 weights, a float for 256 of those.
+    # NF4 with double quantisation: an 8-bit scale for 64 weights, a float for 256 scales.
     each = {4: 0.5 + 1 / 64 + FLOAT32 / (64 * 256), 8: 1.0, 16: float_bytes}[bits]
     linear = shape.layers * sum(a * b for a, b in shape.matrices)
     words = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
@@ -192,44 +226,59 @@ def adapter_bytes(shape: Shape, plan: Plan) -> int:
 
 
 def _upper(shape: Shape, plan: Plan) -> int:
+    """Layers with adapters."""
     if plan.adapter_layers is None:
         return count_adapter_layers("upper-half", shape.layers)
     return min(plan.adapter_layers, shape.layers)
 
 
-def _adapters(plan: Plan) -> int:
-    """How many roles have one."""
-    of_ppo = 2 + plan.reference + plan.value_adapter  # policy and reward besides
-    return {"sft": 1, "reward": 2, "dpo": 2, "orpo": 1, "ppo": of_ppo}[plan.stage]
-
-
 def _heads(shape: Shape, plan: Plan) -> int:
-    """Scalar heads in float32, on the final state and the trunk; of one that trains Adam's too."""
-    read = 2 if _upper(shape, plan) < shape.layers else 1
-    still, trained = {"reward": (0, 1), "ppo": (1, 1)}.get(plan.stage, (0, 0))
-    return (read * shape.hidden + 1) * (still * FLOAT32 + trained * (2 * FLOAT32 + ADAM))
+    """Scalar heads in float32, on the final state and the trunk, with Adam for those that train."""
+    parts = 2 if _upper(shape, plan) < shape.layers else 1
+    each_trained = 2 * FLOAT32 + ADAM
+    held = plan.needs.frozen_heads * FLOAT32 + plan.needs.trained_heads * each_trained
+    return (parts * shape.hidden + 1) * held
 
 
 def _optimizer(shape: Shape, plan: Plan) -> int:
-    """Adam's state, and the gradients of the role that learns."""
+    """Adam's state, and the gradients of one role at a time."""
     layer, trained = adapter_bytes(shape, plan) / _upper(shape, plan), _trained(shape, plan)
     return round(layer * (sum(trained) * ADAM + max(trained) * FLOAT32) / FLOAT32)
 
 
 def _trained(shape: Shape, plan: Plan) -> list[int]:
-    """Layers that train, by role."""
+    """Number of layers that train, for each role that does."""
     upper = _upper(shape, plan)
-    if plan.stage != "ppo":
-        return [upper]
-    wanted = {"policy": plan.policy_layers}
-    if plan.value_adapter:
-        wanted["value"] = plan.value_layers
-    return [count_trained_layers(role, layers, upper) for role, layers in wanted.items()]
+    roles = [role for role in plan.needs.trained if plan.has(role)]
+    if not plan.needs.rollouts:
+        return [upper for _ in roles]
+    wanted = {"policy": plan.policy_layers, "value": plan.value_layers}
+    return [count_trained_layers(role, wanted[role], upper) for role in roles]
+
+
+def _scratch(shape: Shape, plan: Plan) -> int:
+    """Weights of one layer dequantised for forward and backward, and those that are kept so."""
+    if plan.bits == 16:
+        return 0
+    kept = 0
+    if plan.needs.rollouts and plan.device == "cpu" and plan.bits == 4:
+        layer = sum(a * b for a, b in shape.matrices) * plan.float_bytes
+        both = layer * (2 if plan.float_bytes == 2 else 1)  # packed for forward and backward
+        trained = max(_trained(shape, plan))
+        kept = min(trained, DEQUANTISED_BYTES // both) * both
+        # What sampling keeps of other layers is freed before there are activations, except holes.
+        others = min(shape.layers - trained, DEQUANTISED_BYTES // layer) * layer
+        holes = others // 2
+        kept += max(holes, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
+    return kept + 2 * max(a * b for a, b in shape.matrices) * plan.float_bytes
+
+
+# ---- states
 
 
 def _kept_trunk(shape: Shape, plan: Plan) -> int:
-    """States below the adapters, and of each role below the layers that train."""
-    if plan.stage != "ppo":
+    """States below the adapters, and for each role those below the layers that train."""
+    if not plan.needs.rollouts:
         return 0
     upper = _upper(shape, plan)
     kept = (upper < shape.layers) + sum(layers < upper for layers in _trained(shape, plan))
@@ -240,21 +289,22 @@ def _kept_trunk(shape: Shape, plan: Plan) -> int:
 
 
 def _activations(shape: Shape, plan: Plan) -> int:
-    """What the layers that train keep for the backward, or every layer's input and one layer."""
+    """What the layers that train keep for the backward, or each layer's input and one layer."""
     trained, tokens = max(_trained(shape, plan)), plan.tokens
     layer = tokens * token_bytes(shape, plan)
     if not plan.checkpointed:
         return trained * layer
-    through = trained if plan.stage == "ppo" else shape.layers  # TRL's begin at the embeddings
+    # TRL's trainers start at the embeddings.
+    through = trained if plan.needs.rollouts else shape.layers
     return through * tokens * shape.hidden * plan.float_bytes + layer
 
 
 def token_bytes(shape: Shape, plan: Plan) -> int:
-    """Kept a token and layer: the inputs of norms and of every product."""
+    """Kept for each token and layer: the inputs of norms and of every product."""
     queries, keys = shape.heads * shape.head_dim, shape.key_heads * shape.head_dim
     length = plan.prompt_tokens + plan.answer_tokens
-    # Torch's fused attention keeps no weights of query against key; the CPU's does. It keeps what
-    # came out, and keys and values once for each head of the queries.
+    # The CPU's attention keeps the weights of queries against keys. Torch's fused attention keeps
+    # its output instead, and keys and values once for each query head.
     attended = shape.heads * length if plan.device == "cpu" else 3 * queries
     products = 4 * shape.hidden + 2 * queries + 2 * keys + attended
     low_rank = len(shape.matrices) * plan.lora_rank
@@ -263,92 +313,29 @@ def token_bytes(shape: Shape, plan: Plan) -> int:
 
 
 def _logits(shape: Shape, plan: Plan) -> int:
-    if plan.stage == "reward":
+    kind = plan.needs.logits
+    if kind == "none":
         return 0
-    if plan.stage == "ppo":
-        logits = min(CHUNK, plan.answered) * shape.vocabulary
+    if kind == "chunked":
+        logits = min(LOGIT_ROWS, plan.answered) * shape.vocabulary
         held = 2 * plan.float_bytes * logits
-        held += 2 * FLOAT32 * min(logits, PROBABILITIES[plan.device])
-        return held + 2 * plan.answered * shape.hidden * FLOAT32  # and their slopes
-    if plan.stage == "orpo":
+        held += 2 * FLOAT32 * min(logits, SOFTMAX_ENTRIES[plan.device])
+        return held + 2 * plan.answered * shape.hidden * FLOAT32  # hidden states and gradients
+    if kind == "full":
         return plan.tokens * shape.vocabulary * FULL_LOGITS
     if plan.device == "cpu":
-        return plan.answered * shape.vocabulary * TRL_TILE
+        return plan.answered * shape.vocabulary * TRL_HEAD
     return min(4096, plan.answered) * min(32768, shape.vocabulary) * 2 * plan.float_bytes
 
 
 def _kv_cache(shape: Shape, plan: Plan) -> int:
-    if plan.stage != "ppo":
+    if not plan.needs.rollouts:
         return 0
-    at_once = min(plan.rollout_batch_size, GENERATED_AT_ONCE * plan.micro_batch_size)
+    at_once = min(plan.rollout_batch_size, SAMPLED_MICRO_BATCHES * plan.micro_batch_size)
     tokens = at_once * (plan.prompt_tokens + plan.answer_tokens)
     keys = 2 * shape.key_heads * shape.head_dim * plan.float_bytes
     logits = at_once * shape.vocabulary
-    # Probabilities, added up in float64.
-    chosen = logits * plan.float_bytes + min(logits, PROBABILITIES[plan.device]) * (8 + 3 * FLOAT32)
-    return round(MACHINES[plan.device].heap * tokens * shape.layers * keys) + chosen
-
-
-def _scratch(shape: Shape, plan: Plan) -> int:
-    """Weights of one layer while they are dequantised, forward and backward, and those kept so."""
-    largest = max(a * b for a, b in shape.matrices)
-    kept = 0
-    if plan.stage == "ppo" and plan.device == "cpu" and plan.bits == 4:
-        layer = sum(a * b for a, b in shape.matrices) * plan.float_bytes
-        both = layer * (2 if plan.float_bytes == 2 else 1)  # packed for forward and backward
-        trained = max(_trained(shape, plan))
-        kept = min(trained, DEQUANTISED_BYTES // both) * both
-        # What sampling keeps of other layers is gone before there are activations, but for holes.
-        others = min(shape.layers - trained, DEQUANTISED_BYTES // layer) * layer
-        holes = others // 2
-        kept += max(holes, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
-    return kept + 2 * largest * plan.float_bytes if plan.bits < 16 else 0
-
-
-def largest(shape: Shape, plan: Plan, room: int) -> dict[str, int]:
-    """The largest `micro_batch_size` at the plan's lengths, and the largest `answer_tokens` at its
-    micro-batch, that fit into `room` bytes; 0 where nothing does."""
-
-    def fits(changed: Plan) -> bool:
-        return estimate(shape, changed)["total"] <= room
-
-    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if fits(replace(plan, micro_batch_size=n))]
-    lengths = [n for n in range(32, 16385, 32) if fits(replace(plan, answer_tokens=n))]
-    return {"micro_batch_size": max(sizes, default=0), "answer_tokens": max(lengths, default=0)}
-
-
-def read_shape(base: str) -> Shape:
-    """The sizes of a base: a `config.json`, a folder with one, a packaged name or a hub id.
-
-    Raises:
-        UserError: it is not found, or its sizes are not where a decoder has them.
-    """
-    path = config_file(base)
-    try:
-        return Shape.of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as JSON ({error}).") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} does not have the sizes of a decoder ({error} is missing), so its memory "
-            "can't be counted."
-        ) from error
-
-
-def config_file(base: str) -> Path:
-    """Where a base's `config.json` is; of a hub id only that file is fetched."""
-    if base.endswith(".json"):
-        return Path(base).expanduser()
-    found = find_base(base)
-    if base in PACKAGED or Path(found).is_dir():
-        return Path(found) / "config.json"
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(found, "config.json"))
-    except Exception as error:  # of many kinds: offline, gated, no such repository
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"The config.json of {base} is neither in the local Hugging Face cache nor reachable "
-            f"({reason}). Name a folder, or a config.json."
-        ) from error
+    # Probabilities in float32, summed in float64.
+    softmax = min(logits, SOFTMAX_ENTRIES[plan.device]) * (8 + 3 * FLOAT32)
+    cache = round(MACHINES[plan.device].heap * tokens * shape.layers * keys)
+    return cache + logits * plan.float_bytes + softmax

@@ -96,16 +96,16 @@ class ScalarHead(nn.Module):
             return score + normed(trunk) @ self.trunk_weight
 
     @property
-    def whole_weight(self) -> torch.Tensor:
+    def full_weight(self) -> torch.Tensor:
         """The weights of what the head reads, trunk first: (F), 2H or H; a copy."""
         parts = [self.trunk_weight] if self.trunk_weight is not None else []
         return torch.cat([*parts, self.weight.detach()])
 
-    @whole_weight.setter
-    def whole_weight(self, weight: torch.Tensor) -> None:
+    @full_weight.setter
+    def full_weight(self, weight: torch.Tensor) -> None:
         size = len(self.weight)
-        if len(weight) != len(self.whole_weight):
-            raise ValueError(f"{len(self.whole_weight)} weights are wanted, not {len(weight)}")
+        if len(weight) != len(self.full_weight):
+            raise ValueError(f"{len(self.full_weight)} weights are wanted, not {len(weight)}")
         self.weight.data.copy_(weight[-size:])
         if self.trunk_weight is not None:
             self.trunk_weight.copy_(weight[:size].detach())
@@ -128,6 +128,11 @@ class ScalarHead(nn.Module):
         # The mean of the tokens' scores is the score of their mean.
         total = (self(hidden, trunk) * mask).sum(dim=1)
         return total / (mask.sum(dim=1).clamp(min=1) + SHRINK_TOKENS)
+
+
+def reads_trunk(pooling: str, keeps_trunk: bool) -> bool:
+    """Whether a head with this pooling reads the trunk; `last` keeps the shape other tools know."""
+    return pooling == "mean" and keeps_trunk
 
 
 def lora_layers(model: PeftModel) -> list[LoraLayer]:

@@ -14,8 +14,8 @@ from transformers.cache_utils import DynamicLayer
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
-from lorarlhf.backbone.kernels.packing import common_beginning
-from lorarlhf.backbone.limits import rows_at_once
+from lorarlhf.backbone.kernels.packing import common_prefix
+from lorarlhf.backbone.limits import softmax_rows
 from lorarlhf.backbone.trunk import position_ids
 
 
@@ -104,7 +104,7 @@ class Sampler:
         shared = 0
         # A sliding layer keeps no more than its window of a beginning.
         if self._takes_rows and not any(self._cache.is_sliding):
-            shared = common_beginning(prompts, min(map(len, prompts)) - 1)
+            shared = common_prefix(prompts, min(map(len, prompts)) - 1)
         if shared:
             begin = torch.tensor([prompts[0][:shared]], device=self.backbone.device)
             self._mask = torch.ones_like(begin)
@@ -197,7 +197,7 @@ def pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch
     """
     if temperature == 0:
         return logits.argmax(dim=1)
-    rows = rows_at_once(logits.shape[1], logits.device.type)
+    rows = softmax_rows(logits.shape[1], logits.device.type)
     parts = zip(logits.split(rows), draws.split(rows), strict=True)
     return torch.cat([_pick(some, own, temperature) for some, own in parts])
 

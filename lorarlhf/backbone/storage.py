@@ -1,37 +1,62 @@
-"""Roles on disk: plain PEFT folders, safetensors only, with a note of the base they belong to."""
+"""Roles on disk: plain PEFT folders, safetensors only, with a note about the base they fit."""
 
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.utils import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lorarlhf.backbone import roles
+from lorarlhf.backbone.forward import Forward
 from lorarlhf.runtime.errors import UserError
 
-if TYPE_CHECKING:
-    from lorarlhf.backbone.base import Backbone
-
 NOTE = "lorarlhf.json"
-FINGERPRINT = "base_signs"  # what stood under `base_fingerprint` before, no base gives any more
+FINGERPRINT = "base_signs"  # older versions wrote `base_fingerprint`, computed in another way
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD_KEY = "base_model.model.score.weight"  # where PEFT keeps a classification head
 
 
-def save_role(backbone: "Backbone", role: str, folder: Path) -> Path:
+class RoleOwner(Protocol):
+    """What this module needs of a `Backbone`, whose attributes these are."""
+
+    base: str
+    base_path: str
+    adapter_layers: int
+    hidden_size: int
+    model: PeftModel
+    causal: Any
+    decoder: Any
+    forward: Forward
+    heads: dict[str, roles.ScalarHead]
+
+    def has(self, role: str) -> bool:
+        """Whether the role has an adapter of its own."""
+
+    def add_role(
+        self,
+        role: str,
+        *,
+        copy_of: str | None = None,
+        pooling: str = "mean",
+        own_adapter: bool = True,
+    ) -> None:
+        """Add a role's adapter."""
+
+
+def save_role(backbone: RoleOwner, role: str, folder: Path) -> None:
     """Write `adapter_config.json`, `adapter_model.safetensors` and a note to `folder`.
 
-    A `policy` opens with `PeftModel.from_pretrained` on the causal model, a `reward` with
-    `pooling: last` on `AutoModelForSequenceClassification`; a mean-pooled head reads the trunk too
-    and opens only here. What those do not know (the bias, the
-    pooling, the score's mean and deviation, the base) is in `lorarlhf.json`.
+    `PeftModel.from_pretrained` opens a `policy` on the causal model and a `reward` with `last`
+    pooling on `AutoModelForSequenceClassification`. A mean-pooled head also reads the trunk and
+    opens only here. `lorarlhf.json` holds what PEFT's files have no place for: the bias, the
+    pooling, mean and standard deviation of the scores, and the base.
     """
-    # A value that is only a head is the policy's adapter with that head, and saved as such.
+    # A value that is only a head is saved as the policy's adapter with that head.
     head_only = role == "value" and not backbone.has("value")
     adapter = roles.ADAPTERS["policy" if head_only else role]
     head = backbone.heads.get(role)
@@ -50,7 +75,7 @@ def save_role(backbone: "Backbone", role: str, folder: Path) -> Path:
     }
     if head is not None:
         config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
-        tensors[HEAD_KEY] = head.whole_weight.cpu()[None]
+        tensors[HEAD_KEY] = head.full_weight.cpu()[None]
         note |= {
             "pooling": head.pooling,
             "bias": head.bias.item(),
@@ -62,11 +87,10 @@ def save_role(backbone: "Backbone", role: str, folder: Path) -> Path:
     save_file(tensors, folder / WEIGHTS)
     config.save_pretrained(str(folder))
     (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-    return folder
 
 
-def load_role(backbone: "Backbone", role: str, folder: Path) -> None:
-    """Load `folder` into `role`, whichever role it was saved as.
+def load_role(backbone: RoleOwner, role: str, folder: Path) -> None:
+    """Load `folder` into `role`, whatever role it was saved as.
 
     Raises:
         UserError: no such folder, a damaged file, an adapter of another base or of another shape.
@@ -85,7 +109,7 @@ def load_role(backbone: "Backbone", role: str, folder: Path) -> None:
         set_peft_model_state_dict(backbone.model, tensors, adapter_name=roles.ADAPTERS[role])
     if role in backbone.heads and head_weight is not None:
         head = backbone.heads[role]
-        head.whole_weight = head_weight.reshape(-1)
+        head.full_weight = head_weight.reshape(-1)
         head.bias.data.fill_(note.get("bias", 0.0))
         head.score_mean.fill_(note.get("score_mean", 0.0))
         head.score_std.fill_(note.get("score_std", 1.0))
@@ -105,7 +129,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch
         raise UserError(f"The adapter in {folder} is damaged ({error}).") from error
 
 
-def _check_base(backbone: "Backbone", note: dict[str, Any], folder: Path) -> None:
+def _check_base(backbone: RoleOwner, note: dict[str, Any], folder: Path) -> None:
     theirs = note.get(FINGERPRINT)
     if theirs is not None and theirs != fingerprint(backbone):
         raise UserError(
@@ -115,7 +139,7 @@ def _check_base(backbone: "Backbone", note: dict[str, Any], folder: Path) -> Non
         )
 
 
-def _check_shapes(backbone: "Backbone", tensors: dict[str, torch.Tensor], folder: Path) -> None:
+def _check_shapes(backbone: RoleOwner, tensors: dict[str, torch.Tensor], folder: Path) -> None:
     adapter = roles.ADAPTERS["policy"]  # always there, and all roles have its shapes
     ours = {
         name.replace(f".{adapter}.", "."): weight.shape
@@ -135,24 +159,26 @@ def _check_shapes(backbone: "Backbone", tensors: dict[str, torch.Tensor], folder
     layers = {int(n.split(".layers.")[1].split(".")[0]) for n in theirs if ".layers." in n}
     rank = min((shape[0] for name, shape in theirs.items() if "lora_A" in name), default=0)
     raise UserError(
-        f"The adapter in {folder} has another shape than this backbone's (it covers {len(layers)} "
+        f"The adapter in {folder} does not have this backbone's shape (it covers {len(layers)} "
         f"layers at rank {rank}). Load the base with adapter_layers={len(layers)} and "
         f"lora_rank={rank}."
     )
 
 
-def _check_head(backbone: "Backbone", pooling: str, head: torch.Tensor, folder: Path) -> None:
-    wanted = backbone.hidden_size * (1 + backbone.reads_trunk(pooling))
+def _check_head(backbone: RoleOwner, pooling: str, head: torch.Tensor, folder: Path) -> None:
+    reads_trunk = roles.reads_trunk(pooling, backbone.forward.keeps_trunk)
+    wanted = backbone.hidden_size * (1 + reads_trunk)
     if head.numel() != wanted:
         raise UserError(
             f"The head in {folder} reads {head.numel()} numbers a token, and here it would read "
-            f"{wanted}: it was saved by another version, or where the trunk could not be kept. "
-            "Train the role again."
+            f"{wanted}. It was saved by another version, or on a base whose lower layers can't be "
+            "run separately. Train the role again."
         )
 
 
-def _check_alpha(backbone: "Backbone", config: dict[str, Any], folder: Path) -> None:
-    # Alpha scales the adapter and is in no weight: another one would give wrong numbers silently.
+def _check_alpha(backbone: RoleOwner, config: dict[str, Any], folder: Path) -> None:
+    # Alpha scales the adapter but is part of no weight: a different one would silently give wrong
+    # numbers.
     own: Any = backbone.model.peft_config[roles.ADAPTERS["policy"]]
     ours, theirs = own.lora_alpha, config.get("lora_alpha")
     if config.get("use_rslora"):
@@ -164,11 +190,11 @@ def _check_alpha(backbone: "Backbone", config: dict[str, Any], folder: Path) -> 
         )
 
 
-def fingerprint(backbone: "Backbone") -> str:
-    """A short hash that tells two bases apart: sizes, vocabulary, and signs in the embedding.
+def fingerprint(backbone: RoleOwner) -> str:
+    """A short hash that identifies a base: its sizes, vocabulary, and signs in the embedding.
 
-    The same base gives the same hash in 4, 8 and 16 bit, since embeddings are not quantised, and in
-    every dtype: float16 and bfloat16 round digits otherwise, but no sign.
+    The same base gives the same hash in 4, 8 and 16 bit, because embeddings are not quantised, and
+    in every dtype, because float16 and bfloat16 round digits differently but keep signs.
     """
     embedding = backbone.causal.get_input_embeddings().weight
     negative = embedding[:: max(1, len(embedding) // 1024)].detach().signbit().cpu()

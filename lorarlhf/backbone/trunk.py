@@ -166,7 +166,7 @@ def adopt_packing(model: Any, device: torch.device, vocabulary: int) -> bool:
         return False
     begin, rest = range(5), ((8, 9), range(9, 14))
     sequences = [[(7 * i) % vocabulary for i in (*begin, *own)] for own in rest]
-    pack = Pack.of(sequences, device, most_shared=5)
+    pack = Pack.of(sequences, device, max_shared=5)
     padded, real = pack.padded(pad=0)
     inputs, own_attention = padded_inputs(padded, real), config._attn_implementation
     attention.register()

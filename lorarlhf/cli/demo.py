@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.generation import generate
+from lorarlhf.backbone.generation import encode_prompts, generate_encoded
 from lorarlhf.data.readers import bundled, read_prompts, read_rows
 from lorarlhf.evaluation.comparison import as_text, judge
 from lorarlhf.evaluation.report import write_report
@@ -27,8 +27,8 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json, write_jsonl
 from lorarlhf.runtime.machine import peak_rss_mb
 from lorarlhf.runtime.run import Run
-from lorarlhf.runtime.run_folder import keep_rows, rewind
-from lorarlhf.runtime.terminal import log_to_stderr, own_command
+from lorarlhf.runtime.run_folder import drop_later_rows, keep_rows
+from lorarlhf.runtime.terminal import log_to_stderr, program_name
 from lorarlhf.stages.conversations import prompt_conversations
 from lorarlhf.stages.ppo import train_ppo
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
@@ -123,7 +123,7 @@ def _resume_command(options: DemoOptions) -> str:
     """The command that resumes: every option that is not the default, and `--resume`."""
     given = asdict(options) | {"resume": True}
     defaults = asdict(DemoOptions())
-    words = [own_command(), "demo"]
+    words = [program_name(), "demo"]
     for name, value in given.items():
         if value != defaults[name]:
             words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
@@ -194,7 +194,8 @@ class _Demo:
         )
         self.run.base(backbone)
         self.log(
-            f"Base: {options.base} in {options.bits} bit, {backbone.bytes() / 1e6:.0f} MB, held in "
+            f"Base: {options.base} in {options.bits} bit, "
+            f"{backbone.footprint.bytes() / 1e6:.0f} MB, held in "
             f"memory once; adapters on its upper {backbone.adapter_layers} layers make it policy, "
             "reference, reward and value."
         )
@@ -207,17 +208,18 @@ class _Demo:
             chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
             made: list[Row] = [{"prompt": row["prompt"], "answers": []} for row in rows]
             bar = tqdm(total=SAMPLES * len(rows), desc=name.replace("_", " "))
+            encoded = encode_prompts(self.backbone, chats, 1024)
             for sample in range(SAMPLES):
-                completions = generate(
-                    self.backbone,
-                    chats,
-                    role=role,
-                    max_new_tokens=self.max_new_tokens,
-                    temperature=PPO_SETTINGS["temperature"],
-                    batch_size=BATCH_SIZE,
-                    seed=seed + sample,
-                    progress=partial(_advance, bar, sample * len(rows)),
-                )
+                with self.backbone.role(role):
+                    completions = generate_encoded(
+                        self.backbone,
+                        encoded,
+                        max_new_tokens=self.max_new_tokens,
+                        temperature=PPO_SETTINGS["temperature"],
+                        batch_size=BATCH_SIZE,
+                        seed=seed + sample,
+                        progress=partial(_advance, bar, sample * len(rows)),
+                    )
                 for row, c in zip(made, completions, strict=True):
                     row["answers"].append({"text": c.text, "ended": c.ended, "tokens": len(c.ids)})
             bar.close()
@@ -292,7 +294,7 @@ class _Demo:
             "the base (KL)."
         )
         if self.options.resume:
-            rewind(self.out)
+            drop_later_rows(self.out)
         own = PPO_SETTINGS | {"updates": self.updates, "max_new_tokens": self.max_new_tokens}
         args = trl_arguments(PPOConfig, Placement.of(self.backbone, self.run), own, {})
         rows = prompt_conversations(self.prompts, plain=False)
@@ -320,6 +322,7 @@ class _Demo:
 
     def _finish(self, votes: list[Row], reward: Row, ppo: Row, verdict: Row) -> Row:
         lengths = {key: verdict.pop(key) for key in ("mean_length_before", "mean_length_after")}
+        footprint = self.backbone.footprint
         summary = {
             "base": self.options.base,
             "bits": self.options.bits,
@@ -331,7 +334,7 @@ class _Demo:
             "reward_model": reward,
             "ppo": ppo | lengths,
             **verdict,
-            "backbone": {"copies": self.backbone.copies(), "bytes": self.backbone.bytes()},
+            "backbone": {"copies": footprint.copies(), "bytes": footprint.bytes()},
             "seconds": self.seconds | {"total": round(sum(self.seconds.values()), 1)},
             "settings": PPO_SETTINGS | {"max_new_tokens": self.max_new_tokens},
         }

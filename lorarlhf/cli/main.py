@@ -11,7 +11,7 @@ import time
 from lorarlhf.cli.parser import build_parser
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import finite
+from lorarlhf.runtime.files import replace_nonfinite
 from lorarlhf.stages.table import STAGES
 
 CONNECTION = re.compile("gloo|NCCL|connection", re.IGNORECASE)
@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             result = COMMANDS[args.command](args)
         if distributed.is_main():
-            print(json.dumps(finite(result.data), default=str))
+            print(json.dumps(replace_nonfinite(result.data), default=str))
     return result.status
 
 

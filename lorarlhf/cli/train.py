@@ -20,8 +20,8 @@ from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
-from lorarlhf.runtime.run_folder import rewind, set_aside, tell_changes
-from lorarlhf.runtime.terminal import command_words, log_to_stderr
+from lorarlhf.runtime.run_folder import archive_earlier_run, drop_later_rows, log_changed_settings
+from lorarlhf.runtime.terminal import launch_command, log_to_stderr
 
 Row = dict[str, Any]
 
@@ -67,10 +67,10 @@ def _open_run(prepared: Prepared) -> Run:
     try:
         if distributed.is_main():
             if request.resume:
-                tell_changes(folder, config)
-                rewind(folder, stage)
+                log_changed_settings(folder, config)
+                drop_later_rows(folder, stage)
             else:
-                set_aside(folder)
+                archive_earlier_run(folder)
         distributed.barrier()
     except OSError as error:
         raise UserError(
@@ -98,10 +98,10 @@ def _recorded(run: Run, request: TrainRequest) -> Iterator[None]:
 
 
 def _say_how_to_resume(run: Run, request: TrainRequest) -> None:
-    command = shlex.join([*command_words(), *(a for a in request.argv if a != "--resume")])
+    command = shlex.join([*launch_command(), *(a for a in request.argv if a != "--resume")])
     if not any((run.folder / "checkpoints").glob("checkpoint-*")):
         log_to_stderr("Stopped before anything could be kept; the same command starts again.")
-    elif distributed.machine_count() > 1:
+    elif distributed.node_count() > 1:
         log_to_stderr("Stopped. To resume, give the same command with --resume on every machine.")
     else:
         log_to_stderr(f"Stopped. To resume where it ended:\n  {command} --resume")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 
 from lorarlhf.runtime import checkpoints, distributed
-from lorarlhf.runtime.checkpoints import PREFIX, damage, newest_first
+from lorarlhf.runtime.checkpoints import PREFIX, find_damage, newest_first
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 from lorarlhf.runtime.terminal import log_to_stderr
@@ -31,8 +31,8 @@ def save(trainer: "PPOTrainer") -> Path:
     folder = folder_of(trainer)
     target = folder / f"{PREFIX}{trainer.state.global_step}"
     if trainer.is_world_process_zero():
-        scratch = checkpoints.scratch_for(target)
-        tensors = checkpoints.random_tensors(trainer.backbone.device)
+        scratch = checkpoints.make_scratch(target)
+        tensors = checkpoints.rng_tensors(trainer.backbone.device)
         tensors["rng.shuffle"] = trainer._shuffle.get_state()
         for role in LEARNED:
             trainer.backbone.save(role, scratch / role)
@@ -40,7 +40,7 @@ def save(trainer: "PPOTrainer") -> Path:
         save_file(tensors, scratch / "state.safetensors")
         (scratch / "state.json").write_text(json.dumps(_state(trainer)), encoding="utf-8")
         checkpoints.publish(scratch, target)
-        checkpoints.drop_older(folder, max(1, trainer.args.save_total_limit or 1))
+        checkpoints.keep_newest(folder, max(1, trainer.args.save_total_limit or 1))
         needed = {f"{BEST}{_best_step(kept)}" for kept in newest_first(folder)}
         for old in folder.glob(f"{BEST}*"):
             if old.name not in needed:
@@ -53,7 +53,7 @@ def save_best(trainer: "PPOTrainer") -> None:
     """Keep the policy as it is now; the one before goes when no checkpoint names it any more."""
     target = folder_of(trainer) / f"{BEST}{trainer.state.global_step}"
     if trainer.is_world_process_zero():
-        scratch = checkpoints.scratch_for(target)
+        scratch = checkpoints.make_scratch(target)
         for role in LEARNED:
             trainer.backbone.save(role, scratch / role)
         checkpoints.publish(scratch, target)
@@ -68,7 +68,7 @@ def load_best(trainer: "PPOTrainer") -> None:
     """
     assert trainer.budget is not None
     folder = folder_of(trainer) / f"{BEST}{trainer.budget.best_step}"
-    if reason := damage(folder):
+    if reason := find_damage(folder):
         raise UserError(
             f"The best policy inside the KL budget can't be read from {folder}: {reason}. The last "
             "policy is in the newest checkpoint beside it."
@@ -95,26 +95,26 @@ def load_newest(trainer: "PPOTrainer", wanted: str | bool) -> None:
             does not see it.
     """
     if isinstance(wanted, str):
-        if reason := distributed.broadcast_from_main(lambda: damage(Path(wanted))):
+        if reason := distributed.broadcast_from_main(lambda: find_damage(Path(wanted))):
             raise UserError(f"There is no PPO checkpoint to go on from in {wanted}: {reason}.")
-        checkpoints.check_seen(Path(wanted))
+        checkpoints.check_visible(Path(wanted))
         _load(trainer, Path(wanted))
         for place in newest_first(folder_of(trainer)):  # or the next --resume would take those
             if (
-                checkpoints.number_of(place) > trainer.state.global_step
+                checkpoints.step_of(place) > trainer.state.global_step
                 and trainer.is_world_process_zero()
             ):
                 os.replace(place, place.with_name(f"left-{place.name}-{int(time.time())}"))
         return
-    if newest := distributed.broadcast_from_main(lambda: _newest_whole(folder_of(trainer))):
-        checkpoints.check_seen(newest)
+    if newest := distributed.broadcast_from_main(lambda: _newest_intact(folder_of(trainer))):
+        checkpoints.check_visible(newest)
         _load(trainer, newest)
 
 
-def _newest_whole(folder: Path) -> Path | None:
+def _newest_intact(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; torn ones above it are told and removed."""
     for place in newest_first(folder):
-        if (reason := damage(place)) is None:
+        if (reason := find_damage(place)) is None:
             return place
         log_to_stderr(f"The checkpoint {place} is passed over: {reason}.")
         shutil.rmtree(place, ignore_errors=True)  # or it would be kept in a good one's place
@@ -154,7 +154,7 @@ def _load(trainer: "PPOTrainer", folder: Path) -> None:
         trainer.budget.best_score = state["budget"]["best_score"]
         seen = [row["eval_kl"] for row in state["log_history"] if "eval_kl" in row]
         trainer.budget.spent = any(not kl <= trainer.budget.limit for kl in seen)
-    checkpoints.set_random_state(state, tensors, trainer.backbone.device)
+    checkpoints.set_rng_state(state, tensors, trainer.backbone.device)
     trainer._shuffle.set_state(tensors["rng.shuffle"])
 
 
@@ -173,7 +173,7 @@ def _fixed(trainer: "PPOTrainer") -> dict[str, Any]:
 
 
 def _state(trainer: "PPOTrainer") -> dict[str, Any]:
-    return checkpoints.random_numbers() | {
+    return checkpoints.rng_numbers() | {
         "step": trainer.state.global_step,
         "queue": trainer._queue,
         "scale": trainer.scale.state(),

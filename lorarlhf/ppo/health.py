@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from lorarlhf.runtime.files import finite
+from lorarlhf.runtime.files import replace_nonfinite
 from lorarlhf.runtime.run import Run
 
 Row = dict[str, Any]
@@ -325,5 +325,5 @@ class HealthWatch(TrainerCallback):
             if name not in self.on:
                 self.log(f"Update {step}, {name}: {finding.words()}")
                 row = {"step": step, "alarm": name, "value": finding.value}
-                self.run.log(finite(row | {"words": finding.words()}), stage=self.stage)
+                self.run.log(replace_nonfinite(row | {"words": finding.words()}), stage=self.stage)
         self.on = {finding.alarm.name for finding in found}

@@ -12,8 +12,12 @@ from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.generation import Completion
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.halving import until_it_fits
-from lorarlhf.ppo.micro_batches import policy_logprobs, token_values, trained_from
+from lorarlhf.ppo.micro_batches import (
+    policy_logprobs,
+    retry_smaller_micro_batches,
+    token_values,
+    trained_from,
+)
 from lorarlhf.ppo.rollout import Rollout
 from lorarlhf.runtime import distributed
 
@@ -80,8 +84,8 @@ class Learner:
         tokens = [like.numel()]
         rollout = Rollout([], answers, [], prompts, [rows], tokens, like == 0, *tables)
         with torch.random.fork_rng(devices=[]):
-            until_it_fits(self.args, lambda: self._value_gradients(rollout, 0))
-            until_it_fits(self.args, lambda: self._policy_gradients(rollout, 0))
+            retry_smaller_micro_batches(self.args, lambda: self._value_gradients(rollout, 0))
+            retry_smaller_micro_batches(self.args, lambda: self._policy_gradients(rollout, 0))
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         give_back_memory()
@@ -134,7 +138,9 @@ class Learner:
 
     def _step_policy(self, rollout: Rollout, place: int) -> Stats:
         """One step of the policy, left out where its ratio or its KL says that it went too far."""
-        totals = until_it_fits(self.args, lambda: self._policy_gradients(rollout, place))
+        totals = retry_smaller_micro_batches(
+            self.args, lambda: self._policy_gradients(rollout, place)
+        )
         means = _means(totals, POLICY_STATS, rollout.tokens[place], self.backbone.device)
         limit = self.args.max_ratio
         wild = not math.isfinite(means["ratio"]) or (limit is not None and means["ratio"] > limit)
@@ -163,7 +169,9 @@ class Learner:
         return totals
 
     def _step_value(self, rollout: Rollout, place: int) -> Stats:
-        totals = until_it_fits(self.args, lambda: self._value_gradients(rollout, place))
+        totals = retry_smaller_micro_batches(
+            self.args, lambda: self._value_gradients(rollout, place)
+        )
         means = _means(totals, VALUE_STATS, rollout.tokens[place], self.backbone.device)
         return means | self._step("value", means["value_loss"])
 

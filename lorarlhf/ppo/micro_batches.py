@@ -4,8 +4,9 @@ Policy, reference, value and reward read the same rows. What lies below the laye
 trains is run once and kept, on the device or, where a rollout keeps much, in the host's memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -13,9 +14,13 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import Completion
 from lorarlhf.backbone.kernels.packing import Pack
 from lorarlhf.backbone.limits import count_trained_layers, kept_on_device
+from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.backbone.roles import ScalarHead
 from lorarlhf.ppo import objective
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.runtime.terminal import log_to_stderr
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -53,6 +58,28 @@ class MicroBatch:
         """The trunk (..., H) at some rows, where a head reads it."""
         trunk = self.trunk_on(rows.device) if head.trunk_weight is not None else None
         return None if trunk is None else trunk[rows]
+
+
+def retry_smaller_micro_batches(args: PPOConfig, attempt: Callable[[], T]) -> T:
+    """Return `attempt()`; when memory runs out, halve `args.micro_batch_size` and try again.
+
+    The size of a micro-batch changes no step: the batch stays as large as it was, and what was
+    sampled is kept. The attempt reads the size again each time, starts from scratch and must not
+    communicate with other processes.
+
+    Raises:
+        RuntimeError: the attempt's own error, if it is not about memory or a single sequence is
+            too much.
+    """
+
+    def halved(size: int) -> None:
+        args.micro_batch_size = size
+        log_to_stderr(
+            f"Out of memory: from here on micro_batch_size is {size}. The batch stays as large as "
+            "it was, and nothing is lost."
+        )
+
+    return retry_halving(args.micro_batch_size, lambda _: attempt(), on_halved=halved)
 
 
 def home_of(backbone: Backbone, tokens: int) -> torch.device:
@@ -158,9 +185,9 @@ def policy_logprobs(
     """
     kept, start = _below(backbone, micro, "policy", first)
     hidden = backbone.forward.packed_hidden(micro.pack, kept, start)
-    weight, softcap = backbone.lm_head
+    head = backbone.lm_head
     return objective.token_logprobs(
-        hidden[micro.predicts], weight, micro.targets, temperature, softcap
+        hidden[micro.predicts], head.weight, micro.targets, temperature, head.softcap
     )
 
 

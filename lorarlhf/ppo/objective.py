@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorarlhf.backbone.limits import CHUNK, rows_at_once
+from lorarlhf.backbone.limits import LOGIT_ROWS, softmax_rows
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -68,7 +68,7 @@ def _chunk(
     enough for a CPU's cache, and written over the logits.
     """
     logits = hidden @ weight.T  # (n, V), and not (B, C, V): one product, no copy of W
-    rows = rows_at_once(logits.shape[1], hidden.device.type)
+    rows = softmax_rows(logits.shape[1], hidden.device.type)
     kept = []
     for i in range(0, len(logits), rows):
         part = logits[i : i + rows]
@@ -103,7 +103,7 @@ def token_logprobs(
     targets: torch.Tensor,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk: int = CHUNK,
+    chunk: int = LOGIT_ROWS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target and entropy of each distribution.
 

@@ -16,16 +16,16 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.generation import Completion, completion, encode_prompts, generate_ids
-from lorarlhf.backbone.limits import DEQUANTISED_BYTES, GENERATED_AT_ONCE
-from lorarlhf.backbone.oom import shrinking
+from lorarlhf.backbone.limits import DEQUANTISED_BYTES, SAMPLED_MICRO_BATCHES
+from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.backbone.sampler import Sampler, row_seeds
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.micro_batches import (
     MicroBatch,
     home_of,
     make_micro_batches,
     policy_logprobs,
+    retry_smaller_micro_batches,
     reward_states,
     token_values,
     trained_from,
@@ -123,7 +123,7 @@ class OwnSampler:
         new: list[list[int]] = []
         if not encoded:
             return []
-        with backbone.role("policy"), backbone.dense(DEQUANTISED_BYTES):
+        with backbone.role("policy"), backbone.dequantised(DEQUANTISED_BYTES):
             while len(new) < len(encoded):
                 new += self._fitting(args, len(encoded) - len(new), attempt)
         give_back_memory()
@@ -148,15 +148,15 @@ class OwnSampler:
         share = len(distributed.own_share(args.rollout_batch_size))
         if not share:
             return
-        with backbone.role("policy"), backbone.dense(DEQUANTISED_BYTES):
+        with backbone.role("policy"), backbone.dequantised(DEQUANTISED_BYTES):
             self._fitting(args, share, attempt)
         give_back_memory()
 
     def _fitting(self, args: PPOConfig, left: int, attempt: Callable[[int], list[T]]) -> list[T]:
         """What an attempt at the next few gives: one thing for each."""
-        most = GENERATED_AT_ONCE * args.micro_batch_size
+        most = SAMPLED_MICRO_BATCHES * args.micro_batch_size
         wanted = min(left, most if self.most is None else min(most, self.most))
-        done = shrinking(wanted, attempt)
+        done = retry_halving(wanted, attempt)
         if len(done) < wanted:
             self.most = len(done)
             log_to_stderr(
@@ -196,7 +196,7 @@ def collect(
     tables = [empty.clone() for _ in range(6)]
     shares = [[i for i in part if i in own] for part in parts]
     rollout = Rollout(rows, completions, [], encoded, shares, tokens, mask, *tables)
-    until_it_fits(args, lambda: _fill_tables(backbone, rollout, args))
+    retry_smaller_micro_batches(args, lambda: _fill_tables(backbone, rollout, args))
     for table in (rollout.logprobs, rollout.entropy, rollout.ref_logprobs, rollout.values):
         distributed.all_reduce(table)  # each process has filled its own rows
     return rollout

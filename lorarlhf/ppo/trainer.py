@@ -25,9 +25,9 @@ from lorarlhf.backbone.generation import encode_prompts
 from lorarlhf.backbone.limits import DEQUANTISED_BYTES
 from lorarlhf.ppo import checkpoint, heldout, objective
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.halving import until_it_fits
 from lorarlhf.ppo.kl import KLBudget, KLControl
 from lorarlhf.ppo.learner import Learner
+from lorarlhf.ppo.micro_batches import retry_smaller_micro_batches
 from lorarlhf.ppo.rollout import OwnSampler, Rollout, Sampling, collect, sampler_mismatch
 from lorarlhf.ppo.scores import ROLE, Rewards, ScoreScale
 from lorarlhf.runtime import distributed
@@ -82,7 +82,8 @@ class PPOTrainer(_BaseTrainer):
         else:
             sources = list(reward_funcs or [ROLE])
         self.rewards = Rewards(backbone, sources, reward_weights)
-        backbone.check_lm_head()
+        with backbone.role("base"):
+            backbone.lm_head.check()
         if eval_dataset is None and (judge_funcs or args.kl_budget is not None):
             raise ValueError("kl_budget and judges need held-out prompts: give eval_dataset")
         super().__init__(
@@ -176,7 +177,7 @@ class PPOTrainer(_BaseTrainer):
 
     def _dequantised_weights(self) -> AbstractContextManager[None]:
         top = self.backbone.split + self.backbone.adapter_layers
-        return self.backbone.dense(
+        return self.backbone.dequantised(
             DEQUANTISED_BYTES, top - max(self.learner.layers.values()), backward=True
         )
 
@@ -236,7 +237,10 @@ class PPOTrainer(_BaseTrainer):
             return attempt()
 
         sums, by_source = self.rewards.score(
-            rollout, own, self.state, lambda part: until_it_fits(self.args, lambda: trying(part))
+            rollout,
+            own,
+            self.state,
+            lambda part: retry_smaller_micro_batches(self.args, lambda: trying(part)),
         )
         scores = torch.tensor(distributed.all_gather(sums), device=self.backbone.device)
         means: dict[str, float] = {}
@@ -272,7 +276,7 @@ class PPOTrainer(_BaseTrainer):
         _, returns = objective.gae(rewards, nothing, rollout.mask, self.args.gamma, 1.0)
         slope, shift = objective.fit_line(rollout.values, returns, rollout.mask, MIN_SLOPE)
         head = self.backbone.heads["value"]
-        head.whole_weight = head.whole_weight * slope
+        head.full_weight = head.full_weight * slope
         head.bias.data.mul_(slope).add_(shift)
         rollout.values = (rollout.values * slope + shift) * rollout.mask
         self._fresh_value = False

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lorarlhf.backbone.devices import best_device
-from lorarlhf.backbone.oom import shrinking
+from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.data.readers import as_text
 from lorarlhf.rewards.functions import RewardFunction, completion_text
 from lorarlhf.runtime.errors import UserError
@@ -44,7 +44,7 @@ def load_classifier(spec: str, device: torch.device | None = None) -> RewardFunc
                 scores.extend(one.tolist())
             return scores
 
-        return shrinking(BATCH if tokenizer.pad_token is not None else 1, attempt)
+        return retry_halving(BATCH if tokenizer.pad_token is not None else 1, attempt)
 
     reward.__name__ = reward.__qualname__ = Path(name).name + (f"#{label}" if label else "")
     return reward

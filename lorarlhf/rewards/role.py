@@ -9,7 +9,7 @@ import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
-from lorarlhf.backbone.oom import shrinking
+from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.backbone.roles import normed
 from lorarlhf.backbone.tokenizer import Prompt
 from lorarlhf.data.readers import as_text
@@ -118,7 +118,7 @@ def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
 
     left = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
     while left:
-        batch = shrinking(size, lambda count, rows=left: forward(rows[:count]))  # type: ignore[misc]
+        batch = retry_halving(size, lambda count, rows=left: forward(rows[:count]))  # type: ignore[misc]
         size = len(batch[0])
         left = left[size:]
         yield batch

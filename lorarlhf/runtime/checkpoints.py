@@ -30,20 +30,20 @@ PREFIX, FILES = "checkpoint-", "files.json"
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first."""
     found = [p for p in folder.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit()]
-    return sorted(found, key=number_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
-def number_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     """After which step it was written."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_intact(folder: Path) -> Path | None:
     """The newest checkpoint whose files are all there and as they were written."""
-    return next((place for place in newest_first(folder) if damage(place) is None), None)
+    return next((place for place in newest_first(folder) if find_damage(place) is None), None)
 
 
-def check_seen(checkpoint: Path) -> None:
+def check_visible(checkpoint: Path) -> None:
     """See that all processes that train together can read a checkpoint which the first has chosen.
 
     Raises:
@@ -56,7 +56,7 @@ def check_seen(checkpoint: Path) -> None:
         )
 
 
-def damage(checkpoint: Path) -> str | None:
+def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, None where nothing is."""
     try:
         listed = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ def damage(checkpoint: Path) -> str | None:
 # ---- writing
 
 
-def scratch_for(target: Path) -> Path:
+def make_scratch(target: Path) -> Path:
     """An empty folder beside `target`; those of processes that were killed at this are removed."""
     for left_over in target.parent.glob(".*"):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -95,7 +95,7 @@ def publish(scratch: Path, target: Path) -> None:
     _flush(target.parent)
 
 
-def drop_older(folder: Path, kept: int) -> None:
+def keep_newest(folder: Path, kept: int) -> None:
     """Remove all checkpoints but the newest few."""
     for old in newest_first(folder)[kept:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -122,13 +122,13 @@ def _digest(file: Path) -> str:
 # ---- random states: tensors for safetensors, numbers for JSON
 
 
-def random_numbers() -> dict[str, Any]:
+def rng_numbers() -> dict[str, Any]:
     """The states of Python's and NumPy's generators."""
     kind, numbers, *rest = np.random.get_state()
     return {"random": random.getstate(), "numpy": [kind, np.asarray(numbers).tolist(), *rest]}
 
 
-def random_tensors(device: torch.device) -> dict[str, torch.Tensor]:
+def rng_tensors(device: torch.device) -> dict[str, torch.Tensor]:
     """The states of torch's generators."""
     tensors = {"rng.torch": torch.get_rng_state()}
     if device.type == "cuda":
@@ -136,10 +136,10 @@ def random_tensors(device: torch.device) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def set_random_state(
+def set_rng_state(
     numbers: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: torch.device
 ) -> None:
-    """Put back what `random_numbers` and `random_tensors` gave."""
+    """Put back what `rng_numbers` and `rng_tensors` gave."""
     version, words, gauss = numbers["random"]
     random.setstate((version, tuple(words), gauss))
     kind, words, *rest = numbers["numpy"]

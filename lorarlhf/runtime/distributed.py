@@ -27,7 +27,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def machine_count() -> int:
+def node_count() -> int:
     """On how many machines they run."""
     return max(1, world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size()))))
 
@@ -100,7 +100,7 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
     return box[0]
 
 
-def main_makes_first(make: Callable[[], T]) -> T:
+def main_process_first(make: Callable[[], T]) -> T:
     """What each process makes by itself: the first one, then one on each other machine, then all.
 
     So what is fetched is fetched once a machine, and once for all where they share a disk.

@@ -71,17 +71,19 @@ def _refused(file: Path, error: OSError) -> UserError:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to a file of another name and rename it, so that a reader never sees half."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(finite(content), indent=2, default=str) + "\n", encoding="utf-8")
+    scratch.write_text(
+        json.dumps(replace_nonfinite(content), indent=2, default=str) + "\n", encoding="utf-8"
+    )
     os.replace(scratch, path)
 
 
-def finite(data: Any) -> Any:
+def replace_nonfinite(data: Any) -> Any:
     """The same with null for numbers that JSON does not know."""
     if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
         return None
     if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    return [finite(value) for value in data] if isinstance(data, (list, tuple)) else data
+        return {key: replace_nonfinite(value) for key, value in data.items()}
+    return [replace_nonfinite(value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -25,11 +25,11 @@ class StopAfterUpdate(TrainerCallback):
     processes all stop after the same update, whichever heard it first.
 
     Attributes:
-        asked: whether somebody pressed Ctrl-C.
+        requested: whether somebody pressed Ctrl-C.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: Any = None
 
     def __enter__(self) -> "StopAfterUpdate":
@@ -42,9 +42,9 @@ class StopAfterUpdate(TrainerCallback):
             signal.signal(signal.SIGINT, self._before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         if distributed.is_main():
             # Not print(): the signal may have come in the middle of a write to the same stream.
             launched = "LOCAL_RANK" in os.environ
@@ -52,5 +52,5 @@ class StopAfterUpdate(TrainerCallback):
             os.write(2, NOTICE + LIMIT if told else NOTICE)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if distributed.any_process(self.asked):
-            self.asked = control.should_training_stop = control.should_save = True
+        if distributed.any_process(self.requested):
+            self.requested = control.should_training_stop = control.should_save = True

@@ -12,7 +12,7 @@ from typing import Any
 
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import finite, write_json
+from lorarlhf.runtime.files import replace_nonfinite, write_json
 from lorarlhf.runtime.machine import peak_card_mb, peak_rss_mb
 
 LIBRARIES = ("lorarlhf", "torch", "transformers", "trl", "peft", "bitsandbytes")
@@ -66,7 +66,7 @@ class Run:
         """Append one object to `metrics.jsonl`."""
         if not distributed.is_main():
             return
-        line = json.dumps(finite({"stage": stage or self.stage, **row}), default=float)
+        line = json.dumps(replace_nonfinite({"stage": stage or self.stage, **row}), default=float)
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

@@ -32,7 +32,7 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def set_aside(folder: Path) -> None:
+def archive_earlier_run(folder: Path) -> None:
     """Keep an earlier run's results in `earlier-N`: a new one must not be mixed with them.
 
     Adapters are copied, not moved: the new run may start from them.
@@ -50,7 +50,7 @@ def set_aside(folder: Path) -> None:
     log_to_stderr(f"{folder} holds an earlier run; it is kept in {kept}.")
 
 
-def tell_changes(folder: Path, config: Row) -> None:
+def log_changed_settings(folder: Path, config: Row) -> None:
     """Say which settings an interrupted run had otherwise."""
     before = read_json(folder / "run.json").get("config", {})
     # Through JSON, as the earlier settings went.
@@ -64,12 +64,12 @@ def tell_changes(folder: Path, config: Row) -> None:
         log_to_stderr(f"Going on with other settings: {'; '.join(changed)}.")
 
 
-def rewind(folder: Path, stage: str = "ppo") -> None:
+def drop_later_rows(folder: Path, stage: str = "ppo") -> None:
     """Drop what an interrupted run logged after its last checkpoint: those steps run again."""
-    from lorarlhf.runtime.checkpoints import newest_whole, number_of
+    from lorarlhf.runtime.checkpoints import newest_intact, step_of
 
-    whole = newest_whole(folder / "checkpoints")
-    step = number_of(whole) if whole else -1
+    whole = newest_intact(folder / "checkpoints")
+    step = step_of(whole) if whole else -1
 
     def stays(row: Row) -> bool:
         if stage == "reward" and (row.get("stage") == stage or not whole):

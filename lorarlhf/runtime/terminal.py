@@ -10,7 +10,7 @@ from lorarlhf.runtime import distributed
 Say = Callable[[str], None]
 
 
-def own_command() -> str:
+def program_name() -> str:
     """How to call this program: `make demo` runs one that is not on the path."""
     program = Path(sys.argv[0])
     if shutil.which("lorarlhf") or program.name != "lorarlhf":
@@ -18,10 +18,10 @@ def own_command() -> str:
     return str(program)
 
 
-def command_words() -> list[str]:
+def launch_command() -> list[str]:
     """The words that start this program as it was started: alone, or in several processes."""
     if distributed.world_size() == 1:
-        return [own_command()]
+        return [program_name()]
     started = f"accelerate launch --multi_gpu --num_processes {distributed.world_size()}"
     return [*started.split(), "-m", "lorarlhf.cli"]
 

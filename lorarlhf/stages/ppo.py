@@ -67,7 +67,7 @@ def train_ppo(
         trainer.add_callback(SampleCallback(backbone, rows, args, trainer.rewards, run.folder))
     with stopper:
         trainer.train(resume_from_checkpoint=resume)
-    if stopper.asked and trainer.state.global_step < args.updates:
+    if stopper.requested and trainer.state.global_step < args.updates:
         raise KeyboardInterrupt
     trainer.save_model()
     return trainer.summary() | {"alarms": sorted(watch.on)}

@@ -186,7 +186,7 @@ def _log_learning_curve(
 def put_fit(backbone: Backbone, fit: HeadFit) -> None:
     """Write a fit into the reward role's head."""
     head = backbone.heads["reward"]
-    head.whole_weight = torch.as_tensor(fit.weight, device=head.weight.device)
+    head.full_weight = torch.as_tensor(fit.weight, device=head.weight.device)
     # Plain sequence classification, which opens a `last` role, knows no bias.
     head.bias.data.fill_(0.0 if head.pooling == "last" else float(fit.bias))
 

@@ -13,7 +13,7 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import Completion
 from lorarlhf.backbone.kernels.packing import Pack
-from lorarlhf.backbone.limits import KEPT
+from lorarlhf.backbone.limits import KEPT_STATE_BYTES
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.learner import Learner
 from lorarlhf.ppo.micro_batches import home_of, make_micro_batches, policy_logprobs, token_values
@@ -189,8 +189,8 @@ def test_an_update_on_another_device_is_refused_where_it_enters(
 
 def test_many_kept_states_wait_in_the_hosts_memory() -> None:
     card: Any = SimpleNamespace(device=META, hidden_size=1000, compute_dtype=torch.bfloat16)
-    assert home_of(card, KEPT // 6000) == META  # three states of 2,000 bytes a token
-    assert home_of(card, KEPT // 6000 + 1) == torch.device("cpu")
+    assert home_of(card, KEPT_STATE_BYTES // 6000) == META  # three states of 2,000 bytes a token
+    assert home_of(card, KEPT_STATE_BYTES // 6000 + 1) == torch.device("cpu")
 
 
 def test_kept_states_are_brought_back_for_each_forward(tiny: Backbone) -> None:

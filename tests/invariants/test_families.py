@@ -146,7 +146,7 @@ def test_a_kept_trunk_changes_no_update(base: Path, ready: Ready, ppo: PPO) -> N
         backbone = ready(base, keeps_trunk=keeps)
         # A head that reads the final state alone says the same with and without a kept trunk.
         head, final = backbone.heads["reward"], torch.linspace(-1, 1, backbone.hidden_size)
-        head.whole_weight = torch.cat([0 * final, final])[-len(head.whole_weight) :]
+        head.full_weight = torch.cat([0 * final, final])[-len(head.full_weight) :]
         assert (head.trunk_weight is not None) == keeps
         trainer = ppo(backbone, f"trunk-{keeps}", num_ppo_epochs=2, adam_epsilon=1e-3)
         trainer.train()

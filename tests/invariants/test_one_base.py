@@ -77,41 +77,41 @@ def odd_base(make_base: Callable[..., Path]) -> Path:
 @pytest.mark.parametrize("bits", [4, 16])
 def test_there_is_one_copy_after_every_stage(odd_base: Path, tmp_path: Path, bits: int) -> None:
     backbone = load(odd_base, bits)
-    assert backbone.copies() == 1
+    assert backbone.footprint.copies() == 1
     storages = {
         name: p.untyped_storage().data_ptr()
         for name, p in backbone.model.named_parameters()
         if "lora_" not in name
     }
-    size = backbone.bytes()
+    size = backbone.footprint.bytes()
     for name, stage in stages(backbone, tmp_path).items():
         stage()
-        assert backbone.copies() == 1, name
+        assert backbone.footprint.copies() == 1, name
     now = dict(backbone.model.named_parameters())
     assert {name: now[name].untyped_storage().data_ptr() for name in storages} == storages
-    assert backbone.bytes() == size
+    assert backbone.footprint.bytes() == size
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_a_second_copy_is_seen(odd_base: Path, bits: int) -> None:
     backbone = load(odd_base, bits)
-    assert backbone.copies() == 1
+    assert backbone.footprint.copies() == 1
     second = load(odd_base, bits)
-    assert backbone.copies() == 2
+    assert backbone.footprint.copies() == 2
     del second
-    assert backbone.copies() == 1
+    assert backbone.footprint.copies() == 1
 
 
 def test_a_copy_of_one_layer_is_seen(odd_base: Path) -> None:
     backbone = load(odd_base, 16)
     copied = torch.nn.Parameter(backbone.decoder.layers[0].mlp.up_proj.weight.clone())
-    assert backbone.copies() == 2
+    assert backbone.footprint.copies() == 2
     del copied
-    assert backbone.copies() == 1
+    assert backbone.footprint.copies() == 1
 
 
 def test_heads_and_adapters_do_not_count(odd_base: Path) -> None:
     backbone = load(odd_base, 16)
     for role in ("reference", "reward", "value"):
         backbone.add_role(role)
-    assert backbone.copies() == 1
+    assert backbone.footprint.copies() == 1

@@ -1,1 +1,1 @@
-"""Faster ways to compute what a family's own layers compute, with the same results."""
+"""Faster versions of what a family's own layers compute, with the same results."""

@@ -1,8 +1,8 @@
-"""Attention for packed sequences, and the plain one that goes with it.
+"""Attention for packed and for padded sequences.
 
 Registered with transformers under the names in `NAMES`, so that each family's own layers call it.
-Handed a `packing` (see `packing.py`) it attends within each sequence; without one it is the usual
-attention over (B, T). Shapes: h query heads, k key heads, d a head's size, S keys.
+With a `packing` argument (see `packing.py`) it attends within each sequence; without one it is the
+usual attention over (B, T). Shapes: h query heads, k key heads, d the size of a head, S keys.
 """
 
 from functools import partial
@@ -15,15 +15,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 NAMES = {"plain": "lorarlhf_plain", "fused": "lorarlhf_fused"}
-"""`fused`: torch's kernel, which holds no (T, S) weights. `plain`: two products, twice as fast on
-the CPU at the lengths of chat answers, where the fused kernel's backward takes as long as all
-matrix products of a layer together."""
-UNKNOWN = ("s_aux", "position_bias")
-"""What some families add to the scores; they keep their own attention."""
+"""`fused` is torch's kernel, which never holds (T, S) weights. `plain` is two products. It is
+twice as fast on the CPU at the lengths of chat answers, where the fused kernel's backward takes as
+long as all matrix products of a layer together."""
+UNSUPPORTED = ("s_aux", "position_bias")
+"""Terms that some families add to the scores; these families keep their own attention."""
 
 
 def register() -> None:
-    """Make both known to transformers, with the masks that they take."""
+    """Register both with transformers, with the masks that they take."""
     for kind, name in NAMES.items():
         AttentionInterface.register(name, partial(_attention, kind))
     AttentionMaskInterface.register(NAMES["plain"], eager_mask)
@@ -31,7 +31,7 @@ def register() -> None:
 
 
 def name_for(device: torch.device) -> str:
-    """Which of the two a device gets."""
+    """The name of the attention for a device."""
     return NAMES["plain" if device.type == "cpu" else "fused"]
 
 
@@ -44,12 +44,12 @@ def _attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    packing: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: (B, h, T, d) and (B, k, S, d) -> (B, T, h, d)."""
+    packing = kwargs.pop("packing", None)
     rules = _Rules(module, query, scaling, dropout, kwargs)
-    fused = kind == "fused" and not rules.softcap  # torch's kernel knows no cap on logits (Gemma 2)
+    fused = kind == "fused" and not rules.softcap  # torch's kernel has no cap on scores (Gemma 2)
     if packing is not None:
         attend = rules.fused if fused else rules.plain
         return packing.attend(query, key, value, attend, rules.window), None
@@ -57,13 +57,13 @@ def _attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if attention_mask is None and kind == "fused":  # its mask may be left out where it is causal
+    if attention_mask is None and kind == "fused":  # a causal mask may be left out
         attention_mask = causal_mask(query, key)
     return rules.plain(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
 
 
 class _Rules:
-    """What a layer says about its attention, and the attention by these rules."""
+    """A layer's attention settings, and the attention that follows them."""
 
     def __init__(
         self,
@@ -71,15 +71,15 @@ class _Rules:
         query: torch.Tensor,
         scaling: float | None,
         dropout: float,
-        said: dict[str, Any],
+        extra: dict[str, Any],
     ) -> None:
-        unknown = [name for name in UNKNOWN if said.get(name) is not None]
-        if unknown:
-            raise RuntimeError(f"attention here knows no {unknown[0]}")
+        unsupported = [name for name in UNSUPPORTED if extra.get(name) is not None]
+        if unsupported:
+            raise RuntimeError(f"this attention does not support {unsupported[0]}")
         self.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         self.dropout = dropout if module.training else 0.0
-        self.softcap: float | None = said.get("softcap")
-        self.window: int | None = said.get("sliding_window")
+        self.softcap: float | None = extra.get("softcap")
+        self.window: int | None = extra.get("sliding_window")
 
     def plain(
         self,
@@ -88,9 +88,10 @@ class _Rules:
         value: torch.Tensor,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Two products, the query heads of one key head together: -> (B, h, T, d).
+        """Two matrix products, with the query heads of one key head together: -> (B, h, T, d).
 
-        The mask is boolean (T, S), or boolean or added (B, 1, T, S).
+        Args:
+            mask: boolean (T, S), or (B, 1, T, S) either boolean or added to the scores.
         """
         batch, heads, length, size = query.shape
         kinds, keys = key.shape[1], key.shape[2]
@@ -106,7 +107,7 @@ class _Rules:
                 scores = self.softcap * torch.tanh(scores / self.softcap)
             scores = scores if mask is None else _masked(scores, mask[..., :keys])
             scores = scores.view(batch * kinds, groups * length, keys)
-        weights = scores.softmax(dim=-1)  # in float32 inside, whatever the scores' dtype
+        weights = scores.softmax(dim=-1)  # computed in float32, whatever the scores' dtype
         if self.dropout:
             weights = nn.functional.dropout(weights, self.dropout)
         return torch.bmm(weights, value.flatten(0, 1)).view(batch, heads, length, -1)
@@ -133,7 +134,7 @@ def _masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def causal_mask(query: torch.Tensor, key: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """(T, S) true where a query may look, the queries being the last T of S positions."""
+    """(T, S), true where a query may attend; the queries are the last T of the S positions."""
     length, keys = query.shape[-2], key.shape[-2]
     ones = torch.ones(length, keys, dtype=torch.bool, device=query.device)
     mask = ones.tril(keys - length)

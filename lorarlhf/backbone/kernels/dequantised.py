@@ -1,11 +1,12 @@
-"""Weights kept dequantised through a phase that reads each of them many times.
+"""Keep 4-bit weights dequantised during a phase that reads each of them many times.
 
-On a CPU turning 4 bit into 16 takes a fifth of the time of a sampled token and a twentieth of a
-training pass. The kept weights are the numbers that bitsandbytes multiplies with, bit for bit.
-Cards dequantise faster than they multiply, and have less memory to spare.
+On a CPU, dequantising takes a fifth of the time of a sampled token and a twentieth of a training
+pass. The kept weights are bit for bit the numbers that bitsandbytes multiplies with. Cards
+dequantise faster than they multiply and have less memory to spare, so nothing is kept there.
 
-In bfloat16 they are packed besides: oneDNN would otherwise bring each weight into the order of its
-kernel for every product, which takes longer than a product of few rows and a sixth of one of 800.
+In bfloat16 the kept weights are also packed in oneDNN's own layout. Otherwise oneDNN reorders each
+weight for every product, which takes longer than a product of a few rows, and a sixth of the time
+of a product of 800 rows.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,81 +17,84 @@ from typing import Any
 import torch
 from torch import nn
 
-ROWS = 16
-"""How many rows packed weights are laid out for; AVX512's layout is the same for any number."""
-KEPT = ("dense", "forth", "back")
-"""What a module keeps: its weight as it is, or packed for `x W^T` and for `grad W`."""
+PACKED_ROWS = 16
+"""How many rows of input the packed layout is made for; AVX512's is the same for any number."""
+CACHED = ("dequantised", "packed_forward", "packed_backward")
+"""Attributes that hold a module's dequantised weight, and the weight packed for `x W^T` and for
+`grad W`."""
 
 
 @contextmanager
 def keep_dequantised(
-    layers: Iterable[nn.Module], room: int, *, backward: bool = False
+    layers: Iterable[nn.Module], max_bytes: int, *, backward: bool = False
 ) -> Iterator[None]:
-    """Keep the 4-bit weights in these layers dequantised inside, the last layers first.
+    """Keep the 4-bit weights of these layers dequantised inside the context, last layers first.
 
-    Only on the CPU, and only as many whole layers as fit into `room` bytes. Weights that an outer
-    one keeps stay as they are.
+    Only on the CPU, and only as many complete layers as fit into `max_bytes`. Contexts nest: an
+    inner one leaves alone what an outer one keeps.
 
     Args:
-        backward: keep what `grad_product` needs, too.
+        backward: also keep what `input_gradient` needs.
     """
     chosen: list[Any] = []
     for layer in reversed(list(layers)):
         weights = [module for module in layer.modules() if _is_4bit(module)]
-        room -= sum(_size(module, backward) for module in weights)
-        if room < 0:
+        max_bytes -= sum(_size(module, backward) for module in weights)
+        if max_bytes < 0:
             break
         chosen = weights + chosen
     plain = [module for module in chosen if not _packs(module.weight.quant_state.dtype)]
-    # All in one piece, which goes back to the system as soon as it is let go.
+    # One allocation for all of them, because the system gets it back as soon as it is freed.
     sizes = [_size(module, backward) for module in plain]
-    piece = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu")
+    buffer = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu")
     kinds: list[type] = [type(module) for module in chosen]
     try:
-        for module, part in zip(plain, piece.split(sizes), strict=True):
+        for module, part in zip(plain, buffer.split(sizes), strict=True):
             weight = dequantised_weight(module)
-            module.__dict__["dense"] = part.view(weight.dtype).view(weight.shape).copy_(weight)
+            module.__dict__["dequantised"] = (
+                part.view(weight.dtype).view(weight.shape).copy_(weight)
+            )
         for module, kind in zip(chosen, kinds, strict=True):
-            if "dense" not in module.__dict__:
+            if "dequantised" not in module.__dict__:
                 weight = dequantised_weight(module)
-                module.__dict__["forth"] = _packed(weight)
+                module.__dict__["packed_forward"] = _packed(weight)
                 if backward:
-                    module.__dict__["back"] = _packed(weight.T.contiguous())
-            module.__class__ = _kept(kind)
+                    module.__dict__["packed_backward"] = _packed(weight.T.contiguous())
+            module.__class__ = _with_dequantised_weight(kind)
         yield
     finally:
         for module, kind in zip(chosen, kinds, strict=True):
             module.__class__ = kind
-            for name in KEPT:
+            for name in CACHED:
                 module.__dict__.pop(name, None)
 
 
 def can_dequantise(base: nn.Module) -> bool:
-    """Whether `dense_weight` knows this layer."""
+    """Whether `dequantised_weight` can read this layer."""
     return type(base).__name__ == "Linear4bit" or type(base) is nn.Linear
 
 
 def dequantised_weight(base: Any) -> torch.Tensor:
-    """The weight (out, in) of a linear layer, dequantised from 4 bit."""
+    """The weight (out, in) of a plain linear layer, or of a 4-bit one, dequantised."""
     if type(base) is nn.Linear:
         return base.weight
-    if "dense" in base.__dict__:
-        return base.__dict__["dense"]
+    if "dequantised" in base.__dict__:
+        return base.__dict__["dequantised"]
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(base.weight.data, base.weight.quant_state)
 
 
-def grad_product(base: Any, grad: torch.Tensor) -> torch.Tensor:
-    """What flows back through a linear layer: (n, out) -> (n, in)."""
-    back = base.__dict__.get("back")
-    if back is None or grad.dtype != torch.bfloat16:
+def input_gradient(base: Any, grad: torch.Tensor) -> torch.Tensor:
+    """The gradient in a linear layer's input, `grad W`: (n, out) -> (n, in)."""
+    packed = base.__dict__.get("packed_backward")
+    if packed is None or grad.dtype != torch.bfloat16:
         return grad @ dequantised_weight(base).to(grad.dtype)
-    return _packed_product(grad, back, None)
+    return _packed_product(grad, packed, None)
 
 
-class Kept:
-    """Stands before bitsandbytes' class while a layer's dequantised weight is there."""
+class DequantisedLinear:
+    """Mixed in before bitsandbytes' class while a layer's dequantised weight is kept."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
@@ -98,15 +102,15 @@ class Kept:
         backward = x.requires_grad and torch.is_grad_enabled()
         if x.dtype != layer.weight.quant_state.dtype or backward:
             own: Any = super()
-            return own.forward(x)  # it has a backward that keeps nothing but 4 bit
-        if "forth" in layer.__dict__:
-            return _packed_product(x, layer.__dict__["forth"], layer.bias)
-        return nn.functional.linear(x, layer.__dict__["dense"], layer.bias)
+            return own.forward(x)  # its backward keeps only the 4-bit weight
+        if "packed_forward" in layer.__dict__:
+            return _packed_product(x, layer.__dict__["packed_forward"], layer.bias)
+        return nn.functional.linear(x, layer.__dict__["dequantised"], layer.bias)
 
 
 @cache
-def _kept(kind: type) -> type:
-    return type(f"Kept{kind.__name__}", (Kept, kind), {})
+def _with_dequantised_weight(kind: type) -> type:
+    return type(f"Dequantised{kind.__name__}", (DequantisedLinear, kind), {})
 
 
 def _is_4bit(module: Any) -> bool:
@@ -122,11 +126,11 @@ def _size(module: Any, backward: bool) -> int:
     return copies * state.shape.numel() * state.dtype.itemsize
 
 
-# ---- oneDNN's own order: what torch's compiler calls for frozen weights on a CPU
+# ---- oneDNN's packed layout: the same operators that torch's compiler calls for frozen weights
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
 
 
 def _packed_product(
@@ -138,8 +142,8 @@ def _packed_product(
 
 @cache
 def _packs(dtype: torch.dtype) -> bool:
-    """Whether this torch packs, and gives the plain product's numbers."""
-    if dtype != torch.bfloat16:  # others are multiplied by another library, which rounds otherwise
+    """Whether this torch can pack weights, and gets the plain product's numbers with them."""
+    if dtype != torch.bfloat16:  # another library multiplies the others, and rounds differently
         return False
     places = torch.arange(64 * 64, dtype=torch.float32, device="cpu").view(64, 64)
     x, weight = places[:3].sin().to(dtype), places.cos().to(dtype)

@@ -1,9 +1,9 @@
-"""A linear layer and its LoRA in one step: the base's product, the low-rank part added in place.
+"""A linear layer and its LoRA in one step: the low-rank part is added to the base's product.
 
-PEFT adds the two as tensors of their own: it copies the base's result, multiplies the adapter's by
-its scaling and adds them, each a pass over an output that is far larger than the adapter itself,
-and again on the way back. The arithmetic is the same (arXiv 2106.09685, equation 3):
-y = x W^T + scaling (x A^T) B^T, in the dtype of the base's result also where nothing trains.
+PEFT copies the base's result, multiplies the adapter's result by its scaling and adds the two. Each
+step is a pass over an output that is far larger than the adapter, in the forward and again in the
+backward. The arithmetic here is the same (arXiv 2106.09685, equation 3):
+y = x W^T + scaling (x A^T) B^T, always in the dtype of the base's result.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,13 +17,14 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from lorarlhf.backbone.kernels.dequantised import can_dequantise, grad_product
+from lorarlhf.backbone.kernels.dequantised import can_dequantise, input_gradient
 
 
 def fuse_lora(model: PeftModel) -> None:
     """Give every LoRA layer on a 4-bit or plain linear layer the fused forward.
 
-    Whatever it does not know (8 bit, several adapters at once, dropout, variants) takes PEFT's own.
+    Cases that it does not cover (8 bit, several adapters at once, dropout, variants) still take
+    PEFT's own forward.
     """
     for module in model.modules():
         if isinstance(module, LoraLayer) and can_dequantise(module.get_base_layer()):
@@ -31,11 +32,14 @@ def fuse_lora(model: PeftModel) -> None:
 
 
 @contextmanager
-def ready_adapters(modules: Iterable[LoraLayer], dtype: torch.dtype) -> Iterator[None]:
-    """Hold the active adapter in the dtype of the products inside, its scaling in B.
+def cast_adapters(modules: Iterable[LoraLayer], dtype: torch.dtype) -> Iterator[None]:
+    """Keep the active adapter cast to `dtype` inside the context, with its scaling folded into B.
 
-    For many small forwards without gradient, each of which would cast every weight anew and ask
-    each layer what it has to do. Nothing may train inside.
+    For many small forwards without gradients, which would otherwise cast every weight each time.
+    Nothing may train inside.
+
+    Args:
+        modules: the LoRA layers.
     """
     layers: list[Any] = [module for module in modules if isinstance(module, Fused)]
     try:
@@ -43,22 +47,22 @@ def ready_adapters(modules: Iterable[LoraLayer], dtype: torch.dtype) -> Iterator
             if (name := layer.only_adapter()) is not None:
                 low = layer.lora_A[name].weight.detach().to(dtype)
                 high = layer.lora_B[name].weight.detach() * layer.scaling[name]
-                layer.__dict__["ready"] = layer._active_adapter, low.T, high.to(dtype).T
+                layer.__dict__["cast"] = layer._active_adapter, low.T, high.to(dtype).T
         yield
     finally:
         for layer in layers:
-            layer.__dict__.pop("ready", None)
+            layer.__dict__.pop("cast", None)
 
 
 class Fused:
-    """Stands before one of PEFT's layer classes and takes the forward that it knows."""
+    """Mixed in before one of PEFT's layer classes; takes over the forwards that it covers."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., in) -> (..., out)."""
         layer: Any = self
-        ready = layer.__dict__.get("ready")
-        if ready is not None and not layer._disable_adapters:
-            name, low, high = ready
+        cast = layer.__dict__.get("cast")
+        if cast is not None and not layer._disable_adapters:
+            name, low, high = cast
             if name == layer._active_adapter and x.dtype == low.dtype:
                 y = layer.base_layer(x)
                 y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]) @ low, high)
@@ -77,7 +81,7 @@ class Fused:
         return _product(x, *weights, layer.base_layer)[0]
 
     def only_adapter(self) -> str | None:
-        """The one adapter that is active, where it is of the kind that is known here."""
+        """The active adapter, if there is exactly one and the fused forward covers it."""
         layer: Any = self
         names = layer.active_adapters
         if len(names) != 1 or names[0] not in layer.lora_A:
@@ -91,7 +95,7 @@ class Fused:
 
 @cache
 def _fused(kind: type) -> type:
-    """PEFT's class with `Fused` before it: a class, as a bound method would be a circle."""
+    """PEFT's class with `Fused` mixed in. A bound method would be a reference cycle."""
     return kind if issubclass(kind, Fused) else type(f"Fused{kind.__name__}", (Fused, kind), {})
 
 
@@ -101,7 +105,7 @@ def _product(
     """(..., in) -> (..., out), and the scaled low-rank states (n, r)."""
     y = base(x)
     rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
-    low = (rows @ a.to(y.dtype).T).to(y.dtype)  # autocast may have its own idea
+    low = (rows @ a.to(y.dtype).T).to(y.dtype)  # autocast may choose another dtype
     if scaling != 1:
         low *= scaling
     y.view(-1, y.shape[-1]).addmm_(low, b.to(y.dtype).T)
@@ -109,7 +113,7 @@ def _product(
 
 
 class _LoraLinear(torch.autograd.Function):
-    """The product with its gradients; the base's weight is dequantised anew for the backward."""
+    """The product with its gradients; the backward dequantises the base's weight again."""
 
     @staticmethod
     def forward(
@@ -129,7 +133,7 @@ class _LoraLinear(torch.autograd.Function):
         grad_low *= ctx.scaling
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_product(ctx.base, rows)
+            grad_x = input_gradient(ctx.base, rows)
             grad_x.addmm_(grad_low, a.to(grad.dtype))
             grad_x = grad_x.view(x.shape).to(x.dtype)
         if ctx.needs_input_grad[1]:

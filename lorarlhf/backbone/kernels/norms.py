@@ -1,8 +1,8 @@
-"""The root mean square norm in one step, with a backward that keeps only the input.
+"""RMSNorm in one step, with a backward that keeps only the input.
 
-Families write it as eight steps in float32, and autograd keeps four tensors of that width for each
-norm and goes back through all of them. The forward here is the same steps, to the last bit; the
-backward is the closed form (arXiv 1910.07467, equation 4).
+Families write it as eight steps in float32, for which autograd keeps four float32 tensors. The
+forward here takes the same steps, to the last bit; the backward is the closed form (arXiv
+1910.07467, equation 4).
 """
 
 import copy
@@ -15,10 +15,10 @@ from torch.autograd.function import once_differentiable
 
 
 def fuse_norms(model: nn.Module) -> None:
-    """Give the norms whose numbers are those of `OneStep` its forward; others keep their own.
+    """Give the fused forward to those norms that compute the same numbers; others keep their own.
 
-    Known are Llama's and those like it (Qwen, Mistral, Phi 3, SmolLM3): weight * x / rms(x), the
-    weight after the cast to x's dtype. Gemma's adds 1 to the weight, and stays.
+    These are Llama's and similar ones (Qwen, Mistral, Phi 3, SmolLM3): weight * x / rms(x), with
+    the weight applied after the cast to x's dtype. Gemma's adds 1 to the weight and is left alone.
     """
     known: dict[type, bool] = {}
     for module in model.modules():
@@ -26,11 +26,11 @@ def fuse_norms(model: nn.Module) -> None:
         if "RMSNorm" in kind.__name__ and kind not in known:
             known[kind] = _same_numbers(module)
         if known.get(kind):
-            module.__class__ = _one_step(kind)
+            module.__class__ = _fused(kind)
 
 
-class OneStep:
-    """Stands before a family's class of norms."""
+class FusedNorm:
+    """Mixed in before a family's own norm class."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., H) -> (..., H)."""
@@ -44,9 +44,9 @@ class OneStep:
 
 
 @cache
-def _one_step(kind: type) -> type:
-    """The family's class with `OneStep` before it."""
-    return type(f"OneStep{kind.__name__}", (OneStep, kind), {})
+def _fused(kind: type) -> type:
+    """The family's class with `FusedNorm` mixed in."""
+    return type(f"Fused{kind.__name__}", (FusedNorm, kind), {})
 
 
 def _norm(
@@ -59,7 +59,7 @@ def _norm(
 
 
 class _RMSNorm(torch.autograd.Function):
-    """The norm with its gradient in x; the weight is frozen."""
+    """The norm with its gradient in x. The weight is frozen."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -79,14 +79,14 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _same_numbers(module: Any) -> bool:
-    """Whether a norm gives `_norm`'s numbers, to the last bit, on a few values in two dtypes."""
+    """Whether a norm gives exactly `_norm`'s numbers on a few values in two dtypes."""
     weight = getattr(module, "weight", None)
     if weight is None or not hasattr(module, "variance_epsilon"):
         return False
     trial, size = copy.deepcopy(module).requires_grad_(False), weight.shape[-1]
     places = torch.arange(8 * size, dtype=torch.float32, device=weight.device)
     trial.weight.data.copy_(1 + places[:size].cos() / 2)
-    sizes = torch.logspace(-4, 1, 8, device=weight.device)[:, None]  # small ones show the epsilon
+    sizes = torch.logspace(-4, 1, 8, device=weight.device)[:, None]  # small values show the epsilon
     for dtype in (weight.dtype, torch.float32):
         x = (sizes * places.view(8, size).sin()).to(dtype)
         if not torch.equal(trial(x), _norm(x, trial.weight, trial.variance_epsilon)[0]):

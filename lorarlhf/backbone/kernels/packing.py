@@ -1,8 +1,8 @@
-"""Sequences laid end to end without padding, with the beginning they share once.
+"""Packed sequences: laid end to end without padding, with their shared prefix only once.
 
-The prompts of a chat share the template's system text, often most of a short prompt; a causal model
-gives those tokens the same states in every sequence. A packed batch runs them once, and runs no
-padding: its N rows are all tokens that there are. Only attention sees the sequences apart.
+Chat prompts share the template's system text, which is often most of a short prompt, and a causal
+model computes the same states for it in every sequence. A packed batch runs these tokens once and
+runs no padding: its N rows are exactly the distinct tokens. Only attention separates the sequences.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,24 +13,26 @@ import torch
 
 from lorarlhf.backbone.kernels.attention import causal_mask
 
-WORTH_SHARING = 4
-"""Tokens: a shorter common beginning costs more steps of its own than it saves."""
+MIN_SHARED_TOKENS = 4
+"""A shorter shared prefix costs more in extra steps than it saves."""
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 @dataclass
 class Pack:
-    """B sequences as N rows: P shared tokens, then each sequence's own, one after the other.
+    """B sequences as N rows: the P tokens of the shared prefix, then each sequence's own tokens.
+
+    The own tokens can be laid out as a table (B, W), padded right to the longest, W.
 
     Attributes:
         input_ids, position_ids: (1, N).
         shared: P.
-        lengths: own tokens of each sequence.
-        gather: (B * W,) the row, counted after the shared ones, of each place of a table of own
-            tokens padded right to the longest, W; padding repeats row 0.
-        scatter: (N - P,) the place in that table of each row.
-        windows: widths of the sliding windows that layers asked for.
+        lengths: number of own tokens of each sequence.
+        gather: (B * W,) for each place of the table its row, counted after the shared ones;
+            padding repeats row 0.
+        scatter: (N - P,) for each row after the shared ones its place in the table.
+        windows: widths of the sliding windows that layers have used.
     """
 
     input_ids: torch.Tensor
@@ -43,14 +45,14 @@ class Pack:
 
     @classmethod
     def of(
-        cls, sequences: Sequence[Sequence[int]], device: torch.device, most_shared: int = 0
+        cls, sequences: Sequence[Sequence[int]], device: torch.device, max_shared: int = 0
     ) -> "Pack":
         """Pack token ids.
 
         Args:
-            most_shared: how many tokens at the beginning may be shared, at most.
+            max_shared: the longest prefix that may be shared.
         """
-        shared = common_beginning(sequences, most_shared)
+        shared = common_prefix(sequences, max_shared)
         own = [list(ids[shared:]) for ids in sequences]
         lengths = [len(ids) for ids in own]
         width = max(lengths)
@@ -70,7 +72,7 @@ class Pack:
         )
 
     def row(self, sequence: int, place: int) -> int:
-        """The row of a sequence's token, counted from the sequence's beginning."""
+        """The row of the token at index `place` of a sequence."""
         if place < self.shared:
             return place
         return self.shared + sum(self.lengths[:sequence]) + place - self.shared
@@ -83,7 +85,7 @@ class Pack:
         attention: Attend,
         window: int | None,
     ) -> torch.Tensor:
-        """Attention of rows (1, h, N, d) to the shared rows and their own sequence's, causal.
+        """Causal attention of rows (1, h, N, d) to the shared rows and those of their own sequence.
 
         Returns:
             (1, N, h, d).
@@ -114,7 +116,7 @@ class Pack:
         return _Scatter.apply(table.transpose(1, 2).flatten(0, 1), self.scatter)
 
     def padded(self, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sequences as they were: ids (B, T) padded right, and the mask."""
+        """The sequences unpacked: ids (B, T) padded right, and their mask."""
         own = self.input_ids[0, self.shared :][self.gather].view(len(self.lengths), -1)
         begin = self.input_ids[:, : self.shared].expand(len(own), -1)
         columns = torch.arange(own.shape[1], device=own.device)
@@ -123,7 +125,7 @@ class Pack:
         return ids, torch.cat([torch.ones_like(begin), real.long()], dim=1)
 
     def padded_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """States (N, H) -> (B, T, H) as `padded` lays them out."""
+        """States (N, H) -> (B, T, H), laid out as by `padded`."""
         own = self._table(rows[self.shared :])
         return torch.cat([rows[None, : self.shared].expand(len(own), -1, -1), own], dim=1)
 
@@ -133,8 +135,8 @@ class Pack:
         return torch.cat([padded[0, : self.shared], own])
 
 
-def common_beginning(sequences: Sequence[Sequence[int]], most: int) -> int:
-    """How many first tokens all sequences share, up to `most`; 0 where sharing is not worth it."""
+def common_prefix(sequences: Sequence[Sequence[int]], most: int) -> int:
+    """Tokens that all sequences begin with, up to `most`; 0 if too few to be worth sharing."""
     if len(sequences) < 2:
         return 0
     found = 0
@@ -142,11 +144,11 @@ def common_beginning(sequences: Sequence[Sequence[int]], most: int) -> int:
         if len(set(tokens)) > 1:
             break
         found += 1
-    return found if found >= WORTH_SHARING else 0
+    return found if found >= MIN_SHARED_TOKENS else 0
 
 
 class _Gather(torch.autograd.Function):
-    """Rows into a padded table. What flows back from padding is nothing, so it is not added up."""
+    """Rows into a padded table. Padding has no gradient, so the backward only selects."""
 
     @staticmethod
     def forward(
@@ -161,7 +163,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """Rows out of a padded table, whose padding gets a gradient of zero."""
+    """Rows out of a padded table; its padding gets a zero gradient."""
 
     @staticmethod
     def forward(ctx: Any, table: torch.Tensor, scatter: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from lorarlhf.runtime import checkpoints, distributed
-from lorarlhf.runtime.checkpoints import PREFIX, newest_whole
+from lorarlhf.runtime.checkpoints import PREFIX, newest_intact
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.interrupt import StopAfterUpdate
 
@@ -48,9 +48,9 @@ def has_checkpoint(run_folder: Path) -> bool:
 
 def _newest(folder: Path) -> Path | None:
     """The newest intact checkpoint as the main process sees it, the same in all processes."""
-    place = distributed.broadcast_from_main(lambda: newest_whole(folder))
+    place = distributed.broadcast_from_main(lambda: newest_intact(folder))
     if place is not None:
-        checkpoints.check_seen(place)
+        checkpoints.check_visible(place)
     return place
 
 
@@ -73,7 +73,7 @@ class CheckpointingMixin(_Trainer):
         self.add_callback(stopper)
         with stopper:
             done = super().train(resume_from_checkpoint=str(place) if place else None)
-        if stopper.asked and self.state.global_step < self.state.max_steps:
+        if stopper.requested and self.state.global_step < self.state.max_steps:
             raise KeyboardInterrupt
         return done
 
@@ -84,11 +84,11 @@ class CheckpointingMixin(_Trainer):
     # ---- writing
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        own = checkpoints.random_tensors(self.args.device)
+        own = checkpoints.rng_tensors(self.args.device)
         everyone = distributed.all_gather([own])
         if self.args.save_strategy != "no" and distributed.is_main():
             target = self._folder / f"{PREFIX}{self.state.global_step}"
-            scratch = checkpoints.scratch_for(target)
+            scratch = checkpoints.make_scratch(target)
             tensors = {f"weight.{name}": p.detach() for name, p in self._trained().items()}
             tensors |= checkpoints.optimizer_tensors("optimizer", self.optimizer)
             for number, random in enumerate(everyone):
@@ -101,7 +101,7 @@ class CheckpointingMixin(_Trainer):
             (scratch / STATE).write_text(json.dumps(values), encoding="utf-8")
             self.state.save_to_json(str(scratch / TRAINER_STATE_NAME))
             checkpoints.publish(scratch, target)
-            checkpoints.drop_older(self._folder, MOST_CHECKPOINTS)
+            checkpoints.keep_newest(self._folder, MOST_CHECKPOINTS)
         distributed.barrier()
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
@@ -117,7 +117,7 @@ class CheckpointingMixin(_Trainer):
             for group in self.optimizer.param_groups
         ]
         scaler = getattr(self.accelerator, "scaler", None)
-        return checkpoints.random_numbers() | {
+        return checkpoints.rng_numbers() | {
             "groups": groups,
             "schedule": self.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
@@ -160,7 +160,7 @@ class CheckpointingMixin(_Trainer):
             return
         tensors, values = _read(checkpoint)
         own = _with_prefix(tensors, str(distributed.rank() % values["processes"]))
-        checkpoints.set_random_state(values, own, self.args.device)
+        checkpoints.set_rng_state(values, own, self.args.device)
 
     def _init_training_state(
         self, max_steps: int, steps_in_epoch: int, epochs: int, *rest: Any
