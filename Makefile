@@ -40,7 +40,7 @@ ui: $(DEMO_STAMP) ## install, then open the rating pages (ARGS="my-assistant")
 test: $(TEST_STAMP) ## install the test tools, then run every test (ARGS="-k packaging")
 	@$(PY) tests/browser/chromium.py
 	@echo "Running the tests (a quarter of an hour on two cores)."
-	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(TEST_STAMP) ## format, lint and types; changes nothing
 	@$(PY) -m ruff format --check .

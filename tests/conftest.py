@@ -6,6 +6,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Nothing here is compiled, but bitsandbytes would import torch's whole compiler to be able to: two
+# seconds of every program that a test starts.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 from collections.abc import Callable
 from pathlib import Path

@@ -31,8 +31,8 @@ FAST = ["bits=16", "compute_dtype=float32", "lora_rank=4", "adapter_layers=2"]
 PROMPTS = [f"What is {number} and one more?" for number in range(8)]
 
 
-def until(happened: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Wait for something to be true, and give it."""
+def until(happened: Callable[[], Any], seconds: float = 600.0) -> Any:
+    """Wait for something to be true, and give it; a model may be slow and the machine busy."""
     end = time.monotonic() + seconds
     while not (value := happened()):
         assert time.monotonic() < end, "it did not happen"
@@ -173,9 +173,9 @@ def engine(tiny_base: Path) -> Iterator[Engine]:
     from lorarlhf.project.settings import resolve
 
     engine = Engine(partial(resolve, "chat", sets=FAST, flags={"base": str(tiny_base)}))
-    engine.inspect().wait(120)
+    engine.inspect().wait(600)
     yield engine
-    assert engine.inspect().wait(60)["copies"] == 1
+    assert engine.inspect().wait(600)["copies"] == 1
     engine.close()
 
 

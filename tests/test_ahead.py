@@ -292,7 +292,7 @@ def test_the_engine_writes_answers_with_hidden_states(
     quiet = open_bench(engine, making=False)
     quiet.ahead.make(Making("base", "0001-dpo", 2, 1.0, 8, 0.0))
     bench = open_bench(engine)
-    until(lambda: queue.waiting(bench.store) == READY_ITEMS, 120)
+    until(lambda: queue.waiting(bench.store) == READY_ITEMS)
     for _ in range(READY_ITEMS):
         vote(quiet)
     votes = bench.store.votes()

@@ -217,7 +217,8 @@ def test_the_small_base(small_base: Backbone) -> None:
     assert (small_base.bits, small_base.adapter_layers, small_base.split) == (4, 15, 15)
     assert small_base.forward.keeps_trunk
     assert small_base.footprint.copies() == 1
-    assert small_base.footprint.bytes() < 120e6
+    # 60 MB in 4 bit, and embeddings of 28 million numbers in the compute dtype.
+    assert small_base.footprint.bytes() < 63e6 + 28.4e6 * small_base.compute_dtype.itemsize
     assert small_base.tokenizer.decode(small_base.stop_ids) == "<|im_end|>"
     assert small_base.pad_id not in small_base.stop_ids
     question = [{"role": "user", "content": "What is the capital of France?"}]

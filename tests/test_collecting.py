@@ -563,7 +563,7 @@ def test_an_engine_that_dies_is_told(
     from tests.pages import FAST
 
     engine = Engine(partial(resolve, "chat", sets=FAST, flags={"base": str(tiny_base)}))
-    engine.inspect().wait(120)
+    engine.inspect().wait(600)
     bench = open_bench(engine, making=False)
     bench.ahead.make(Making(max_new_tokens=4000))
     view = begin(bench)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lorarlhf.backbone.base import Backbone
 from lorarlhf.cli.demo import DemoOptions, run_demo
 from lorarlhf.cli.main import main
 from lorarlhf.runtime.errors import UserError
@@ -58,7 +59,7 @@ def test_it_writes_what_scripts_rely_on(finished: Path) -> None:
     assert pickles == []
 
 
-def test_summary_has_every_key(finished: Path) -> None:
+def test_summary_has_every_key(finished: Path, small_base: Backbone) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     for key in ("base", "bits", "adapter_layers", "rater", "noise", "seed", "pairs", "peak_rss_mb"):
         assert key in summary
@@ -74,7 +75,7 @@ def test_summary_has_every_key(finished: Path) -> None:
     assert won["rate"] == pytest.approx((won["wins"] + won["ties"] / 2) / 12)
     assert won["ci95"][0] <= won["rate"] <= won["ci95"][1]
     assert summary["backbone"]["copies"] == 1
-    assert 90e6 < summary["backbone"]["bytes"] < 130e6
+    assert summary["backbone"]["bytes"] == small_base.bytes()
     stages = {"load", "sample", "rate", "reward", "ppo", "judge", "total"}
     assert stages <= set(summary["seconds"])
 

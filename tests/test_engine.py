@@ -23,6 +23,7 @@ from lorarlhf_ui.engine_worker import unpacked
 from lorarlhf_ui.hidden_states import HiddenStates
 
 PROMPT = [{"role": "user", "content": "Name three quiet hobbies."}]
+LONG = 600  # seconds: a start takes many where other programs want the cores
 FAST = ["bits=16", "compute_dtype=float32", "lora_rank=4"]
 
 
@@ -59,20 +60,20 @@ def ask(engine: Engine, models: list[str], tokens: int = 12, **more: object):
 
 def test_answers_of_all_models_with_one_copy_of_the_base(engine: Engine, runs: list[str]) -> None:
     models = [BASE, runs[0], runs[0], runs[1]]
-    first = ask(engine, models, features=True, urgent=True).wait(60)
+    first = ask(engine, models, features=True, urgent=True).wait(LONG)
     assert engine.state == READY and len(set(first["texts"])) == 4
     rows = [unpacked(row) for row in first["features"]]
     assert len(rows) == 4 and len(rows[0]) == 2 * 64 or rows[0].std() > 0
-    again = ask(engine, models).wait(60)
+    again = ask(engine, models).wait(LONG)
     assert again["texts"] == first["texts"]
     for model, text in zip(models, first["texts"], strict=True):
         place = models.index(model) if model != runs[0] else None
         if place in (0, 3):  # alone as among others, by its own seed
             alone = engine.answer(
                 PROMPT, [model], temperature=1.0, max_new_tokens=12, seeds=[place]
-            ).wait(60)
+            ).wait(LONG)
             assert alone["texts"] == [text]
-    assert engine.inspect().wait(60)["copies"] == 1
+    assert engine.inspect().wait(LONG)["copies"] == 1
 
 
 def test_a_third_policy_waits_for_a_slot_and_what_is_ahead_gives_way(
@@ -80,31 +81,31 @@ def test_a_third_policy_waits_for_a_slot_and_what_is_ahead_gives_way(
 ) -> None:
     ahead = [ask(engine, [run], tokens=60) for run in runs[:3]]
     live = ask(engine, [runs[1], runs[2]], tokens=8, urgent=True)
-    live.wait(60)
+    live.wait(LONG)
     assert not all(job.done for job in ahead)
-    alone = [ask(engine, [run], tokens=60).wait(60)["texts"] for run in runs[:3]]
-    assert [job.wait(60)["texts"] for job in ahead] == alone
-    assert engine.inspect().wait(60)["copies"] == 1
+    alone = [ask(engine, [run], tokens=60).wait(LONG)["texts"] for run in runs[:3]]
+    assert [job.wait(LONG)["texts"] for job in ahead] == alone
+    assert engine.inspect().wait(LONG)["copies"] == 1
 
 
 def test_answers_stream_and_stop(engine: Engine) -> None:
     job = ask(engine, [BASE, BASE], tokens=4000, urgent=True)
-    job.wait_for_more(["", ""], 30)
+    job.wait_for_more(["", ""], LONG)
     first = list(job.texts)
     assert any(first) and not job.done
-    job.wait_for_more(first, 30)
+    job.wait_for_more(first, LONG)
     engine.stop(job)
-    value = job.wait(30)
+    value = job.wait(LONG)
     assert value["texts"][0].startswith(first[0]) and value["ended"] == [False, False]
     assert value["texts"] == job.texts
 
 
 def test_scores_and_axes(engine: Engine, runs: list[str]) -> None:
-    scores = engine.scores(Path(runs[3]), PROMPT, ["Chess.", "Drums and trumpets!"]).wait(60)
+    scores = engine.scores(Path(runs[3]), PROMPT, ["Chess.", "Drums and trumpets!"]).wait(LONG)
     assert len(scores) == 2 and scores[0] != scores[1]
-    assert len(engine.features([PROMPT], ["Chess."]).wait(60)) == 1
+    assert len(engine.features([PROMPT], ["Chess."]).wait(LONG)) == 1
     with pytest.raises(UserError, match="could not be loaded") as told:
-        engine.scores(Path("nowhere"), PROMPT, ["a"]).wait(60)
+        engine.scores(Path("nowhere"), PROMPT, ["a"]).wait(LONG)
     assert "nowhere" not in str(told.value)  # it may name a run, on a page that is blind
     with pytest.raises(UserError, match="max_prompt_tokens|longer than"):
         engine.answer(
@@ -112,21 +113,21 @@ def test_scores_and_axes(engine: Engine, runs: list[str]) -> None:
             [BASE],
             temperature=1.0,
             max_new_tokens=4,
-        ).wait(60)
-    assert len(ask(engine, [BASE]).wait(60)["texts"]) == 1  # one job's trouble is its own
+        ).wait(LONG)
+    assert len(ask(engine, [BASE]).wait(LONG)["texts"]) == 1  # one job's trouble is its own
 
 
 def test_a_base_that_is_not_there_is_told(tmp_path: Path) -> None:
     engine = Engine(partial(resolve, "chat", flags={"base": str(tmp_path / "none")}))
     with pytest.raises(UserError, match="none"):
-        ask(engine, [BASE]).wait(60)
+        ask(engine, [BASE]).wait(LONG)
     assert engine.state == FAILED
     engine.close()
 
 
 def test_states_of_votes_that_came_without_them(engine: Engine, tmp_path: Path) -> None:
     store, states = Store(tmp_path / "votes.sqlite"), HiddenStates(tmp_path / "states.sqlite")
-    engine.inspect().wait(60)
+    engine.inspect().wait(LONG)
     states.use(engine.about["space"])
     answers = (("Drawing, for one.", "base"), ("Drums!", "base"))
     verdict = Verdict("ranked", [[0], [1]])
@@ -136,9 +137,9 @@ def test_states_of_votes_that_came_without_them(engine: Engine, tmp_path: Path) 
     late = FeatureBackfill(engine, states)
     for vote in [*store.votes(), *store.votes()]:
         late.fetch(vote, lambda number=vote.id: there.put(number))
-    assert there.get(timeout=60) == store.votes()[1].id  # the one that is too long is left out
+    assert there.get(timeout=LONG) == store.votes()[1].id  # the one that is too long is left out
     rows = states.get(PROMPT, store.votes()[1].completions)
-    told = engine.features([PROMPT] * 2, [text for text, _ in answers]).wait(60)
+    told = engine.features([PROMPT] * 2, [text for text, _ in answers]).wait(LONG)
     assert rows is not None and [list(row) for row in rows] == [list(unpacked(t)) for t in told]
     assert there.empty()
 
@@ -151,11 +152,11 @@ def test_without_a_model_every_answer_says_so() -> None:
 
 def test_a_killed_process_is_told_and_leaves_nothing_behind(tiny_base: Path) -> None:
     engine = Engine(partial(resolve, "chat", sets=FAST, flags={"base": str(tiny_base)}))
-    pid = engine.inspect().wait(60)["pid"]
+    pid = engine.inspect().wait(LONG)["pid"]
     job = ask(engine, [BASE], tokens=4000)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(UserError, match="Votes are kept"):
-        job.wait(30)
+        job.wait(LONG)
     assert engine.state == FAILED
     with pytest.raises(UserError, match="has ended"):
         ask(engine, [BASE]).wait(5)
@@ -166,7 +167,7 @@ def test_settings_that_are_wrong_are_told_by_name(tiny_base: Path) -> None:
     flags = {"base": str(tiny_base)}
     engine = Engine(partial(resolve, "ui", sets=["bots=4"], flags=flags), on_failed=told.append)
     with pytest.raises(UserError, match="bots"):
-        ask(engine, [BASE]).wait(60)
+        ask(engine, [BASE]).wait(LONG)
     assert engine.state == FAILED and told == [engine.message]
     engine.close()
 
@@ -179,7 +180,7 @@ from lorarlhf_ui.engine_client import Engine
 
 if __name__ == "__main__":
     settings = partial(resolve, "chat", sets=sys.argv[2:], flags={"base": sys.argv[1]})
-    print(Engine(settings).inspect().wait(60)["pid"], flush=True)
+    print(Engine(settings).inspect().wait(600)["pid"], flush=True)
     time.sleep(600)
 """
 

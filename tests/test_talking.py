@@ -56,7 +56,7 @@ class Asking:
             self.error = error
 
     def end(self) -> None:
-        self.thread.join(60)
+        self.thread.join(600)
         assert not self.thread.is_alive()
         if self.error:
             raise self.error

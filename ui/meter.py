@@ -78,7 +78,7 @@ class Meter:
         """Votes of this rater were taken back or corrected: learn anew."""
         self._ask(rater, None)
 
-    def wait(self, seconds: float = 10.0) -> bool:
+    def wait(self, seconds: float = 600.0) -> bool:
         """Until all that was asked is done; for tests and benchmarks."""
         with self._wake:
             return self._wake.wait_for(lambda: not self._asked, seconds)

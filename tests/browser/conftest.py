@@ -36,11 +36,13 @@ COMMAND = (sys.executable, "-m", "lorarlhf.cli", "ui")
 SCREENSHOTS = "LORARLHF_SCREENSHOTS"
 NETWORK = ("http", "https", "ws", "wss")
 # Gradio takes some seconds to import, and many more when every core is busy.
-START_SECONDS = 120
+START_SECONDS = 300
 END_SECONDS = 10
 LOG_SHOWN = 6000
-# Playwright's own five seconds are short next to a test process that uses the same cores.
-expect.set_options(timeout=20_000)
+# Playwright's own five seconds are short next to a test process that uses the same cores, and to a
+# model that writes with what they leave it: what is waited for may take minutes.
+WAIT_MS = 180_000
+expect.set_options(timeout=WAIT_MS)
 
 
 # ---- pages
@@ -89,6 +91,7 @@ class Pages:
             storage_state=storage,
             **options,
         )
+        context.set_default_timeout(WAIT_MS)
         self._contexts.append(context)
         self._watch(context)
         page = context.new_page()

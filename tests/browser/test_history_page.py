@@ -1,9 +1,12 @@
 """The history page in a real browser: find a vote, correct it, take it back, files out and in."""
 
+import contextlib
 import json
 import re
+import sqlite3
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from playwright.sync_api import Page, expect
 from lorarlhf.preferences.accounts import set_password
 from lorarlhf.preferences.records import Given, Verdict
 from lorarlhf.preferences.store import Store
+from lorarlhf.workspace import VOTES
+from tests.browser.conftest import Server, Servers
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 FIRST, SECOND = Verdict("ranked", [[0], [1]], "clearly"), Verdict("ranked", [[1], [0]])
@@ -75,23 +80,40 @@ def votes() -> list[Given]:
     ]
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    store = Store(tmp_path / "preferences.sqlite")
-    store.add_votes(votes())
-    store.close()
-    return tmp_path
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests: a start takes seconds."""
+    servers = Servers(lambda: tmp_path_factory.mktemp("server"))
+    yield start(servers, tmp_path_factory.mktemp("project"))
+    for server in servers.started:
+        server.end()
 
 
 @pytest.fixture
-def server(serve: Any, project: Path) -> Any:
-    return start(serve, project)
+def project(shared: Server, tmp_path: Path) -> Path:
+    """The server's folder with seventy-four votes, as if nobody had been here."""
+    return fill(shared, tmp_path, votes())
 
 
-def start(serve: Any, project: Path, *words: str) -> Any:
-    program = project / "server.py"
+@pytest.fixture
+def server(shared: Server, project: Path) -> Server:
+    return shared
+
+
+def fill(server: Server, new: Path, made: list[Given]) -> Path:
+    """Let the store that a server has open hold these votes and nothing else; gives its folder."""
+    folder = Path(server.command[2])
+    old = sqlite3.connect(folder / VOTES, timeout=30)
+    with contextlib.closing(Store(new / VOTES)) as store, contextlib.closing(old):
+        store.add_votes(made)
+        store._db.backup(old)
+    return folder
+
+
+def start(serve: Servers, folder: Path, *words: str) -> Server:
+    program = folder / "server.py"
     program.write_text(SERVER)
-    return serve(project, *words, command=(sys.executable, str(program)))
+    return serve(folder, *words, command=(sys.executable, str(program)))
 
 
 def rows(page: Page) -> Any:
@@ -189,6 +211,7 @@ def test_nothing_is_wider_than_the_window(
 
 
 def test_a_vote_is_corrected(open_page: Any, server: Any, project: Path) -> None:
+    heard = server.said().count("changed me")
     page = open_page(f"{server.url}/history")
     row = open_first(page)
     row.locator("summary").click()
@@ -199,9 +222,9 @@ def test_a_vote_is_corrected(open_page: Any, server: Any, project: Path) -> None
     expect(told(page)).to_have_text("The correction is kept.")
     expect(row.locator(".verdict")).to_have_text("B is better, much")
     expect(row.get_by_role("button").first).to_be_focused()
-    newest = Store(project / "preferences.sqlite").votes(rater="me", newest=1)[0]
+    newest = Store(project / VOTES).votes(rater="me", newest=1)[0]
     assert newest.verdict == Verdict("ranked", [[1], [0]], "much", "on second thought")
-    assert "changed me" in server.said()
+    assert server.said().count("changed me") == heard + 1
     page.reload()
     expect(rows(page).first).to_contain_text("B is better, much")
 
@@ -218,7 +241,7 @@ def test_a_ranking_is_corrected_in_letters(open_page: Any, server: Any, project:
     row.get_by_label("Ranking, the best").fill("c > a")
     row.get_by_role("button", name="Keep the correction").click()
     expect(row.locator(".verdict")).to_have_text("C > A (B not ranked)")
-    newest = Store(project / "preferences.sqlite").votes(rater="me", newest=3)[0]
+    newest = Store(project / VOTES).votes(rater="me", newest=3)[0]
     assert newest.verdict.ranking == [[2], [0]]
 
 
@@ -230,14 +253,14 @@ def test_a_vote_is_taken_back(open_page: Any, server: Any, project: Path) -> Non
     expect(told(page)).to_contain_text("The vote is taken back.")
     expect(rows(page).first).to_contain_text("both bad")
     expect(rows(page).first.get_by_role("button").first).to_be_focused()
-    assert Store(project / "preferences.sqlite").count("me") == 72
+    assert Store(project / VOTES).count("me") == 72
 
 
 def test_what_was_changed_elsewhere_is_told(open_page: Any, server: Any, project: Path) -> None:
     page = open_page(f"{server.url}/history")
     row = open_first(page)
     row.locator("summary").click()
-    store = Store(project / "preferences.sqlite")
+    store = Store(project / VOTES)
     store.correct(store.votes(rater="me", newest=1)[0].id, SECOND)
     row.get_by_role("button", name="Take this vote back").click()
     expect(row.locator(".problem")).to_contain_text("changed elsewhere")
@@ -280,13 +303,13 @@ def test_a_file_comes_in_once_and_a_broken_one_not_at_all(
     expect(told(page)).to_contain_text("of 74")
     bring(page, broken)
     expect(said.get_by_role("alert")).to_contain_text("broken.jsonl, line 4")
-    assert Store(project / "preferences.sqlite").count() == 74
+    assert Store(project / VOTES).count() == 74
     bring(page, good)
     expect(said.get_by_role("status")).to_have_text("3 votes from good.jsonl came in.")
     expect(told(page)).to_contain_text("of 77")  # by itself
     bring(page, good)
     expect(said).to_contain_text("0 votes from good.jsonl came in. Left out: 3 there already.")
-    assert Store(project / "preferences.sqlite").count() == 77
+    assert Store(project / VOTES).count() == 77
 
 
 def bring(page: Page, file: Path) -> None:
@@ -299,8 +322,8 @@ def bring(page: Page, file: Path) -> None:
 
 
 def test_under_a_login_everybody_sees_their_own(open_page: Any, serve: Any, project: Path) -> None:
-    set_password(Store(project / "preferences.sqlite"), "ann", PASSWORD)
-    Store(project / "preferences.sqlite").add_votes([pair(99, FIRST, rater="ann")])
+    set_password(Store(project / VOTES), "ann", PASSWORD)
+    Store(project / VOTES).add_votes([pair(99, FIRST, rater="ann")])
     server = start(serve, project, "--login")
     page = open_page(f"{server.url}/history")
     page.get_by_label("Name").fill("ann")
@@ -314,11 +337,11 @@ def test_under_a_login_everybody_sees_their_own(open_page: Any, serve: Any, proj
 
 
 def test_fifty_thousand_votes_are_looked_through_quickly(
-    open_page: Any, serve: Any, tmp_path: Path
+    open_page: Any, shared: Server, tmp_path: Path
 ) -> None:
     made = [pair(n, FIRST, prompt=f"Question {n % 500}?") for n in range(50_000)]
-    Store(tmp_path / "preferences.sqlite").add_votes(made)
-    page = open_page(f"{start(serve, tmp_path).url}/history")
+    fill(shared, tmp_path, made)
+    page = open_page(f"{shared.url}/history")
     expect(told(page)).to_have_text("Votes 1 to 50 of 50,000, the newest first.")
     started = time.monotonic()
     page.get_by_label("Words in").fill("Answer 49123")
