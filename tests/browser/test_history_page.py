@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 from lorarlhf.preferences.accounts import set_password
 from lorarlhf.preferences.records import Given, Verdict
 from lorarlhf.preferences.store import Store
-from lorarlhf.workspace import VOTES
+from lorarlhf.project.project import VOTES
 from tests.browser.conftest import Server, Servers
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
