@@ -96,26 +96,25 @@ class Backbone:
         seed: int = 0,
         log: Callable[[str], None] = lambda text: None,
     ) -> "Backbone":
-        """Find, download if needed, and load a base, and put a fresh policy adapter on it.
+        """Find, fetch where needed, and load a base, with a fresh policy adapter on it.
 
         Args:
             base: `smollm2-135m`, a folder, or a Hugging Face id.
             bits: 4 (NF4 with double quantisation), 8, or 16 (no quantisation).
             adapter_layers: `upper-half`, `all`, or a number of layers counted from the top.
             lora_rank, lora_alpha, lora_dropout: LoRA's settings (arXiv 2106.09685).
-            device: `cuda`, `cpu` or `mps`; the best available one by default.
-            compute_dtype: `bfloat16`, `float16` or `float32`; the fastest that the device supports
-                by default.
-            chat_template: a Jinja file for bases without a chat template.
-            seed: of the adapters' initial weights.
+            device: `cuda`, `cpu` or `mps`; the best one that is there by default.
+            compute_dtype: `bfloat16`, `float16` or `float32`; what the device has by default.
+            chat_template: a Jinja file for bases that bring no chat template.
+            seed: of the adapters' first weights.
             log: called with one line before each slow step.
 
         Raises:
-            UserError: no such base, not a causal language model, no network, no disk space, or
-                the base overflows in float16.
+            UserError: no such base, not a causal language model, no network, no disk space; it
+                overflows in float16.
         """
         hide_library_bars()
-        path = distributed.main_process_first(lambda: find_base(base, log))
+        path = distributed.main_makes_first(lambda: find_base(base, log))
         target = torch.device(device) if device else best_device(bits)
         dtype = compute_dtype_for(target, compute_dtype)
         model = load_model(path, bits, target, dtype)
@@ -133,11 +132,11 @@ class Backbone:
             "seed": seed,
         }
         backbone = cls(model, tokenizer, settings)
-        give_back_memory()  # temporary tensors of loading and quantising
+        give_back_memory()  # what loading and quantising took besides
         if backbone.split and not backbone.forward.keeps_trunk:
             log(
-                f"{base} is of a family whose lower layers can't be run separately: each pass runs "
-                "all layers, which is slower, and a reward role reads only the final states."
+                f"{base} is of a family whose lower layers can't be kept apart: each pass runs all "
+                "layers, which is slower, and a reward role reads the final states alone."
             )
         return backbone
 

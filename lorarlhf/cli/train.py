@@ -140,7 +140,7 @@ def _before_loading(
 
     stage = args.command
     device = device_of(settings)
-    path = distributed.main_process_first(lambda: find_base(settings.base, log_to_stderr))
+    path = distributed.main_makes_first(lambda: find_base(settings.base, log_to_stderr))
     config = load_config(path)
     reader = PromptEncoder(settings.base, load_tokenizer(path, settings.backbone["chat_template"]))
     rows, longest = check_rows(stage, reader, rows, settings)
@@ -235,7 +235,7 @@ def _recorded(run: Run, args: Namespace) -> Iterator[None]:
         command = shlex.join([*launch_command(), *(a for a in args.argv if a != "--resume")])
         if not any((run.folder / "checkpoints").glob("checkpoint-*")):
             log_to_stderr("Stopped before anything could be kept; the same command starts again.")
-        elif distributed.node_count() > 1:
+        elif distributed.machine_count() > 1:
             log_to_stderr(
                 "Stopped. The same command on every machine, with --resume, goes on where it ended."
             )
