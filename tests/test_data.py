@@ -653,7 +653,7 @@ def test_written_rows_are_utf8_lines_and_read_back(tmp_path):
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     path = jsonl(tmp_path, PLAIN)
     before = path.read_bytes()
-    with pytest.raises(TypeError, match="set has no place in JSON"):
+    with pytest.raises(TypeError, match="set can.t be written as JSON"):
         data.write_jsonl(path, [PLAIN, {"prompt": {1}}])
 
     def full(descriptor: int) -> None:

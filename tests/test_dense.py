@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.kernels import dequantised as dense
+from lorarlhf.backbone.kernels import dequantised
 from lorarlhf.backbone.kernels.dequantised import CACHED, DequantisedLinear
 
 PLENTY = 1 << 30
@@ -58,7 +58,7 @@ def test_no_number_changes(backbone: Backbone, backward: bool) -> None:
         assert len(kept(backbone)) == len(four_bit(backbone.decoder))
         names = {name for module in kept(backbone) for name in module.__dict__} & set(CACHED)
         packs = "packed_forward" in names
-        assert packs == dense._packs(backbone.compute_dtype)
+        assert packs == dequantised._packs(backbone.compute_dtype)
         assert names == (
             {"packed_forward", "packed_backward"} if packs and backward else {PLAIN[packs]}
         )
@@ -74,7 +74,7 @@ def test_no_number_changes(backbone: Backbone, backward: bool) -> None:
 def test_where_nothing_packs_no_number_changes(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dense, "_packs", lambda dtype: False)
+    monkeypatch.setattr(dequantised, "_packs", lambda dtype: False)
     wanted = list(states_and_gradients(backbone))
     with backbone.dequantised(PLENTY, backward=True):
         assert all("dequantised" in module.__dict__ for module in kept(backbone))
@@ -111,7 +111,9 @@ def test_as_many_of_the_last_layers_as_there_is_room_for(backbone: Backbone) -> 
     layers = backbone.decoder.layers
     size = sum(module.weight.quant_state.shape.numel() for module in four_bit(layers[-1]))
     room = 2 * size * backbone.compute_dtype.itemsize
-    both = room * (2 if dense._packs(backbone.compute_dtype) else 1)  # forth and back
+    both = room * (
+        2 if dequantised._packs(backbone.compute_dtype) else 1
+    )  # for forward and backward
     for given, count, backward in (
         *((room, 2, False), (room - 1, 1, False), (0, 0, False)),
         *((both, 2, True), (both - 1, 1, True)),

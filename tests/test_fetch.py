@@ -261,7 +261,7 @@ def test_a_folder_and_a_hub_name_are_handed_on(tiny_base: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no config.json"):
+    with pytest.raises(UserError, match="has no config.json"):
         fetch.find_base(str(tmp_path))
 
 

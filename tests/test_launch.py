@@ -143,7 +143,7 @@ def test_two_processes_equal_one_and_go_on(
         os.rename(place, work / two / f"away-{place.name}")
     resumed = launch(work, [*words_of(stage, tiny_base, two, sets), "--resume"])
     done(resumed)
-    assert resumed.stderr.count(f"Going on after step {before.name.split('-')[1]}.") == 1
+    assert resumed.stderr.count(f"Continuing after step {before.name.split('-')[1]}.") == 1
     check_same(work / two, work / one)
 
 

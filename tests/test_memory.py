@@ -184,7 +184,7 @@ def test_the_weights_of_the_small_base(small_base: Backbone) -> None:
 
 
 @pytest.mark.slow
-def test_the_peak_of_ppo_is_foretold() -> None:
+def test_the_peak_of_ppo_is_estimated() -> None:
     """The figures are made by this benchmark; here only that code and counts have not parted."""
     command = [sys.executable, str(ROOT / "benchmarks" / "stage_memory.py"), "--stages", "ppo"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

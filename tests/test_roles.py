@@ -269,9 +269,9 @@ def test_a_head_on_the_trunk_by_hand() -> None:
     assert head(hidden, trunk)[0].tolist() == pytest.approx(tokens)
     mask = torch.ones(1, 2, dtype=torch.bool)
     assert head.pool(hidden, mask, trunk).tolist() == pytest.approx([sum(tokens) / 18])
-    with pytest.raises(ValueError, match="hand it over"):
+    with pytest.raises(ValueError, match="pass it as `trunk`"):
         head(hidden)
-    with pytest.raises(ValueError, match="4 weights are wanted, not 2"):
+    with pytest.raises(ValueError, match="4 weights are expected, not 2"):
         head.full_weight = torch.zeros(2)
 
 

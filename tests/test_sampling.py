@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.limits import SOFTMAX_ENTRIES
-from lorarlhf.backbone.sampler import RoomyLayer, Sampler, pick, row_seeds
+from lorarlhf.backbone.sampler import PreallocatedLayer, Sampler, pick, row_seeds
 
 BEGIN = [40, 41, 42, 43, 44, 45]
 ROOM = 64
@@ -53,7 +53,7 @@ def test_seeds_of_rows_are_their_own() -> None:
 
 def test_the_cache_holds_what_transformers_holds() -> None:
     torch.manual_seed(0)
-    ours, theirs = RoomyLayer(room=ROOM), DynamicLayer()
+    ours, theirs = PreallocatedLayer(capacity=ROOM), DynamicLayer()
     rows = 1
     for step, length in enumerate([5, 1, 1, ROOM - 3, 1, 1, 2 * ROOM, 1]):
         if step == 2:
@@ -65,11 +65,11 @@ def test_the_cache_holds_what_transformers_holds() -> None:
             for layer in (ours, theirs):
                 layer.batch_select_indices(torch.tensor([0, 2]))
         new = torch.randn(2, rows, 2, length, 4)
-        place = ours._rooms[0].data_ptr() if ours._rooms else None
+        place = ours._buffers[0].data_ptr() if ours._buffers else None
         for got, wanted in zip(ours.update(*new), theirs.update(*new), strict=True):
             assert torch.equal(got, wanted)
         if place is not None and ours.get_seq_length() <= ROOM:  # nothing was copied
-            assert ours._rooms[0].data_ptr() == place
+            assert ours._buffers[0].data_ptr() == place
         assert ours.get_seq_length() == theirs.get_seq_length()
         assert ours.get_mask_sizes(1) == theirs.get_mask_sizes(1)
 

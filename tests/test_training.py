@@ -260,7 +260,7 @@ def test_ctrl_c_ends_after_the_update_and_resume_goes_on(work: Path, train: Trai
 
     status, out, err = train(*words, "--resume", sets=sets)
     assert status == 0 and json.loads(out)["updates"] == 4
-    assert "Going on after update 2." in err and "other settings" not in err
+    assert "Continuing after update 2." in err and "other settings" not in err
     assert [row["step"] for row in rows_of(work / "stopped/metrics.jsonl")] == [1, 2, 3, 4]
     steps = [row["step"] for row in rows_of(work / "stopped/samples.jsonl")]
     assert steps == [0] * 4 + [2] * 4 + [3] * 4 + [4] * 4
@@ -287,7 +287,7 @@ def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(
     monkeypatch.setattr(Run, "log", log)
     assert not (work / "stopped_sft/adapters").exists()
     status, out, err = train(*words, "--out", "stopped_sft", "--resume", sets=sets)
-    assert status == 0 and "Going on after step 4." in err and "other settings" not in err
+    assert status == 0 and "Continuing after step 4." in err and "other settings" not in err
     assert json.loads(out)["steps"] == 6
     ours, theirs = (rows_of(work / name / "metrics.jsonl") for name in ("stopped_sft", "unstopped"))
     assert ours == theirs

@@ -17,8 +17,8 @@ def convert(gguf: Path, folder: Path) -> None:
         **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    # The file names <|im_end|> as padding too. Whoever masks by token id then masks the stop token,
-    # and the model never learns to stop (arXiv 2403.17031): give padding a token of its own.
+    # In the file the padding token is also <|im_end|>. Code that masks by token id then masks the
+    # stop token, and the model never learns to stop (arXiv 2403.17031), so padding gets its own.
     tokenizer.pad_token = PAD_TOKEN
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

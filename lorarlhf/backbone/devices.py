@@ -1,4 +1,4 @@
-"""Which device and which dtype: the best that the machine really has."""
+"""Choose the device and the compute dtype, and give freed memory back to the system."""
 
 import ctypes
 import os
@@ -12,9 +12,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def best_device(bits: int) -> torch.device:
-    """CUDA, else Apple's GPU if nothing is quantised (bitsandbytes lacks it), else the CPU.
+    """CUDA, else Apple's GPU, else the CPU.
 
-    Of several cards the first, or under `torchrun` and `accelerate launch` the process's own.
+    Apple's GPU only without quantisation, because bitsandbytes does not support it. Of several
+    cards the first one or, under `torchrun` and `accelerate launch`, the process's own.
     """
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -43,10 +44,10 @@ def find_device(name: str | None, bits: int) -> torch.device:
 
 
 def compute_dtype_for(device: torch.device, wanted: str | None = None) -> torch.dtype:
-    """The compute dtype: what is wanted, else bfloat16 where it is fast, else what is safe.
+    """The compute dtype: the one asked for, else bfloat16 if the device computes in it.
 
-    A CUDA card without bfloat16 gets float16, in which the stages scale their losses; a CPU without
-    bfloat16 instructions gets float32.
+    A CUDA card without bfloat16 gets float16, with which the stages scale their losses. A CPU
+    without bfloat16 instructions gets float32.
 
     Raises:
         ValueError: an unknown name.
@@ -76,23 +77,26 @@ def cpu_has_bfloat16() -> bool:
 def hold_freed_memory() -> None:
     """Keep freed heap memory in the process until `give_back_memory` (glibc only).
 
-    By itself glibc hands the activations of every micro-batch back and asks for them again, a page
-    fault for each 4 KB: a thirtieth of an update, in a quarter of a million faults. The peak stays.
+    Otherwise glibc gives the activations of every micro-batch back and asks for them again, with a
+    page fault for each 4 KB: a quarter of a million faults, a thirtieth of the time of an update.
+    The peak is the same.
     """
     if sys.platform != "linux":
         return
     allow = getattr(ctypes.CDLL(None), "mallopt", None)
     if allow is not None:
         trim_above, map_above = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in malloc.h
-        allow(map_above, 1 << 25)  # where it ends up by itself; setting the other would freeze it
+        allow(
+            map_above, 1 << 25
+        )  # glibc's own final value, which setting the other stops it from reaching
         allow(trim_above, (1 << 31) - 1)
 
 
 def give_back_memory() -> None:
-    """Hand freed heap memory back to the system between phases (glibc only; a few milliseconds).
+    """Give freed heap memory back to the system between phases (glibc only; a few milliseconds).
 
-    Phases free tensors of other sizes than the next phase asks for; without this the holes add up
-    to half a gigabyte over a run.
+    A phase frees tensors of other sizes than the next one allocates. Without this the holes add up
+    to half a gigabyte in a run.
     """
     if sys.platform != "linux":
         return

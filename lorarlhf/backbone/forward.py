@@ -1,6 +1,6 @@
-"""`Passes`: forwards through the layers of one base, whole or from a kept place on.
+"""`Forward`: forwards through the layers of one base, from the start or from kept states on.
 
-Sequences come padded or packed; the active role is whichever `Backbone.role` switched to.
+Sequences are padded or packed. The active role is the one that `Backbone.role` switched to.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from lorarlhf.backbone.kernels.packing import Pack
 from lorarlhf.backbone.structure import decoder_of
 from lorarlhf.backbone.trunk import Inputs
 
-PAD = 0  # any token: masks come from lengths
+PAD = 0  # any token, because masks are made from lengths
 
 
 class Forward:
@@ -25,15 +25,15 @@ class Forward:
     Attributes:
         decoder: the layers without the LM head.
         split: the first layer with adapters.
-        splits: whether layers run in two parts give this family's plain forward (tried here).
-        packs: whether packed sequences do.
-        keeps_trunk: whether there is a trunk that can be kept.
+        splits: whether running the layers in two parts gives the family's own numbers.
+        packs: whether running packed sequences does.
+        keeps_trunk: whether the output of the layers below `split` can be kept.
     """
 
     def __init__(
         self, model: Any, split: int, device: torch.device, compute_dtype: torch.dtype
     ) -> None:
-        """Try on a few tokens what the family can do, and fuse its norms."""
+        """Test on a few tokens what works for the family, and fuse its norms."""
         self.model, self.decoder = model, decoder_of(model)
         self.split, self.device, self.compute_dtype = split, device, compute_dtype
         layers = len(self.decoder.layers)
@@ -47,7 +47,7 @@ class Forward:
         self.packs = trunk.adopt_packing(model, device, self.words)
 
     def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
-        """The lower layers' output (B, T, H), to keep; None where there is no trunk to keep.
+        """The lower layers' output (B, T, H), to be kept; None if no trunk can be kept.
 
         Raises:
             ValueError: ids or mask are on another kind of device than the base.
@@ -73,10 +73,10 @@ class Forward:
         return self.packed_lower(pack, None, self.split) if self.keeps_trunk else None
 
     def splits_at(self, layer: int) -> bool:
-        """Whether running the layers from there on apart gives this family's own numbers.
+        """Whether running the layers from `layer` on separately gives the family's own numbers.
 
-        Some families' upper layers read what other layers left: there is a place where they split,
-        and another where they do not.
+        In some families upper layers read states that other layers left, so they split at one
+        layer and not at another.
         """
         if not self.splits:
             return False
@@ -87,7 +87,7 @@ class Forward:
     def packed_lower(self, pack: Pack, kept: torch.Tensor | None, last: int) -> torch.Tensor:
         """States (N, H) of the active role below layer `last`, above a kept trunk if one is given.
 
-        Without gradient. Only where the family splits (`splits_at`).
+        Without gradients. Only for families that split there (`splits_at`).
         """
         return self._on_rows(pack, kept, lambda inputs, above: self._lower(inputs, last, above))
 
@@ -97,7 +97,7 @@ class Forward:
         """`hidden` of packed sequences: (N, H).
 
         Args:
-            kept: the trunk, or with `first` the states below that layer.
+            kept: the trunk or, with `first`, the states below that layer.
         """
         return self._on_rows(pack, kept, lambda inputs, above: self._hidden(inputs, above, first))
 
@@ -107,7 +107,7 @@ class Forward:
         kept: torch.Tensor | None,
         run: Callable[[Inputs, torch.Tensor | None], torch.Tensor],
     ) -> torch.Tensor:
-        """A forward on packed rows (N, H), of families that don't pack by way of padded ones."""
+        """A forward on packed rows (N, H); for families that don't pack, through padded ones."""
         if self.packs:
             return run(trunk.packed_inputs(pack), None if kept is None else kept[None])[0]
         above = None if kept is None else pack.padded_rows(kept)
@@ -132,16 +132,16 @@ class Forward:
         for name, tensor in inputs.items():
             if isinstance(tensor, torch.Tensor) and tensor.device.type != self.device.type:
                 raise ValueError(
-                    f"{name} is on {tensor.device} and the backbone on {self.device}: hand it over "
-                    "with .to(backbone.device)"
+                    f"{name} is on {tensor.device} and the backbone on {self.device}: move it with "
+                    ".to(backbone.device)"
                 )
 
     @contextmanager
     def _mixed_precision(self) -> Iterator[None]:
-        """Adapters are kept in float32 and multiplied in the compute dtype.
+        """Multiply adapters, which are stored in float32, in the compute dtype.
 
-        Without autocast PEFT would turn every layer's input into float32 first, and keep that copy
-        for the backward: a third more time and twice the activations.
+        Without autocast PEFT would cast every layer's input to float32 and keep that copy for the
+        backward, which takes a third more time and twice the activations.
         """
         if self.compute_dtype == torch.float32:
             yield

@@ -1,4 +1,4 @@
-"""Load the weights and the tokenizer of one base, with errors that say what is wrong with it."""
+"""Load the weights and the tokenizer of a base, with errors that explain what is wrong."""
 
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -
             dtype=dtype,
             quantization_config=_quantization(bits, dtype),
             device_map={"": device},
-            # On the CPU the fused attention's backward takes as long as all matrix products of a
-            # layer together at the lengths of chat answers.
+            # On the CPU, at the lengths of chat answers, the backward of fused attention takes as
+            # long as all matrix products of a layer together.
             attn_implementation="eager" if device.type == "cpu" else None,
         ),
     )
     model.requires_grad_(False)
     if bits < 16:
-        _let_go_of_the_file(model)
+        _copy_out_of_memory_map(model)
     return model.eval()
 
 
@@ -42,7 +42,7 @@ def load_config(path: str) -> Any:
     """The configuration of a base.
 
     Raises:
-        UserError: it is not there, or not that of a causal language model.
+        UserError: it is missing, or not that of a causal language model.
     """
     from transformers import AutoConfig
 
@@ -51,11 +51,11 @@ def load_config(path: str) -> Any:
     return config
 
 
-def _let_go_of_the_file(model: nn.Module) -> None:
-    """Copy what was not quantised out of the checkpoint's memory map.
+def _copy_out_of_memory_map(model: nn.Module) -> None:
+    """Copy the tensors that were not quantised out of the checkpoint's memory map.
 
-    A single tensor that lies in it, and the embeddings do on the CPU, keeps all of the 16-bit
-    weights in memory that were read through it.
+    One tensor in the map, such as the embeddings on the CPU, keeps in memory all of the 16-bit
+    weights that were read through it.
     """
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point() and tensor.device.type == "cpu":
@@ -84,12 +84,12 @@ def _check_causal(path: str, config: Any) -> None:
         found = ", ".join(names) or config.model_type
         raise UserError(
             f"{path} is not a causal language model (its config names {found}). RLHF needs a model "
-            "that writes text from left to right: name one whose architecture ends in ForCausalLM."
+            "that writes text from left to right. Name one whose architecture ends in ForCausalLM."
         )
 
 
 def _explained(path: str, load: Any) -> Any:
-    """Run a transformers loader; turn its failures into one paragraph each."""
+    """Run a loader of transformers and turn its errors into `UserError`s."""
     try:
         return load()
     except (OSError, ValueError) as error:
@@ -109,7 +109,9 @@ def _explained(path: str, load: Any) -> Any:
 
 
 def load_tokenizer(path: str, chat_template: str | None) -> Any:
-    """The tokenizer, padded left, with a padding token other than the stop token if it has one.
+    """The tokenizer, padding on the left.
+
+    Its padding token is not the stop token, unless the tokenizer has no other.
 
     Raises:
         UserError: the chat template's file is missing.
@@ -117,7 +119,7 @@ def load_tokenizer(path: str, chat_template: str | None) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = _explained(path, lambda: AutoTokenizer.from_pretrained(path))
-    tokenizer.padding_side = "left"  # not kept by save and reload: set after every load
+    tokenizer.padding_side = "left"  # save and reload lose it, so it is set after every load
     if chat_template is not None:
         file = Path(chat_template)
         if not file.is_file():

@@ -1,9 +1,9 @@
-"""The four roles on one base: LoRA adapters by name, scalar heads, and the switch between them.
+"""The four roles on one base: LoRA adapters by name, scalar heads, and switching between them.
 
-PEFT keeps one set of active adapters for the whole model. Measured traps (docs/architecture.md):
-a forward of one role, a switch, a forward of another and then one `backward()` gives the first
-role no gradient, or a wrong one under checkpointing. So: one role for each forward-and-backward,
-inside `switched(...)`, which puts everything back even when an exception passes through.
+PEFT has one set of active adapters for the whole model. A forward of one role, a switch, a forward
+of another role and then one `backward()` gives the first role no gradient, or a wrong one with
+gradient checkpointing (docs/architecture.md). Therefore each forward and its backward run inside
+one `switched(...)`, which restores everything afterwards, also after an exception.
 """
 
 import re
@@ -19,20 +19,20 @@ from torch import nn
 
 from lorarlhf.backbone.structure import decoder_of
 
-# PEFT's names for the roles. TRL's DPO and RLOO look up "default" and copy it to "ref": with these
-# names they find the policy and the reference by themselves.
+# The names of the roles' adapters in PEFT. TRL's DPO and RLOO use the adapters "default" and "ref",
+# so with these names they find the policy and the reference.
 ADAPTERS = {"policy": "default", "reference": "ref", "reward": "reward", "value": "value"}
 ROLES = tuple(ADAPTERS)
 HEADED = ("reward", "value")
 POOLINGS = ("mean", "last")
 SHRINK_TOKENS = 16
-"""Tokens at which a mean-pooled score counts half. Measured by benchmarks/demo_seeds.py."""
+"""Length of an answer whose mean-pooled score counts half. Measured by benchmarks/demo_seeds.py."""
 
 
 def normed(trunk: torch.Tensor) -> torch.Tensor:
-    """The trunk's output (..., H) as a head reads it: float32, each token's root mean square 1.
+    """The trunk's output (..., H) as a head reads it: in float32, with root mean square 1.
 
-    Inside a model states have any size, 7 in the small base and hundreds in others.
+    Inside a model the size of states varies: 7 in the small base, and hundreds in others.
     """
     return nn.functional.rms_norm(trunk.float(), trunk.shape[-1:])
 
@@ -40,20 +40,20 @@ def normed(trunk: torch.Tensor) -> torch.Tensor:
 class ScalarHead(nn.Module):
     """A linear layer from a token's states to one number, kept and computed in float32.
 
-    The states are the final hidden state and, by choice, the trunk's output before it: taste is
-    easier to read in the middle of a model, where the last layers have not yet turned it into the
-    next token. The trunk's part comes from a fit (`lorarlhf.rewards.fit`) and no gradient moves it:
-    a critic that trained it too learned more slowly.
+    The states are the final hidden state and optionally the trunk's output. Preference is most
+    linearly readable in the middle of a model; the last layers turn the state into the next token.
+    The trunk's part comes from a fit (`lorarlhf.rewards.fit`) and does not train: a critic that
+    trained it too learned more slowly.
 
     Args:
         hidden_size: H, the base's hidden size.
-        pooling: how a whole answer is scored: `mean` over its tokens or the `last` token. The
-            value role reads every token and ignores it.
+        pooling: how a whole answer is scored: `mean` over its tokens, or its `last` token. The
+            value role scores every token and ignores this.
         reads_trunk: whether there is a part for the `normed` trunk.
 
     Attributes:
-        weight, bias: (H) and a number, trained.
-        trunk_weight: (H), or None.
+        weight, bias: (H,) and a scalar, trained.
+        trunk_weight: (H,), or None.
     """
 
     def __init__(
@@ -76,28 +76,29 @@ class ScalarHead(nn.Module):
         self.register_buffer("trunk_weight", trunk_weight)
         self.score_mean: torch.Tensor
         self.score_std: torch.Tensor
-        # Scores of the reference's answers have this mean and deviation; PPO divides them out
-        # (arXiv 1909.08593, section 2.1). Kept here so that it travels with the head.
+        # Mean and standard deviation of the scores of the reference's answers, with which PPO
+        # normalises (arXiv 1909.08593, section 2.1). Stored here so that they are saved with the
+        # head.
         self.register_buffer("score_mean", torch.zeros((), **like))
         self.register_buffer("score_std", torch.ones((), **like))
 
     def forward(self, hidden: torch.Tensor, trunk: torch.Tensor | None = None) -> torch.Tensor:
-        """Final and trunk's states (..., H) of any dtype -> float32 scores (...).
+        """Final states and trunk (..., H) of any dtype -> float32 scores (...).
 
         Raises:
-            ValueError: the head reads the trunk, and none was given.
+            ValueError: the head reads the trunk, but none was given.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             score = hidden.float() @ self.weight + self.bias
             if self.trunk_weight is None:
                 return score
             if trunk is None:
-                raise ValueError("this head reads the trunk's output too; hand it over")
+                raise ValueError("this head also reads the trunk's output; pass it as `trunk`")
             return score + normed(trunk) @ self.trunk_weight
 
     @property
     def full_weight(self) -> torch.Tensor:
-        """The weights of what the head reads, trunk first: (F), 2H or H; a copy."""
+        """A copy of all weights, the trunk's part first: (F,), where F is 2H or H."""
         parts = [self.trunk_weight] if self.trunk_weight is not None else []
         return torch.cat([*parts, self.weight.detach()])
 
@@ -105,7 +106,7 @@ class ScalarHead(nn.Module):
     def full_weight(self, weight: torch.Tensor) -> None:
         size = len(self.weight)
         if len(weight) != len(self.full_weight):
-            raise ValueError(f"{len(self.full_weight)} weights are wanted, not {len(weight)}")
+            raise ValueError(f"{len(self.full_weight)} weights are expected, not {len(weight)}")
         self.weight.data.copy_(weight[-size:])
         if self.trunk_weight is not None:
             self.trunk_weight.copy_(weight[:size].detach())
@@ -115,10 +116,10 @@ class ScalarHead(nn.Module):
     ) -> torch.Tensor:
         """Score whole answers: states (B, T, H), mask (B, T) of the tokens to pool -> (B,).
 
-        `mean` averages over the masked tokens and is drawn towards 0, where the fit has put the
-        average answer, by n / (n + 16) for n tokens: the mean of four tokens says little and is
-        often extreme, and a policy that is paid for it learns to say four words. `last` takes the
-        last token.
+        `mean` averages over the n masked tokens and multiplies by n / (n + 16), which shrinks the
+        score towards 0, where the fit puts the average answer. The mean of four tokens is noisy
+        and often extreme, and a policy that is rewarded for it learns to say four words. `last`
+        takes the last masked token.
         """
         if self.pooling == "last":
             columns = torch.arange(mask.shape[1], device=mask.device)
@@ -141,9 +142,9 @@ def lora_layers(model: PeftModel) -> list[LoraLayer]:
 
 
 def _numbered(model: PeftModel) -> list[tuple[int, LoraLayer]]:
-    """`lora_layers` with the decoder's layers that they lie in."""
-    # A role is switched many times in an update, and there are thousands of modules to look
-    # through: the list is kept for as long as the adapters are the same.
+    """`lora_layers`, each with the index of its decoder layer."""
+    # Roles are switched many times in an update and there are thousands of modules, so the list
+    # is cached for as long as the adapters are the same.
     adapters = list(model.peft_config.values())
     known, layers = _LAYERS.get(model, ([], []))
     if len(known) != len(adapters) or any(a is not b for a, b in zip(known, adapters, strict=True)):
@@ -166,9 +167,9 @@ def adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter
 
 
 def same_below(model: PeftModel, one: str, other: str | None, layer: int) -> bool:
-    """Whether two adapters (None: the bare base) have the same weights below a decoder's layer.
+    """Whether two adapters (None: the bare base) have the same weights below a decoder layer.
 
-    The states that come out there are then the same for both.
+    The states below that layer are then the same for both.
     """
     for number, module in _numbered(model):
         if number >= layer:
@@ -185,16 +186,16 @@ def adapts_below(model: PeftModel, split: int) -> bool:
     """Whether a layer below `split` carries adapters.
 
     PEFT adapts the experts of some mixture-of-experts families in every layer, whatever the
-    configuration says (0.21.2, `target_parameters`): what lies below is then no trunk.
+    configuration says (0.21.2, `target_parameters`). The lower layers are then no trunk.
     """
     names = adapter_parameters(model, ADAPTERS["policy"])
     return any(layer_of(name) < split for name in names)
 
 
 def layer_of(name: str) -> int:
-    """The number of the decoder's layer that a weight lies in, by its full name."""
+    """The index of the decoder layer that contains a weight, from the weight's full name."""
     found = re.search(r"\.layers\.(\d+)\.", f"{name}.")
-    assert found, name  # adapters are put on the decoder's layers alone
+    assert found, name  # only the decoder's layers get adapters
     return int(found[1])
 
 
@@ -203,7 +204,7 @@ def lora_config(
 ) -> LoraConfig:
     """LoRA on every linear layer of the decoder's layers `first` and above.
 
-    The names are read from the layers, so that families with fused projections work too.
+    The module names are read from the layers, so families with fused projections work too.
     """
     names = {
         name.rsplit(".", 1)[-1]
@@ -226,12 +227,15 @@ def lora_config(
 def switched(
     model: PeftModel, adapter: str | None, *, train: bool = False, first: int = 0
 ) -> Iterator[None]:
-    """Make one adapter active (None: the bare base), and put all back afterwards.
+    """Make one adapter active (None: the bare base) inside the context.
 
-    With `train`, only that adapter's weights require gradients, from layer `first` on; without it,
-    none does. Run the forward *and* its backward inside. The active adapter, whether adapters are
-    enabled, train or eval mode of every module and `requires_grad` of every adapter weight are
-    restored, whatever happens inside.
+    Run the forward and its backward inside. Afterwards, also after an exception, these are
+    restored: the active adapter, whether adapters are enabled, train or eval mode of every module,
+    and `requires_grad` of every adapter weight.
+
+    Args:
+        train: only this adapter's weights require gradients, from layer `first` on; otherwise no
+            weight does.
     """
     layers = lora_layers(model)
     grads = [(p, p.requires_grad) for layer in layers for p in _weights(layer)]
@@ -243,14 +247,16 @@ def switched(
     before = model.active_adapter, _tuner(model).active_adapter
     try:
         if model.training:
-            model.eval()  # no dropout in any role, LoRA's included
-        for module in checkpointed:  # layers checkpoint only in train mode, whose dropout we
-            module.training = True  # don't want: the layer alone
+            model.eval()  # no dropout in any role, including LoRA's
+        # Layers checkpoint only in train mode. Only the layers themselves are switched, because
+        # their children's dropout must stay off.
+        for module in checkpointed:
+            module.training = True
         _activate(model, adapter, train, first)
         yield
     finally:
         for layer, names, disabled in active:
-            # Not model.disable_adapter(): that one sets requires_grad on the way back by itself.
+            # Not model.disable_adapter(), which changes requires_grad at its end.
             layer._active_adapter, layer._disable_adapters = names, disabled
         model.active_adapter, _tuner(model).active_adapter = before
         for module, training in modes.items():

@@ -1,8 +1,8 @@
-"""Sample tokens for a batch of prompts: what they share is run once, and who has ended leaves.
+"""Sample tokens for a batch of prompts. Their shared prefix is run once; finished answers leave.
 
-Sampling is exactly the softmax at the given temperature: no top-p, no top-k, no repetition penalty,
-and nothing of the base's own generation config, or PPO's KL would go negative
-(trl issues 1005 and 925).
+Tokens are drawn from exactly the softmax at the given temperature: no top-p, no top-k, no
+repetition penalty, and nothing from the base's generation config. Otherwise PPO's KL could become
+negative (trl issues 1005 and 925).
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,27 @@ from lorarlhf.backbone.kernels.packing import common_prefix
 from lorarlhf.backbone.limits import softmax_rows
 from lorarlhf.backbone.trunk import position_ids
 
+TRIM_EVERY = 16
+"""Steps between two trims of a CPU's heap, in which dequantised weights leave holes: 15 MB for each
+step of a model of 1B."""
+
 
 class Sampler:
-    """Answers of the active role to some prompts, a token each at every `step`.
+    """Answers of the active role to some prompts, one token each at every `step`.
 
-    What is drawn for an answer depends on its own seed only: not on the answers beside it, nor on
-    what was drawn before, nor on the device (in 16 bit, other shapes round otherwise, though).
+    The random numbers of an answer depend only on its own seed: not on the other answers of the
+    batch, on earlier draws or on the device. (In 16 bit, other shapes round differently.)
 
     Args:
-        prompt_ids: one prompt an answer, not empty.
-        seeds: one an answer.
+        prompt_ids: a prompt for each answer, not empty.
+        seeds: one for each answer.
         temperature: 0 takes the likeliest token.
 
     Attributes:
-        ids: the tokens so far, the stop token included.
+        ids: the tokens of each answer so far, the stop token included.
+
+    Raises:
+        ValueError: the number of seeds is not the number of prompts.
     """
 
     def __init__(
@@ -53,7 +60,9 @@ class Sampler:
         self._ended: set[int] = set()
         self._steps = 0
         self._cache: Any = None
-        self._takes_rows = False  # of the cache; hybrid families' can't be repeated or left out
+        self._takes_rows = (
+            False  # whether the cache can repeat and drop rows; hybrid families' can't
+        )
         self._mask = torch.empty(0, device=backbone.device)
 
     @property
@@ -63,7 +72,7 @@ class Sampler:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One more token for each answer that has not ended."""
+        """Sample one more token for each answer that has not ended."""
         self._steps += 1
         if self._steps % TRIM_EVERY == 0:
             give_back_memory()
@@ -95,20 +104,20 @@ class Sampler:
         self._mask = self._mask[rows]
 
     def _first(self) -> torch.Tensor:
-        """Logits (B, V) after the prompts: their common beginning once, then the rest of each."""
+        """Logits (B, V) after the prompts: runs their shared prefix once, then the rest of each."""
         prompts = self.prompts
-        room = max(map(len, prompts)) + self.max_new_tokens
-        self._cache = roomy_cache(self.backbone.causal.config, room)
+        capacity = max(map(len, prompts)) + self.max_new_tokens
+        self._cache = preallocated_cache(self.backbone.causal.config, capacity)
         needed = ("batch_select_indices", "batch_repeat_interleave")
         self._takes_rows = all(hasattr(x, name) for x in self._cache.layers for name in needed)
         shared = 0
-        # A sliding layer keeps no more than its window of a beginning.
+        # A sliding layer would keep only its window of the prefix.
         if self._takes_rows and not any(self._cache.is_sliding):
             shared = common_prefix(prompts, min(map(len, prompts)) - 1)
         if shared:
-            begin = torch.tensor([prompts[0][:shared]], device=self.backbone.device)
-            self._mask = torch.ones_like(begin)
-            self._forward(begin)
+            prefix = torch.tensor([prompts[0][:shared]], device=self.backbone.device)
+            self._mask = torch.ones_like(prefix)
+            self._forward(prefix)
             self._cache.batch_repeat_interleave(len(prompts))
         rest = [ids[shared:] for ids in prompts]
         ids, mask = pad_left(rest, self.backbone.pad_id, self.backbone.device)
@@ -132,68 +141,71 @@ class Sampler:
         return output.logits[:, -1]
 
 
-TRIM_EVERY = 16
-"""Steps: dequantised weights leave holes in a CPU's heap, 15 MB a step in a model of 1B."""
+class PreallocatedLayer(DynamicLayer):
+    """One layer's keys and values (B, k, S, d), allocated at once for all tokens to come.
 
-
-class RoomyLayer(DynamicLayer):
-    """One layer's keys and values (B, k, S, d), with room for those to come.
-
-    transformers' own is copied for each new token. On a card, freed pieces that are each a little
-    larger than the last could not be used again.
+    transformers' own layer copies everything for each new token. On a card the freed pieces, each
+    a little larger than the last, could not be reused.
 
     Args:
-        room: tokens there will be; more than that are copied as transformers does.
+        capacity: number of tokens expected. Beyond it everything is copied once, as transformers
+            does.
     """
 
-    def __init__(self, room: int, **kwargs: Any) -> None:
+    def __init__(self, capacity: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.room = room
-        self._rooms: list[torch.Tensor] = []
+        self.capacity = capacity
+        self._buffers: list[torch.Tensor] = []
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add those of new tokens; returns all."""
+        """Add the keys and values of new tokens; returns all of them."""
         before = self.get_seq_length()
         now = before + key_states.shape[-2]
-        if not self._rooms or self._rooms[0].shape[-2] < now:
+        if not self._buffers or self._buffers[0].shape[-2] < now:
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
-            new, tokens = (key_states, value_states), max(now, self.room)
-            rooms = [x.new_empty((*x.shape[:-2], tokens, x.shape[-1])) for x in new]
-            for room, there in zip(rooms, (self.keys, self.values), strict=True):
-                if before and there is not None:
-                    room[..., :before, :] = there
-            self._rooms = rooms
-        self._rooms[0][..., before:now, :] = key_states
-        self._rooms[1][..., before:now, :] = value_states
-        self.keys, self.values = (room[..., :now, :] for room in self._rooms)
+            new, tokens = (key_states, value_states), max(now, self.capacity)
+            buffers = [x.new_empty((*x.shape[:-2], tokens, x.shape[-1])) for x in new]
+            for buffer, old in zip(buffers, (self.keys, self.values), strict=True):
+                if before and old is not None:
+                    buffer[..., :before, :] = old
+            self._buffers = buffers
+        self._buffers[0][..., before:now, :] = key_states
+        self._buffers[1][..., before:now, :] = value_states
+        self.keys, self.values = (buffer[..., :now, :] for buffer in self._buffers)
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row so many times."""
+        """Repeat each row."""
         super().batch_repeat_interleave(repeats)
-        self._rooms = []
+        self._buffers = []
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep some rows."""
         super().batch_select_indices(indices)
-        self._rooms = []
+        self._buffers = []
 
 
-def roomy_cache(config: Any, room: int) -> DynamicCache:
-    """A family's own cache, the layers that keep everything in it with room for so many tokens."""
+def preallocated_cache(config: Any, capacity: int) -> DynamicCache:
+    """A family's own cache, in which the layers that keep all tokens are preallocated."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer(room) if type(x) is DynamicLayer else x for x in cache.layers]
+    cache.layers = [
+        PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer
+        for layer in cache.layers
+    ]
     return cache
 
 
 def pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Tokens (n,) from softmax(logits / temperature), (n, V), where `draws` (n,) of [0, 1) fall.
+    """Inverse-CDF sampling: tokens (n,) from softmax(logits / temperature) at `draws` (n,).
 
-    The distribution is added up from token 0 on, and the token is taken in which a draw ends.
-    Temperature 0 takes the likeliest token.
+    Args:
+        logits: (n, V).
+        draws: uniform numbers in [0, 1). A draw selects the token in whose interval of the
+            cumulative distribution it lies.
+        temperature: 0 takes the likeliest token.
     """
     if temperature == 0:
         return logits.argmax(dim=1)
@@ -203,7 +215,7 @@ def pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch
 
 
 def _pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch.Tensor:
-    # A float32 sum over 100,000 tokens would round the rare ones away; Apple's GPU has no float64.
+    # A float32 sum over 100,000 tokens would lose the rare ones; Apple's GPU has no float64.
     exact = torch.float32 if logits.device.type == "mps" else torch.float64
     sums = (logits.float() / temperature).softmax(dim=1).cumsum(dim=1, dtype=exact)
     below = torch.nextafter(sums[:, -1:], torch.zeros_like(sums[:, -1:]))
@@ -212,14 +224,14 @@ def _pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torc
 
 
 def row_seeds(seed: int, rows: Sequence[int]) -> list[int]:
-    """A seed for each row of a batch, from the batch's own."""
+    """A seed for each row of a batch, made from the seed of the whole."""
     return [hash((seed, row)) % 2**62 for row in rows]
 
 
 def pad_left(
     rows: Sequence[Sequence[int]], pad: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lists of ids -> (B, P) ids padded left, and the mask by their lengths."""
+    """Lists of ids -> ids (B, P) padded on the left, and their mask (B, P)."""
     width = max(len(row) for row in rows)
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]

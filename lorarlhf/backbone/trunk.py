@@ -1,8 +1,8 @@
-"""The trunk: the frozen lower layers that no role changes, run once and kept.
+"""The trunk: the frozen lower layers, which no role changes, so their output is kept.
 
-The decoder's own forward is used in both halves, so that masks, rotary embeddings, layer kinds and
-embedding scaling are the family's own: the layers that are left out are replaced, at their index,
-by a module that hands the hidden states on (or, at the entrance, puts the kept ones in).
+Both halves run through the decoder's own forward, so that masks, rotary embeddings, kinds of layers
+and the scaling of embeddings are the family's own. The layers that are left out are replaced by a
+module that passes the hidden states on or, in place of the first one, inserts the kept states.
 """
 
 from collections.abc import Iterator
@@ -22,21 +22,21 @@ Inputs = dict[str, Any]
 
 
 class _Skip(nn.Module):
-    """Stands where a layer is left out, and answers for its attributes (a layer's mask kind)."""
+    """Replaces a layer that is left out; has its attributes (such as the kind of its mask)."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.__dict__["stood_in_for"] = layer  # not a submodule: its weights stay the decoder's
+        self.__dict__["replaced"] = layer  # not a submodule: its weights stay the decoder's
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["stood_in_for"], name)
+        return getattr(self.__dict__["replaced"], name)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return hidden_states
 
 
 class _Enter(_Skip):
-    """The first layer's place above a kept trunk: whatever was embedded, give the kept states."""
+    """Replaces the first layer above a kept trunk: returns the kept states, whatever its input."""
 
     def __init__(self, layer: nn.Module, kept: torch.Tensor) -> None:
         super().__init__(layer)
@@ -48,7 +48,7 @@ class _Enter(_Skip):
 
 @contextmanager
 def _replaced(parent: nn.Module, swaps: dict[str, Any]) -> Iterator[None]:
-    """Swap children of `parent` by name; the originals are back afterwards, whatever happens."""
+    """Swap children of `parent` by name inside the context."""
     originals = {name: parent._modules[name] for name in swaps}
     parent._modules.update(swaps)
     try:
@@ -58,22 +58,22 @@ def _replaced(parent: nn.Module, swaps: dict[str, Any]) -> Iterator[None]:
 
 
 def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions from the mask (B, T), so that left padding changes no result."""
+    """Positions (B, T) counted from the mask, so that left padding changes no result."""
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def padded_inputs(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Inputs:
-    """What the decoder is handed for padded sequences: ids and mask, both (B, T)."""
-    places = position_ids(attention_mask)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": places}
+    """Arguments of the decoder for padded sequences: ids and mask, both (B, T)."""
+    positions = position_ids(attention_mask)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
 
 
 def packed_inputs(pack: Pack) -> Inputs:
-    """What the decoder is handed for packed sequences, N rows as one of a batch."""
+    """Arguments of the decoder for packed sequences: N rows as a batch of one."""
     ready = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=pack.input_ids.device)
     return {
         "input_ids": pack.input_ids,
-        "attention_mask": ready,  # four dimensions: transformers makes none of its own
+        "attention_mask": ready,  # with four dimensions transformers makes no mask of its own
         "position_ids": pack.position_ids,
         "packing": pack,
     }
@@ -90,7 +90,7 @@ def run_lower(
     """The layers below `last`, without gradient -> hidden states (B, T, H).
 
     Args:
-        kept: what came out of the layers below `first`, if that is there.
+        kept: the output of the layers below `first`, to start from.
     """
     layers = decoder.layers
     swaps: dict[str, Any] = {str(i): _Skip(layers[i]) for i in range(last, len(layers))}
@@ -107,16 +107,16 @@ def run_upper(decoder: Any, first: int, kept: torch.Tensor, inputs: Inputs) -> t
 
 
 def _entrance(layers: Any, first: int, kept: torch.Tensor) -> dict[str, Any]:
-    """What stands in for the layers below `first`; there is at least one."""
+    """Replacements for the layers below `first`, of which there is at least one."""
     skips: dict[str, Any] = {str(i): _Skip(layers[i]) for i in range(1, first)}
     return skips | {"0": _Enter(layers[0], kept)}
 
 
 def check_range(model: Any, base: str) -> None:
-    """See on a few tokens that a base computes in float16, whose largest number is 65,504.
+    """Check on a few tokens that a base does not overflow in float16 (largest number 65,504).
 
     Raises:
-        UserError: it comes to numbers beyond that; every loss would be no number.
+        UserError: it does; every loss would be NaN.
     """
     if model.dtype != torch.float16:
         return
@@ -126,16 +126,16 @@ def check_range(model: Any, base: str) -> None:
         logits = model(input_ids=ids, use_cache=False).logits
     if not logits.isfinite().all():
         raise UserError(
-            f"{base} overflows in float16: it comes to numbers that are too large for it. Use "
-            "--set compute_dtype=float32, or bfloat16 on a card that has it."
+            f"{base} overflows in float16: its states are too large for that format. Use "
+            "--set compute_dtype=float32, or bfloat16 on a card that supports it."
         )
 
 
 def trunk_is_exact(decoder: Any, split: int, vocabulary: int) -> bool:
-    """Compare a kept trunk with the plain forward on a few tokens, some of them padding.
+    """Whether a kept trunk gives the plain forward's numbers, on a few tokens with padding.
 
-    A family whose layers share state beyond the hidden states would differ; the caller then uses
-    the plain forward, never a wrong number.
+    False for a family whose layers share more than the hidden states; the caller then uses the
+    plain forward, so that no number is wrong.
     """
     device = next(decoder.parameters()).device
     ids = (torch.arange(16, device=device).reshape(2, 8) * 7) % vocabulary
@@ -149,23 +149,27 @@ def trunk_is_exact(decoder: Any, split: int, vocabulary: int) -> bool:
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        return False  # the family's decoder is built otherwise (no `layers` or `norm`)
+        return False  # the family's decoder is built differently (no `layers` or `norm`)
     real = mask.bool()
     return torch.allclose(plain[real].float(), upper[real].float(), rtol=1e-3, atol=1e-3)
 
 
 def adopt_packing(model: Any, device: torch.device, vocabulary: int) -> bool:
-    """Give a family the attention that packs, where that gives the family's own numbers.
+    """Give a family the packing attention if that gives the family's own numbers.
 
-    Otherwise it keeps its own attention, and packed sequences are run padded. A few tokens are
-    compared; what they would not show (kinds of masks, windows that are wider) is asked for.
+    Otherwise it keeps its own attention, and packed sequences are run padded. The numbers are
+    compared on a few tokens. What these can't show, other kinds of masks and wide windows, is read
+    from the configuration and from the windows that the layers pass on.
+
+    Returns:
+        whether the family packs.
     """
     config, decoder = model.config.get_text_config(), decoder_of(model)
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and not {"full_attention", "sliding_attention"}.issuperset(kinds):
         return False
-    begin, rest = range(5), ((8, 9), range(9, 14))
-    sequences = [[(7 * i) % vocabulary for i in (*begin, *own)] for own in rest]
+    prefix, rest = range(5), ((8, 9), range(9, 14))
+    sequences = [[(7 * i) % vocabulary for i in (*prefix, *own)] for own in rest]
     pack = Pack.of(sequences, device, max_shared=5)
     padded, real = pack.padded(pad=0)
     inputs, own_attention = padded_inputs(padded, real), config._attn_implementation
@@ -178,14 +182,14 @@ def adopt_packing(model: Any, device: torch.device, vocabulary: int) -> bool:
             packed = run_decoder(decoder, packed_inputs(pack))[0].float()
         window = getattr(config, "sliding_window", None)
         slides = window is not None and (kinds is None or "sliding_attention" in kinds)
-        told = bool(pack.windows) or not slides
-        # Other shapes are added up in another order: equal up to the compute dtype's rounding.
+        window_passed = bool(pack.windows) or not slides
+        # Other shapes are summed in another order: equal up to the compute dtype's rounding.
         near = 1e-3 if next(decoder.parameters()).dtype == torch.float32 else 0.1
         exact = all(torch.allclose(x, wanted, rtol=near, atol=near) for x in (unpacked, packed))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        told = exact = False
-    if not (told and exact):
+        window_passed = exact = False
+    if not (window_passed and exact):
         model.set_attn_implementation(own_attention)
-    return told and exact
+    return window_passed and exact

@@ -1,1 +1,1 @@
-"""What everything stands on: errors, files, run folders, checkpoints, processes, the machine."""
+"""What all other folders use: errors, files, run folders, checkpoints, distributed, the machine."""

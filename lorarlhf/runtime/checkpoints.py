@@ -1,9 +1,8 @@
-"""Checkpoint folders without pickles: written beside, flushed and renamed; what is in all of them.
+"""Checkpoint folders without pickles: tensors in safetensors files, everything else in JSON.
 
 A checkpoint is written to a folder of another name, flushed to the disk with a list of its files
-and their hashes, and renamed when whole. So it is complete or absent after a kill, and one that a
-power cut or a full disk has torn is seen and passed over. Tensors are in safetensors files,
-everything else in JSON.
+and their hashes, and renamed when complete. After a kill it is therefore complete or absent, and
+one that a power cut or a full disk has damaged is detected and skipped.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from lorarlhf.runtime.errors import UserError
 PREFIX, FILES = "checkpoint-", "files.json"
 
 
-# ---- what is there
+# ---- finding
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -34,30 +33,30 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """After which step it was written."""
+    """The step after which a checkpoint was written."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all there and as they were written."""
-    return next((place for place in newest_first(folder) if find_damage(place) is None), None)
+    """The newest checkpoint whose files are all there and unchanged."""
+    return next((path for path in newest_first(folder) if find_damage(path) is None), None)
 
 
 def check_visible(checkpoint: Path) -> None:
-    """See that all processes that train together can read a checkpoint which the first has chosen.
+    """Check that every process can read the checkpoint that the main process has chosen.
 
     Raises:
-        UserError: one of them, on another machine, does not see it.
+        UserError: one of them, on another machine, can't.
     """
     if distributed.any_process(not (checkpoint / FILES).is_file()):
         raise UserError(
-            f"The checkpoint {checkpoint} is not there for every process: the run's folder has to "
-            "be on a disk that all machines see, at the same path."
+            f"Not every process can read the checkpoint {checkpoint}. The run's folder has to be "
+            "on a disk that all machines share, at the same path."
         )
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, None where nothing is."""
+    """What is wrong with a checkpoint's files, or None."""
     try:
         listed = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -75,7 +74,7 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def make_scratch(target: Path) -> Path:
-    """An empty folder beside `target`; those of processes that were killed at this are removed."""
+    """An empty folder beside `target`; left-over ones of killed processes are removed."""
     for left_over in target.parent.glob(".*"):
         shutil.rmtree(left_over, ignore_errors=True)
     scratch = target.parent / f".{target.name}.{os.getpid()}"
@@ -88,23 +87,23 @@ def publish(scratch: Path, target: Path) -> None:
     files = sorted(p for p in scratch.rglob("*") if p.is_file())
     listed = {p.relative_to(scratch).as_posix(): _digest(p) for p in files}
     (scratch / FILES).write_text(json.dumps(listed, indent=1), encoding="utf-8")
-    for place in (*files, scratch / FILES):
-        _flush(place)
+    for path in (*files, scratch / FILES):
+        _flush(path)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)
     _flush(target.parent)
 
 
-def keep_newest(folder: Path, kept: int) -> None:
-    """Remove all checkpoints but the newest few."""
-    for old in newest_first(folder)[kept:]:
+def keep_newest(folder: Path, count: int) -> None:
+    """Remove all but the newest `count` checkpoints."""
+    for old in newest_first(folder)[count:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush(place: Path) -> None:
-    if place.is_dir() and os.name == "nt":  # Windows does not open folders
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows does not open folders
         return
-    handle = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
@@ -119,7 +118,7 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-# ---- random states: tensors for safetensors, numbers for JSON
+# ---- states of random number generators: tensors for safetensors, numbers for JSON
 
 
 def rng_numbers() -> dict[str, Any]:
@@ -139,7 +138,7 @@ def rng_tensors(device: torch.device) -> dict[str, torch.Tensor]:
 def set_rng_state(
     numbers: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: torch.device
 ) -> None:
-    """Put back what `rng_numbers` and `rng_tensors` gave."""
+    """Restore the states that `rng_numbers` and `rng_tensors` returned."""
     version, words, gauss = numbers["random"]
     random.setstate((version, tuple(words), gauss))
     kind, words, *rest = numbers["numpy"]
@@ -153,7 +152,7 @@ def set_rng_state(
 
 
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """An optimizer's memory by `name.NUMBER.KEY`, the weights counted in their order."""
+    """An optimizer's state as `name.NUMBER.KEY`, with the weights numbered in their order."""
     return {
         f"{name}.{number}.{key}": torch.as_tensor(value, device="cpu").detach().clone().contiguous()
         for number, weight in enumerate(_weights(optimizer))
@@ -164,9 +163,9 @@ def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 def fill_optimizer(
     name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    # Fused and capturable kernels count steps beside the weight, all others on the CPU.
-    beside = {
+    """Restore the state that `optimizer_tensors` returned."""
+    # Fused and capturable kernels count steps on the weight's device, all others on the CPU.
+    counts_on_device = {
         id(weight)
         for group in optimizer.param_groups
         if group.get("fused") or group.get("capturable")
@@ -180,7 +179,7 @@ def fill_optimizer(
         for key, value in saved.items():
             if value.dtype == torch.int64 and not value.dim():  # bitsandbytes counts in Python
                 optimizer.state[weight][key] = value.item()
-            elif key == "step" and id(weight) not in beside:
+            elif key == "step" and id(weight) not in counts_on_device:
                 optimizer.state[weight][key] = value
             else:
                 optimizer.state[weight][key] = value.to(weight.device)

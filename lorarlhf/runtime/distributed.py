@@ -1,9 +1,9 @@
-"""Several processes as one (`accelerate launch`): who am I, sums over all, waiting for the others.
+"""Collective operations for several processes (`accelerate launch`, `torchrun`).
 
-In PPO each process answers its share of an update's prompts; all then hold the tables of the whole
-rollout and compute the same scores, advantages and metrics, and gradients are sums over the tokens
-of the whole minibatch. So any number of processes takes the same steps. Alone, every function here
-gives back what it was given. torch is imported only where there is something to do.
+In PPO each process answers its share of an update's prompts. Then all hold the tables of the whole
+rollout and compute the same scores, advantages and metrics, and gradients are summed over the
+tokens of the whole minibatch. So any number of processes takes the same steps. In a single process
+every function here returns its input. torch is imported only if there are several processes.
 """
 
 import os
@@ -18,27 +18,30 @@ T = TypeVar("T")
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and speaks: the first, or the only one."""
+    """Whether this is the main process (rank 0), which writes files and messages."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def node_count() -> int:
-    """On how many machines they run."""
+    """Number of machines they run on."""
     return max(1, world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size()))))
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def initialize() -> None:
-    """Join the others, where a launcher has started several; accelerate finds it done."""
+    """Join the process group if a launcher has started several processes.
+
+    accelerate, which would do it later, then uses this group.
+    """
     if world_size() == 1 or _is_distributed():
         return
     import torch
@@ -51,7 +54,7 @@ def initialize() -> None:
 
 
 def shut_down() -> None:
-    """Leave the others, at the end of a run that went well."""
+    """Leave the process group, at the end of a run without errors."""
     if _is_distributed():
         import torch
 
@@ -59,13 +62,13 @@ def shut_down() -> None:
 
 
 def own_share(rows: int) -> range:
-    """Which of `rows` rows are this process's: neighbours, in order, as many as the others'."""
-    place, all_of_us = (rank(), world_size()) if _is_distributed() else (0, 1)
-    return range(place * rows // all_of_us, (place + 1) * rows // all_of_us)
+    """This process's share of `rows` rows: consecutive, in the order of the ranks, even in size."""
+    index, count = (rank(), world_size()) if _is_distributed() else (0, 1)
+    return range(index * rows // count, (index + 1) * rows // count)
 
 
 def all_reduce(x: "torch.Tensor") -> "torch.Tensor":
-    """The sum of a tensor over all processes."""
+    """Sum a tensor over all processes, in place; returns it."""
     if _is_distributed():
         import torch
 
@@ -74,12 +77,12 @@ def all_reduce(x: "torch.Tensor") -> "torch.Tensor":
 
 
 def any_process(flag: bool) -> bool:
-    """Whether it is so in any process: all get the same answer."""
+    """Whether `flag` is true in any process; all get the same answer."""
     return any(all_gather([flag]))
 
 
 def all_gather(rows: Sequence[T]) -> list[T]:
-    """The rows of all processes, in the order of `own_share`."""
+    """The rows of all processes, in the order of their ranks."""
     if not _is_distributed():
         return list(rows)
     import torch
@@ -90,47 +93,47 @@ def all_gather(rows: Sequence[T]) -> list[T]:
 
 
 def broadcast_from_main(make: Callable[[], T]) -> T:
-    """What the first process makes, in all of them; the others wait for it."""
+    """The object that `make` returns in the main process; the others wait for it."""
     if not _is_distributed():
         return make()
     import torch
 
-    box: list[Any] = [make() if is_main() else None]
-    torch.distributed.broadcast_object_list(box)
-    return box[0]
+    objects: list[Any] = [make() if is_main() else None]
+    torch.distributed.broadcast_object_list(objects)
+    return objects[0]
 
 
 def main_process_first(make: Callable[[], T]) -> T:
-    """What each process makes by itself: the first one, then one on each other machine, then all.
+    """Call `make` in every process: first in the main one, then in one of each node, then in all.
 
-    So what is fetched is fetched once a machine, and once for all where they share a disk.
+    A download then happens once for each machine, and only once if they share a disk.
     """
-    leads_machine = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    own_turn = 0 if is_main() else 1 if leads_machine else 2
-    for _ in range(own_turn):
+    is_local_main = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    turn = 0 if is_main() else 1 if is_local_main else 2
+    for _ in range(turn):
         barrier()
     made = make()
-    for _ in range(own_turn, 2):
+    for _ in range(turn, 2):
         barrier()
     return made
 
 
 def all_reduce_gradients(weights: "Sequence[nn.Parameter]") -> None:
-    """Make each gradient the sum over all processes; a process without a sequence adds nothing."""
+    """Sum each gradient over all processes; a missing gradient counts as zero."""
     if not _is_distributed():
         return
     import torch
 
     gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-    together = torch.cat([gradient.flatten() for gradient in gradients])  # one message
-    torch.distributed.all_reduce(together)
-    sums = together.split([gradient.numel() for gradient in gradients])
-    for weight, gradient, whole in zip(weights, gradients, sums, strict=True):
-        weight.grad = whole.view_as(gradient)
+    flat = torch.cat([gradient.flatten() for gradient in gradients])  # one message for all
+    torch.distributed.all_reduce(flat)
+    sums = flat.split([gradient.numel() for gradient in gradients])
+    for weight, gradient, summed in zip(weights, gradients, sums, strict=True):
+        weight.grad = summed.view_as(gradient)
 
 
 def barrier() -> None:
-    """Until all processes have come here."""
+    """Wait until all processes have reached this call."""
     if _is_distributed():
         import torch
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake the user can mend: bad file, bad option, missing disk space, no network.
+    """A problem that the user can fix: a bad file or option, no disk space, no network.
 
     The message is one paragraph that says what is wrong, where (file, line, field) and what to
     do. The command line prints it to standard error and exits with status 2.
@@ -15,7 +15,7 @@ class UserError(Exception):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """For scripts: a `UserError` inside ends the program with its message and status 2."""
+    """End a script with the message of a `UserError` raised inside, and status 2."""
     try:
         yield
     except UserError as error:

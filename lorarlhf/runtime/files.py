@@ -1,4 +1,4 @@
-"""Files that are written all or nothing: JSON, JSON lines, bytes."""
+"""Write JSON, JSON lines and bytes atomically: after a crash a file is complete or unchanged."""
 
 import json
 import os
@@ -13,9 +13,10 @@ Row = dict[str, Any]
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
-    """Write one object a line, all or nothing: a crash leaves the file as it was before.
+    """Write one object a line, atomically. Missing folders are made.
 
-    Missing folders are made. Raises `UserError` where the disk refuses.
+    Raises:
+        UserError: the file can't be written.
     """
     file = Path(path).expanduser()
     lines = [_json_line(row) for row in rows]
@@ -35,7 +36,11 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
 
 
 def append_jsonl(path: str | os.PathLike[str], row: Row) -> None:
-    """Add one object as the last line; missing folders are made. Raises `UserError`."""
+    """Append one object as a line. Missing folders are made.
+
+    Raises:
+        UserError: the file can't be written.
+    """
     file = Path(path).expanduser()
     line = _json_line(row)
     try:
@@ -43,7 +48,7 @@ def append_jsonl(path: str | os.PathLike[str], row: Row) -> None:
         with open(file, "ab+") as stream:
             if stream.seek(0, os.SEEK_END) > 0:
                 stream.seek(-1, os.SEEK_END)
-                # A line that a crash cut off, or a person left open, must not swallow this one.
+                # The last line may lack its newline, after a crash or an edit by hand.
                 line = line if stream.read(1) == b"\n" else b"\n" + line
             stream.write(line)
     except OSError as error:
@@ -52,15 +57,15 @@ def append_jsonl(path: str | os.PathLike[str], row: Row) -> None:
 
 def _json_line(row: Row) -> bytes:
     text = json.dumps(row, ensure_ascii=False, default=_iso_date)
-    # Half a character (a lone surrogate) has no UTF-8, but its \udXXX escape is valid JSON.
+    # A lone surrogate has no UTF-8, but its \udXXX escape is valid JSON.
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _iso_date(value: Any) -> str:
-    """Dates and times, which parquet columns may hold, as JSON has none."""
+    """Dates and times, which parquet columns can contain and JSON can't, as text."""
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no place in JSON: {value!r}")
+    raise TypeError(f"{type(value).__name__} can't be written as JSON: {value!r}")
 
 
 def _refused(file: Path, error: OSError) -> UserError:
@@ -69,7 +74,7 @@ def _refused(file: Path, error: OSError) -> UserError:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a file of another name and rename it, so that a reader never sees half."""
+    """Write JSON atomically; numbers that JSON does not have become null."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(
         json.dumps(replace_nonfinite(content), indent=2, default=str) + "\n", encoding="utf-8"
@@ -78,7 +83,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def replace_nonfinite(data: Any) -> Any:
-    """The same with null for numbers that JSON does not know."""
+    """A copy of nested data with None for NaN and infinities, which JSON does not have."""
     if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
         return None
     if isinstance(data, dict):
@@ -87,7 +92,7 @@ def replace_nonfinite(data: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an empty one where there is none or it is broken."""
+    """Read a JSON object; an empty one if the file is missing or invalid."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -96,6 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file atomically; returns its path."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as stream:

@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the running step finish, so that nothing of it is lost."""
+"""Let the running step finish after Ctrl-C, so that nothing is lost."""
 
 import os
 import signal
@@ -11,21 +11,21 @@ from transformers import TrainerCallback
 from lorarlhf.runtime import distributed
 
 NOTICE = b"\nStopping after this update; Ctrl-C again stops at once and loses it.\n"
-LIMIT = (
-    b"The launcher kills what still runs after 30 seconds, and then --resume goes on from the last "
-    b"checkpoint; with TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 in its environment it waits longer.\n"
+LAUNCHER_NOTICE = (
+    b"The launcher kills processes that still run after 30 seconds; then --resume continues from "
+    b"the last checkpoint. Set TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 to make it wait longer.\n"
 )
 
 
 class StopAfterUpdate(TrainerCallback):
-    """A callback and context manager: the first Ctrl-C ends training after the update.
+    """A callback and context manager: the first Ctrl-C ends training after the current update.
 
-    The trainer then writes its checkpoint as after any last update. The second Ctrl-C raises
-    `KeyboardInterrupt` where it stands. Outside the main thread nothing is changed. Of several
-    processes all stop after the same update, whichever heard it first.
+    The trainer then writes a checkpoint, as after the last update. The second Ctrl-C raises
+    `KeyboardInterrupt` at once. Outside the main thread nothing changes. Several processes stop
+    after the same update, whichever of them received the signal.
 
     Attributes:
-        requested: whether somebody pressed Ctrl-C.
+        requested: whether Ctrl-C was pressed.
     """
 
     def __init__(self) -> None:
@@ -46,11 +46,12 @@ class StopAfterUpdate(TrainerCallback):
             raise KeyboardInterrupt
         self.requested = True
         if distributed.is_main():
-            # Not print(): the signal may have come in the middle of a write to the same stream.
+            # Not print(): the signal may have interrupted a write to the same stream.
             launched = "LOCAL_RANK" in os.environ
-            told = launched and "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in os.environ
-            os.write(2, NOTICE + LIMIT if told else NOTICE)
+            short = launched and "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in os.environ
+            os.write(2, NOTICE + LAUNCHER_NOTICE if short else NOTICE)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the training and save, if any process has received Ctrl-C."""
         if distributed.any_process(self.requested):
             self.requested = control.should_training_stop = control.should_save = True

@@ -1,11 +1,11 @@
-"""This machine's memory: how much there is, how much is free, and the most that was held."""
+"""Memory of this machine: total, free, and the peak of this process."""
 
 import sys
 from pathlib import Path
 
 
 def peak_rss_mb() -> float:
-    """The most memory this process has held so far, in MB (10^6 bytes)."""
+    """Peak memory of this process so far, in MB (10^6 bytes)."""
     if sys.platform == "win32":
         import psutil
 
@@ -17,8 +17,8 @@ def peak_rss_mb() -> float:
 
 
 def peak_card_mb() -> dict[str, float]:
-    """`peak_card_mb`, the most memory of a CUDA card held so far, in MB; empty without one."""
-    torch = sys.modules.get("torch")  # who has not imported it has nothing on a card
+    """`{"peak_card_mb": ...}`, the peak memory on CUDA cards so far, in MB; empty without one."""
+    torch = sys.modules.get("torch")  # a process that has not imported it has nothing on a card
     if torch is None or not torch.cuda.is_initialized():
         return {}
     cards = range(torch.cuda.device_count())
@@ -29,7 +29,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def container_limit() -> tuple[int, int] | None:
-    """(limit, used) in bytes of the control group this process is in; None without a limit."""
+    """(limit, used) in bytes of this process's control group; None if it has no limit."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())
@@ -41,7 +41,7 @@ def container_limit() -> tuple[int, int] | None:
 
 
 def main_memory() -> tuple[int, int]:
-    """(free, total) bytes of this machine, or of the container that this process is in."""
+    """(free, total) bytes of this machine, or of the container in which this process runs."""
     import psutil
 
     here = psutil.virtual_memory()

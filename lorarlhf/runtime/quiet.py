@@ -1,7 +1,7 @@
-"""Nothing leaves the machine, and the terminal shows only lines that help.
+"""Switch telemetry off, and hide messages of libraries that nobody can act on.
 
-Each silenced message is named with the reason beside it; everything else is let through. Set
-`LORARLHF_DEBUG=1` (or `--debug` on the command line) to see all of them.
+Each hidden message is listed with the reason; all others are shown. Set `LORARLHF_DEBUG=1` (or
+`--debug` on the command line) to see them all.
 """
 
 import logging
@@ -14,7 +14,7 @@ _LOG_LINES = [
     (
         "bitsandbytes.backends.cpu.ops",
         "Failed to load CPU gemm_4bit_forward",
-        "an optional kernel that only a model hub serves; the built-in one is used and is right",
+        "an optional kernel from a model hub; the built-in one is used and is correct",
     ),
     (
         "bitsandbytes.autograd._functions",
@@ -24,12 +24,12 @@ _LOG_LINES = [
     (
         "transformers.trainer",
         "The tokenizer has new PAD/BOS/EOS tokens",
-        "TRL aligns the model's configs with the tokenizer, as is wanted",
+        "TRL aligns the model's configs with the tokenizer, as intended",
     ),
     (
         "transformers.trainer_utils",
         "do not match the ones in the `trainer_state.json`",
-        "a resumed run's settings are compared and told in our own words",
+        "a resumed run reports changed settings itself",
     ),
     (
         "accelerate.utils.other",
@@ -39,7 +39,7 @@ _LOG_LINES = [
     (
         "trl.experimental.orpo.orpo_trainer",
         "When using DPODataCollatorWithPadding",
-        "TRL sets a field of its own config to what it wants, and says so",
+        "TRL says that it sets a field of its own config",
     ),
 ]
 
@@ -58,7 +58,7 @@ _WARNINGS: list[tuple[type[Warning], str, str]] = [
     (
         UserWarning,
         r"SSR mode is not supported with multi-page apps",
-        "Gradio says so of several mounted pages even where it was switched off",
+        "Gradio says this about several mounted pages even if it is switched off",
     ),
     (
         FutureWarning,
@@ -69,15 +69,15 @@ _WARNINGS: list[tuple[type[Warning], str, str]] = [
 
 
 def private_by_default() -> None:
-    """Switch telemetry off unless the user has said otherwise. Must run before the imports."""
+    """Switch telemetry off unless the user has set it. Must run before the libraries' import."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # transformers, datasets, TRL
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPOTrainer's notice at import
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no fork warnings
-    # On the CPU, oneDNN keeps compiled products for the last 1024 shapes, which chat answers of
-    # all lengths fill with half a gigabyte. Fewer cost no measurable time.
+    # On the CPU, oneDNN caches compiled products for the last 1024 shapes, which take half a
+    # gigabyte with chat answers of all lengths. A smaller cache costs no measurable time.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-    hub = sys.modules.get("huggingface_hub.constants")  # imported before: it has read the old value
+    hub = sys.modules.get("huggingface_hub.constants")  # imported earlier, with the old value
     if hub is not None and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1":
         hub.__dict__["HF_HUB_DISABLE_TELEMETRY"] = True
 
@@ -92,7 +92,7 @@ class _DropLines(logging.Filter):
 
 
 def silence_known_messages() -> None:
-    """Silence the third-party lines above. Must run before the libraries are imported."""
+    """Hide the messages listed above. Must run before the libraries are imported."""
     if os.environ.get("LORARLHF_DEBUG") == "1":
         return
     for name, part, _reason in _LOG_LINES:
@@ -102,11 +102,11 @@ def silence_known_messages() -> None:
 
 
 def hide_library_bars() -> None:
-    """Switch off the libraries' own progress bars: the stages show one bar of their own."""
+    """Switch off the libraries' progress bars, because the stages show their own."""
     if os.environ.get("LORARLHF_DEBUG") == "1":
         return
     import datasets
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # "Loading weights": a second on small bases
-    datasets.disable_progress_bars()  # "Tokenizing": a moment on a hobbyist's data
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights"
+    datasets.disable_progress_bars()  # "Tokenizing"

@@ -1,6 +1,6 @@
-"""A run's folder: `run.json`, `metrics.jsonl`, and what the run says about itself.
+"""A run's record in its folder: `run.json` and `metrics.jsonl`.
 
-`run.json` is written when a run starts and again when it ends, so a killed run is seen as one.
+`run.json` is written when a run starts and again when it ends, so a killed run can be recognised.
 """
 
 import json
@@ -19,12 +19,12 @@ LIBRARIES = ("lorarlhf", "torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
 class Run:
-    """The folder of one training run. Of several processes the first writes it.
+    """The folder of one training run. Only the main process writes to it.
 
     Args:
-        folder: made where it does not exist.
-        stage: sft, reward, ppo, dpo, orpo or demo.
-        settings: everything that the run was told, as plain values.
+        folder: created if it does not exist.
+        stage: the name of the stage, or `demo`.
+        settings: all settings of the run, as plain values.
 
     Raises:
         UserError: the folder can't be written.
@@ -51,7 +51,7 @@ class Run:
             ) from error
 
     def base(self, backbone: Any) -> None:
-        """Note which base was loaded, from where and how."""
+        """Record which base was loaded, from where and how."""
         self.about |= {
             "base": backbone.base,
             "base_path": backbone.base_path,
@@ -71,16 +71,16 @@ class Run:
             file.write(line + "\n")
 
     def finish(self, status: str, summary: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Write the end of the run; returns the summary with time and peak memory added."""
-        whole = dict(summary or {})
-        whole.setdefault("stage", self.stage)
-        whole["seconds_total"] = round(time.time() - self.started, 1)
+        """Record the end of the run; returns the summary with time and peak memory added."""
+        full = dict(summary or {})
+        full.setdefault("stage", self.stage)
+        full["seconds_total"] = round(time.time() - self.started, 1)
         peaks = {"peak_rss_mb": peak_rss_mb()} | peak_card_mb()
-        whole |= peaks
-        ended = {"status": status, "seconds": whole["seconds_total"], **peaks}
+        full |= peaks
+        ended = {"status": status, "seconds": full["seconds_total"], **peaks}
         self.about |= ended | {"summary": summary or {}}
         self._write()
-        return whole
+        return full
 
     def _write(self) -> None:
         if distributed.is_main():
@@ -88,7 +88,7 @@ class Run:
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that decide a run's numbers."""
+    """Versions of Python and of the libraries that affect a run's numbers."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -99,10 +99,10 @@ def library_versions() -> dict[str, str]:
 
 
 def adapter_folder(run: str | Path, role: str) -> Path:
-    """Where a role's adapter lies: RUN/adapters/ROLE, or the folder itself where it is one.
+    """The folder of a role's adapter: RUN/adapters/ROLE, or `run` itself if it is an adapter.
 
     Raises:
-        UserError: neither is there; says which roles the run has.
+        UserError: neither exists; the message names the roles that the run has.
     """
     folder = Path(run)
     if (folder / "adapter_config.json").is_file():
@@ -111,7 +111,7 @@ def adapter_folder(run: str | Path, role: str) -> Path:
     if (wanted / "adapter_config.json").is_file():
         return wanted
     present = sorted(p.parent.name for p in folder.glob("adapters/*/adapter_config.json"))
-    has = f"it has {', '.join(present)}" if present else "it holds no adapters"
+    has = f"it has {', '.join(present)}" if present else "it has no adapters"
     raise UserError(
         f"{folder} has no {role} adapter ({has}). Name a finished run that trained one, or an "
         "adapter's own folder."

@@ -1,4 +1,4 @@
-"""What a run's folder held before: kept aside for a new run, or gone on with."""
+"""Earlier results in a run's folder: archived before a new run, or continued by `--resume`."""
 
 import contextlib
 import itertools
@@ -19,23 +19,23 @@ RESULTS = (*FILES, "votes.safetensors", "checkpoints")
 
 
 def check_writable(folder: Path) -> None:
-    """See that a run could write here, without making anything.
+    """Check that a run could write here, without creating anything.
 
     Raises:
-        UserError: a file is in the way, or the folder is not ours to write to.
+        UserError: a file is in the way, or the folder is not writable.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise UserError(
-            f"The output folder {folder} can't be written: {there} is no folder, or not yours to "
-            "write to. Name another one with --out."
+            f"The output folder {folder} can't be written: {existing} is not a folder, or you may "
+            "not write to it. Name another one with --out."
         )
 
 
 def archive_earlier_run(folder: Path) -> None:
-    """Keep an earlier run's results in `earlier-N`: a new one must not be mixed with them.
+    """Move the results of an earlier run to `earlier-N`, so that a new run does not mix with them.
 
-    Adapters are copied, not moved: the new run may start from them.
+    Adapters are copied, because the new run may start from them.
     """
     if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
         return
@@ -47,13 +47,13 @@ def archive_earlier_run(folder: Path) -> None:
     for name in RESULTS:
         if (folder / name).exists():
             os.replace(folder / name, kept / name)
-    log_to_stderr(f"{folder} holds an earlier run; it is kept in {kept}.")
+    log_to_stderr(f"{folder} has an earlier run; it is kept in {kept}.")
 
 
 def log_changed_settings(folder: Path, config: Row) -> None:
-    """Say which settings an interrupted run had otherwise."""
+    """Log which settings differ from those of the interrupted run."""
     before = read_json(folder / "run.json").get("config", {})
-    # Through JSON, as the earlier settings went.
+    # Through JSON, like the earlier settings.
     now = json.loads(json.dumps(config, default=str))
     changed = [
         f"{name} was {before[name]} and is {now[name]}"
@@ -61,40 +61,43 @@ def log_changed_settings(folder: Path, config: Row) -> None:
         if name in before and before[name] != now[name]
     ]
     if changed:
-        log_to_stderr(f"Going on with other settings: {'; '.join(changed)}.")
+        log_to_stderr(f"Continuing with other settings: {'; '.join(changed)}.")
 
 
 def drop_later_rows(folder: Path, stage: str = "ppo") -> None:
-    """Drop what an interrupted run logged after its last checkpoint: those steps run again."""
+    """Drop the rows that an interrupted run logged after its last checkpoint.
+
+    Their steps run again.
+    """
     from lorarlhf.runtime.checkpoints import newest_intact, step_of
 
-    whole = newest_intact(folder / "checkpoints")
-    step = step_of(whole) if whole else -1
+    checkpoint = newest_intact(folder / "checkpoints")
+    step = step_of(checkpoint) if checkpoint else -1
 
     def stays(row: Row) -> bool:
-        if stage == "reward" and (row.get("stage") == stage or not whole):
-            # The fit's own curve is measured once, before the training; the accuracy is the end's.
+        if stage == "reward" and (row.get("stage") == stage or not checkpoint):
+            # The fit's curve is logged once, before the training, and the accuracy at its end.
             return "heldout_accuracy" not in row and row.get("step", 0) <= step
-        # In the demo's folder other stages have logged, too.
+        # In the demo's folder other stages log, too.
         return row.get("stage", stage) != stage or row.get("step", 0) <= step
 
     for name in ("metrics.jsonl", "samples.jsonl"):
         keep_rows(folder / name, stays)
     word = "update" if stage == "ppo" else "step"
-    where = f"after {word} {step}" if whole else f"at the start: {folder} has no checkpoint yet"
-    log_to_stderr(f"Going on {where}.")
+    start = f"at the start: {folder} has no checkpoint yet"
+    log_to_stderr(f"Continuing {f'after {word} {step}' if checkpoint else start}.")
 
 
 def keep_rows(file: Path, wanted: Callable[[Row], bool]) -> None:
-    """Write a JSONL file anew with the rows that are wanted; torn lines are dropped."""
+    """Rewrite a JSONL file with the rows that are wanted; damaged lines are dropped."""
     if file.exists():
-        rows = _whole_rows(file.read_text(encoding="utf-8", errors="replace"))
+        rows = _readable_rows(file.read_text(encoding="utf-8", errors="replace"))
         write_jsonl(file, [row for row in rows if wanted(row)])
 
 
-def _whole_rows(text: str) -> Iterator[Row]:
+def _readable_rows(text: str) -> Iterator[Row]:
     for line in text.split("\n"):
-        with contextlib.suppress(ValueError):  # a line that a killed run left torn
+        with contextlib.suppress(ValueError):  # a killed run can leave half a line
             row = json.loads(line)
             if isinstance(row, dict):
                 yield row
