@@ -7,7 +7,6 @@ times, and each page is photographed at three widths, in light and dark.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.rating_pages import chromium, serving
+from lorarlhf.preferences.settings import write_setting
 from lorarlhf.project.project import Project, create
 from lorarlhf.rewards.raters import Answer, cheerful_score
 
@@ -50,8 +50,7 @@ def tuned(folder: Path) -> Project:
     space = create(folder)
     command = [sys.executable, "-m", "lorarlhf.cli", "sft", str(space.folder), "--data"]
     subprocess.run([*command, "recipes/data/demonstrations.jsonl"], check=True)
-    with space.store().write() as db:
-        db.execute("INSERT INTO setting VALUES ('collect', ?)", (json.dumps(MAKING),))
+    write_setting(space.store(), "collect", MAKING)
     return space
 
 

@@ -27,8 +27,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lorarlhf.preferences import accounts
+from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.queue import next_shown
-from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import Project, create
 
@@ -230,14 +231,17 @@ def project(folder: Path, items: int = 0, votes: int = 0, raters: int = 0) -> Pr
     """A project with so many pairs to rate and votes that are there already."""
     space = create(folder)
     store = space.store()
-    store.add_votes(
-        Given(
-            [{"role": "user", "content": f"Question {n}?"}],
-            ((f"{n} {4 * TEXT}", "base"), (f"{n} {3 * TEXT}", "runs/1")),
-            FIRST,
-            rater="me" if n % 2 else "another",
-        )
-        for n in range(votes)
+    add_votes(
+        store,
+        [
+            ImportedVote(
+                [{"role": "user", "content": f"Question {n}?"}],
+                ((f"{n} {4 * TEXT}", "base"), (f"{n} {3 * TEXT}", "runs/1")),
+                FIRST,
+                rater="me" if n % 2 else "another",
+            )
+            for n in range(votes)
+        ],
     )
     with store.write():
         for n in range(items):

@@ -13,7 +13,8 @@ from queue import SimpleQueue
 import pytest
 
 from lorarlhf import Backbone
-from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.merge import add_votes
+from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.settings import resolve
 from lorarlhf.runtime.errors import UserError
@@ -132,7 +133,7 @@ def test_states_of_votes_that_came_without_them(engine: Engine, tmp_path: Path) 
     answers = (("Drawing, for one.", "base"), ("Drums!", "base"))
     verdict = Verdict("ranked", [[0], [1]])
     long = (("word " * 9000, "base"), ("Drums!", "base"))
-    store.add_votes([Given(PROMPT, long, verdict), Given(PROMPT, answers, verdict)])
+    add_votes(store, [ImportedVote(PROMPT, long, verdict), ImportedVote(PROMPT, answers, verdict)])
     there: SimpleQueue[int] = SimpleQueue()
     late = FeatureBackfill(engine, states)
     for vote in [*store.votes(), *store.votes()]:

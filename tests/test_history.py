@@ -15,10 +15,19 @@ from starlette.testclient import TestClient
 
 from lorarlhf.preferences.accounts import log_in, set_password
 from lorarlhf.preferences.exports import EXPORTS
-from lorarlhf.preferences.history import PAGE, Wanted, find, in_words, ranking_text, read_ranking
+from lorarlhf.preferences.history import (
+    PAGE,
+    VoteFilter,
+    describe,
+    find,
+    ranking_text,
+    read_ranking,
+)
+from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.queue import next_shown
-from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
+from lorarlhf.preferences.undo import undo
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.downloads import FORMS, add_files
 from lorarlhf_ui.history import NOT_YOURS, History
@@ -32,9 +41,9 @@ PASSWORD = "quiet harbour 7"
 HERE = "http://localhost:7860"
 
 
-def given(number: int, verdict: Verdict = FIRST, **more: Any) -> Given:
+def given(number: int, verdict: Verdict = FIRST, **more: Any) -> ImportedVote:
     item = {"prompt": f"Question {number}?", "completions": ANSWERS, "rater": "me", **more}
-    return Given(verdict=verdict, created_at=1_000 * number, **item)
+    return ImportedVote(verdict=verdict, created_at=1_000 * number, **item)
 
 
 @pytest.fixture
@@ -44,14 +53,15 @@ def store(tmp_path: Path) -> Store:
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": 'A "quiet" hobby?\nSay 100%.'},
     ]
-    made.add_votes(
+    add_votes(
+        made,
         [
             given(1),
             given(2, Verdict("ranked", [[1], [0, 2]], note="Über alles"), completions=THREE),
             given(3, Verdict("tie"), prompt=talk, purpose="compare"),
             given(4, Verdict("both_bad", edited="Straße, better."), rater="ann"),
             given(5, SECOND, rater="imported"),
-        ]
+        ],
     )
     return made
 
@@ -72,48 +82,48 @@ def history(store: Store, told: list[str]) -> History:
 @pytest.mark.parametrize(
     "wanted, prompts",
     [
-        (Wanted(), [5, 4, 3, 2, 1]),
-        (Wanted(rater="me"), [3, 2, 1]),
-        (Wanted(purpose="compare"), [3]),
-        (Wanted(verdict="ranked", rater="me"), [2, 1]),
-        (Wanted(words="question 2"), [2]),
-        (Wanted(words="GREEN."), [2]),  # an answer
-        (Wanted(words="über"), [2]),  # a note, in other capitals
-        (Wanted(words="STRASSE"), []),
-        (Wanted(words="straße"), [4]),  # an edited answer
-        (Wanted(words='"quiet"'), [3]),  # JSON would have it with backslashes
-        (Wanted(words="100%"), [3]),
-        (Wanted(words="1%0"), []),
-        (Wanted(words="q_iet"), []),
-        (Wanted(words="content"), []),  # words of the file's form are nobody's
-        (Wanted(words="user"), []),
-        (Wanted(words="Two. question"), [5, 4, 1]),  # every word, wherever it stands
+        (VoteFilter(), [5, 4, 3, 2, 1]),
+        (VoteFilter(rater="me"), [3, 2, 1]),
+        (VoteFilter(purpose="compare"), [3]),
+        (VoteFilter(verdict="ranked", rater="me"), [2, 1]),
+        (VoteFilter(words="question 2"), [2]),
+        (VoteFilter(words="GREEN."), [2]),  # an answer
+        (VoteFilter(words="über"), [2]),  # a note, in other capitals
+        (VoteFilter(words="STRASSE"), []),
+        (VoteFilter(words="straße"), [4]),  # an edited answer
+        (VoteFilter(words='"quiet"'), [3]),  # JSON would have it with backslashes
+        (VoteFilter(words="100%"), [3]),
+        (VoteFilter(words="1%0"), []),
+        (VoteFilter(words="q_iet"), []),
+        (VoteFilter(words="content"), []),  # words of the file's form are nobody's
+        (VoteFilter(words="user"), []),
+        (VoteFilter(words="Two. question"), [5, 4, 1]),  # every word, wherever it stands
     ],
 )
-def test_votes_are_found(store: Store, wanted: Wanted, prompts: list[int]) -> None:
+def test_votes_are_found(store: Store, wanted: VoteFilter, prompts: list[int]) -> None:
     found = find(store, wanted)
     assert [vote.created_at // 1000 for vote in found.votes] == prompts
     assert found.total == len(prompts)
 
 
 def test_pages_end_and_a_page_behind_the_last_is_the_last(store: Store) -> None:
-    assert [v.created_at for v in find(store, Wanted(), 2, 2).votes] == [3000, 2000]
-    behind = find(store, Wanted(), 6, 2)
+    assert [v.created_at for v in find(store, VoteFilter(), 2, 2).votes] == [3000, 2000]
+    behind = find(store, VoteFilter(), 6, 2)
     assert (behind.start, behind.total, len(behind.votes)) == (4, 5, 1)
-    assert find(store, Wanted(), -3, 2).start == 0
-    nothing = find(store, Wanted(rater="eve"), 50)
+    assert find(store, VoteFilter(), -3, 2).start == 0
+    nothing = find(store, VoteFilter(rater="eve"), 50)
     assert (nothing.start, nothing.total, nothing.votes) == (0, 0, [])
-    store.undo("me")
-    assert find(store, Wanted(rater="me")).total == 2
+    undo(store, "me")
+    assert find(store, VoteFilter(rater="me")).total == 2
 
 
 def test_fifty_thousand_votes_stay_quick(tmp_path: Path) -> None:
     store = Store(tmp_path / "many.sqlite")
-    store.add_votes(given(n, prompt=f"Question {n % 500}?") for n in range(50_000))
+    add_votes(store, [given(n, prompt=f"Question {n % 500}?") for n in range(50_000)])
     started = time.monotonic()
-    assert find(store, Wanted(), 49_950).total == 50_000
-    assert find(store, Wanted(words="nowhere")).total == 0
-    assert len(find(store, Wanted(rater="me", words="question 77?")).votes) == PAGE
+    assert find(store, VoteFilter(), 49_950).total == 50_000
+    assert find(store, VoteFilter(words="nowhere")).total == 0
+    assert len(find(store, VoteFilter(rater="me", words="question 77?")).votes) == PAGE
     assert time.monotonic() - started < 6  # a second on an idle core
 
 
@@ -132,8 +142,8 @@ def test_fifty_thousand_votes_stay_quick(tmp_path: Path) -> None:
         (Verdict("skip"), 2, "skipped"),
     ],
 )
-def test_verdicts_in_words(verdict: Verdict, count: int, said: str) -> None:
-    assert in_words(verdict, count) == said
+def test_verdicts_are_described(verdict: Verdict, count: int, said: str) -> None:
+    assert describe(verdict, count) == said
 
 
 @pytest.mark.parametrize("text, ranking", [("b>a=C", [[1], [0, 2]]), (" C ", [[2]])])
@@ -147,7 +157,7 @@ def test_rankings_are_read(text: str, ranking: list[list[int]]) -> None:
     [
         ("B > D", "D is none of A, B, C"),
         ("AB > C", "AB is none of"),
-        ("B > A > B", "B stands in it twice"),
+        ("B > A > B", "B occurs twice"),
         ("B > > A", "a letter is missing"),
         ("A B > C", "a letter is missing"),
         ("", "a letter is missing"),
@@ -189,7 +199,7 @@ def test_under_a_login_there_are_only_ones_own(store: Store) -> None:
 def test_a_vote_is_shown_whole_and_harmless(history: History, store: Store) -> None:
     bad = "<img src=x onerror=alert(1)><script>alert(1)</script>"
     note = Verdict("both_bad", note=bad, edited=bad)
-    store.add_votes([given(9, note, prompt=bad, completions=((bad, bad), ("b", "base")))])
+    add_votes(store, [given(9, note, prompt=bad, completions=((bad, bad), ("b", "base")))])
     (vote,) = store.votes(newest=1)
     view = history.open("me", {"id": vote.id})
     for markup in (view["prompt"], view["answers"][0]["html"], view["edited_html"]):
@@ -243,7 +253,7 @@ def test_a_taste_test_tells_no_names_before_its_end(history: History, store: Sto
     numbers = []
     for place in range(2):
         answers = [("x", "base"), ("y", "runs/2")]
-        item = store.add_item(f"{place}?", answers, purpose="compare", taste_test=1)
+        item = store.add_item(f"{place}?", answers, purpose="compare", comparison=1)
         numbers.append(store.judge(store.present(item, "me").token, FIRST))
         told = [answer["source"] for answer in history.open("me", {"id": numbers[0]})["answers"]]
         assert sorted(told) == (["", ""] if place == 0 else ["base", "runs/2"])
@@ -303,7 +313,7 @@ def test_what_an_export_would_hold(history: History, store: Store) -> None:
     assert (view["votes"], view["rows"]) == (5, 6)
     assert view["left_out"] == ["1 ties, which name no better answer"]
     assert view["link"] == "/files/votes?form=trl&scope=all&purpose=all"
-    store.add_votes([given(8)])
+    add_votes(store, [given(8)])
     assert history.export("me", ask)["rows"] == 7  # counted anew
     with pytest.raises(UserError, match="form of an export"):
         history.export("me", {"form": "<b>", "purpose": "all"})
@@ -388,7 +398,7 @@ def test_a_download_under_a_login(store: Store) -> None:
 
 def test_odd_characters_neither_split_a_row_nor_stop_a_download(store: Store) -> None:
     odd = {"origin": {"half a character": "\ud83d"}, "prompt": "One\u2028two \U0001f600"}
-    store.add_votes([given(7, **odd)])
+    add_votes(store, [given(7, **odd)])
     content = client(store, login=False).get("/files/votes?form=own").content
     own = [json.loads(line) for line in content.decode().split("\n") if line]
     assert {name: own[-1][name] for name in odd} == odd

@@ -11,6 +11,7 @@ import pytest
 from lorarlhf.evaluation.win_rate import wilson_interval
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.preferences.store import Store
+from lorarlhf.preferences.undo import undo
 from lorarlhf_ui import meter as meters
 from lorarlhf_ui.engine_worker import packed
 from lorarlhf_ui.hidden_states import HiddenStates
@@ -144,7 +145,7 @@ def test_votes_that_come_in_a_heap_are_guessed_without_later_ones(desk: Desk) ->
 def test_votes_cast_before_an_undo_is_learned_are_guessed_without_it(desk: Desk) -> None:
     for place in range(8):
         desk.vote(strange(desk, place), FIRST)
-    desk.store.undo("ann")
+    undo(desk.store, "ann")
     later = [desk.cast(strange(desk, place), FIRST) for place in range(8, 16)]
     desk.meter.changed("ann")
     for number in later:
@@ -190,7 +191,7 @@ def test_taste_tests_and_unknown_states_are_left_out(desk: Desk) -> None:
 def test_undo_and_corrections_change_the_report(desk: Desk) -> None:
     numbers = by_taste(desk, 20)
     before = desk.report()
-    desk.store.undo("ann", expected=numbers[-1])
+    undo(desk.store, "ann", expected=numbers[-1])
     desk.meter.changed("ann")
     assert desk.meter.wait() and desk.report()["guesses"] == before["guesses"] - 1
     desk.store.correct(numbers[5], Verdict("tie"))

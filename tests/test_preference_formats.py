@@ -11,7 +11,8 @@ import pytest
 from lorarlhf.data.readers import read_demonstrations, read_preferences
 from lorarlhf.preferences.exports import EXPORTS, better_and_worse
 from lorarlhf.preferences.imports import read_votes
-from lorarlhf.preferences.records import Given, Verdict, Vote
+from lorarlhf.preferences.merge import add_votes
+from lorarlhf.preferences.records import ImportedVote, Verdict, Vote
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_jsonl
@@ -29,23 +30,25 @@ ANSWERS = (("Drawing.", "base"), ("Drums!", "runs/3"))
 THREE = (*ANSWERS, ("None.", "base"))
 
 
-def given() -> list[Given]:
+def given() -> list[ImportedVote]:
     """A vote of each verdict on a pair, a ranking of three, and two raters on one item."""
     votes = [
-        Given(TALK if n % 2 else f"Question {n}?", ANSWERS, verdict, "ann", f"item {n}", (1, 0), n)
+        ImportedVote(
+            TALK if n % 2 else f"Question {n}?", ANSWERS, verdict, "ann", f"item {n}", (1, 0), n
+        )
         for n, verdict in enumerate(VERDICTS)
     ]
     ranking = Verdict("ranked", [[2], [0, 1]])
-    votes += [Given("Three?", THREE, ranking, "ann", "three", (2, 0, 1), purpose="compare")]
-    votes += [Given("Top?", THREE, Verdict("ranked", [[1]]), "bob", "top")]
-    votes += [Given("Question 0?", ANSWERS, SECOND, "bob", "item 0")]
+    votes += [ImportedVote("Three?", THREE, ranking, "ann", "three", (2, 0, 1), purpose="compare")]
+    votes += [ImportedVote("Top?", THREE, Verdict("ranked", [[1]]), "bob", "top")]
+    votes += [ImportedVote("Question 0?", ANSWERS, SECOND, "bob", "item 0")]
     return [replace(vote, created_at=1_700_000_000_000 + n) for n, vote in enumerate(votes)]
 
 
 @pytest.fixture
 def votes(tmp_path: Path) -> list[Vote]:
     store = Store(tmp_path / "first.sqlite")
-    assert store.add_votes(given()) == len(given())
+    assert add_votes(store, given()) == len(given())
     return store.votes()
 
 
@@ -54,7 +57,7 @@ def back(rows: list[dict[str, Any]], folder: Path) -> tuple[list[Vote], Counter[
     write_jsonl(folder / "rows.jsonl", rows)
     found = read_votes(folder / "rows.jsonl")
     store = Store(folder / "second.sqlite")
-    store.add_votes(found.votes)
+    add_votes(store, found.votes)
     return store.votes(), found.left_out
 
 
@@ -187,7 +190,7 @@ def test_crowd_comparisons_keep_ties_and_overlap(tmp_path: Path) -> None:
     ]
     (tmp_path / "votes.csv").write_text("\n".join(lines))
     store = Store(tmp_path / "store.sqlite")
-    store.add_votes(read_votes(tmp_path / "votes.csv").votes)
+    add_votes(store, read_votes(tmp_path / "votes.csv").votes)
     votes = store.votes()
     assert [vote.verdict.verdict for vote in votes] == ["ranked", "tie", "ranked"]
     assert votes[0].verdict.ranking == [[0], [1]] and votes[2].verdict.ranking == [[1], [0]]
@@ -230,7 +233,7 @@ def own(**changes: Any) -> list[dict[str, Any]]:
         ([{"prompt": "a", "completion": "b", "label": "yes"}], 'field "label": expected true'),
         ([{"fields": {"prompt": "a"}, "responses": {}}], 'field "fields"'),
         ([{"verdict": "tie", "completions": [], "ranking": []}], 'field "strength" is missing'),
-        ([{"question": "a"}], "the columns question are of no form"),
+        ([{"question": "a"}], "the columns question match no known form"),
         (
             [{"prompt": "a", "chosen": "b", "rejected": ["c"]}],
             'field "rejected": expected the same',
@@ -252,16 +255,19 @@ def test_a_broken_file_is_named_by_line_and_field(
 
 def test_votes_that_do_not_fit_leave_the_store_as_it_was(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
-    wrong = [*given(), Given("?", ANSWERS, Verdict("ranked", [[5]]))]
+    wrong = [*given(), ImportedVote("?", ANSWERS, Verdict("ranked", [[5]]))]
     with pytest.raises(ValueError, match="positions 0 to 1"):
-        store.add_votes(wrong)
+        add_votes(store, wrong)
     assert store.votes() == [] and store.add_prompt("new") == 1
 
 
 def test_pairs_that_teach_nothing_are_counted(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
     same = (("Yes.", "base"), ("Yes.", "base"))
-    store.add_votes([Given("?", same, FIRST), Given("?", (("", "a"), ("No.", "b")), SECOND)])
+    add_votes(
+        store,
+        [ImportedVote("?", same, FIRST), ImportedVote("?", (("", "a"), ("No.", "b")), SECOND)],
+    )
     for form in ("trl", "hh", "sharegpt"):
         export = EXPORTS[form](store.votes())
         assert export.rows == [] and export.left_out.total() == 2
@@ -269,7 +275,7 @@ def test_pairs_that_teach_nothing_are_counted(tmp_path: Path) -> None:
 
 def test_an_answer_written_where_both_are_bad_beats_each(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
-    store.add_votes([Given("?", ANSWERS, Verdict("both_bad", edited="Chess."))])
+    add_votes(store, [ImportedVote("?", ANSWERS, Verdict("both_bad", edited="Chess."))])
     (vote,) = store.votes()
     assert list(better_and_worse(vote)) == [("Chess.", "Drawing."), ("Chess.", "Drums!")]
     assert len(EXPORTS["demonstrations"]([vote]).rows) == 1
@@ -292,8 +298,12 @@ def test_repeats_and_sampling_come_back(tmp_path: Path) -> None:
 def test_items_of_one_name_with_other_answers_stay_apart(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
     other = (("Chess.", "x"), ("Go.", "y"))
-    store.add_votes(
-        [Given("?", ANSWERS, FIRST, item="1"), Given("?", other, FIRST, "bob", item="1")]
+    add_votes(
+        store,
+        [
+            ImportedVote("?", ANSWERS, FIRST, item="1"),
+            ImportedVote("?", other, FIRST, "bob", item="1"),
+        ],
     )
     assert [vote.completions[0] for vote in store.votes()] == ["Drawing.", "Chess."]
 
@@ -301,7 +311,7 @@ def test_items_of_one_name_with_other_answers_stay_apart(tmp_path: Path) -> None
 def test_an_answer_written_after_a_tie_beats_all_and_after_a_skip_none(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
     for name in ("tie", "both_good", "skip"):
-        store.add_votes([Given(f"{name}?", ANSWERS, Verdict(name, edited="Chess."))])
+        add_votes(store, [ImportedVote(f"{name}?", ANSWERS, Verdict(name, edited="Chess."))])
     found = [list(better_and_worse(vote)) for vote in store.votes()]
     beaten = [("Chess.", "Drawing."), ("Chess.", "Drums!")]
     assert found == [beaten, beaten, []]

@@ -10,6 +10,7 @@ from lorarlhf.preferences import queue
 from lorarlhf.preferences.queue import REPEAT_AFTER, STALE_SECONDS, Shown, is_shared, next_shown
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.preferences.store import Store
+from lorarlhf.preferences.undo import undo
 from tests.pages import FIRST, pair
 
 
@@ -43,7 +44,7 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """So many seconds from now."""
     then = time.time() + seconds
     monkeypatch.setattr(queue.time, "time", lambda: then)
-    monkeypatch.setattr("lorarlhf.preferences.store._now", lambda: int(1000 * then))
+    monkeypatch.setattr("lorarlhf.preferences.store.now", lambda: int(1000 * then))
 
 
 # ---- whose turn it is
@@ -100,9 +101,9 @@ def test_taste_tests_stand_apart(store: Store) -> None:
         for _ in range(2):
             db.execute("INSERT INTO taste_test VALUES (NULL, 'base', 'runs/1', 1, 0)")
     train = pair(store, "train?")
-    tests = [pair(store, f"{n}?", purpose="compare", taste_test=n, shared=True) for n in (1, 2)]
+    tests = [pair(store, f"{n}?", purpose="compare", comparison=n, shared=True) for n in (1, 2)]
     for number, item in enumerate(tests, 1):
-        shown = next_shown(store, "ann", purpose="compare", taste_test=number)
+        shown = next_shown(store, "ann", purpose="compare", comparison=number)
         assert shown is not None and shown.presentation.item_id == item
         assert queue.waiting(store, "compare", number) == 0
     assert items(store, "ann") == [train]
@@ -135,7 +136,7 @@ def test_a_repeat_waits_for_votes_that_stand(store: Store) -> None:
     for place in range(REPEAT_AFTER):
         vote(store, "ann", share=1.0)
         for _ in range(3):  # taken back and cast anew: still one vote
-            assert store.undo("ann") is not None
+            assert undo(store, "ann") is not None
             assert vote(store, "ann", share=1.0).prompt == f"{place}?"
     assert vote(store, "ann", share=1.0).prompt == f"{REPEAT_AFTER}?"
     assert vote(store, "ann", share=1.0).prompt == "0?"
@@ -146,7 +147,7 @@ def test_what_was_skipped_or_taken_back_is_not_repeated(store: Store) -> None:
         pair(store, f"{number}?")
     vote(store, "ann", verdict=Verdict("skip"))
     vote(store, "ann")
-    store.undo("ann")
+    undo(store, "ann")
     vote(store, "ann", verdict=Verdict("skip"))
     for _ in range(REPEAT_AFTER):
         vote(store, "ann")

@@ -13,10 +13,12 @@ from lorarlhf.cli.main import main
 from lorarlhf.cli.parser import EXPORT_FORMS
 from lorarlhf.preferences.accounts import password_fits, with_password
 from lorarlhf.preferences.exports import EXPORTS
-from lorarlhf.preferences.history import Wanted, find
-from lorarlhf.preferences.merge import Merged, merge_votes
-from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.history import VoteFilter, find
+from lorarlhf.preferences.merge import Merged, add_votes, merge_votes
+from lorarlhf.preferences.records import ImportedVote, Verdict
+from lorarlhf.preferences.statistics import agreement, self_agreement
 from lorarlhf.preferences.store import Store
+from lorarlhf.preferences.undo import undo
 from lorarlhf.project.project import create
 
 FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
@@ -26,9 +28,9 @@ PASSWORD = "quiet harbour 7"
 Run = Callable[..., tuple[int, str, str]]
 
 
-def given(number: int = 0, verdict: Verdict = FIRST, **more: Any) -> Given:
+def given(number: int = 0, verdict: Verdict = FIRST, **more: Any) -> ImportedVote:
     item = {"prompt": f"Question {number}?", "completions": ANSWERS, "rater": "ann", **more}
-    return Given(verdict=verdict, **item)
+    return ImportedVote(verdict=verdict, **item)
 
 
 @pytest.fixture
@@ -50,13 +52,14 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(project: Path) -> Store:
     made = Store(project / "preferences.sqlite")
-    made.add_votes(
+    add_votes(
+        made,
         [
             given(1, created_at=1000),
             given(2, SECOND, rater="bob", created_at=2000),
             given(3, Verdict("skip"), created_at=3000),
             given(4, Verdict("both_good"), purpose="compare", created_at=4000),
-        ]
+        ],
     )
     return made
 
@@ -71,8 +74,7 @@ def test_votes_are_counted(run: Run, project: Path, store: Store) -> None:
         "by verdict: 2 ranked, 1 both good, 1 skip",
         "by rater: 3 ann, 1 bob",
         "by purpose: 3 train, 1 compare",
-        "0 pairs of votes of two raters on one item: too few to say how far raters agree "
-        "(20 are needed)",
+        "0 pairs of votes by two raters on one item: too few to measure agreement (20 are needed)",
     ]
     status, out, _ = run("votes", project, "--json")
     data = json.loads(out)
@@ -80,7 +82,7 @@ def test_votes_are_counted(run: Run, project: Path, store: Store) -> None:
     assert data["agreement"] == {"pairs": 0, "same": 0}
 
 
-def test_agreement_is_told_where_there_is_enough(run: Run, project: Path) -> None:
+def test_agreement_is_reported_from_enough_pairs(run: Run, project: Path) -> None:
     store = Store(project / "preferences.sqlite")
     for number in range(20):
         item = store.add_item(f"{number}?", ANSWERS, shared=True)
@@ -88,10 +90,8 @@ def test_agreement_is_told_where_there_is_enough(run: Run, project: Path) -> Non
         store.judge(first.token, FIRST if number else Verdict("tie"))
         # A ranking of the best alone says the same as one of both.
         store.judge(second.token, Verdict("ranked", [[0]]) if number < 15 else SECOND)
-    assert votes_commands.agreement(store) == {"pairs": 20, "same": 14}
-    assert (
-        "20 pairs of votes of two raters on one item: 70% say the same" in run("votes", project)[1]
-    )
+    assert agreement(store) == {"pairs": 20, "same": 14}
+    assert "20 pairs of votes by two raters on one item: 70% agree" in run("votes", project)[1]
 
 
 def test_an_empty_project_has_no_votes(run: Run, project: Path) -> None:
@@ -102,30 +102,30 @@ def test_an_empty_project_has_no_votes(run: Run, project: Path) -> None:
 # ---- in
 
 
-def test_a_file_comes_in_once(run: Run, project: Path, tmp_path: Path) -> None:
+def test_a_file_is_imported(run: Run, project: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"{n}?", "completion": "x", "label": True} for n in (1, 1, 2)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, out, _ = run("votes", project, "--import", file)
-    alone = "1 rows alone on their prompt, which compare nothing"
-    assert (status, out) == (0, f"1 vote from {file} came in. Left out: {alone}.\n")
+    alone = "1 rows without a second row on the same prompt"
+    assert (status, out) == (0, f"Added 1 vote from {file}. Left out: {alone}.\n")
     status, out, _ = run("votes", project, "--import", file, "--json")
     reason = alone.removeprefix("1 ")
     assert json.loads(out) == {"added": 0, "there_already": 1, "left_out": {reason: 1}}
 
 
-def test_an_export_comes_in_again_without_doubles(
+def test_votes_in_the_store_are_not_imported_again(
     run: Run, project: Path, store: Store, tmp_path: Path
 ) -> None:
     out = tmp_path / "own.jsonl"
     assert run("votes", project, "--export", "own", "--purpose", "all", "--out", out)[0] == 0
-    store.undo("ann")  # taken back here is still known
+    undo(store, "ann")  # taken back here is still known
     store.correct(store.votes(rater="bob")[0].id, FIRST)
     status, said, _ = run("votes", project, "--import", out)
-    assert (status, said) == (0, f"0 votes from {out} came in. Left out: 4 there already.\n")
+    assert (status, said) == (0, f"Added 0 votes from {out}. Left out: 4 already in the store.\n")
     other = create(tmp_path / "other").folder
     assert "4 votes" in run("votes", other, "--import", out)[1]
-    assert "Left out: 4 there already" in run("votes", other, "--import", out)[1]
+    assert "Left out: 4 already in the store" in run("votes", other, "--import", out)[1]
 
 
 def test_repeats_are_counted(tmp_path: Path) -> None:
@@ -137,10 +137,10 @@ def test_repeats_are_counted(tmp_path: Path) -> None:
         again = store.present(item, "ann", shown.id)
         assert again.shown == shown.shown[::-1]
         store.judge(again.token, verdict)
-    assert votes_commands.repeats(store) == {"repeats": 3, "same": 1}
+    assert self_agreement(store) == {"repeats": 3, "same": 1}
 
 
-def test_what_stands_twice_in_a_file_is_two_votes_and_comes_once(tmp_path: Path) -> None:
+def test_the_same_vote_twice_in_a_file_is_two_votes(tmp_path: Path) -> None:
     store = Store(tmp_path / "preferences.sqlite")
     assert merge_votes(store, [given(), given(), given(verdict=SECOND)]) == Merged(3, 0)
     assert merge_votes(store, [given(), given(), given()]) == Merged(1, 2)
@@ -149,7 +149,7 @@ def test_what_stands_twice_in_a_file_is_two_votes_and_comes_once(tmp_path: Path)
     assert merge_votes(store, [given(created_at=5)]) == Merged(0, 1)
 
 
-def test_a_broken_file_leaves_the_store_as_it_was(
+def test_a_broken_file_changes_nothing(
     run: Run, project: Path, store: Store, tmp_path: Path
 ) -> None:
     file = tmp_path / "rows.jsonl"
@@ -172,13 +172,13 @@ def test_an_export_says_what_it_leaves_out(
     out = tmp_path / "a" / "votes.jsonl"
     status, said, _ = run("votes", project, "--export", "trl", "--out", out)
     assert status == 0 and said == (
-        f"{out}: 2 rows from 4 votes. Left out: 1 skipped; 1 of taste tests (--purpose all takes "
-        "them).\n"
+        f"{out}: 2 rows from 4 votes. Left out: 1 skipped; 1 of blind comparisons "
+        "(--purpose all takes them).\n"
     )
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["chosen"][0]["content"] for row in rows] == ["One.", "Two."]
     status, _, err = run("votes", project, "--export", "trl", "--out", out)
-    assert status == 2 and f"{out} is there already" in err
+    assert status == 2 and f"{out} exists already" in err
     other = tmp_path / "bob.jsonl"
     words = ("--export", "own", "--out", other, "--rater", "bob", "--json")
     assert json.loads(run("votes", project, *words)[1])["rows"] == 1
@@ -194,11 +194,11 @@ def test_an_export_says_what_it_leaves_out(
         (("--answers", "x"), "--answers belongs to --import"),
         (("--export", "xml", "--out", "x"), "invalid choice: 'xml'"),
         (("--import", "x", "--backup", "y"), "not allowed with"),
-        (("--export", "trl", "--out", "x", "--rater", "eve"), "no votes of eve. Votes are there"),
+        (("--export", "trl", "--out", "x", "--rater", "eve"), "no votes of eve. There are votes"),
         (("--export", "demonstrations", "--out", "x"), "nothing to write to x. Left out: 3 votes"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes_are_reported(
     run: Run, project: Path, store: Store, words: tuple[str, ...], said: str
 ) -> None:
     status, out, err = run("votes", project, *words)
@@ -210,9 +210,9 @@ def test_a_backup_holds_everything(run: Run, project: Path, store: Store, tmp_pa
     status, out, _ = run("votes", project, "--backup", copy)
     assert (status, out) == (0, f"{copy} holds all 4 votes.\n")
     assert Store(copy).count() == 4
-    assert find(Store(copy), Wanted(rater="bob")).total == 1
+    assert find(Store(copy), VoteFilter(rater="bob")).total == 1
     status, _, err = run("votes", project, "--backup", copy)
-    assert status == 2 and "is there already" in err
+    assert status == 2 and "exists already" in err
 
 
 # ---- raters

@@ -3,16 +3,16 @@
 import json
 import random
 import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lorarlhf.data.readers import as_conversation, bundled, read_prompts
 from lorarlhf.evaluation.win_rate import wilson_interval
-from lorarlhf.preferences import queue
-from lorarlhf.preferences.records import SKIP, Prompt
+from lorarlhf.preferences import blind_comparisons, queue
+from lorarlhf.preferences.blind_comparisons import BlindComparison
+from lorarlhf.preferences.records import Prompt
 from lorarlhf.preferences.store import Store
+from lorarlhf.preferences.undo import last_vote, undo
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import FAILED, OFF
 from lorarlhf_ui.engine_worker import in_words
@@ -23,22 +23,6 @@ from lorarlhf_ui.rate import NO_MODEL, View, answer_view, cast, vote_number
 HELD_OUT = "prompts_heldout.jsonl"
 """A project's own held-out prompts; without this file those that come along."""
 PURPOSE = "compare"
-
-
-@dataclass(frozen=True)
-class BlindComparison:
-    """Two models, by what an answer's source says, and how many prompts were wanted."""
-
-    id: int
-    first: str
-    second: str
-    wanted: int
-
-    @property
-    def blind_names(self) -> tuple[str, str]:
-        """What first and second are called until the end; not always in the same order."""
-        turned = random.Random(f"taste test {self.id}").random() < 0.5
-        return ("Y", "X") if turned else ("X", "Y")
 
 
 class Tasting:
@@ -78,24 +62,18 @@ class Tasting:
             raise UserError(f"There are {there} held-out prompts; take 1 to {there} of them.")
         if self.ahead.engine.state in (OFF, FAILED):
             raise UserError(self.ahead.engine.message or "The pages run without a model.")
-        with self.store.write() as db:
-            db.execute(
-                "INSERT INTO taste_test (first, second, wanted, created_at) VALUES (?, ?, ?, ?)",
-                (*sources, wanted, int(1000 * time.time())),
-            )
+        test = blind_comparisons.add_comparison(self.store, sources[0], sources[1], wanted)
         self._wake.set()
-        test = self.newest()
-        assert test is not None
         return test
 
     def newest(self) -> BlindComparison | None:
         """The test that is going on, or was last; None where there is none."""
-        rows = self.store.rows("SELECT * FROM taste_test ORDER BY id DESC LIMIT 1")
-        return _test(rows[0]) if rows else None
+        newest = blind_comparisons.comparisons(self.store, newest=1)
+        return newest[0] if newest else None
 
     def all(self) -> list[BlindComparison]:
         """All tests, the newest first."""
-        return [_test(row) for row in self.store.rows("SELECT * FROM taste_test ORDER BY id DESC")]
+        return blind_comparisons.comparisons(self.store)
 
     def prompts(self) -> list[Prompt]:
         """The held-out prompts, each once."""
@@ -106,8 +84,7 @@ class Tasting:
 
     def made(self, test: BlindComparison) -> int:
         """For how many prompts both answers are there."""
-        found = self.store.rows("SELECT count(*) FROM item WHERE taste_test = ?", (test.id,))
-        return found[0][0]
+        return blind_comparisons.count_items(self.store, test.id)
 
     # ---- what a page asks
 
@@ -116,7 +93,7 @@ class Tasting:
         test = self.newest()
         if test is None:
             return {"empty": "No taste test yet. Choose two models below and start one."}
-        shown = queue.next_shown(self.store, rater, purpose=PURPOSE, taste_test=test.id)
+        shown = queue.next_shown(self.store, rater, purpose=PURPOSE, comparison=test.id)
         about = self._about(test, rater)
         if shown is not None:
             answers = [answer_view(text) for text in shown.completions]
@@ -141,7 +118,7 @@ class Tasting:
         number, test = vote_number(expected), self.newest()
         back = None
         if number is not None and test is not None:
-            back = self.store.undo(rater, purpose=PURPOSE, taste_test=test.id, expected=number)
+            back = undo(self.store, rater, purpose=PURPOSE, comparison=test.id, expected=number)
         if back is None:
             raise UserError("There is no vote of yours to take back.")
         return self.begin(rater)
@@ -159,16 +136,7 @@ class Tasting:
         Args:
             rater: only this one's votes.
         """
-        rows = self.store.rows(
-            "SELECT c.verdict, c.ranking FROM current_judgement c "
-            "JOIN presentation p ON p.id = c.presentation_id JOIN item i ON i.id = p.item_id "
-            "JOIN rater r ON r.id = p.rater_id "
-            "WHERE i.taste_test = ? AND c.verdict NOT IN (?, 'undone') "
-            "AND (? IS NULL OR r.name = ?)",
-            (test.id, SKIP, rater, rater),
-        )
-        best = [json.loads(row["ranking"] or "[[0, 1]]")[0] for row in rows]
-        return [sum(places) / len(places) for places in best]
+        return blind_comparisons.outcomes(self.store, test.id, rater)
 
     def verdict(self, test: BlindComparison, rater: str | None) -> str:
         """The result with the models' names, for the end."""
@@ -185,7 +153,7 @@ class Tasting:
         outcomes, (first, second) = self.outcomes(test, rater), test.blind_names
         score = f"{second} against {first}: {_won(outcomes)}" if outcomes else ""
         progress = f"{len(outcomes)} of {test.wanted} votes"
-        last = self.store.last_vote(rater, PURPOSE, test.id)
+        last = last_vote(self.store, rater, PURPOSE, test.id)
         return {"progress": progress, "score": score, "last": last}
 
     # ---- in the thread
@@ -226,17 +194,12 @@ class Tasting:
             purpose=PURPOSE,
             sampling=[how] * 2,
             shared=True,
-            taste_test=test.id,
+            comparison=test.id,
         )
 
     def _next_prompt(self, test: BlindComparison) -> Prompt:
         """One that the test has not asked yet, also where the file was changed meanwhile."""
-        rows = self.store.rows(
-            "SELECT q.messages FROM item i JOIN prompt q ON q.id = i.prompt_id "
-            "WHERE i.taste_test = ?",
-            (test.id,),
-        )
-        asked = {_key(json.loads(row["messages"])) for row in rows}
+        asked = {_key(p) for p in blind_comparisons.compared_prompts(self.store, test.id)}
         left = [prompt for prompt in self.prompts() if _key(prompt) not in asked]
         if not left:
             raise UserError(
@@ -258,7 +221,3 @@ def _won(outcomes: Sequence[float]) -> str:
     rate = sum(outcomes) / len(outcomes)
     low, high = (round(100 * end) for end in wilson_interval(rate, len(outcomes)))
     return f"wins {round(100 * rate)}% of {len(outcomes)} ({low} to {high}%)."
-
-
-def _test(row: Any) -> BlindComparison:
-    return BlindComparison(row["id"], row["first"], row["second"], row["wanted"])

@@ -8,21 +8,24 @@ from typing import Any
 import gradio as gr
 
 from lorarlhf.preferences.accounts import with_password
+from lorarlhf.preferences.blind_comparisons import has_finished
 from lorarlhf.preferences.exports import as_plain
 from lorarlhf.preferences.history import (
     PAGE,
-    Wanted,
-    as_kept,
+    VoteFilter,
     as_shown,
+    as_stored,
+    describe,
     find,
-    in_words,
     ranking_text,
     read_ranking,
 )
 from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.merge import merge_votes
 from lorarlhf.preferences.records import RANKED, Prompt, Verdict, Vote
+from lorarlhf.preferences.statistics import newest_judgement
 from lorarlhf.preferences.store import Store
+from lorarlhf.preferences.undo import present_again
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.downloads import FORMS, PURPOSES, exported, link, whose
 from lorarlhf_ui.judge import served
@@ -61,7 +64,7 @@ class History:
 
     def look(self, rater: str, data: View) -> View:
         """A page of votes, and how many there are."""
-        wanted = Wanted(
+        wanted = VoteFilter(
             whose(rater, str(data.get("scope") or "mine"), self.everybody),
             str(data.get("purpose") or ""),
             str(data.get("verdict") or ""),
@@ -94,7 +97,7 @@ class History:
         said = data.get("said")
         try:
             verdict = verdict_of(said if isinstance(said, dict) else {}, vote.completions)
-            verdict = as_kept(verdict, vote.shown)
+            verdict = as_stored(verdict, vote.shown)
             if verdict == vote.verdict:
                 return self._whole(rater, vote) | {"told": "Nothing was changed."}
             number = self.store.correct(vote.id, verdict)
@@ -110,7 +113,7 @@ class History:
         with self.store.write():
             self.store.correct(vote.id, None)
             if vote.rater == rater:
-                self.store.present_again(vote.presentation_id)
+                present_again(self.store, vote.presentation_id)
         self.changed(vote.rater)
         again = " You will be asked about these answers again." if vote.rater == rater else ""
         return {"gone": vote.id, "told": f"The vote is taken back.{again}"}
@@ -141,7 +144,7 @@ class History:
             "id": vote.id,
             "prompt": prompt_html(vote.prompt),
             "answers": [{"html": as_html(text), "source": source} for text, source in answers],
-            "said": in_words(said, len(vote.completions)),
+            "said": describe(said, len(vote.completions)),
             "verdict": said.verdict,
             "ranking": ranking_text(said.ranking),
             "strength": said.strength or "",
@@ -158,15 +161,7 @@ class History:
 
     def _is_over(self, vote: Vote) -> bool:
         """Whether the names may be told: in a taste test only when the rater is through with it."""
-        rows = self.store.rows(
-            "SELECT t.wanted, (SELECT count(*) FROM current_judgement c "
-            "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
-            "JOIN item o ON o.id = p.item_id WHERE o.taste_test = t.id AND r.name = ? "
-            "AND c.verdict != 'undone') AS votes "
-            "FROM item i JOIN taste_test t ON t.id = i.taste_test WHERE i.id = ?",
-            (vote.rater, vote.item_id),
-        )
-        return all(row["votes"] >= row["wanted"] for row in rows)
+        return has_finished(self.store, vote.rater, vote.item_id)
 
     # ---- files
 
@@ -176,7 +171,7 @@ class History:
         scope = str(data.get("scope") or "mine")
         name = whose(rater, scope, self.everybody)
         # Judgements are only ever added, so the newest one says whether a count still holds.
-        newest = self.store.rows("SELECT max(id) FROM judgement")[0][0]
+        newest = newest_judgement(self.store)
         key = (newest, name, form, purpose)
         if key not in self._counted:
             votes, export = exported(self.store, name, form, purpose)
@@ -241,7 +236,7 @@ def _row(vote: Vote) -> View:
     """A vote as a line of the list."""
     return {
         "id": vote.id,
-        "said": in_words(as_shown(vote).verdict, len(vote.completions)),
+        "said": describe(as_shown(vote).verdict, len(vote.completions)),
         "prompt": _excerpt(vote.prompt),
         "when": vote.created_at,
         "rater": vote.rater,

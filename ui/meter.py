@@ -6,13 +6,13 @@ hidden states and runs in a thread of its own.
 """
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.preferences.exports import better_and_worse
+from lorarlhf.preferences.guesses import Guess, add_guess, newest_guesses
 from lorarlhf.preferences.records import RANKED, Vote
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui.hidden_states import HiddenStates
@@ -89,22 +89,17 @@ class Meter:
         `longer` and `chance` are the shares of the longest answer and of blind guessing, on the
         same votes.
         """
-        rows = self.store.rows(
-            "SELECT g.model, g.longer, g.chance, g.votes FROM guess g "
-            "JOIN current_judgement c ON c.id = g.judgement_id "
-            "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
-            "WHERE r.name = ? ORDER BY g.judgement_id DESC LIMIT ?",
-            (rater, NEWEST_GUESSES),
-        )
-        if not rows:
+        guesses = newest_guesses(self.store, rater, NEWEST_GUESSES)
+        if not guesses:
             return {"guesses": 0}
         from lorarlhf.evaluation.win_rate import wilson_interval
 
-        count = len(rows)
-        right, longer, chance = (sum(row[n] for row in rows) / count for n in range(3))
+        count = len(guesses)
+        figures_of = [(guess.model, guess.longer, guess.chance) for guess in guesses]
+        right, longer, chance = (sum(column) / count for column in zip(*figures_of, strict=True))
         low, high = wilson_interval(right, count)
         figures = {"right": right, "low": low, "high": high, "longer": longer, "chance": chance}
-        return {"guesses": count, "votes": rows[0]["votes"], **figures}
+        return {"guesses": count, "votes": guesses[0].votes, **figures}
 
     # ---- in the thread
 
@@ -203,9 +198,7 @@ class Meter:
             return
         model = _share_on_top([float(score) for score in head.score(rows)], best)
         longer = _share_on_top([float(len(text)) for text in vote.completions], best)
-        values = (vote.id, model, longer, len(best) / len(rows), votes, int(1000 * time.time()))
-        with self.store.write() as db:
-            db.execute("INSERT OR IGNORE INTO guess VALUES (?, ?, ?, ?, ?, ?)", values)
+        add_guess(self.store, Guess(vote.id, model, longer, len(best) / len(rows), votes))
 
 
 def _pairs(vote: Vote, states: HiddenStates) -> "list[tuple[np.ndarray, np.ndarray]]":

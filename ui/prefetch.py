@@ -12,6 +12,8 @@ from pathlib import Path
 from lorarlhf.data.readers import as_conversation, read_prompts
 from lorarlhf.preferences.queue import is_shared, waiting
 from lorarlhf.preferences.records import Prompt
+from lorarlhf.preferences.settings import read_setting, write_setting
+from lorarlhf.preferences.statistics import count_asked
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
@@ -106,8 +108,7 @@ class Prefetch:
 
     def making(self) -> Making:
         """How answers are made now."""
-        rows = self.store.rows("SELECT value FROM setting WHERE name = ?", (SETTING,))
-        return Making(**json.loads(rows[0]["value"])) if rows else Making()
+        return Making(**(read_setting(self.store, SETTING) or {}))
 
     def make(self, making: Making) -> None:
         """Change how answers are made from now on; it is kept.
@@ -132,9 +133,7 @@ class Prefetch:
                 "At temperature 0 a model always writes the same answer, so there is nothing to "
                 "compare. Choose a higher one."
             )
-        values = (SETTING, json.dumps(asdict(making)))
-        with self.store.write() as db:
-            db.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", values)
+        write_setting(self.store, SETTING, asdict(making))
         self.look()
 
     def look(self) -> None:
@@ -205,14 +204,10 @@ class Prefetch:
     def next_prompt(self) -> Prompt:
         """One of the project's prompts that was asked least often, drawn at random."""
         prompts = {_key(prompt): prompt for prompt in self.prompts()}
-        rows = self.store.rows(
-            "SELECT q.messages, count(*) AS asked FROM item i JOIN prompt q ON q.id = i.prompt_id "
-            "WHERE i.purpose = 'train' GROUP BY q.id"
-        )
         with self._file:
             asked = self._in_vain.copy()
-        for row in rows:
-            asked[_key(json.loads(row["messages"]))] += row["asked"]
+        for prompt, count in count_asked(self.store):
+            asked[_key(prompt)] += count
         fewest = min(asked[key] for key in prompts)
         return self._random.choice([p for key, p in prompts.items() if asked[key] == fewest])
 

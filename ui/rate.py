@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorarlhf.preferences import queue
-from lorarlhf.preferences.history import moved
+from lorarlhf.preferences.history import remap
 from lorarlhf.preferences.records import RANKED, SKIP, Prompt, Verdict
 from lorarlhf.preferences.store import Store
+from lorarlhf.preferences.undo import last_vote, undo
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import FAILED, OFF, Job
 from lorarlhf_ui.markdown import as_html, names_its_maker, prompt_html
@@ -107,7 +108,7 @@ class Collecting:
         """Take the rater's last vote back and show its item again."""
         number = vote_number(expected)
         # A page that is asked again, since its answer was lost, must mean the same vote.
-        presentation = None if number is None else self.store.undo(rater, expected=number)
+        presentation = None if number is None else undo(self.store, rater, expected=number)
         if presentation is None:
             raise UserError("There is no vote of yours to take back.")
         self.meter.changed(rater)
@@ -261,7 +262,7 @@ class Collecting:
             "progress": dict(zip(names, counts, strict=True)),
             "meter": self.meter.report(rater),
             "ready": queue.waiting(self.store),
-            "last": self.store.last_vote(rater),
+            "last": last_vote(self.store, rater),
         }
 
 
@@ -294,7 +295,7 @@ def verdict_of(said: dict[str, Any], shown: queue.Shown) -> Verdict:
         ValueError, TypeError, LookupError, OverflowError: a page sent what no page sends.
     """
     order = shown.presentation.shown
-    ranking = moved(said.get("ranking") or [], lambda place: order[int(place)])
+    ranking = remap(said.get("ranking") or [], lambda place: order[int(place)])
     if any(int(place) < 0 for tier in said.get("ranking") or [] for place in tier):
         raise ValueError("a place on the screen is 0 or more")
     verdict = str(said["verdict"])

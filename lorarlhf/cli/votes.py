@@ -1,9 +1,10 @@
-"""The commands `votes` and `raters`: what is in a project's store, files in and out, logins."""
+"""The commands `votes` and `raters`: a project's votes, their import and export, and logins."""
 
 import getpass
 import sys
 from argparse import Namespace
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,29 @@ from lorarlhf.preferences.accounts import remove_password, set_password, with_pa
 from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.merge import merge_votes
+from lorarlhf.preferences.statistics import (
+    agreement,
+    count_by_rater,
+    count_votes,
+    self_agreement,
+)
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_jsonl
 
-Told = tuple[dict[str, Any], str]  # for --json, and for people
+Output = tuple[dict[str, Any], str]  # for --json, and for people
 FEWEST_OVERLAPS = 20
-"""Pairs of votes on the same answers, below which a share of agreement says nothing."""
-PURPOSES = {"train": "training", "compare": "taste tests"}
+"""Pairs of votes on the same answers that are needed before agreement is reported."""
+PURPOSES = {"train": "training", "compare": "blind comparisons"}
 
 
 # ---- votes
 
 
-def votes(args: Namespace) -> Told:
+def votes(args: Namespace) -> Output:
     """One of: counts, --import, --export, --backup."""
-    _fits_together(args)
+    _check_options(args)
     store = Project(args.project).store()
     try:
         if args.import_file is not None:
@@ -43,7 +50,7 @@ def votes(args: Namespace) -> Told:
         store.close()
 
 
-def _fits_together(args: Namespace) -> None:
+def _check_options(args: Namespace) -> None:
     for name, option in (("out", "--out"), ("purpose", "--purpose"), ("rater", "--rater")):
         if getattr(args, name) is not None and args.export is None:
             raise UserError(f"{option} belongs to --export FORM.")
@@ -53,19 +60,19 @@ def _fits_together(args: Namespace) -> None:
         raise UserError("--export needs a file to write: --out FILE.jsonl.")
 
 
-def _import(store: Store, file: str, answers: str | None) -> Told:
+def _import(store: Store, file: str, answers: str | None) -> Output:
     found = read_votes(file, answers)
     merged = merge_votes(store, found.votes)
     left = dict(sorted(found.left_out.items()))
     data = {"added": merged.added, "there_already": merged.there, "left_out": left}
-    rest = _rest(left | ({"there already": merged.there} if merged.there else {}))
-    return data, f"{_many(merged.added, 'vote')} from {file} came in.{rest}"
+    rest = _rest(left | ({"already in the store": merged.there} if merged.there else {}))
+    return data, f"Added {_many(merged.added, 'vote')} from {file}.{rest}"
 
 
-def _export(store: Store, args: Namespace) -> Told:
+def _export(store: Store, args: Namespace) -> Output:
     out, purpose = Path(args.out).expanduser(), args.purpose or "train"
     if out.exists():
-        raise UserError(f"{out} is there already. Name another file with --out.")
+        raise UserError(f"{out} exists already. Name another file with --out.")
     found = store.votes(rater=args.rater)
     if args.rater is not None and not found:
         raise UserError(f"There are no votes of {args.rater}.{_names(store)}")
@@ -89,67 +96,35 @@ def _left(export: Any, found: list[Any], wanted: list[Any]) -> dict[str, int]:
     return left
 
 
-def _summary(store: Store) -> Told:
-    rows = store.rows(
-        "SELECT c.verdict, r.name AS rater, i.purpose, count(*) AS votes FROM current_judgement c "
-        "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
-        "JOIN item i ON i.id = p.item_id WHERE c.verdict != 'undone' GROUP BY 1, 2, 3"
-    )
-    data: dict[str, Any] = {"votes": sum(row["votes"] for row in rows)}
+def _summary(store: Store) -> Output:
+    counted = count_votes(store)
+    data: dict[str, Any] = {"votes": sum(group.votes for group in counted)}
     lines = [_many(data["votes"], "vote")]
     for name in ("verdict", "rater", "purpose"):
         counts = Counter[str]()
-        for row in rows:
-            counts[row[name]] += row["votes"]
+        for group in counted:
+            counts[getattr(group, name)] += group.votes
         data[name] = dict(counts.most_common())
         lines.append(f"by {name}: " + (_listed(counts) or "none"))
-    data["agreement"] = both = agreement(store)
-    data["repeats"] = again = repeats(store)
+    data["agreement"] = between = agreement(store)
+    data["repeats"] = again = self_agreement(store)
     if again["repeats"]:
         share = f"{again['same']} of {_many(again['repeats'], 'pair')}"
-        lines.append(f"asked a second time, sides swapped: {share} judged as before")
+        lines.append(f"asked a second time with the sides swapped: {share} got the same verdict")
     if len(data["rater"]) > 1:
-        share = f"{both['same'] / both['pairs']:.0%} say the same" if both["pairs"] else "none"
-        few = f"too few to say how far raters agree ({FEWEST_OVERLAPS} are needed)"
-        said = share if both["pairs"] >= FEWEST_OVERLAPS else few
-        lines.append(f"{_many(both['pairs'], 'pair')} of votes of two raters on one item: {said}")
+        share = f"{between['same'] / between['pairs']:.0%} agree" if between["pairs"] else "none"
+        few = f"too few to measure agreement ({FEWEST_OVERLAPS} are needed)"
+        shown = share if between["pairs"] >= FEWEST_OVERLAPS else few
+        lines.append(
+            f"{_many(between['pairs'], 'pair')} of votes by two raters on one item: {shown}"
+        )
     return data, "\n".join(lines)
-
-
-def agreement(store: Store) -> dict[str, int]:
-    """Pairs of two raters' votes on the same two answers, and how many of them say the same.
-
-    A vote says that the first is better, the second, or neither; skips and repeats don't count.
-    """
-    rows = store.rows(
-        "WITH said AS (SELECT p.item_id, p.rater_id, CASE c.verdict WHEN 'ranked' THEN "
-        "json_extract(c.ranking, '$[0][0]') ELSE 'neither' END AS what FROM current_judgement c "
-        "JOIN presentation p ON p.id = c.presentation_id WHERE p.repeats IS NULL "
-        "AND c.verdict NOT IN ('skip', 'undone') AND (SELECT count(*) FROM item_completion ic "
-        "WHERE ic.item_id = p.item_id) = 2) "
-        "SELECT count(*) AS pairs, coalesce(sum(a.what = b.what), 0) AS same FROM said a "
-        "JOIN said b ON a.item_id = b.item_id AND a.rater_id < b.rater_id"
-    )
-    return {"pairs": rows[0]["pairs"], "same": rows[0]["same"]}
-
-
-def repeats(store: Store) -> dict[str, int]:
-    """Pairs that a rater was asked again, and how many of them were judged as before."""
-    rows = store.rows(
-        "SELECT count(*) AS repeats, coalesce(sum(a.verdict = b.verdict "
-        "AND a.ranking IS b.ranking), 0) AS same FROM presentation p "
-        "JOIN current_judgement b ON b.presentation_id = p.id "
-        "JOIN current_judgement a ON a.presentation_id = p.repeats "
-        "WHERE a.verdict NOT IN ('skip', 'undone') AND b.verdict NOT IN ('skip', 'undone') "
-        "AND (SELECT count(*) FROM item_completion ic WHERE ic.item_id = p.item_id) = 2"
-    )
-    return {"repeats": rows[0]["repeats"], "same": rows[0]["same"]}
 
 
 # ---- raters
 
 
-def raters(args: Namespace) -> Told:
+def raters(args: Namespace) -> Output:
     """One of: a list, --add, --remove."""
     if args.password_stdin and args.add is None:
         raise UserError("--password-stdin belongs to --add NAME.")
@@ -166,7 +141,7 @@ def raters(args: Namespace) -> Told:
         store.close()
 
 
-def _add(store: Store, name: str, from_stdin: bool) -> Told:
+def _add(store: Store, name: str, from_stdin: bool) -> Output:
     known = name in with_password(store)
     set_password(store, name, _password(name, from_stdin))
     new = "has a new password; earlier logins have ended" if known else "can log in"
@@ -178,7 +153,7 @@ def _password(name: str, from_stdin: bool) -> str:
         return sys.stdin.readline().rstrip("\r\n")
     if not sys.stdin.isatty():
         raise UserError(
-            "Nobody can type a password here. Give it as a line on standard input, with "
+            "There is no terminal to type a password in. Give it as a line on standard input, with "
             "--password-stdin."
         )
     try:
@@ -191,27 +166,19 @@ def _password(name: str, from_stdin: bool) -> str:
     return first
 
 
-def _list(store: Store) -> Told:
-    rows = store.rows(
-        "SELECT r.name, r.password IS NOT NULL AS can, count(c.id) AS votes FROM rater r "
-        "LEFT JOIN presentation p ON p.rater_id = r.id LEFT JOIN current_judgement c "
-        "ON c.presentation_id = p.id AND c.verdict != 'undone' GROUP BY r.id ORDER BY r.name"
-    )
-    found = [
-        {"name": row["name"], "votes": row["votes"], "can_log_in": bool(row["can"])} for row in rows
-    ]
-    width = max((len(str(rater["name"])) for rater in found), default=0)
+def _list(store: Store) -> Output:
+    raters = count_by_rater(store)
+    width = max((len(rater.name) for rater in raters), default=0)
     lines = [
-        f"{rater['name']:{width}}  {_many(int(rater['votes']), 'vote')}, "
-        f"{'can log in' if rater['can_log_in'] else 'no password'}"
-        for rater in found
+        f"{rater.name:{width}}  {_many(rater.votes, 'vote')}, "
+        f"{'can log in' if rater.can_log_in else 'no password'}"
+        for rater in raters
     ]
-    return {"raters": found}, "\n".join(
-        lines
-    ) or "Nobody has voted yet. Add raters with --add NAME."
+    text = "\n".join(lines) or "Nobody has voted yet. Add raters with --add NAME."
+    return {"raters": [asdict(rater) for rater in raters]}, text
 
 
-# ---- words
+# ---- text
 
 
 def _many(count: int, what: str) -> str:
@@ -228,5 +195,5 @@ def _rest(left: dict[str, int]) -> str:
 
 
 def _names(store: Store) -> str:
-    names = [rater["name"] for rater in _list(store)[0]["raters"] if rater["votes"]]
-    return f" Votes are there of {', '.join(names)}." if names else ""
+    names = [rater.name for rater in count_by_rater(store) if rater.votes]
+    return f" There are votes of {', '.join(names)}." if names else ""

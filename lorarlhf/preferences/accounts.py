@@ -1,4 +1,4 @@
-"""Raters with a password, and who is logged in. Passwords and tokens are kept as hashes only."""
+"""Raters with a password, and their logins. Passwords and tokens are stored as hashes only."""
 
 import hashlib
 import secrets
@@ -12,11 +12,11 @@ SESSION_SECONDS = 30 * 24 * 3600
 SHORTEST_PASSWORD = 8
 _COST, _BLOCK, _LANES = 2**15, 8, 1  # scrypt (RFC 7914): 32 MB and about a tenth of a second
 _MOST_MEMORY = 64 * 2**20
-_NOBODY = "scrypt$00$" + "0" * 128  # takes as long as a real one and never fits
+_NOBODY = "scrypt$00$" + "0" * 128  # takes as long as a real one and never matches
 
 
 def set_password(store: Store, name: str, password: str) -> None:
-    """Give a rater a password, or another one; all of the rater's logins end.
+    """Set or change a rater's password; all of the rater's logins end.
 
     Raises:
         UserError: an empty name, or a password that is too short.
@@ -26,15 +26,15 @@ def set_password(store: Store, name: str, password: str) -> None:
     if len(password) < SHORTEST_PASSWORD:
         raise UserError(f"A password has {SHORTEST_PASSWORD} characters or more.")
     salt = secrets.token_bytes(16)
-    kept = f"scrypt${salt.hex()}${_hash(password, salt)}"
+    stored = f"scrypt${salt.hex()}${_hash(password, salt)}"
     with store.write() as db:
         rater = store.rater(name)
-        db.execute("UPDATE rater SET password = ? WHERE id = ?", (kept, rater))
+        db.execute("UPDATE rater SET password = ? WHERE id = ?", (stored, rater))
         db.execute("DELETE FROM session WHERE rater_id = ?", (rater,))
 
 
 def remove_password(store: Store, name: str) -> None:
-    """Nobody can log in as this rater any more; the votes stay.
+    """Remove a rater's password, so that nobody can log in as them; the votes stay.
 
     Raises:
         UserError: no rater of this name has a password.
@@ -48,21 +48,21 @@ def remove_password(store: Store, name: str) -> None:
 
 
 def with_password(store: Store) -> list[str]:
-    """The names of all who can log in."""
+    """The names of all raters who can log in."""
     found = store.rows("SELECT name FROM rater WHERE password IS NOT NULL ORDER BY name")
     return [row["name"] for row in found]
 
 
 def password_fits(store: Store, name: str, password: str) -> bool:
-    """Whether it is the rater's password; takes equally long for names that are not known."""
+    """Whether it is the rater's password; takes equally long for unknown names."""
     rows = store.rows("SELECT password FROM rater WHERE name = ?", (name,))
-    kept = rows[0]["password"] if rows and rows[0]["password"] else _NOBODY
-    _, salt, digest = kept.split("$")
+    stored = rows[0]["password"] if rows and rows[0]["password"] else _NOBODY
+    _, salt, digest = stored.split("$")
     return secrets.compare_digest(_hash(password, bytes.fromhex(salt)), digest)
 
 
 def log_in(store: Store, name: str) -> str:
-    """Begin a login that lasts; returns the token for the browser."""
+    """Start a login and return its token for the browser."""
     token = secrets.token_urlsafe(32)
     now = int(time.time())
     with store.write() as db:
@@ -73,7 +73,7 @@ def log_in(store: Store, name: str) -> str:
 
 
 def logged_in(store: Store, token: str) -> str | None:
-    """The rater behind a token; None where it is unknown, ended or too old."""
+    """The rater behind a token; None if it is unknown, ended or expired."""
     rows = store.rows(
         "SELECT r.name FROM session s JOIN rater r ON r.id = s.rater_id "
         "WHERE s.digest = ? AND s.expires_at >= ?",

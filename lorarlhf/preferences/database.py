@@ -1,4 +1,4 @@
-"""`Database`: one SQLite file, one connection that threads take in turns, all or nothing."""
+"""`Database`: one SQLite file and one connection, which threads use one at a time."""
 
 import os
 import sqlite3
@@ -13,35 +13,35 @@ from lorarlhf.runtime.errors import UserError
 
 
 class Database:
-    """The file of preferences, made where there is none; `Store` says what is in it.
+    """The SQLite file of preferences, created if it is missing; `Store` has the methods for it.
 
     Args:
-        path: of the SQLite file.
+        path: the SQLite file.
 
     Raises:
-        UserError: the file is no store, of a newer version, or can't be written.
+        UserError: the file is not a store, has a newer version, or can't be written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         schema.prepare(self.path)
         self._lock = threading.RLock()
-        with schema.told(self.path):
+        with schema.readable_errors(self.path):
             self._db = schema.connect(self.path)
 
     def close(self) -> None:
-        """Close the file; the store can't be used any more."""
+        """Close the file; the store can't be used afterwards."""
         with self._lock:
             self._db.close()
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it is on the disk afterwards, or nothing."""
+        """One transaction: afterwards all of it is on the disk, or nothing."""
         with self._lock:
-            if self._db.in_transaction:  # inside a larger one of the same thread
+            if self._db.in_transaction:  # nested in a transaction of this thread
                 yield self._db
                 return
-            with schema.told(self.path):
+            with schema.readable_errors(self.path):
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._db
@@ -52,19 +52,19 @@ class Database:
                     raise
 
     def rows(self, query: str, values: Any = ()) -> list[sqlite3.Row]:
-        """What a query finds."""
-        with self._lock, schema.told(self.path):
+        """The rows that a query finds."""
+        with self._lock, schema.readable_errors(self.path):
             return self._db.execute(query, values).fetchall()
 
     def backup(self, target: str | Path) -> Path:
-        """Copy the store as it is now, also while others write to it.
+        """Copy the store as it is now, even while others write to it.
 
         Raises:
-            UserError: there is a file of that name already, or it can't be written.
+            UserError: the target exists already, or it can't be written.
         """
         target = Path(target)
         if target.exists():
-            raise UserError(f"{target} is there already. Name another file for the backup.")
+            raise UserError(f"{target} exists already. Name another file for the backup.")
         part = target.with_name(f".{target.name}.part")
         try:
             with self._lock, closing(sqlite3.connect(part)) as copy:

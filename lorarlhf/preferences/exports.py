@@ -1,4 +1,4 @@
-"""Votes as rows for others: every vote is in the rows, or in a count with its reason."""
+"""Votes as rows in several file forms: a vote becomes rows, or is counted with a reason."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -10,38 +10,38 @@ from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, RANKED, SKIP, TIE,
 
 Row = dict[str, Any]
 MARGINS = {"slightly": 1.0, "clearly": 2.0, "much": 3.0}
-"""TRL's `margin` of a strength: how much higher the chosen answer should score."""
+"""TRL's `margin` for a strength: how much higher the chosen answer should score."""
 
-UNSAYABLE = "with empty or equal answers, or with turns that this format can't say"
+NOT_EXPRESSIBLE = "with empty or equal answers, or with turns that this format can't express"
 TIED, SKIPPED = "ties, which name no better answer", "skipped"
-TOO_MANY = "rankings of more than two answers, which this format can't say"
+TOO_MANY = "rankings of more than two answers, which this format can't express"
 NOT_BAD_OR_GOOD = "ties, which call no answer good or bad"
 
 
 @dataclass
 class Export:
-    """Rows, and how many votes are in none of them, by reason."""
+    """Rows, and the number of votes that gave none, by reason."""
 
     rows: list[Row] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
 def to_own(votes: Iterable[Vote]) -> Export:
-    """Everything that is known of each vote; `imports.read_votes` reads it back without loss."""
+    """Every field of each vote; `imports.read_votes` reads them back without loss."""
     return Export([_own(vote) for vote in votes])
 
 
 def _own(vote: Vote) -> Row:
-    said = vote.verdict
+    verdict = vote.verdict
     answers = zip(vote.completions, vote.sources, vote.sampling, strict=True)
     return {
         "prompt": vote.prompt,
         "completions": [{"text": t, "source": s, "sampling": how} for t, s, how in answers],
-        "verdict": said.verdict,
-        "ranking": said.ranking,
-        "strength": said.strength,
-        "note": said.note,
-        "edited": said.edited,
+        "verdict": verdict.verdict,
+        "ranking": verdict.ranking,
+        "strength": verdict.strength,
+        "note": verdict.note,
+        "edited": verdict.edited,
         "rater": vote.rater,
         "item": str(vote.item_id),
         "presentation": vote.presentation_id,
@@ -55,11 +55,11 @@ def _own(vote: Vote) -> Row:
 
 
 def better_and_worse(vote: Vote) -> Iterator[tuple[str, str]]:
-    """(better, worse) texts of all pairs that a vote orders, those that teach something.
+    """The (better, worse) texts of all pairs that a vote orders.
 
     An answer that was left out of a ranking is worse than the ranked ones. An edited answer is
-    better than the best, than each of them where several are. Pairs with an empty answer or of
-    equal ones are left out: no trainer takes them.
+    better than each of the best answers. Pairs with an empty answer or two equal ones are left out,
+    since no trainer accepts them.
     """
     for better, worse in _ordered(vote):
         if better.strip() and worse.strip() and better != worse:
@@ -79,14 +79,14 @@ def _ordered(vote: Vote) -> Iterator[tuple[str, str]]:
 
 
 def to_pairs(votes: Iterable[Vote], conversational: bool = True) -> Export:
-    """TRL's preference rows: `prompt`, `chosen`, `rejected`; `margin` where a vote has a strength.
+    """TRL's preference rows: `prompt`, `chosen`, `rejected`; `margin` if a vote has a strength.
 
-    A ranking of k gives all of its pairs, each of which the trainers here count as much as a vote;
-    for others `group` says which belong together and `weight` what makes them count as one.
+    A ranking of k answers gives all of its pairs, and the trainers here count each pair as a vote.
+    For other trainers, pairs of one vote share a `group`, and their `weight`s add up to one.
     """
-
     votes = list(votes)
-    margins = any(vote.verdict.strength for vote in votes)  # a file's rows have the same columns
+    # All rows of a file have the same columns.
+    margins = any(vote.verdict.strength for vote in votes)
 
     def rows(vote: Vote) -> list[Row]:
         pairs = list(better_and_worse(vote))
@@ -95,7 +95,7 @@ def to_pairs(votes: Iterable[Vote], conversational: bool = True) -> Export:
         if conversational:
             start = _conversation(vote.prompt)
             return [
-                {"prompt": start, "chosen": _said(good), "rejected": _said(bad), **more}
+                {"prompt": start, "chosen": _answer(good), "rejected": _answer(bad), **more}
                 for good, bad in pairs
             ]
         before = as_plain(vote.prompt)
@@ -105,20 +105,20 @@ def to_pairs(votes: Iterable[Vote], conversational: bool = True) -> Export:
 
 
 def to_demonstrations(votes: Iterable[Vote]) -> Export:
-    """The answers that raters wrote themselves, as `prompt` and `completion`."""
+    """The answers that raters wrote or edited, as `prompt` and `completion`."""
     export = Export()
     for vote in votes:
         edited = vote.verdict.edited or ""
         if edited.strip():
             start = _conversation(vote.prompt)
-            export.rows.append({"prompt": start, "completion": _said(edited)})
+            export.rows.append({"prompt": start, "completion": _answer(edited)})
         else:
             export.left_out["votes without an edited answer"] += 1
     return export
 
 
 def to_kto(votes: Iterable[Vote]) -> Export:
-    """TRL's unpaired rows: `prompt`, `completion`, and whether it is a good one (`label`)."""
+    """TRL's unpaired rows: `prompt`, `completion`, and `label`: whether it is a good answer."""
     export = Export()
     for vote in votes:
         labels: tuple[bool, bool] | None = None
@@ -131,19 +131,19 @@ def to_kto(votes: Iterable[Vote]) -> Export:
             export.left_out[_reason(vote, NOT_BAD_OR_GOOD)] += 1
             continue
         for answer, label in zip(answers, labels, strict=True):
-            row = {"prompt": _conversation(vote.prompt), "completion": _said(answer)}
+            row = {"prompt": _conversation(vote.prompt), "completion": _answer(answer)}
             export.rows.append(row | {"label": label})
     return export
 
 
 def to_hh(votes: Iterable[Vote]) -> Export:
-    """Whole dialogues as text, `chosen` and `rejected`, each turn after Human: or Assistant:."""
+    """Dialogues as text, `chosen` and `rejected`, with each turn after Human: or Assistant:."""
 
     def rows(vote: Vote) -> list[Row]:
         turns = [turn["content"] for turn in _conversation(vote.prompt)]
-        said = [*turns, *(text for pair in better_and_worse(vote) for text in pair)]
+        texts = [*turns, *(text for pair in better_and_worse(vote) for text in pair)]
         systems = any(turn["role"] == "system" for turn in _conversation(vote.prompt))
-        if systems or any("\n\nHuman:" in text or "\n\nAssistant:" in text for text in said):
+        if systems or any("\n\nHuman:" in text or "\n\nAssistant:" in text for text in texts):
             return []
         before = "".join(
             f"\n\n{'Assistant' if turn['role'] == 'assistant' else 'Human'}: {turn['content']}"
@@ -160,7 +160,7 @@ def to_hh(votes: Iterable[Vote]) -> Export:
     return _of_ranked(votes, rows)
 
 
-SHAREGPT = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
+SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 
 
 def to_sharegpt(votes: Iterable[Vote]) -> Export:
@@ -168,7 +168,7 @@ def to_sharegpt(votes: Iterable[Vote]) -> Export:
 
     def rows(vote: Vote) -> list[Row]:
         turns = [
-            {"from": SHAREGPT.get(turn["role"], turn["role"]), "value": turn["content"]}
+            {"from": SHAREGPT_ROLES.get(turn["role"], turn["role"]), "value": turn["content"]}
             for turn in _conversation(vote.prompt)
         ]
         return [
@@ -200,8 +200,8 @@ def to_arena(votes: Iterable[Vote]) -> Export:
             "model_b": vote.sources[1],
             "winner": winner,
             "judge": vote.rater,
-            "conversation_a": start + _said(vote.completions[0]),
-            "conversation_b": start + _said(vote.completions[1]),
+            "conversation_a": start + _answer(vote.completions[0]),
+            "conversation_b": start + _answer(vote.completions[1]),
             "turn": sum(turn["role"] == "user" for turn in start),
             "tstamp": vote.created_at / 1000,
         }
@@ -210,7 +210,7 @@ def to_arena(votes: Iterable[Vote]) -> Export:
 
 
 def to_argilla(votes: Iterable[Vote]) -> Export:
-    """Argilla records: fields `prompt` and `response-N`, and one ranking a rater."""
+    """Argilla records: fields `prompt` and `response-N`, and one ranking for each rater."""
     export, records = Export(), dict[int, Row]()
     for vote in votes:
         if vote.verdict.verdict == SKIP:
@@ -267,7 +267,7 @@ def _reason(vote: Vote, otherwise: str) -> str:
     if vote.verdict.verdict == SKIP:
         return SKIPPED
     if vote.verdict.verdict == RANKED and otherwise == TIED:
-        return UNSAYABLE
+        return NOT_EXPRESSIBLE
     named = {BOTH_GOOD: "both good", BOTH_BAD: "both bad"}
     if otherwise == TIED and vote.verdict.verdict in named:
         return f"{named[vote.verdict.verdict]}, which names no better answer"
@@ -278,7 +278,7 @@ def _conversation(prompt: Prompt) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
-def _said(text: str) -> list[dict[str, str]]:
+def _answer(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 

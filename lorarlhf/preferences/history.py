@@ -1,4 +1,4 @@
-"""Looking through the votes: filtered, newest first, a page at a time; and verdicts as words."""
+"""Searching the votes, a page at a time and the newest first; verdicts and rankings as text."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ LETTERS = "ABCDEF"
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which votes are looked for; None and "" leave all of them in.
+class VoteFilter:
+    """Which votes to find; None and "" exclude none.
 
     Attributes:
-        words: each of them stands in the prompt, an answer, the note or the edited answer;
-            capital letters make no difference.
+        words: each of them occurs in the prompt, an answer, the note or the edited answer; upper
+            and lower case are the same.
     """
 
     rater: str | None = None
@@ -38,18 +38,18 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A page of votes: those from place `start` on, out of `total`."""
+class VotePage:
+    """Some of `total` votes: those from position `start` on."""
 
     votes: list[Vote]
     start: int
     total: int
 
 
-def find(store: Store, wanted: Wanted, start: int = 0, count: int = PAGE) -> Found:
-    """The votes that are wanted, the newest first; only one page of them is read.
+def find(store: Store, wanted: VoteFilter, start: int = 0, count: int = PAGE) -> VotePage:
+    """Find a page of votes, the newest first; only this page is read.
 
-    A page that lies behind the last one gives the last one: votes may have been taken back.
+    A start after the last vote gives the last page, since votes may have been undone.
     """
     words, values = _words(wanted.words)
     query = f"{_IDS} {words} ORDER BY c.voted_at DESC, c.id DESC LIMIT :count OFFSET :start"
@@ -61,8 +61,8 @@ def find(store: Store, wanted: Wanted, start: int = 0, count: int = PAGE) -> Fou
         start = count * ((total - 1) // count) if total else 0
         rows = store.rows(query, values | {"start": start})
     found = [store.vote(row["id"]) for row in rows]
-    votes = [vote for vote in found if vote is not None]  # taken back this very moment
-    return Found(votes, max(0, start), rows[0]["total"] if rows else 0)
+    votes = [vote for vote in found if vote is not None]  # those undone in between
+    return VotePage(votes, max(0, start), rows[0]["total"] if rows else 0)
 
 
 _IDS = """
@@ -75,7 +75,7 @@ _IDS = """
     WHERE c.verdict != 'undone' AND (:rater IS NULL OR r.name = :rater)
     AND (:purpose IS NULL OR i.purpose = :purpose) AND (:verdict IS NULL OR c.verdict = :verdict)
 """
-# A prompt is JSON, and its roles and keys are no words of anybody.
+# A prompt is JSON, in which only the contents are searched and not roles and keys.
 _PLACES = (
     "c.note LIKE {word}",
     "c.edited LIKE {word}",
@@ -87,10 +87,10 @@ _PLACES = (
 
 
 def _words(text: str) -> tuple[str, dict[str, object]]:
-    """The part of a query that looks for words, and its values."""
+    """The conditions of a query that finds words, and their values."""
     parts, values = [], dict[str, object]()
     for number, word in enumerate(text.split()[:MOST_WORDS]):
-        # SQLite's LIKE knows capitals of ASCII only.
+        # SQLite's LIKE ignores case in ASCII only.
         forms = dict.fromkeys((word.lower(), word.upper(), word.capitalize()))
         forms = forms if not word.isascii() else {word: None}
         either = []
@@ -102,13 +102,13 @@ def _words(text: str) -> tuple[str, dict[str, object]]:
     return " ".join(parts), values
 
 
-# ---- as it was shown
+# ---- the order on the screen
 
 
 def as_shown(vote: Vote) -> Vote:
-    """A vote with its answers in the order of the screen, and the verdict on them."""
+    """A vote with its answers in the order on the screen, and its verdict in that order."""
     order = vote.shown
-    verdict = replace(vote.verdict, ranking=moved(vote.verdict.ranking, order.index))
+    verdict = replace(vote.verdict, ranking=remap(vote.verdict.ranking, order.index))
     return replace(
         vote,
         completions=[vote.completions[place] for place in order],
@@ -119,32 +119,32 @@ def as_shown(vote: Vote) -> Vote:
     )
 
 
-def as_kept(verdict: Verdict, shown: Sequence[int]) -> Verdict:
-    """A verdict on answers in the order of the screen as one in the item's order."""
-    return replace(verdict, ranking=moved(verdict.ranking, lambda place: shown[place]))
+def as_stored(verdict: Verdict, shown: Sequence[int]) -> Verdict:
+    """A verdict in the order on the screen as one in the order of the item."""
+    return replace(verdict, ranking=remap(verdict.ranking, lambda place: shown[place]))
 
 
-def moved(ranking: Ranking, where: Callable[[int], int]) -> Ranking:
-    """A ranking of the same answers at other positions."""
+def remap(ranking: Ranking, where: Callable[[int], int]) -> Ranking:
+    """A ranking of the same answers at other positions: `where` maps old to new."""
     return [sorted(where(place) for place in tier) for tier in ranking]
 
 
-# ---- verdicts as words
+# ---- verdicts as text
 
 
-def in_words(verdict: Verdict, count: int) -> str:
-    """A verdict on `count` answers as people say it, the answers by their letters."""
+def describe(verdict: Verdict, count: int) -> str:
+    """A verdict on `count` answers as text, such as `B is better, clearly`."""
     every = "both" if count == 2 else "all"
     plain = {TIE: "tie", BOTH_GOOD: f"{every} good", BOTH_BAD: f"{every} bad", SKIP: "skipped"}
     if verdict.verdict != RANKED:
         return plain.get(verdict.verdict, verdict.verdict)
     if count == 2:
-        said = f"{LETTERS[verdict.ranking[0][0]]} is better"
+        text = f"{LETTERS[verdict.ranking[0][0]]} is better"
     else:
         placed = {position for tier in verdict.ranking for position in tier}
         rest = ", ".join(LETTERS[n] for n in range(count) if n not in placed)
-        said = ranking_text(verdict.ranking) + (f" ({rest} not ranked)" if rest else "")
-    return f"{said}, {verdict.strength}" if verdict.strength else said
+        text = ranking_text(verdict.ranking) + (f" ({rest} not ranked)" if rest else "")
+    return f"{text}, {verdict.strength}" if verdict.strength else text
 
 
 def ranking_text(ranking: Ranking) -> str:
@@ -153,10 +153,10 @@ def ranking_text(ranking: Ranking) -> str:
 
 
 def read_ranking(text: str, count: int) -> Ranking:
-    """What `ranking_text` wrote, or a person typed; answers that are not named are not ranked.
+    """A ranking from text as `ranking_text` writes it; answers that are not named are not ranked.
 
     Raises:
-        UserError: it is no ranking of `count` answers.
+        UserError: the text is not a ranking of `count` answers.
     """
     known = LETTERS[:count]
     names = re.findall(r"[^\s=>]+", text.upper())
@@ -166,12 +166,12 @@ def read_ranking(text: str, count: int) -> Ranking:
     if wrong:
         why = f"{wrong[0]} is none of {', '.join(known)}"
     elif twice:
-        why = f"{twice[0]} stands in it twice"
+        why = f"{twice[0]} occurs twice"
     elif not all(name in known and name for tier in tiers for name in tier):
-        why = "a letter is missing beside > or ="
+        why = "a letter is missing next to > or ="
     elif len(tiers) == 1 and len(tiers[0]) == count:
-        why = "it prefers nothing: choose the tie"
+        why = "it prefers nothing, so choose the tie"
     else:
         return [sorted(known.index(name) for name in tier) for tier in tiers]
     example = f"{known[1]} > {' = '.join(known[:1] + known[2:])}"
-    raise UserError(f"This ranking can't be read: {why}. Write it such as {example}, best first.")
+    raise UserError(f"This ranking can't be read: {why}. Write it like {example}, best first.")

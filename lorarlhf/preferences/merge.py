@@ -1,36 +1,37 @@
-"""Votes from a file into a store, each once: what is there already is not added again."""
+"""Adding votes from elsewhere to a store, without adding any of them twice."""
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorarlhf.preferences.records import Given, Prompt, Verdict
+from lorarlhf.preferences.records import ImportedVote, Verdict
+from lorarlhf.preferences.rows import prompt_text, verdict_from_row
 from lorarlhf.preferences.store import Store
 
 
 @dataclass(frozen=True)
 class Merged:
-    """How many votes were added, and how many were there already."""
+    """How many votes were added, and how many the store had already."""
 
     added: int
     there: int
 
 
-def merge_votes(store: Store, votes: Sequence[Given]) -> Merged:
-    """Add the votes that are not in the store yet, all of them or none.
+def merge_votes(store: Store, votes: Sequence[ImportedVote]) -> Merged:
+    """Add the votes that the store does not have yet, all of them or none.
 
-    A vote is there already when one with the same prompt, answers, rater, verdict and (where the
-    file has one) time is, also where it was corrected or taken back here since. What stands twice
-    in a file is two votes, and comes once as such.
+    The store has a vote if it has one with the same prompt, answers, rater, verdict and (if the
+    file gives it) time, even if that one was corrected or undone here since. If a file holds the
+    same vote twice, these are two votes.
 
     Args:
-        votes: as `imports.read_votes` has checked them.
+        votes: as checked by `imports.read_votes`.
     """
-    with store.write():  # nobody else imports the same file in between
-        timed, untimed = _there(store, votes)
-        fresh = []
+    with store.write():  # so that nobody else imports the same file in between
+        timed, untimed = _known_votes(store, votes)
+        new = []
         for vote in votes:
             known, key = untimed, _key(vote)
             if vote.created_at is not None:
@@ -38,14 +39,46 @@ def merge_votes(store: Store, votes: Sequence[Given]) -> Merged:
             if known[key]:
                 known[key] -= 1
             else:
-                fresh.append(vote)
-        store.add_votes(fresh)
-    return Merged(len(fresh), len(votes) - len(fresh))
+                new.append(vote)
+        add_votes(store, new)
+    return Merged(len(new), len(votes) - len(new))
 
 
-def _there(store: Store, votes: Sequence[Given]) -> tuple[Counter[Any], Counter[Any]]:
-    """How often each vote on these prompts was ever cast, with its time and without."""
-    prompts = list({_text(vote.prompt) for vote in votes})
+def add_votes(store: Store, votes: Iterable[ImportedVote]) -> int:
+    """Add votes to a store and return their number; if one does not fit, none is added.
+
+    Raises:
+        ValueError: a vote that does not fit its item.
+    """
+    items: dict[Any, int] = {}
+    presentations: dict[tuple[int, int], int] = {}  # by item and the file's own number
+    added = 0
+    with store.write():
+        for vote in votes:
+            # Votes share an item only if its name, the prompt and the answers are the same.
+            key = (vote.item, json.dumps(vote.prompt), vote.completions, vote.purpose)
+            item = items.get(key) if vote.item is not None else None
+            if item is None:
+                item = items[key] = store.add_item(
+                    vote.prompt,
+                    vote.completions,
+                    purpose=vote.purpose,
+                    sampling=vote.sampling,
+                    origin=vote.origin,
+                )
+            order = list(vote.shown or range(len(vote.completions)))
+            repeats = presentations.get((item, vote.repeats)) if vote.repeats else None
+            shown = store.present(item, vote.rater, repeats, order)
+            if vote.presentation is not None:
+                presentations[item, vote.presentation] = shown.id
+            store.judge(shown.token, vote.verdict, vote.milliseconds, vote.created_at)
+            added += 1
+    return added
+
+
+def _known_votes(store: Store, votes: Sequence[ImportedVote]) -> tuple[Counter[Any], Counter[Any]]:
+    """How often each vote on these prompts was ever cast, by key with its time and without."""
+    prompts = list({prompt_text(vote.prompt) for vote in votes})
     rows = store.rows(
         "SELECT q.messages, r.name, p.item_id, j.* FROM prompt q "
         "JOIN item i ON i.prompt_id = q.id JOIN presentation p ON p.item_id = i.id "
@@ -56,9 +89,8 @@ def _there(store: Store, votes: Sequence[Given]) -> tuple[Counter[Any], Counter[
     answers = _answers(store, sorted({row["item_id"] for row in rows}))
     timed, untimed = Counter[Any](), Counter[Any]()
     for row in rows:
-        ranking = json.loads(row["ranking"] or "[]")
-        said = Verdict(row["verdict"], ranking, row["strength"], row["note"], row["edited"])
-        key = (row["messages"], answers[row["item_id"]], row["name"], _said(said))
+        verdict = _verdict_key(verdict_from_row(row))
+        key = (row["messages"], answers[row["item_id"]], row["name"], verdict)
         timed[(*key, row["voted_at"])] += 1
         untimed[key] += 1
     return timed, untimed
@@ -78,17 +110,12 @@ def _answers(store: Store, items: list[int]) -> dict[int, tuple[str, ...]]:
     return {item: tuple(found) for item, found in texts.items()}
 
 
-def _key(vote: Given) -> tuple[Any, ...]:
+def _key(vote: ImportedVote) -> tuple[Any, ...]:
     texts = tuple(text for text, _ in vote.completions)
-    return (_text(vote.prompt), texts, vote.rater, _said(vote.verdict))
+    return (prompt_text(vote.prompt), texts, vote.rater, _verdict_key(vote.verdict))
 
 
-def _said(verdict: Verdict) -> str:
+def _verdict_key(verdict: Verdict) -> str:
     return json.dumps(
         [verdict.verdict, verdict.ranking, verdict.strength, verdict.note, verdict.edited]
     )
-
-
-def _text(prompt: Prompt) -> str:
-    """A prompt as the store writes it."""
-    return json.dumps(prompt, ensure_ascii=False, sort_keys=True)

@@ -1,4 +1,7 @@
-"""What a rater is asked next: their own queue, with an overlap and repeats for measuring people."""
+"""What a rater is asked next: a queue for each rater, with shared items and repeats.
+
+Shared items show how far raters agree, and repeats how far a rater agrees with themselves.
+"""
 
 import hashlib
 import json
@@ -7,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorarlhf.preferences.records import Presentation, Prompt
+from lorarlhf.preferences.rows import presentation_from_row
 from lorarlhf.preferences.store import Store
 
 REPEAT_SHARE = 0.05
-"""How often a pair comes again with its sides swapped, to see how far a rater agrees with itself"""
+"""How often a pair is asked again with its sides swapped."""
 REPEAT_AFTER = 10
-"""Votes that lie between a pair and its repeat."""
+"""The number of votes between a pair and its repeat."""
 STALE_SECONDS = 1800.0
-"""What a rater has had on the screen for so long without voting may be asked of another one."""
+"""An item that a rater has left open for this long may be asked of another rater."""
 
 
 @dataclass(frozen=True)
@@ -31,38 +35,38 @@ def next_shown(
     rater: str,
     *,
     purpose: str = "train",
-    taste_test: int | None = None,
+    comparison: int | None = None,
     repeat_share: float = REPEAT_SHARE,
 ) -> Shown | None:
-    """What the rater has open, or the next item of the queue, which it is then shown.
+    """The item that the rater has open, or else the next one of the queue, which is then presented.
 
-    In this order: what was shown and not judged, unless somebody else was given it since; now and
-    then a repeat; what is asked of every rater; what nobody has seen; what somebody else left. None
-    where nothing is waiting.
+    In this order: an item that was shown and not judged, unless somebody else got it since;
+    sometimes a repeat; an item for every rater; an item that nobody has seen; an item that somebody
+    else left open. None if there is nothing to ask.
     """
-    with store.write():  # no two raters are given the same item of which one answer is wanted
+    with store.write():  # so that two raters do not get the same unshared item
         rater_id = store.rater(rater)
-        shown = _open(store, rater_id, purpose, taste_test)
-        if shown is None and taste_test is None:
+        shown = _open(store, rater_id, purpose, comparison)
+        if shown is None and comparison is None:
             shown = _repeat(store, rater, rater_id, purpose, repeat_share)
         if shown is None:
-            item = _waiting(store, rater_id, purpose, taste_test)
+            item = _waiting(store, rater_id, purpose, comparison)
             if item is None:
                 return None
             shown = store.present(item, rater)
         return read_shown(store, shown)
 
 
-def waiting(store: Store, purpose: str = "train", taste_test: int | None = None) -> int:
-    """How many items nobody has seen yet."""
+def waiting(store: Store, purpose: str = "train", comparison: int | None = None) -> int:
+    """The number of items that nobody has seen yet."""
     return store.rows(
         "SELECT count(*) FROM item WHERE purpose = ? AND taste_test IS ? AND presented = 0",
-        (purpose, taste_test),
+        (purpose, comparison),
     )[0][0]
 
 
 def read_shown(store: Store, presentation: Presentation) -> Shown:
-    """Prompt and answers of a presentation, in its order."""
+    """The prompt and the answers of a presentation, in its order."""
     rows = store.rows(
         "SELECT q.messages, c.text FROM item i JOIN prompt q ON q.id = i.prompt_id "
         "JOIN item_completion ic ON ic.item_id = i.id "
@@ -75,28 +79,28 @@ def read_shown(store: Store, presentation: Presentation) -> Shown:
 
 
 def is_shared(prompt_digest: str, share: float) -> bool:
-    """Whether an item is one of the share that every rater is asked; the same prompt always is."""
+    """Whether every rater is asked an item; it depends on the digest of its prompt alone."""
     return _fraction(prompt_digest) < share
 
 
-def _open(store: Store, rater_id: int, purpose: str, test: int | None) -> Presentation | None:
+def _open(store: Store, rater_id: int, purpose: str, comparison: int | None) -> Presentation | None:
     rows = store.rows(
-        # By the index of what is open: without being told SQLite reads all that was ever shown.
+        # Without this hint SQLite reads every presentation of the rater.
         "SELECT p.* FROM presentation p INDEXED BY open_presentation "
         "JOIN item i ON i.id = p.item_id "
         "WHERE p.rater_id = ? AND p.open = 1 AND i.purpose = ? AND i.taste_test IS ? "
         "AND (i.shared = 1 OR p.repeats IS NOT NULL OR NOT EXISTS (SELECT 1 FROM presentation q "
         "WHERE q.item_id = p.item_id AND q.rater_id != p.rater_id AND q.id > p.id)) "
         "ORDER BY p.id DESC LIMIT 1",
-        (rater_id, purpose, test),
+        (rater_id, purpose, comparison),
     )
-    return _presentation(rows[0]) if rows else None
+    return presentation_from_row(rows[0]) if rows else None
 
 
 def _repeat(
     store: Store, rater: str, rater_id: int, purpose: str, share: float
 ) -> Presentation | None:
-    """Now and then, an item that the rater judged some votes ago."""
+    """Sometimes, an item that the rater judged some votes ago."""
     rows: list[Any] = store.rows(
         "SELECT p.id, p.item_id, p.repeats FROM presentation p JOIN item i ON i.id = p.item_id "
         "WHERE p.rater_id = ? AND p.open = 0 AND i.purpose = ? AND NOT EXISTS "
@@ -119,20 +123,20 @@ def _repeat(
     return None
 
 
-def _waiting(store: Store, rater_id: int, purpose: str, test: int | None) -> int | None:
-    """An item for this rater: one asked of all, one that nobody has seen, or one left open."""
+def _waiting(store: Store, rater_id: int, purpose: str, comparison: int | None) -> int | None:
+    """An item for this rater: a shared one, one that nobody has seen, or one left open."""
     stale = int(1000 * (time.time() - STALE_SECONDS))
     queries: tuple[tuple[str, tuple[Any, ...]], ...] = (
         (
             "SELECT id FROM item i WHERE purpose = ? AND taste_test IS ? AND shared = 1 "
             "AND NOT EXISTS (SELECT 1 FROM presentation p WHERE p.rater_id = ? "
             "AND p.item_id = i.id) ORDER BY id LIMIT 1",
-            (purpose, test, rater_id),
+            (purpose, comparison, rater_id),
         ),
         (
             "SELECT id FROM item WHERE purpose = ? AND taste_test IS ? AND presented = 0 "
             "ORDER BY id LIMIT 1",
-            (purpose, test),
+            (purpose, comparison),
         ),
         (
             "SELECT i.id FROM presentation p JOIN item i ON i.id = p.item_id "
@@ -140,17 +144,13 @@ def _waiting(store: Store, rater_id: int, purpose: str, test: int | None) -> int
             "AND p.created_at < ? AND NOT EXISTS (SELECT 1 FROM presentation q "
             "WHERE q.item_id = i.id AND (q.open = 0 OR q.rater_id = ? OR q.created_at >= ?)) "
             "ORDER BY p.id LIMIT 1",
-            (purpose, test, rater_id, stale, rater_id, stale),
+            (purpose, comparison, rater_id, stale, rater_id, stale),
         ),
     )
     for query, values in queries:
         if rows := store.rows(query, values):
             return int(rows[0][0])
     return None
-
-
-def _presentation(row: Any) -> Presentation:
-    return Presentation(row["id"], row["token"], row["item_id"], json.loads(row["shown"]))
 
 
 def _fraction(text: str) -> float:

@@ -1,4 +1,4 @@
-"""What is kept of a vote, and what a verdict may say. Plain data, no database."""
+"""The records of the store: votes, verdicts, presentations. Plain data, no database."""
 
 import hashlib
 import unicodedata
@@ -17,14 +17,14 @@ MOST_COMPLETIONS = 6
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rater said of an item.
+    """What a rater decided about an item.
 
     Attributes:
         verdict: `ranked`, `tie`, `both_good`, `both_bad` or `skip`.
-        ranking: of a `ranked` one: tiers of positions, the best first; what was not ranked is left
-            out (`[[1], [0]]`: the second won; `[[2], [0, 1]]`: a tie behind the third).
+        ranking: for `ranked`, tiers of positions, the best first; answers that were not ranked are
+            left out (`[[1], [0]]`: the second won; `[[2], [0, 1]]`: a tie behind the third).
         strength: `slightly`, `clearly`, `much`, or None.
-        note: the rater's own words.
+        note: the rater's comment.
         edited: a better answer that the rater wrote.
     """
 
@@ -37,7 +37,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Presentation:
-    """An item as one rater sees it: `shown` are its positions in the order on the screen."""
+    """An item as one rater sees it: `shown` lists its positions in the order on the screen."""
 
     id: int
     token: str
@@ -47,7 +47,7 @@ class Presentation:
 
 @dataclass(frozen=True)
 class Vote:
-    """A judgement as it stands, with everything that it speaks of."""
+    """A current judgement with its prompt, its answers and how they were shown."""
 
     id: int
     rater: str
@@ -67,14 +67,15 @@ class Vote:
 
 
 @dataclass(frozen=True)
-class Given:
+class ImportedVote:
     """A vote from elsewhere, to be added to a store.
 
     Attributes:
         completions: (text, source) by position.
-        item: votes that name the same item share it; None makes one of their own.
-        shown: positions as they stood on the screen; in their order where that is not known.
-        presentation, repeats: numbers elsewhere of what was shown, and of what it asked again.
+        item: votes with the same item name share an item; with None the vote gets its own.
+        shown: positions in the order on the screen; None if that is not known.
+        presentation, repeats: the file's own numbers of the presentation, and of the one that it
+            asked again.
     """
 
     prompt: Prompt
@@ -93,7 +94,7 @@ class Given:
 
 
 def check_verdict(verdict: Verdict, count: int) -> None:
-    """See that a verdict fits an item of `count` answers.
+    """Check that a verdict fits an item with `count` answers.
 
     Raises:
         ValueError: an unknown verdict or strength, or a ranking that does not fit.
@@ -112,11 +113,11 @@ def check_verdict(verdict: Verdict, count: int) -> None:
     if not verdict.ranking or not all(verdict.ranking):
         raise ValueError("a ranking has at least one tier, and none is empty")
     if len(verdict.ranking) == 1 and len(placed) == count:
-        raise ValueError("a ranking that prefers nothing is a tie: say so by the verdict")
+        raise ValueError("a ranking that prefers nothing is a tie: use the verdict tie")
 
 
 def is_name(name: Any) -> bool:
-    """Whether a rater can be called so: one line, no blanks at its ends, no control characters."""
+    """Whether a rater may have this name: one line without control characters or outer blanks."""
     return (
         isinstance(name, str)
         and bool(name)
@@ -126,7 +127,7 @@ def is_name(name: Any) -> bool:
 
 
 def stable_order(rater: str, item_id: int, count: int) -> list[int]:
-    """Positions 0 to `count` - 1 in an order that depends on rater and item alone."""
+    """Positions 0 to `count` - 1 in an order that depends only on the rater and the item."""
 
     def rank(position: int) -> str:
         return hashlib.sha256(f"{rater}\0{item_id}\0{position}".encode()).hexdigest()

@@ -1,7 +1,7 @@
 """The tables of the preference store, its migrations, and how it is opened.
 
-Nothing is ever changed or deleted in `judgement`: an undo or a correction is a new row that names
-the one it `supersedes`. The schema's number is in SQLite's `user_version`.
+Rows of `judgement` are never changed or deleted: an undo or a correction is a new row that names
+the row it `supersedes`. SQLite's `user_version` holds the number of the schema.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from lorarlhf.runtime.errors import UserError
 
 BUSY_SECONDS = 30.0
-"""How long a writer waits for another one before it gives up."""
+"""How long a writer waits for another writer before it gives up."""
 
 MIGRATIONS = (
     """
@@ -133,8 +133,8 @@ MIGRATIONS = (
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection with the settings that lose nothing: WAL, full synchronisation, foreign keys."""
-    # Threads share a connection; the store lets one at a time.
+    """A connection with the settings that keep data safe: WAL, full sync, foreign keys."""
+    # Threads share the connection; `Database` has a lock for it.
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA journal_mode = WAL")
@@ -144,38 +144,38 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def prepare(path: Path) -> None:
-    """Make the store where there is none, and bring an older one to this version's schema.
+    """Create the store if it is missing, and migrate an older one to the current schema.
 
     Raises:
-        UserError: the file is no store, is of a newer version, or can't be written. It is then
-            as it was.
+        UserError: the file is not a store, has a newer version, or can't be written. It is left
+            unchanged.
     """
-    with told(path):
+    with readable_errors(path):
         version = _version(path)
         if version > len(MIGRATIONS):
             raise UserError(
                 f"The preferences in {path} were written by a newer lorarlhf (schema {version}; "
-                f"this one knows {len(MIGRATIONS)}). Install that version; the file is untouched."
+                f"this one knows {len(MIGRATIONS)}). Install that version; the file is unchanged."
             )
         if version == len(MIGRATIONS):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(connect(path)) as db:
-            db.execute("PRAGMA foreign_keys = OFF")  # a table that is built anew is dropped first
+            db.execute("PRAGMA foreign_keys = OFF")  # a migration may drop and rebuild a table
             db.execute("BEGIN EXCLUSIVE")
-            # Only one process is in here at a time, and another may have been faster.
+            # Only one process gets here at a time, and another may have migrated it already.
             version = db.execute("PRAGMA user_version").fetchone()[0]
             for script in MIGRATIONS[version:]:
                 for statement in _statements(script):
                     db.execute(statement)
             if broken := db.execute("PRAGMA foreign_key_check").fetchall():
-                raise sqlite3.IntegrityError(f"{len(broken)} rows would name what is not there")
+                raise sqlite3.IntegrityError(f"{len(broken)} rows would refer to missing rows")
             db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
             db.execute("COMMIT")
 
 
 def _statements(script: str) -> Iterator[str]:
-    """A script's statements one by one; a trigger's body is part of its statement."""
+    """The statements of a script, one by one; the body of a trigger is part of its statement."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
@@ -185,7 +185,7 @@ def _statements(script: str) -> Iterator[str]:
 
 
 def _version(path: Path) -> int:
-    """The schema's number, read without touching the file; 0 where there is no store yet."""
+    """The number of the schema, read without changing the file; 0 if there is no store yet."""
     if not path.exists() or path.stat().st_size == 0:
         return 0
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
@@ -194,34 +194,40 @@ def _version(path: Path) -> int:
     if tables and "judgement" not in tables:
         raise UserError(
             f"{path} is an SQLite database of another program, not a store of preferences. Name "
-            "another file; this one is untouched."
+            "another file; this one is unchanged."
         )
     return version
 
 
 @contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into one sentence each that says what to do."""
+def readable_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into a `UserError` that says what to do."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        said = str(error)
-        if "not a database" in said or "malformed" in said:
-            text = f"{path} is no store of preferences, or is damaged ({said}); it is untouched."
-        elif "disk is full" in said:
+        reason = str(error)
+        if "not a database" in reason or "malformed" in reason:
             text = (
-                f"The disk is full: the last vote is not kept, all earlier ones in {path} are. "
+                f"{path} is not a store of preferences, or is damaged ({reason}); the file is "
+                "unchanged."
+            )
+        elif "disk is full" in reason:
+            text = (
+                f"The disk is full: the last vote was not saved; all earlier ones in {path} are. "
                 "Free some space and vote again."
             )
-        elif "readonly" in said or "unable to open" in said:
-            text = f"The preferences in {path} can't be written. Check who owns file and folder."
-        elif "locked" in said:
-            text = f"Another program holds {path} for more than {BUSY_SECONDS:.0f} s. Close it."
+        elif "readonly" in reason or "unable to open" in reason:
+            text = (
+                f"The preferences in {path} can't be written. Check who owns the file and its "
+                "folder."
+            )
+        elif "locked" in reason:
+            text = f"Another program locks {path} for more than {BUSY_SECONDS:.0f} s. Close it."
         else:
             raise
         raise UserError(text) from error
     except PermissionError as error:
         raise UserError(
-            f"The preferences in {path} can't be written ({error.strerror}). Check who owns file "
-            "and folder."
+            f"The preferences in {path} can't be written ({error.strerror}). Check who owns the "
+            "file and its folder."
         ) from error

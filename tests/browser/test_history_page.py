@@ -14,7 +14,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from lorarlhf.preferences.accounts import set_password
-from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.merge import add_votes
+from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import VOTES
 from tests.browser.conftest import Server, Servers
@@ -50,13 +51,13 @@ uvicorn.run(Guard(app, store, access, ("/", "/history")), port=port, log_level="
 """
 
 
-def pair(number: int, verdict: Verdict, **more: Any) -> Given:
+def pair(number: int, verdict: Verdict, **more: Any) -> ImportedVote:
     answers = ((f"Answer {number} one.", "base"), (f"Answer {number} two.", "runs/0003-ppo"))
     asked = {"prompt": f"Question {number}?", "completions": answers, "rater": "me", **more}
-    return Given(verdict=verdict, created_at=1_700_000_000_000 + 60_000 * number, **asked)
+    return ImportedVote(verdict=verdict, created_at=1_700_000_000_000 + 60_000 * number, **asked)
 
 
-def votes() -> list[Given]:
+def votes() -> list[ImportedVote]:
     """Seventy plain votes, and the newest ones with something to see."""
     made = [pair(n, FIRST if n % 2 else SECOND) for n in range(70)]
     three = (("Red.", "base"), ("Green.", "base"), ("Blue.", "runs/2"))

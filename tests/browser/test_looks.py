@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from lorarlhf.preferences.accounts import set_password
-from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.merge import add_votes
+from lorarlhf.preferences.records import ImportedVote, Verdict
 from tests.browser.projects import ME, Project, part, put_runs, running
 
 WIDTHS = {360: 740, 768: 1024, 1280: 800}
@@ -127,8 +128,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     with running(tmp_path_factory) as project:
         answers = ((MARKDOWN, "base"), (LONG, f"runs/{RUN}"))
         first = Verdict("ranked", [[0], [1]], "clearly", note=LONG)
-        votes = [Given(f"Question {n}? {LONG}", answers, first, rater=ME) for n in range(3)]
-        project.store.add_votes(votes)
+        votes = [ImportedVote(f"Question {n}? {LONG}", answers, first, rater=ME) for n in range(3)]
+        add_votes(project.store, votes)
         project.ask("What is a quiet hobby?", (MARKDOWN, LONG))
         yield project
 

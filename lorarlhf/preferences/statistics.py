@@ -1,0 +1,93 @@
+"""Statistics of a store: votes by kind and by rater, agreement, and prompts asked."""
+
+import json
+from dataclasses import dataclass
+
+from lorarlhf.preferences.records import Prompt
+from lorarlhf.preferences.store import Store
+
+
+@dataclass(frozen=True)
+class VoteCount:
+    """The number of votes with the same verdict, rater and purpose."""
+
+    verdict: str
+    rater: str
+    purpose: str
+    votes: int
+
+
+@dataclass(frozen=True)
+class RaterCount:
+    """A rater with the number of current votes."""
+
+    name: str
+    votes: int
+    can_log_in: bool
+
+
+def count_votes(store: Store) -> list[VoteCount]:
+    """The current votes, without undone ones, counted by verdict, rater and purpose."""
+    rows = store.rows(
+        "SELECT c.verdict, r.name AS rater, i.purpose, count(*) AS votes FROM current_judgement c "
+        "JOIN presentation p ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id "
+        "JOIN item i ON i.id = p.item_id WHERE c.verdict != 'undone' GROUP BY 1, 2, 3"
+    )
+    return [VoteCount(*row) for row in rows]
+
+
+def count_by_rater(store: Store) -> list[RaterCount]:
+    """All raters by name, with the number of their votes and whether they have a password."""
+    rows = store.rows(
+        "SELECT r.name, count(c.id) AS votes, r.password IS NOT NULL AS can_log_in FROM rater r "
+        "LEFT JOIN presentation p ON p.rater_id = r.id LEFT JOIN current_judgement c "
+        "ON c.presentation_id = p.id AND c.verdict != 'undone' GROUP BY r.id ORDER BY r.name"
+    )
+    return [RaterCount(row["name"], row["votes"], bool(row["can_log_in"])) for row in rows]
+
+
+def agreement(store: Store) -> dict[str, int]:
+    """`pairs` of two raters' votes on the same two answers, and in how many both vote the `same`.
+
+    A vote counts as the first answer, the second or neither. Skips and repeats are left out.
+    """
+    rows = store.rows(
+        "WITH vote AS (SELECT p.item_id, p.rater_id, CASE c.verdict WHEN 'ranked' THEN "
+        "json_extract(c.ranking, '$[0][0]') ELSE 'neither' END AS choice FROM current_judgement c "
+        "JOIN presentation p ON p.id = c.presentation_id WHERE p.repeats IS NULL "
+        "AND c.verdict NOT IN ('skip', 'undone') AND (SELECT count(*) FROM item_completion ic "
+        "WHERE ic.item_id = p.item_id) = 2) "
+        "SELECT count(*) AS pairs, coalesce(sum(a.choice = b.choice), 0) AS same FROM vote a "
+        "JOIN vote b ON a.item_id = b.item_id AND a.rater_id < b.rater_id"
+    )
+    return {"pairs": rows[0]["pairs"], "same": rows[0]["same"]}
+
+
+def self_agreement(store: Store) -> dict[str, int]:
+    """`repeats` of pairs that a rater was asked again, and how many got the `same` verdict."""
+    rows = store.rows(
+        "SELECT count(*) AS repeats, coalesce(sum(a.verdict = b.verdict "
+        "AND a.ranking IS b.ranking), 0) AS same FROM presentation p "
+        "JOIN current_judgement b ON b.presentation_id = p.id "
+        "JOIN current_judgement a ON a.presentation_id = p.repeats "
+        "WHERE a.verdict NOT IN ('skip', 'undone') AND b.verdict NOT IN ('skip', 'undone') "
+        "AND (SELECT count(*) FROM item_completion ic WHERE ic.item_id = p.item_id) = 2"
+    )
+    return {"repeats": rows[0]["repeats"], "same": rows[0]["same"]}
+
+
+def count_asked(store: Store) -> list[tuple[Prompt, int]]:
+    """Each prompt with the number of its items for training."""
+    rows = store.rows(
+        "SELECT q.messages, count(*) AS asked FROM item i JOIN prompt q ON q.id = i.prompt_id "
+        "WHERE i.purpose = 'train' GROUP BY q.id"
+    )
+    return [(json.loads(row["messages"]), row["asked"]) for row in rows]
+
+
+def newest_judgement(store: Store) -> int | None:
+    """The id of the newest judgement, undone or not: the votes are unchanged while it is the same.
+
+    None in a store without votes. Ids only grow, since judgements are never changed or deleted.
+    """
+    return store.rows("SELECT max(id) FROM judgement")[0][0]

@@ -1,0 +1,113 @@
+"""Statistics of a store, its settings and the reward head's guesses, worked out by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from lorarlhf.preferences.guesses import Guess, add_guess, newest_guesses
+from lorarlhf.preferences.records import Verdict
+from lorarlhf.preferences.settings import read_setting, write_setting
+from lorarlhf.preferences.statistics import (
+    RaterCount,
+    VoteCount,
+    agreement,
+    count_asked,
+    count_by_rater,
+    count_votes,
+    newest_judgement,
+    self_agreement,
+)
+from lorarlhf.preferences.store import Store
+
+ANSWERS = (("One.", "base"), ("Two.", "runs/1"))
+FIRST, SECOND, SKIP = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]]), Verdict("skip")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "preferences.sqlite")
+
+
+def vote(store: Store, item: int, rater: str, verdict: Verdict, repeats: int | None = None) -> int:
+    return store.judge(store.present(item, rater, repeats).token, verdict)
+
+
+def test_votes_are_counted_by_kind_and_by_rater(store: Store) -> None:
+    items = [store.add_item(f"{n}?", ANSWERS) for n in range(3)]
+    compared = store.add_item("3?", ANSWERS, purpose="compare")
+    undone = vote(store, items[0], "ann", FIRST)
+    store.correct(undone, None)
+    vote(store, items[1], "ann", SECOND)
+    vote(store, items[2], "ann", SECOND)
+    vote(store, compared, "bob", Verdict("tie"))
+    store.rater("carol")
+    assert set(count_votes(store)) == {
+        VoteCount("ranked", "ann", "train", 2),
+        VoteCount("tie", "bob", "compare", 1),
+    }
+    assert count_by_rater(store) == [
+        RaterCount("ann", 2, False),
+        RaterCount("bob", 1, False),
+        RaterCount("carol", 0, False),
+    ]
+
+
+def test_agreement_compares_raters_on_the_same_pairs(store: Store) -> None:
+    items = [store.add_item(f"{n}?", ANSWERS) for n in range(4)]
+    verdicts = [(FIRST, FIRST), (FIRST, SECOND), (Verdict("tie"), Verdict("both_bad"))]
+    for item, (ann, bob) in zip(items, [*verdicts, (FIRST, SKIP)], strict=True):
+        vote(store, item, "ann", ann)
+        vote(store, item, "bob", bob)
+    assert agreement(store) == {"pairs": 3, "same": 2}
+
+
+def test_self_agreement_compares_a_vote_with_its_repeat(store: Store) -> None:
+    for number, again in enumerate((FIRST, SECOND, SKIP)):
+        item = store.add_item(f"{number}?", ANSWERS)
+        shown = store.present(item, "ann")
+        store.judge(shown.token, FIRST)
+        vote(store, item, "ann", again, repeats=shown.id)
+    assert self_agreement(store) == {"repeats": 2, "same": 1}
+    assert agreement(store) == {"pairs": 0, "same": 0}
+
+
+def test_prompts_are_counted_by_their_items_for_training(store: Store) -> None:
+    talk = [{"role": "user", "content": "Why?"}]
+    for prompt, purpose in (
+        (talk, "train"),
+        ("What?", "train"),
+        (talk, "train"),
+        (talk, "compare"),
+    ):
+        store.add_item(prompt, ANSWERS, purpose=purpose)
+    assert sorted(count_asked(store), key=str) == [("What?", 1), (talk, 2)]
+
+
+def test_every_change_has_a_newer_judgement(store: Store) -> None:
+    assert newest_judgement(store) is None
+    number = vote(store, store.add_item("?", ANSWERS), "ann", FIRST)
+    assert newest_judgement(store) == number
+    undone = store.correct(number, None)
+    assert newest_judgement(store) == undone > number
+
+
+def test_settings_are_kept_by_name(store: Store) -> None:
+    assert read_setting(store, "collect") is None
+    write_setting(store, "collect", {"model": "newest", "answers": 2})
+    write_setting(store, "other", 0.5)
+    write_setting(store, "collect", {"model": "base"})
+    again = Store(store.path)
+    assert (
+        read_setting(again, "collect") == {"model": "base"} and read_setting(again, "other") == 0.5
+    )
+
+
+def test_guesses_are_those_of_current_votes_the_newest_first(store: Store) -> None:
+    votes = [vote(store, store.add_item(f"{n}?", ANSWERS), "ann", FIRST) for n in range(4)]
+    guesses = [Guess(number, 1.0, 0.0, 0.5, place) for place, number in enumerate(votes)]
+    for guess in guesses:
+        add_guess(store, guess)
+    add_guess(store, Guess(votes[3], 0.0, 1.0, 0.5, 99))  # a second one is not taken
+    store.correct(votes[1], SECOND)
+    assert newest_guesses(store, "ann", 10) == [guesses[3], guesses[2], guesses[0]]
+    assert newest_guesses(store, "ann", 1) == [guesses[3]] and newest_guesses(store, "bob", 9) == []
