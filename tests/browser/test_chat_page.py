@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from tests.browser.projects import ME, Project, put_runs, running
+from tests.browser.projects import ME, ServedProject, put_runs, running
 
 RUN = "0001-sft"
 LONGEST = 2048  # takes many seconds
@@ -36,7 +36,7 @@ MARKDOWN = (
 @pytest.fixture(scope="module")
 def project(
     tmp_path_factory: pytest.TempPathFactory, make_base: Callable[..., Path]
-) -> Iterator[Project]:
+) -> Iterator[ServedProject]:
     """A base whose long answers take many seconds, a run with a policy and one with a reward."""
     base = make_base(num_hidden_layers=12, max_position_embeddings=8192)
     runs = partial(put_runs, base=base, names=[RUN, "0002-reward"], tokens=8)
@@ -45,12 +45,12 @@ def project(
 
 
 @pytest.fixture(autouse=True)
-def nobody_was_here(project: Project) -> None:
+def nobody_was_here(project: ServedProject) -> None:
     project.forget()
 
 
 @pytest.fixture
-def chat(open_page: Any, project: Project) -> Callable[..., Page]:
+def chat(open_page: Any, project: ServedProject) -> Callable[..., Page]:
     """`chat(beside="", tokens=16, temperature=0.7)`: the page with a new conversation."""
 
     def start(beside: str = "", tokens: int = 16, temperature: float = 0.7) -> Page:
@@ -70,7 +70,7 @@ def chat(open_page: Any, project: Project) -> Callable[..., Page]:
     return start
 
 
-def visit(open_page: Any, project: Project) -> Page:
+def visit(open_page: Any, project: ServedProject) -> Page:
     page = open_page(f"{project.url}/chat")
     ready(page)
     return page
@@ -158,7 +158,7 @@ def vote(page: Page, name: str) -> None:
 # ---- answers
 
 
-def test_an_answer_streams_and_stops(chat: Any, open_page: Any, project: Project) -> None:
+def test_an_answer_streams_and_stops(chat: Any, open_page: Any, project: ServedProject) -> None:
     page = chat(tokens=LONGEST, temperature=0)
     ask(page, "Tell me a long story.")
     answer = messages(page, who="bot")
@@ -179,7 +179,7 @@ def test_an_answer_streams_and_stops(chat: Any, open_page: Any, project: Project
 
 
 def test_both_sides_stream_and_what_was_stopped_can_be_compared(
-    chat: Any, project: Project
+    chat: Any, project: ServedProject
 ) -> None:
     page = chat(RUN, tokens=LONGEST, temperature=0)
     ask(page, "Who?")
@@ -205,7 +205,7 @@ def test_an_empty_question_is_refused(chat: Any) -> None:
 
 
 def test_a_question_that_comes_before_the_page_is_filled_is_answered(
-    open_page: Any, chat: Any, project: Project
+    open_page: Any, chat: Any, project: ServedProject
 ) -> None:
     chat().close()
     page = open_page("about:blank")
@@ -233,7 +233,7 @@ def test_a_question_that_comes_before_the_page_is_filled_is_answered(
 
 @pytest.mark.parametrize(("button", "best"), [("Left is better", 0), ("Right is better", 1)])
 def test_a_vote_lands_with_both_sources(
-    chat: Any, project: Project, button: str, best: int
+    chat: Any, project: ServedProject, button: str, best: int
 ) -> None:
     page = chat(RUN)
     ask(page, "A colour?")
@@ -253,7 +253,7 @@ def test_a_vote_lands_with_both_sources(
 
 
 @pytest.mark.parametrize("verdict", ["tie", "both_good", "both_bad"])
-def test_verdicts_without_a_better_one(chat: Any, project: Project, verdict: str) -> None:
+def test_verdicts_without_a_better_one(chat: Any, project: ServedProject, verdict: str) -> None:
     page = chat(RUN)
     ask(page, "A colour?")
     answered(page)
@@ -262,7 +262,7 @@ def test_verdicts_without_a_better_one(chat: Any, project: Project, verdict: str
     assert [vote.verdict.verdict for vote in project.votes()] == [verdict]
 
 
-def test_another_tab_votes_too_late(chat: Any, open_page: Any, project: Project) -> None:
+def test_another_tab_votes_too_late(chat: Any, open_page: Any, project: ServedProject) -> None:
     page = chat(RUN)
     ask(page, "A colour?")
     answered(page)
@@ -276,7 +276,7 @@ def test_another_tab_votes_too_late(chat: Any, open_page: Any, project: Project)
     assert [vote.verdict.verdict for vote in project.votes()] == ["tie"] and project.rows() == 1
 
 
-def test_the_better_answer_goes_on_on_both_sides(chat: Any, project: Project) -> None:
+def test_the_better_answer_goes_on_on_both_sides(chat: Any, project: ServedProject) -> None:
     page = chat(RUN)
     page.get_by_label("System prompt, of a new conversation").fill("Be brief.")
     ask(page, "First?")
@@ -334,7 +334,7 @@ def test_an_answer_is_written_again(chat: Any) -> None:
     assert texts(page)[0] == "A colour?" and len(texts(page)) == 2
 
 
-def test_a_question_is_asked_in_other_words(chat: Any, project: Project) -> None:
+def test_a_question_is_asked_in_other_words(chat: Any, project: ServedProject) -> None:
     page = chat(RUN)
     for number, question in enumerate(("First?", "Second?"), 1):
         ask(page, question)
@@ -352,7 +352,9 @@ def test_a_question_is_asked_in_other_words(chat: Any, project: Project) -> None
     assert [vote.prompt for vote in project.votes()] == [[{"role": "user", "content": "Other?"}]]
 
 
-def test_a_new_conversation_ends_the_old_one(chat: Any, open_page: Any, project: Project) -> None:
+def test_a_new_conversation_ends_the_old_one(
+    chat: Any, open_page: Any, project: ServedProject
+) -> None:
     page = chat(tokens=LONGEST, temperature=0)
     ask(page, "A long story?")
     grows(messages(page, who="bot"))

@@ -121,7 +121,7 @@ def rows(page: Page) -> Any:
 
 
 def told(page: Page) -> Any:
-    return page.locator("#history [data-part=told]")
+    return page.locator("#history [data-part=status]")
 
 
 def open_first(page: Page) -> Any:
@@ -273,7 +273,7 @@ def test_what_was_changed_elsewhere_is_told(open_page: Any, server: Any, project
 def test_what_is_downloaded_is_what_was_counted(open_page: Any, server: Any) -> None:
     page = open_page(f"{server.url}/history")
     page.get_by_role("button", name="Download votes").click()
-    told = page.locator("#export [data-part=told]")
+    told = page.locator("#export [data-part=status]")
     expect(told).to_have_text("75 rows from 73 votes.")
     page.get_by_label("Form").select_option("own")
     page.get_by_label("Votes of").select_option("all")
@@ -298,7 +298,7 @@ def test_a_file_comes_in_once_and_a_broken_one_not_at_all(
     row = {"prompt": "New?", "chosen": "Yes.", "rejected": HOSTILE}
     good.write_text("".join(json.dumps(row | {"prompt": f"New {n}?"}) + "\n" for n in range(3)))
     broken.write_text(good.read_text() + '{"prompt": "x", "chosen": 3, "rejected": "<b>"}\n')
-    said = page.locator("#import-said")
+    said = page.locator("#import-message")
     page.locator("#history").get_by_label("Whose").select_option("all")
     expect(told(page)).to_contain_text("of 74")
     bring(page, broken)

@@ -164,23 +164,23 @@ def test_what_is_no_ranking_is_told(text: str, why: str) -> None:
 
 
 def test_a_page_of_votes(history: History) -> None:
-    view = history.look("me", {})
+    view = history.search("me", {})
     assert (view["total"], view["start"], view["page"]) == (3, 0, PAGE)
     first = view["rows"][0]
-    assert first["said"] == "tie" and first["prompt"] == 'A "quiet" hobby? Say 100%.'
-    assert history.look("me", {"scope": "all", "start": "x", "words": 7})["total"] == 0
-    assert history.look("me", {"scope": "all", "verdict": "both_bad"})["rows"][0]["edited"]
+    assert first["summary"] == "tie" and first["prompt"] == 'A "quiet" hobby? Say 100%.'
+    assert history.search("me", {"scope": "all", "start": "x", "words": 7})["total"] == 0
+    assert history.search("me", {"scope": "all", "verdict": "both_bad"})["rows"][0]["edited"]
     json.dumps(view)
 
 
 def test_under_a_login_there_are_only_ones_own(store: Store) -> None:
     history = History(store, print)
     with pytest.raises(UserError, match="their own votes only"):
-        history.look("me", {"scope": "all"})
+        history.search("me", {"scope": "all"})
     (other,) = store.votes(rater="ann")
-    for ask in (history.open, history.correct, history.take_back):
+    for ask in (history.open, history.correct, history.undo):
         with pytest.raises(UserError, match="changed elsewhere"):  # says not even that it is there
-            ask("me", {"id": other.id, "said": {"verdict": "tie"}})
+            ask("me", {"id": other.id, "vote": {"verdict": "tie"}})
     with pytest.raises(UserError, match="their own"):
         history.export("me", {"scope": "all", "form": "trl", "purpose": "train"})
     assert store.vote(other.id) == other
@@ -206,16 +206,16 @@ def test_a_correction(history: History, store: Store, told: list[str]) -> None:
         "note": " hm ",
         "edited": "",
     }
-    view = history.correct("me", {"id": vote.id, "said": said})
-    assert view["said"] == view["row"]["said"] == "B is better, much" and view["note"] == "hm"
+    view = history.correct("me", {"id": vote.id, "vote": said})
+    assert view["summary"] == view["row"]["summary"] == "B is better, much" and view["note"] == "hm"
     assert store.vote(vote.id) is None and told == ["me"]
-    again = history.correct("me", {"id": view["id"], "said": said})
-    assert again["told"] == "Nothing was changed." and again["id"] == view["id"]
-    tie = history.correct("me", {"id": view["id"], "said": {**said, "verdict": "tie"}})
+    again = history.correct("me", {"id": view["id"], "vote": said})
+    assert again["message"] == "Nothing was changed." and again["id"] == view["id"]
+    tie = history.correct("me", {"id": view["id"], "vote": {**said, "verdict": "tie"}})
     kept = store.vote(tie["id"])
     assert kept is not None and kept.verdict == Verdict("tie", note="hm")  # of no strength
     with pytest.raises(UserError, match="changed elsewhere"):
-        history.correct("me", {"id": vote.id, "said": said})
+        history.correct("me", {"id": vote.id, "vote": said})
 
 
 def test_letters_are_those_of_the_screen(history: History, store: Store) -> None:
@@ -224,15 +224,15 @@ def test_letters_are_those_of_the_screen(history: History, store: Store) -> None
     number = store.judge(shown.token, Verdict("ranked", [[2], [0, 1]]))
     view = history.open("me", {"id": number})
     assert [answer["source"] for answer in view["answers"]] == ["runs/z", "runs/x", "runs/y"]
-    assert view["said"] == view["ranking"] == "A > B = C"
+    assert view["summary"] == view["ranking"] == "A > B = C"
     said = {"verdict": "ranked", "ranking": "C > A"}
-    view = history.correct("me", {"id": number, "said": said})
+    view = history.correct("me", {"id": number, "vote": said})
     kept = store.vote(view["id"])
     assert kept is not None and kept.verdict.ranking == [[1], [2]]
-    assert view["ranking"] == "C > A" and view["row"]["said"] == "C > A (B not ranked)"
-    again = history.correct("me", {"id": view["id"], "said": said})
-    assert again["told"] == "Nothing was changed."
-    history.take_back("me", {"id": view["id"]})
+    assert view["ranking"] == "C > A" and view["row"]["summary"] == "C > A (B not ranked)"
+    again = history.correct("me", {"id": view["id"], "vote": said})
+    assert again["message"] == "Nothing was changed."
+    history.undo("me", {"id": view["id"]})
     (waiting,) = store.rows("SELECT shown FROM presentation WHERE open = 1")
     assert waiting["shown"] == "[2, 0, 1]"
 
@@ -264,7 +264,7 @@ def test_a_correction_that_does_not_fit(
 ) -> None:
     before = store.votes()
     with pytest.raises(UserError, match=why):
-        history.correct("me", {"id": before[0].id, "said": said})
+        history.correct("me", {"id": before[0].id, "vote": said})
     assert store.votes() == before and told == []
 
 
@@ -272,13 +272,13 @@ def test_what_was_taken_back_is_asked_again(
     history: History, store: Store, told: list[str]
 ) -> None:
     vote = store.votes(rater="me", purpose="train")[0]
-    view = history.take_back("me", {"id": vote.id})
-    assert view["gone"] == vote.id and "asked about these answers again" in view["told"]
+    view = history.undo("me", {"id": vote.id})
+    assert view["gone"] == vote.id and "see these answers again" in view["message"]
     assert store.count("me") == 2 and told == ["me"]
     shown = next_shown(store, "me")
     assert shown is not None and shown.presentation.item_id == vote.item_id
     with pytest.raises(UserError, match="changed elsewhere"):
-        history.take_back("me", {"id": vote.id})
+        history.undo("me", {"id": vote.id})
 
 
 def test_votes_of_others_are_changed_only_where_nobody_logs_in(
@@ -287,9 +287,9 @@ def test_votes_of_others_are_changed_only_where_nobody_logs_in(
     (imported,), (ann,) = store.votes(rater="imported"), store.votes(rater="ann")
     set_password(store, "ann", PASSWORD)
     assert not history.open("me", {"id": ann.id})["yours"]
-    with pytest.raises(UserError, match="This vote is ann's"):
-        history.take_back("me", {"id": ann.id})
-    assert "again" not in history.take_back("me", {"id": imported.id})["told"]
+    with pytest.raises(UserError, match="This is ann's vote"):
+        history.undo("me", {"id": ann.id})
+    assert "again" not in history.undo("me", {"id": imported.id})["message"]
     assert told == ["imported"] and store.count("imported") == 0
     assert store.rows("SELECT 1 FROM presentation WHERE open = 1") == []
 
@@ -314,12 +314,12 @@ def test_a_file_comes_in(history: History, store: Store, told: list[str], tmp_pa
     rows = EXPORTS["own"](store.votes()).rows
     fresh = rows[0] | {"prompt": "New?", "item": "77", "presentation": 77}
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, fresh]))
-    said = history.bring_in("me", str(file))
-    assert said == "1 vote from in.jsonl came in. Left out: 5 there already."
+    said = history.import_file("me", str(file))
+    assert said == "Imported 1 vote from in.jsonl. Left out: 5 already in the store."
     assert told == ["me"] and store.count() == 6
     file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{broken')
     with pytest.raises(UserError) as error:
-        history.bring_in("me", str(file))
+        history.import_file("me", str(file))
     assert str(error.value).startswith("in.jsonl, line 2") and str(tmp_path) not in str(error.value)
     assert store.count() == 6
 
@@ -331,8 +331,8 @@ def test_nobody_brings_votes_in_the_name_of_another(store: Store, tmp_path: Path
     rows = [row | {"prompt": "New?"} for row in EXPORTS["own"](store.votes()).rows]
     names = zip(rows, ("ann", "bob", "worker 3", "bob", "bob"), strict=True)
     file.write_text("".join(json.dumps(row | {"rater": name}) + "\n" for row, name in names))
-    said = History(store, print).bring_in("ann", str(file))
-    assert said == f"2 votes from in.jsonl came in. Left out: 3 {NOT_YOURS}."
+    said = History(store, print).import_file("ann", str(file))
+    assert said == f"Imported 2 votes from in.jsonl. Left out: 3 {NOT_YOURS}."
     assert (store.count("ann"), store.count("bob"), store.count("worker 3")) == (2, 0, 1)
 
 

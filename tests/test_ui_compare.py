@@ -18,7 +18,7 @@ from lorarlhf_ui.compare import HELD_OUT, BlindComparison
 from lorarlhf_ui.downloads import exported
 from lorarlhf_ui.engine_client import Engine
 from lorarlhf_ui.engine_worker import packed
-from tests.pages import FIRST, Asked, Bench, FakeEngine, add_run, pair, until
+from tests.pages import FIRST, Bench, FakeEngine, Request, add_run, pair, until
 
 pytest_plugins = ("tests.pages",)
 
@@ -26,30 +26,30 @@ OpenBench = Callable[..., Bench]
 HELD = [f"Held out {number}?" for number in range(6)]
 
 
-def held_out(space: Project, prompts: list[str]) -> None:
-    write_jsonl(space.folder / HELD_OUT, [{"prompt": prompt} for prompt in prompts])
+def held_out(project: Project, prompts: list[str]) -> None:
+    write_jsonl(project.folder / HELD_OUT, [{"prompt": prompt} for prompt in prompts])
 
 
 @pytest.fixture
-def bench(open_bench: OpenBench, space: Project) -> Bench:
+def bench(open_bench: OpenBench, project: Project) -> Bench:
     """With two runs, six held-out prompts, and a fake engine that says which model it is."""
     for name in ("0001-sft", "0002-dpo"):
-        add_run(space, name)
-    held_out(space, HELD)
+        add_run(project, name)
+    held_out(project, HELD)
     engine = FakeEngine()
     engine.write = answers
-    return open_bench(engine, making=False)
+    return open_bench(engine, prefetching=False)
 
 
-def answers(asked: Asked) -> list[str]:
+def answers(asked: Request) -> list[str]:
     names = {"0001-sft": "Red.", "0002-dpo": "Blue.", "base": "Green."}
     return [text for model in asked.models for name, text in names.items() if name in model]
 
 
 def start(bench: Bench, first: str = "0001-sft", second: str = "0002-dpo", wanted: int = 6) -> Any:
     """A test whose answers are all written."""
-    test = bench.tasting.start(first, second, wanted)
-    until(lambda: bench.tasting.made(test) == wanted)
+    test = bench.comparisons.start(first, second, wanted)
+    until(lambda: bench.comparisons.made(test) == wanted)
     return test
 
 
@@ -61,10 +61,10 @@ def ranked(view: dict[str, Any], best: str) -> dict[str, Any]:
 
 def vote_all(bench: Bench, says: list[str], rater: str = "ann") -> dict[str, Any]:
     """Votes on the next items: a text that is better, or a verdict."""
-    view = bench.tasting.begin(rater)
+    view = bench.comparisons.begin(rater)
     for said in says:
         whole = ranked(view, said) if said.endswith(".") else {"verdict": said}
-        view = bench.tasting.vote(rater, view["token"], whole, 800)
+        view = bench.comparisons.vote(rater, view["token"], whole, 800)
     return view
 
 
@@ -74,9 +74,9 @@ def vote_all(bench: Bench, says: list[str], rater: str = "ann") -> dict[str, Any
 def test_both_models_answer_every_prompt_once(bench: Bench) -> None:
     test = start(bench)
     assert (test.first, test.second, test.wanted) == ("runs/0001-sft", "runs/0002-dpo", 6)
-    assert {str(asked.prompt[0]["content"]) for asked in bench.engine.ahead} == set(HELD)
-    assert all(len(asked.models) == 2 for asked in bench.engine.ahead)
-    assert not any(asked.options.get("urgent") for asked in bench.engine.ahead)
+    assert {str(asked.prompt[0]["content"]) for asked in bench.engine.prefetched} == set(HELD)
+    assert all(len(asked.models) == 2 for asked in bench.engine.prefetched)
+    assert not any(asked.options.get("urgent") for asked in bench.engine.prefetched)
     rows = bench.store.rows("SELECT purpose, shared, taste_test FROM item")
     assert {tuple(row) for row in rows} == {("compare", 1, test.id)}
 
@@ -88,45 +88,48 @@ def test_both_models_answer_every_prompt_once(bench: Bench) -> None:
         ("base", "base", 3, "Choose two different models"),
         ("0002-dpo", "newest", 3, "Choose two different models"),
         ("base", "0009-ppo", 3, "no policy 0009-ppo"),
-        ("base", "0001-sft", 0, "take 1 to 6"),
-        ("base", "0001-sft", 7, "take 1 to 6"),
+        ("base", "0001-sft", 0, "choose 1 to 6"),
+        ("base", "0001-sft", 7, "choose 1 to 6"),
     ],
 )
 def test_tests_that_can_not_be_are_refused(
     bench: Bench, first: str, second: str, wanted: int, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        bench.tasting.start(first, second, wanted)
-    assert bench.tasting.newest() is None and "No taste test" in bench.tasting.begin("ann")["empty"]
-    assert bench.tasting.progress("ann") == {}
+        bench.comparisons.start(first, second, wanted)
+    assert (
+        bench.comparisons.newest() is None
+        and "No blind comparison" in bench.comparisons.begin("ann")["empty"]
+    )
+    assert bench.comparisons.progress("ann") == {}
 
 
 def test_without_a_model_no_test_begins_and_an_old_one_says_why(
     bench: Bench, open_bench: OpenBench
 ) -> None:
     bench.engine.write = None
-    bench.tasting.start("base", "0001-sft", 2)
-    assert "being written: 0 of 2" in bench.tasting.begin("ann")["wait"]
-    off = open_bench(FakeEngine("off"), making=False)
+    bench.comparisons.start("base", "0001-sft", 2)
+    assert "being generated: 0 of 2" in bench.comparisons.begin("ann")["wait"]
+    off = open_bench(FakeEngine("off"), prefetching=False)
     with pytest.raises(UserError, match="without a model"):
-        off.tasting.start("base", "0001-sft", 2)
-    told = off.tasting.begin("ann")
+        off.comparisons.start("base", "0001-sft", 2)
+    told = off.comparisons.begin("ann")
     assert "without a model" in told["empty"] and "wait" not in told
 
 
-def test_a_prompt_that_stands_twice_is_asked_once(bench: Bench, space: Project) -> None:
-    held_out(space, [HELD[0]] * 3 + HELD[1:3])
-    with pytest.raises(UserError, match="take 1 to 3"):
-        bench.tasting.start("base", "0001-sft", 4)
+def test_a_prompt_that_stands_twice_is_asked_once(bench: Bench, project: Project) -> None:
+    held_out(project, [HELD[0]] * 3 + HELD[1:3])
+    with pytest.raises(UserError, match="choose 1 to 3"):
+        bench.comparisons.start("base", "0001-sft", 4)
     start(bench, wanted=3)
-    assert {str(asked.prompt[0]["content"]) for asked in bench.engine.ahead} == set(HELD[:3])
+    assert {str(asked.prompt[0]["content"]) for asked in bench.engine.prefetched} == set(HELD[:3])
 
 
 def test_the_prompts_that_come_along_are_used_where_there_are_no_own(
-    bench: Bench, space: Project
+    bench: Bench, project: Project
 ) -> None:
-    (space.folder / HELD_OUT).unlink()
-    assert len(bench.tasting.prompts()) >= 30
+    (project.folder / HELD_OUT).unlink()
+    assert len(bench.comparisons.prompts()) >= 30
 
 
 # ---- blind
@@ -134,12 +137,12 @@ def test_the_prompts_that_come_along_are_used_where_there_are_no_own(
 
 def test_a_page_is_told_no_name_before_the_end(bench: Bench) -> None:
     start(bench, wanted=3)
-    view = bench.tasting.begin("ann")
-    told = [view, bench.tasting.progress("ann")]
+    view = bench.comparisons.begin("ann")
+    told = [view, bench.comparisons.progress("ann")]
     for _ in range(2):
-        view = bench.tasting.vote("ann", view["token"], ranked(view, "Red."))
+        view = bench.comparisons.vote("ann", view["token"], ranked(view, "Red."))
         told.append(view)
-    told.append(bench.tasting.undo("ann", view["voted"]))
+    told.append(bench.comparisons.undo("ann", view["voted"]))
     whole = json.dumps(told)
     for name in ("0001", "0002", "sft", "dpo", "runs/", "base", "first", "second"):
         assert name not in whole
@@ -159,10 +162,10 @@ def test_sides_change_and_stay_for_a_rater(bench: Bench) -> None:
     start(bench)
     left = set()
     for _ in range(6):
-        view = bench.tasting.begin("ann")
-        assert bench.tasting.begin("ann")["answers"] == view["answers"]
+        view = bench.comparisons.begin("ann")
+        assert bench.comparisons.begin("ann")["answers"] == view["answers"]
         left.add(view["answers"][0]["text"])
-        bench.tasting.vote("ann", view["token"], {"verdict": "tie"})
+        bench.comparisons.vote("ann", view["token"], {"verdict": "tie"})
     assert left == {"Red.", "Blue."}
 
 
@@ -172,7 +175,7 @@ def test_sides_change_and_stay_for_a_rater(bench: Bench) -> None:
 def test_results_by_hand(bench: Bench) -> None:
     test = start(bench)
     end = vote_all(bench, ["Blue.", "Blue.", "Red.", "tie", "both_bad", "skip"])
-    assert sorted(bench.tasting.outcomes(test)) == [0.0, 0.5, 0.5, 1.0, 1.0]
+    assert sorted(bench.comparisons.outcomes(test)) == [0.0, 0.5, 0.5, 1.0, 1.0]
     low, high = (round(100 * end) for end in wilson_interval(0.6, 5))
     assert end["empty"] == (
         f"runs/0002-dpo against runs/0001-sft: wins 60% of 5 ({low} to {high}%). "
@@ -183,10 +186,10 @@ def test_results_by_hand(bench: Bench) -> None:
 
 def test_a_ranking_of_the_best_alone_is_a_win(bench: Bench) -> None:
     test = start(bench, wanted=1)
-    view = bench.tasting.begin("ann")
+    view = bench.comparisons.begin("ann")
     said = ranked(view, "Blue.")
-    bench.tasting.vote("ann", view["token"], said | {"ranking": said["ranking"][:1]})
-    assert bench.tasting.outcomes(test) == [1.0]
+    bench.comparisons.vote("ann", view["token"], said | {"ranking": said["ranking"][:1]})
+    assert bench.comparisons.outcomes(test) == [1.0]
 
 
 def test_every_rater_is_asked_all_and_has_results_of_their_own(bench: Bench) -> None:
@@ -194,27 +197,27 @@ def test_every_rater_is_asked_all_and_has_results_of_their_own(bench: Bench) -> 
     vote_all(bench, ["Red."] * 3, "ann")
     end = vote_all(bench, ["Blue.", "Blue.", "Red."], "bob")
     assert "wins 67% of 3" in end["empty"]
-    assert bench.tasting.outcomes(test, "ann") == [0.0] * 3
-    assert sum(bench.tasting.outcomes(test)) == 2 and len(bench.tasting.outcomes(test)) == 6
-    assert "no votes yet" in bench.tasting.verdict(test, "cem")
+    assert bench.comparisons.outcomes(test, "ann") == [0.0] * 3
+    assert sum(bench.comparisons.outcomes(test)) == 2 and len(bench.comparisons.outcomes(test)) == 6
+    assert "no votes yet" in bench.comparisons.result(test, "cem")
 
 
 def test_undo_and_corrections_count(bench: Bench) -> None:
     test = start(bench, wanted=2)
     view = vote_all(bench, ["Red.", "Red."])
-    back = bench.tasting.undo("ann", view["voted"])
+    back = bench.comparisons.undo("ann", view["voted"])
     assert back["progress"] == "1 of 2 votes" and len(back["answers"]) == 2
-    assert bench.tasting.undo("ann", view["voted"])["token"] == back["token"]  # clicked twice
-    bench.tasting.vote("ann", back["token"], ranked(back, "Blue."))
-    assert sorted(bench.tasting.outcomes(test)) == [0.0, 1.0]
-    last = bench.tasting.begin("ann")["last"]
+    assert bench.comparisons.undo("ann", view["voted"])["token"] == back["token"]  # clicked twice
+    bench.comparisons.vote("ann", back["token"], ranked(back, "Blue."))
+    assert sorted(bench.comparisons.outcomes(test)) == [0.0, 1.0]
+    last = bench.comparisons.begin("ann")["last"]
     for _ in range(2):
-        bench.tasting.undo("ann", last)
-        assert bench.tasting.outcomes(test) == [0.0]
-    with pytest.raises(UserError, match="no vote of yours"):
-        bench.tasting.undo("bob", None)
-    with pytest.raises(UserError, match="not known here"):
-        bench.tasting.undo("ann", "1")
+        bench.comparisons.undo("ann", last)
+        assert bench.comparisons.outcomes(test) == [0.0]
+    with pytest.raises(UserError, match="no vote to undo"):
+        bench.comparisons.undo("bob", None)
+    with pytest.raises(UserError, match="Reload"):
+        bench.comparisons.undo("ann", "1")
 
 
 def test_undo_leaves_earlier_tests_and_other_votes_alone(bench: Bench) -> None:
@@ -223,30 +226,30 @@ def test_undo_leaves_earlier_tests_and_other_votes_alone(bench: Bench) -> None:
     bench.store.judge(bench.store.present(pair(bench.store), "ann").token, FIRST)
     start(bench, "base", "0001-sft", 1)
     for expected in (None, before):
-        with pytest.raises(UserError, match="no vote of yours"):
-            bench.tasting.undo("ann", expected)
-    assert bench.tasting.outcomes(old) == [0.0] and bench.store.count("ann") == 2
+        with pytest.raises(UserError, match="no vote to undo"):
+            bench.comparisons.undo("ann", expected)
+    assert bench.comparisons.outcomes(old) == [0.0] and bench.store.count("ann") == 2
 
 
 def test_votes_that_mean_nothing_are_refused_in_words(bench: Bench) -> None:
     start(bench, wanted=1)
-    token = bench.tasting.begin("ann")["token"]
+    token = bench.comparisons.begin("ann")["token"]
     bad: list[Any] = [None, [], {"verdict": "X"}, {"verdict": "ranked", "ranking": [[5]]}]
     for said in bad:
         with pytest.raises(UserError):
-            bench.tasting.vote("ann", token, said)
-    with pytest.raises(UserError, match="not known here"):
-        bench.tasting.vote("bob", token, {"verdict": "tie"})
+            bench.comparisons.vote("ann", token, said)
+    with pytest.raises(UserError, match="Reload"):
+        bench.comparisons.vote("bob", token, {"verdict": "tie"})
     assert bench.store.votes() == []
 
 
 def test_a_vote_that_is_sent_twice_is_one(bench: Bench) -> None:
     test = start(bench, wanted=2)
-    view = bench.tasting.begin("ann")
-    first = bench.tasting.vote("ann", view["token"], ranked(view, "Red."), 800)
-    again = bench.tasting.vote("ann", view["token"], ranked(view, "Red."), 800)
+    view = bench.comparisons.begin("ann")
+    first = bench.comparisons.vote("ann", view["token"], ranked(view, "Red."), 800)
+    again = bench.comparisons.vote("ann", view["token"], ranked(view, "Red."), 800)
     assert first["token"] == again["token"] and first["voted"] == again["voted"]
-    assert bench.tasting.outcomes(test) == [0.0]
+    assert bench.comparisons.outcomes(test) == [0.0]
 
 
 # ---- apart from everything else
@@ -254,18 +257,18 @@ def test_a_vote_that_is_sent_twice_is_one(bench: Bench) -> None:
 
 def test_votes_are_not_trained_on_and_not_learned(bench: Bench) -> None:
     bench.engine.write = None
-    test = bench.tasting.start("0001-sft", "0002-dpo", 6)
+    test = bench.comparisons.start("0001-sft", "0002-dpo", 6)
     for number in range(6):
-        asked = until(lambda n=number: bench.engine.ahead[n:])[0]
+        asked = until(lambda n=number: bench.engine.prefetched[n:])[0]
         rows = [packed(np.full(4, 1.0)), packed(np.full(4, -1.0))]
         asked.end(*answers(asked), features=rows)
-    until(lambda: bench.tasting.made(test) == 6)
-    view = bench.tasting.begin("ann")
+    until(lambda: bench.comparisons.made(test) == 6)
+    view = bench.comparisons.begin("ann")
     for number in range(6):  # half of them by way of the other page
-        page = bench.collecting if number % 2 else bench.tasting
+        page = bench.ratings if number % 2 else bench.comparisons
         page.vote("ann", view["token"], ranked(view, "Red."), 700)
-        view = bench.tasting.begin("ann")
-    assert bench.meter.wait() and bench.meter._learned == {}
+        view = bench.comparisons.begin("ann")
+    assert bench.meter.wait() and bench.meter._heads == {}
     assert bench.meter.report("ann") == {"guesses": 0}
     votes = bench.store.votes()
     assert len(votes) == 6 and {vote.purpose for vote in votes} == {"compare"}
@@ -281,7 +284,7 @@ def known_states(bench: Bench, vote: Vote) -> bool:
 
 def test_the_collect_page_does_not_show_them(bench: Bench) -> None:
     start(bench, wanted=2)
-    assert bench.collecting.begin("ann")["token"].startswith("live-")
+    assert bench.ratings.begin("ann")["token"].startswith("live-")
 
 
 # ---- restarts and trouble
@@ -289,56 +292,56 @@ def test_the_collect_page_does_not_show_them(bench: Bench) -> None:
 
 def test_after_a_restart_a_test_goes_on(bench: Bench, open_bench: OpenBench) -> None:
     bench.engine.write = None
-    test = bench.tasting.start("0001-sft", "0002-dpo", 6)
-    until(lambda: bench.engine.ahead)[0].end("Red.", "Blue.")
-    until(lambda: bench.tasting.made(test) == 1)
+    test = bench.comparisons.start("0001-sft", "0002-dpo", 6)
+    until(lambda: bench.engine.prefetched)[0].end("Red.", "Blue.")
+    until(lambda: bench.comparisons.made(test) == 1)
     vote_all(bench, ["Blue."])
-    bench.tasting.close()
+    bench.comparisons.close()
     engine = FakeEngine()
     engine.write = answers
-    again = open_bench(engine, making=False)
-    assert again.tasting.newest() == test
-    until(lambda: again.tasting.made(test) == 6)
-    asked = {str(one.prompt[0]["content"]) for one in engine.ahead}
-    assert len(asked) == len(engine.ahead) == 5
+    again = open_bench(engine, prefetching=False)
+    assert again.comparisons.newest() == test
+    until(lambda: again.comparisons.made(test) == 6)
+    asked = {str(one.prompt[0]["content"]) for one in engine.prefetched}
+    assert len(asked) == len(engine.prefetched) == 5
     assert "of 6 votes" in vote_all(again, ["Red."] * 5)["progress"]
-    assert sorted(again.tasting.outcomes(test)) == [0.0] * 5 + [1.0]
+    assert sorted(again.comparisons.outcomes(test)) == [0.0] * 5 + [1.0]
 
 
-def test_prompts_that_change_on_the_way_are_asked_once_each(bench: Bench, space: Project) -> None:
+def test_prompts_that_change_on_the_way_are_asked_once_each(bench: Bench, project: Project) -> None:
     bench.engine.write = None
-    test = bench.tasting.start("0001-sft", "0002-dpo", 4)
-    until(lambda: bench.engine.ahead)[0].end("Red.", "Blue.")
-    until(lambda: bench.engine.ahead[1:])
-    asked = [str(one.prompt[0]["content"]) for one in bench.engine.ahead]
-    held_out(space, [*asked, "New?"])
+    test = bench.comparisons.start("0001-sft", "0002-dpo", 4)
+    until(lambda: bench.engine.prefetched)[0].end("Red.", "Blue.")
+    until(lambda: bench.engine.prefetched[1:])
+    asked = [str(one.prompt[0]["content"]) for one in bench.engine.prefetched]
+    held_out(project, [*asked, "New?"])
     bench.engine.write = answers
-    bench.engine.ahead[1].end("Red.", "Blue.")
-    until(lambda: "this test wanted 4" in bench.tasting.trouble)
-    assert bench.tasting.made(test) == 3
+    bench.engine.prefetched[1].end("Red.", "Blue.")
+    until(lambda: "this comparison needs 4" in bench.comparisons.problem)
+    assert bench.comparisons.made(test) == 3
     view = vote_all(bench, ["Red."] * 3)
-    assert "this test wanted 4" in view["empty"] and "this test wanted 4" in view["wait"]
-    held_out(space, [*asked, "New?", "Newer?"])
-    bench.tasting._wake.set()
-    until(lambda: bench.tasting.made(test) == 4)
-    assert len({str(one.prompt) for one in bench.engine.ahead}) == 4
+    assert "this comparison needs 4" in view["empty"] and "this comparison needs 4" in view["wait"]
+    held_out(project, [*asked, "New?", "Newer?"])
+    bench.comparisons._wake.set()
+    until(lambda: bench.comparisons.made(test) == 4)
+    assert len({str(one.prompt) for one in bench.engine.prefetched}) == 4
 
 
 def test_trouble_is_told_and_passes(bench: Bench) -> None:
     bench.engine.write = None
-    test = bench.tasting.start("0001-sft", "0002-dpo", 1)
-    until(lambda: bench.engine.ahead)[0].fail("There is not enough memory for this.")
-    until(lambda: bench.tasting.trouble)
-    assert bench.tasting.begin("ann")["empty"] == "There is not enough memory for this."
+    test = bench.comparisons.start("0001-sft", "0002-dpo", 1)
+    until(lambda: bench.engine.prefetched)[0].fail("There is not enough memory for this.")
+    until(lambda: bench.comparisons.problem)
+    assert bench.comparisons.begin("ann")["empty"] == "There is not enough memory for this."
     bench.engine.write = answers
-    bench.tasting._wake.set()
-    until(lambda: bench.tasting.made(test) == 1)
-    assert len(bench.tasting.begin("ann")["answers"]) == 2
+    bench.comparisons._wake.set()
+    until(lambda: bench.comparisons.made(test) == 1)
+    assert len(bench.comparisons.begin("ann")["answers"]) == 2
 
 
 def test_answers_without_hidden_states_are_kept(bench: Bench) -> None:
     start(bench, wanted=1)
-    assert len(bench.tasting.begin("ann")["answers"]) == 2
+    assert len(bench.comparisons.begin("ann")["answers"]) == 2
 
 
 def test_a_new_test_takes_the_place_of_the_last(bench: Bench) -> None:
@@ -347,29 +350,29 @@ def test_a_new_test_takes_the_place_of_the_last(bench: Bench) -> None:
     new = start(bench, "base", "0002-dpo", 2)
     end = vote_all(bench, ["Green.", "Blue."])
     assert "runs/0002-dpo against base: wins 50% of 2" in end["empty"]
-    assert bench.tasting.all() == [new, old] and bench.tasting.newest() == new
-    assert "wins 0% of 1" in bench.tasting.verdict(old, "ann")
+    assert bench.comparisons.all() == [new, old] and bench.comparisons.newest() == new
+    assert "wins 0% of 1" in bench.comparisons.result(old, "ann")
 
 
 # ---- with the real engine
 
 
 def test_with_the_real_engine(
-    open_bench: OpenBench, engine: Engine, space: Project, policies: list[Path]
+    open_bench: OpenBench, engine: Engine, project: Project, policies: list[Path]
 ) -> None:
-    add_run(space, "0001-dpo", policies[0])
-    add_run(space, "0002-dpo", policies[1])
-    held_out(space, HELD)
-    bench = open_bench(engine, making=False)
-    from lorarlhf_ui.prefetch import Making
+    add_run(project, "0001-dpo", policies[0])
+    add_run(project, "0002-dpo", policies[1])
+    held_out(project, HELD)
+    bench = open_bench(engine, prefetching=False)
+    from lorarlhf_ui.models import AnswerSettings
 
-    bench.ahead.make(Making(temperature=1.0, max_new_tokens=8))
+    bench.prefetch.change_settings(AnswerSettings(temperature=1.0, max_new_tokens=8))
     test = start(bench, "0001-dpo", "0002-dpo", 3)
     for _ in range(3):
-        token = bench.tasting.begin("ann")["token"]
-        bench.tasting.vote("ann", token, {"verdict": "ranked", "ranking": [[0], [1]]})
+        token = bench.comparisons.begin("ann")["token"]
+        bench.comparisons.vote("ann", token, {"verdict": "ranked", "ranking": [[0], [1]]})
     votes = bench.store.votes(purpose="compare")
     by_hand = [float(vote.verdict.ranking[0][0]) for vote in votes]
-    assert bench.tasting.outcomes(test) == by_hand and len(by_hand) == 3
+    assert bench.comparisons.outcomes(test) == by_hand and len(by_hand) == 3
     assert all(vote.sources == ["runs/0001-dpo", "runs/0002-dpo"] for vote in votes)
     assert engine.inspect().wait(60)["copies"] == 1

@@ -14,7 +14,7 @@ from lorarlhf.data.readers import bundled, read_prompts
 from lorarlhf.preferences.records import Vote
 from lorarlhf_ui.compare import BlindComparison
 from tests.browser.projects import (
-    Project,
+    ServedProject,
     bodies,
     ends,
     judge,
@@ -47,7 +47,7 @@ window.fetch = async (...words) => {
 """
 WITHOUT_CHOICES = """() => {
   const page = document.documentElement.cloneNode(true);
-  for (const part of page.querySelectorAll("#taste-new, #taste-earlier")) part.remove();
+  for (const part of page.querySelectorAll("#compare-new, #compare-earlier")) part.remove();
   return page.outerHTML;
 }"""
 
@@ -55,7 +55,7 @@ WITHOUT_CHOICES = """() => {
 @pytest.fixture(scope="module")
 def shared(
     tmp_path_factory: pytest.TempPathFactory, make_base: Callable[..., Path]
-) -> Iterator[Project]:
+) -> Iterator[ServedProject]:
     """Two runs whose answers are a few tokens long."""
     base = make_base()
     runs = partial(put_runs, base=base, names=[FIRST, SECOND], tokens=12)
@@ -64,7 +64,7 @@ def shared(
 
 
 @pytest.fixture
-def project(shared: Project) -> Project:
+def project(shared: ServedProject) -> ServedProject:
     shared.forget()
     return shared
 
@@ -72,7 +72,7 @@ def project(shared: Project) -> Project:
 def begin(page: Page, first: str = FIRST, second: str = SECOND, wanted: int = 5) -> None:
     """Choose two models and press Start."""
     for side, name in (("first", first), ("second", second)):
-        model = page.locator(f"#taste-{side}")
+        model = page.locator(f"#compare-{side}")
         expect(model.locator("input")).not_to_have_value("")
         model.locator("input").click()
         model.get_by_role("option", name=name, exact=True).click()
@@ -83,7 +83,7 @@ def begin(page: Page, first: str = FIRST, second: str = SECOND, wanted: int = 5)
     page.get_by_role("button", name="Start").click()
 
 
-def started(open_page: Any, project: Project) -> Page:
+def started(open_page: Any, project: ServedProject) -> Page:
     """A page with the first pair of a new test of five prompts."""
     page = open_page(f"{project.url}/compare")
     ends(page, "No taste test yet.")
@@ -99,7 +99,7 @@ def asked(page: Page, votes: int) -> None:
     ready(page)
 
 
-def told(project: Project) -> list[Vote]:
+def told(project: ServedProject) -> list[Vote]:
     return project.votes(purpose="compare")
 
 
@@ -109,16 +109,16 @@ def winner(vote: Vote) -> str:
     return vote.sources[ranking[0][0]] if ranking else vote.verdict.verdict
 
 
-def test_a_taste_test_from_start_to_end(open_page: Any, project: Project) -> None:
+def test_a_taste_test_from_start_to_end(open_page: Any, project: ServedProject) -> None:
     page = open_page(f"{project.url}/manifest.json")
     page.add_init_script(LISTEN)
     page.goto(f"{project.url}/compare")
     ends(page, "No taste test yet.")
-    expect(page.locator("#taste-first input")).not_to_have_value("")
+    expect(page.locator("#compare-first input")).not_to_have_value("")
     expect(page.get_by_role("button", name="Start")).to_be_enabled()
     page.evaluate("window.heard.fill('')")  # it had the dropdowns' choices
     begin(page)
-    expect(page.locator("#taste-said")).to_contain_text("Names are told at the end.")
+    expect(page.locator("#compare-message")).to_contain_text("Names are told at the end.")
     chosen = []
     for number, key in enumerate(["1", "2", "t", "ArrowRight", "g"]):
         asked(page, number)
@@ -171,7 +171,7 @@ def letters(text: str) -> str:
     return re.sub(r"[\W_]", "", text)
 
 
-def test_votes_are_kept_apart_from_training(open_page: Any, project: Project) -> None:
+def test_votes_are_kept_apart_from_training(open_page: Any, project: ServedProject) -> None:
     page = started(open_page, project)
     page.keyboard.press("1")
     asked(page, 1)
@@ -194,7 +194,7 @@ def test_votes_are_kept_apart_from_training(open_page: Any, project: Project) ->
     assert [json.loads(line)["purpose"] for line in asked_for.splitlines()] == ["compare"] * 2
 
 
-def test_a_reload_in_the_middle_goes_on(open_page: Any, project: Project) -> None:
+def test_a_reload_in_the_middle_goes_on(open_page: Any, project: ServedProject) -> None:
     page = started(open_page, project)
     page.keyboard.press("2")
     asked(page, 1)
@@ -210,7 +210,7 @@ def test_a_reload_in_the_middle_goes_on(open_page: Any, project: Project) -> Non
     assert [vote.verdict.verdict for vote in told(project)] == ["ranked", "skip"]
 
 
-def test_undo_in_the_middle_and_at_the_end(open_page: Any, project: Project) -> None:
+def test_undo_in_the_middle_and_at_the_end(open_page: Any, project: ServedProject) -> None:
     page = started(open_page, project)
     before = bodies(page)
     page.keyboard.press("1")
@@ -231,7 +231,9 @@ def test_undo_in_the_middle_and_at_the_end(open_page: Any, project: Project) -> 
     assert [vote.verdict.verdict for vote in told(project)] == ["tie"] * 4 + ["both_bad"]
 
 
-def test_a_new_test_moves_the_old_one_to_the_earlier_ones(open_page: Any, project: Project) -> None:
+def test_a_new_test_moves_the_old_one_to_the_earlier_ones(
+    open_page: Any, project: ServedProject
+) -> None:
     page = started(open_page, project)
     for number in range(5):
         asked(page, number)
@@ -244,15 +246,15 @@ def test_a_new_test_moves_the_old_one_to_the_earlier_ones(open_page: Any, projec
     page.reload()
     asked(page, 1)
     page.get_by_role("button", name="Earlier tests").click()
-    earlier = page.locator("#taste-results li")
+    earlier = page.locator("#compare-results li")
     expect(earlier).to_have_count(1)  # nothing of the one that goes on
     expect(earlier).to_contain_text(f"runs/{SECOND} against runs/{FIRST}: wins 50% of 5")
 
 
-def test_what_can_not_be_tested_is_told(open_page: Any, project: Project) -> None:
+def test_what_can_not_be_tested_is_told(open_page: Any, project: ServedProject) -> None:
     page = open_page(f"{project.url}/compare")
     ends(page, "No taste test yet.")
     begin(page, FIRST, FIRST)
-    expect(page.locator("#taste-said")).to_contain_text("Choose two different models.")
+    expect(page.locator("#compare-message")).to_contain_text("Choose two different models.")
     ends(page, "No taste test yet.")
     assert project.store.rows("SELECT count(*) FROM taste_test")[0][0] == 0
