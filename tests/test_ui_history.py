@@ -1,8 +1,7 @@
-"""Looking through votes and changing them, as plain functions; downloads behind the real guard."""
+"""The requests of the History page: votes are listed, corrected, undone, exported and imported."""
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +9,21 @@ import pytest
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-import fastapi
-from starlette.testclient import TestClient
 
-from lorarlhf.preferences.accounts import log_in, set_password
+from lorarlhf.preferences.accounts import set_password
 from lorarlhf.preferences.exports import EXPORTS
-from lorarlhf.preferences.history import PAGE, Wanted, find, in_words, ranking_text, read_ranking
+from lorarlhf.preferences.history import PAGE
 from lorarlhf.preferences.queue import next_shown
-from lorarlhf.preferences.records import Given, Verdict
+from lorarlhf.preferences.records import Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.downloads import FORMS, add_files
 from lorarlhf_ui.history import NOT_YOURS, History
-from lorarlhf_ui.login import COOKIE
-from lorarlhf_ui.security import Access, Guard
-
-FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
-ANSWERS = (("One.", "base"), ("Two.", "runs/1"))
-THREE = (("Red.", "a"), ("Green.", "b"), ("Blue.", "c"))
-PASSWORD = "quiet harbour 7"
-HERE = "http://localhost:7860"
-
-
-def given(number: int, verdict: Verdict = FIRST, **more: Any) -> Given:
-    item = {"prompt": f"Question {number}?", "completions": ANSWERS, "rater": "me", **more}
-    return Given(verdict=verdict, created_at=1_000 * number, **item)
+from tests.history_votes import FIRST, PASSWORD, filled_store, given
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "preferences.sqlite")
-    talk = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": 'A "quiet" hobby?\nSay 100%.'},
-    ]
-    made.add_votes(
-        [
-            given(1),
-            given(2, Verdict("ranked", [[1], [0, 2]], note="Über alles"), completions=THREE),
-            given(3, Verdict("tie"), prompt=talk, purpose="compare"),
-            given(4, Verdict("both_bad", edited="Straße, better."), rater="ann"),
-            given(5, SECOND, rater="imported"),
-        ]
-    )
-    return made
+    return filled_store(tmp_path)
 
 
 @pytest.fixture
@@ -64,100 +34,6 @@ def told() -> list[str]:
 @pytest.fixture
 def history(store: Store, told: list[str]) -> History:
     return History(store, told.append, everybody=True)
-
-
-# ---- finding
-
-
-@pytest.mark.parametrize(
-    "wanted, prompts",
-    [
-        (Wanted(), [5, 4, 3, 2, 1]),
-        (Wanted(rater="me"), [3, 2, 1]),
-        (Wanted(purpose="compare"), [3]),
-        (Wanted(verdict="ranked", rater="me"), [2, 1]),
-        (Wanted(words="question 2"), [2]),
-        (Wanted(words="GREEN."), [2]),  # an answer
-        (Wanted(words="über"), [2]),  # a note, in other capitals
-        (Wanted(words="STRASSE"), []),
-        (Wanted(words="straße"), [4]),  # an edited answer
-        (Wanted(words='"quiet"'), [3]),  # JSON would have it with backslashes
-        (Wanted(words="100%"), [3]),
-        (Wanted(words="1%0"), []),
-        (Wanted(words="q_iet"), []),
-        (Wanted(words="content"), []),  # words of the file's form are nobody's
-        (Wanted(words="user"), []),
-        (Wanted(words="Two. question"), [5, 4, 1]),  # every word, wherever it stands
-    ],
-)
-def test_votes_are_found(store: Store, wanted: Wanted, prompts: list[int]) -> None:
-    found = find(store, wanted)
-    assert [vote.created_at // 1000 for vote in found.votes] == prompts
-    assert found.total == len(prompts)
-
-
-def test_pages_end_and_a_page_behind_the_last_is_the_last(store: Store) -> None:
-    assert [v.created_at for v in find(store, Wanted(), 2, 2).votes] == [3000, 2000]
-    behind = find(store, Wanted(), 6, 2)
-    assert (behind.start, behind.total, len(behind.votes)) == (4, 5, 1)
-    assert find(store, Wanted(), -3, 2).start == 0
-    nothing = find(store, Wanted(rater="eve"), 50)
-    assert (nothing.start, nothing.total, nothing.votes) == (0, 0, [])
-    store.undo("me")
-    assert find(store, Wanted(rater="me")).total == 2
-
-
-def test_fifty_thousand_votes_stay_quick(tmp_path: Path) -> None:
-    store = Store(tmp_path / "many.sqlite")
-    store.add_votes(given(n, prompt=f"Question {n % 500}?") for n in range(50_000))
-    started = time.monotonic()
-    assert find(store, Wanted(), 49_950).total == 50_000
-    assert find(store, Wanted(words="nowhere")).total == 0
-    assert len(find(store, Wanted(rater="me", words="question 77?")).votes) == PAGE
-    assert time.monotonic() - started < 6  # a second on an idle core
-
-
-# ---- words
-
-
-@pytest.mark.parametrize(
-    "verdict, count, said",
-    [
-        (FIRST, 2, "A is better"),
-        (Verdict("ranked", [[1]], "much"), 2, "B is better, much"),
-        (Verdict("ranked", [[1], [0, 2]]), 3, "B > A = C"),
-        (Verdict("ranked", [[3]], "clearly"), 4, "D (A, B, C not ranked), clearly"),
-        (Verdict("both_good"), 2, "both good"),
-        (Verdict("both_bad"), 3, "all bad"),
-        (Verdict("skip"), 2, "skipped"),
-    ],
-)
-def test_verdicts_in_words(verdict: Verdict, count: int, said: str) -> None:
-    assert in_words(verdict, count) == said
-
-
-@pytest.mark.parametrize("text, ranking", [("b>a=C", [[1], [0, 2]]), (" C ", [[2]])])
-def test_rankings_are_read(text: str, ranking: list[list[int]]) -> None:
-    assert read_ranking(text, 3) == ranking
-    assert read_ranking(ranking_text(ranking), 3) == ranking
-
-
-@pytest.mark.parametrize(
-    "text, why",
-    [
-        ("B > D", "D is none of A, B, C"),
-        ("AB > C", "AB is none of"),
-        ("B > A > B", "B stands in it twice"),
-        ("B > > A", "a letter is missing"),
-        ("A B > C", "a letter is missing"),
-        ("", "a letter is missing"),
-        ("=", "a letter is missing"),
-        ("A=B=C", "choose the tie"),
-    ],
-)
-def test_what_is_no_ranking_is_told(text: str, why: str) -> None:
-    with pytest.raises(UserError, match=why):
-        read_ranking(text, 3)
 
 
 # ---- the page's questions
@@ -334,61 +210,3 @@ def test_nobody_brings_votes_in_the_name_of_another(store: Store, tmp_path: Path
     said = History(store, print).import_file("ann", str(file))
     assert said == f"Imported 2 votes from in.jsonl. Left out: 3 {NOT_YOURS}."
     assert (store.count("ann"), store.count("bob"), store.count("worker 3")) == (2, 0, 1)
-
-
-def client(store: Store, *, login: bool) -> TestClient:
-    app = fastapi.FastAPI()
-    add_files(app, store, everybody=not login)
-    access = Access(frozenset({"localhost"}), login, "me")
-    return TestClient(Guard(app, store, access), HERE, follow_redirects=False)
-
-
-def rows_of(answer: Any) -> list[dict[str, Any]]:
-    assert answer.status_code == 200, answer.text
-    return [json.loads(line) for line in answer.content.decode().splitlines()]
-
-
-def test_every_form_is_offered() -> None:
-    assert set(FORMS) == set(EXPORTS)
-
-
-@pytest.mark.parametrize("form", sorted(EXPORTS))
-def test_a_download_holds_what_the_export_does(store: Store, form: str) -> None:
-    answer = client(store, login=False).get(f"/files/votes?form={form}&scope=all&purpose=all")
-    assert rows_of(answer) == json.loads(json.dumps(EXPORTS[form](store.votes()).rows))
-    assert answer.headers["content-disposition"] == f'attachment; filename="votes-{form}.jsonl"'
-    assert answer.headers["cache-control"] == "no-store"
-    assert answer.headers["x-content-type-options"] == "nosniff"
-
-
-def test_a_download_is_of_ones_own_training_votes_unless_more_is_asked(store: Store) -> None:
-    pages = client(store, login=False)
-    assert [row["prompt"] for row in rows_of(pages.get("/files/votes?form=own"))] == [
-        "Question 1?",
-        "Question 2?",
-    ]
-    assert len(rows_of(pages.get("/files/votes?form=own&purpose=compare"))) == 1
-    assert len(rows_of(pages.get("/files/votes?form=own&scope=all&purpose=all"))) == 5
-    assert rows_of(pages.get("/files/votes?form=demonstrations")) == []
-    for wrong in ("form=xml", "scope=ann", "purpose=x", "form=../own"):
-        answer = pages.get(f"/files/votes?{wrong}")
-        assert answer.status_code == 400 and answer.headers["content-type"].startswith("text/plain")
-    assert pages.get("/files/votes", headers={"sec-fetch-site": "cross-site"}).status_code == 403
-
-
-def test_a_download_under_a_login(store: Store) -> None:
-    set_password(store, "ann", PASSWORD)
-    pages = client(store, login=True)
-    assert pages.get("/files/votes?form=own").status_code == 401
-    pages.cookies.set(COOKIE, log_in(store, "ann"))
-    own = rows_of(pages.get("/files/votes?form=own&purpose=all"))
-    assert [row["rater"] for row in own] == ["ann"]
-    assert pages.get("/files/votes?form=own&scope=all").status_code == 400
-
-
-def test_odd_characters_neither_split_a_row_nor_stop_a_download(store: Store) -> None:
-    odd = {"origin": {"half a character": "\ud83d"}, "prompt": "One\u2028two \U0001f600"}
-    store.add_votes([given(7, **odd)])
-    content = client(store, login=False).get("/files/votes?form=own").content
-    own = [json.loads(line) for line in content.decode().split("\n") if line]
-    assert {name: own[-1][name] for name in odd} == odd

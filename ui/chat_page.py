@@ -55,7 +55,7 @@ class _ChatPage:
             ]
         with gr.Row():
             self.chatbots = [_chatbot("left", True), _chatbot("right", False)]
-        self.message = gr.Markdown(elem_id="chat-message", elem_classes="message")
+        self.message = gr.Markdown(elem_id="chat-message", elem_classes="page-message")
         with gr.Row(
             elem_id="chat-votes", elem_classes="small-buttons", visible=False
         ) as self.votes:

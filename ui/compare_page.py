@@ -25,7 +25,7 @@ def compare_page(comparisons: Comparisons) -> None:
         start = gr.Button(
             "Start", variant="primary", elem_id="compare-start", min_width=120, interactive=False
         )
-        message = gr.Markdown(elem_id="compare-message", elem_classes="message")
+        message = gr.Markdown(elem_id="compare-message", elem_classes="page-message")
     with gr.Accordion("Earlier comparisons", open=False, elem_id="compare-earlier"):
         earlier = gr.Markdown(elem_id="compare-results")
 

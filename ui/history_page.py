@@ -69,7 +69,7 @@ def _import(history: History) -> None:
         finally:
             Path(path).unlink(missing_ok=True)  # Gradio's copy of the upload
         role = "status" if kind == "done" else "alert"
-        return f'<p class="result" role="{role}" data-kind="{kind}">{html.escape(text)}</p>'
+        return f'<p class="import-result" role="{role}" data-kind="{kind}">{html.escape(text)}</p>'
 
     uploaded = upload.upload(
         import_file, upload, message, api_visibility="private", concurrency_limit=None

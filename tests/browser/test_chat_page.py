@@ -15,7 +15,7 @@ RUN = "0001-sft"
 LONGEST = 2048  # takes many seconds
 # Gradio loses what is asked in the very moment in which its stream of answers is being closed.
 SETTLED_MS = 300
-KEPT = "Kept. The conversation goes on with the better answer."
+KEPT = "Saved. The conversation continues with the better answer."
 HOSTILE = (
     "<img src=x onerror=\"document.title='taken'\"> <script>document.title='taken'</script> "
     "![a picture](http://example.invalid/x.png) ![mine](/logout) [a link](javascript:alert(1)) "
@@ -172,7 +172,7 @@ def test_an_answer_streams_and_stops(chat: Any, open_page: Any, project: ServedP
     number(page, "Longest answer, in tokens", 16)
     ask(page, "And a short one?")  # would be refused while an answer is being written
     expect(messages(page, who="bot")).to_have_count(2)
-    expect(page.locator("#chat-said")).not_to_contain_text("Still answering")
+    expect(page.locator("#chat-message")).not_to_contain_text("Still answering")
     assert texts(page)[:3] == ["Tell me a long story.", kept, "And a short one?"]
     expect(page.locator("#chat-votes")).to_be_hidden()
     assert texts(visit(open_page, project))[1] == kept
@@ -190,7 +190,7 @@ def test_both_sides_stream_and_what_was_stopped_can_be_compared(
     answered(page)
     shown = [texts(page, side)[1] for side in ("left", "right")]
     vote(page, "Tie")
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     (kept,) = project.votes()
     assert list(map(letters, kept.completions)) == list(map(letters, shown))
 
@@ -198,9 +198,9 @@ def test_both_sides_stream_and_what_was_stopped_can_be_compared(
 def test_an_empty_question_is_refused(chat: Any) -> None:
     page = chat()
     page.get_by_role("button", name="Send").click()
-    expect(page.locator("#chat-said")).to_have_text("Type something first.")
+    expect(page.locator("#chat-message")).to_have_text("Type something first.")
     page.get_by_role("button", name="Answer again").click()
-    expect(page.locator("#chat-said")).to_have_text("There is nothing to answer yet.")
+    expect(page.locator("#chat-message")).to_have_text("There is nothing to answer yet.")
     expect(messages(page)).to_have_count(0)
 
 
@@ -241,7 +241,7 @@ def test_a_vote_lands_with_both_sources(
     shown = [texts(page, side)[1] for side in ("left", "right")]
     page.locator("#chat-votes").get_by_role("button", name=button).dblclick()
     expect(page.locator("#chat-votes")).to_be_hidden()
-    expect(page.locator("#chat-said")).to_have_text(re.compile("Kept|You have voted"))
+    expect(page.locator("#chat-message")).to_have_text(re.compile("Saved|You have voted"))
     (vote,) = project.votes()
     assert project.rows() == 1
     assert vote.prompt == [{"role": "user", "content": "A colour?"}]
@@ -258,7 +258,7 @@ def test_verdicts_without_a_better_one(chat: Any, project: ServedProject, verdic
     ask(page, "A colour?")
     answered(page)
     vote(page, verdict.replace("_", " ").capitalize())
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     assert [vote.verdict.verdict for vote in project.votes()] == [verdict]
 
 
@@ -269,27 +269,29 @@ def test_another_tab_votes_too_late(chat: Any, open_page: Any, project: ServedPr
     other = visit(open_page, project)
     answered(other)
     vote(page, "Tie")
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     vote(other, "Left is better")
-    expect(other.locator("#chat-said")).to_contain_text("You have voted on these. Correct it on")
+    expect(other.locator("#chat-message")).to_contain_text(
+        "You have voted on these. Correct your vote on"
+    )
     expect(other.locator("#chat-votes")).to_be_hidden()
     assert [vote.verdict.verdict for vote in project.votes()] == ["tie"] and project.rows() == 1
 
 
 def test_the_better_answer_goes_on_on_both_sides(chat: Any, project: ServedProject) -> None:
     page = chat(RUN)
-    page.get_by_label("System prompt, of a new conversation").fill("Be brief.")
+    page.get_by_label("System prompt of a new conversation").fill("Be brief.")
     ask(page, "First?")
     answered(page)
     left, right = (texts(page, side)[1] for side in ("left", "right"))
     assert left != right
     vote(page, "Right is better")
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     ask(page, "Second?")
     answered(page, 2)
     assert texts(page)[:3] == texts(page, "right")[:3] == ["First?", right, "Second?"]
     vote(page, "Left is better")
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     first, second = project.votes()
     assert first.prompt == [
         {"role": "system", "content": "Be brief."},
@@ -304,11 +306,11 @@ def test_the_reward_roles_scores(chat: Any) -> None:
     page = chat(RUN)
     ask(page, "Without?")
     answered(page)
-    expect(page.locator("#chat-said")).to_have_text("")
+    expect(page.locator("#chat-message")).to_have_text("")
     page.get_by_label("Show the reward role's score of each answer").check()
     page.get_by_role("button", name="Answer again").click()
     number = r"(-?\d+\.\d\d)"
-    told = page.locator("#chat-said")
+    told = page.locator("#chat-message")
     expect(told).to_have_text(re.compile(f"Reward role's score: {number} and {number}\\."))
     one, other = re.findall(number, told.inner_text())
     assert one != other
@@ -348,7 +350,7 @@ def test_a_question_is_asked_in_other_words(chat: Any, project: ServedProject) -
     answered(page)
     assert texts(page)[0] == texts(page, "right")[0] == "Other?"
     vote(page, "Tie")
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     assert [vote.prompt for vote in project.votes()] == [[{"role": "user", "content": "Other?"}]]
 
 

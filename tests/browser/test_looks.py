@@ -156,7 +156,7 @@ def open_all(page: Page, path: str) -> None:
         row = page.locator("#history .rows > li").first
         row.get_by_role("button").first.click()
         row.locator("summary").click()
-        for name in ("Download votes", "Bring in votes from a file"):
+        for name in ("Download votes", "Import votes from a file"):
             page.get_by_role("button", name=name).click()
         expect(page.locator("#export [data-part=status]")).to_contain_text("rows from")
     elif path == "/settings":
@@ -168,7 +168,7 @@ def open_all(page: Page, path: str) -> None:
         expect(page.locator("#chat-scored")).to_be_visible()
     elif path == "/compare":
         expect(page.locator("#compare-second input")).not_to_have_value("")
-        page.get_by_role("button", name="Earlier tests").click()
+        page.get_by_role("button", name="Earlier comparisons").click()
         expect(page.locator("#compare-results")).to_be_visible()
 
 

@@ -316,7 +316,7 @@ def test_a_vote_whose_answer_is_lost_is_sent_again_and_counted_once(
     shows(page, "Question 1?")
     page.evaluate(LOSE_FIRST, "vote")
     page.keyboard.press("1")
-    expect(part(page, "status")).to_contain_text("The server does not answer. Votes up to now")
+    expect(part(page, "status")).to_contain_text("The server does not answer. Your votes are saved")
     assert said(project) == [("A", None)]
     shows(page, "Question 2?")
     expect(part(page, "status")).to_have_text("")
@@ -578,7 +578,7 @@ def test_an_untouched_ranking_is_asked_about(open_page: Any, project: ServedProj
     page = ranking_page(open_page, project)
     shown = bodies(page)
     press(page, "rank")
-    expect(part(page, "status")).to_contain_text("in which they were shown. Send it once more")
+    expect(part(page, "status")).to_contain_text("in which they were shown. Send it again")
     assert project.rows() == 0
     press(page, "rank")
     shows(page, "The end?")
@@ -607,7 +607,7 @@ def test_how_answers_are_made_is_kept(open_page: Any, project: ServedProject) ->
     number.fill("4")
     number.blur()
     page.locator("#settings-save").click()
-    expect(page.locator("#settings-message")).to_contain_text("Kept.")
+    expect(page.locator("#settings-message")).to_contain_text("Saved.")
     page.reload()
     expect(number).to_have_value("4")
     rows = project.store.rows("SELECT value FROM setting WHERE name = 'collect'")
