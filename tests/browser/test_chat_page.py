@@ -22,10 +22,11 @@ HOSTILE = (
     "<svg onload=\"document.title='taken'\"></svg> <iframe src=/></iframe> "
     "<form action=/logout method=post><input name=password></form> <style>#root{}</style>"
 )
-# What comes through Gradio's cleaning is drawn with its handlers, and the policy lets none run.
+# Gradio's cleaning leaves some handlers in, and the content policy keeps them from running.
 REFUSED = (
     "^console error: (Refused to execute inline event handler because it violates|Executing inline "
-    "event handler violates) the following Content Security Policy directive ['\"]script-src 'self' "
+    "event handler violates) the following Content Security Policy directive ['\"]script-src "
+    "'self' "
 )
 COVER = '<div style="position: fixed; inset: 0; background: red; z-index: 9999">cover</div>'
 MARKDOWN = (

@@ -166,7 +166,7 @@ def test_undo_brings_the_same_pair_back(
     assert project.votes() == [] and project.rows() == 2
     expect(part(page, "progress")).to_have_text("0 today · 0 in all · 0 in the last hour")
     undo()
-    expect(part(page, "status")).to_have_text("There is no vote to undo.")
+    expect(part(page, "status")).to_have_text("You have no vote to undo.")
     page.keyboard.press("2")
     shows(page, "Second?")
     page.keyboard.press("t")
