@@ -57,7 +57,7 @@ def tuned(folder: Path) -> Project:
 def vote(page: Any, url: str, space: Project) -> None:
     """Two dozen votes by keys, for the friendlier answer."""
     page.goto(url)
-    answers = page.locator(".judge[data-streaming='no'] .answer .body")
+    answers = page.locator(".vote-widget[data-streaming='no'] .answer .body")
     end = time.monotonic() + 600
     while space.store().count() < VOTES:
         if time.monotonic() > end:
@@ -79,15 +79,15 @@ def chat(page: Any, url: str) -> None:
 
 
 def compare(page: Any, url: str) -> None:
-    """A taste test with a few votes."""
+    """A blind comparison with a few votes."""
     page.goto(f"{url}/compare")
-    page.locator("#taste-start").click()
+    page.locator("#compare-start").click()
     for _ in range(3):
-        page.locator(".judge .answer .body p").first.wait_for(timeout=300_000)
+        page.locator(".vote-widget .answer .body p").first.wait_for(timeout=300_000)
         page.wait_for_timeout(1500)
         page.keyboard.press("1")
         page.wait_for_timeout(500)
-    page.locator(".judge .answer .body p").first.wait_for(timeout=300_000)
+    page.locator(".vote-widget .answer .body p").first.wait_for(timeout=300_000)
 
 
 def choose(page: Any, field: str, name: str) -> None:

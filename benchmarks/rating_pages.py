@@ -39,7 +39,7 @@ from tests.browser.chromium import FLAGS, provide
 FIRST = Verdict("ranked", [[0], [1]])
 TEXT = "An answer of some length, with a few sentences. It says what it says, and says it well. "
 PASSWORD = "a long password"
-SHOWN = ".judge .answer"
+SHOWN = ".vote-widget .answer"
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def start(args: argparse.Namespace) -> dict[str, Any]:
 # Seen by the page itself: a browser's driver looks only every half second.
 FIRST_TEXT = """
 const look = () => {
-  if (document.querySelector(".judge .answer .body p:not(.faint)"))
+  if (document.querySelector(".vote-widget .answer .body p:not(.faint)"))
     requestAnimationFrame(() => { window.firstText = Date.now(); });
   else requestAnimationFrame(look);
 };
@@ -120,7 +120,7 @@ def key(args: argparse.Namespace) -> dict[str, Any]:
 # has another token and its text is drawn (two frames later).
 KEY_TO_NEXT = """async () => {
   await new Promise((done) => setTimeout(done, 400));
-  const root = document.querySelector(".judge"), before = root.dataset.token;
+  const root = document.querySelector(".vote-widget"), before = root.dataset.token;
   const begun = performance.now();
   document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "1", bubbles: true }));
   while (root.dataset.token === before) await new Promise((done) => setTimeout(done, 1));
@@ -176,7 +176,9 @@ class Client:
         self.opener.open(f"{url}/login", form, timeout=60).read()
         config = json.loads(self.opener.open(f"{url}/config", timeout=60).read())
         self.widget = next(  # the first page's; the Compare page has one, too
-            part["id"] for part in config["components"] if part["props"].get("elem_id") == "judge"
+            part["id"]
+            for part in config["components"]
+            if part["props"].get("elem_id") == "vote-widget"
         )
         self.view = self.ask("begin", {})
 
@@ -193,11 +195,11 @@ class Client:
     def vote(self) -> float:
         """One vote; milliseconds until the next pair is here."""
         begun = time.perf_counter()
-        said = {"verdict": "ranked", "ranking": [[0], [1]]}
-        told = self.ask("vote", {"token": self.view["token"], "said": said, "milliseconds": 900})
-        if "voted" not in told:
-            raise RuntimeError(f"not kept: {told}")
-        self.view = told
+        vote = {"verdict": "ranked", "ranking": [[0], [1]]}
+        reply = self.ask("vote", {"token": self.view["token"], "vote": vote, "milliseconds": 900})
+        if "voted" not in reply:
+            raise RuntimeError(f"not stored: {reply}")
+        self.view = reply
         return 1000 * (time.perf_counter() - begun)
 
 

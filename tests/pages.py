@@ -1,7 +1,7 @@
-"""What the tests of the rating pages share: projects, an engine on the tiny base, and a fake one.
+"""What the tests of the pages share: projects, an engine on the tiny base, and a fake engine.
 
-A plugin: `pytest_plugins = ("tests.pages",)` in a test file gives its fixtures. By then the file
-has imported it, which pytest would warn about: PYTEST_DONT_REWRITE.
+A plugin: `pytest_plugins = ("tests.pages",)` in a test file provides the fixtures. The file imports
+this module first, and pytest would warn about that: PYTEST_DONT_REWRITE.
 """
 
 import json
@@ -18,13 +18,13 @@ import pytest
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import Project, create
-from lorarlhf_ui.chat import Talking
-from lorarlhf_ui.compare import Tasting
+from lorarlhf_ui.chat import Conversations
+from lorarlhf_ui.compare import Comparisons
 from lorarlhf_ui.engine_client import READY, Engine, Job
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.prefetch import Prefetch
-from lorarlhf_ui.rate import Collecting
+from lorarlhf_ui.rate import Ratings
 
 FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
 FAST = ["bits=16", "compute_dtype=float32", "lora_rank=4", "adapter_layers=2"]
@@ -32,7 +32,7 @@ PROMPTS = [f"What is {number} and one more?" for number in range(8)]
 
 
 def until(happened: Callable[[], Any], seconds: float = 600.0) -> Any:
-    """Wait for something to be true, and give it; a model may be slow and the machine busy."""
+    """Wait until something is true, and return it; a busy machine may need minutes."""
     end = time.monotonic() + seconds
     while not (value := happened()):
         assert time.monotonic() < end, "it did not happen"
@@ -45,92 +45,92 @@ def pair(store: Store, prompt: Any = "Why?", **more: Any) -> int:
     return store.add_item(prompt, [(f"A {prompt}", "base"), (f"B {prompt}", "runs/1")], **more)
 
 
-def write_prompts(space: Project, prompts: Sequence[Any]) -> None:
+def write_prompts(project: Project, prompts: Sequence[Any]) -> None:
     rows = [json.dumps({"prompt": prompt}) for prompt in prompts]
-    space.prompts.write_text("\n".join(rows) + "\n", "utf-8")
+    project.prompts.write_text("\n".join(rows) + "\n", "utf-8")
 
 
 @dataclass
-class Asked:
-    """A question to the fake engine."""
+class Request:
+    """A request for answers that the fake engine received."""
 
     prompt: Any
     models: list[str]
     options: dict[str, Any]
     job: Job
 
-    def tell(self, *texts: str) -> None:
-        """More text."""
-        self.job.tell(texts=list(texts))
+    def write(self, *texts: str) -> None:
+        """Set the text of the answers so far."""
+        self.job.update(texts=list(texts))
 
     def end(self, *texts: str, features: Any = None) -> None:
-        """The whole answers."""
+        """Complete the answers."""
         value = {"texts": list(texts), "ended": [True] * len(texts), "features": features}
-        self.job.tell(texts=list(texts), value=value, done=True)
+        self.job.update(texts=list(texts), value=value, done=True)
 
     def fail(self, error: str) -> None:
-        self.job.tell(error=error, done=True)
+        self.job.update(error=error, done=True)
 
 
 class FakeEngine:
-    """An engine whose answers the test tells, where only what is asked and when matters.
+    """An engine whose answers the test writes.
 
     Attributes:
-        live, ahead: what was asked, of those that somebody waits for and of the others.
-        write: gives the texts of what is made ahead, which otherwise waits for ever.
+        live, prefetched: the requests that a rater waits for, and the others.
+        write: returns the texts of prefetched answers; without it they never end.
     """
 
     def __init__(self, state: str = READY) -> None:
         self.state, self.message = state, ""
         self.about = {"space": "fake"} if state == READY else {}
-        self.live: list[Asked] = []
-        self.ahead: list[Asked] = []
+        self.live: list[Request] = []
+        self.prefetched: list[Request] = []
         self.stopped: list[Job] = []
-        self.write: Callable[[Asked], Sequence[str]] | None = None
+        self.write: Callable[[Request], Sequence[str]] | None = None
 
     def answer(self, prompt: Any, models: Sequence[str], **options: Any) -> Job:
-        asked = Asked(prompt, list(models), options, Job(len(models)))
-        (self.live if options.get("urgent") else self.ahead).append(asked)
+        request = Request(prompt, list(models), options, Job(len(models)))
+        (self.live if options.get("urgent") else self.prefetched).append(request)
         if self.write and not options.get("urgent"):
-            asked.end(*self.write(asked))
-        return asked.job
+            request.end(*self.write(request))
+        return request.job
 
     def stop(self, job: Job) -> None:
         self.stopped.append(job)
         value = {"texts": job.texts, "ended": [False] * len(job.texts), "features": None}
-        job.tell(value=value, done=True)
+        job.update(value=value, done=True)
 
 
 @dataclass
 class Bench:
-    """What `lorarlhf_ui.app.Pages` is made of, with stores of their own as there."""
+    """The parts of `lorarlhf_ui.app.Pages`, each with the store that it has there."""
 
-    space: Project
+    project: Project
     store: Store
     states: HiddenStates
     meter: Meter
-    ahead: Prefetch
+    prefetch: Prefetch
     engine: Any
 
     def __post_init__(self) -> None:
-        self.collecting = Collecting(self.store, self.ahead, self.meter)
-        self.talking = Talking(self.store, self.ahead, self.meter)
-        self._tasting: Tasting | None = None
+        self.ratings = Ratings(self.store, self.prefetch, self.meter)
+        self.conversations = Conversations(self.store, self.prefetch, self.meter)
+        self._comparisons: Comparisons | None = None
 
     @property
-    def tasting(self) -> Tasting:
-        """Begins the thread of the taste tests when first asked for."""
-        self._tasting = self._tasting or Tasting(self.store, self.ahead)
-        return self._tasting
+    def comparisons(self) -> Comparisons:
+        """Their thread starts at the first use."""
+        self._comparisons = self._comparisons or Comparisons(self.store, self.prefetch)
+        return self._comparisons
 
     def close(self) -> None:
-        self.ahead.close()
-        if self._tasting:
-            self._tasting.close()
+        self.prefetch.close()
+        if self._comparisons:
+            self._comparisons.close()
 
 
 @pytest.fixture
-def space(tmp_path: Path) -> Project:
+def project(tmp_path: Path) -> Project:
     """A project with eight prompts."""
     made = create(tmp_path / "project", base="tiny")
     write_prompts(made, PROMPTS)
@@ -138,20 +138,21 @@ def space(tmp_path: Path) -> Project:
 
 
 @pytest.fixture
-def open_bench(space: Project) -> Iterator[Callable[..., Bench]]:
-    """`open_bench(engine, making=True)`; without `making` nothing is made ahead."""
+def open_bench(project: Project) -> Iterator[Callable[..., Bench]]:
+    """`open_bench(engine, prefetching=True)`; without `prefetching` no items are made."""
     opened: list[Bench] = []
 
-    def make(engine: Any = None, making: bool = True) -> Bench:
+    def make(engine: Any = None, prefetching: bool = True) -> Bench:
         engine = FakeEngine() if engine is None else engine
-        states = HiddenStates(space.folder / FILE)
+        states = HiddenStates(project.folder / FILE)
         states.use(engine.about.get("space", ""))
-        ahead = Prefetch(space, space.store(), FakeEngine("off") if not making else engine, states)
-        if not making:
-            stop_thread(ahead)
-            ahead.engine = engine
-        meter = Meter(space.store(), states)
-        opened.append(Bench(space, space.store(), states, meter, ahead, engine))
+        started = engine if prefetching else FakeEngine("off")
+        prefetch = Prefetch(project, project.store(), started, states)
+        if not prefetching:
+            stop_thread(prefetch)
+            prefetch.engine = engine
+        meter = Meter(project.store(), states)
+        opened.append(Bench(project, project.store(), states, meter, prefetch, engine))
         return opened[-1]
 
     yield make
@@ -159,11 +160,11 @@ def open_bench(space: Project) -> Iterator[Callable[..., Bench]]:
         bench.close()
 
 
-def stop_thread(ahead: Prefetch) -> None:
-    """End the thread that makes answers ahead."""
-    ahead.close()
+def stop_thread(prefetch: Prefetch) -> None:
+    """End the thread that makes items."""
+    prefetch.close()
     for thread in threading.enumerate():
-        if getattr(getattr(thread, "_target", None), "__self__", None) is ahead:
+        if getattr(getattr(thread, "_target", None), "__self__", None) is prefetch:
             thread.join()
 
 
@@ -200,9 +201,9 @@ def policies(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [folder / name for name in ("0", "1", "reward")]
 
 
-def add_run(space: Project, name: str, adapter: Path | None = None, role: str = "policy") -> None:
-    """A finished run with a role; an empty folder of it where no adapter is named."""
-    folder = space.folder / "runs" / name
+def add_run(project: Project, name: str, adapter: Path | None = None, role: str = "policy") -> None:
+    """A finished run with a role; without `adapter` the role is an empty folder."""
+    folder = project.folder / "runs" / name
     (folder / "adapters").mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"status": "done", "stage": name.split("-")[1]}))
     place = folder / "adapters" / role

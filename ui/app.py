@@ -1,4 +1,4 @@
-"""The rating pages: what they are made of, and how they are served."""
+"""`lorarlhf ui`: builds the pages and serves them."""
 
 import contextlib
 import socket
@@ -23,23 +23,23 @@ from lorarlhf.project.project import VOTES, Project, project_settings
 from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.terminal import log_to_stderr
-from lorarlhf_ui import theme as look
 from lorarlhf_ui.backfill import FeatureBackfill
-from lorarlhf_ui.chat import Talking
+from lorarlhf_ui.chat import Conversations
 from lorarlhf_ui.chat_page import chat_page
-from lorarlhf_ui.compare import Tasting
+from lorarlhf_ui.compare import Comparisons
 from lorarlhf_ui.compare_page import compare_page
 from lorarlhf_ui.downloads import add_files
 from lorarlhf_ui.engine_client import Engine
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
-from lorarlhf_ui.history import history_page
+from lorarlhf_ui.history_page import history_page
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.network import addresses, allowed_hosts, qr_lines
 from lorarlhf_ui.prefetch import Prefetch
-from lorarlhf_ui.rate import Collecting
-from lorarlhf_ui.rate_page import collect_page
+from lorarlhf_ui.rate import Ratings
+from lorarlhf_ui.rate_page import rate_page
 from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
 from lorarlhf_ui.settings_page import settings_page
+from lorarlhf_ui.theme import static, theme
 
 PAGES = ("/", "/chat", "/compare", "/history", "/settings")
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -47,80 +47,93 @@ HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 @dataclass
 class Pages:
-    """What all pages share: the store, the engine, and what works in the background."""
+    """What the pages share: the store, the engine, and what runs in the background."""
 
-    space: Project
+    project: Project
     store: Store
     states: HiddenStates
     engine: Engine
     meter: Meter
-    ahead: Prefetch
-    collecting: Collecting
-    talking: Talking
-    tasting: Tasting
+    prefetch: Prefetch
+    ratings: Ratings
+    conversations: Conversations
+    comparisons: Comparisons
 
     def close(self) -> None:
-        """End the background's work."""
-        self.ahead.close()
-        self.tasting.close()
+        """Stop what runs in the background."""
+        self.prefetch.close()
+        self.comparisons.close()
         self.engine.close()
         self.store.close()
 
 
-def open_pages(space: Project, settings: Callable[[], Settings] | None) -> Pages:
-    """Open a project for the pages; the base is loaded in the background (None: no model)."""
-    store = space.store()
-    states = HiddenStates(space.folder / FILE)
+def open_pages(project: Project, settings: Callable[[], Settings] | None) -> Pages:
+    """Open a project for the pages.
+
+    Args:
+        settings: see `Engine`. The base is loaded in the background; None for no model.
+    """
+    store = project.store()
+    states = HiddenStates(project.folder / FILE)
     engine = Engine(
         settings,
-        on_ready=lambda about: learn_space(engine, states, about),
-        on_failed=lambda message: log_to_stderr(f"There is no model to answer: {message}"),
+        on_ready=lambda about: use_feature_space(engine, states, about),
+        on_failed=lambda message: log_to_stderr(f"No model can answer: {message}"),
     )
-    meter = Meter(Store(space.folder / VOTES), states, FeatureBackfill(engine, states).fetch)
-    ahead = Prefetch(space, space.store(), engine, states)
-    collecting, talking = Collecting(store, ahead, meter), Talking(store, ahead, meter)
-    tasting = Tasting(store, ahead)
-    return Pages(space, store, states, engine, meter, ahead, collecting, talking, tasting)
+    meter = Meter(Store(project.folder / VOTES), states, FeatureBackfill(engine, states).fetch)
+    prefetch = Prefetch(project, project.store(), engine, states)
+    return Pages(
+        project,
+        store,
+        states,
+        engine,
+        meter,
+        prefetch,
+        Ratings(store, prefetch, meter),
+        Conversations(store, prefetch, meter),
+        Comparisons(store, prefetch),
+    )
 
 
-def learn_space(engine: Engine, states: HiddenStates, about: dict[str, Any]) -> None:
-    """Keep hidden states of this base from now on; its style axes are asked for once."""
+def use_feature_space(engine: Engine, states: HiddenStates, about: dict[str, Any]) -> None:
+    """Keep hidden states of the loaded base from now on, and get its style axes if needed."""
     states.use(about["space"])
     if states.axes() is None:
         job = engine.axes()
 
         def keep() -> None:
-            with contextlib.suppress(UserError):  # without them the meter learns more slowly
+            with contextlib.suppress(UserError):  # without the axes the meter learns more slowly
                 states.put_axes(job.wait())
 
         threading.Thread(target=keep, daemon=True, name="style axes").start()
 
 
 def build(pages: Pages, access: Access) -> gr.Blocks:
-    """The pages themselves."""
+    """The pages as Gradio Blocks."""
     with gr.Blocks(title="lorarlhf", analytics_enabled=False) as blocks:
         gr.Navbar(main_page_name="Rate")
-        collect_page(pages.collecting)
+        rate_page(pages.ratings)
     with blocks.route("Chat", "/chat"):
         gr.Navbar(main_page_name="Rate")
-        chat_page(pages.talking)
+        chat_page(pages.conversations)
     with blocks.route("Compare", "/compare"):
         gr.Navbar(main_page_name="Rate")
-        compare_page(pages.tasting)
+        compare_page(pages.comparisons)
     with blocks.route("History", "/history"):
         gr.Navbar(main_page_name="Rate")
-        # A store of its own: nobody's vote waits until a long list was read.
-        history_page(pages.space.store(), pages.meter.changed, everybody=not access.login)
+        # A store of its own, so that votes do not wait while a long list is read.
+        history_page(pages.project.store(), pages.meter.changed, everybody=not access.login)
     with blocks.route("Settings", "/settings"):
         gr.Navbar(main_page_name="Rate")
-        settings_page(pages.ahead)
+        settings_page(pages.prefetch)
     return blocks
 
 
 def web_app(pages: Pages, access: Access) -> Guard:
     """The pages behind the guard, as an ASGI application."""
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    add_files(app, pages.space.store(), everybody=not access.login)  # before Gradio, which takes /
+    # Before Gradio is mounted, since it answers every other path.
+    add_files(app, pages.project.store(), everybody=not access.login)
     with without_apps():
         blocks = build(pages, access)
     app = gr.mount_gradio_app(
@@ -128,8 +141,8 @@ def web_app(pages: Pages, access: Access) -> Guard:
         blocks,
         path="/",
         auth_dependency=rater_of,
-        theme=look.theme(),
-        css=look.static("pages.css"),
+        theme=theme(),
+        css=static("pages.css"),
         head=HEAD,
         **SAFE_LAUNCH,
     )
@@ -138,14 +151,14 @@ def web_app(pages: Pages, access: Access) -> Guard:
 
 def main(args: Namespace) -> dict[str, Any]:
     """Serve a project's pages until Ctrl-C."""
-    space = Project(args.project)
+    project = Project(args.project)
     if not is_name(args.rater):
-        raise UserError("--rater is a name in one line, without blanks at its ends.")
-    sock = listen("0.0.0.0" if args.lan else "127.0.0.1", args.port)  # before the slow part
+        raise UserError("--rater is a name in one line, without spaces at its ends.")
+    sock = listen("0.0.0.0" if args.lan else "127.0.0.1", args.port)  # fails before the slow part
     settings = None
     if not args.no_model:
-        settings = partial(resolve, "ui", sets=args.set, inherited=project_settings(space))
-    pages = open_pages(space, settings)
+        settings = partial(resolve, "ui", sets=args.set, inherited=project_settings(project))
+    pages = open_pages(project, settings)
     try:
         if args.lan and not accounts.with_password(pages.store):
             raise UserError(
@@ -156,14 +169,14 @@ def main(args: Namespace) -> dict[str, Any]:
         _serve(web_app(pages, access), sock, args)
     finally:
         pages.close()
-    return {"project": str(space.folder), "votes": space.store().count()}
+    return {"project": str(project.folder), "votes": project.store().count()}
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections from now on.
+    """A socket that accepts connections from now on.
 
     Raises:
-        UserError: the port is taken, or can't be one.
+        UserError: the port is in use or is not a valid port.
     """
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -173,8 +186,8 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         sock.close()
         raise UserError(
-            f"The pages can't be at port {port} ({getattr(error, 'strerror', None) or error}). "
-            "Perhaps they are open already. Name another port with --port N; 0 takes a free one."
+            f"The pages can't use port {port} ({getattr(error, 'strerror', None) or error}). "
+            "They may be open already. Choose another port with --port N; 0 takes a free one."
         ) from error
     return sock
 
@@ -191,7 +204,7 @@ def _serve(app: Guard, sock: socket.socket, args: Namespace) -> None:
     _announce(sock.getsockname()[1], args)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[sock])
-    log_to_stderr("The pages are closed. All votes are kept.")
+    log_to_stderr("The pages are closed. All votes are saved.")
 
 
 def _announce(port: int, args: Namespace) -> None:

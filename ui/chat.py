@@ -1,7 +1,7 @@
-"""Conversations with one or two models, as plain functions; the chat page only draws them.
+"""Conversations with one or two models, as plain functions; `chat_page.py` only shows them.
 
-Both sides answer the same conversation, so that the last two answers are always a fair pair. It
-goes on with the answer that was voted for, or with the left one.
+Both sides answer the same conversation, so the last two answers can always be compared. The
+conversation continues with the answer that was voted for, or with the left one.
 """
 
 import threading
@@ -16,10 +16,10 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import Job
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.prefetch import Prefetch
-from lorarlhf_ui.rate import LONGEST_TEXT, storable
+from lorarlhf_ui.votes import LONGEST_TEXT, storable
 
-NOBODY = "nobody"
-SECONDS_A_LOOK = 0.5
+UPDATE_SECONDS = 0.5
+SCORE_SECONDS = 120
 VERDICTS = {
     "left": Verdict(RANKED, [[0], [1]]),
     "right": Verdict(RANKED, [[1], [0]]),
@@ -32,23 +32,33 @@ Message = dict[str, str]
 
 @dataclass
 class Turn:
-    """What was asked, and the answers of one or two models."""
+    """A message of the rater and the answers of one or two models.
 
-    asked: str
-    models: list[str]  # as the engine names them
+    Attributes:
+        message: what the rater wrote.
+        models: who answers, as the engine names them.
+        answers: one for each model.
+        chosen: the position of the answer that the conversation continues with.
+        vote: the number of the vote on the answers, if there is one.
+        scores: the reward role's scores of the answers, if they were requested.
+    """
+
+    message: str
+    models: list[str]
     answers: list[str]
-    chosen: int = 0  # the answer that the conversation goes on with
+    chosen: int = 0
     vote: int | None = None
     scores: list[float] | None = None
 
 
 @dataclass
-class Talk:
+class Conversation:
     """A rater's conversation.
 
     Attributes:
-        system: the first message, or "".
-        job: what is being answered now.
+        system: the system prompt, or "".
+        job: the answers that are being generated, or the last ones.
+        options: temperature and max_new_tokens of the last answers.
     """
 
     system: str = ""
@@ -56,61 +66,66 @@ class Talk:
     job: Job | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
-    def prompt(self, before: int) -> list[Message]:
-        """The conversation up to a turn's question."""
+    @property
+    def busy(self) -> bool:
+        """Whether answers are being generated."""
+        return self.job is not None and not self.job.done
+
+    def prompt(self, number: int) -> list[Message]:
+        """The messages that a turn answers, the last one being the rater's."""
         messages = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in self.turns[:before]:
-            messages.append({"role": "user", "content": turn.asked})
+        for turn in self.turns[:number]:
+            messages.append({"role": "user", "content": turn.message})
             messages.append({"role": "assistant", "content": turn.answers[turn.chosen]})
-        return [*messages, {"role": "user", "content": self.turns[before].asked}]
+        return [*messages, {"role": "user", "content": self.turns[number].message}]
 
     def side(self, side: int) -> list[Message]:
-        """What one side shows: earlier answers as they went on, the last one as it is."""
+        """The messages on one side (0 or 1): the sides differ in the last answer only."""
         messages: list[Message] = []
         for number, turn in enumerate(self.turns):
             last = number == len(self.turns) - 1
-            place = min(side, len(turn.answers) - 1) if last else turn.chosen
-            messages.append({"role": "user", "content": turn.asked})
-            messages.append({"role": "assistant", "content": turn.answers[place] or "…"})
+            position = min(side, len(turn.answers) - 1) if last else turn.chosen
+            messages.append({"role": "user", "content": turn.message})
+            messages.append({"role": "assistant", "content": turn.answers[position] or "…"})
         return messages
 
 
-class Talking:
+class Conversations:
     """All raters' conversations; they last as long as the server runs.
 
     Args:
-        store: where votes on answers go.
-        ahead: knows the models and the engine.
+        store: the votes on the answers.
+        prefetch: knows the models and the engine.
         meter: learns from the votes.
     """
 
-    def __init__(self, store: Store, ahead: Prefetch, meter: Meter) -> None:
-        self.store, self.ahead, self.meter = store, ahead, meter
-        self._talks: dict[str, Talk] = {}
+    def __init__(self, store: Store, prefetch: Prefetch, meter: Meter) -> None:
+        self.store, self.prefetch, self.meter = store, prefetch, meter
+        self._conversations: dict[str, Conversation] = {}
         self._lock = threading.RLock()
 
-    def talk(self, rater: str) -> Talk:
-        """The rater's conversation; a new one where there is none."""
+    def of(self, rater: str) -> Conversation:
+        """The rater's conversation; a new one if there is none."""
         with self._lock:
-            return self._talks.setdefault(rater, Talk())
+            return self._conversations.setdefault(rater, Conversation())
 
-    def anew(self, rater: str) -> Talk:
-        """Forget the conversation."""
+    def restart(self, rater: str) -> Conversation:
+        """Replace the rater's conversation by a new one."""
         with self._lock:
-            old, new = self.talk(rater), Talk()
-            self._talks[rater] = new  # first, so that the old one's end is not shown
+            old, new = self.of(rater), Conversation()
+            self._conversations[rater] = new  # before stopping, so that the old one is not shown
         self._stop(old)
         return new
 
     def stop(self, rater: str) -> None:
-        """End the answers that are being written, where they are."""
-        self._stop(self.talk(rater))
+        """Stop generating answers; the text so far stays."""
+        self._stop(self.of(rater))
 
-    def _stop(self, talk: Talk) -> None:
-        if talk.job is not None and not talk.job.done:
-            self.ahead.engine.stop(talk.job)
+    def _stop(self, conversation: Conversation) -> None:
+        if conversation.job is not None and conversation.busy:
+            self.prefetch.engine.stop(conversation.job)
 
-    def say(
+    def send(
         self,
         rater: str,
         text: str,
@@ -120,134 +135,148 @@ class Talking:
         temperature: float = 0.7,
         max_new_tokens: int = 256,
         at: int | None = None,
-    ) -> Iterator[Talk]:
-        """Ask something; gives the conversation again and again while the answers grow.
+    ) -> Iterator[Conversation]:
+        """Send a message; yields the conversation repeatedly while the answers grow.
 
-        Where it fails the conversation is as it was.
+        If it fails, the conversation is as it was before.
 
         Args:
-            names: of one or two models, as `Models.names` has them.
-            at: the turn in whose place it comes, and of all after it; None to go on.
+            names: one or two models, as in `Models.names`.
+            system: the system prompt; only a new conversation takes it.
+            at: the turn that the message replaces, with all turns after it; None to continue.
 
         Raises:
-            UserError: nothing was asked, a model is gone, or the engine says why it can't.
+            UserError: the message is empty, a model does not exist, or the engine failed.
         """
         text = storable(text or "").strip()
         if not text:
             raise UserError("Type something first.")
         if len(text) > LONGEST_TEXT:
             raise UserError(f"A message has up to {LONGEST_TEXT} characters.")
-        places = [self.ahead.models.place(name) for name in names]
-        with self._lock:  # another tab may ask at the same time
-            talk = self.talk(rater)
-            if talk.job is not None and not talk.job.done:
+        places = [self.prefetch.models.place(name) for name in names]
+        with self._lock:  # another tab may send a message at the same time
+            conversation = self.of(rater)
+            if conversation.busy:
                 raise UserError("Still answering. Stop that first.")
-            before = talk.system, talk.turns, talk.options
-            talk.turns = [*talk.turns[:at], Turn(text, places, [""] * len(places))]
-            if len(talk.turns) == 1:
-                talk.system = storable(system or "").strip()
-            talk.options = {
+            before = conversation.system, conversation.turns, conversation.options
+            turn = Turn(text, places, [""] * len(places))
+            conversation.turns = [*conversation.turns[:at], turn]
+            if len(conversation.turns) == 1:
+                conversation.system = storable(system or "").strip()
+            conversation.options = {
                 "temperature": float(temperature),
                 "max_new_tokens": int(max_new_tokens),
             }
-            job = talk.job = self._begin(talk)
-        yield from self._follow(rater, talk, job)
-        if job.error is not None and talk.job is job:
-            talk.system, talk.turns, talk.options = before
+            job = conversation.job = self._begin(conversation)
+        yield from self._follow(rater, conversation, job)
+        if job.error is not None and conversation.job is job:
+            conversation.system, conversation.turns, conversation.options = before
         if job.error is not None:
             raise UserError(job.error)
 
-    def retry(self, rater: str, names: list[str], **options: Any) -> Iterator[Talk]:
-        """Answer the last question again."""
-        talk = self.talk(rater)
-        if not talk.turns:
+    def retry(self, rater: str, names: list[str], **options: Any) -> Iterator[Conversation]:
+        """Answer the last message again."""
+        conversation = self.of(rater)
+        if not conversation.turns:
             raise UserError("There is nothing to answer yet.")
-        yield from self.edit(rater, len(talk.turns) - 1, talk.turns[-1].asked, names, **options)
+        last = len(conversation.turns) - 1
+        yield from self.edit(rater, last, conversation.turns[last].message, names, **options)
 
     def edit(
         self, rater: str, number: int, text: str, names: list[str], **options: Any
-    ) -> Iterator[Talk]:
-        """Ask a question in other words; what came after it is dropped."""
-        if not 0 <= number < len(self.talk(rater).turns):
-            raise UserError("This question is not known here any more. Reload the page.")
-        yield from self.say(rater, text, names, at=number, **options)
+    ) -> Iterator[Conversation]:
+        """Replace the message of a turn; the turns after it are dropped."""
+        if not 0 <= number < len(self.of(rater).turns):
+            raise UserError("The server does not know this message any more. Reload the page.")
+        yield from self.send(rater, text, names, at=number, **options)
 
-    def vote(self, rater: str, which: str) -> Talk:
-        """Keep a vote on the last two answers; the conversation goes on with the better one."""
-        with self._lock:  # a second click waits, and finds the vote
-            talk = self.talk(rater)
-            turn = talk.turns[-1] if talk.turns else None
-            if turn is None or len(turn.answers) < 2 or (talk.job and not talk.job.done):
+    def vote(self, rater: str, choice: str) -> Conversation:
+        """Store a vote on the last two answers; the conversation continues with the better one.
+
+        Args:
+            choice: a key of `VERDICTS`.
+
+        Raises:
+            UserError: there are no two complete answers, or they have a vote already.
+        """
+        with self._lock:  # a second click waits here, and then finds the vote
+            conversation = self.of(rater)
+            turn = conversation.turns[-1] if conversation.turns else None
+            if turn is None or len(turn.answers) < 2 or conversation.busy:
                 raise UserError("There are no two finished answers to compare.")
             if turn.vote is not None:
-                raise UserError("You have voted on these. Correct it on the History page.")
+                raise UserError("You have voted on these. Correct your vote on the History page.")
             if not all(answer.strip() for answer in turn.answers):
-                raise UserError("One of the answers is empty; retry first.")
-            turn.vote = self._keep(rater, talk, turn, VERDICTS[which])
-            turn.chosen = 1 if which == "right" else 0
+                raise UserError("One of the answers is empty. Answer again first.")
+            turn.vote = self._store_vote(rater, conversation, turn, VERDICTS[choice])
+            turn.chosen = 1 if choice == "right" else 0
         self.meter.voted(rater, turn.vote)
-        return talk
+        return conversation
 
-    def _keep(self, rater: str, talk: Talk, turn: Turn, verdict: Verdict) -> int:
-        labels = [self.ahead.models.label(place) for place in turn.models]
+    def _store_vote(
+        self, rater: str, conversation: Conversation, turn: Turn, verdict: Verdict
+    ) -> int:
+        labels = [self.prefetch.models.label(place) for place in turn.models]
         with self.store.write():
             item = self.store.add_item(
-                talk.prompt(len(talk.turns) - 1),
+                conversation.prompt(len(conversation.turns) - 1),
                 list(zip(turn.answers, labels, strict=True)),
-                sampling=[talk.options] * 2,
+                sampling=[conversation.options] * 2,
                 origin={"page": "chat"},
             )
             shown = self.store.present(item, rater, shown=[0, 1])
             return self.store.judge(shown.token, verdict)
 
-    def score(self, rater: str) -> Talk:
-        """The newest reward role's scores of the last answers.
+    def score(self, rater: str) -> Conversation:
+        """Add the newest reward role's scores to the last answers.
 
         Raises:
-            UserError: there is no reward role yet.
+            UserError: there is no reward role yet, or the model is busy.
         """
-        talk = self.talk(rater)
-        run = self.ahead.space.newest_with("reward")
+        conversation = self.of(rater)
+        run = self.prefetch.project.newest_with("reward")
         if run is None:
             raise UserError(
                 "There is no reward role in this project yet: train one with `lorarlhf reward`."
             )
-        if talk.turns:
-            turn = talk.turns[-1]
-            prompt = talk.prompt(len(talk.turns) - 1)
-            folder = Path(run) / "adapters" / "reward"
+        if conversation.turns:
+            turn = conversation.turns[-1]
+            prompt = conversation.prompt(len(conversation.turns) - 1)
+            adapter = Path(run) / "adapters" / "reward"
+            job = self.prefetch.engine.scores(adapter, prompt, turn.answers)
             try:
-                turn.scores = self.ahead.engine.scores(folder, prompt, turn.answers).wait(120)
+                turn.scores = job.wait(SCORE_SECONDS)
             except TimeoutError as error:
                 raise UserError("The model is busy. Ask for the scores again later.") from error
-        return talk
+        return conversation
 
-    def _begin(self, talk: Talk) -> Job:
-        models = talk.turns[-1].models
-        return self.ahead.engine.answer(
-            talk.prompt(len(talk.turns) - 1),
+    def _begin(self, conversation: Conversation) -> Job:
+        models = conversation.turns[-1].models
+        return self.prefetch.engine.answer(
+            conversation.prompt(len(conversation.turns) - 1),
             models,
             urgent=True,
             features=len(models) > 1,
-            **talk.options,
+            **conversation.options,
         )
 
-    def _follow(self, rater: str, talk: Talk, job: Job) -> Iterator[Talk]:
-        """Give the conversation while its last answers grow, unless a new one was begun."""
-        turn, prompt = talk.turns[-1], talk.prompt(len(talk.turns) - 1)
+    def _follow(self, rater: str, conversation: Conversation, job: Job) -> Iterator[Conversation]:
+        """Yield the conversation while its last answers grow, unless it was replaced."""
+        turn = conversation.turns[-1]
+        prompt = conversation.prompt(len(conversation.turns) - 1)
         try:
             while not job.done:
-                if self.talk(rater) is talk:
-                    yield talk
-                job.wait_for_more(turn.answers, SECONDS_A_LOOK)
+                if self.of(rater) is conversation:
+                    yield conversation
+                job.wait_for_more(turn.answers, UPDATE_SECONDS)
                 turn.answers = list(job.texts)
         finally:
-            if not job.done:  # nobody looks on any more
-                self.ahead.engine.stop(job)
+            if not job.done:  # the page was closed
+                self.prefetch.engine.stop(job)
         if job.error is not None:
             return
         turn.answers = list(job.texts)
         if job.value.get("features"):
-            self.ahead.states.put(prompt, turn.answers, job.value["features"])
-        if self.talk(rater) is talk:
-            yield talk
+            self.prefetch.states.put(prompt, turn.answers, job.value["features"])
+        if self.of(rater) is conversation:
+            yield conversation

@@ -1,4 +1,4 @@
-"""The chat page: one or two models answer the same conversation, side by side."""
+"""The Chat page: one or two models answer the same conversation, side by side."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,9 +6,12 @@ from typing import Any
 import gradio as gr
 
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.chat import NOBODY, Talk, Talking
+from lorarlhf_ui.chat import Conversation, Conversations
+from lorarlhf_ui.events import EVENT
 from lorarlhf_ui.security import rater_of
 
+NOBODY = "nobody"
+"""The choice of no second model."""
 VOTES = {
     "left": "Left is better",
     "right": "Right is better",
@@ -16,49 +19,55 @@ VOTES = {
     "both_good": "Both good",
     "both_bad": "Both bad",
 }
-# Tags that are shown as the text they are; Markdown makes none of them but images. Gradio takes
-# scripts away, and what the rest can do with a style stays inside the message (pages.css).
+# These tags are shown as text. Of these, Markdown produces only images. Gradio removes scripts,
+# and pages.css keeps the styles of the remaining tags inside their message.
 AS_TEXT = """
     img image picture source audio video track canvas iframe object embed map area style form input
     textarea select option label fieldset legend output meter progress link dialog details summary
     b i u s small big sub sup mark font center marquee meta base
 """
 
-# Whether there is a second side. In the browser: Gradio can lose an event that is sent while the
-# answer to the one before it ends, and a question may follow at once.
-BESIDE = f"(name) => ({{__type__: 'update', visible: name !== '{NOBODY}'}})"
+# Shows or hides the second side. It runs in the browser: Gradio can lose an event that is sent
+# while the previous one ends, and a message may follow at once.
+SHOW_SECOND = f"(name) => ({{__type__: 'update', visible: name !== '{NOBODY}'}})"
 
 
-def chat_page(talking: Talking) -> None:
+def chat_page(conversations: Conversations) -> None:
     """Put the page's components into the Blocks that are being built."""
-    _ChatPage(talking)
+    _ChatPage(conversations)
 
 
 class _ChatPage:
-    def __init__(self, talking: Talking) -> None:
-        self.talking = talking
-        self._draw()
+    def __init__(self, conversations: Conversations) -> None:
+        self.conversations = conversations
+        self._build_conversation()
+        self._build_input()
+        self._build_options()
         self._connect()
 
-    def _draw(self) -> None:
+    # ---- components
+
+    def _build_conversation(self) -> None:
         with gr.Row():
             self.models = [
                 gr.Dropdown(label=label, elem_id=f"chat-{name}-model", interactive=True)
-                for label, name in (("Who answers", "left"), ("Beside it", "right"))
+                for label, name in (("Model", "left"), ("Second model", "right"))
             ]
         with gr.Row():
             self.chatbots = [_chatbot("left", True), _chatbot("right", False)]
-        self.said = gr.Markdown(elem_id="chat-said", elem_classes="said")
+        self.message = gr.Markdown(elem_id="chat-message", elem_classes="page-message")
         with gr.Row(
             elem_id="chat-votes", elem_classes="small-buttons", visible=False
         ) as self.votes:
             self.vote_buttons = {
-                which: gr.Button(label, size="sm", elem_id=f"chat-{which}", min_width=100)
-                for which, label in VOTES.items()
+                choice: gr.Button(label, size="sm", elem_id=f"chat-{choice}", min_width=100)
+                for choice, label in VOTES.items()
             }
+
+    def _build_input(self) -> None:
         with gr.Row(elem_classes="ask"):
             self.text = gr.Textbox(
-                placeholder="Say something; Enter sends it",
+                placeholder="Write a message; Enter sends it",
                 label="Your message",
                 show_label=False,
                 lines=1,
@@ -70,10 +79,12 @@ class _ChatPage:
             self.stop = gr.Button("Stop", min_width=80, elem_id="chat-stop")
         with gr.Row(elem_classes="small-buttons"):
             self.retry = gr.Button("Answer again", size="sm", elem_id="chat-retry")
-            self.anew = gr.Button("New conversation", size="sm", elem_id="chat-anew")
+            self.restart = gr.Button("New conversation", size="sm", elem_id="chat-restart")
+
+    def _build_options(self) -> None:
         with gr.Accordion("System prompt and sampling", open=False):
             self.system = gr.Textbox(
-                label="System prompt, of a new conversation", lines=2, elem_id="chat-system"
+                label="System prompt of a new conversation", lines=2, elem_id="chat-system"
             )
             with gr.Row():
                 self.temperature = gr.Slider(0.0, 2.0, 0.7, step=0.1, label="Temperature")
@@ -83,128 +94,134 @@ class _ChatPage:
             )
 
     def _connect(self) -> None:
-        quiet: dict[str, Any] = {
-            "api_visibility": "private",
-            "show_progress": "hidden",
-            "concurrency_limit": None,
-        }
         options = [*self.models, self.system, self.temperature, self.tokens, self.scored]
-        shown = [*self.chatbots, self.said, self.votes]
-        gr.on(None, self.fill, None, [*self.models, *shown], **quiet)
+        shown = [*self.chatbots, self.message, self.votes]
+        gr.on(None, self.fill, None, [*self.models, *shown], **EVENT)
         gr.on(
             [self.text.submit, self.send.click],
             self.on_send,
             [self.text, *options],
             [self.text, *shown],
-            **quiet,
+            **EVENT,
         )
-        self.stop.click(self.on_stop, None, None, **quiet)
-        self.retry.click(self.on_retry, options, shown, **quiet)
-        self.chatbots[0].edit(self.on_edit, options, shown, **quiet)
-        self.anew.click(self.on_anew, None, shown, **quiet)
-        self.models[1].change(None, self.models[1], self.chatbots[1], js=BESIDE)
-        for which, button in self.vote_buttons.items():
-            button.click(self._voting(which), None, shown, **quiet)
+        self.stop.click(self.on_stop, None, None, **EVENT)
+        self.retry.click(self.on_retry, options, shown, **EVENT)
+        self.chatbots[0].edit(self.on_edit, options, shown, **EVENT)
+        self.restart.click(self.on_restart, None, shown, **EVENT)
+        self.models[1].change(None, self.models[1], self.chatbots[1], js=SHOW_SECOND)
+        for choice, button in self.vote_buttons.items():
+            button.click(self._voting(choice), None, shown, **EVENT)
 
     # ---- events
 
     def fill(self, request: gr.Request) -> list[Any]:
-        """The models there are, and the conversation as it stands."""
-        names = self.talking.ahead.models.names()
-        talk = self.talking.talk(_name(request))
-        now = names[1:2] or names[:1]
-        if talk.turns:  # those whose answers are shown
-            models = self.talking.ahead.models
-            now = [models.label(place).removeprefix("runs/") for place in talk.turns[-1].models]
-        beside = now[1] if len(now) > 1 else NOBODY
+        """The choices of models, and the rater's conversation."""
+        models = self.conversations.prefetch.models
+        names = models.names()
+        conversation = self.conversations.of(_name(request))
+        current = names[1:2] or names[:1]
+        if conversation.turns:  # the models whose answers are shown
+            places = conversation.turns[-1].models
+            current = [models.label(place).removeprefix("runs/") for place in places]
+        second = current[1] if len(current) > 1 else NOBODY
         return [
-            gr.Dropdown(choices=names, value=now[0] if now[0] in names else names[0]),
-            gr.Dropdown(choices=[NOBODY, *names], value=beside if beside in names else NOBODY),
-            *self._shown(talk, two=len(now) > 1),
+            gr.Dropdown(choices=names, value=current[0] if current[0] in names else names[0]),
+            gr.Dropdown(choices=[NOBODY, *names], value=second if second in names else NOBODY),
+            *self._shown(conversation, two=len(current) > 1),
         ]
 
     def on_send(self, request: gr.Request, text: str, *options: Any) -> Iterator[Any]:
-        """Ask, and show the answers as they are written."""
+        """Send a message, and show the answers while they are written."""
         names, more, scored = _options(options)
         rater = _name(request)
         first = True
         try:
-            for talk in self.talking.say(rater, text, names, **more):
-                yield ["" if first else gr.skip(), *self._shown(talk)]
+            for conversation in self.conversations.send(rater, text, names, **more):
+                yield ["" if first else gr.skip(), *self._shown(conversation)]
                 first = False
         except UserError as error:
-            yield [text if first else gr.skip(), *self._shown(self.talking.talk(rater), str(error))]
+            shown = self._shown(self.conversations.of(rater), str(error))
+            yield [text if first else gr.skip(), *shown]
             return
-        yield ["" if first else gr.skip(), *self._at_the_end(rater, scored)]
+        yield ["" if first else gr.skip(), *self._final(rater, scored)]
 
     def on_retry(self, request: gr.Request, *options: Any) -> Iterator[Any]:
-        """Answer the last question again."""
+        """Answer the last message again."""
         names, more, scored = _options(options)
-        yield from self._follow(
-            _name(request), self.talking.retry(_name(request), names, **more), scored
-        )
+        rater = _name(request)
+        yield from self._follow(rater, self.conversations.retry(rater, names, **more), scored)
 
     def on_edit(self, request: gr.Request, data: gr.EditData, *options: Any) -> Iterator[Any]:
-        """Ask a question in other words."""
+        """Replace a message, and show the new answers."""
         names, more, scored = _options(options)
-        place = data.index if isinstance(data.index, int) else data.index[0]
-        number, text = place // 2, str(data.value)
+        index = data.index if isinstance(data.index, int) else data.index[0]
+        number, text = index // 2, str(data.value)
         rater = _name(request)
-        yield from self._follow(
-            rater, self.talking.edit(rater, number, text, names, **more), scored
-        )
+        edited = self.conversations.edit(rater, number, text, names, **more)
+        yield from self._follow(rater, edited, scored)
 
     def on_stop(self, request: gr.Request) -> None:
-        """End the answers where they are."""
-        self.talking.stop(_name(request))
+        """Stop generating answers."""
+        self.conversations.stop(_name(request))
 
-    def on_anew(self, request: gr.Request) -> list[Any]:
-        """Forget the conversation."""
-        return self._shown(self.talking.anew(_name(request)))
+    def on_restart(self, request: gr.Request) -> list[Any]:
+        """Start a new conversation."""
+        return self._shown(self.conversations.restart(_name(request)))
 
-    def _voting(self, which: str) -> Any:
+    def _voting(self, choice: str) -> Any:
         def on_vote(request: gr.Request) -> list[Any]:
             rater = _name(request)
             try:
-                talk = self.talking.vote(rater, which)
+                conversation = self.conversations.vote(rater, choice)
             except UserError as error:
-                return self._shown(self.talking.talk(rater), str(error))
-            return self._shown(talk, "Kept. The conversation goes on with the better answer.")
+                return self._shown(self.conversations.of(rater), str(error))
+            return self._shown(
+                conversation, "Saved. The conversation continues with the better answer."
+            )
 
-        on_vote.__name__ = f"on_vote_{which}"
+        on_vote.__name__ = f"on_vote_{choice}"
         return on_vote
 
     # ---- what is shown
 
-    def _follow(self, rater: str, talks: Iterator[Talk], scored: bool) -> Iterator[Any]:
+    def _follow(
+        self, rater: str, updates: Iterator[Conversation], scored: bool
+    ) -> Iterator[list[Any]]:
         try:
-            for talk in talks:
-                yield self._shown(talk)
+            for conversation in updates:
+                yield self._shown(conversation)
         except UserError as error:
-            yield self._shown(self.talking.talk(rater), str(error))
+            yield self._shown(self.conversations.of(rater), str(error))
             return
-        yield self._at_the_end(rater, scored)
+        yield self._final(rater, scored)
 
-    def _at_the_end(self, rater: str, scored: bool) -> list[Any]:
-        """The conversation as it stands: Gradio draws what came last again, and it may be gone."""
+    def _final(self, rater: str, scored: bool) -> list[Any]:
+        """The rater's current conversation, which may have been replaced in the meantime."""
         if not scored:
-            return self._shown(self.talking.talk(rater))
+            return self._shown(self.conversations.of(rater))
         try:
-            return self._shown(self.talking.score(rater))
+            return self._shown(self.conversations.score(rater))
         except UserError as error:
-            return self._shown(self.talking.talk(rater), str(error))
+            return self._shown(self.conversations.of(rater), str(error))
 
-    def _shown(self, talk: Talk, said: str = "", two: bool | None = None) -> list[Any]:
-        turn = talk.turns[-1] if talk.turns else None
-        done = talk.job is None or talk.job.done
-        if turn is not None and turn.scores and not said:
+    def _shown(
+        self, conversation: Conversation, message: str = "", two: bool | None = None
+    ) -> list[Any]:
+        """Values of both sides, the message and the row of vote buttons.
+
+        Args:
+            two: whether the second side is visible; None leaves that as it is.
+        """
+        turn = conversation.turns[-1] if conversation.turns else None
+        if turn is not None and turn.scores and not message:
             scores = " and ".join(f"{score:.2f}" for score in turn.scores)
-            said = f"Reward role's score: {scores}."
-        pair = turn is not None and len(turn.answers) > 1 and done and turn.vote is None
-        right: Any = talk.side(1)
+            message = f"Reward role's score: {scores}."
+        done = not conversation.busy
+        can_vote = turn is not None and len(turn.answers) > 1 and done and turn.vote is None
+        right: Any = conversation.side(1)
         if two is not None:
             right = gr.Chatbot(value=right, visible=two)
-        return [talk.side(0), right, said, gr.Row(visible=pair)]
+        return [conversation.side(0), right, message, gr.Row(visible=can_vote)]
 
 
 def _chatbot(name: str, first: bool) -> gr.Chatbot:
@@ -216,10 +233,10 @@ def _chatbot(name: str, first: bool) -> gr.Chatbot:
         min_width=300,
         editable="user" if first else None,
         buttons=["copy"],
-        allow_tags=AS_TEXT.split(),  # "preserved", that is: not tags any more
+        allow_tags=AS_TEXT.split(),  # "allowed" tags are preserved, and so shown as text
         feedback_options=None,
         layout="bubble",
-        placeholder="Ask something below.",
+        placeholder="Write a message below.",
         elem_id=f"chat-{name}-side",
     )
 
@@ -233,7 +250,7 @@ def _name(request: gr.Request) -> str:
 
 def _options(values: tuple[Any, ...]) -> tuple[list[str], dict[str, Any], bool]:
     left, right, system, temperature, tokens, scored = values
-    left = left or "newest"  # asked before the page was filled
+    left = left or "newest"  # the message was sent before `fill` returned
     names = [left] if right in (None, NOBODY) else [left, right]
     more = {"system": system, "temperature": temperature, "max_new_tokens": tokens}
     return names, more, bool(scored)

@@ -1,4 +1,7 @@
-"""Taste tests as plain functions: two models on held-out prompts, blind, until it is clear."""
+"""Blind comparisons of two models on held-out prompts, as plain functions.
+
+`compare_page.py` only shows the results.
+"""
 
 import json
 import random
@@ -15,145 +18,162 @@ from lorarlhf.preferences.store import Store
 from lorarlhf.preferences.undo import last_vote, undo
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import FAILED, OFF
-from lorarlhf_ui.engine_worker import in_words
+from lorarlhf_ui.engine_worker import describe
 from lorarlhf_ui.markdown import prompt_html
 from lorarlhf_ui.prefetch import Prefetch
-from lorarlhf_ui.rate import NO_MODEL, View, answer_view, cast, vote_number
+from lorarlhf_ui.votes import NO_MODEL, View, answer_view, cast, vote_number
 
 HELD_OUT = "prompts_heldout.jsonl"
-"""A project's own held-out prompts; without this file those that come along."""
+"""A project's own held-out prompts; without this file the bundled ones are used."""
 PURPOSE = "compare"
+RETRY_SECONDS = 5.0
 
 
-class Tasting:
-    """The compare page's questions, and the thread that has the answers written.
+class Comparisons:
+    """The requests of the Compare page, and the thread that makes the items.
 
     Args:
-        store: of the votes; taste tests are marked, so that nothing is trained on them unless
-            asked.
-        ahead: knows the models, the engine and how answers are sampled.
+        store: the votes; those of comparisons have a purpose of their own, and nothing is trained
+            on them unless that is requested.
+        prefetch: knows the models, the engine and how answers are sampled.
+
+    Attributes:
+        problem: why no items are being made at the moment; "" if nothing is wrong.
     """
 
-    def __init__(self, store: Store, ahead: Prefetch) -> None:
-        self.store, self.ahead = store, ahead
-        self.trouble = ""
+    def __init__(self, store: Store, prefetch: Prefetch) -> None:
+        self.store, self.prefetch = store, prefetch
+        self.problem = ""
         self._wake, self._closed = threading.Event(), False
-        threading.Thread(target=self._work, daemon=True, name="tasting").start()
+        threading.Thread(target=self._work, daemon=True, name="comparisons").start()
 
     def close(self) -> None:
-        """Make no more answers."""
+        """Stop making items."""
         self._closed = True
         self._wake.set()
 
-    # ---- tests
+    # ---- comparisons
 
     def start(self, first: str, second: str, wanted: int) -> BlindComparison:
-        """Begin a test of two models on so many held-out prompts.
+        """Start a comparison of two models.
+
+        Args:
+            first, second: as in `Models.names`.
+            wanted: how many held-out prompts both answer.
 
         Raises:
-            UserError: the same model twice, a model that is gone, or too many prompts.
+            UserError: both models are the same, one does not exist, there are not so many prompts,
+                or there is no engine.
         """
-        models = self.ahead.models
+        models = self.prefetch.models
         sources = [models.label(models.place(name)) for name in (first, second)]
         if sources[0] == sources[1]:
             raise UserError(f"Both sides are {sources[0]}. Choose two different models.")
-        there = len(self.prompts())
-        if not 1 <= wanted <= there:
-            raise UserError(f"There are {there} held-out prompts; take 1 to {there} of them.")
-        if self.ahead.engine.state in (OFF, FAILED):
-            raise UserError(self.ahead.engine.message or "The pages run without a model.")
-        test = blind_comparisons.add_comparison(self.store, sources[0], sources[1], wanted)
+        count = len(self.prompts())
+        if not 1 <= wanted <= count:
+            raise UserError(f"There are {count} held-out prompts; choose 1 to {count} of them.")
+        if self.prefetch.engine.state in (OFF, FAILED):
+            raise UserError(self.prefetch.engine.message or "The pages run without a model.")
+        comparison = blind_comparisons.add_comparison(self.store, sources[0], sources[1], wanted)
         self._wake.set()
-        return test
+        return comparison
 
     def newest(self) -> BlindComparison | None:
-        """The test that is going on, or was last; None where there is none."""
-        newest = blind_comparisons.comparisons(self.store, newest=1)
-        return newest[0] if newest else None
+        """The newest comparison, running or complete; None if there is none."""
+        found = blind_comparisons.comparisons(self.store, newest=1)
+        return found[0] if found else None
 
     def all(self) -> list[BlindComparison]:
-        """All tests, the newest first."""
+        """All comparisons, the newest first."""
         return blind_comparisons.comparisons(self.store)
 
     def prompts(self) -> list[Prompt]:
         """The held-out prompts, each once."""
-        own = self.ahead.space.folder / HELD_OUT
+        own = self.prefetch.project.folder / HELD_OUT
         rows = read_prompts(own if own.is_file() else bundled("prompts_heldout"))
         prompts = [as_conversation(row["prompt"]) for row in rows]
         return list({_key(prompt): prompt for prompt in prompts}.values())
 
-    def made(self, test: BlindComparison) -> int:
-        """For how many prompts both answers are there."""
-        return blind_comparisons.count_items(self.store, test.id)
+    def made(self, comparison: BlindComparison) -> int:
+        """The number of prompts that both models have answered."""
+        return blind_comparisons.count_items(self.store, comparison.id)
 
-    # ---- what a page asks
+    # ---- requests of the page
 
     def begin(self, rater: str) -> View:
-        """The next pair of the newest test, or how it went."""
-        test = self.newest()
-        if test is None:
-            return {"empty": "No taste test yet. Choose two models below and start one."}
-        shown = queue.next_shown(self.store, rater, purpose=PURPOSE, comparison=test.id)
-        about = self._about(test, rater)
+        """The next item of the newest comparison, or its result."""
+        comparison = self.newest()
+        if comparison is None:
+            return {"empty": "No blind comparison yet. Choose two models below and start one."}
+        shown = queue.next_shown(self.store, rater, purpose=PURPOSE, comparison=comparison.id)
+        about = self._about(comparison, rater)
         if shown is not None:
             answers = [answer_view(text) for text in shown.completions]
             token = shown.presentation.token
             return {"token": token, "prompt": prompt_html(shown.prompt), "answers": answers} | about
-        made, engine = self.made(test), self.ahead.engine
-        if made >= test.wanted:
-            return {"empty": self.verdict(test, rater)} | about
+        made, engine = self.made(comparison), self.prefetch.engine
+        if made >= comparison.wanted:
+            return {"empty": self.result(comparison, rater)} | about
         if engine.state in (OFF, FAILED):
             return {"empty": engine.message or NO_MODEL} | about
-        if self.trouble:  # asked about again: it may pass
-            return {"empty": self.trouble, "wait": self.trouble} | about
-        return {"wait": f"Answers are being written: {made} of {test.wanted}."} | about
+        if self.problem:  # "wait": the page asks again, since the problem may go away
+            return {"empty": self.problem, "wait": self.problem} | about
+        return {"wait": f"Answers are being generated: {made} of {comparison.wanted}."} | about
 
-    def vote(self, rater: str, token: Any, said: Any, milliseconds: Any = None) -> View:
-        """Keep a vote and give the next pair."""
-        number = cast(self.store, rater, token, said, milliseconds)
+    def vote(self, rater: str, token: Any, vote: Any, milliseconds: Any = None) -> View:
+        """Store a vote and return the next item."""
+        number = cast(self.store, rater, token, vote, milliseconds)
         return self.begin(rater) | {"voted": number}
 
     def undo(self, rater: str, expected: Any) -> View:
-        """Take the rater's last vote in the newest test back; earlier tests are over."""
-        number, test = vote_number(expected), self.newest()
+        """Undo the rater's last vote in the newest comparison; earlier ones can't be changed.
+
+        Raises:
+            UserError: there is nothing to undo.
+        """
+        number, comparison = vote_number(expected), self.newest()
         back = None
-        if number is not None and test is not None:
-            back = undo(self.store, rater, purpose=PURPOSE, comparison=test.id, expected=number)
+        if number is not None and comparison is not None:
+            back = undo(
+                self.store, rater, purpose=PURPOSE, comparison=comparison.id, expected=number
+            )
         if back is None:
-            raise UserError("There is no vote of yours to take back.")
+            raise UserError("You have no vote to undo.")
         return self.begin(rater)
 
     def progress(self, rater: str) -> View:
-        """How far the newest test is."""
-        test = self.newest()
-        return {} if test is None else self._about(test, rater)
+        """How far the newest comparison is."""
+        comparison = self.newest()
+        return {} if comparison is None else self._about(comparison, rater)
 
     # ---- results
 
-    def outcomes(self, test: BlindComparison, rater: str | None = None) -> list[float]:
-        """1 where the second model won, 0 where the first did, a half for ties; skips are left out.
+    def outcomes(self, comparison: BlindComparison, rater: str | None = None) -> list[float]:
+        """The votes: 1.0 if the second model won, 0.0 if the first did, 0.5 for ties.
+
+        Skipped items are left out.
 
         Args:
-            rater: only this one's votes.
+            rater: only this rater's votes; None for all.
         """
-        return blind_comparisons.outcomes(self.store, test.id, rater)
+        return blind_comparisons.outcomes(self.store, comparison.id, rater)
 
-    def verdict(self, test: BlindComparison, rater: str | None) -> str:
-        """The result with the models' names, for the end."""
-        outcomes = self.outcomes(test, rater)
+    def result(self, comparison: BlindComparison, rater: str | None) -> str:
+        """The result with the models' names, as the page shows it at the end."""
+        outcomes = self.outcomes(comparison, rater)
+        first, second = comparison.first, comparison.second
         if not outcomes:
-            return f"{test.second} against {test.first}: no votes yet."
+            return f"{second} against {first}: no votes yet."
         return (
-            f"{test.second} against {test.first}: {_won(outcomes)} Wins of {test.second}: "
-            f"{outcomes.count(1.0)}, of {test.first}: {outcomes.count(0.0)}, ties: "
-            f"{outcomes.count(0.5)}."
+            f"{second} against {first}: {_won(outcomes)} Wins of {second}: {outcomes.count(1.0)}, "
+            f"of {first}: {outcomes.count(0.0)}, ties: {outcomes.count(0.5)}."
         )
 
-    def _about(self, test: BlindComparison, rater: str) -> View:
-        outcomes, (first, second) = self.outcomes(test, rater), test.blind_names
+    def _about(self, comparison: BlindComparison, rater: str) -> View:
+        outcomes, (first, second) = self.outcomes(comparison, rater), comparison.blind_names
         score = f"{second} against {first}: {_won(outcomes)}" if outcomes else ""
-        progress = f"{len(outcomes)} of {test.wanted} votes"
-        last = last_vote(self.store, rater, PURPOSE, test.id)
+        progress = f"{len(outcomes)} of {comparison.wanted} votes"
+        last = last_vote(self.store, rater, PURPOSE, comparison.id)
         return {"progress": progress, "score": score, "last": last}
 
     # ---- in the thread
@@ -161,60 +181,62 @@ class Tasting:
     def _work(self) -> None:
         while not self._closed:
             try:
-                test = self.newest()
-                ready = self.ahead.engine.state not in (OFF, FAILED)
-                if test is not None and ready and self.made(test) < test.wanted:
-                    self._one(test)
-                    self.trouble = ""
+                comparison = self.newest()
+                ready = self.prefetch.engine.state not in (OFF, FAILED)
+                if comparison is not None and ready and self.made(comparison) < comparison.wanted:
+                    self._make_item(comparison)
+                    self.problem = ""
                     continue
-            except Exception as error:  # told on the page; tried again later
-                self.trouble = in_words(error)
-            self._wake.wait(5.0)
+            except Exception as error:  # the page shows it, and it is tried again
+                self.problem = describe(error)
+            self._wake.wait(RETRY_SECONDS)
             self._wake.clear()
 
-    def _one(self, test: BlindComparison) -> None:
-        prompt = self._next_prompt(test)
-        making = self.ahead.making()
-        places = [self.ahead.models.place(name.removeprefix("runs/")) for name in _sources(test)]
-        job = self.ahead.engine.answer(
+    def _make_item(self, comparison: BlindComparison) -> None:
+        prompt = self._next_prompt(comparison)
+        settings = self.prefetch.settings()
+        models, sources = self.prefetch.models, _sources(comparison)
+        places = [models.place(source.removeprefix("runs/")) for source in sources]
+        job = self.prefetch.engine.answer(
             prompt,
             places,
-            temperature=making.temperature,
-            max_new_tokens=making.max_new_tokens,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
             features=True,
         )
         job.wait()
-        how = {"temperature": making.temperature, "max_new_tokens": making.max_new_tokens}
+        sampling = {"temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens}
         texts = [text.strip() for text in job.texts]
         if job.value.get("features"):
-            self.ahead.states.put(prompt, texts, job.value["features"])
+            self.prefetch.states.put(prompt, texts, job.value["features"])
         self.store.add_item(
             prompt,
-            list(zip(texts, _sources(test), strict=True)),
+            list(zip(texts, _sources(comparison), strict=True)),
             purpose=PURPOSE,
-            sampling=[how] * 2,
+            sampling=[sampling] * 2,
             shared=True,
-            comparison=test.id,
+            comparison=comparison.id,
         )
 
-    def _next_prompt(self, test: BlindComparison) -> Prompt:
-        """One that the test has not asked yet, also where the file was changed meanwhile."""
-        asked = {_key(p) for p in blind_comparisons.compared_prompts(self.store, test.id)}
-        left = [prompt for prompt in self.prompts() if _key(prompt) not in asked]
+    def _next_prompt(self, comparison: BlindComparison) -> Prompt:
+        """A prompt that is not used yet; the file may have changed since the start."""
+        compared = blind_comparisons.compared_prompts(self.store, comparison.id)
+        used = {_key(prompt) for prompt in compared}
+        left = [prompt for prompt in self.prompts() if _key(prompt) not in used]
         if not left:
             raise UserError(
-                f"There are {len(asked)} held-out prompts now, and this test wanted {test.wanted}. "
-                "Add some, or start a new test."
+                f"There are only {len(used)} held-out prompts now, and this comparison needs "
+                f"{comparison.wanted}. Add some, or start a new comparison."
             )
-        return random.Random(f"{test.id} {len(asked)}").choice(left)
+        return random.Random(f"{comparison.id} {len(used)}").choice(left)
 
 
 def _key(prompt: Prompt) -> str:
     return json.dumps(prompt, sort_keys=True)
 
 
-def _sources(test: BlindComparison) -> tuple[str, str]:
-    return test.first, test.second
+def _sources(comparison: BlindComparison) -> tuple[str, str]:
+    return comparison.first, comparison.second
 
 
 def _won(outcomes: Sequence[float]) -> str:

@@ -1,70 +1,72 @@
-"""The compare page: a blind taste test of two models."""
+"""The Compare page: a blind comparison of two models."""
 
 from typing import Any
 
 import gradio as gr
 
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.compare import Tasting
-from lorarlhf_ui.judge import judge
+from lorarlhf_ui.compare import Comparisons
+from lorarlhf_ui.events import EVENT
 from lorarlhf_ui.security import rater_of
+from lorarlhf_ui.vote_widget import vote_widget
 
-AGAIN = "() => document.querySelector('.judge')?.dispatchEvent(new Event('again'))"
+RELOAD = "() => document.querySelector('.vote-widget')?.dispatchEvent(new Event('reload'))"
 
 
-def compare_page(tasting: Tasting) -> None:
+def compare_page(comparisons: Comparisons) -> None:
     """Put the page's components into the Blocks that are being built."""
-    judge(
-        {
-            "begin": lambda rater, data: tasting.begin(rater),
-            "vote": lambda rater, data: tasting.vote(
-                rater, data.get("token"), data.get("said") or {}, data.get("milliseconds")
-            ),
-            "undo": lambda rater, data: tasting.undo(rater, data.get("expected")),
-            "progress": lambda rater, data: tasting.progress(rater),
-        },
-        own_prompts=False,
-    )
-    with gr.Accordion("A new taste test", open=True, elem_id="taste-new"):
+    _widget(comparisons)
+    with gr.Accordion("New blind comparison", open=True, elem_id="compare-new"):
         with gr.Row():
-            first = gr.Dropdown(label="One model", elem_id="taste-first", interactive=True)
-            second = gr.Dropdown(label="The other", elem_id="taste-second", interactive=True)
-            wanted = gr.Slider(5, 60, 30, step=1, label="Held-out prompts", elem_id="taste-wanted")
-        # Off until the models are known: a test of nothing would be refused.
+            first = gr.Dropdown(label="One model", elem_id="compare-first", interactive=True)
+            second = gr.Dropdown(label="The other", elem_id="compare-second", interactive=True)
+            wanted = gr.Slider(5, 60, 30, step=1, label="Held-out prompts", elem_id="compare-count")
+        # Disabled until `fill` has set the choices of models.
         start = gr.Button(
-            "Start", variant="primary", elem_id="taste-start", min_width=120, interactive=False
+            "Start", variant="primary", elem_id="compare-start", min_width=120, interactive=False
         )
-        said = gr.Markdown(elem_id="taste-said", elem_classes="said")
-    with gr.Accordion("Earlier tests", open=False, elem_id="taste-earlier"):
-        earlier = gr.Markdown(elem_id="taste-results")
+        message = gr.Markdown(elem_id="compare-message", elem_classes="page-message")
+    with gr.Accordion("Earlier comparisons", open=False, elem_id="compare-earlier"):
+        earlier = gr.Markdown(elem_id="compare-results")
 
     def fill(request: gr.Request) -> list[Any]:
-        names = tasting.ahead.models.names()
+        names = comparisons.prefetch.models.names()
         newest = names[1] if len(names) > 1 else names[0]
         return [
             gr.Dropdown(choices=names, value=names[0]),
             gr.Dropdown(choices=names, value=newest),
-            gr.Slider(maximum=len(tasting.prompts())),
-            results(rater_of(request)),
+            gr.Slider(maximum=len(comparisons.prompts())),
+            _earlier(comparisons, rater_of(request)),
             gr.Button(interactive=True),
         ]
 
-    def begin(one: str, other: str, wanted: int) -> str:
+    def begin(one: str, other: str, count: int) -> str:
         try:
-            tasting.start(one, other, int(wanted))
+            comparisons.start(one, other, int(count))
         except UserError as error:
             return str(error)
-        return "The answers are being written; vote as they come. Names are told at the end."
+        return "The answers are being generated. Vote as they appear; names are shown at the end."
 
-    def results(rater: str | None) -> str:
-        lines = [f"- {tasting.verdict(test, rater)}" for test in tasting.all()[1:]]
-        return "\n".join(lines) or "None yet."
+    gr.on(None, fill, None, [first, second, wanted, earlier, start], **EVENT)
+    started = start.click(begin, [first, second, wanted], message, **EVENT)
+    started.then(None, None, None, js=RELOAD)
 
-    quiet: dict[str, Any] = {
-        "api_visibility": "private",
-        "show_progress": "hidden",
-        "concurrency_limit": None,
-    }
-    gr.on(None, fill, None, [first, second, wanted, earlier, start], **quiet)
-    started = start.click(begin, [first, second, wanted], said, **quiet)
-    started.then(None, None, None, js=AGAIN)
+
+def _widget(comparisons: Comparisons) -> None:
+    vote_widget(
+        {
+            "begin": lambda rater, data: comparisons.begin(rater),
+            "vote": lambda rater, data: comparisons.vote(
+                rater, data.get("token"), data.get("vote") or {}, data.get("milliseconds")
+            ),
+            "undo": lambda rater, data: comparisons.undo(rater, data.get("expected")),
+            "progress": lambda rater, data: comparisons.progress(rater),
+        },
+        own_prompts=False,
+    )
+
+
+def _earlier(comparisons: Comparisons, rater: str | None) -> str:
+    """The results of all comparisons but the newest, as Markdown."""
+    lines = [f"- {comparisons.result(one, rater)}" for one in comparisons.all()[1:]]
+    return "\n".join(lines) or "None yet."

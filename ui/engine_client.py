@@ -1,4 +1,7 @@
-"""The pages' side of the process with the backbone: ask, watch, stop. Imports no torch."""
+"""The pages' side of the process that holds the backbone: send jobs, watch them, stop them.
+
+Imports no torch.
+"""
 
 import multiprocessing
 import os
@@ -10,7 +13,7 @@ from typing import Any
 
 from lorarlhf.project.settings import Settings
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui import engine_worker as engine_process
+from lorarlhf_ui import engine_worker
 from lorarlhf_ui.engine_worker import BASE
 
 STARTING, READY, FAILED, OFF = "starting", "ready", "failed", "off"
@@ -18,10 +21,10 @@ __all__ = ["BASE", "FAILED", "OFF", "READY", "STARTING", "Engine", "Job"]
 
 
 class Job:
-    """Something that was asked of the engine.
+    """Work that was sent to the engine.
 
     Attributes:
-        texts: of answers: what has been written so far, one text an answer.
+        texts: the text of each answer so far; empty for jobs that generate nothing.
         value: the result, once `done`.
         error: what went wrong, or None.
     """
@@ -34,7 +37,7 @@ class Job:
         self._changed = threading.Condition()
 
     def wait(self, seconds: float | None = None) -> Any:
-        """The result.
+        """Wait for the result and return it.
 
         Raises:
             UserError: the job failed.
@@ -48,30 +51,30 @@ class Job:
         return self.value
 
     def wait_for_more(self, than: Sequence[str], seconds: float) -> None:
-        """Return as soon as there is other text than this, or it is done, or the time is over."""
+        """Return when the texts differ from `than`, the job is done, or the time is over."""
         with self._changed:
             self._changed.wait_for(lambda: self.done or self.texts != list(than), seconds)
 
-    def tell(self, **news: Any) -> None:
-        """Set attributes and wake whoever waits."""
+    def update(self, **attributes: Any) -> None:
+        """Set attributes and wake the threads that wait."""
         with self._changed:
-            for name, value in news.items():
+            for name, value in attributes.items():
                 setattr(self, name, value)
             self._changed.notify_all()
 
 
 class Engine:
-    """The process with the backbone; it starts at once and loads in the background.
+    """The process with the backbone; it starts at once and loads the base in the background.
 
     Args:
-        settings: gives those of the base (`lorarlhf.project.settings.resolve`); called in the
-            process, since it takes torch to know them. None for no model at all.
-        on_ready: called (in a thread of the engine) with what the process says of itself.
-        on_failed: called with the reason where there will be no model.
+        settings: returns the settings of the base (`lorarlhf.project.settings.resolve`). It is
+            called in the process, because it imports torch. None: no process and no model.
+        on_ready: called with `about` in a thread of the engine.
+        on_failed: called with the reason if the base can't be loaded.
 
     Attributes:
         state: `starting`, `ready`, `failed` or `off`.
-        about: the base, its device and the name of its hidden states, once ready.
+        about: the base, its device and the name of its feature space, once ready.
         message: why it failed.
     """
 
@@ -91,10 +94,10 @@ class Engine:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self.process = context.Process(
-            target=engine_process.main, args=(theirs, settings), daemon=True, name="lorarlhf-engine"
+            target=engine_worker.main, args=(theirs, settings), daemon=True, name="lorarlhf-engine"
         )
         self.process.start()
-        theirs.close()  # so that its end is noticed here
+        theirs.close()  # otherwise the end of the process would not close the pipe
         threading.Thread(target=self._listen, daemon=True, name="engine").start()
 
     def answer(
@@ -108,15 +111,16 @@ class Engine:
         features: bool = False,
         seeds: Sequence[int] | None = None,
     ) -> Job:
-        """One answer of each model to a prompt.
+        """Generate one answer of each model to a prompt.
 
         Args:
-            models: `base`, or folders of policy adapters; the same one may stand several times.
-            urgent: somebody waits for it.
-            features: the hidden states of the answers, too, for the reward head.
+            models: `base`, or folders of policy adapters; a model may occur several times.
+            urgent: a rater waits for the answers.
+            features: also return the hidden states of the answers, for the reward head.
+            seeds: one for each answer; drawn at random if not given.
         """
         drawn = seeds or [int.from_bytes(os.urandom(4), "big") >> 1 for _ in models]
-        ask = {
+        request = {
             "prompt": prompt,
             "models": list(models),
             "seeds": list(drawn),
@@ -125,30 +129,30 @@ class Engine:
             "urgent": urgent,
             "features": features,
         }
-        return self._ask("answer", ask, Job(len(models)))
+        return self._submit("answer", request, Job(len(models)))
 
     def stop(self, job: Job) -> None:
-        """End a job's answers where they are; it is done soon after."""
+        """Stop generating a job's answers; it is done soon after, with the text so far."""
         numbers = [number for number, known in list(self._jobs.items()) if known is job]
         for number in numbers:
             self._send((0, "stop", number))
 
     def scores(self, run: Path, prompt: Any, answers: Sequence[str]) -> Job:
-        """The reward role's scores of answers; `run` is the folder of its adapter."""
-        ask = {"run": str(run), "prompt": prompt, "answers": list(answers)}
-        return self._ask("scores", ask)
+        """Score answers with the reward role; `run` is the folder of its adapter."""
+        request = {"run": str(run), "prompt": prompt, "answers": list(answers)}
+        return self._submit("scores", request)
 
     def features(self, prompts: Sequence[Any], answers: Sequence[str]) -> Job:
-        """Hidden states of answers, packed; done when nobody waits for an answer."""
-        return self._ask("features", {"prompts": list(prompts), "answers": list(answers)})
+        """Compute packed hidden states of answers, while nobody waits for an answer."""
+        return self._submit("features", {"prompts": list(prompts), "answers": list(answers)})
 
     def axes(self) -> Job:
-        """The style axes in the space of the hidden states, packed."""
-        return self._ask("axes", {})
+        """Compute the packed style axes in the space of the hidden states."""
+        return self._submit("axes", {})
 
     def inspect(self) -> Job:
-        """How many copies of the base there are, its bytes, and the process's number."""
-        return self._ask("about", {})
+        """Count the copies of the base and its bytes; also returns the process's id."""
+        return self._submit("about", {})
 
     def close(self) -> None:
         """End the process."""
@@ -157,7 +161,7 @@ class Engine:
             self.process.kill()
             self.process.join()
 
-    def _ask(self, what: str, ask: dict[str, Any], job: Job | None = None) -> Job:
+    def _submit(self, kind: str, request: dict[str, Any], job: Job | None = None) -> Job:
         job = job or Job()
         with self._lock:
             self._count += 1
@@ -166,7 +170,7 @@ class Engine:
         if self.state in (FAILED, OFF):
             self._end(number, error=self.message or "The pages run without a model.")
         else:
-            self._send((number, what, ask))
+            self._send((number, kind, request))
         return job
 
     def _send(self, message: tuple[int, str, Any]) -> None:
@@ -179,42 +183,42 @@ class Engine:
     def _listen(self) -> None:
         while True:
             try:
-                number, what, value = self._connection.recv()
+                number, kind, value = self._connection.recv()
             except (EOFError, OSError):
                 self._lost()
                 return
             if number == 0:
-                self._about(what, value)
-            elif what == "texts":
+                self._loaded(kind, value)
+            elif kind == "texts":
                 if job := self._jobs.get(number):
-                    job.tell(texts=value)
-            elif what == "failed":
+                    job.update(texts=value)
+            elif kind == "failed":
                 self._end(number, error=value)
             else:
                 texts = isinstance(value, dict) and value.get("texts")
                 self._end(number, value=value, **({"texts": texts} if texts else {}))
 
-    def _about(self, what: str, value: Any) -> None:
-        if what == "ready":
+    def _loaded(self, kind: str, value: Any) -> None:
+        if kind == "ready":
             self.about, self.state = value, READY
             try:
                 self._on_ready(value)
-            except Exception as error:  # the answers must be listened to all the same
+            except Exception as error:  # this thread must go on reading answers
                 traceback.print_exception(error)
         else:
             self.message, self.state = value, FAILED
             self._on_failed(value)
 
-    def _end(self, number: int, **news: Any) -> None:
+    def _end(self, number: int, **attributes: Any) -> None:
         if job := self._jobs.pop(number, None):
-            job.tell(**news, done=True)  # last: who sees that it is done reads the rest
+            job.update(**attributes, done=True)  # `done` last: readers without the lock see it last
 
     def _lost(self) -> None:
-        """The process is gone: all that wait are told."""
+        """The process has ended: end all jobs with the reason."""
         if self.state != OFF:
             if self.state != FAILED:
                 self.message = (
-                    "The model's process has ended, most likely for want of memory. Votes are "
+                    "The model's process has ended, probably because memory ran out. Votes are "
                     "kept. Start `lorarlhf ui` again, with fewer bits or a smaller base."
                 )
             self.state = FAILED

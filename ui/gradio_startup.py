@@ -1,40 +1,69 @@
-"""Gradio without two thirds of the time that it takes to start. To be imported before it."""
+"""Imports Gradio in half the time. To be imported before `gradio`.
 
-import inspect
-from collections.abc import Iterator
+While it is imported, Gradio parses the source of each of its components to write type stubs for
+editors beside them. That takes half of the import's time, and serving pages does not need them.
+Gradio has no setting for it, so the function that writes the stubs is replaced as soon as its
+module is loaded. Without this module everything works, a second or two later.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import spec_from_file_location
+from types import ModuleType
 from typing import Any
-from unittest import mock
 
-_getfile = inspect.getfile
-
-
-def _without_components(thing: Any) -> str:
-    """`inspect.getfile`, but for Gradio's own components it says that they have no file.
-
-    While it is imported, Gradio parses the source of each of its components to write type stubs for
-    editors beside them (`gradio.component_meta`), which takes half of the second or two that the
-    import takes. Without a file it leaves that out.
-    """
-    if isinstance(thing, type) and thing.__module__.startswith("gradio."):
-        raise OSError("not needed to serve pages")
-    return _getfile(thing)
+_MODULE = "gradio.component_meta"
 
 
-inspect.getfile = _without_components  # type: ignore[assignment]
+class _LoaderWithoutStubs(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        module.create_or_modify_pyi = _write_no_stub  # type: ignore[attr-defined]
+
+
+class _FinderWithoutStubs(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _MODULE:
+            return None
+        found = PathFinder.find_spec(fullname, path, target)
+        if found is None or found.origin is None:
+            return found
+        loader = _LoaderWithoutStubs(fullname, found.origin)
+        return spec_from_file_location(fullname, found.origin, loader=loader)
+
+
+def _write_no_stub(*args: Any) -> None:
+    """Stands in for `gradio.component_meta.create_or_modify_pyi`."""
+
+
+_finder = _FinderWithoutStubs()
+sys.meta_path.insert(0, _finder)
 try:
     import gradio  # noqa: F401
     from gradio.routes import App
 finally:
-    inspect.getfile = _getfile
+    sys.meta_path.remove(_finder)
 
 
 @contextmanager
 def without_apps() -> Iterator[None]:
-    """For building pages that are mounted afterwards.
+    """For building pages that `gr.mount_gradio_app` serves afterwards.
 
-    At the end of each page Gradio makes a web application of all pages so far, 60 ms each, and
-    throws it away at the next one. The one that is served is made by `mount_gradio_app`.
+    At the end of each page Gradio builds a web application of all pages so far, and replaces it at
+    the end of the next page. That takes 60 ms or more each time, and mounting builds its own.
     """
-    with mock.patch.object(App, "create_app", return_value=None):
+    create_app = App.create_app
+    App.create_app = staticmethod(_create_no_app)  # type: ignore[assignment, method-assign]
+    try:
         yield
+    finally:
+        App.create_app = staticmethod(create_app)  # type: ignore[method-assign]
+
+
+def _create_no_app(*args: Any, **kwargs: Any) -> None:
+    """Stands in for `gradio.routes.App.create_app`."""

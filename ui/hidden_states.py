@@ -1,4 +1,4 @@
-"""Kept hidden states of answers: a cache beside the store, which may be deleted at any time."""
+"""A cache of the answers' hidden states beside the store; it may be deleted at any time."""
 
 import contextlib
 import hashlib
@@ -19,19 +19,22 @@ FILE = "hidden_states.sqlite"
 
 
 class HiddenStates:
-    """Rows of features by prompt and answer, for one space (a base and where its trunk ends).
+    """Rows of features by prompt and answer, for one feature space.
 
     Args:
-        path: of the SQLite file, made where there is none.
+        path: the SQLite file; it is created if it does not exist.
+
+    Attributes:
+        space: names the feature space: the base, and the layer at which its trunk ends.
     """
 
     def __init__(self, path: Path) -> None:
         self._lock, self.space = threading.Lock(), ""
         try:
             self._open(path)
-        except sqlite3.OperationalError:  # the folder can't be written, or another has the file
+        except sqlite3.OperationalError:  # the folder is read-only, or the file is locked
             raise
-        except sqlite3.DatabaseError:  # damaged: it is only a cache
+        except sqlite3.DatabaseError:  # damaged, but it is only a cache
             self._db.close()
             path.replace(path.with_suffix(".damaged"))
             self._open(path)
@@ -44,17 +47,17 @@ class HiddenStates:
         self._db.execute("CREATE TABLE IF NOT EXISTS last (space TEXT)")
         found = self._db.execute("SELECT space FROM last").fetchone()
         if found:
-            self.space = found[0]  # so that the meter works before a model is loaded
+            self.space = found[0]  # so that the meter works before the model is loaded
 
     def use(self, space: str) -> None:
-        """Change to the space of the base that is loaded."""
+        """Change to the feature space of the base that is loaded."""
         with self._lock, contextlib.suppress(sqlite3.OperationalError):
             self.space = space
             self._db.execute("DELETE FROM last")
             self._db.execute("INSERT INTO last VALUES (?)", (space,))
 
     def put(self, prompt: Prompt, answers: Sequence[str], rows: Sequence[str]) -> None:
-        """Keep packed rows, where the disk lets us: no vote is lost for want of them."""
+        """Keep packed rows. A full disk is ignored: votes do not depend on this cache."""
         keys = [self._key(prompt, answer) for answer in answers]
         with self._lock, contextlib.suppress(sqlite3.OperationalError):
             self._db.executemany(
@@ -62,7 +65,7 @@ class HiddenStates:
             )
 
     def get(self, prompt: Prompt, answers: Sequence[str]) -> "list[np.ndarray] | None":
-        """The rows of all these answers; None where one is missing."""
+        """The rows (F,) of all these answers; None if one is missing."""
         found = []
         for answer in answers:
             key = self._key(prompt, answer)
@@ -74,11 +77,11 @@ class HiddenStates:
         return found
 
     def put_axes(self, rows: Sequence[str]) -> None:
-        """Keep the style axes of this space."""
+        """Keep the packed style axes of this feature space."""
         self.put("style axes", ["axes"], [json.dumps(list(rows))])
 
     def axes(self) -> "np.ndarray | None":
-        """The style axes (K, F) of this space, where they are known."""
+        """The style axes (K, F) of this feature space; None if they are not known yet."""
         import numpy as np
 
         with self._lock:
@@ -87,6 +90,6 @@ class HiddenStates:
         return None if row is None else np.stack([unpacked(text) for text in json.loads(row[0])])
 
     def _key(self, prompt: Prompt, answer: str) -> str:
-        # Sorted: a prompt out of the store has its fields in another order.
-        whole = json.dumps([self.space, prompt, answer], sort_keys=True)
-        return hashlib.sha256(whole.encode()).hexdigest()
+        # Sorted: the store returns the fields of a message in another order.
+        text = json.dumps([self.space, prompt, answer], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""The live meter: how often the reward head guesses a rater's next vote, as the votes come in.
+"""The live meter: how often a reward head predicts a rater's next vote correctly.
 
-Each vote is guessed by a head that was fitted to the earlier ones only (prequential evaluation;
-Dawid 1984), so the figure is honest from the first vote on. The fit costs milliseconds on kept
-hidden states and runs in a thread of its own.
+Each vote is predicted by a head that was fitted to the earlier votes only (prequential evaluation;
+Dawid 1984), so no vote is predicted by a head that has seen it. With cached hidden states the fit
+takes milliseconds. It runs in a thread of its own.
 """
 
 import threading
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
     from lorarlhf.rewards.fit import HeadFit, VoteFit
 
-MOST_PAIRS = 400
-"""Newest pairs that the head is fitted to: the fit's time grows with their third power."""
-FEWEST_PAIRS = 4
-"""Before so many there is no guess."""
+MAX_PAIRS = 400
+"""The head is fitted to at most so many of the newest pairs; its time grows with their cube."""
+MIN_PAIRS = 4
+"""With fewer pairs there is no prediction."""
 NEWEST_GUESSES = 100
-"""The report is about so many of the newest guesses: the head of today, not that of the start."""
+"""The report covers so many of the newest predictions, since early heads had few votes."""
 
 
 @dataclass
-class Learned:
-    """What is known of a rater.
+class RaterHead:
+    """The reward head that is fitted to a rater's votes.
 
     Attributes:
-        space: of the hidden states, and whether its style axes were known.
+        space: the feature space, and whether its style axes were known.
         head: None while there are too few pairs.
-        votes: that the head was fitted to.
+        votes: the numbers of the votes in the fit.
     """
 
     space: tuple[str, bool]
@@ -47,14 +47,14 @@ class Learned:
 
 
 class Meter:
-    """Guesses each rater's votes and counts how often it was right.
+    """Predicts each rater's votes and counts the correct predictions.
 
     Args:
-        store: of the votes; guesses are kept there. A store of its own, so that nobody waits for
-            long reading.
-        states: the kept hidden states.
-        fetch: called with a vote whose hidden states are not kept, and with what to call when they
-            are.
+        store: the votes and the predictions. A store of its own, so that votes do not wait while
+            it reads.
+        states: the cached hidden states.
+        fetch: called with a vote whose hidden states are missing, and with a function to call once
+            they are there.
     """
 
     def __init__(
@@ -64,30 +64,32 @@ class Meter:
         fetch: Callable[[Vote, Callable[[], None]], None] = lambda vote, then: None,
     ) -> None:
         self.store, self.states, self.fetch = store, states, fetch
-        self._learned: dict[str, Learned] = {}
+        self._heads: dict[str, RaterHead] = {}
         self._done: set[int] = set()
-        self._asked: deque[tuple[str, int | None, bool]] = deque()
+        self._queue: deque[tuple[str, int | None, bool]] = deque()
         self._wake = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="meter").start()
 
     def voted(self, rater: str, vote: int) -> None:
-        """A new vote: guess it, then learn from it. Returns at once."""
-        self._ask(rater, vote)
+        """A new vote: predict it, then add it to the fit. Returns at once."""
+        self._enqueue(rater, vote)
 
     def changed(self, rater: str) -> None:
-        """Votes of this rater were taken back or corrected: learn anew."""
-        self._ask(rater, None)
+        """Votes of this rater were undone or corrected: fit again. Returns at once."""
+        self._enqueue(rater, None)
 
     def wait(self, seconds: float = 600.0) -> bool:
-        """Until all that was asked is done; for tests and benchmarks."""
+        """Wait until the queue is empty; for tests and benchmarks."""
         with self._wake:
-            return self._wake.wait_for(lambda: not self._asked, seconds)
+            return self._wake.wait_for(lambda: not self._queue, seconds)
 
     def report(self, rater: str) -> dict[str, Any]:
-        """Guesses of late: how many, the share that was right with its 95% interval (Wilson).
+        """The newest predictions of a rater's votes.
 
-        `longer` and `chance` are the shares of the longest answer and of blind guessing, on the
-        same votes.
+        Returns:
+            `guesses`: their number; `right`, `low`, `high`: the share of correct ones and its 95%
+            interval (Wilson); `longer`, `chance`: the shares that "the longest answer" and a random
+            choice get on the same votes; `votes`: the votes in the newest fit.
         """
         guesses = newest_guesses(self.store, rater, NEWEST_GUESSES)
         if not guesses:
@@ -103,95 +105,97 @@ class Meter:
 
     # ---- in the thread
 
-    def _ask(self, rater: str, vote: int | None, late: bool = False) -> None:
+    def _enqueue(self, rater: str, vote: int | None, late: bool = False) -> None:
         with self._wake:
-            self._asked.append((rater, vote, late))
+            self._queue.append((rater, vote, late))
             self._wake.notify_all()
 
     def _work(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: bool(self._asked))
-                rater, vote, late = self._asked[0]
+                self._wake.wait_for(lambda: bool(self._queue))
+                rater, vote, late = self._queue[0]
             try:
-                self._do(rater, vote, late)
-            except Exception as error:  # the meter must never stand in the way of voting
-                self._learned.pop(rater, None)
-                print(f"The meter left a vote of {rater} out: {error}")
+                self._handle(rater, vote, late)
+            except Exception as error:  # voting must go on without the meter
+                self._heads.pop(rater, None)
+                print(f"The meter skipped a vote of {rater}: {error}")
             with self._wake:
-                self._asked.popleft()
+                self._queue.popleft()
                 self._wake.notify_all()
 
-    def _do(self, rater: str, number: int | None, late: bool) -> None:
+    def _handle(self, rater: str, number: int | None, late: bool) -> None:
         if number is None:
-            self._learned[rater] = self._learn(rater)
+            self._heads[rater] = self._fit_newest(rater)
             return
         vote = self.store.vote(number)
         if vote is None or vote.purpose != "train":
             return
         if late:
-            self._learn_late(rater, vote)
+            self._add_late(rater, vote)
             return
         if number in self._done:
             return
-        self._done.add(number)  # a second click sends the same vote
-        known = self._learned.get(rater)
-        # What was read from the store meanwhile may have this vote in it; it must not guess it.
+        self._done.add(number)  # a page may send a vote twice
+        known = self._heads.get(rater)
+        # A fit that was read from the store in the meantime may contain this vote already.
         if known is None or number in known.votes or known.space != self._space():
-            known = self._learned[rater] = self._learn(rater, before=vote)
+            known = self._heads[rater] = self._fit_newest(rater, before=vote)
         if known.head is not None:
-            self._guess(vote, known.head, len(known.votes))
-        if self._teach(known, vote):
+            self._predict(vote, known.head, len(known.votes))
+        if self._add_pairs(known, vote):
             self._refit(rater, known)
 
-    def _learn_late(self, rater: str, vote: Vote) -> None:
-        """From a vote whose hidden states came after it; it is not guessed any more."""
-        known = self._learned.get(rater)
+    def _add_late(self, rater: str, vote: Vote) -> None:
+        """Add a vote whose hidden states came after it; it is too late to predict it."""
+        known = self._heads.get(rater)
         if known is None or known.space != self._space() or vote.id in known.votes:
-            return  # the next vote learns anew, or it is learned already
-        if self._teach(known, vote):
+            return  # the next vote starts a new fit, or this one is in the fit already
+        if self._add_pairs(known, vote):
             self._refit(rater, known)
 
-    def _refit(self, rater: str, known: Learned) -> None:
-        if len(known.fit) > MOST_PAIRS:  # by a quarter fewer, so that not every vote gets here
-            self._learned[rater] = self._learn(rater, most=3 * MOST_PAIRS // 4)
+    def _refit(self, rater: str, known: RaterHead) -> None:
+        if len(known.fit) > MAX_PAIRS:  # drop a quarter, so that this does not happen at each vote
+            self._heads[rater] = self._fit_newest(rater, most=3 * MAX_PAIRS // 4)
         else:
             known.head = _fitted(known.fit)
 
     def _space(self) -> tuple[str, bool]:
         return self.states.space, self.states.axes() is not None
 
-    def _learn(self, rater: str, before: Vote | None = None, most: int = MOST_PAIRS) -> Learned:
-        """A fit to the rater's newest votes as they stand, those cast before a vote."""
+    def _fit_newest(
+        self, rater: str, before: Vote | None = None, most: int = MAX_PAIRS
+    ) -> RaterHead:
+        """Fit a head to the rater's newest votes; only to those cast before the vote `before`."""
         from lorarlhf.rewards.fit import VoteFit
 
         found: list[Vote] = []
         pairs = 0
-        for vote in reversed(self.store.votes(rater=rater, purpose="train", newest=MOST_PAIRS)):
+        for vote in reversed(self.store.votes(rater=rater, purpose="train", newest=MAX_PAIRS)):
             if before is not None and (vote.created_at, vote.id) >= (before.created_at, before.id):
                 continue
             pairs += len(_pairs(vote, self.states))
             if pairs > most:
                 break
             found.append(vote)
-        known = Learned(self._space(), VoteFit(self.states.axes()))
+        known = RaterHead(self._space(), VoteFit(self.states.axes()))
         for vote in reversed(found):
-            self._teach(known, vote)
+            self._add_pairs(known, vote)
         known.head = _fitted(known.fit)
         return known
 
-    def _teach(self, known: Learned, vote: Vote) -> bool:
-        """Add a vote's pairs; False where it has none, or its hidden states are not known yet."""
+    def _add_pairs(self, known: RaterHead, vote: Vote) -> bool:
+        """Add a vote's pairs; False if it has none, or its hidden states are missing."""
         pairs = _pairs(vote, self.states)
         if not pairs and list(better_and_worse(vote)):
-            self.fetch(vote, lambda: self._ask(vote.rater, vote.id, late=True))
+            self.fetch(vote, lambda: self._enqueue(vote.rater, vote.id, late=True))
         for better, worse in pairs:
             known.fit.add(better, worse, str(vote.prompt))
         if pairs:
             known.votes.add(vote.id)
         return bool(pairs)
 
-    def _guess(self, vote: Vote, head: "HeadFit", votes: int) -> None:
+    def _predict(self, vote: Vote, head: "HeadFit", votes: int) -> None:
         best = vote.verdict.ranking[0] if vote.verdict.verdict == RANKED else []
         rows = self.states.get(vote.prompt, vote.completions) if best else None
         if rows is None or vote.repeats is not None:
@@ -202,21 +206,21 @@ class Meter:
 
 
 def _pairs(vote: Vote, states: HiddenStates) -> "list[tuple[np.ndarray, np.ndarray]]":
-    """Hidden states of the better and the worse answer, of each pair that a vote orders."""
+    """Hidden states (F,) of the better and the worse answer of each pair that a vote orders."""
     texts = list(better_and_worse(vote))
     known = states.get(vote.prompt, vote.completions) if texts else None
     if known is None:
         return []
     rows = dict(zip(vote.completions, known, strict=True))
-    # An answer that the rater wrote has none.
+    # The answer that a rater wrote has no hidden states.
     return [(rows[a], rows[b]) for a, b in texts if a in rows and b in rows]
 
 
 def _fitted(fit: "VoteFit") -> "HeadFit | None":
-    return fit.fit() if len(fit) >= FEWEST_PAIRS else None
+    return fit.fit() if len(fit) >= MIN_PAIRS else None
 
 
 def _share_on_top(scores: list[float], best: list[int]) -> float:
-    """The chance that the highest-scored answer, drawn among equals, is one of the best."""
-    top = [place for place, score in enumerate(scores) if score == max(scores)]
-    return sum(place in best for place in top) / len(top)
+    """The chance that the answer with the highest score, drawn among equals, is one of the best."""
+    top = [position for position, score in enumerate(scores) if score == max(scores)]
+    return sum(position in best for position in top) / len(top)

@@ -1,21 +1,21 @@
-"""The collect page: two or more answers, a vote, the next ones."""
+"""The Rate page: two or more answers, a vote, the next ones."""
 
-from lorarlhf_ui.judge import judge
-from lorarlhf_ui.rate import Collecting
+from lorarlhf_ui.rate import Ratings
+from lorarlhf_ui.vote_widget import vote_widget
 
 
-def collect_page(collecting: Collecting) -> None:
+def rate_page(ratings: Ratings) -> None:
     """Put the page's components into the Blocks that are being built."""
-    judge(
+    vote_widget(
         {
-            "begin": lambda rater, data: collecting.begin(rater),
-            "vote": lambda rater, data: collecting.vote(
-                rater, data.get("token"), data.get("said") or {}, data.get("milliseconds")
+            "begin": lambda rater, data: ratings.begin(rater),
+            "vote": lambda rater, data: ratings.vote(
+                rater, data.get("token"), data.get("vote") or {}, data.get("milliseconds")
             ),
-            "undo": lambda rater, data: collecting.undo(rater, data.get("expected")),
-            "ask": lambda rater, data: collecting.ask(rater, data.get("text")),
-            "watch": lambda rater, data: collecting.watch(rater, data.get("seen") or []),
-            "progress": lambda rater, data: collecting.progress(rater),
+            "undo": lambda rater, data: ratings.undo(rater, data.get("expected")),
+            "ask": lambda rater, data: ratings.ask(rater, data.get("text")),
+            "watch": lambda rater, data: ratings.watch(rater, data.get("seen") or []),
+            "progress": lambda rater, data: ratings.progress(rater),
         },
         own_prompts=True,
     )

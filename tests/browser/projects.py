@@ -20,17 +20,17 @@ DOUBLE_CLICK_MS = 300
 FAST_BASE = ("--set", "compute_dtype=float32")
 
 
-class Project:
+class ServedProject:
     """A project and its server.
 
     Attributes:
-        space: its folder.
+        project: its files.
         store: its votes, read beside the server.
         server: as `serve` gives it.
     """
 
-    def __init__(self, space: Project, server: Server) -> None:
-        self.space, self.store, self.server = space, space.store(), server
+    def __init__(self, project: Project, server: Server) -> None:
+        self.project, self.store, self.server = project, project.store(), server
 
     @property
     def url(self) -> str:
@@ -76,7 +76,7 @@ def running(
     *words: str,
     base: Path | None = None,
     runs: Any = None,
-) -> Iterator[Project]:
+) -> Iterator[ServedProject]:
     """A new project and its server, until the end of the block.
 
     Args:
@@ -86,24 +86,24 @@ def running(
     """
     folder = tmp_path_factory.mktemp("project") / "taste"
     if base is None:
-        space, words = create(folder), ("--no-model", *words)
+        project, words = create(folder), ("--no-model", *words)
     else:
-        space, words = create(folder, base=str(base), bits=16), (*FAST_BASE, *words)
-        with space.project.open("a", encoding="utf-8") as file:
+        project, words = create(folder, base=str(base), bits=16), (*FAST_BASE, *words)
+        with project.project.open("a", encoding="utf-8") as file:
             file.write("lora_rank: 4\n")
     if runs is not None:
-        runs(space)
+        runs(project)
     servers = Servers(lambda: tmp_path_factory.mktemp("server"))
     try:
-        yield Project(space, servers(folder, *words))
+        yield ServedProject(project, servers(folder, *words))
     finally:
         for server in servers.started:
             server.end()
 
 
-def stored(space: Project) -> Store:
+def stored(project: Project) -> Store:
     """The votes of a project, opened anew."""
-    return Store(space.folder / VOTES)
+    return Store(project.folder / VOTES)
 
 
 # ---- the widget
@@ -111,12 +111,12 @@ def stored(space: Project) -> Store:
 
 def judge(page: Page) -> Locator:
     """The widget that takes votes."""
-    return page.locator(".judge")
+    return page.locator(".vote-widget")
 
 
 def part(page: Page, name: str) -> Locator:
     """A part of the widget, by its name in judge.html."""
-    return page.locator(f'.judge [data-part="{name}"]')
+    return page.locator(f'.vote-widget [data-part="{name}"]')
 
 
 def shows(page: Page, prompt: str) -> None:
@@ -140,18 +140,18 @@ def ends(page: Page, text: str = "There are no answers left to rate") -> None:
 
 def bodies(page: Page) -> list[str]:
     """The answers in the order of the screen."""
-    return page.locator(".judge .answer .body").all_inner_texts()
+    return page.locator(".vote-widget .answer .body").all_inner_texts()
 
 
 def press(page: Page, name: str) -> None:
     """Click the vote button that does this, as `first` or `tie`."""
-    page.locator(f'.judge [data-do="{name}"]').click()
+    page.locator(f'.vote-widget [data-do="{name}"]').click()
 
 
 # ---- runs
 
 
-def put_runs(space: Project, base: Path, names: Sequence[str], tokens: int) -> None:
+def put_runs(project: Project, base: Path, names: Sequence[str], tokens: int) -> None:
     """Finished runs with random adapters that differ; a `-reward` run has a reward role.
 
     Args:
@@ -169,10 +169,10 @@ def put_runs(space: Project, base: Path, names: Sequence[str], tokens: int) -> N
         role = "reward" if stage == "reward" else "policy"
         for weight in backbone.parameters_of("policy"):
             torch.nn.init.normal_(weight, std=0.3)
-        folder = space.folder / "runs" / name
+        folder = project.folder / "runs" / name
         backbone.save(role, folder / "adapters" / role)
         (folder / "run.json").write_text(json.dumps({"status": "done", "stage": stage}))
-    with space.store().write() as db:
+    with project.store().write() as db:
         db.execute(
             "INSERT INTO setting VALUES ('collect', ?)", (json.dumps({"max_new_tokens": tokens}),)
         )

@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from tests.browser.projects import ME, Project, put_runs, running
+from tests.browser.projects import ME, ServedProject, put_runs, running
 
 RUN = "0001-sft"
 LONGEST = 2048  # takes many seconds
 # Gradio loses what is asked in the very moment in which its stream of answers is being closed.
 SETTLED_MS = 300
-KEPT = "Kept. The conversation goes on with the better answer."
+KEPT = "Saved. The conversation continues with the better answer."
 HOSTILE = (
     "<img src=x onerror=\"document.title='taken'\"> <script>document.title='taken'</script> "
     "![a picture](http://example.invalid/x.png) ![mine](/logout) [a link](javascript:alert(1)) "
     "<svg onload=\"document.title='taken'\"></svg> <iframe src=/></iframe> "
     "<form action=/logout method=post><input name=password></form> <style>#root{}</style>"
 )
-# What comes through Gradio's cleaning is drawn with its handlers, and the policy lets none run.
+# Gradio's cleaning leaves some handlers in, and the content policy keeps them from running.
 REFUSED = (
     "^console error: (Refused to execute inline event handler because it violates|Executing inline "
-    "event handler violates) the following Content Security Policy directive "
-    "['\"]script-src 'self' "
+    "event handler violates) the following Content Security Policy directive ['\"]script-src "
+    "'self' "
 )
 COVER = '<div style="position: fixed; inset: 0; background: red; z-index: 9999">cover</div>'
 MARKDOWN = (
@@ -37,7 +37,7 @@ MARKDOWN = (
 @pytest.fixture(scope="module")
 def project(
     tmp_path_factory: pytest.TempPathFactory, make_base: Callable[..., Path]
-) -> Iterator[Project]:
+) -> Iterator[ServedProject]:
     """A base whose long answers take many seconds, a run with a policy and one with a reward."""
     base = make_base(num_hidden_layers=12, max_position_embeddings=8192)
     runs = partial(put_runs, base=base, names=[RUN, "0002-reward"], tokens=8)
@@ -46,12 +46,12 @@ def project(
 
 
 @pytest.fixture(autouse=True)
-def nobody_was_here(project: Project) -> None:
+def nobody_was_here(project: ServedProject) -> None:
     project.forget()
 
 
 @pytest.fixture
-def chat(open_page: Any, project: Project) -> Callable[..., Page]:
+def chat(open_page: Any, project: ServedProject) -> Callable[..., Page]:
     """`chat(beside="", tokens=16, temperature=0.7)`: the page with a new conversation."""
 
     def start(beside: str = "", tokens: int = 16, temperature: float = 0.7) -> Page:
@@ -71,7 +71,7 @@ def chat(open_page: Any, project: Project) -> Callable[..., Page]:
     return start
 
 
-def visit(open_page: Any, project: Project) -> Page:
+def visit(open_page: Any, project: ServedProject) -> Page:
     page = open_page(f"{project.url}/chat")
     ready(page)
     return page
@@ -159,7 +159,7 @@ def vote(page: Page, name: str) -> None:
 # ---- answers
 
 
-def test_an_answer_streams_and_stops(chat: Any, open_page: Any, project: Project) -> None:
+def test_an_answer_streams_and_stops(chat: Any, open_page: Any, project: ServedProject) -> None:
     page = chat(tokens=LONGEST, temperature=0)
     ask(page, "Tell me a long story.")
     answer = messages(page, who="bot")
@@ -173,14 +173,14 @@ def test_an_answer_streams_and_stops(chat: Any, open_page: Any, project: Project
     number(page, "Longest answer, in tokens", 16)
     ask(page, "And a short one?")  # would be refused while an answer is being written
     expect(messages(page, who="bot")).to_have_count(2)
-    expect(page.locator("#chat-said")).not_to_contain_text("Still answering")
+    expect(page.locator("#chat-message")).not_to_contain_text("Still answering")
     assert texts(page)[:3] == ["Tell me a long story.", kept, "And a short one?"]
     expect(page.locator("#chat-votes")).to_be_hidden()
     assert texts(visit(open_page, project))[1] == kept
 
 
 def test_both_sides_stream_and_what_was_stopped_can_be_compared(
-    chat: Any, project: Project
+    chat: Any, project: ServedProject
 ) -> None:
     page = chat(RUN, tokens=LONGEST, temperature=0)
     ask(page, "Who?")
@@ -191,7 +191,7 @@ def test_both_sides_stream_and_what_was_stopped_can_be_compared(
     answered(page)
     shown = [texts(page, side)[1] for side in ("left", "right")]
     vote(page, "Tie")
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     (kept,) = project.votes()
     assert list(map(letters, kept.completions)) == list(map(letters, shown))
 
@@ -199,14 +199,14 @@ def test_both_sides_stream_and_what_was_stopped_can_be_compared(
 def test_an_empty_question_is_refused(chat: Any) -> None:
     page = chat()
     page.get_by_role("button", name="Send").click()
-    expect(page.locator("#chat-said")).to_have_text("Type something first.")
+    expect(page.locator("#chat-message")).to_have_text("Type something first.")
     page.get_by_role("button", name="Answer again").click()
-    expect(page.locator("#chat-said")).to_have_text("There is nothing to answer yet.")
+    expect(page.locator("#chat-message")).to_have_text("There is nothing to answer yet.")
     expect(messages(page)).to_have_count(0)
 
 
 def test_a_question_that_comes_before_the_page_is_filled_is_answered(
-    open_page: Any, chat: Any, project: Project
+    open_page: Any, chat: Any, project: ServedProject
 ) -> None:
     chat().close()
     page = open_page("about:blank")
@@ -234,7 +234,7 @@ def test_a_question_that_comes_before_the_page_is_filled_is_answered(
 
 @pytest.mark.parametrize(("button", "best"), [("Left is better", 0), ("Right is better", 1)])
 def test_a_vote_lands_with_both_sources(
-    chat: Any, project: Project, button: str, best: int
+    chat: Any, project: ServedProject, button: str, best: int
 ) -> None:
     page = chat(RUN)
     ask(page, "A colour?")
@@ -242,7 +242,7 @@ def test_a_vote_lands_with_both_sources(
     shown = [texts(page, side)[1] for side in ("left", "right")]
     page.locator("#chat-votes").get_by_role("button", name=button).dblclick()
     expect(page.locator("#chat-votes")).to_be_hidden()
-    expect(page.locator("#chat-said")).to_have_text(re.compile("Kept|You have voted"))
+    expect(page.locator("#chat-message")).to_have_text(re.compile("Saved|You have voted"))
     (vote,) = project.votes()
     assert project.rows() == 1
     assert vote.prompt == [{"role": "user", "content": "A colour?"}]
@@ -254,43 +254,45 @@ def test_a_vote_lands_with_both_sources(
 
 
 @pytest.mark.parametrize("verdict", ["tie", "both_good", "both_bad"])
-def test_verdicts_without_a_better_one(chat: Any, project: Project, verdict: str) -> None:
+def test_verdicts_without_a_better_one(chat: Any, project: ServedProject, verdict: str) -> None:
     page = chat(RUN)
     ask(page, "A colour?")
     answered(page)
     vote(page, verdict.replace("_", " ").capitalize())
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     assert [vote.verdict.verdict for vote in project.votes()] == [verdict]
 
 
-def test_another_tab_votes_too_late(chat: Any, open_page: Any, project: Project) -> None:
+def test_another_tab_votes_too_late(chat: Any, open_page: Any, project: ServedProject) -> None:
     page = chat(RUN)
     ask(page, "A colour?")
     answered(page)
     other = visit(open_page, project)
     answered(other)
     vote(page, "Tie")
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     vote(other, "Left is better")
-    expect(other.locator("#chat-said")).to_contain_text("You have voted on these. Correct it on")
+    expect(other.locator("#chat-message")).to_contain_text(
+        "You have voted on these. Correct your vote on"
+    )
     expect(other.locator("#chat-votes")).to_be_hidden()
     assert [vote.verdict.verdict for vote in project.votes()] == ["tie"] and project.rows() == 1
 
 
-def test_the_better_answer_goes_on_on_both_sides(chat: Any, project: Project) -> None:
+def test_the_better_answer_goes_on_on_both_sides(chat: Any, project: ServedProject) -> None:
     page = chat(RUN)
-    page.get_by_label("System prompt, of a new conversation").fill("Be brief.")
+    page.get_by_label("System prompt of a new conversation").fill("Be brief.")
     ask(page, "First?")
     answered(page)
     left, right = (texts(page, side)[1] for side in ("left", "right"))
     assert left != right
     vote(page, "Right is better")
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     ask(page, "Second?")
     answered(page, 2)
     assert texts(page)[:3] == texts(page, "right")[:3] == ["First?", right, "Second?"]
     vote(page, "Left is better")
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     first, second = project.votes()
     assert first.prompt == [
         {"role": "system", "content": "Be brief."},
@@ -305,11 +307,11 @@ def test_the_reward_roles_scores(chat: Any) -> None:
     page = chat(RUN)
     ask(page, "Without?")
     answered(page)
-    expect(page.locator("#chat-said")).to_have_text("")
+    expect(page.locator("#chat-message")).to_have_text("")
     page.get_by_label("Show the reward role's score of each answer").check()
     page.get_by_role("button", name="Answer again").click()
     number = r"(-?\d+\.\d\d)"
-    told = page.locator("#chat-said")
+    told = page.locator("#chat-message")
     expect(told).to_have_text(re.compile(f"Reward role's score: {number} and {number}\\."))
     one, other = re.findall(number, told.inner_text())
     assert one != other
@@ -335,7 +337,7 @@ def test_an_answer_is_written_again(chat: Any) -> None:
     assert texts(page)[0] == "A colour?" and len(texts(page)) == 2
 
 
-def test_a_question_is_asked_in_other_words(chat: Any, project: Project) -> None:
+def test_a_question_is_asked_in_other_words(chat: Any, project: ServedProject) -> None:
     page = chat(RUN)
     for number, question in enumerate(("First?", "Second?"), 1):
         ask(page, question)
@@ -349,11 +351,13 @@ def test_a_question_is_asked_in_other_words(chat: Any, project: Project) -> None
     answered(page)
     assert texts(page)[0] == texts(page, "right")[0] == "Other?"
     vote(page, "Tie")
-    expect(page.locator("#chat-said")).to_have_text(KEPT)
+    expect(page.locator("#chat-message")).to_have_text(KEPT)
     assert [vote.prompt for vote in project.votes()] == [[{"role": "user", "content": "Other?"}]]
 
 
-def test_a_new_conversation_ends_the_old_one(chat: Any, open_page: Any, project: Project) -> None:
+def test_a_new_conversation_ends_the_old_one(
+    chat: Any, open_page: Any, project: ServedProject
+) -> None:
     page = chat(tokens=LONGEST, temperature=0)
     ask(page, "A long story?")
     grows(messages(page, who="bot"))

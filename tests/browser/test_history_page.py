@@ -1,4 +1,4 @@
-"""The history page in a real browser: find a vote, correct it, take it back, files out and in."""
+"""The history page in a real browser: find, correct and undo votes, download and import files."""
 
 import contextlib
 import json
@@ -24,15 +24,15 @@ HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title=
 FIRST, SECOND = Verdict("ranked", [[0], [1]], "clearly"), Verdict("ranked", [[1], [0]])
 PASSWORD = "quiet harbour 7"
 
-# The page by itself, behind the real guard: `lorarlhf ui` without what makes answers.
+# The page by itself, behind the real guard: `lorarlhf ui` without the engine.
 SERVER = """
 import sys
 import fastapi, gradio as gr, uvicorn
 from lorarlhf.preferences.store import Store
-from lorarlhf_ui import look
 from lorarlhf_ui.downloads import add_files
-from lorarlhf_ui.history import history_page
+from lorarlhf_ui.history_page import history_page
 from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
+from lorarlhf_ui.theme import static, theme
 
 folder, login = sys.argv[1], "--login" in sys.argv
 port = int(sys.argv[sys.argv.index("--port") + 1])
@@ -43,8 +43,8 @@ with blocks.route("History", "/history"):
     history_page(store, lambda rater: print("changed", rater, flush=True), not login)
 app = fastapi.FastAPI()
 add_files(app, store, not login)
-app = gr.mount_gradio_app(app, blocks, path="/", auth_dependency=rater_of, theme=look.theme(),
-    css=look.static("pages.css"),
+app = gr.mount_gradio_app(app, blocks, path="/", auth_dependency=rater_of, theme=theme(),
+    css=static("pages.css"),
     head='<meta name="viewport" content="width=device-width, initial-scale=1">', **SAFE_LAUNCH)
 access = Access(frozenset({"127.0.0.1"}), login, "me")
 uvicorn.run(Guard(app, store, access, ("/", "/history")), port=port, log_level="warning")
@@ -101,12 +101,12 @@ def server(shared: Server, project: Path) -> Server:
     return shared
 
 
-def fill(server: Server, new: Path, made: list[Given]) -> Path:
+def fill(server: Server, new: Path, made: list[ImportedVote]) -> Path:
     """Let the store that a server has open hold these votes and nothing else; gives its folder."""
     folder = Path(server.command[2])
     old = sqlite3.connect(folder / VOTES, timeout=30)
     with contextlib.closing(Store(new / VOTES)) as store, contextlib.closing(old):
-        store.add_votes(made)
+        add_votes(store, made)
         store._db.backup(old)
     return folder
 
@@ -121,14 +121,14 @@ def rows(page: Page) -> Any:
     return page.locator("#history .rows > li")
 
 
-def told(page: Page) -> Any:
-    return page.locator("#history [data-part=told]")
+def status(page: Page) -> Any:
+    return page.locator("#history [data-part=status]")
 
 
 def open_first(page: Page) -> Any:
     row = rows(page).first
     row.get_by_role("button").first.click()
-    expect(row.locator(".whole")).to_be_visible()
+    expect(row.locator(".details")).to_be_visible()
     return row
 
 
@@ -141,18 +141,18 @@ def no_sideways(page: Page) -> None:
 
 def test_votes_are_listed_in_pages_and_filtered(open_page: Any, server: Any) -> None:
     page = open_page(f"{server.url}/history")
-    expect(told(page)).to_have_text("Votes 1 to 50 of 73, the newest first.")
+    expect(status(page)).to_have_text("Votes 1 to 50 of 73, the newest first.")
     expect(rows(page)).to_have_count(50)
     page.get_by_role("button", name="Older").click()
-    expect(told(page)).to_have_text("Votes 51 to 73 of 73, the newest first.")
+    expect(status(page)).to_have_text("Votes 51 to 73 of 73, the newest first.")
     expect(page.get_by_role("button", name="Older")).to_be_disabled()
     page.locator("#history").get_by_label("Whose").select_option("all")
-    expect(told(page)).to_contain_text("1 to 50 of 74")
+    expect(status(page)).to_contain_text("1 to 50 of 74")
     page.get_by_label("Verdict").select_option("skip")
     expect(rows(page)).to_have_count(1)
-    expect(rows(page)).to_contain_text("imported · taste test")
+    expect(rows(page)).to_contain_text("imported · blind comparison")
     page.get_by_label("For", exact=True).select_option("train")
-    expect(told(page)).to_have_text("No vote is like this. Change the choice above.")
+    expect(status(page)).to_have_text("No votes match. Change the filters above.")
     page.get_by_label("Verdict").select_option("")
     page.get_by_label("Words in").fill("ÜBER GREEN.")
     expect(rows(page)).to_have_count(1)
@@ -164,14 +164,14 @@ def test_a_vote_is_opened_with_the_keyboard(open_page: Any, server: Any) -> None
     first = rows(page).first.get_by_role("button").first
     first.focus()
     page.keyboard.press("Enter")
-    whole = rows(page).first.locator(".whole")
-    expect(whole).to_contain_text("For training · after 8 s")
-    expect(whole.get_by_role("article", name="Answer B")).to_contain_text("runs/0003-ppo")
+    details = rows(page).first.locator(".details")
+    expect(details).to_contain_text("For training · after 8 s")
+    expect(details.get_by_role("article", name="Answer B")).to_contain_text("runs/0003-ppo")
     expect(first).to_have_attribute("aria-expanded", "true")
     page.keyboard.press("Tab")
-    expect(whole.locator("summary")).to_be_focused()
+    expect(details.locator("summary")).to_be_focused()
     page.keyboard.press("Escape")
-    expect(whole).to_have_count(0)
+    expect(details).to_have_count(0)
     expect(first).to_be_focused()
 
 
@@ -179,12 +179,12 @@ def test_hostile_text_stays_text(open_page: Any, server: Any) -> None:
     page = open_page(f"{server.url}/history")
     row = rows(page).nth(1)
     row.get_by_role("button").first.click()
-    whole = row.locator(".whole")
-    expect(whole.locator(".prompt")).to_have_text(HOSTILE)
-    expect(whole.locator(".note")).to_have_text(HOSTILE)
-    expect(whole.locator(".edited .text")).to_have_text(f"Mine. {HOSTILE}")
-    expect(whole.locator(".source").first).to_have_text(HOSTILE)
-    expect(whole.locator("a, img, script")).to_have_count(0)
+    details = row.locator(".details")
+    expect(details.locator(".prompt")).to_have_text(HOSTILE)
+    expect(details.locator(".note")).to_have_text(HOSTILE)
+    expect(details.locator(".edited .text")).to_have_text(f"Mine. {HOSTILE}")
+    expect(details.locator(".source").first).to_have_text(HOSTILE)
+    expect(details.locator("a, img, script")).to_have_count(0)
     expect(page).to_have_title("History")
 
 
@@ -200,9 +200,9 @@ def test_nothing_is_wider_than_the_window(
         row = rows(page).nth(number)
         row.get_by_role("button").first.click()
         row.locator("summary").click()
-        expect(row.get_by_role("button", name="Keep the correction")).to_be_visible()
+        expect(row.get_by_role("button", name="Save the correction")).to_be_visible()
         no_sideways(page)
-    for name in ("Download votes", "Bring in votes from a file"):
+    for name in ("Download votes", "Import votes from a file"):
         page.get_by_role("button", name=name).click()
     expect(page.get_by_role("link", name=re.compile("Download"))).to_be_visible()
     no_sideways(page)
@@ -219,8 +219,8 @@ def test_a_vote_is_corrected(open_page: Any, server: Any, project: Path) -> None
     row.get_by_label("B is better").check()
     row.get_by_label("By how much").select_option("much")
     row.get_by_label("Note").fill("on second thought")
-    row.get_by_role("button", name="Keep the correction").click()
-    expect(told(page)).to_have_text("The correction is kept.")
+    row.get_by_role("button", name="Save the correction").click()
+    expect(status(page)).to_have_text("The correction is saved.")
     expect(row.locator(".verdict")).to_have_text("B is better, much")
     expect(row.get_by_role("button").first).to_be_focused()
     newest = Store(project / VOTES).votes(rater="me", newest=1)[0]
@@ -237,21 +237,21 @@ def test_a_ranking_is_corrected_in_letters(open_page: Any, server: Any, project:
     row.locator("summary").click()
     expect(row.get_by_label("Ranking, the best")).to_have_value("B > A = C")
     row.get_by_label("Ranking, the best").fill("c > d")
-    row.get_by_role("button", name="Keep the correction").click()
+    row.get_by_role("button", name="Save the correction").click()
     expect(row.locator(".problem")).to_contain_text("D is none of A, B, C")
     row.get_by_label("Ranking, the best").fill("c > a")
-    row.get_by_role("button", name="Keep the correction").click()
+    row.get_by_role("button", name="Save the correction").click()
     expect(row.locator(".verdict")).to_have_text("C > A (B not ranked)")
     newest = Store(project / VOTES).votes(rater="me", newest=3)[0]
     assert newest.verdict.ranking == [[2], [0]]
 
 
-def test_a_vote_is_taken_back(open_page: Any, server: Any, project: Path) -> None:
+def test_a_vote_is_undone(open_page: Any, server: Any, project: Path) -> None:
     page = open_page(f"{server.url}/history")
     row = open_first(page)
     row.locator("summary").click()
-    row.get_by_role("button", name="Take this vote back").click()
-    expect(told(page)).to_contain_text("The vote is taken back.")
+    row.get_by_role("button", name="Undo this vote").click()
+    expect(status(page)).to_contain_text("The vote is undone.")
     expect(rows(page).first).to_contain_text("both bad")
     expect(rows(page).first.get_by_role("button").first).to_be_focused()
     assert Store(project / VOTES).count("me") == 72
@@ -263,7 +263,7 @@ def test_what_was_changed_elsewhere_is_told(open_page: Any, server: Any, project
     row.locator("summary").click()
     store = Store(project / VOTES)
     store.correct(store.votes(rater="me", newest=1)[0].id, SECOND)
-    row.get_by_role("button", name="Take this vote back").click()
+    row.get_by_role("button", name="Undo this vote").click()
     expect(row.locator(".problem")).to_contain_text("changed elsewhere")
     assert store.count("me") == 73
 
@@ -274,14 +274,14 @@ def test_what_was_changed_elsewhere_is_told(open_page: Any, server: Any, project
 def test_what_is_downloaded_is_what_was_counted(open_page: Any, server: Any) -> None:
     page = open_page(f"{server.url}/history")
     page.get_by_role("button", name="Download votes").click()
-    told = page.locator("#export [data-part=told]")
-    expect(told).to_have_text("75 rows from 73 votes.")
+    counted = page.locator("#export [data-part=status]")
+    expect(counted).to_have_text("75 rows from 73 votes.")
     page.get_by_label("Form").select_option("own")
-    page.get_by_label("Votes of").select_option("all")
+    page.get_by_label("Votes for").select_option("all")
     page.locator("#export").get_by_label("Whose").select_option("all")
-    expect(told).to_have_text("74 rows from 74 votes.")
+    expect(counted).to_have_text("74 rows from 74 votes.")
     page.get_by_label("Form").select_option("trl")
-    expect(told).to_contain_text("1 skipped")
+    expect(counted).to_contain_text("1 skipped")
     with page.expect_download() as download:
         page.get_by_role("link", name="Download 75 rows").click()
     assert download.value.suggested_filename == "votes-trl.jsonl"
@@ -294,22 +294,24 @@ def test_a_file_comes_in_once_and_a_broken_one_not_at_all(
 ) -> None:
     page = open_page(f"{server.url}/history")
     expect(rows(page)).to_have_count(50)
-    page.get_by_role("button", name="Bring in votes from a file").click()
+    page.get_by_role("button", name="Import votes from a file").click()
     good, broken = project / "good.jsonl", project / "broken.jsonl"
     row = {"prompt": "New?", "chosen": "Yes.", "rejected": HOSTILE}
     good.write_text("".join(json.dumps(row | {"prompt": f"New {n}?"}) + "\n" for n in range(3)))
     broken.write_text(good.read_text() + '{"prompt": "x", "chosen": 3, "rejected": "<b>"}\n')
-    said = page.locator("#import-said")
+    said = page.locator("#import-message")
     page.locator("#history").get_by_label("Whose").select_option("all")
-    expect(told(page)).to_contain_text("of 74")
+    expect(status(page)).to_contain_text("of 74")
     bring(page, broken)
     expect(said.get_by_role("alert")).to_contain_text("broken.jsonl, line 4")
     assert Store(project / VOTES).count() == 74
     bring(page, good)
-    expect(said.get_by_role("status")).to_have_text("3 votes from good.jsonl came in.")
-    expect(told(page)).to_contain_text("of 77")  # by itself
+    expect(said.get_by_role("status")).to_have_text("Imported 3 votes from good.jsonl.")
+    expect(status(page)).to_contain_text("of 77")  # by itself
     bring(page, good)
-    expect(said).to_contain_text("0 votes from good.jsonl came in. Left out: 3 there already.")
+    expect(said).to_contain_text(
+        "Imported 0 votes from good.jsonl. Left out: 3 already in the store."
+    )
     assert Store(project / VOTES).count() == 77
 
 
@@ -343,7 +345,7 @@ def test_fifty_thousand_votes_are_looked_through_quickly(
     made = [pair(n, FIRST, prompt=f"Question {n % 500}?") for n in range(50_000)]
     fill(shared, tmp_path, made)
     page = open_page(f"{shared.url}/history")
-    expect(told(page)).to_have_text("Votes 1 to 50 of 50,000, the newest first.")
+    expect(status(page)).to_have_text("Votes 1 to 50 of 50,000, the newest first.")
     started = time.monotonic()
     page.get_by_label("Words in").fill("Answer 49123")
     expect(rows(page)).to_have_count(1)

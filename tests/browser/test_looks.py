@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from lorarlhf.preferences.accounts import set_password
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
-from tests.browser.projects import ME, Project, part, put_runs, running
+from tests.browser.projects import ME, ServedProject, part, put_runs, running
 
 WIDTHS = {360: 740, 768: 1024, 1280: 800}
 SCHEMES = ["light", "dark"]
@@ -123,7 +123,7 @@ FOCUS = """() => {
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
     """Without a model: answers that wait for votes, and votes to look back on."""
     with running(tmp_path_factory) as project:
         answers = ((MARKDOWN, "base"), (LONG, f"runs/{RUN}"))
@@ -137,7 +137,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 @pytest.fixture(scope="module")
 def talked(
     tmp_path_factory: pytest.TempPathFactory, make_base: Callable[..., Path]
-) -> Iterator[Project]:
+) -> Iterator[ServedProject]:
     """With a model to talk to, and a run."""
     base = make_base()
     runs = partial(put_runs, base=base, names=[RUN], tokens=8)
@@ -157,20 +157,20 @@ def open_all(page: Page, path: str) -> None:
         row = page.locator("#history .rows > li").first
         row.get_by_role("button").first.click()
         row.locator("summary").click()
-        for name in ("Download votes", "Bring in votes from a file"):
+        for name in ("Download votes", "Import votes from a file"):
             page.get_by_role("button", name=name).click()
-        expect(page.locator("#export [data-part=told]")).to_contain_text("rows from")
+        expect(page.locator("#export [data-part=status]")).to_contain_text("rows from")
     elif path == "/settings":
-        expect(page.locator("#making-save")).to_be_enabled()
-        expect(page.locator("#making-save")).to_have_css("opacity", "1")  # it fades in
+        expect(page.locator("#settings-save")).to_be_enabled()
+        expect(page.locator("#settings-save")).to_have_css("opacity", "1")  # it fades in
     elif path == "/chat":
         expect(page.locator("#chat-right-model input")).not_to_have_value("")
         page.get_by_role("button", name="System prompt and sampling").click()
         expect(page.locator("#chat-scored")).to_be_visible()
     elif path == "/compare":
-        expect(page.locator("#taste-second input")).not_to_have_value("")
-        page.get_by_role("button", name="Earlier tests").click()
-        expect(page.locator("#taste-results")).to_be_visible()
+        expect(page.locator("#compare-second input")).not_to_have_value("")
+        page.get_by_role("button", name="Earlier comparisons").click()
+        expect(page.locator("#compare-results")).to_be_visible()
 
 
 def fine(page: Page) -> None:
@@ -216,7 +216,7 @@ def focus_is_seen(page: Page, steps: int) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_fits_and_can_be_read(
-    open_page: Any, project: Project, path: str, scheme: str
+    open_page: Any, project: ServedProject, path: str, scheme: str
 ) -> None:
     page = open_page(f"{project.url}{path}", dark=scheme == "dark")
     expect(page.locator(".gradio-container")).to_be_visible()
@@ -229,7 +229,9 @@ def test_a_page_fits_and_can_be_read(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_conversation_fits_and_can_be_read(open_page: Any, talked: Project, scheme: str) -> None:
+def test_a_conversation_fits_and_can_be_read(
+    open_page: Any, talked: ServedProject, scheme: str
+) -> None:
     page = open_page(f"{talked.url}/chat", dark=scheme == "dark")
     open_all(page, "/chat")
     page.get_by_role("button", name="New conversation").click()
@@ -249,10 +251,10 @@ def test_a_conversation_fits_and_can_be_read(open_page: Any, talked: Project, sc
     high_enough(page, "#chat-votes button, .ask button, .small-buttons button", 5)
 
 
-def test_vote_buttons_can_be_hit_with_a_finger(open_page: Any, project: Project) -> None:
+def test_vote_buttons_can_be_hit_with_a_finger(open_page: Any, project: ServedProject) -> None:
     page = open_page(project.url, width=360, height=740, has_touch=True, is_mobile=True)
     expect(part(page, "item")).to_be_visible()
-    high_enough(page, ".judge .votes button", 10)
+    high_enough(page, ".vote-widget .votes button", 10)
 
 
 def high_enough(page: Page, buttons: str, at_least: int) -> None:
@@ -266,10 +268,10 @@ def high_enough(page: Page, buttons: str, at_least: int) -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_login_fits_and_can_be_read(
-    open_page: Any, serve: Any, project: Project, scheme: str
+    open_page: Any, serve: Any, project: ServedProject, scheme: str
 ) -> None:
     set_password(project.store, "ann", "quiet harbour 7")
-    server = serve(project.space.folder, "--no-model", "--lan")
+    server = serve(project.project.folder, "--no-model", "--lan")
     page = open_page(server.url, dark=scheme == "dark")
     page.get_by_label("Name").fill("ann")
     page.get_by_label("Password").fill("wrong")

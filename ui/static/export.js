@@ -1,36 +1,36 @@
-// What a download holds and leaves out, before it is downloaded.
+// Shows what a download contains and leaves out, before it is downloaded.
 
 const root = element.querySelector(".history");
 const find = (name) => root.querySelector(`[data-part="${name}"]`);
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 const FIELDS = ["form", "purpose", "scope"];
 
-let asked = 0; // answers to earlier questions are not shown
+let requests = 0; // replies to earlier requests are not shown
 
 async function count() {
-  const number = (asked += 1);
+  const number = (requests += 1);
   const link = find("link");
   link.hidden = true;
-  find("told").textContent = "Counting …";
+  find("status").textContent = "Counting …";
   const data = Object.fromEntries(FIELDS.map((name) => [name, find(name).value]));
-  let told = null;
+  let reply = null;
   try {
-    told = await server.export(data);
+    reply = await server.export(data);
   } catch (error) {
-    told = null;
+    reply = null;
   }
-  if (number !== asked) return;
-  if (!told || told.error) {
-    find("told").textContent = (told && told.error) || "The server does not answer. Try again.";
+  if (number !== requests) return;
+  if (!reply || reply.error) {
+    find("status").textContent = (reply && reply.error) || "The server does not answer. Try again.";
     return;
   }
-  find("whose").hidden = !told.everybody;
-  const rest = told.left_out.length ? ` Left out: ${told.left_out.join("; ")}.` : "";
-  const rows = `${plural(told.rows, "row")} from ${plural(told.votes, "vote")}.`;
-  find("told").textContent = told.votes ? rows + rest : "There are no such votes yet.";
-  link.href = told.link;
-  link.textContent = `Download ${plural(told.rows, "row")}`;
-  link.hidden = !told.rows;
+  find("whose").hidden = !reply.everybody;
+  const rest = reply.left_out.length ? ` Left out: ${reply.left_out.join("; ")}.` : "";
+  const rows = `${plural(reply.rows, "row")} from ${plural(reply.votes, "vote")}.`;
+  find("status").textContent = reply.votes ? rows + rest : "There are no such votes yet.";
+  link.href = reply.link;
+  link.textContent = `Download ${plural(reply.rows, "row")}`;
+  link.hidden = !reply.rows;
 }
 
 for (const name of FIELDS) find(name).addEventListener("change", count);

@@ -1,6 +1,6 @@
-// The list of votes: filters, pages, one vote opened at a time, and its correction.
+// The list of votes: filters, pages, the details of one vote at a time, and its correction.
 // It runs inside a gr.HTML: `element` is its root, `server` calls the page's Python functions.
-// What raters and models wrote becomes text; only the server's own safe HTML becomes markup.
+// Text of raters and models is inserted as text; only HTML that the server made safe as markup.
 
 const root = element.querySelector(".history");
 const find = (name) => root.querySelector(`[data-part="${name}"]`);
@@ -9,25 +9,25 @@ const list = find("rows");
 const LETTERS = "ABCDEF";
 const TYPING_MS = 300;
 const RETRY_MS = 1500;
-const SILENT = "The server does not answer. Votes up to now are kept; trying again …";
+const NO_ANSWER = "The server does not answer. Your votes are saved; trying again …";
 
 let start = 0;
-let asked = 0; // answers to earlier questions are not shown
-let opened = null; // the line that is open
+let searches = 0; // replies to earlier searches are not shown
+let opened = null; // the row whose details are shown
 
-// ---- talking to the server
+// ---- requests to the server
 
-// Reading is asked again until there is an answer, unless something newer was asked.
+// Repeats a read until the server answers or its result is not `wanted` any more.
 async function read(name, data, wanted) {
   while (wanted()) {
     try {
       const answer = await server[name](data);
       if (answer) return answer;
     } catch (error) {
-      // As below: no answer.
+      // Handled below, as a missing answer.
     }
     if ((await reach()) === 401) return { error: "You are not logged in any more. Reload the page." };
-    if (wanted()) tell(SILENT, "warn");
+    if (wanted()) showStatus(NO_ANSWER, "warn");
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
   return null;
@@ -38,71 +38,71 @@ async function write(name, data) {
     const answer = await server[name](data);
     if (answer) return answer;
   } catch (error) {
-    // As below: no answer.
+    // Handled below, as a missing answer.
   }
-  return { error: "The server does not answer. Open the vote again to see what was kept." };
+  return { error: "The server does not answer. Open the vote again to see what was saved." };
 }
 
-function tell(text, kind) {
-  find("told").textContent = text;
-  find("told").dataset.kind = kind || "";
+function showStatus(text, kind) {
+  find("status").textContent = text;
+  find("status").dataset.kind = kind || "";
 }
 
 // ---- the list
 
-async function look(from, more) {
-  const number = (asked += 1);
+async function search(from, message) {
+  const number = (searches += 1);
   const data = { ...Object.fromEntries(new FormData(filter)), start: from };
   list.setAttribute("aria-busy", "true");
-  const told = await read("look", data, () => number === asked);
-  if (!told || number !== asked) return;
+  const reply = await read("search", data, () => number === searches);
+  if (!reply || number !== searches) return;
   list.removeAttribute("aria-busy");
-  if (told.error) return tell(told.error, "warn");
-  start = told.start;
+  if (reply.error) return showStatus(reply.error, "warn");
+  start = reply.start;
   opened = null;
-  find("whose").hidden = !told.everybody;
-  list.replaceChildren(...told.rows.map((row) => line(row, told.rater)));
-  const last = start + told.rows.length;
-  const range = told.total ? `Votes ${start + 1} to ${last} of ${told.total.toLocaleString("en")}` : "";
-  tell(more || (range ? `${range}, the newest first.` : nothing(told)));
-  find("pager").hidden = told.total <= told.page;
+  find("whose").hidden = !reply.everybody;
+  list.replaceChildren(...reply.rows.map((row) => makeRow(row, reply.rater)));
+  const last = start + reply.rows.length;
+  const range = reply.total ? `Votes ${start + 1} to ${last} of ${reply.total.toLocaleString("en")}` : "";
+  showStatus(message || (range ? `${range}, the newest first.` : nothing(reply)));
+  find("pager").hidden = reply.total <= reply.page;
   find("newer").disabled = start === 0;
-  find("older").disabled = last >= told.total;
-  const pages = Math.ceil(told.total / told.page);
-  find("place").textContent = `Page ${start / told.page + 1} of ${pages}`;
-  find("newer").onclick = () => turn(start - told.page);
-  find("older").onclick = () => turn(start + told.page);
+  find("older").disabled = last >= reply.total;
+  const pages = Math.ceil(reply.total / reply.page);
+  find("page").textContent = `Page ${start / reply.page + 1} of ${pages}`;
+  find("newer").onclick = () => turn(start - reply.page);
+  find("older").onclick = () => turn(start + reply.page);
 }
 
-function nothing(told) {
+function nothing(reply) {
   const fields = Object.entries(Object.fromEntries(new FormData(filter)));
   const filtered = fields.some(([name, value]) => value && name !== "scope");
-  if (filtered) return "No vote is like this. Change the choice above.";
-  const others = told.everybody && filter.elements.scope.value === "mine";
-  return `There are no votes${others ? " of yours" : ""} yet.` + (others ? " Look at everybody's above." : "");
+  if (filtered) return "No votes match. Change the filters above.";
+  const others = reply.everybody && filter.elements.scope.value === "mine";
+  return `There are no votes${others ? " of yours" : ""} yet.` + (others ? " Choose everybody's votes above." : "");
 }
 
 async function turn(from) {
-  await look(from);
+  await search(from);
   const first = list.querySelector("button");
   if (first) first.focus();
   root.scrollIntoView({ block: "start" });
 }
 
 function make(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
 }
 
-function line(row, rater) {
+function makeRow(row, rater) {
   const item = make("li");
   item.dataset.id = row.id;
   const button = make("button");
   button.type = "button";
   button.setAttribute("aria-expanded", "false");
-  button.append(make("span", "verdict"), make("span", "asked"), make("span", "about"));
+  button.append(make("span", "verdict"), make("span", "question"), make("span", "about"));
   button.addEventListener("click", () => (item === opened ? close() : open(item)));
   item.append(button);
   fill(item, row, rater);
@@ -111,13 +111,13 @@ function line(row, rater) {
 
 function fill(item, row, rater) {
   item.dataset.rater = rater;
-  item.querySelector(".verdict").textContent = row.said;
-  item.querySelector(".asked").textContent = row.prompt || "(an empty prompt)";
+  item.querySelector(".verdict").textContent = row.summary;
+  item.querySelector(".question").textContent = row.prompt || "(an empty prompt)";
   const about = [when(row.when)];
   if (row.rater !== rater) about.push(row.rater);
-  if (row.purpose === "compare") about.push("taste test");
+  if (row.purpose === "compare") about.push("blind comparison");
   if (row.noted) about.push("note");
-  if (row.edited) about.push("own answer");
+  if (row.edited) about.push("better answer");
   item.querySelector(".about").textContent = about.join(" · ");
 }
 
@@ -127,7 +127,7 @@ function when(milliseconds) {
   return date.toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
 }
 
-function lasted(milliseconds) {
+function duration(milliseconds) {
   const seconds = Math.round(milliseconds / 1000);
   if (seconds < 60) return `${seconds} s`;
   return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
@@ -138,8 +138,7 @@ function lasted(milliseconds) {
 function close() {
   if (!opened) return;
   opened.querySelector("button").setAttribute("aria-expanded", "false");
-  const whole = opened.querySelector(".whole");
-  if (whole) whole.remove();
+  opened.querySelector(".details")?.remove();
   opened = null;
 }
 
@@ -147,23 +146,22 @@ async function open(item) {
   close();
   opened = item;
   item.querySelector("button").setAttribute("aria-expanded", "true");
-  const told = await read("open", { id: Number(item.dataset.id) }, () => opened === item);
-  if (!told || opened !== item) return;
-  if (told.error) {
+  const reply = await read("open", { id: Number(item.dataset.id) }, () => opened === item);
+  if (!reply || opened !== item) return;
+  if (reply.error) {
     close();
-    return tell(told.error, "warn");
+    return showStatus(reply.error, "warn");
   }
-  draw(item, told);
+  draw(item, reply);
 }
 
 function draw(item, vote) {
-  const old = item.querySelector(".whole");
-  if (old) old.remove();
-  const whole = find("whole").content.firstElementChild.cloneNode(true);
-  const part = (name) => whole.querySelector(name);
+  item.querySelector(".details")?.remove();
+  const details = find("details").content.firstElementChild.cloneNode(true);
+  const part = (name) => details.querySelector(name);
   part(".facts").textContent = facts(vote);
   part(".prompt").innerHTML = vote.prompt;
-  vote.answers.forEach((answer, place) => part(".answers").append(card(answer, place)));
+  vote.answers.forEach((answer, position) => part(".answers").append(makeCard(answer, position)));
   if (vote.edited) {
     part(".edited").hidden = false;
     part(".edited .text").innerHTML = vote.edited_html;
@@ -172,28 +170,28 @@ function draw(item, vote) {
   part(".note").textContent = vote.note;
   if (vote.yours) prepare(part("form"), vote, item);
   part(".change").hidden = !vote.yours;
-  part(".theirs").hidden = vote.yours;
-  part(".theirs").textContent = `This is ${vote.rater}'s vote, who logs in to change it.`;
-  item.append(whole);
+  part(".read-only").hidden = vote.yours;
+  part(".read-only").textContent = `This is ${vote.rater}'s vote; only ${vote.rater} can change it.`;
+  item.append(details);
 }
 
 function facts(vote) {
-  const said = [vote.purpose === "compare" ? "In a taste test" : "For training"];
-  if (vote.rater) said.push(`by ${vote.rater}`);
-  if (vote.milliseconds !== null) said.push(`after ${lasted(vote.milliseconds)}`);
-  if (vote.repeat) said.push("asked a second time");
-  return said.join(" · ");
+  const parts = [vote.purpose === "compare" ? "In a blind comparison" : "For training"];
+  if (vote.rater) parts.push(`by ${vote.rater}`);
+  if (vote.milliseconds !== null) parts.push(`after ${duration(vote.milliseconds)}`);
+  if (vote.repeat) parts.push("shown a second time");
+  return parts.join(" · ");
 }
 
-function card(answer, place) {
-  const made = make("article", "answer");
-  made.setAttribute("aria-label", `Answer ${LETTERS[place]}`);
+function makeCard(answer, position) {
+  const article = make("article", "answer");
+  article.setAttribute("aria-label", `Answer ${LETTERS[position]}`);
   const top = make("header");
-  top.append(make("span", "letter", LETTERS[place]), make("span", "source", answer.source));
+  top.append(make("span", "letter", LETTERS[position]), make("span", "source", answer.source));
   const text = make("div", "text");
   text.innerHTML = answer.html || "<p class='faint'>(an empty answer)</p>";
-  made.append(top, text);
-  return made;
+  article.append(top, text);
+  return article;
 }
 
 // ---- correcting
@@ -228,12 +226,12 @@ function prepare(form, vote, item) {
   update();
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    send(form, "correct", { id: vote.id, said: said(form) }, item);
+    send(form, "correct", { id: vote.id, vote: readForm(form) }, item);
   });
-  form.querySelector(".back").addEventListener("click", () => send(form, "take_back", { id: vote.id }, item));
+  form.querySelector(".undo").addEventListener("click", () => send(form, "undo", { id: vote.id }, item));
 }
 
-function said(form) {
+function readForm(form) {
   const fields = form.elements;
   const verdict = fields.verdict.value;
   const more = { strength: fields.strength.value, note: fields.note.value, edited: fields.edited.value };
@@ -245,38 +243,38 @@ async function send(form, name, data, item) {
   if (form.getAttribute("aria-busy")) return;
   form.setAttribute("aria-busy", "true");
   form.querySelector(".problem").textContent = "";
-  const told = await write(name, data);
+  const reply = await write(name, data);
   form.removeAttribute("aria-busy");
-  if (told.error) {
-    form.querySelector(".problem").textContent = told.error;
+  if (reply.error) {
+    form.querySelector(".problem").textContent = reply.error;
     return;
   }
   document.dispatchEvent(new CustomEvent("lorarlhf-votes", { detail: root }));
-  if (told.gone) return gone(item, told.told);
-  tell(told.told);
+  if (reply.gone) return removeRow(item, reply.message);
+  showStatus(reply.message);
   if (opened !== item) return;
-  item.dataset.id = told.id;
-  if (told.row) fill(item, told.row, item.dataset.rater);
-  draw(item, told);
+  item.dataset.id = reply.id;
+  if (reply.row) fill(item, reply.row, item.dataset.rater);
+  draw(item, reply);
   item.querySelector("button").focus();
 }
 
-// The line that took its place gets the focus, so that keys go on from there.
-async function gone(item, text) {
-  const place = [...list.children].indexOf(item);
-  await look(start, text);
-  const left = list.children[Math.min(place, list.children.length - 1)];
-  (left ? left.querySelector("button") : filter.elements.words).focus();
+// The row that takes its position gets the focus, so that the keyboard continues there.
+async function removeRow(item, text) {
+  const position = [...list.children].indexOf(item);
+  await search(start, text);
+  const next = list.children[Math.min(position, list.children.length - 1)];
+  (next ? next.querySelector("button") : filter.elements.words).focus();
 }
 
 // ---- the filters
 
 let typing = null;
 filter.addEventListener("submit", (event) => event.preventDefault());
-filter.addEventListener("change", () => look(0));
+filter.addEventListener("change", () => search(0));
 filter.elements.words.addEventListener("input", () => {
   clearTimeout(typing);
-  typing = setTimeout(() => look(0), TYPING_MS);
+  typing = setTimeout(() => search(0), TYPING_MS);
 });
 list.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || !opened) return;
@@ -284,9 +282,9 @@ list.addEventListener("keydown", (event) => {
   close();
   button.focus();
 });
-// Votes that came from a file, or were changed by another part of the page.
+// Votes were imported, or another part of the page changed them.
 document.addEventListener("lorarlhf-votes", (event) => {
-  if (event.detail !== root) look(0);
+  if (event.detail !== root) search(0);
 });
 
-look(0);
+search(0);

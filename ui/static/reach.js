@@ -1,6 +1,6 @@
-// Stands before the script of each widget that asks again.
+// Comes before the scripts of the widgets that repeat requests.
 
-// What the server says to a small question that is always allowed; 0 where it says nothing.
+// The status of a small request that is always allowed; 0 if the server does not answer.
 async function reach() {
   try {
     return (await fetch("/gradio_api/app_id", { cache: "no-store" })).status;

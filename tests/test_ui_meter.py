@@ -239,7 +239,7 @@ def test_equal_scores_count_as_a_draw() -> None:
 
 
 def test_many_rankings_leave_the_newest_in(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meters, "MOST_PAIRS", 60)
+    monkeypatch.setattr(meters, "MAX_PAIRS", 60)
     draw = np.random.default_rng(4)
     taste = draw.normal(size=WIDTH)
     for number in range(40):
@@ -247,7 +247,7 @@ def test_many_rankings_leave_the_newest_in(desk: Desk, monkeypatch: pytest.Monke
         rows = draw.normal(size=(4, WIDTH))
         order = [[int(n)] for n in np.argsort(-side * (rows @ taste))]
         desk.vote(desk.item(rows), Verdict("ranked", order))
-    known = desk.meter._learned["ann"]
+    known = desk.meter._heads["ann"]
     newest = {vote.id for vote in desk.store.votes()[-7:]}
     assert newest <= known.votes and len(known.fit) <= 60 + 6
     late = desk.store.rows("SELECT model FROM guess ORDER BY judgement_id DESC LIMIT 8")
@@ -264,7 +264,7 @@ def test_trouble_with_one_vote_is_not_the_next_ones(
     with monkeypatch.context() as patch:
         patch.setattr(desk.meter.states, "get", lambda *_: 1 / 0)
         by_taste(desk, 1)
-    assert "left a vote of ann out" in capsys.readouterr().out
+    assert "skipped a vote of ann" in capsys.readouterr().out
     by_taste(desk, 1, seed=6)
     assert desk.report()["votes"] == 7
 
@@ -301,12 +301,11 @@ def test_votes_whose_states_come_later_are_learned_then(desk: Desk) -> None:
         Store(desk.store.path), states, lambda vote, then: wanted.append((vote.id, then))
     )
     numbers = [
-        desk.vote(desk.item(np.eye(2, WIDTH), known=False), FIRST)
-        for _ in range(meters.FEWEST_PAIRS)
+        desk.vote(desk.item(np.eye(2, WIDTH), known=False), FIRST) for _ in range(meters.MIN_PAIRS)
     ]
     assert [number for number, _ in wanted[-1:]] == numbers[-1:]
     assert {number for number, _ in wanted} == set(numbers)
-    assert desk.meter._learned["ann"].head is None
+    assert desk.meter._heads["ann"].head is None
     for number, then in dict(wanted).items():
         vote = desk.store.vote(number)
         assert vote is not None
@@ -315,7 +314,7 @@ def test_votes_whose_states_come_later_are_learned_then(desk: Desk) -> None:
         then()
         then()  # once is enough
     assert desk.meter.wait()
-    known = desk.meter._learned["ann"]
+    known = desk.meter._heads["ann"]
     assert known.votes == set(numbers) and len(known.fit) == len(numbers)
     assert known.head is not None and desk.report() == {"guesses": 0}  # what is known is no guess
     desk.vote(desk.item(np.eye(2, WIDTH)), FIRST)

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from lorarlhf.preferences.records import Vote
 from tests.browser.projects import (
     ME,
-    Project,
+    ServedProject,
     bodies,
     ends,
     judge,
@@ -39,13 +39,13 @@ LONG = "\n\n".join(f"Paragraph {n}. " + "The tide comes and goes again. " * 12 f
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
     with running(tmp_path_factory) as project:
         yield project
 
 
 @pytest.fixture
-def project(shared: Project) -> Project:
+def project(shared: ServedProject) -> ServedProject:
     shared.forget()
     return shared
 
@@ -55,7 +55,7 @@ def winner(vote: Vote) -> str:
     return vote.completions[vote.verdict.ranking[0][0]]
 
 
-def said(project: Project) -> list[tuple[str, str | None]]:
+def said(project: ServedProject) -> list[tuple[str, str | None]]:
     """The verdicts: of a ranked one, which place on the screen won; and the strength."""
     found = []
     for vote in project.votes():
@@ -88,7 +88,9 @@ LOSE_FIRST = """(name) => {
 # ---- voting
 
 
-def test_votes_by_mouse_name_the_answer_that_was_clicked(open_page: Any, project: Project) -> None:
+def test_votes_by_mouse_name_the_answer_that_was_clicked(
+    open_page: Any, project: ServedProject
+) -> None:
     for number in range(1, 7):
         project.ask(f"Question {number}?", (f"Red {number}.", f"Blue {number}."))
     page = open_page(project.url)
@@ -106,7 +108,7 @@ def test_votes_by_mouse_name_the_answer_that_was_clicked(open_page: Any, project
     expect(part(page, "progress")).to_have_text("6 today · 6 in all · 6 in the last hour")
 
 
-def test_votes_by_key(open_page: Any, project: Project) -> None:
+def test_votes_by_key(open_page: Any, project: ServedProject) -> None:
     keys = ["1", "2", "ArrowLeft", "ArrowRight", "t", "g", "b", "s", "T"]
     for number in range(len(keys)):
         project.ask(f"Question {number}?")
@@ -119,11 +121,11 @@ def test_votes_by_key(open_page: Any, project: Project) -> None:
     assert said(project) == [(name, None) for name in verdicts]
 
 
-def test_strength_goes_with_one_vote(open_page: Any, project: Project) -> None:
+def test_strength_goes_with_one_vote(open_page: Any, project: ServedProject) -> None:
     for number in range(5):
         project.ask(f"Question {number}?")
     page = open_page(project.url)
-    pressed = page.locator('.judge [data-strength][aria-pressed="true"]')
+    pressed = page.locator('.vote-widget [data-strength][aria-pressed="true"]')
     for number, key in enumerate("qwe"):
         shows(page, f"Question {number}?")
         expect(pressed).to_have_count(0)
@@ -145,7 +147,9 @@ def test_strength_goes_with_one_vote(open_page: Any, project: Project) -> None:
 
 
 @pytest.mark.parametrize("by_key", [True, False])
-def test_undo_brings_the_same_pair_back(open_page: Any, project: Project, by_key: bool) -> None:
+def test_undo_brings_the_same_pair_back(
+    open_page: Any, project: ServedProject, by_key: bool
+) -> None:
     def undo() -> None:
         page.keyboard.press("u") if by_key else page.get_by_role("button", name="Undo").click()
 
@@ -162,7 +166,7 @@ def test_undo_brings_the_same_pair_back(open_page: Any, project: Project, by_key
     assert project.votes() == [] and project.rows() == 2
     expect(part(page, "progress")).to_have_text("0 today · 0 in all · 0 in the last hour")
     undo()
-    expect(part(page, "status")).to_have_text("There is no vote of yours to take back.")
+    expect(part(page, "status")).to_have_text("You have no vote to undo.")
     page.keyboard.press("2")
     shows(page, "Second?")
     page.keyboard.press("t")
@@ -174,12 +178,12 @@ def test_undo_brings_the_same_pair_back(open_page: Any, project: Project, by_key
     assert said(project) == [("B", None), ("both_good", None)]
 
 
-def test_a_double_click_and_a_held_key_are_one_vote(open_page: Any, project: Project) -> None:
+def test_a_double_click_and_a_held_key_are_one_vote(open_page: Any, project: ServedProject) -> None:
     for number in range(1, 4):
         project.ask(f"Question {number}?")
     page = open_page(project.url)
     shows(page, "Question 1?")
-    page.locator('.judge [data-do="first"]').dblclick()
+    page.locator('.vote-widget [data-do="first"]').dblclick()
     shows(page, "Question 2?")
     assert said(project) == [("A", None)]
     for _ in range(12):  # each after the first one is a repetition
@@ -192,7 +196,7 @@ def test_a_double_click_and_a_held_key_are_one_vote(open_page: Any, project: Pro
     assert said(project) == [("A", None), ("B", None)] and project.rows() == 2
 
 
-def test_keys_are_letters_while_somebody_types(open_page: Any, project: Project) -> None:
+def test_keys_are_letters_while_somebody_types(open_page: Any, project: ServedProject) -> None:
     project.ask("Question?")
     page = open_page(project.url)
     shows(page, "Question?")
@@ -217,7 +221,9 @@ def test_keys_are_letters_while_somebody_types(open_page: Any, project: Project)
     assert project.votes()[0].verdict.note == "best gut 12 \nu"
 
 
-def test_undo_after_a_lost_answer_takes_one_vote_back(open_page: Any, project: Project) -> None:
+def test_undo_after_a_lost_answer_takes_one_vote_back(
+    open_page: Any, project: ServedProject
+) -> None:
     for number in range(1, 4):
         project.ask(f"Question {number}?")
     page = open_page(project.url)
@@ -234,7 +240,7 @@ def test_undo_after_a_lost_answer_takes_one_vote_back(open_page: Any, project: P
     assert page.evaluate("window.lost") == 2 and len(project.votes()) == 1
 
 
-def test_notes_and_edited_answers_are_kept(open_page: Any, project: Project) -> None:
+def test_notes_and_edited_answers_are_kept(open_page: Any, project: ServedProject) -> None:
     project.ask("First?", ("Red *is* best.", "Blue."))
     project.ask("Second?")
     page = open_page(project.url)
@@ -259,7 +265,9 @@ def test_notes_and_edited_answers_are_kept(open_page: Any, project: Project) -> 
 # ---- what may go wrong
 
 
-def test_a_reload_shows_the_same_pair_in_the_same_order(open_page: Any, project: Project) -> None:
+def test_a_reload_shows_the_same_pair_in_the_same_order(
+    open_page: Any, project: ServedProject
+) -> None:
     for number in range(6):
         project.ask(f"Question {number}?", (f"Red {number}.", f"Blue {number}."))
     page = open_page(project.url)
@@ -276,7 +284,7 @@ def test_a_reload_shows_the_same_pair_in_the_same_order(open_page: Any, project:
     assert [name for name, _ in said(project)] == ["A"] * 6 and orders == {(0, 1), (1, 0)}
 
 
-def test_two_tabs_cast_one_vote_a_pair(open_page: Any, project: Project) -> None:
+def test_two_tabs_cast_one_vote_a_pair(open_page: Any, project: ServedProject) -> None:
     for number in range(1, 4):
         project.ask(f"Question {number}?")
     one = open_page(project.url)
@@ -299,7 +307,7 @@ def test_two_tabs_cast_one_vote_a_pair(open_page: Any, project: Project) -> None
 
 
 def test_a_vote_whose_answer_is_lost_is_sent_again_and_counted_once(
-    open_page: Any, project: Project
+    open_page: Any, project: ServedProject
 ) -> None:
     for number in range(1, 3):
         project.ask(f"Question {number}?")
@@ -308,7 +316,7 @@ def test_a_vote_whose_answer_is_lost_is_sent_again_and_counted_once(
     shows(page, "Question 1?")
     page.evaluate(LOSE_FIRST, "vote")
     page.keyboard.press("1")
-    expect(part(page, "status")).to_contain_text("The server does not answer. Votes up to now")
+    expect(part(page, "status")).to_contain_text("The server does not answer. Your votes are saved")
     assert said(project) == [("A", None)]
     shows(page, "Question 2?")
     expect(part(page, "status")).to_have_text("")
@@ -316,7 +324,9 @@ def test_a_vote_whose_answer_is_lost_is_sent_again_and_counted_once(
     assert page.evaluate("window.lost") == 2
 
 
-def test_a_killed_server_is_told_and_nothing_is_lost(open_page: Any, project: Project) -> None:
+def test_a_killed_server_is_told_and_nothing_is_lost(
+    open_page: Any, project: ServedProject
+) -> None:
     for number in range(1, 4):
         project.ask(f"Question {number}?")
     page = open_page(project.url)
@@ -343,19 +353,19 @@ def test_a_killed_server_is_told_and_nothing_is_lost(open_page: Any, project: Pr
 # ---- what is shown
 
 
-def test_answers_are_shown_as_markdown_and_folded(open_page: Any, project: Project) -> None:
+def test_answers_are_shown_as_markdown_and_folded(open_page: Any, project: ServedProject) -> None:
     project.ask("Long?", (LONG, MARKDOWN))
     project.ask("Short?", ("I am ChatGPT, made by OpenAI.", "Anthropic is a company."))
     page = open_page(project.url)
     shows(page, "Long?")
-    marked = page.locator(".judge .answer", has=page.locator("table"))
+    marked = page.locator(".vote-widget .answer", has=page.locator("table"))
     for tag, text in {"h1": "Head", "strong": "bold", "ul li": "one", "ol li": "first"}.items():
         expect(marked.locator(tag).first).to_have_text(text)
     expect(marked.locator("p code")).to_have_text("code")
     expect(marked.locator("pre")).to_contain_text("print('a wide line'")
     expect(marked.locator("td").first).to_have_text("blue")
     expect(marked.locator("blockquote")).to_have_text("quoted")
-    long = page.locator(".judge .answer", has_text="Paragraph 13.")
+    long = page.locator(".vote-widget .answer", has_text="Paragraph 13.")
     height = (long.bounding_box() or {})["height"]
     assert height < 600
     unfold = long.get_by_role("button", name="Show all")
@@ -366,19 +376,19 @@ def test_answers_are_shown_as_markdown_and_folded(open_page: Any, project: Proje
     unfold.click()
     page.keyboard.press("1")
     shows(page, "Short?")
-    expect(page.locator(".judge .answer.open")).to_have_count(0)
-    expect(page.locator(".judge .flag:visible")).to_have_count(1)
-    flagged = page.locator(".judge .answer", has_text="I am ChatGPT")
+    expect(page.locator(".vote-widget .answer.open")).to_have_count(0)
+    expect(page.locator(".vote-widget .flag:visible")).to_have_count(1)
+    flagged = page.locator(".vote-widget .answer", has_text="I am ChatGPT")
     expect(flagged.locator(".flag")).to_contain_text("names its maker")
 
 
-def test_hostile_text_does_nothing(open_page: Any, project: Project) -> None:
+def test_hostile_text_does_nothing(open_page: Any, project: ServedProject) -> None:
     asked = [{"role": f"user{HOSTILE}", "content": HOSTILE}, {"role": "user", "content": HOSTILE}]
     project.ask(asked, (HOSTILE, f"```\n{HOSTILE}\n```"))
     page = open_page(project.url)
     expect(part(page, "prompt")).to_contain_text("<script>")
     ready(page)
-    shown = page.locator('.judge [data-part="item"]')
+    shown = page.locator('.vote-widget [data-part="item"]')
     expect(shown.locator("script, img, svg, iframe, [onerror], [href^=javascript]")).to_have_count(
         0
     )
@@ -394,7 +404,7 @@ def test_hostile_text_does_nothing(open_page: Any, project: Project) -> None:
     assert verdict.note == HOSTILE and HOSTILE in (verdict.edited or "")
 
 
-def test_no_name_of_a_model_reaches_the_browser(open_page: Any, project: Project) -> None:
+def test_no_name_of_a_model_reaches_the_browser(open_page: Any, project: ServedProject) -> None:
     sources = ("runs/0042-secretive", "runs/0043-veiled")
     for number in range(3):
         project.ask(f"Question {number}?", sources=sources)
@@ -428,7 +438,7 @@ def _body(reply: Any) -> str:
 FOUR = ("Alpha.", "Beta.", "Gamma.", "Delta.")
 
 
-def ranking_page(open_page: Any, project: Project, **options: Any) -> Page:
+def ranking_page(open_page: Any, project: ServedProject, **options: Any) -> Page:
     """A page with four answers to be ranked, and then a pair."""
     project.ask("Rank these.", FOUR)
     project.ask("The end?")
@@ -450,7 +460,7 @@ def order(page: Page) -> str:
     )
 
 
-def tiers(project: Project, page_order: list[str]) -> list[list[str]]:
+def tiers(project: ServedProject, page_order: list[str]) -> list[list[str]]:
     """The only vote's tiers as letters on the screen, by the texts that were shown."""
     (vote,) = project.votes()
     letter = {text: LETTERS[place] for place, text in enumerate(page_order)}
@@ -470,13 +480,13 @@ def drag(page: Page, row: str, onto: str) -> None:
 
 def _middle(page: Page, row: str) -> tuple[float, float]:
     place = "line" if row == "|" else LETTERS.index(row)
-    chip = part(page, "ranking").locator(f'[data-place="{place}"]')
+    chip = part(page, "ranking").locator(f'[data-position="{place}"]')
     box = chip.bounding_box()
     assert box is not None
     return box["x"] + 60, box["y"] + box["height"] / 2
 
 
-def test_a_ranking_is_dragged_with_the_mouse(open_page: Any, project: Project) -> None:
+def test_a_ranking_is_dragged_with_the_mouse(open_page: Any, project: ServedProject) -> None:
     page = ranking_page(open_page, project)
     shown = bodies(page)
     drag(page, "D", "A")
@@ -491,7 +501,7 @@ def test_a_ranking_is_dragged_with_the_mouse(open_page: Any, project: Project) -
     assert tiers(project, shown) == [["D"], ["B", "C"]]
 
 
-def test_a_ranking_is_dragged_with_a_finger(open_page: Any, project: Project) -> None:
+def test_a_ranking_is_dragged_with_a_finger(open_page: Any, project: ServedProject) -> None:
     page = ranking_page(open_page, project, width=360, height=740, has_touch=True, is_mobile=True)
     shown = bodies(page)
     part(page, "ranking").scroll_into_view_if_needed()
@@ -514,7 +524,7 @@ def test_a_ranking_is_dragged_with_a_finger(open_page: Any, project: Project) ->
     assert tiers(project, shown) == [["D"], ["A"], ["B"], ["C"]]
 
 
-def test_a_ranking_is_made_with_the_keyboard(open_page: Any, project: Project) -> None:
+def test_a_ranking_is_made_with_the_keyboard(open_page: Any, project: ServedProject) -> None:
     page = ranking_page(open_page, project)
     shown = bodies(page)
     chips(page).nth(2).focus()
@@ -536,7 +546,7 @@ def test_a_ranking_is_made_with_the_keyboard(open_page: Any, project: Project) -
     assert project.votes()[0].verdict.strength == "clearly"
 
 
-def test_a_ranking_by_number_keys(open_page: Any, project: Project) -> None:
+def test_a_ranking_by_number_keys(open_page: Any, project: ServedProject) -> None:
     page = ranking_page(open_page, project)
     shown = bodies(page)
     for key in "3142":
@@ -547,7 +557,7 @@ def test_a_ranking_by_number_keys(open_page: Any, project: Project) -> None:
     assert tiers(project, shown) == [["C"], ["A"], ["D"], ["B"]]
 
 
-def test_only_the_best_is_named(open_page: Any, project: Project) -> None:
+def test_only_the_best_is_named(open_page: Any, project: ServedProject) -> None:
     page = ranking_page(open_page, project)
     shown = bodies(page)
     page.keyboard.press("2")
@@ -564,18 +574,18 @@ def test_only_the_best_is_named(open_page: Any, project: Project) -> None:
     assert tiers(project, shown) == [["B"]] and project.rows() == 1
 
 
-def test_an_untouched_ranking_is_asked_about(open_page: Any, project: Project) -> None:
+def test_an_untouched_ranking_is_asked_about(open_page: Any, project: ServedProject) -> None:
     page = ranking_page(open_page, project)
     shown = bodies(page)
     press(page, "rank")
-    expect(part(page, "status")).to_contain_text("in which they were shown. Send it once more")
+    expect(part(page, "status")).to_contain_text("in which they were shown. Send it again")
     assert project.rows() == 0
     press(page, "rank")
     shows(page, "The end?")
     assert tiers(project, shown) == [["A"], ["B"], ["C"], ["D"]]
 
 
-def test_all_tied_is_a_tie(open_page: Any, project: Project) -> None:
+def test_all_tied_is_a_tie(open_page: Any, project: ServedProject) -> None:
     page = ranking_page(open_page, project)
     for place in range(1, 4):
         chips(page).nth(place).locator(".tie").click()
@@ -587,17 +597,17 @@ def test_all_tied_is_a_tie(open_page: Any, project: Project) -> None:
 # ---- settings
 
 
-def test_how_answers_are_made_is_kept(open_page: Any, project: Project) -> None:
+def test_how_answers_are_made_is_kept(open_page: Any, project: ServedProject) -> None:
     page = open_page(project.url)
     ends(page)
     page.get_by_role("link", name="Settings").click()
-    number = page.locator('#making-answers input[type="number"]')
+    number = page.locator('#settings-answers input[type="number"]')
     expect(number).to_be_enabled()  # what is typed before would be overwritten
     expect(number).to_have_value("2")
     number.fill("4")
     number.blur()
-    page.locator("#making-save").click()
-    expect(page.locator("#making-said")).to_contain_text("Kept.")
+    page.locator("#settings-save").click()
+    expect(page.locator("#settings-message")).to_contain_text("Saved.")
     page.reload()
     expect(number).to_have_value("4")
     rows = project.store.rows("SELECT value FROM setting WHERE name = 'collect'")
@@ -612,7 +622,7 @@ OWN = "Name a quiet harbour."
 @pytest.fixture(scope="module")
 def live(
     tmp_path_factory: pytest.TempPathFactory, make_base: Callable[..., Path]
-) -> Iterator[Project]:
+) -> Iterator[ServedProject]:
     """A project with a base whose answers take some seconds."""
     base = make_base(num_hidden_layers=24, max_position_embeddings=4096)
     with running(tmp_path_factory, base=base) as project:
@@ -623,7 +633,7 @@ def live(
 
 
 def test_an_own_prompt_is_answered_live_and_voted_on_before_the_end(
-    open_page: Any, live: Project
+    open_page: Any, live: ServedProject
 ) -> None:
     page = open_page(live.url)
     expect(part(page, "progress")).not_to_be_empty()  # the page's script runs
@@ -633,10 +643,10 @@ def test_an_own_prompt_is_answered_live_and_voted_on_before_the_end(
     expect(part(page, "prompt")).to_have_text(OWN)
     expect(judge(page)).to_have_attribute("data-streaming", "yes")
     expect(part(page, "own")).to_have_value("")
-    for body in page.locator(".judge .answer .body").all():
+    for body in page.locator(".vote-widget .answer .body").all():
         expect(body).to_have_text(re.compile(r"\S{3}"))
     ready(page)
-    before = page.evaluate("document.querySelector('.judge').dataset.streaming")
+    before = page.evaluate("document.querySelector('.vote-widget').dataset.streaming")
     early = [body[:20] for body in bodies(page)]
     page.keyboard.press("Escape")
     page.keyboard.press("2")
@@ -650,6 +660,6 @@ def test_an_own_prompt_is_answered_live_and_voted_on_before_the_end(
     assert all(seen)
     assert vote.shown.index(vote.verdict.ranking[0][0]) == 1
     assert [how["ended"] for how in vote.sampling] == [False, False]
-    asked = [json.loads(line)["prompt"] for line in live.space.prompts.read_text().splitlines()]
+    asked = [json.loads(line)["prompt"] for line in live.project.prompts.read_text().splitlines()]
     assert asked.count(OWN) == 1 and len(live.votes()) == 1
     assert vote.rater == ME

@@ -1,4 +1,4 @@
-"""The compare page in a real browser: a taste test stays blind until its end, and counts right."""
+"""The Compare page in a real browser: blind until the end, and counted correctly."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from lorarlhf.data.readers import bundled, read_prompts
 from lorarlhf.preferences.records import Vote
 from lorarlhf_ui.compare import BlindComparison
 from tests.browser.projects import (
-    Project,
+    ServedProject,
     bodies,
     ends,
     judge,
@@ -27,7 +27,7 @@ from tests.browser.projects import (
 
 FIRST, SECOND = "0041-veiled", "0042-masked"
 NAMES = re.compile(r"veiled|masked|runs/")
-# Keeps all that the server tells; the stream of Gradio's answers is seen by nobody else.
+# Keeps everything that the server sends; nothing else sees the stream of Gradio's answers.
 LISTEN = """
 window.heard = [];
 const ask = window.fetch;
@@ -47,7 +47,7 @@ window.fetch = async (...words) => {
 """
 WITHOUT_CHOICES = """() => {
   const page = document.documentElement.cloneNode(true);
-  for (const part of page.querySelectorAll("#taste-new, #taste-earlier")) part.remove();
+  for (const part of page.querySelectorAll("#compare-new, #compare-earlier")) part.remove();
   return page.outerHTML;
 }"""
 
@@ -55,7 +55,7 @@ WITHOUT_CHOICES = """() => {
 @pytest.fixture(scope="module")
 def shared(
     tmp_path_factory: pytest.TempPathFactory, make_base: Callable[..., Path]
-) -> Iterator[Project]:
+) -> Iterator[ServedProject]:
     """Two runs whose answers are a few tokens long."""
     base = make_base()
     runs = partial(put_runs, base=base, names=[FIRST, SECOND], tokens=12)
@@ -64,7 +64,7 @@ def shared(
 
 
 @pytest.fixture
-def project(shared: Project) -> Project:
+def project(shared: ServedProject) -> ServedProject:
     shared.forget()
     return shared
 
@@ -72,7 +72,7 @@ def project(shared: Project) -> Project:
 def begin(page: Page, first: str = FIRST, second: str = SECOND, wanted: int = 5) -> None:
     """Choose two models and press Start."""
     for side, name in (("first", first), ("second", second)):
-        model = page.locator(f"#taste-{side}")
+        model = page.locator(f"#compare-{side}")
         expect(model.locator("input")).not_to_have_value("")
         model.locator("input").click()
         model.get_by_role("option", name=name, exact=True).click()
@@ -83,10 +83,10 @@ def begin(page: Page, first: str = FIRST, second: str = SECOND, wanted: int = 5)
     page.get_by_role("button", name="Start").click()
 
 
-def started(open_page: Any, project: Project) -> Page:
+def started(open_page: Any, project: ServedProject) -> Page:
     """A page with the first pair of a new test of five prompts."""
     page = open_page(f"{project.url}/compare")
-    ends(page, "No taste test yet.")
+    ends(page, "No blind comparison yet.")
     begin(page)
     asked(page, 0)
     return page
@@ -99,7 +99,7 @@ def asked(page: Page, votes: int) -> None:
     ready(page)
 
 
-def told(project: Project) -> list[Vote]:
+def compared(project: ServedProject) -> list[Vote]:
     return project.votes(purpose="compare")
 
 
@@ -109,16 +109,16 @@ def winner(vote: Vote) -> str:
     return vote.sources[ranking[0][0]] if ranking else vote.verdict.verdict
 
 
-def test_a_taste_test_from_start_to_end(open_page: Any, project: Project) -> None:
+def test_a_comparison_from_start_to_end(open_page: Any, project: ServedProject) -> None:
     page = open_page(f"{project.url}/manifest.json")
     page.add_init_script(LISTEN)
     page.goto(f"{project.url}/compare")
-    ends(page, "No taste test yet.")
-    expect(page.locator("#taste-first input")).not_to_have_value("")
+    ends(page, "No blind comparison yet.")
+    expect(page.locator("#compare-first input")).not_to_have_value("")
     expect(page.get_by_role("button", name="Start")).to_be_enabled()
     page.evaluate("window.heard.fill('')")  # it had the dropdowns' choices
     begin(page)
-    expect(page.locator("#taste-said")).to_contain_text("Names are told at the end.")
+    expect(page.locator("#compare-message")).to_contain_text("names are shown at the end.")
     chosen = []
     for number, key in enumerate(["1", "2", "t", "ArrowRight", "g"]):
         asked(page, number)
@@ -133,7 +133,7 @@ def test_a_taste_test_from_start_to_end(open_page: Any, project: Project) -> Non
     ends(page, f"runs/{SECOND} against runs/{FIRST}: wins ")
     expect(part(page, "progress")).to_have_text("5 of 5 votes")
 
-    votes = told(project)
+    votes = compared(project)
     assert [vote.verdict.verdict for vote in votes] == ["ranked", "ranked", "tie", "ranked"] + [
         "both_good"
     ]
@@ -154,7 +154,7 @@ def test_a_taste_test_from_start_to_end(open_page: Any, project: Project) -> Non
 
 
 def blind(page: Page) -> None:
-    """No name is told, nor anything beside the texts by which a side could be known."""
+    """No name is shown, and nothing but the texts that could identify a side."""
     told = page.evaluate("window.heard")
     assert not NAMES.search("".join(told)), told
     assert not NAMES.search(page.evaluate(WITHOUT_CHOICES))
@@ -163,7 +163,7 @@ def blind(page: Page) -> None:
     for view in views:
         assert set(view) <= {"token", "prompt", "answers", "progress", "score", "voted", "last"}
         assert all(set(answer) == {"html", "text", "flag"} for answer in view["answers"])
-    assert any("Names are told at the end" in text for text in told)  # the stream was heard
+    assert any("names are shown at the end" in text for text in told)  # the stream was heard
 
 
 def letters(text: str) -> str:
@@ -171,13 +171,13 @@ def letters(text: str) -> str:
     return re.sub(r"[\W_]", "", text)
 
 
-def test_votes_are_kept_apart_from_training(open_page: Any, project: Project) -> None:
+def test_votes_are_kept_apart_from_training(open_page: Any, project: ServedProject) -> None:
     page = started(open_page, project)
     page.keyboard.press("1")
     asked(page, 1)
     page.keyboard.press("t")
     asked(page, 2)
-    votes = told(project)
+    votes = compared(project)
     assert len(votes) == 2 and project.votes(purpose="train") == []
     held_out = [row["prompt"] for row in read_prompts(bundled("prompts_heldout"))]
     assert all(vote.prompt[-1]["content"] in held_out for vote in votes)  # type: ignore[index]
@@ -194,7 +194,7 @@ def test_votes_are_kept_apart_from_training(open_page: Any, project: Project) ->
     assert [json.loads(line)["purpose"] for line in asked_for.splitlines()] == ["compare"] * 2
 
 
-def test_a_reload_in_the_middle_goes_on(open_page: Any, project: Project) -> None:
+def test_a_reload_in_the_middle_goes_on(open_page: Any, project: ServedProject) -> None:
     page = started(open_page, project)
     page.keyboard.press("2")
     asked(page, 1)
@@ -207,17 +207,17 @@ def test_a_reload_in_the_middle_goes_on(open_page: Any, project: Project) -> Non
     page.keyboard.press("s")
     expect(part(page, "prompt")).not_to_have_text(prompt)
     asked(page, 1)  # a skip counts for nothing
-    assert [vote.verdict.verdict for vote in told(project)] == ["ranked", "skip"]
+    assert [vote.verdict.verdict for vote in compared(project)] == ["ranked", "skip"]
 
 
-def test_undo_in_the_middle_and_at_the_end(open_page: Any, project: Project) -> None:
+def test_undo_in_the_middle_and_at_the_end(open_page: Any, project: ServedProject) -> None:
     page = started(open_page, project)
     before = bodies(page)
     page.keyboard.press("1")
     asked(page, 1)
     page.keyboard.press("u")
     asked(page, 0)
-    assert bodies(page) == before and told(project) == [] and project.rows() == 2
+    assert bodies(page) == before and compared(project) == [] and project.rows() == 2
     expect(part(page, "meter")).to_have_text("")
     for number in range(5):
         asked(page, number)
@@ -228,10 +228,12 @@ def test_undo_in_the_middle_and_at_the_end(open_page: Any, project: Project) -> 
     assert not NAMES.search(judge(page).inner_html())
     press(page, "both_bad")
     ends(page, "ties: 5.")
-    assert [vote.verdict.verdict for vote in told(project)] == ["tie"] * 4 + ["both_bad"]
+    assert [vote.verdict.verdict for vote in compared(project)] == ["tie"] * 4 + ["both_bad"]
 
 
-def test_a_new_test_moves_the_old_one_to_the_earlier_ones(open_page: Any, project: Project) -> None:
+def test_a_new_comparison_moves_the_old_one_to_the_earlier_ones(
+    open_page: Any, project: ServedProject
+) -> None:
     page = started(open_page, project)
     for number in range(5):
         asked(page, number)
@@ -243,16 +245,16 @@ def test_a_new_test_moves_the_old_one_to_the_earlier_ones(open_page: Any, projec
     asked(page, 1)
     page.reload()
     asked(page, 1)
-    page.get_by_role("button", name="Earlier tests").click()
-    earlier = page.locator("#taste-results li")
+    page.get_by_role("button", name="Earlier comparisons").click()
+    earlier = page.locator("#compare-results li")
     expect(earlier).to_have_count(1)  # nothing of the one that goes on
     expect(earlier).to_contain_text(f"runs/{SECOND} against runs/{FIRST}: wins 50% of 5")
 
 
-def test_what_can_not_be_tested_is_told(open_page: Any, project: Project) -> None:
+def test_two_equal_models_are_refused(open_page: Any, project: ServedProject) -> None:
     page = open_page(f"{project.url}/compare")
-    ends(page, "No taste test yet.")
+    ends(page, "No blind comparison yet.")
     begin(page, FIRST, FIRST)
-    expect(page.locator("#taste-said")).to_contain_text("Choose two different models.")
-    ends(page, "No taste test yet.")
+    expect(page.locator("#compare-message")).to_contain_text("Choose two different models.")
+    ends(page, "No blind comparison yet.")
     assert project.store.rows("SELECT count(*) FROM taste_test")[0][0] == 0

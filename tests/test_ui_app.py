@@ -22,18 +22,18 @@ def words(folder: Path, **more: object) -> Namespace:
 def test_lan_is_refused_before_somebody_can_log_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space = create(tmp_path / "mine")
+    project = create(tmp_path / "mine")
     served = []
     monkeypatch.setattr(app, "_serve", lambda *said: served.append(said))
     with pytest.raises(UserError, match="raters need passwords. Add one first: `lorarlhf raters"):
-        app.main(words(space.folder, lan=True))
+        app.main(words(project.folder, lan=True))
     assert served == []
-    set_password(space.store(), "ann", "quiet harbour 7")
-    app.main(words(space.folder, lan=True))
+    set_password(project.store(), "ann", "quiet harbour 7")
+    app.main(words(project.folder, lan=True))
     ((guard, sock, _),) = served
     assert guard._access.login and sock.getsockname()[0] == "0.0.0.0"
     sock.close()
-    app.main(words(space.folder))
+    app.main(words(project.folder))
     guard, sock, _ = served[1]
     assert not guard._access.login and sock.getsockname()[0] == "127.0.0.1"
     sock.close()
@@ -56,10 +56,10 @@ def test_gradio_is_quick_to_import_and_whole() -> None:
     """Its own sources are not parsed meanwhile, and afterwards `inspect` is as it was."""
     code = (
         "import inspect; before = inspect.getfile\n"
-        "from lorarlhf_ui import quick_gradio\n"
+        "from lorarlhf_ui import gradio_startup\n"
         "import gradio as gr\n"
         "assert inspect.getfile is before\n"
-        "with quick_gradio.without_apps(), gr.Blocks() as blocks: gr.Textbox().change(None)\n"
+        "with gradio_startup.without_apps(), gr.Blocks() as blocks: gr.Textbox().change(None)\n"
         "assert blocks.app is None and gr.routes.App.create_app(blocks) is not None\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

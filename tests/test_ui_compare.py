@@ -1,0 +1,211 @@
+"""Blind comparisons: what can be started, no names before the end, and results."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from lorarlhf.evaluation.win_rate import wilson_interval
+from lorarlhf.project.project import Project
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.compare import HELD_OUT, BlindComparison
+from tests.compare_steps import HELD, OpenBench, answers, held_out, ranked, start, vote_all
+from tests.pages import FIRST, Bench, FakeEngine, add_run, pair
+
+pytest_plugins = ("tests.pages",)
+
+
+@pytest.fixture
+def bench(open_bench: OpenBench, project: Project) -> Bench:
+    """With two runs, six held-out prompts, and a fake engine that says which model it is."""
+    for name in ("0001-sft", "0002-dpo"):
+        add_run(project, name)
+    held_out(project, HELD)
+    engine = FakeEngine()
+    engine.write = answers
+    return open_bench(engine, prefetching=False)
+
+
+# ---- starting
+
+
+def test_both_models_answer_every_prompt_once(bench: Bench) -> None:
+    test = start(bench)
+    assert (test.first, test.second, test.wanted) == ("runs/0001-sft", "runs/0002-dpo", 6)
+    assert {str(asked.prompt[0]["content"]) for asked in bench.engine.prefetched} == set(HELD)
+    assert all(len(asked.models) == 2 for asked in bench.engine.prefetched)
+    assert not any(asked.options.get("urgent") for asked in bench.engine.prefetched)
+    rows = bench.store.rows("SELECT purpose, shared, taste_test FROM item")
+    assert {tuple(row) for row in rows} == {("compare", 1, test.id)}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted", "said"),
+    [
+        ("0001-sft", "0001-sft", 3, "Choose two different models"),
+        ("base", "base", 3, "Choose two different models"),
+        ("0002-dpo", "newest", 3, "Choose two different models"),
+        ("base", "0009-ppo", 3, "no policy 0009-ppo"),
+        ("base", "0001-sft", 0, "choose 1 to 6"),
+        ("base", "0001-sft", 7, "choose 1 to 6"),
+    ],
+)
+def test_tests_that_can_not_be_are_refused(
+    bench: Bench, first: str, second: str, wanted: int, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        bench.comparisons.start(first, second, wanted)
+    assert (
+        bench.comparisons.newest() is None
+        and "No blind comparison" in bench.comparisons.begin("ann")["empty"]
+    )
+    assert bench.comparisons.progress("ann") == {}
+
+
+def test_without_a_model_no_test_begins_and_an_old_one_says_why(
+    bench: Bench, open_bench: OpenBench
+) -> None:
+    bench.engine.write = None
+    bench.comparisons.start("base", "0001-sft", 2)
+    assert "being generated: 0 of 2" in bench.comparisons.begin("ann")["wait"]
+    off = open_bench(FakeEngine("off"), prefetching=False)
+    with pytest.raises(UserError, match="without a model"):
+        off.comparisons.start("base", "0001-sft", 2)
+    told = off.comparisons.begin("ann")
+    assert "without a model" in told["empty"] and "wait" not in told
+
+
+def test_a_prompt_that_stands_twice_is_asked_once(bench: Bench, project: Project) -> None:
+    held_out(project, [HELD[0]] * 3 + HELD[1:3])
+    with pytest.raises(UserError, match="choose 1 to 3"):
+        bench.comparisons.start("base", "0001-sft", 4)
+    start(bench, wanted=3)
+    assert {str(asked.prompt[0]["content"]) for asked in bench.engine.prefetched} == set(HELD[:3])
+
+
+def test_the_prompts_that_come_along_are_used_where_there_are_no_own(
+    bench: Bench, project: Project
+) -> None:
+    (project.folder / HELD_OUT).unlink()
+    assert len(bench.comparisons.prompts()) >= 30
+
+
+# ---- blind
+
+
+def test_a_page_is_told_no_name_before_the_end(bench: Bench) -> None:
+    start(bench, wanted=3)
+    view = bench.comparisons.begin("ann")
+    told = [view, bench.comparisons.progress("ann")]
+    for _ in range(2):
+        view = bench.comparisons.vote("ann", view["token"], ranked(view, "Red."))
+        told.append(view)
+    told.append(bench.comparisons.undo("ann", view["voted"]))
+    whole = json.dumps(told)
+    for name in ("0001", "0002", "sft", "dpo", "runs/", "base", "first", "second"):
+        assert name not in whole
+    assert re.search(r"[XY] against [XY]: wins (100|0)% of 2", json.dumps(told[3]))
+    end = vote_all(bench, ["Red.", "Red."])
+    assert "runs/0002-dpo against runs/0001-sft" in end["empty"]
+
+
+def test_blind_names_are_stable_and_not_always_in_one_order(bench: Bench) -> None:
+    tests = [BlindComparison(number, "base", "runs/1", 3) for number in range(1, 60)]
+    names = [test.blind_names for test in tests]
+    assert names == [BlindComparison(t.id, "other", "models", 9).blind_names for t in tests]
+    assert 15 < names.count(("X", "Y")) < 45 and set(names) == {("X", "Y"), ("Y", "X")}
+
+
+def test_sides_change_and_stay_for_a_rater(bench: Bench) -> None:
+    start(bench)
+    left = set()
+    for _ in range(6):
+        view = bench.comparisons.begin("ann")
+        assert bench.comparisons.begin("ann")["answers"] == view["answers"]
+        left.add(view["answers"][0]["text"])
+        bench.comparisons.vote("ann", view["token"], {"verdict": "tie"})
+    assert left == {"Red.", "Blue."}
+
+
+# ---- results by hand
+
+
+def test_results_by_hand(bench: Bench) -> None:
+    test = start(bench)
+    end = vote_all(bench, ["Blue.", "Blue.", "Red.", "tie", "both_bad", "skip"])
+    assert sorted(bench.comparisons.outcomes(test)) == [0.0, 0.5, 0.5, 1.0, 1.0]
+    low, high = (round(100 * end) for end in wilson_interval(0.6, 5))
+    assert end["empty"] == (
+        f"runs/0002-dpo against runs/0001-sft: wins 60% of 5 ({low} to {high}%). "
+        "Wins of runs/0002-dpo: 2, of runs/0001-sft: 1, ties: 2."
+    )
+    assert end["progress"] == "5 of 6 votes"
+
+
+def test_a_ranking_of_the_best_alone_is_a_win(bench: Bench) -> None:
+    test = start(bench, wanted=1)
+    view = bench.comparisons.begin("ann")
+    said = ranked(view, "Blue.")
+    bench.comparisons.vote("ann", view["token"], said | {"ranking": said["ranking"][:1]})
+    assert bench.comparisons.outcomes(test) == [1.0]
+
+
+def test_every_rater_is_asked_all_and_has_results_of_their_own(bench: Bench) -> None:
+    test = start(bench, wanted=3)
+    vote_all(bench, ["Red."] * 3, "ann")
+    end = vote_all(bench, ["Blue.", "Blue.", "Red."], "bob")
+    assert "wins 67% of 3" in end["empty"]
+    assert bench.comparisons.outcomes(test, "ann") == [0.0] * 3
+    assert sum(bench.comparisons.outcomes(test)) == 2 and len(bench.comparisons.outcomes(test)) == 6
+    assert "no votes yet" in bench.comparisons.result(test, "cem")
+
+
+def test_undo_and_corrections_count(bench: Bench) -> None:
+    test = start(bench, wanted=2)
+    view = vote_all(bench, ["Red.", "Red."])
+    back = bench.comparisons.undo("ann", view["voted"])
+    assert back["progress"] == "1 of 2 votes" and len(back["answers"]) == 2
+    assert bench.comparisons.undo("ann", view["voted"])["token"] == back["token"]  # clicked twice
+    bench.comparisons.vote("ann", back["token"], ranked(back, "Blue."))
+    assert sorted(bench.comparisons.outcomes(test)) == [0.0, 1.0]
+    last = bench.comparisons.begin("ann")["last"]
+    for _ in range(2):
+        bench.comparisons.undo("ann", last)
+        assert bench.comparisons.outcomes(test) == [0.0]
+    with pytest.raises(UserError, match="no vote to undo"):
+        bench.comparisons.undo("bob", None)
+    with pytest.raises(UserError, match="Reload"):
+        bench.comparisons.undo("ann", "1")
+
+
+def test_undo_leaves_earlier_tests_and_other_votes_alone(bench: Bench) -> None:
+    old = start(bench, wanted=1)
+    before = vote_all(bench, ["Red."])["voted"]
+    bench.store.judge(bench.store.present(pair(bench.store), "ann").token, FIRST)
+    start(bench, "base", "0001-sft", 1)
+    for expected in (None, before):
+        with pytest.raises(UserError, match="no vote to undo"):
+            bench.comparisons.undo("ann", expected)
+    assert bench.comparisons.outcomes(old) == [0.0] and bench.store.count("ann") == 2
+
+
+def test_votes_that_mean_nothing_are_refused_in_words(bench: Bench) -> None:
+    start(bench, wanted=1)
+    token = bench.comparisons.begin("ann")["token"]
+    bad: list[Any] = [None, [], {"verdict": "X"}, {"verdict": "ranked", "ranking": [[5]]}]
+    for said in bad:
+        with pytest.raises(UserError):
+            bench.comparisons.vote("ann", token, said)
+    with pytest.raises(UserError, match="Reload"):
+        bench.comparisons.vote("bob", token, {"verdict": "tie"})
+    assert bench.store.votes() == []
+
+
+def test_a_vote_that_is_sent_twice_is_one(bench: Bench) -> None:
+    test = start(bench, wanted=2)
+    view = bench.comparisons.begin("ann")
+    first = bench.comparisons.vote("ann", view["token"], ranked(view, "Red."), 800)
+    again = bench.comparisons.vote("ann", view["token"], ranked(view, "Red."), 800)
+    assert first["token"] == again["token"] and first["voted"] == again["voted"]
+    assert bench.comparisons.outcomes(test) == [0.0]

@@ -1,0 +1,88 @@
+"""The History page: the list of votes, downloads and imports."""
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+
+from lorarlhf.preferences.store import Store
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.downloads import FORMS, PURPOSES
+from lorarlhf_ui.events import served
+from lorarlhf_ui.history import History
+from lorarlhf_ui.security import rater_of
+from lorarlhf_ui.theme import static
+
+KNOWN_FORMS = (
+    "A file with votes: an export of these pages, TRL preferences or KTO rows, HH dialogues, "
+    "ShareGPT preferences, Argilla records, or LMSYS arena records. Votes that are in the store "
+    "already are not added again."
+)
+RELOAD = "() => { document.dispatchEvent(new Event('lorarlhf-votes')); return []; }"
+
+
+def history_page(store: Store, changed: Callable[[str], None], everybody: bool = False) -> None:
+    """Put the page's components into the Blocks that are being built.
+
+    The arguments are those of `History`.
+    """
+    history = History(store, changed, everybody)
+    with gr.Accordion("Download votes", open=False, elem_id="votes-export"):
+        gr.HTML(
+            html_template=_with_options(static("export.html")),
+            js_on_load=static("export.js"),
+            server_functions=[served("export", history.export)],
+            apply_default_css=False,
+            elem_id="export",
+        )
+    with gr.Accordion("Import votes from a file", open=False, elem_id="votes-import"):
+        _import(history)
+    requests = ("search", "open", "correct", "undo")
+    gr.HTML(
+        html_template=static("history.html"),
+        js_on_load=static("reach.js") + static("history.js"),
+        server_functions=[served(name, getattr(history, name)) for name in requests],
+        apply_default_css=False,
+        elem_id="history",
+    )
+
+
+def _import(history: History) -> None:
+    gr.Markdown(KNOWN_FORMS)
+    upload = gr.UploadButton(
+        "Choose a file",
+        file_types=[".jsonl", ".json", ".csv", ".parquet"],
+        size="sm",
+        elem_id="import-file",
+    )
+    message = gr.HTML(elem_id="import-message", apply_default_css=False)
+
+    def import_file(path: str, request: gr.Request) -> str:
+        try:
+            rater = rater_of(request)
+            if rater is None:
+                raise UserError("You are not logged in any more. Reload the page.")
+            kind, text = "done", history.import_file(rater, path)
+        except UserError as error:
+            kind, text = "warn", str(error)
+        finally:
+            Path(path).unlink(missing_ok=True)  # Gradio's copy of the upload
+        role = "status" if kind == "done" else "alert"
+        return f'<p class="import-result" role="{role}" data-kind="{kind}">{html.escape(text)}</p>'
+
+    uploaded = upload.upload(
+        import_file, upload, message, api_visibility="private", concurrency_limit=None
+    )
+    uploaded.then(None, js=RELOAD, api_visibility="private")
+
+
+def _with_options(template: str) -> str:
+    """The export's fields with the choices of forms and purposes."""
+    for placeholder, names in (("FORMS", FORMS), ("PURPOSES", PURPOSES)):
+        options = (
+            f'<option value="{html.escape(name)}">{html.escape(text)}</option>'
+            for name, text in names.items()
+        )
+        template = template.replace(placeholder, "".join(options))
+    return template

@@ -1,0 +1,85 @@
+"""The models that can answer, and the settings they answer with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorarlhf.project.project import Project
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.engine_client import BASE
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How the answers of the Rate page are generated.
+
+    The project's store keeps the fields under these names.
+
+    Attributes:
+        model: `newest` (the newest policy, or the base if there is none), `base`, or a run.
+        against: the model of the second answer, if it is a different one; else "".
+        answers: how many answers a prompt gets: two, or up to six, which are ranked.
+        temperature: of the sampling.
+        max_new_tokens: the longest answer, in tokens.
+        overlap: the share of the prompts that every rater gets, from 0 to 1.
+    """
+
+    model: str = "newest"
+    against: str = ""
+    answers: int = 2
+    temperature: float = 0.8
+    max_new_tokens: int = 128
+    overlap: float = 0.0
+
+    def check_ranges(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: one of them is out of its range.
+        """
+        within = (
+            2 <= self.answers <= 6
+            and 0 <= self.temperature <= 5
+            and 1 <= self.max_new_tokens <= 4096
+            and 0 <= self.overlap <= 1
+        )
+        if not within:
+            raise UserError(
+                "The number of answers is 2 to 6, the temperature 0 to 5, the longest answer 1 to "
+                "4096 tokens, and the overlap 0 to 1."
+            )
+
+
+class Models:
+    """The base and the policies of the runs, by the names that the pages show."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+
+    def names(self) -> list[str]:
+        """`base`, then the runs that have a policy, the newest first."""
+        return [BASE, *(run.name for run in self.project.runs() if _policy(run).is_dir())]
+
+    def place(self, name: str) -> str:
+        """What the engine loads for a name: `base`, or the folder of an adapter.
+
+        Args:
+            name: as in `names`, or `newest`.
+
+        Raises:
+            UserError: there is no such run, or it has no policy.
+        """
+        names = self.names()
+        if name == "newest":
+            finished = self.project.newest_with("policy")
+            name = finished.name if finished else BASE
+        if name not in names:
+            raise UserError(f"This project has no policy {name}.")
+        return name if name == BASE else str(_policy(self.project.folder / "runs" / name))
+
+    def label(self, place: str) -> str:
+        """The source that the store keeps with an answer: `base` or `runs/NAME`."""
+        return place if place == BASE else f"runs/{Path(place).parents[1].name}"
+
+
+def _policy(run: Path) -> Path:
+    return run / "adapters" / "policy"

@@ -1,0 +1,108 @@
+"""Votes as the pages send them, and answers as the pages show them.
+
+A page sends a verdict in the order of its screen. The store keeps it in the order of the item.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorarlhf.preferences import queue
+from lorarlhf.preferences.history import remap
+from lorarlhf.preferences.records import RANKED, Verdict
+from lorarlhf.preferences.store import Store
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.markdown import as_html, names_its_maker
+
+View = dict[str, Any]
+"""What a page's script receives, as JSON."""
+LONGEST_TEXT = 20_000
+"""The most characters of a prompt, a message, a note or an answer that a rater types."""
+NO_MODEL = (
+    "There are no answers left to rate, and the pages run without a model. Start `lorarlhf ui` "
+    "without --no-model."
+)
+_UNKNOWN_PAGE = "The server does not know this page any more. Reload it."
+
+
+def cast(store: Store, rater: str, token: Any, vote: Any, milliseconds: Any) -> int:
+    """Store a vote that a page sent.
+
+    Args:
+        token: names the presentation that the rater saw.
+        vote: the verdict as the page sends it; see `verdict_of`.
+        milliseconds: how long the rater took; anything that is not a number counts as unknown.
+
+    Returns:
+        The number of the vote.
+
+    Raises:
+        UserError: the page is out of date, or the verdict does not fit the item.
+    """
+    if not isinstance(token, str) or not isinstance(vote, dict):
+        raise UserError(_UNKNOWN_PAGE)
+    shown = queue.read_shown(store, store.presentation(token, rater))
+    try:
+        return store.judge(token, verdict_of(vote, shown), _milliseconds(milliseconds))
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
+        raise UserError(f"This vote can't be stored: {error}.") from error
+
+
+def verdict_of(vote: dict[str, Any], shown: queue.Shown) -> Verdict:
+    """A page's vote as a verdict in the order of the item.
+
+    Args:
+        vote: `verdict`, `ranking` (tiers of positions on the screen), `strength`, `note`, `edited`.
+
+    Raises:
+        ValueError, TypeError, LookupError, OverflowError: the pages never send such a vote.
+    """
+    order = shown.presentation.shown
+    ranking = remap(vote.get("ranking") or [], lambda position: order[int(position)])
+    if any(int(position) < 0 for tier in vote.get("ranking") or [] for position in tier):
+        raise ValueError("a position on the screen is 0 or more")
+    verdict = str(vote["verdict"])
+    return Verdict(
+        verdict,
+        ranking if verdict == RANKED else [],
+        vote.get("strength") or None,
+        _text(vote.get("note")),
+        edited(_text(vote.get("edited")), shown.completions),
+    )
+
+
+def edited(text: str | None, answers: Sequence[str]) -> str | None:
+    """A rater's better answer; None if it is an unchanged copy of one of the answers."""
+    return None if text in [answer.strip() for answer in answers] else text
+
+
+def _text(value: Any) -> str | None:
+    if value is None or not str(value).strip():
+        return None
+    if len(str(value)) > LONGEST_TEXT:
+        raise ValueError(f"a text has up to {LONGEST_TEXT} characters")
+    return storable(str(value)).strip()
+
+
+def storable(text: str) -> str:
+    """The text without unpaired surrogates, which can't be encoded as UTF-8."""
+    return text.encode("utf-8", "ignore").decode()
+
+
+def vote_number(value: Any) -> int | None:
+    """The number of the vote that a page wants to undo.
+
+    Raises:
+        UserError: the pages never send such a value.
+    """
+    if value is not None and not (isinstance(value, int) and 0 <= value < 2**63):
+        raise UserError(_UNKNOWN_PAGE)
+    return value
+
+
+def _milliseconds(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) and 0 <= value < 1e9 else None
+
+
+def answer_view(text: str) -> View:
+    """An answer as a page shows it: safe HTML, the text itself, and whether it names its maker."""
+    return {"html": as_html(text), "text": text, "flag": names_its_maker(text)}
