@@ -1,24 +1,25 @@
-"""Step 1 of 4: show the model how to answer.
+"""Step 1 of 4: supervised fine-tuning, which shows the model how to answer.
 
-Trains the policy's adapter on written demonstrations (supervised fine-tuning, by TRL's SFTTrainer).
-The result is what steps 2 and 3 start from, and the reference that they stay close to.
+Trains the policy's adapter on written demonstrations, with TRL's SFTTrainer. Steps 2 and 3 start
+from the result and use it as the reference to stay close to.
 
     python recipes/1_supervised.py
 
 Costs: about three minutes on two cores, 2.4 GB of memory.
-You should see: the loss fall from about 3.5 to 2.5, and
-answers that become one short paragraph, where the base writes lists or never comes to an end.
+You should see: the loss falls from about 3.5 to 2.5. The answers become one short paragraph, while
+the base writes lists or does not come to an end.
 You get: runs/1_supervised with adapters/policy, adapters/reference, metrics.jsonl, run.json and
-summary.json. Running it again keeps the earlier run in runs/1_supervised/earlier-1.
+summary.json. If you run it again, the earlier run is kept in runs/1_supervised/earlier-1.
 
-Your own data: name your file in DATA (JSONL, JSON, CSV or parquet; docs/data.md shows the columns).
+Your own data: put your file's name in DATA (JSONL, JSON, CSV or parquet). docs/data.md describes
+the columns.
 """
 
 import argparse
 from pathlib import Path
 
 from lorarlhf import Backbone, generate, train_sft
-from lorarlhf.data.readers import as_conversation, bundled, read_demonstrations, read_prompts
+from lorarlhf.data import as_conversation, bundled, read_demonstrations, read_prompts
 from lorarlhf.runtime.errors import exit_on_user_error
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
@@ -28,19 +29,21 @@ from lorarlhf.stages.sft import SFTSettings
 BASE = "smollm2-135m"  # or a folder, or a Hugging Face id
 DATA = bundled("demonstrations")  # 70 questions, each with an answer of about 40 words
 EPOCHS = 3  # passes over the demonstrations
-LEARNING_RATE = 1e-3  # high, for a base this small; 2e-4 from 1B parameters on
-BATCH_SIZE = 8  # demonstrations an optimizer step
-MAX_NEW_TOKENS = 64  # of the answers that are shown
-TEMPERATURE = 0.7  # of those; 1 is bolder, 0 always takes the likeliest word
-SHOWN = 4  # questions answered before and after
+LEARNING_RATE = 1e-3  # high, because the base is small; use 2e-4 from 1B parameters on
+BATCH_SIZE = 8  # demonstrations per optimizer step
+MAX_NEW_TOKENS = 64  # length of the answers that are shown
+TEMPERATURE = 0.7  # for those answers; 0 always takes the likeliest token
+SHOWN = 4  # questions that are answered before and after the training
 SEED = 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few rows: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="a few rows, to see that it runs")
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where all recipes write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of all recipes' runs"
+    )
     args = parser.parse_args()
     folder = args.out / "1_supervised"
     length = 12 if args.quick else MAX_NEW_TOKENS

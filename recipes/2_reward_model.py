@@ -1,50 +1,58 @@
-"""Step 2 of 4: learn from votes what a good answer is.
+"""Step 2 of 4: a reward model, which learns from votes what a good answer is.
 
-The tuned model answers each prompt twice. Somebody says which answer is better: here a simulated
-rater, a written rule that is wrong in one vote of ten. The reward role learns to give the better
-answer the higher score.
+The tuned model answers each prompt twice, and a rater says which answer is better. Here the rater
+is simulated: a fixed rule that is wrong in one vote of ten. The reward model learns to give the
+better answer the higher score.
 
     python recipes/2_reward_model.py
 
 Costs: about three minutes on two cores, 2.3 GB of memory.
-You should see: the reward role agree with some 60% of the votes on prompts it has not
-seen. A coin gets 50%; since one vote of ten is wrong, nobody gets more than about 90%.
+You should see: the reward model agrees with about 60% of the votes on held-out prompts. Guessing
+gives 50%. Because one vote in ten is wrong, about 90% is the most that is possible.
 You get: runs/2_reward_model with adapters/reward and preferences.jsonl, which step 3 uses.
 
-Your own votes: name your file in PREFERENCES. A row is one vote, written like this:
+Your own votes: put your file's name in PREFERENCES. One row is one vote:
 
     {"prompt": "How do I brew tea?", "chosen": "Boil fresh water ...", "rejected": "Tea is ..."}
 
-Fifty are a start, 150 are good. Other columns and file formats: docs/data.md.
+Fifty votes are enough to start, 150 are good. docs/data.md describes other columns and formats.
 """
 
 import argparse
 from pathlib import Path
 
 from lorarlhf import Backbone, generate, train_reward_model
-from lorarlhf.data.readers import as_conversation, bundled, read_preferences, read_prompts
+from lorarlhf.data import (
+    as_conversation,
+    bundled,
+    read_preferences,
+    read_prompts,
+    write_jsonl,
+)
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
 from lorarlhf.runtime.errors import exit_on_user_error
-from lorarlhf.runtime.files import write_json, write_jsonl
+from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import archive_earlier_run
 from lorarlhf.stages.reward_model import RewardSettings
 
 BASE = "smollm2-135m"
-PREFERENCES = None  # your own votes: "my_votes.jsonl"; None asks the simulated rater
-RATER = "cheerful"  # or "brief", or "plain": docs/data.md says what each of them likes
-NOISE = 0.1  # share of votes that are the wrong way round
-PROMPTS = 280  # answered twice each, one vote a prompt
+PREFERENCES = None  # your own votes, such as "my_votes.jsonl"; None uses the simulated rater
+RATER = "cheerful"  # or "brief", or "plain"; docs/data.md says what each of them prefers
+NOISE = 0.1  # fraction of votes that are wrong
+PROMPTS = 280  # each is answered twice and gets one vote
 MAX_NEW_TOKENS = 64
-EPOCHS = 1.0  # of training on top of the linear fit; 0 for the fit alone
+EPOCHS = 1.0  # epochs of training after the linear fit; 0 keeps the fit alone
 SEED = 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few rows: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="a few rows, to see that it runs")
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where all recipes write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of all recipes' runs"
+    )
     args = parser.parse_args()
     folder = args.out / "2_reward_model"
     supervised = args.out / "1_supervised" / "adapters" / "policy"
@@ -71,7 +79,7 @@ def main() -> None:
 
 
 def simulated_votes(backbone: Backbone, quick: bool) -> list[dict[str, str]]:
-    """Two answers a prompt from the policy, and a vote on each pair that is not a tie."""
+    """Two answers per prompt from the policy, and a vote on each pair that is not a tie."""
     prompts = [row["prompt"] for row in read_prompts(bundled("prompts"))]
     prompts = prompts[: 24 if quick else PROMPTS]
     chats = [as_conversation(prompt) for prompt in prompts]

@@ -1,49 +1,58 @@
-"""Step 3 of 4, by DPO instead of PPO: learn from the votes directly.
+"""Step 3 of 4, with ORPO instead of PPO: learn from the votes directly, without a reference.
 
-No sampling and no reward role: TRL's DPOTrainer raises the probability of the chosen answers and
-lowers that of the rejected ones, measured against the model of step 1.
+There is no sampling and no reward model. TRL's ORPOTrainer makes the chosen answers more likely, as
+supervised fine-tuning does, and raises the odds of the chosen answer over the rejected one.
 
     python recipes/3_orpo.py
 
-Costs: a little less than DPO; the bar says how long it still takes.
-You should see: the loss fall below 0.69 (where it starts), and the share of training pairs that the
-policy orders as the voter did rise. At the end, how many comparisons the
-new answers win on prompts that no step has seen.
-You get: runs/3_orpo with adapters/policy, metrics.jsonl, samples.jsonl and summary.json. Running it
-again keeps the earlier run in runs/3_orpo/earlier-1.
+Costs: a little less than DPO; the progress bar shows the remaining time.
+You should see: the loss falls. In metrics.jsonl, the share of training pairs that the policy orders
+like the voter (rewards/accuracies) rises. At the end, the script prints how many comparisons the
+new answers win on held-out prompts.
+You get: runs/3_orpo with adapters/policy, metrics.jsonl, samples.jsonl and summary.json. If you run
+it again, the earlier run is kept in runs/3_orpo/earlier-1.
 
-A smaller BETA moves further from step 1 for the same votes.
+A larger BETA gives the votes more weight against the likelihood of the chosen answers.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from lorarlhf import Backbone, UserError, generate, train_direct
-from lorarlhf.data.readers import as_conversation, bundled, read_preferences, read_prompts
-from lorarlhf.evaluation.win_rate import judge_pairs, win_rate
+from lorarlhf.data import (
+    as_conversation,
+    bundled,
+    read_preferences,
+    read_prompts,
+    write_jsonl,
+)
+from lorarlhf.evaluation.win_rate import WinRate, judge_pairs, win_rate
 from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runtime.errors import exit_on_user_error
-from lorarlhf.runtime.files import write_json, write_jsonl
+from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import archive_earlier_run
 from lorarlhf.stages.dpo_orpo import DirectSettings
 
 BASE = "smollm2-135m"
 METHOD = "orpo"
-BETA = 0.1  # weight of the odds ratio beside the likelihood
+BETA = 0.1  # weight of the odds ratio against the likelihood
 EPOCHS = 2  # passes over the votes
 LEARNING_RATE = 1e-4
-BATCH_SIZE = 8  # votes an optimizer step
-MAX_NEW_TOKENS = 64  # of the answers in the taste test
-RATER = "cheerful"  # who judges at the end, by its rule without noise
+BATCH_SIZE = 8  # votes per optimizer step
+MAX_NEW_TOKENS = 64  # length of the answers in the comparison
+RATER = "cheerful"  # judges at the end, by its rule without noise
 SEED = 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few rows: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="a few rows, to see that it runs")
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where all recipes write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of all recipes' runs"
+    )
     args = parser.parse_args()
     folder = args.out / f"3_{METHOD}"
     supervised = args.out / "1_supervised" / "adapters" / "policy"
@@ -55,7 +64,6 @@ def main() -> None:
 
     backbone = Backbone.load(args.base, seed=SEED, log=print)
     backbone.load_role("policy", supervised)
-
     prompts = [row["prompt"] for row in read_prompts(bundled("prompts_heldout"))]
     prompts = prompts[: 6 if args.quick else None]
     chats = [as_conversation(prompt) for prompt in prompts]
@@ -73,28 +81,36 @@ def main() -> None:
     run.base(backbone)
     trained = train_direct(backbone, votes, run, METHOD, settings)
 
-    # The taste test: the policy against the model of step 1, on prompts that no step has seen.
     after = generate(backbone, chats, max_new_tokens=length, seed=SEED + 1)
-    old, new = ([Answer(c.text, c.ended) for c in side] for side in (before, after))
-    rater = Rater.named(RATER, noise=0)
-    outcomes = judge_pairs(rater, new, old, seed=SEED)
-    won = win_rate(outcomes, prompts, seed=SEED)
-    samples = [
-        {"prompt": p, "base": a.text, "tuned": b.text, "verdict": v}
-        for p, a, b, v in zip(prompts, old, new, outcomes, strict=True)
-    ]
+    won, samples = compare(prompts, before, after)
     write_jsonl(folder / "samples.jsonl", samples)
     summary = run.finish("done", trained | {"win_rate": won.to_dict()})
     write_json(folder / "summary.json", summary)
 
-    for sample in samples[:6]:
-        print(f"\n> {sample['prompt']}")
-        print("  before:", " ".join(sample["base"].split()))
-        print("  after: ", " ".join(sample["tuned"].split()))
     low, high = won.ci95
     print(f"\nLoss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f}.")
     print(f"The policy won {won.rate:.0%} of {won.n} comparisons (95%: {low:.0%} to {high:.0%}).")
     print(f"Wrote {folder}. Next: python recipes/4_chat.py")
+
+
+def compare(prompts: list[str], before: list[Any], after: list[Any]) -> tuple[WinRate, list[dict]]:
+    """Blind comparison: the rater judges each pair of answers; prints the first few.
+
+    Returns:
+        The win rate of `after`, and a row for each prompt: both answers and the verdict (1 if the
+        answer in `after` won, 0 for a tie, -1 otherwise).
+    """
+    old, new = ([Answer(c.text, c.ended) for c in side] for side in (before, after))
+    verdicts = judge_pairs(Rater.named(RATER, noise=0), new, old, seed=SEED)
+    samples = [
+        {"prompt": prompt, "base": a.text, "tuned": b.text, "verdict": verdict}
+        for prompt, a, b, verdict in zip(prompts, old, new, verdicts, strict=True)
+    ]
+    for sample in samples[:6]:
+        print(f"\n> {sample['prompt']}")
+        print("  before:", " ".join(sample["base"].split()))
+        print("  after: ", " ".join(sample["tuned"].split()))
+    return win_rate(verdicts, prompts, seed=SEED), samples
 
 
 if __name__ == "__main__":

@@ -1,53 +1,61 @@
-"""Step 3 of 4, by PPO: practise, and be scored by the reward role.
+"""Step 3 of 4: PPO, which trains the policy against the reward model.
 
-In each update the policy answers some prompts, the reward role scores the answers, and the policy
-moves towards what scored well while it stays near the model of step 1 (KL).
+In each update the policy answers some prompts and the reward model scores the answers. The policy
+then moves towards the answers with high scores, while it stays near the model of step 1 (KL).
 
     python recipes/3_ppo.py
 
-Costs: some ten seconds an update on two cores; the bar says how long it still takes.
-You should see: the score rise, the KL rise to a few nats an answer and not run away, and
-at the end how many comparisons the new answers win on prompts that no step has seen.
+Costs: about ten seconds an update on two cores; the progress bar shows the remaining time.
+You should see: the score rises. The KL rises to a few nats an answer and stays there. At the end,
+the script prints how many comparisons the new answers win on held-out prompts.
 You get: runs/3_ppo with adapters/policy, adapters/value, report.html, samples.jsonl, metrics.jsonl.
-Running it again keeps the earlier run in runs/3_ppo/earlier-1.
+If you run it again, the earlier run is kept in runs/3_ppo/earlier-1.
 
-Not good enough? If the KL stays under 1, halve KL_COEF. If answers become odd, double it.
-A rule of your own instead of votes: give PPOTrainer `reward_funcs=[f]` with
-`def f(prompts, completions, **columns): return [a number for each completion]`.
+If the result is not good enough: halve `kl_coef` if the KL stays under 1, and double it if the
+answers become odd. To use a rule of your own instead of votes, give PPOTrainer `reward_funcs=[f]`
+with `def f(prompts, completions, **columns): return [a number for each completion]`.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from lorarlhf import Backbone, PPOConfig, PPOTrainer, UserError, generate
-from lorarlhf.data.readers import as_conversation, bundled, read_prompts
+from lorarlhf.data import as_conversation, bundled, read_prompts, write_jsonl
 from lorarlhf.evaluation.report import write_report
-from lorarlhf.evaluation.win_rate import judge_pairs, win_rate
+from lorarlhf.evaluation.win_rate import WinRate, judge_pairs, win_rate
 from lorarlhf.ppo.health import HealthWatch
 from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runtime.errors import exit_on_user_error
-from lorarlhf.runtime.files import write_json, write_jsonl
+from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import archive_earlier_run
 from lorarlhf.stages.callbacks import RunCallback
 
 BASE = "smollm2-135m"
 PROMPTS = bundled("prompts")
-UPDATES = 30
-ROLLOUT_BATCH_SIZE = 16  # prompts an update
-MICRO_BATCH_SIZE = 4  # sequences in one forward; memory only
-MAX_NEW_TOKENS = 64
-LEARNING_RATE = 5e-4
-KL_COEF = 0.1  # the price of leaving the reference; larger stays closer
-RATER = "cheerful"  # who judges at the end, by its rule without noise
+SETTINGS = {
+    "updates": 30,
+    "rollout_batch_size": 16,  # prompts per update
+    "micro_batch_size": 4,  # sequences in one forward; only changes memory and speed
+    "max_new_tokens": 64,
+    "critic_warmup": 2,  # updates that train the value alone
+    "learning_rate": 5e-4,
+    "value_learning_rate": 5e-4,
+    "kl_coef": 0.1,  # the price of leaving the reference; larger stays closer
+}
+QUICK = {"updates": 2, "rollout_batch_size": 4, "max_new_tokens": 12, "critic_warmup": 1}
+RATER = "cheerful"  # judges at the end, by its rule without noise
 SEED = 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two updates: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="two updates, to see that it runs")
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where all recipes write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of all recipes' runs"
+    )
     args = parser.parse_args()
     folder = args.out / "3_ppo"
     supervised = args.out / "1_supervised" / "adapters" / "policy"
@@ -61,65 +69,64 @@ def main() -> None:
     backbone.freeze_reference()
     backbone.load_role("reward", reward)
 
-    settings = {
-        "updates": 2 if args.quick else UPDATES,
-        "rollout_batch_size": 4 if args.quick else ROLLOUT_BATCH_SIZE,
-        "micro_batch_size": MICRO_BATCH_SIZE,
-        "max_new_tokens": 12 if args.quick else MAX_NEW_TOKENS,
-        "critic_warmup": 1 if args.quick else 2,
-        "learning_rate": LEARNING_RATE,
-        "value_learning_rate": LEARNING_RATE,
-        "kl_coef": KL_COEF,
-    }
+    settings: dict[str, Any] = SETTINGS | (QUICK if args.quick else {})
     archive_earlier_run(folder)
     run = Run(folder, "ppo", {"seed": SEED, **settings})
     run.base(backbone)
-    rows = [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(PROMPTS)]
     trainer = PPOTrainer(
         backbone,
         PPOConfig(output_dir=str(folder), seed=SEED, disable_tqdm=True, **settings),
-        rows,
+        [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(PROMPTS)],
         callbacks=[
             RunCallback(run, "PPO", ("score", "kl", "completion_length")),
-            HealthWatch(run, print),  # says so when something goes wrong (docs/health.md)
+            HealthWatch(run, print),  # prints a warning if something goes wrong (docs/health.md)
         ],
     )
     trainer.train()
     trainer.save_model()
 
-    # The taste test: the policy against the model of step 1, on prompts that no step has seen.
     prompts = [row["prompt"] for row in read_prompts(bundled("prompts_heldout"))]
     prompts = prompts[: 6 if args.quick else None]
     chats = [as_conversation(prompt) for prompt in prompts]
     length = settings["max_new_tokens"]
     before = generate(backbone, chats, role="reference", max_new_tokens=length, seed=SEED)
     after = generate(backbone, chats, role="policy", max_new_tokens=length, seed=SEED + 1)
-    old, new = ([Answer(c.text, c.ended) for c in side] for side in (before, after))
-    rater = Rater.named(RATER, noise=0)
-    outcomes = judge_pairs(rater, new, old, seed=SEED)
-    won = win_rate(outcomes, prompts, seed=SEED)
-
-    samples = [
-        {"prompt": p, "base": a.text, "tuned": b.text, "verdict": v}
-        for p, a, b, v in zip(prompts, old, new, outcomes, strict=True)
-    ]
+    won, samples = compare(prompts, before, after)
     write_jsonl(folder / "samples.jsonl", samples)
-    lengths = {
-        "mean_length_before": sum(len(c.ids) for c in before) / len(before),
-        "mean_length_after": sum(len(c.ids) for c in after) / len(after),
-    }
+    lengths = {"mean_length_before": mean_length(before), "mean_length_after": mean_length(after)}
     summary = run.finish("done", trainer.summary() | lengths | {"win_rate": won.to_dict()})
     write_json(folder / "summary.json", summary)
     write_report(folder)
 
+    low, high = won.ci95
+    print(f"\nThe policy won {won.rate:.0%} of {won.n} comparisons (95%: {low:.0%} to {high:.0%})")
+    print(f"at a KL of {summary['kl_per_sequence']:.1f} nats. Report: {folder / 'report.html'}")
+    print("Next: python recipes/4_chat.py")
+
+
+def mean_length(answers: list[Any]) -> float:
+    """Tokens per answer."""
+    return sum(len(answer.ids) for answer in answers) / len(answers)
+
+
+def compare(prompts: list[str], before: list[Any], after: list[Any]) -> tuple[WinRate, list[dict]]:
+    """Blind comparison: the rater judges each pair of answers; prints the first few.
+
+    Returns:
+        The win rate of `after`, and a row for each prompt: both answers and the verdict (1 if the
+        answer in `after` won, 0 for a tie, -1 otherwise).
+    """
+    old, new = ([Answer(c.text, c.ended) for c in side] for side in (before, after))
+    verdicts = judge_pairs(Rater.named(RATER, noise=0), new, old, seed=SEED)
+    samples = [
+        {"prompt": prompt, "base": a.text, "tuned": b.text, "verdict": verdict}
+        for prompt, a, b, verdict in zip(prompts, old, new, verdicts, strict=True)
+    ]
     for sample in samples[:6]:
         print(f"\n> {sample['prompt']}")
         print("  before:", " ".join(sample["base"].split()))
         print("  after: ", " ".join(sample["tuned"].split()))
-    low, high = won.ci95
-    print(f"\nThe policy won {won.rate:.0%} of {won.n} comparisons (95%: {low:.0%} to {high:.0%}),")
-    print(f"at a KL of {summary['kl_per_sequence']:.1f} nats. Report: {folder / 'report.html'}")
-    print("Next: python recipes/4_chat.py")
+    return win_rate(verdicts, prompts, seed=SEED), samples
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Step 4 of 4: talk to it, and to the model it came from.
+"""Step 4 of 4: chat with the tuned model and with the base.
 
-Both answer a few questions side by side, streamed word by word. At a terminal you can then ask your
-own; `/role base` and `/role policy` change who answers.
+Both answer a few questions, streamed token by token. In a terminal you can then ask your own
+questions; `/role base` and `/role policy` switch between the two.
 
     python recipes/4_chat.py
 
 Costs: a second an answer on two CPU cores, no training.
-You should see: the same knowledge (a small model's, often wrong) in another tone.
-It takes the newest of runs/3_ppo, runs/3_dpo, runs/3_orpo; name one in RUN to choose.
+You should see: the same knowledge (that of a small model, often wrong) in another tone.
+The script uses the newest of runs/3_ppo, runs/3_dpo and runs/3_orpo. Set RUN to choose one.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from lorarlhf import Backbone, UserError
 from lorarlhf.backbone.generation import stream
-from lorarlhf.cli.chat import Conversation, run
+from lorarlhf.cli.conversation import Conversation, run
 from lorarlhf.runtime.errors import exit_on_user_error
 
 BASE = "smollm2-135m"
-RUN = None  # "3_dpo", say; None for the newest
+RUN = None  # for example "3_dpo"; None takes the newest
 QUESTIONS = [
     "What is a good way to start the day?",
     "My plant has yellow leaves. What should I do?",
@@ -33,9 +33,11 @@ SEED = 0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one question: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="one question, to see that it runs")
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where all recipes write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of all recipes' runs"
+    )
     args = parser.parse_args()
     names = [RUN] if RUN else ["3_ppo", "3_dpo", "3_orpo"]
     weights = [args.out / name / "adapters/policy/adapter_model.safetensors" for name in names]

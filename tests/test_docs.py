@@ -1,4 +1,7 @@
-"""The documents say what is there: trees, names, commands, examples and links are checked."""
+"""The documentation matches the code: trees, names, commands, examples and links are checked.
+
+python -m tests.test_docs    # writes the output of `lorarlhf --help` into docs/commands.md
+"""
 
 import ast
 import importlib.util
@@ -19,11 +22,9 @@ from lorarlhf.data.readers import read_demonstrations, read_preferences, read_pr
 from lorarlhf.rewards.raters import RATERS
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [
-    *("README.md", "CONTRIBUTING.md", "recipes/README.md", "docs/architecture.md"),
-    *("docs/ppo-details.md", "docs/data.md", "docs/health.md", "docs/pages.md"),
-    "docs/scaling.md",
-]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "recipes/README.md", *PAGES]
+MOST_WORDS = 1500
 READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "demonstrations": read_demonstrations,
     "preferences": read_preferences,
@@ -229,6 +230,39 @@ def test_the_speed_ups_of_scaling_are_amdahls() -> None:
         assert cells.split(" | ") == [f"{x:.2f}" for x in wanted]
 
 
+# ---- docs/commands.md
+
+
+def help_block(monkeypatch: pytest.MonkeyPatch) -> str:
+    """`lorarlhf --help` as docs/commands.md shows it."""
+    monkeypatch.setenv("COLUMNS", "100")
+    return build_parser().format_help()
+
+
+def write_help() -> None:
+    """Replace the block in docs/commands.md."""
+    path = ROOT / "docs" / "commands.md"
+    with pytest.MonkeyPatch.context() as patch:
+        block = f"```text\n{help_block(patch)}```"
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"```text\n.*?```", lambda _: block, text, count=1, flags=re.DOTALL)
+    path.write_text(text, encoding="utf-8")
+
+
+def test_the_help_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks("docs/commands.md", "text")
+    wanted = help_block(monkeypatch)
+    assert block.split() == wanted.split(), "run `python -m tests.test_docs`"
+
+
+def test_the_options_of_training_commands_are_those_of_the_parser() -> None:
+    listed = re.findall(r"^\| `(--[a-z-]+)", text_of("docs/commands.md"), re.MULTILINE)
+    for command in ("sft", "reward", "ppo", "dpo", "orpo"):
+        usage = build_parser().parse_args([command, "PROJECT"])
+        missing = [o for o in listed if not hasattr(usage, o.removeprefix("--").replace("-", "_"))]
+        assert missing == [], command
+
+
 # ---- README.md
 
 
@@ -245,6 +279,13 @@ def test_the_python_example_runs(tiny_base: Path, tmp_path: Path) -> None:
         code = code.replace(said, taken)
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "mine" / "adapters" / "policy" / "adapter_model.safetensors").is_file()
+
+
+def test_the_readme_is_short_and_names_every_page() -> None:
+    text = text_of("README.md")
+    assert len(text.split()) < MOST_WORDS
+    linked = re.findall(r"\]\(([^)#]+\.md)\)", text)
+    assert set(linked) >= {"CONTRIBUTING.md", "recipes/README.md", *PAGES}
 
 
 def test_the_tree_of_the_readme_exists() -> None:
@@ -275,8 +316,24 @@ def test_every_command_line_is_accepted(document: str) -> None:
             assert words[0] in SUMMARIES, line
     for target in re.findall(r"(?:^ {4}|`)make (?:\w+=\S+ )?([a-z]+)", text, re.MULTILINE):
         assert re.search(rf"^{target}:", text_of("Makefile"), re.MULTILINE), target
-    for script in re.findall(r"python ((?:recipes|benchmarks)/\w+\.py)", text):
-        assert (ROOT / script).is_file(), script
+    for kind, words in re.findall(r"(?:python|bash) (recipes|benchmarks)/([^`\n]+)", text):
+        script, *options = words.split("  #")[0].split()
+        source = (ROOT / kind / script).with_suffix(".py").read_text(encoding="utf-8")
+        assert (ROOT / kind / script).is_file(), script
+        for option in (word for word in options if word.startswith("--")):
+            name = option.removeprefix("--").replace("-", "_")
+            assert f'"{option}"' in source or f'"{name}"' in source, f"{script} {option}"
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d != "CHANGELOG.md"])
+def test_every_name_in_the_package_exists(document: str) -> None:
+    """`lorarlhf.a.b` is a module, or a name in the module `lorarlhf.a`."""
+    for dotted in re.findall(r"\blorarlhf((?:\.\w+)+)", text_of(document)):
+        path, rest = ROOT / "lorarlhf", dotted.split(".")[1:]
+        while rest and ((path / rest[0]).is_dir() or (path / f"{rest[0]}.py").is_file()):
+            path /= rest.pop(0)
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        assert not rest or re.search(rf"\b{rest[0]}\b", file.read_text()), f"lorarlhf{dotted}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -291,3 +348,7 @@ def test_no_figure_is_left_open() -> None:
     names = [*DOCUMENTS, *(f"recipes/{path.name}" for path in (ROOT / "recipes").glob("*.py"))]
     left = {name: re.findall(r"\{\{\w+\}\}", text_of(name)) for name in names}
     assert {name: found for name, found in left.items() if found} == {}
+
+
+if __name__ == "__main__":
+    write_help()

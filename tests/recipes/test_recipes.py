@@ -144,6 +144,11 @@ def test_a_recipe_is_a_short_straight_script(name: str) -> None:
     tree = ast.parse(source)
     assert len(source.splitlines()) < 150
     assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
+    for node in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        assert node.end_lineno is not None and node.end_lineno - node.lineno < 60, node.name
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
+        names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        assert not any(name.startswith("_") for name in names), f"{names} is private"
     said = ast.get_docstring(tree) or ""
     for part in (f"python recipes/{name}.py", "\nCosts: ", "\nYou should see: "):
         assert part in said, part
