@@ -1,4 +1,7 @@
-"""The whole loop at its quick size on the real small base, as a user's command runs it."""
+"""The whole loop at its quick size on the real small base, as a user's command runs it.
+
+What is killed or stopped on the way runs on a tiny base: that takes the same steps.
+"""
 
 import json
 import os
@@ -6,10 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+from tiny import SPECIALS
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.cli.demo import DemoOptions, run_demo
@@ -119,40 +126,53 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_killed_in_ppo_it_resumes_to_the_same_metrics(finished: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "lorarlhf.cli", "demo", "--quick", "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 300
-    while not (out / "checkpoints" / "checkpoint-1").is_dir():
-        assert process.poll() is None and time.time() < deadline, "no checkpoint was written"
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+@pytest.fixture(scope="module")
+def endings(make_base: Callable[..., Path]) -> list[str]:
+    """Words for a demo on a tiny base whose answers end here and there, which a rater can judge."""
+    folder = make_base(num_hidden_layers=12)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][SPECIALS.index("<|im_end|>")] *= 6
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return ["demo", "--quick", "--base", str(folder), "--rater", "brief"]
+
+
+def started(words: list[str], file: Path, **options: Any) -> subprocess.Popen[str]:
+    """A command that has come as far as to write this file."""
+    command = [sys.executable, "-m", "lorarlhf.cli", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+    while not file.exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+    return process
+
+
+def test_killed_in_ppo_it_resumes_to_the_same_metrics(endings: list[str], tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert main([*endings, "--out", str(whole)]) == 0
+    process = started([*endings, "--out", str(out)], out / "checkpoints" / "checkpoint-1")
+    process.kill()
+    process.communicate()
     assert not (out / "summary.json").exists()
-    subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL)
+    assert main([*endings, "--out", str(out), "--resume"]) == 0
 
     def metrics(run: Path) -> list[dict]:
         rows = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
         return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
 
-    assert metrics(out) == metrics(finished)
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (out, finished)]
+    assert metrics(out) == metrics(whole)
+    assert [row["step"] for row in metrics(out) if row["stage"] == "ppo"] == [1, 2]
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (out, whole)]
     assert summaries[0]["win_rate"] == summaries[1]["win_rate"]
 
 
-def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
+def test_ctrl_c_stops_cleanly(endings: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "lorarlhf.cli", "demo", "--quick", "--out", str(out)]
     # A shell's background job ignores Ctrl-C, and its children do unless they are told otherwise.
     listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
-    deadline = time.time() + 300
-    while not (out / "preferences.jsonl").exists():
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.05)
+    words = [*endings, "--out", str(out)]
+    process = started(words, out / "preferences.jsonl", preexec_fn=listening)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate()
     assert process.returncode == 130
     assert "--resume" in told and "Traceback" not in told
     assert json.loads((out / "run.json").read_text())["status"] == "stopped"
