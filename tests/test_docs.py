@@ -18,7 +18,12 @@ import pytest
 from lorarlhf.backbone.memory import Plan, adapter_bytes, base_bytes, estimate
 from lorarlhf.backbone.shape import Shape
 from lorarlhf.cli.parser import SUMMARIES, build_parser
-from lorarlhf.data.readers import read_demonstrations, read_preferences, read_prompts
+from lorarlhf.data.readers import (
+    read_demonstrations,
+    read_labelled,
+    read_preferences,
+    read_prompts,
+)
 from lorarlhf.rewards.raters import RATERS
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +33,7 @@ MOST_WORDS = 1500
 READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "demonstrations": read_demonstrations,
     "preferences": read_preferences,
+    "labelled": read_labelled,
     "prompts": read_prompts,
 }
 
@@ -257,7 +263,7 @@ def test_the_help_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_options_of_training_commands_are_those_of_the_parser() -> None:
     listed = re.findall(r"^\| `(--[a-z-]+)", text_of("docs/commands.md"), re.MULTILINE)
-    for command in ("sft", "reward", "ppo", "dpo", "orpo"):
+    for command in ("sft", "reward", "ppo", "dpo", "orpo", "kto"):
         usage = build_parser().parse_args([command, "PROJECT"])
         missing = [o for o in listed if not hasattr(usage, o.removeprefix("--").replace("-", "_"))]
         assert missing == [], command
@@ -296,8 +302,8 @@ def test_the_tree_of_the_readme_exists() -> None:
 def test_the_table_lists_every_command() -> None:
     named = re.findall(r"^\| `lorarlhf (\w+)[^`]*` \|", text_of("README.md"), re.MULTILINE)
     assert list(dict.fromkeys(named)) == [
-        *("demo", "new", "ui", "votes", "raters", "sft", "reward", "ppo", "dpo", "orpo", "chat"),
-        *("score", "estimate", "doctor"),
+        *("demo", "new", "ui", "votes", "raters", "sft", "reward", "ppo", "dpo", "orpo", "kto"),
+        *("chat", "score", "estimate", "doctor"),
     ]
     assert set(named) == set(SUMMARIES)
 

@@ -36,7 +36,7 @@ def load(folder: Path, dtype: str = "float16", bits: int = 16) -> Backbone:
 # ---- the stages that TRL runs
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "orpo"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "orpo", "kto"])
 @pytest.mark.parametrize("bits", [4, 16])
 def test_trls_stages_learn_and_scale_their_losses(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, bits: int

@@ -283,3 +283,15 @@ def test_no_torch_is_needed(tiny_base: Path) -> None:
         f"main(['estimate', '--base', {str(tiny_base)!r}]); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def test_kto_is_dpo_with_one_answer_a_row() -> None:
+    """TRL runs the KL completions without gradients: they keep nothing for the backward."""
+    for device in ("cpu", "cuda"):
+        plan = replace(PLAN, stage="kto", device=device)
+        kto, dpo = estimate(HAND, plan), estimate(HAND, replace(plan, stage="dpo"))
+        assert kto["adapters"] == dpo["adapters"] == 2 * adapter_bytes(HAND, plan)
+        assert kto["optimizer"] == dpo["optimizer"] and kto["heads"] == kto["kv_cache"] == 0
+        assert plan.tokens == 2 * 8 and plan.checkpointed == (device == "cuda")
+        assert kto["logits"] == pytest.approx(dpo["logits"] / 2)
+        assert kto["activations"] == pytest.approx(dpo["activations"] / 2, abs=1)

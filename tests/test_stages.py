@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.conversations import conversational
 from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
+from lorarlhf.stages.kto import KTOSettings, balance, shuffled, train_kto
 from lorarlhf.stages.sft import SFTSettings, train_sft
 from lorarlhf.stages.trl.arguments import batch_arguments
 
@@ -26,6 +28,10 @@ DEMONSTRATIONS = [
 PREFERENCES = [
     {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "No, I will not say."}
     for row in DEMONSTRATIONS
+]
+LABELLED = [
+    {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+    for row, name in zip(PREFERENCES, ("chosen", "rejected") * 2, strict=True)
 ]
 
 
@@ -60,6 +66,8 @@ def train(method: str, backbone: Backbone, run: Run, **settings: Any) -> dict[st
     small = {"batch_size": 4, "micro_batch_size": 2, "epochs": 4, "learning_rate": 5e-3}
     if method == "sft":
         return train_sft(backbone, DEMONSTRATIONS, run, SFTSettings(**(small | settings)))
+    if method == "kto":
+        return train_kto(backbone, LABELLED, run, KTOSettings(**(small | settings)))
     return train_direct(backbone, PREFERENCES, run, method, DirectSettings(**(small | settings)))
 
 
@@ -72,7 +80,7 @@ def with_reward(tiny: Backbone, randomise: Callable[..., None]) -> Backbone:
     return tiny
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "orpo"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "orpo", "kto"])
 def test_the_policy_learns_and_nothing_else_moves(
     with_reward: Backbone, tmp_path: Path, method: str
 ) -> None:
@@ -98,7 +106,7 @@ def test_the_policy_learns_and_nothing_else_moves(
         assert {p.dtype for p in backbone.parameters_of(role)} == {torch.float32}
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "orpo"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "orpo", "kto"])
 def test_in_4_bit_the_adapters_stay_float32(tiny_base: Path, tmp_path: Path, method: str) -> None:
     backbone = Backbone.load(str(tiny_base), bits=4, adapter_layers=2, lora_rank=4)
     seen: list[set[torch.dtype]] = []
@@ -150,7 +158,7 @@ def test_dpo_measures_against_the_policy_as_it_was(tiny: Backbone, tmp_path: Pat
     assert not torch.equal(state(tiny, "policy"), tuned)
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "orpo"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "orpo", "kto"])
 def test_a_run_leaves_its_metrics_and_safe_files(
     tiny: Backbone, tmp_path: Path, method: str
 ) -> None:
@@ -201,7 +209,7 @@ def test_an_exception_in_training_gives_the_backbone_back(tiny: Backbone, tmp_pa
 # ---- settings and rows
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "orpo"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "orpo", "kto"])
 def test_an_unknown_trl_key_names_the_nearest(tiny: Backbone, tmp_path: Path, method: str) -> None:
     with pytest.raises(UserError, match="trl.warmup_step is not a field.*Did you mean warmup_st"):
         train(method, tiny, Run(tmp_path, method, {}), trl={"warmup_step": 3})
@@ -235,6 +243,39 @@ def test_the_size_of_a_forward_changes_no_step(
         train(method, backbone, run, epochs=2, batch_size=8, micro_batch_size=micro)
         policies.append(state(backbone, "policy"))
     torch.testing.assert_close(policies[0], policies[1], rtol=0, atol=1e-5)
+
+
+def test_kto_takes_pairs_and_labels_and_weighs_the_rarer_kind(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    once = KTOSettings(batch_size=2, micro_batch_size=2, trl={"max_steps": 1})
+    pairs = train_kto(tiny, PREFERENCES, Run(tmp_path / "pairs", "kto", {}), once)
+    assert (pairs["rows"], pairs["good"], pairs["bad"]) == (8, 4, 4)
+    # Policy and reference are the same: both kinds have the loss 1 - sigmoid(0).
+    assert pairs["loss_first"] == pytest.approx(0.5, abs=1e-4)
+    uneven = SimpleNamespace(desirable_weight=1.0, undesirable_weight=1.0)
+    balance(uneven, good=6, bad=2, given={})
+    assert (uneven.desirable_weight, uneven.undesirable_weight) == (1.0, 3.0)
+    balance(uneven, good=2, bad=6, given={"desirable_weight": 1.0})  # the user's own stay
+    assert (uneven.desirable_weight, uneven.undesirable_weight) == (1.0, 3.0)
+
+
+def test_kto_orders_rows_by_the_seed_and_starts_with_the_longest() -> None:
+    order = shuffled(LABELLED, seed=1)
+    assert sorted(map(str, order)) == sorted(map(str, LABELLED)) and order == shuffled(LABELLED, 1)
+    assert len({str(shuffled(LABELLED * 4, seed)) for seed in range(3)}) == 3
+    size = [len(row["prompt"] + row["completion"]) for row in order]
+    assert size[0] == max(size)
+
+
+def test_kto_refuses_one_kind_alone_and_single_answers(tiny: Backbone, tmp_path: Path) -> None:
+    good = [row for row in LABELLED if row["label"]]
+    with pytest.raises(UserError, match="2 good and 0 bad"):
+        train_kto(tiny, good, Run(tmp_path, "kto", {}))
+    with pytest.raises(UserError, match="a forward needs 2 or more"):
+        train_kto(tiny, LABELLED, Run(tmp_path, "kto", {}), KTOSettings(micro_batch_size=1))
+    alone = KTOSettings(micro_batch_size=1, trl={"loss_type": "apo_zero_unpaired", "max_steps": 1})
+    assert train_kto(tiny, LABELLED, Run(tmp_path / "one", "kto", {}), alone)["steps"] == 1
 
 
 def test_batch_arguments_keep_the_batch_size() -> None:

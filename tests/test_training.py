@@ -127,13 +127,14 @@ def test_reward_leaves_its_adapter_and_accuracy(reward_run: Path) -> None:
     assert (reward_run / "adapters/reward/lorarlhf.json").is_file()
 
 
-@pytest.mark.parametrize("method", ["dpo", "orpo"])
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
 def test_direct_methods_start_from_a_run(
     method: str, sft_run: Path, work: Path, train: Train
 ) -> None:
     words = (method, "--data", "pairs.jsonl", "--init", "runs/sft", "--json")
     summary = summary_of(train(*words, "--seed", "7", sets=["trl.max_steps=1"]))
-    assert summary["steps"] == 1 and summary["rows"] == len(QUESTIONS)
+    rows = len(QUESTIONS) * (2 if method == "kto" else 1)  # KTO takes a pair's answers singly
+    assert summary["steps"] == 1 and summary["rows"] == rows
     about = read_json(work / "runs" / method / "run.json")
     assert about["seed"] == 7 and about["config"]["trl"] == {"max_steps": 1}
     assert about["config"]["init"] == "runs/sft"

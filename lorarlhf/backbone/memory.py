@@ -66,6 +66,9 @@ STAGE_MEMORY = {
         logits="none",
     ),
     "dpo": StageMemory(adapters=("policy", "reference"), sequences=2),
+    # One sequence in the forward that trains. The KL completions of the default loss go through
+    # forwards of their own, without gradients, which keep nothing (TRL 1.16).
+    "kto": StageMemory(adapters=("policy", "reference")),
     "orpo": StageMemory(adapters=("policy",), sequences=2, logits="full"),
     "ppo": StageMemory(
         adapters=("policy", "reference", "reward", "value"),

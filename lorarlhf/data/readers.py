@@ -22,6 +22,7 @@ from lorarlhf.data.file_formats import Row, decode, quoted, read_bytes, read_row
 from lorarlhf.data.validation import (
     checked,
     inspect_demonstration,
+    inspect_labelled,
     inspect_preference,
     inspect_prompt,
 )
@@ -58,6 +59,30 @@ def read_preferences(path: str | os.PathLike[str]) -> list[Row]:
     """
     file = Path(path).expanduser()
     return checked(file, read_rows(file), inspect_preference)
+
+
+def read_labelled(path: str | os.PathLike[str]) -> list[Row]:
+    """Rows with `prompt`, `completion` and `label` (true: a good answer), for KTO.
+
+    A file of preference pairs gives two rows a pair. Raises `UserError`.
+    """
+    file = Path(path).expanduser()
+    numbered = read_rows(file)
+    if any("chosen" in row for _, row in numbered):
+        return unpair(checked(file, numbered, inspect_preference))
+    return checked(file, numbered, inspect_labelled)
+
+
+def unpair(rows: Sequence[Row]) -> list[Row]:
+    """Preference pairs as two labelled rows each; labelled rows as they are."""
+    labelled: list[Row] = []
+    for row in rows:
+        if "chosen" not in row:
+            labelled.append(row)
+            continue
+        for name, label in (("chosen", True), ("rejected", False)):
+            labelled.append({"prompt": row["prompt"], "completion": row[name], "label": label})
+    return labelled
 
 
 def as_conversation(prompt: str | list[Message]) -> list[Message]:

@@ -21,6 +21,7 @@ Inspected = tuple[Row, tuple[str, ...], list[str]]  # the row, its required fiel
 ROLES = ("system", "user", "assistant", "tool")
 DEMONSTRATION_SHAPES = (("prompt", "completion"), ("messages",), ("text",))
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+LABELS = {"true": True, "1": True, "false": False, "0": False}
 FILL_IN = "fill it in or leave the row out"
 
 
@@ -61,6 +62,21 @@ def inspect_demonstration(row: Row) -> Inspected:
     expected = 'expected "prompt" and "completion", or "messages", or "text"'
     found = f"found {quoted(row) or 'no columns'}; rename the columns or fill them in"
     return row, fields, [f"{expected}, {found}"]
+
+
+def inspect_labelled(row: Row) -> Inspected:
+    """A row with `prompt`, `completion` and `label`: true or false, or 1 or 0 (text in CSV)."""
+    fields = ("prompt", "completion")
+    problems = _field_problems(row, fields)
+    label = row.get("label")
+    meaning = LABELS.get(str(label).strip().lower())
+    if meaning is not None:
+        row = {**row, "label": meaning}
+    else:
+        found = shown(label) if "label" in row else "no such column"
+        advice = "write whether the answer is a good one"
+        problems.append(f'field "label": expected true or false, found {found}; {advice}')
+    return _without_rivals(row, (*fields, "label")), fields, problems
 
 
 def inspect_preference(row: Row) -> Inspected:

@@ -85,5 +85,19 @@ _LIST = (
         run="lorarlhf.stages.dpo_orpo:run_orpo",
         keys=DIRECT_KEYS,
     ),
+    Stage(
+        "kto",
+        "tune the policy on single answers marked good or bad",
+        rows="answers marked good or bad, or preference pairs",
+        reader="lorarlhf.data.readers:read_labelled",
+        export="kto",
+        settings="lorarlhf.stages.kto:KTOSettings",
+        config="trl:KTOConfig",
+        arguments="lorarlhf.stages.kto:arguments",
+        run="lorarlhf.stages.kto:run_kto",
+        keys=DIRECT_KEYS,
+        reference=True,
+        smallest_micro_batch=2,
+    ),
 )
 STAGES = {stage.name: stage for stage in _LIST}

@@ -12,6 +12,7 @@ from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
+from lorarlhf.stages.kto import KTOSettings, train_kto
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 from lorarlhf.stages.sft import SFTSettings, train_sft
 
@@ -50,6 +51,11 @@ def stages(backbone: Backbone, folder: Path) -> dict[str, Callable[[], Any]]:
         run = Run(folder / method, method, {})
         return lambda: train_direct(backbone, PREFERENCES, run, method, DirectSettings(**SMALL))
 
+    def kto() -> Any:
+        return train_kto(
+            backbone, PREFERENCES, Run(folder / "kto", "kto", {}), KTOSettings(**SMALL)
+        )
+
     def supervised() -> Any:
         return train_sft(backbone, DEMONSTRATIONS, Run(folder, "sft", {}), SFTSettings(**SMALL))
 
@@ -63,6 +69,7 @@ def stages(backbone: Backbone, folder: Path) -> dict[str, Callable[[], Any]]:
         "ppo": lambda: run_ppo(backbone, folder / "ppo"),
         "dpo": direct("dpo"),
         "orpo": direct("orpo"),
+        "kto": kto,
         "sft once more": supervised,
     }
 

@@ -21,7 +21,7 @@ from lorarlhf.runtime.files import write_jsonl
 
 SETS = ["bits=16", "compute_dtype=float32", "lora_rank=4", "save_steps=2", "lora_dropout=0.1"]
 SETS += ["batch_size=4", "micro_batch_size=2", "learning_rate=0.003", "epochs=8"]
-KILLS = {"sft": 3, "reward": 3, "dpo": 1, "orpo": 1}
+KILLS = {"sft": 3, "reward": 3, "dpo": 1, "orpo": 1, "kto": 1}
 TRAINING, SAVING = 0, 1
 
 

@@ -14,7 +14,7 @@ import pytest
 from lorarlhf.data.readers import read_preferences, read_rows
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-ORDER = ["1_supervised", "2_reward_model", "3_ppo", "3_dpo", "3_orpo", "4_chat"]
+ORDER = ["1_supervised", "2_reward_model", "3_ppo", "3_dpo", "3_orpo", "3_kto", "4_chat"]
 
 
 def run_recipe(name: str, out: Path) -> str:
@@ -46,6 +46,7 @@ def printed(out: Path) -> dict[str, str]:
 def test_every_run_is_whole(printed: dict[str, str], out: Path) -> None:
     roles = {"1_supervised": ["policy", "reference"], "2_reward_model": ["reward"]}
     roles |= {"3_ppo": ["policy", "value"], "3_dpo": ["policy"], "3_orpo": ["policy"]}
+    roles |= {"3_kto": ["policy"]}
     assert sorted(path.name for path in out.iterdir()) == sorted(roles)
     for name, saved in roles.items():
         folder = out / name
@@ -66,7 +67,7 @@ def test_every_step_goes_on_from_the_one_before(printed: dict[str, str], out: Pa
         for name in ORDER
         if name not in ("2_reward_model", "4_chat")
     }
-    assert len(set(weights.values())) == 4  # each of the three moved the policy in its own way
+    assert len(set(weights.values())) == 5  # each of the four moved the policy in its own way
     reference = (out / "1_supervised/adapters/reference/adapter_model.safetensors").read_bytes()
     assert reference == weights["1_supervised"]
     assert "untuned base" not in printed["2_reward_model"]
@@ -81,7 +82,7 @@ def test_what_each_recipe_measures(printed: dict[str, str], out: Path) -> None:
     assert reward["pairs"] + reward["n"] == len(votes)
     ppo = json.loads((out / "3_ppo/summary.json").read_text())
     assert (ppo["updates"], ppo["episodes"]) == (2, 8)
-    for name in ("3_ppo", "3_dpo", "3_orpo"):
+    for name in ("3_ppo", "3_dpo", "3_orpo", "3_kto"):
         won = json.loads((out / name / "summary.json").read_text())["win_rate"]
         samples = [row for _, row in read_rows(out / name / "samples.jsonl")]
         assert won["n"] == len(samples) == 6
@@ -93,7 +94,7 @@ def test_what_each_recipe_measures(printed: dict[str, str], out: Path) -> None:
 
 @pytest.mark.slow
 def test_chat_shows_both_and_takes_the_newest_policy(printed: dict[str, str], out: Path) -> None:
-    assert str(out / "3_orpo" / "adapters" / "policy") in printed["4_chat"]
+    assert str(out / "3_kto" / "adapters" / "policy") in printed["4_chat"]
     lines = [line.split() for line in printed["4_chat"].splitlines()]
     for role in ("base:", "policy:"):
         (answer,) = [words[1:] for words in lines if words[:1] == [role]]
@@ -116,6 +117,7 @@ def test_a_second_run_keeps_the_first(printed: dict[str, str], out: Path, tmp_pa
         ("3_ppo", [], "recipes/1_supervised.py"),
         ("3_dpo", [], "recipes/1_supervised.py"),
         ("3_orpo", [], "recipes/1_supervised.py"),
+        ("3_kto", [], "recipes/1_supervised.py"),
         ("3_ppo", ["1_supervised/adapters/policy"], "recipes/2_reward_model.py"),
         ("3_dpo", ["1_supervised/adapters/policy"], "recipes/2_reward_model.py"),
         ("4_chat", ["1_supervised/adapters/policy"], "recipes/3_ppo.py"),

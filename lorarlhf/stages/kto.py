@@ -1,0 +1,155 @@
+"""Tuning on single answers that are good or bad: KTO by TRL's `KTOTrainer`."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.data.readers import as_text, unpair
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
+from lorarlhf.stages.callbacks import RunCallback
+from lorarlhf.stages.conversations import Row, conversational
+from lorarlhf.stages.inputs import StageInputs
+from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
+from lorarlhf.stages.trl.checkpointing import saving
+from lorarlhf.stages.trl.trainer import loss_summary, run_trl_trainer
+
+WEIGHTS = ("desirable_weight", "undesirable_weight")
+SHOWN = ("loss", "rewards/margins")
+
+
+@dataclass
+class KTOSettings:
+    """Settings of KTO; `trl` reaches every other field of TRL's `KTOConfig`.
+
+    The default loss compares each answer with the mean KL of its forward, so `micro_batch_size` is
+    also the number of answers that this mean is taken over, and 2 at least.
+    """
+
+    epochs: PositiveFloat = 1.0  # passes over the answers
+    learning_rate: NonNegativeFloat = 1e-4
+    batch_size: PositiveInt = 8  # answers in one optimizer step
+    micro_batch_size: PositiveInt = 4  # answers in one forward
+    max_tokens: PositiveInt = 1024  # prompt and answer together
+    beta: PositiveFloat = 0.1  # strength of the reference
+    save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
+    plain: bool = False  # texts as they are, without the chat template
+    trl: dict[str, Any] = field(default_factory=dict)
+
+
+def train_kto(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    run: Run,
+    settings: KTOSettings | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train the policy on answers with a label (arXiv 2402.01306).
+
+    Args:
+        backbone: its policy is trained; the reference is the policy as it is now.
+        rows: `prompt`, `completion` and `label` (true: a good answer), or preference pairs, whose
+            chosen answers are good and whose rejected ones are bad.
+        run: gets the metrics; the policy is saved under its adapters/.
+        resume: go on from the run's newest checkpoint, where it has one.
+
+    Returns:
+        a summary: rows, good and bad answers, steps, first and last loss, and the last margin
+        (implied reward of good answers minus that of bad ones).
+
+    Raises:
+        UserError: all answers are good or all are bad, or a forward holds a single answer.
+    """
+    settings = settings or KTOSettings()
+    made = conversational(unpair(rows), backbone, settings.plain)
+    args = arguments(Placement.of(backbone, run), settings)
+    return run_kto(backbone, run, StageInputs(made, settings, args, resume=resume))
+
+
+def arguments(placement: Placement, settings: KTOSettings) -> Any:
+    """TRL's `KTOConfig`.
+
+    Raises:
+        UserError: a forward would hold a single answer, which has no KL to be compared with.
+        ValueError: a value that TRL does not take.
+    """
+    from trl import KTOConfig
+
+    own = {
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        **batch_arguments(settings.batch_size, settings.micro_batch_size),
+        "max_length": settings.max_tokens,
+        "beta": settings.beta,
+        "train_sampling_strategy": "sequential",  # TRL pairs neighbours for the KL
+        **saving(settings.save_steps),
+    }
+    args = trl_arguments(KTOConfig, placement, own, settings.trl)
+    if args.loss_type == "kto" and args.per_device_train_batch_size < 2:
+        raise UserError(
+            "KTO compares each answer with the others of its forward, so a forward needs 2 or "
+            "more: raise micro_batch_size and batch_size, or use --set "
+            "trl.loss_type=apo_zero_unpaired, which needs no others."
+        )
+    return args
+
+
+def run_kto(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]:
+    """`train_kto` from prepared inputs."""
+    from datasets import Dataset
+    from trl import KTOTrainer
+
+    good = sum(bool(row["label"]) for row in inputs.rows)
+    bad = len(inputs.rows) - good
+    if not good or not bad:
+        raise UserError(
+            f"KTO learns from good and bad answers, and there are {good} good and {bad} bad ones. "
+            "Add answers of the other kind."
+        )
+    balance(inputs.args, good, bad, inputs.settings.trl)
+    if backbone.has("reference"):
+        backbone.model.delete_adapter("ref")  # TRL makes it anew, as a copy of the policy
+    trainer = run_trl_trainer(
+        KTOTrainer,
+        backbone,
+        "policy",
+        inputs.args,
+        resume=inputs.resume,
+        train_dataset=Dataset.from_list(shuffled(inputs.rows, inputs.args.seed)),
+        callbacks=[RunCallback(run, "KTO", SHOWN)],
+    )
+    backbone.save("policy", run.folder / "adapters" / "policy")
+    margins = [row[SHOWN[1]] for row in trainer.state.log_history if SHOWN[1] in row]
+    last = {"margin_last": margins[-1]} if margins else {}
+    return {"rows": len(inputs.rows), "good": good, "bad": bad} | loss_summary(trainer) | last
+
+
+def balance(args: Any, good: int, bad: int, given: dict[str, Any]) -> None:
+    """Weight the rarer kind so that both count alike (arXiv 2402.01306, equation 8).
+
+    Args:
+        given: the user's own fields of TRL's configuration; weights in it stay.
+    """
+    if not any(name in given for name in WEIGHTS):
+        most = max(good, bad)
+        args.desirable_weight, args.undesirable_weight = most / good, most / bad
+
+
+def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
+    """The rows in an order drawn by the seed, the longest first.
+
+    TRL takes KTO's rows in the order they have. A run that has memory for the longest row has it
+    for the others.
+    """
+    order = list(rows)
+    random.Random(seed).shuffle(order)
+    longest = max(range(len(order)), key=lambda place: _bytes(order[place]))
+    order[0], order[longest] = order[longest], order[0]
+    return order
+
+
+def _bytes(row: Row) -> int:
+    return len((as_text(row["prompt"]) + as_text(row["completion"])).encode())

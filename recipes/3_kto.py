@@ -1,0 +1,118 @@
+"""Step 3 of 4, with KTO instead of PPO: learn from single answers that are good or bad.
+
+There is no sampling and no reward model, and answers need not come in pairs: a thumb up or down for
+each is enough. Here the votes of step 2 give two answers each, a good one and a bad one.
+
+    python recipes/3_kto.py
+
+Costs: about as much as 3_dpo.py; the progress bar shows the remaining time.
+You should see: rewards/margins in metrics.jsonl rises. It says how much more the policy prefers
+good answers to bad ones than the model of step 1 does. At the end, the script prints how many
+comparisons the new answers win on held-out prompts.
+You get: runs/3_kto with adapters/policy, metrics.jsonl, samples.jsonl and summary.json. If you run
+it again, the earlier run is kept in runs/3_kto/earlier-1.
+
+A smaller BETA moves the policy further from step 1 for the same answers.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lorarlhf import Backbone, UserError, generate, train_kto
+from lorarlhf.data import (
+    as_conversation,
+    bundled,
+    read_labelled,
+    read_prompts,
+    write_jsonl,
+)
+from lorarlhf.evaluation.win_rate import WinRate, judge_pairs, win_rate
+from lorarlhf.rewards.raters import Answer, Rater
+from lorarlhf.runtime.errors import exit_on_user_error
+from lorarlhf.runtime.files import write_json
+from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.run_folder import archive_earlier_run
+from lorarlhf.stages.kto import KTOSettings
+
+BASE = "smollm2-135m"
+METHOD = "kto"
+BETA = 0.1  # strength of the reference
+EPOCHS = 2  # passes over the answers
+LEARNING_RATE = 1e-4
+BATCH_SIZE = 8  # answers per optimizer step
+MAX_NEW_TOKENS = 64  # length of the answers in the comparison
+RATER = "cheerful"  # judges at the end, by its rule without noise
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few rows, to see that it runs")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of all recipes' runs"
+    )
+    args = parser.parse_args()
+    folder = args.out / f"3_{METHOD}"
+    supervised = args.out / "1_supervised" / "adapters" / "policy"
+    votes_file = args.out / "2_reward_model" / "preferences.jsonl"
+    for needed, recipe in ((supervised, "1_supervised.py"), (votes_file, "2_reward_model.py")):
+        if not needed.exists():
+            raise UserError(f"There is no {needed} yet. Run first: python recipes/{recipe}")
+    answers = read_labelled(votes_file)[: 8 if args.quick else None]
+
+    backbone = Backbone.load(args.base, seed=SEED, log=print)
+    backbone.load_role("policy", supervised)
+    prompts = [row["prompt"] for row in read_prompts(bundled("prompts_heldout"))]
+    prompts = prompts[: 6 if args.quick else None]
+    chats = [as_conversation(prompt) for prompt in prompts]
+    length = 12 if args.quick else MAX_NEW_TOKENS
+    before = generate(backbone, chats, max_new_tokens=length, seed=SEED)
+
+    settings = KTOSettings(
+        beta=BETA,
+        epochs=1 if args.quick else EPOCHS,
+        learning_rate=LEARNING_RATE,
+        batch_size=BATCH_SIZE,
+    )
+    archive_earlier_run(folder)
+    run = Run(folder, METHOD, {"seed": SEED, **vars(settings)})
+    run.base(backbone)
+    trained = train_kto(backbone, answers, run, settings)
+
+    after = generate(backbone, chats, max_new_tokens=length, seed=SEED + 1)
+    won, samples = compare(prompts, before, after)
+    write_jsonl(folder / "samples.jsonl", samples)
+    summary = run.finish("done", trained | {"win_rate": won.to_dict()})
+    write_json(folder / "summary.json", summary)
+
+    low, high = won.ci95
+    print(f"\nLoss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f}.")
+    print(f"The policy won {won.rate:.0%} of {won.n} comparisons (95%: {low:.0%} to {high:.0%}).")
+    print(f"Wrote {folder}. Next: python recipes/4_chat.py")
+
+
+def compare(prompts: list[str], before: list[Any], after: list[Any]) -> tuple[WinRate, list[dict]]:
+    """Blind comparison: the rater judges each pair of answers; prints the first few.
+
+    Returns:
+        The win rate of `after`, and a row for each prompt: both answers and the verdict (1 if the
+        answer in `after` won, 0 for a tie, -1 otherwise).
+    """
+    old, new = ([Answer(c.text, c.ended) for c in side] for side in (before, after))
+    verdicts = judge_pairs(Rater.named(RATER, noise=0), new, old, seed=SEED)
+    samples = [
+        {"prompt": prompt, "base": a.text, "tuned": b.text, "verdict": verdict}
+        for prompt, a, b, verdict in zip(prompts, old, new, verdicts, strict=True)
+    ]
+    for sample in samples[:6]:
+        print(f"\n> {sample['prompt']}")
+        print("  before:", " ".join(sample["base"].split()))
+        print("  after: ", " ".join(sample["tuned"].split()))
+    return win_rate(verdicts, prompts, seed=SEED), samples
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
