@@ -107,15 +107,15 @@ def messages(page: Page, side: str = "left", who: str = "") -> Locator:
 
 def text(message: Locator) -> str:
     """A message as it was written, not as Markdown draws it; half a character is left out."""
-    return said(message).rstrip("\ufffd")
+    return written(message).rstrip("\ufffd")
 
 
-def said(message: Locator) -> str:
+def written(message: Locator) -> str:
     return (message.get_attribute("aria-label") or "").partition("'s message: ")[2]
 
 
 def texts(page: Page, side: str = "left") -> list[str]:
-    return [said(message) for message in messages(page, side).all()]
+    return [written(message) for message in messages(page, side).all()]
 
 
 def letters(text: str) -> str:
@@ -167,9 +167,9 @@ def test_an_answer_streams_and_stops(chat: Any, open_page: Any, project: ServedP
     grows(answer)
     page.get_by_role("button", name="Stop").click()
     page.wait_for_timeout(1000)  # what was on its way
-    kept = said(answer)
+    kept = written(answer)
     page.wait_for_timeout(1500)
-    assert said(answer) == kept
+    assert written(answer) == kept
     number(page, "Longest answer, in tokens", 16)
     ask(page, "And a short one?")  # would be refused while an answer is being written
     expect(messages(page, who="bot")).to_have_count(2)
@@ -311,9 +311,9 @@ def test_the_reward_roles_scores(chat: Any) -> None:
     page.get_by_label("Show the reward role's score of each answer").check()
     page.get_by_role("button", name="Answer again").click()
     number = r"(-?\d+\.\d\d)"
-    told = page.locator("#chat-message")
-    expect(told).to_have_text(re.compile(f"Reward role's score: {number} and {number}\\."))
-    one, other = re.findall(number, told.inner_text())
+    message = page.locator("#chat-message")
+    expect(message).to_have_text(re.compile(f"Reward role's score: {number} and {number}\\."))
+    one, other = re.findall(number, message.inner_text())
     assert one != other
 
 
@@ -407,7 +407,7 @@ def test_hostile_text_does_nothing(chat: Any, open_page: Any) -> None:
     tags = "img, script, iframe, form, input, style, [onerror], [onload], [href^=javascript]"
     expect(shown.locator(tags)).to_have_count(0)
     assert page.title() == "lorarlhf"
-    assert said(shown) == HOSTILE  # kept as it was typed
+    assert written(shown) == HOSTILE  # kept as it was typed
 
 
 def test_no_text_covers_the_page(chat: Any, open_page: Any) -> None:
