@@ -62,7 +62,7 @@ def test_the_rate_page_does_not_show_them(bench: Bench) -> None:
     assert bench.ratings.begin("ann")["token"].startswith("live-")
 
 
-# ---- restarts and trouble
+# ---- restarts and problems
 
 
 def test_after_a_restart_a_comparison_continues(bench: Bench, open_bench: OpenBench) -> None:

@@ -80,12 +80,12 @@ def test_answers_of_all_models_with_one_copy_of_the_base(engine: Engine, runs: l
 def test_a_third_policy_waits_for_a_slot_and_prefetched_answers_restart(
     engine: Engine, runs: list[str]
 ) -> None:
-    ahead = [ask(engine, [run], tokens=60) for run in runs[:3]]
+    prefetched = [ask(engine, [run], tokens=60) for run in runs[:3]]
     live = ask(engine, [runs[1], runs[2]], tokens=8, urgent=True)
     live.wait(LONG)
-    assert not all(job.done for job in ahead)
+    assert not all(job.done for job in prefetched)
     alone = [ask(engine, [run], tokens=60).wait(LONG)["texts"] for run in runs[:3]]
-    assert [job.wait(LONG)["texts"] for job in ahead] == alone
+    assert [job.wait(LONG)["texts"] for job in prefetched] == alone
     assert engine.inspect().wait(LONG)["copies"] == 1
 
 
@@ -115,7 +115,7 @@ def test_scores_and_axes(engine: Engine, runs: list[str]) -> None:
             temperature=1.0,
             max_new_tokens=4,
         ).wait(LONG)
-    assert len(ask(engine, [BASE]).wait(LONG)["texts"]) == 1  # one job's trouble is its own
+    assert len(ask(engine, [BASE]).wait(LONG)["texts"]) == 1  # other jobs go on
 
 
 def test_a_missing_base_is_an_error(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_what_an_export_would_contain(history: History, store: Store) -> None:
     assert view["left_out"] == ["1 ties, which name no better answer"]
     assert view["link"] == "/files/votes?form=trl&scope=all&purpose=all"
     add_votes(store, [given(8)])
-    assert history.export("me", ask)["rows"] == 7  # counted anew
+    assert history.export("me", ask)["rows"] == 7  # counted again
     with pytest.raises(UserError, match="form of an export"):
         history.export("me", {"form": "<b>", "purpose": "all"})
 

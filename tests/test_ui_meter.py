@@ -257,7 +257,7 @@ def test_many_rankings_leave_the_newest_in(desk: Desk, monkeypatch: pytest.Monke
 # ---- problems
 
 
-def test_trouble_with_one_vote_is_not_the_next_ones(
+def test_an_error_at_one_vote_leaves_the_next_ones_alone(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     by_direction(desk, 6)

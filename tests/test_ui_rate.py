@@ -21,7 +21,7 @@ pytest_plugins = ("tests.pages",)
 
 @pytest.fixture
 def bench(open_bench: Callable[..., Bench]) -> Bench:
-    """With a fake engine, and nothing made ahead."""
+    """With a fake engine, and nothing prefetched."""
     return open_bench(FakeEngine(), prefetching=False)
 
 

@@ -26,7 +26,7 @@ pytest_plugins = ("tests.pages",)
 
 @pytest.fixture
 def bench(open_bench: Callable[..., Bench]) -> Bench:
-    """With a fake engine, and nothing made ahead."""
+    """With a fake engine, and nothing prefetched."""
     return open_bench(FakeEngine(), prefetching=False)
 
 
@@ -259,7 +259,7 @@ def test_people_vote_at_once_with_the_real_engine(
         AnswerSettings("base", "0001-dpo", 2, 1.0, 10, 0.0)
     )
     bench = open_bench(engine)
-    trouble: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def work(rater: str, early: bool) -> None:
         try:
@@ -278,14 +278,14 @@ def test_people_vote_at_once_with_the_real_engine(
                 assert kept is not None
                 assert {text.strip() for text in before} == set(kept.completions)
         except BaseException as error:
-            trouble.append(error)
+            errors.append(error)
 
     threads = [threading.Thread(target=work, args=(f"r{n}", n % 2 == 0)) for n in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert trouble == []
+    assert errors == []
     assert bench.meter.wait()
     votes = bench.store.votes()
     assert len(votes) >= 18 and all(len(vote.completions) == 2 for vote in votes)

@@ -52,8 +52,8 @@ _FORM = 8 * 2**10  # a name and a password
 _MISLEADING = (b"x-forwarded-", b"forwarded", b"x-gradio-server")
 
 # What a page may load, send and run: nothing from or to another host, whatever a model wrote.
-# Gradio needs its own files, inline styles, data: for fonts and plots, and `eval` for gr.HTML. Inline
-# scripts need a known hash, so an `onerror=` that Gradio's cleaning misses does not run.
+# Gradio needs its own files, inline styles, data: for fonts and plots, and `eval` for gr.HTML. An
+# inline script needs a known hash, so an `onerror=` that Gradio's cleaning misses does not run.
 _POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-eval'{hashes}; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "

@@ -106,8 +106,8 @@ def test_no_name_of_a_model_reaches_the_browser(open_page: Any, project: ServedP
     for number in range(3):
         project.ask(f"Question {number}?", sources=sources)
     page = open_page(project.url)
-    told: list[str] = []
-    page.on("response", lambda reply: told.append(_body(reply)))
+    replies: list[str] = []
+    page.on("response", lambda reply: replies.append(_body(reply)))
     page.reload()
     for number, key in enumerate("12"):
         shows(page, f"Question {number}?")
@@ -115,8 +115,8 @@ def test_no_name_of_a_model_reaches_the_browser(open_page: Any, project: ServedP
     shows(page, "Question 2?")
     page.keyboard.press("u")
     shows(page, "Question 1?")
-    everything = page.content() + "".join(told)
-    assert "Question 1?" in "".join(told)
+    everything = page.content() + "".join(replies)
+    assert "Question 1?" in "".join(replies)
     for name in ("secretive", "0042", "0043-", "veiled", "runs/"):
         assert name not in everything, name
     assert project.votes()[0].sources == list(sources)
