@@ -34,10 +34,10 @@ def ranked(view: dict[str, Any], best: str) -> dict[str, Any]:
     return {"verdict": "ranked", "ranking": [[place], [1 - place]]}
 
 
-def vote_all(bench: Bench, says: list[str], rater: str = "ann") -> dict[str, Any]:
+def vote_all(bench: Bench, verdicts: list[str], rater: str = "ann") -> dict[str, Any]:
     """Votes on the next items: a text that is better, or a verdict."""
     view = bench.comparisons.begin(rater)
-    for said in says:
-        whole = ranked(view, said) if said.endswith(".") else {"verdict": said}
-        view = bench.comparisons.vote(rater, view["token"], whole, 800)
+    for verdict in verdicts:
+        ballot = ranked(view, verdict) if verdict.endswith(".") else {"verdict": verdict}
+        view = bench.comparisons.vote(rater, view["token"], ballot, 800)
     return view

@@ -15,8 +15,8 @@ def begin(bench: Bench, rater: str = "ann") -> View:
     return bench.ratings.begin(rater)
 
 
-def vote(bench: Bench, token: Any, said: Any = LEFT, rater: str = "ann", ms: Any = 900) -> View:
-    return bench.ratings.vote(rater, token, said, ms)
+def vote(bench: Bench, token: Any, ballot: Any = LEFT, rater: str = "ann", ms: Any = 900) -> View:
+    return bench.ratings.vote(rater, token, ballot, ms)
 
 
 def live(bench: Bench, *texts: str, rater: str = "ann") -> tuple[Request, View]:

@@ -85,7 +85,7 @@ def test_fifty_thousand_votes_stay_quick(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verdict, count, said",
+    "verdict, count, text",
     [
         (FIRST, 2, "A is better"),
         (Verdict("ranked", [[1]], "much"), 2, "B is better, much"),
@@ -96,8 +96,8 @@ def test_fifty_thousand_votes_stay_quick(tmp_path: Path) -> None:
         (Verdict("skip"), 2, "skipped"),
     ],
 )
-def test_verdicts_describe(verdict: Verdict, count: int, said: str) -> None:
-    assert describe(verdict, count) == said
+def test_verdicts_as_text(verdict: Verdict, count: int, text: str) -> None:
+    assert describe(verdict, count) == text
 
 
 @pytest.mark.parametrize("text, ranking", [("b>a=C", [[1], [0, 2]]), (" C ", [[2]])])
@@ -119,6 +119,6 @@ def test_rankings_are_read(text: str, ranking: list[list[int]]) -> None:
         ("A=B=C", "choose the tie"),
     ],
 )
-def test_what_is_no_ranking_is_told(text: str, why: str) -> None:
+def test_bad_rankings_are_refused(text: str, why: str) -> None:
     with pytest.raises(UserError, match=why):
         read_ranking(text, 3)

@@ -1,4 +1,4 @@
-"""The pages as a command: who is let in, and what the terminal says."""
+"""The command `lorarlhf ui`: who can use the pages, and what the terminal shows."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def test_lan_is_refused_before_somebody_can_log_in(
 ) -> None:
     project = create(tmp_path / "mine")
     served = []
-    monkeypatch.setattr(app, "_serve", lambda *said: served.append(said))
+    monkeypatch.setattr(app, "_serve", lambda *output: served.append(output))
     with pytest.raises(UserError, match="raters need passwords. Add one first: `lorarlhf raters"):
         app.main(words(project.folder, lan=True))
     assert served == []
@@ -39,20 +39,20 @@ def test_lan_is_refused_before_somebody_can_log_in(
     sock.close()
 
 
-def test_lan_tells_every_address_with_a_code(
+def test_lan_prints_every_address_with_a_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(app, "addresses", lambda: ["192.168.1.5", "10.0.0.7"])
     app._announce(7860, words(tmp_path, lan=True))
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     for address in ("192.168.1.5", "10.0.0.7"):
-        assert f"For others in this network: http://{address}:7860\n" in said
-    assert sum(len(line) > 20 and not line.isascii() for line in said.splitlines()) > 20
+        assert f"For others in this network: http://{address}:7860\n" in output
+    assert sum(len(line) > 20 and not line.isascii() for line in output.splitlines()) > 20
     app._announce(7860, words(tmp_path))
     assert capsys.readouterr().err == "The pages are at http://127.0.0.1:7860 (Ctrl-C ends them).\n"
 
 
-def test_gradio_is_quick_to_import_and_whole() -> None:
+def test_gradio_imports_without_stubs_and_is_complete() -> None:
     """Its own sources are not parsed meanwhile, and afterwards `inspect` is as it was."""
     code = (
         "import inspect; before = inspect.getfile\n"

@@ -64,7 +64,7 @@ def test_one_model_alone_has_no_pair(bench: Bench) -> None:
         bench.conversations.vote("bob", "left")
 
 
-def test_a_vote_lands_with_the_whole_conversation(bench: Bench) -> None:
+def test_a_vote_is_stored_with_the_whole_conversation(bench: Bench) -> None:
     say(bench, "Hello?", "Hi.", "Ho.", system="Be kind.")
     bench.conversations.vote("ann", "left")
     say(bench, "Why?", "Because.", "So.", temperature=0.3, max_new_tokens=9)
@@ -86,21 +86,21 @@ def test_a_vote_lands_with_the_whole_conversation(bench: Bench) -> None:
 
 def test_one_vote_a_turn(bench: Bench) -> None:
     say(bench, "Hello?", "Hi.", "Ho.")
-    start, told = threading.Barrier(5), []
+    start, errors = threading.Barrier(5), []
 
     def click() -> None:
         start.wait()
         try:
             bench.conversations.vote("ann", "left")
         except UserError as error:
-            told.append(str(error))
+            errors.append(str(error))
 
     threads = [threading.Thread(target=click) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(bench.store.votes()) == 1 and len(told) == 4 and "You have voted" in told[0]
+    assert len(bench.store.votes()) == 1 and len(errors) == 4 and "You have voted" in errors[0]
 
 
 def test_a_vote_that_is_not_kept_can_be_cast_again(

@@ -63,7 +63,7 @@ def test_an_error_leaves_the_conversation_as_it_was(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "names", "said"),
+    ("text", "names", "message"),
     [
         ("", BOTH, "Type something"),
         (" \n", BOTH, "Type something"),
@@ -73,15 +73,13 @@ def test_an_error_leaves_the_conversation_as_it_was(bench: Bench) -> None:
         ("Hello?", ["base", "0009-ppo"], "no policy 0009-ppo"),
     ],
 )
-def test_what_can_not_be_asked_is_refused_in_words(
-    bench: Bench, text: Any, names: list[str], said: str
-) -> None:
+def test_bad_messages_are_refused(bench: Bench, text: Any, names: list[str], message: str) -> None:
     say(bench, "One?", "a", "b")
     for ask in (
         bench.conversations.send("ann", text, names),
         bench.conversations.edit("ann", 0, text, names),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             list(ask)
     assert turns(bench.conversations.of("ann")) == [("One?", ["a", "b"])]
     assert len(bench.engine.live) == 1
@@ -95,14 +93,14 @@ def test_an_edit_of_a_turn_that_is_gone_is_refused(bench: Bench, number: int) ->
     assert len(bench.conversations.of("ann").turns) == 1
 
 
-def test_without_a_model_it_is_told(open_bench: OpenBench) -> None:
+def test_without_a_model_there_is_an_error(open_bench: OpenBench) -> None:
     bench = open_bench(Engine(None), prefetching=False)
     with pytest.raises(UserError, match="without a model"):
         list(bench.conversations.send("ann", "Hello?", ["base"]))
     assert bench.conversations.of("ann").turns == []
 
 
-def test_scores_that_take_too_long_are_told(
+def test_scores_that_take_too_long_are_an_error(
     bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     say(bench, "One?", "a", "b")

@@ -41,7 +41,7 @@ def test_both_models_answer_every_prompt_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "wanted", "said"),
+    ("first", "second", "wanted", "message"),
     [
         ("0001-sft", "0001-sft", 3, "Choose two different models"),
         ("base", "base", 3, "Choose two different models"),
@@ -51,10 +51,10 @@ def test_both_models_answer_every_prompt_once(bench: Bench) -> None:
         ("base", "0001-sft", 7, "choose 1 to 6"),
     ],
 )
-def test_tests_that_can_not_be_are_refused(
-    bench: Bench, first: str, second: str, wanted: int, said: str
+def test_bad_comparisons_are_refused(
+    bench: Bench, first: str, second: str, wanted: int, message: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         bench.comparisons.start(first, second, wanted)
     assert (
         bench.comparisons.newest() is None
@@ -63,7 +63,7 @@ def test_tests_that_can_not_be_are_refused(
     assert bench.comparisons.progress("ann") == {}
 
 
-def test_without_a_model_no_test_begins_and_an_old_one_says_why(
+def test_without_a_model_no_comparison_starts_and_an_old_one_gives_the_reason(
     bench: Bench, open_bench: OpenBench
 ) -> None:
     bench.engine.write = None
@@ -72,8 +72,8 @@ def test_without_a_model_no_test_begins_and_an_old_one_says_why(
     off = open_bench(FakeEngine("off"), prefetching=False)
     with pytest.raises(UserError, match="without a model"):
         off.comparisons.start("base", "0001-sft", 2)
-    told = off.comparisons.begin("ann")
-    assert "without a model" in told["empty"] and "wait" not in told
+    views = off.comparisons.begin("ann")
+    assert "without a model" in views["empty"] and "wait" not in views
 
 
 def test_a_prompt_that_stands_twice_is_asked_once(bench: Bench, project: Project) -> None:
@@ -94,18 +94,18 @@ def test_the_prompts_that_come_along_are_used_where_there_are_no_own(
 # ---- blind
 
 
-def test_a_page_is_told_no_name_before_the_end(bench: Bench) -> None:
+def test_no_name_reaches_a_page_before_the_end(bench: Bench) -> None:
     start(bench, wanted=3)
     view = bench.comparisons.begin("ann")
-    told = [view, bench.comparisons.progress("ann")]
+    views = [view, bench.comparisons.progress("ann")]
     for _ in range(2):
         view = bench.comparisons.vote("ann", view["token"], ranked(view, "Red."))
-        told.append(view)
-    told.append(bench.comparisons.undo("ann", view["voted"]))
-    whole = json.dumps(told)
+        views.append(view)
+    views.append(bench.comparisons.undo("ann", view["voted"]))
+    whole = json.dumps(views)
     for name in ("0001", "0002", "sft", "dpo", "runs/", "base", "first", "second"):
         assert name not in whole
-    assert re.search(r"[XY] against [XY]: wins (100|0)% of 2", json.dumps(told[3]))
+    assert re.search(r"[XY] against [XY]: wins (100|0)% of 2", json.dumps(views[3]))
     end = vote_all(bench, ["Red.", "Red."])
     assert "runs/0002-dpo against runs/0001-sft" in end["empty"]
 
@@ -146,8 +146,8 @@ def test_results_by_hand(bench: Bench) -> None:
 def test_a_ranking_of_the_best_alone_is_a_win(bench: Bench) -> None:
     test = start(bench, wanted=1)
     view = bench.comparisons.begin("ann")
-    said = ranked(view, "Blue.")
-    bench.comparisons.vote("ann", view["token"], said | {"ranking": said["ranking"][:1]})
+    ballot = ranked(view, "Blue.")
+    bench.comparisons.vote("ann", view["token"], ballot | {"ranking": ballot["ranking"][:1]})
     assert bench.comparisons.outcomes(test) == [1.0]
 
 
@@ -179,7 +179,7 @@ def test_undo_and_corrections_count(bench: Bench) -> None:
         bench.comparisons.undo("ann", "1")
 
 
-def test_undo_leaves_earlier_tests_and_other_votes_alone(bench: Bench) -> None:
+def test_undo_leaves_earlier_comparisons_and_other_votes_alone(bench: Bench) -> None:
     old = start(bench, wanted=1)
     before = vote_all(bench, ["Red."])["voted"]
     bench.store.judge(bench.store.present(pair(bench.store), "ann").token, FIRST)
@@ -190,13 +190,13 @@ def test_undo_leaves_earlier_tests_and_other_votes_alone(bench: Bench) -> None:
     assert bench.comparisons.outcomes(old) == [0.0] and bench.store.count("ann") == 2
 
 
-def test_votes_that_mean_nothing_are_refused_in_words(bench: Bench) -> None:
+def test_bad_votes_are_refused(bench: Bench) -> None:
     start(bench, wanted=1)
     token = bench.comparisons.begin("ann")["token"]
     bad: list[Any] = [None, [], {"verdict": "X"}, {"verdict": "ranked", "ranking": [[5]]}]
-    for said in bad:
+    for ballot in bad:
         with pytest.raises(UserError):
-            bench.comparisons.vote("ann", token, said)
+            bench.comparisons.vote("ann", token, ballot)
     with pytest.raises(UserError, match="Reload"):
         bench.comparisons.vote("bob", token, {"verdict": "tie"})
     assert bench.store.votes() == []

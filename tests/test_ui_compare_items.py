@@ -57,15 +57,15 @@ def known_states(bench: Bench, vote: Vote) -> bool:
     return bench.states.get(vote.prompt, vote.completions) is not None
 
 
-def test_the_collect_page_does_not_show_them(bench: Bench) -> None:
+def test_the_rate_page_does_not_show_them(bench: Bench) -> None:
     start(bench, wanted=2)
     assert bench.ratings.begin("ann")["token"].startswith("live-")
 
 
-# ---- restarts and trouble
+# ---- restarts and problems
 
 
-def test_after_a_restart_a_test_goes_on(bench: Bench, open_bench: OpenBench) -> None:
+def test_after_a_restart_a_comparison_continues(bench: Bench, open_bench: OpenBench) -> None:
     bench.engine.write = None
     test = bench.comparisons.start("0001-sft", "0002-dpo", 6)
     until(lambda: bench.engine.prefetched)[0].end("Red.", "Blue.")
@@ -102,7 +102,7 @@ def test_prompts_that_change_on_the_way_are_asked_once_each(bench: Bench, projec
     assert len({str(one.prompt) for one in bench.engine.prefetched}) == 4
 
 
-def test_trouble_is_told_and_passes(bench: Bench) -> None:
+def test_a_problem_is_shown_until_it_is_over(bench: Bench) -> None:
     bench.engine.write = None
     test = bench.comparisons.start("0001-sft", "0002-dpo", 1)
     until(lambda: bench.engine.prefetched)[0].fail("There is not enough memory for this.")
@@ -119,7 +119,7 @@ def test_answers_without_hidden_states_are_kept(bench: Bench) -> None:
     assert len(bench.comparisons.begin("ann")["answers"]) == 2
 
 
-def test_a_new_test_takes_the_place_of_the_last(bench: Bench) -> None:
+def test_a_new_comparison_replaces_the_last(bench: Bench) -> None:
     old = start(bench, wanted=2)
     vote_all(bench, ["Red."])
     new = start(bench, "base", "0002-dpo", 2)

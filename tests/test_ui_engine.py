@@ -1,4 +1,4 @@
-"""The process with the backbone: answers stream, stop, take turns; one copy; its death is told."""
+"""The process with the backbone: answers stream, stop and take turns; one copy of the base."""
 
 import os
 import signal
@@ -77,15 +77,15 @@ def test_answers_of_all_models_with_one_copy_of_the_base(engine: Engine, runs: l
     assert engine.inspect().wait(LONG)["copies"] == 1
 
 
-def test_a_third_policy_waits_for_a_slot_and_what_is_ahead_gives_way(
+def test_a_third_policy_waits_for_a_slot_and_prefetched_answers_restart(
     engine: Engine, runs: list[str]
 ) -> None:
-    ahead = [ask(engine, [run], tokens=60) for run in runs[:3]]
+    prefetched = [ask(engine, [run], tokens=60) for run in runs[:3]]
     live = ask(engine, [runs[1], runs[2]], tokens=8, urgent=True)
     live.wait(LONG)
-    assert not all(job.done for job in ahead)
+    assert not all(job.done for job in prefetched)
     alone = [ask(engine, [run], tokens=60).wait(LONG)["texts"] for run in runs[:3]]
-    assert [job.wait(LONG)["texts"] for job in ahead] == alone
+    assert [job.wait(LONG)["texts"] for job in prefetched] == alone
     assert engine.inspect().wait(LONG)["copies"] == 1
 
 
@@ -105,9 +105,9 @@ def test_scores_and_axes(engine: Engine, runs: list[str]) -> None:
     scores = engine.scores(Path(runs[3]), PROMPT, ["Chess.", "Drums and trumpets!"]).wait(LONG)
     assert len(scores) == 2 and scores[0] != scores[1]
     assert len(engine.features([PROMPT], ["Chess."]).wait(LONG)) == 1
-    with pytest.raises(UserError, match="could not be loaded") as told:
+    with pytest.raises(UserError, match="could not be loaded") as failure:
         engine.scores(Path("nowhere"), PROMPT, ["a"]).wait(LONG)
-    assert "nowhere" not in str(told.value)  # it may name a run, on a page that is blind
+    assert "nowhere" not in str(failure.value)  # it may name a run, on a page that is blind
     with pytest.raises(UserError, match="max_prompt_tokens|longer than"):
         engine.answer(
             [{"role": "user", "content": "word " * 9000}],
@@ -115,10 +115,10 @@ def test_scores_and_axes(engine: Engine, runs: list[str]) -> None:
             temperature=1.0,
             max_new_tokens=4,
         ).wait(LONG)
-    assert len(ask(engine, [BASE]).wait(LONG)["texts"]) == 1  # one job's trouble is its own
+    assert len(ask(engine, [BASE]).wait(LONG)["texts"]) == 1  # other jobs go on
 
 
-def test_a_base_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_base_is_an_error(tmp_path: Path) -> None:
     engine = Engine(partial(resolve, "chat", flags={"base": str(tmp_path / "none")}))
     with pytest.raises(UserError, match="none"):
         ask(engine, [BASE]).wait(LONG)
@@ -140,8 +140,8 @@ def test_states_of_votes_that_came_without_them(engine: Engine, tmp_path: Path) 
         late.fetch(vote, lambda number=vote.id: there.put(number))
     assert there.get(timeout=LONG) == store.votes()[1].id  # the one that is too long is left out
     rows = states.get(PROMPT, store.votes()[1].completions)
-    told = engine.features([PROMPT] * 2, [text for text, _ in answers]).wait(LONG)
-    assert rows is not None and [list(row) for row in rows] == [list(unpacked(t)) for t in told]
+    failure = engine.features([PROMPT] * 2, [text for text, _ in answers]).wait(LONG)
+    assert rows is not None and [list(row) for row in rows] == [list(unpacked(t)) for t in failure]
     assert there.empty()
 
 
@@ -151,7 +151,7 @@ def test_without_a_model_every_answer_says_so() -> None:
         ask(engine, [BASE]).wait(1)
 
 
-def test_a_killed_process_is_told_and_leaves_nothing_behind(tiny_base: Path) -> None:
+def test_a_killed_process_is_an_error_and_leaves_nothing_behind(tiny_base: Path) -> None:
     engine = Engine(partial(resolve, "chat", sets=FAST, flags={"base": str(tiny_base)}))
     pid = engine.inspect().wait(LONG)["pid"]
     job = ask(engine, [BASE], tokens=4000)
@@ -163,13 +163,13 @@ def test_a_killed_process_is_told_and_leaves_nothing_behind(tiny_base: Path) -> 
         ask(engine, [BASE]).wait(5)
 
 
-def test_settings_that_are_wrong_are_told_by_name(tiny_base: Path) -> None:
-    told: list[str] = []
+def test_an_unknown_setting_is_named(tiny_base: Path) -> None:
+    failure: list[str] = []
     flags = {"base": str(tiny_base)}
-    engine = Engine(partial(resolve, "ui", sets=["bots=4"], flags=flags), on_failed=told.append)
+    engine = Engine(partial(resolve, "ui", sets=["bots=4"], flags=flags), on_failed=failure.append)
     with pytest.raises(UserError, match="bots"):
         ask(engine, [BASE]).wait(LONG)
-    assert engine.state == FAILED and told == [engine.message]
+    assert engine.state == FAILED and failure == [engine.message]
     engine.close()
 
 

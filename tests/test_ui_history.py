@@ -28,13 +28,13 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def changed() -> list[str]:
     return []
 
 
 @pytest.fixture
-def history(store: Store, told: list[str]) -> History:
-    return History(store, told.append, everybody=True)
+def history(store: Store, changed: list[str]) -> History:
+    return History(store, changed.append, everybody=True)
 
 
 # ---- the page's questions
@@ -63,7 +63,7 @@ def test_under_a_login_there_are_only_ones_own(store: Store) -> None:
     assert store.vote(other.id) == other
 
 
-def test_a_vote_is_shown_whole_and_harmless(history: History, store: Store) -> None:
+def test_a_vote_is_shown_in_full_and_harmless(history: History, store: Store) -> None:
     bad = "<img src=x onerror=alert(1)><script>alert(1)</script>"
     note = Verdict("both_bad", note=bad, edited=bad)
     add_votes(store, [given(9, note, prompt=bad, completions=((bad, bad), ("b", "base")))])
@@ -74,25 +74,25 @@ def test_a_vote_is_shown_whole_and_harmless(history: History, store: Store) -> N
     assert view["note"] == bad and view["answers"][0]["source"] == bad  # the page makes them text
 
 
-def test_a_correction(history: History, store: Store, told: list[str]) -> None:
+def test_a_correction(history: History, store: Store, changed: list[str]) -> None:
     vote = store.votes(rater="me")[0]
-    said = {
+    form = {
         "verdict": "ranked",
         "ranking": "B > A",
         "strength": "much",
         "note": " hm ",
         "edited": "",
     }
-    view = history.correct("me", {"id": vote.id, "vote": said})
+    view = history.correct("me", {"id": vote.id, "vote": form})
     assert view["summary"] == view["row"]["summary"] == "B is better, much" and view["note"] == "hm"
-    assert store.vote(vote.id) is None and told == ["me"]
-    again = history.correct("me", {"id": view["id"], "vote": said})
+    assert store.vote(vote.id) is None and changed == ["me"]
+    again = history.correct("me", {"id": view["id"], "vote": form})
     assert again["message"] == "Nothing was changed." and again["id"] == view["id"]
-    tie = history.correct("me", {"id": view["id"], "vote": {**said, "verdict": "tie"}})
+    tie = history.correct("me", {"id": view["id"], "vote": {**form, "verdict": "tie"}})
     kept = store.vote(tie["id"])
     assert kept is not None and kept.verdict == Verdict("tie", note="hm")  # of no strength
     with pytest.raises(UserError, match="changed elsewhere"):
-        history.correct("me", {"id": vote.id, "vote": said})
+        history.correct("me", {"id": vote.id, "vote": form})
 
 
 def test_letters_are_those_of_the_screen(history: History, store: Store) -> None:
@@ -102,19 +102,19 @@ def test_letters_are_those_of_the_screen(history: History, store: Store) -> None
     view = history.open("me", {"id": number})
     assert [answer["source"] for answer in view["answers"]] == ["runs/z", "runs/x", "runs/y"]
     assert view["summary"] == view["ranking"] == "A > B = C"
-    said = {"verdict": "ranked", "ranking": "C > A"}
-    view = history.correct("me", {"id": number, "vote": said})
+    form = {"verdict": "ranked", "ranking": "C > A"}
+    view = history.correct("me", {"id": number, "vote": form})
     kept = store.vote(view["id"])
     assert kept is not None and kept.verdict.ranking == [[1], [2]]
     assert view["ranking"] == "C > A" and view["row"]["summary"] == "C > A (B not ranked)"
-    again = history.correct("me", {"id": view["id"], "vote": said})
+    again = history.correct("me", {"id": view["id"], "vote": form})
     assert again["message"] == "Nothing was changed."
     history.undo("me", {"id": view["id"]})
     (waiting,) = store.rows("SELECT shown FROM presentation WHERE open = 1")
     assert waiting["shown"] == "[2, 0, 1]"
 
 
-def test_a_taste_test_tells_no_names_before_its_end(history: History, store: Store) -> None:
+def test_a_blind_comparison_shows_no_names_before_its_end(history: History, store: Store) -> None:
     with store.write() as db:
         db.execute("INSERT INTO taste_test VALUES (1, 'base', 'runs/2', 2, 0)")
     numbers = []
@@ -122,12 +122,12 @@ def test_a_taste_test_tells_no_names_before_its_end(history: History, store: Sto
         answers = [("x", "base"), ("y", "runs/2")]
         item = store.add_item(f"{place}?", answers, purpose="compare", comparison=1)
         numbers.append(store.judge(store.present(item, "me").token, FIRST))
-        told = [answer["source"] for answer in history.open("me", {"id": numbers[0]})["answers"]]
-        assert sorted(told) == (["", ""] if place == 0 else ["base", "runs/2"])
+        sources = [answer["source"] for answer in history.open("me", {"id": numbers[0]})["answers"]]
+        assert sorted(sources) == (["", ""] if place == 0 else ["base", "runs/2"])
 
 
 @pytest.mark.parametrize(
-    "said, why",
+    "form, why",
     [
         ({}, "a verdict is one of"),
         ({"verdict": "undone"}, "a verdict is one of"),
@@ -137,21 +137,19 @@ def test_a_taste_test_tells_no_names_before_its_end(history: History, store: Sto
     ],
 )
 def test_a_correction_that_does_not_fit(
-    history: History, store: Store, told: list[str], said: dict[str, Any], why: str
+    history: History, store: Store, changed: list[str], form: dict[str, Any], why: str
 ) -> None:
     before = store.votes()
     with pytest.raises(UserError, match=why):
-        history.correct("me", {"id": before[0].id, "vote": said})
-    assert store.votes() == before and told == []
+        history.correct("me", {"id": before[0].id, "vote": form})
+    assert store.votes() == before and changed == []
 
 
-def test_what_was_taken_back_is_asked_again(
-    history: History, store: Store, told: list[str]
-) -> None:
+def test_an_undone_vote_is_shown_again(history: History, store: Store, changed: list[str]) -> None:
     vote = store.votes(rater="me", purpose="train")[0]
     view = history.undo("me", {"id": vote.id})
     assert view["gone"] == vote.id and "see these answers again" in view["message"]
-    assert store.count("me") == 2 and told == ["me"]
+    assert store.count("me") == 2 and changed == ["me"]
     shown = next_shown(store, "me")
     assert shown is not None and shown.presentation.item_id == vote.item_id
     with pytest.raises(UserError, match="changed elsewhere"):
@@ -159,7 +157,7 @@ def test_what_was_taken_back_is_asked_again(
 
 
 def test_votes_of_others_are_changed_only_where_nobody_logs_in(
-    history: History, store: Store, told: list[str]
+    history: History, store: Store, changed: list[str]
 ) -> None:
     (imported,), (ann,) = store.votes(rater="imported"), store.votes(rater="ann")
     set_password(store, "ann", PASSWORD)
@@ -167,33 +165,35 @@ def test_votes_of_others_are_changed_only_where_nobody_logs_in(
     with pytest.raises(UserError, match="This is ann's vote"):
         history.undo("me", {"id": ann.id})
     assert "again" not in history.undo("me", {"id": imported.id})["message"]
-    assert told == ["imported"] and store.count("imported") == 0
+    assert changed == ["imported"] and store.count("imported") == 0
     assert store.rows("SELECT 1 FROM presentation WHERE open = 1") == []
 
 
 # ---- files
 
 
-def test_what_an_export_would_hold(history: History, store: Store) -> None:
+def test_what_an_export_would_contain(history: History, store: Store) -> None:
     ask = {"form": "trl", "purpose": "all", "scope": "all"}
     view = history.export("me", ask)
     assert (view["votes"], view["rows"]) == (5, 6)
     assert view["left_out"] == ["1 ties, which name no better answer"]
     assert view["link"] == "/files/votes?form=trl&scope=all&purpose=all"
     add_votes(store, [given(8)])
-    assert history.export("me", ask)["rows"] == 7  # counted anew
+    assert history.export("me", ask)["rows"] == 7  # counted again
     with pytest.raises(UserError, match="form of an export"):
         history.export("me", {"form": "<b>", "purpose": "all"})
 
 
-def test_a_file_comes_in(history: History, store: Store, told: list[str], tmp_path: Path) -> None:
+def test_a_file_is_imported(
+    history: History, store: Store, changed: list[str], tmp_path: Path
+) -> None:
     file = tmp_path / "in.jsonl"
     rows = EXPORTS["own"](store.votes()).rows
     fresh = rows[0] | {"prompt": "New?", "item": "77", "presentation": 77}
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, fresh]))
-    said = history.import_file("me", str(file))
-    assert said == "Imported 1 vote from in.jsonl. Left out: 5 already in the store."
-    assert told == ["me"] and store.count() == 6
+    message = history.import_file("me", str(file))
+    assert message == "Imported 1 vote from in.jsonl. Left out: 5 already in the store."
+    assert changed == ["me"] and store.count() == 6
     file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{broken')
     with pytest.raises(UserError) as error:
         history.import_file("me", str(file))
@@ -201,13 +201,13 @@ def test_a_file_comes_in(history: History, store: Store, told: list[str], tmp_pa
     assert store.count() == 6
 
 
-def test_nobody_brings_votes_in_the_name_of_another(store: Store, tmp_path: Path) -> None:
+def test_nobody_imports_votes_in_the_name_of_another(store: Store, tmp_path: Path) -> None:
     set_password(store, "ann", PASSWORD)
     set_password(store, "bob", PASSWORD)
     file = tmp_path / "in.jsonl"
     rows = [row | {"prompt": "New?"} for row in EXPORTS["own"](store.votes()).rows]
     names = zip(rows, ("ann", "bob", "worker 3", "bob", "bob"), strict=True)
     file.write_text("".join(json.dumps(row | {"rater": name}) + "\n" for row, name in names))
-    said = History(store, print).import_file("ann", str(file))
-    assert said == f"Imported 2 votes from in.jsonl. Left out: 3 {NOT_YOURS}."
+    message = History(store, print).import_file("ann", str(file))
+    assert message == f"Imported 2 votes from in.jsonl. Left out: 3 {NOT_YOURS}."
     assert (store.count("ann"), store.count("bob"), store.count("worker 3")) == (2, 0, 1)

@@ -1,4 +1,4 @@
-"""The live meter: it foresees a taste, not chance, and never the vote that it has learned."""
+"""The live meter predicts preferences, and never a vote that its head was fitted to."""
 
 import random
 import time
@@ -64,14 +64,14 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
-def by_taste(desk: Desk, votes: int, seed: int = 0, rater: str = "ann") -> list[int]:
+def by_direction(desk: Desk, votes: int, seed: int = 0, rater: str = "ann") -> list[int]:
     """Votes for the answer that lies further along one direction."""
     draw = np.random.default_rng(seed)
-    taste = np.random.default_rng(7).normal(size=WIDTH)
+    direction = np.random.default_rng(7).normal(size=WIDTH)
     numbers = []
     for _ in range(votes):
         rows = draw.normal(size=(2, WIDTH))
-        first = rows[0] @ taste > rows[1] @ taste
+        first = rows[0] @ direction > rows[1] @ direction
         numbers.append(desk.vote(desk.item(rows), FIRST if first else SECOND, rater))
     return numbers
 
@@ -83,40 +83,40 @@ def strange(desk: Desk, place: int) -> int:
     return desk.item(rows)
 
 
-# ---- what it foresees
+# ---- what it predicts
 
 
-def test_a_taste_is_foreseen(desk: Desk) -> None:
-    by_taste(desk, 120)
-    told = desk.report()
-    assert told["guesses"] == 100 and told["votes"] == 119
-    assert told["right"] > 0.65 and told["low"] > 0.5
-    assert told["chance"] == 0.5 and 0.3 < told["longer"] < 0.7
-    assert (told["low"], told["high"]) == wilson_interval(told["right"], told["guesses"])
+def test_a_preference_is_predicted(desk: Desk) -> None:
+    by_direction(desk, 120)
+    report = desk.report()
+    assert report["guesses"] == 100 and report["votes"] == 119
+    assert report["right"] > 0.65 and report["low"] > 0.5
+    assert report["chance"] == 0.5 and 0.3 < report["longer"] < 0.7
+    assert (report["low"], report["high"]) == wilson_interval(report["right"], report["guesses"])
 
 
-def test_votes_at_random_are_not(desk: Desk) -> None:
+def test_random_votes_are_not_predicted(desk: Desk) -> None:
     draw, coin = np.random.default_rng(1), random.Random(3)
     for _ in range(150):
         desk.vote(desk.item(draw.normal(size=(2, WIDTH))), coin.choice([FIRST, SECOND]))
-    told = desk.report()
-    assert told["low"] < 0.5 < told["high"]
+    report = desk.report()
+    assert report["low"] < 0.5 < report["high"]
 
 
 def test_there_is_no_guess_before_four_votes(desk: Desk) -> None:
     assert desk.report() == {"guesses": 0}
-    by_taste(desk, 4)
+    by_direction(desk, 4)
     assert desk.report() == {"guesses": 0}
-    by_taste(desk, 1)
+    by_direction(desk, 1)
     assert desk.report()["guesses"] == 1 and desk.report()["votes"] == 4
 
 
-def test_each_rater_has_a_taste_of_their_own(desk: Desk) -> None:
+def test_each_rater_has_a_head_of_their_own(desk: Desk) -> None:
     draw = np.random.default_rng(0)
-    taste = draw.normal(size=WIDTH)
+    direction = draw.normal(size=WIDTH)
     for _ in range(60):
         rows = draw.normal(size=(2, WIDTH))
-        first = rows[0] @ taste > rows[1] @ taste
+        first = rows[0] @ direction > rows[1] @ direction
         item = desk.item(rows)
         desk.vote(item, FIRST if first else SECOND, "ann")
         desk.vote(item, SECOND if first else FIRST, "bob")
@@ -130,11 +130,11 @@ def test_each_rater_has_a_taste_of_their_own(desk: Desk) -> None:
 def test_a_vote_is_guessed_without_it(desk: Desk) -> None:
     for place in range(WIDTH):
         desk.vote(strange(desk, place), FIRST)
-    told = desk.report()
-    assert told["guesses"] == WIDTH - 4 and told["right"] == 0.5 and told["longer"] == 1.0
+    report = desk.report()
+    assert report["guesses"] == WIDTH - 4 and report["right"] == 0.5 and report["longer"] == 1.0
 
 
-def test_votes_that_come_in_a_heap_are_guessed_without_later_ones(desk: Desk) -> None:
+def test_votes_that_arrive_together_are_predicted_without_later_ones(desk: Desk) -> None:
     numbers = [desk.cast(strange(desk, place), FIRST) for place in range(WIDTH)]
     for number in numbers:  # all of them are in the store before the first one is guessed
         desk.meter.voted("ann", number)
@@ -156,15 +156,15 @@ def test_votes_cast_before_an_undo_is_learned_are_guessed_without_it(desk: Desk)
 
 
 def test_a_vote_that_is_sent_twice_is_learned_once(desk: Desk) -> None:
-    numbers = by_taste(desk, 12)
+    numbers = by_direction(desk, 12)
     for number in numbers:
         desk.meter.voted("ann", number)
-    by_taste(desk, 1, seed=5)
+    by_direction(desk, 1, seed=5)
     assert desk.report()["votes"] == 12 and desk.report()["guesses"] == 13 - 4
 
 
 def test_a_repeat_is_not_guessed(desk: Desk) -> None:
-    by_taste(desk, 6)
+    by_direction(desk, 6)
     before = desk.report()
     again = desk.store.votes()[0]
     shown = desk.store.present(again.item_id, "ann", repeats=again.presentation_id)
@@ -172,8 +172,8 @@ def test_a_repeat_is_not_guessed(desk: Desk) -> None:
     assert desk.meter.wait() and desk.report() == before
 
 
-def test_taste_tests_and_unknown_states_are_left_out(desk: Desk) -> None:
-    by_taste(desk, 8)
+def test_comparisons_and_missing_states_are_left_out(desk: Desk) -> None:
+    by_direction(desk, 8)
     before = desk.report()
     rows = np.random.default_rng(3).normal(size=(2, WIDTH))
     desk.vote(desk.item(rows, purpose="compare"), FIRST)
@@ -181,7 +181,7 @@ def test_taste_tests_and_unknown_states_are_left_out(desk: Desk) -> None:
     for verdict in ("tie", "both_good", "both_bad", "skip"):
         desk.vote(desk.item(rows), Verdict(verdict))
     assert desk.report() == before
-    by_taste(desk, 1)
+    by_direction(desk, 1)
     assert desk.report()["votes"] == 8
 
 
@@ -189,7 +189,7 @@ def test_taste_tests_and_unknown_states_are_left_out(desk: Desk) -> None:
 
 
 def test_undo_and_corrections_change_the_report(desk: Desk) -> None:
-    numbers = by_taste(desk, 20)
+    numbers = by_direction(desk, 20)
     before = desk.report()
     undo(desk.store, "ann", expected=numbers[-1])
     desk.meter.changed("ann")
@@ -197,26 +197,26 @@ def test_undo_and_corrections_change_the_report(desk: Desk) -> None:
     desk.store.correct(numbers[5], Verdict("tie"))
     desk.meter.changed("ann")
     assert desk.meter.wait() and desk.report()["guesses"] == before["guesses"] - 2
-    by_taste(desk, 1, seed=9)
+    by_direction(desk, 1, seed=9)
     assert desk.report()["votes"] == 18
 
 
 def test_after_a_restart_the_figures_go_on(desk: Desk) -> None:
-    by_taste(desk, 30)
+    by_direction(desk, 30)
     before = desk.report()
     desk.begin()
     assert desk.report() == before
-    by_taste(desk, 1, seed=4)
+    by_direction(desk, 1, seed=4)
     assert desk.report()["votes"] == 30 and desk.report()["guesses"] == before["guesses"] + 1
 
 
-def test_another_base_begins_anew(desk: Desk) -> None:
-    by_taste(desk, 10)
+def test_another_base_starts_again(desk: Desk) -> None:
+    by_direction(desk, 10)
     desk.states.use("another base")
     desk.meter.states.use("another base")
-    by_taste(desk, 6)
-    told = desk.report()
-    assert told["votes"] == 5 and told["guesses"] == 6 + 2
+    by_direction(desk, 6)
+    report = desk.report()
+    assert report["votes"] == 5 and report["guesses"] == 6 + 2
 
 
 # ---- rankings
@@ -241,11 +241,11 @@ def test_equal_scores_count_as_a_draw() -> None:
 def test_many_rankings_leave_the_newest_in(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meters, "MAX_PAIRS", 60)
     draw = np.random.default_rng(4)
-    taste = draw.normal(size=WIDTH)
+    direction = draw.normal(size=WIDTH)
     for number in range(40):
-        side = 1 if number < 20 else -1  # the taste turns round half way
+        side = 1 if number < 20 else -1  # the direction turns round half way
         rows = draw.normal(size=(4, WIDTH))
-        order = [[int(n)] for n in np.argsort(-side * (rows @ taste))]
+        order = [[int(n)] for n in np.argsort(-side * (rows @ direction))]
         desk.vote(desk.item(rows), Verdict("ranked", order))
     known = desk.meter._heads["ann"]
     newest = {vote.id for vote in desk.store.votes()[-7:]}
@@ -254,18 +254,18 @@ def test_many_rankings_leave_the_newest_in(desk: Desk, monkeypatch: pytest.Monke
     assert sum(row["model"] for row in late) >= 4  # a blind guess: 2
 
 
-# ---- trouble
+# ---- problems
 
 
-def test_trouble_with_one_vote_is_not_the_next_ones(
+def test_an_error_at_one_vote_leaves_the_next_ones_alone(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    by_taste(desk, 6)
+    by_direction(desk, 6)
     with monkeypatch.context() as patch:
         patch.setattr(desk.meter.states, "get", lambda *_: 1 / 0)
-        by_taste(desk, 1)
+        by_direction(desk, 1)
     assert "skipped a vote of ann" in capsys.readouterr().out
-    by_taste(desk, 1, seed=6)
+    by_direction(desk, 1, seed=6)
     assert desk.report()["votes"] == 7
 
 

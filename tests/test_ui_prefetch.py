@@ -1,4 +1,4 @@
-"""Answers made ahead: how many, to which prompts, by which models, and what is told of trouble."""
+"""Prefetched answers: how many, to which prompts, by which models; problems and settings."""
 
 import threading
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def test_what_the_store_knows_counts_after_a_restart(open_bench: OpenBench) -> N
     assert len(drawn) == 2 and not any(prompt in row for prompt in drawn for row in known)
 
 
-# ---- answers that can't be compared
+# ---- answers that can not be compared
 
 
 def test_alike_and_empty_answers_are_dropped(open_bench: OpenBench) -> None:
@@ -132,7 +132,7 @@ def run_one(bench: Bench, failing: bool) -> None:
         bench.prefetch._make_item()
 
 
-def test_answers_that_never_differ_are_told(open_bench: OpenBench) -> None:
+def test_answers_that_never_differ_are_a_problem(open_bench: OpenBench) -> None:
     bench = open_bench(writing(lambda asked: ["same", "same"]))
     until(lambda: "identical or empty" in bench.prefetch.problem)
     assert len(bench.engine.prefetched) == MAX_FAILED_IN_A_ROW  # and not again at once
@@ -142,10 +142,10 @@ def test_answers_that_never_differ_are_told(open_bench: OpenBench) -> None:
     until(lambda: bench.prefetch.problem == "")
 
 
-# ---- trouble
+# ---- problems
 
 
-def test_trouble_is_told_and_passes(open_bench: OpenBench, project: Project) -> None:
+def test_a_problem_is_shown_until_it_is_over(open_bench: OpenBench, project: Project) -> None:
     add_run(project, "0001-dpo")
     bench = open_bench(FakeEngine(), prefetching=False)
     bench.prefetch.change_settings(AnswerSettings("0001-dpo"))
@@ -166,7 +166,7 @@ def test_without_a_model_nothing_is_asked(open_bench: OpenBench) -> None:
     assert bench.engine.prefetched == [] and bench.prefetch.problem == ""
 
 
-def test_a_damaged_file_of_prompts_is_told(open_bench: OpenBench, project: Project) -> None:
+def test_a_damaged_file_of_prompts_is_a_problem(open_bench: OpenBench, project: Project) -> None:
     project.prompts.write_text('{"prompt": \n', "utf-8")
     bench = open_bench(writing())
     until(lambda: "prompts.jsonl" in bench.prefetch.problem)
@@ -188,7 +188,7 @@ def test_settings_are_kept_over_a_restart(open_bench: OpenBench, project: Projec
 
 
 @pytest.mark.parametrize(
-    ("making", "said"),
+    ("settings", "message"),
     [
         (AnswerSettings("0009-dpo"), "no policy 0009-dpo"),
         (AnswerSettings("base", "nothing"), "no policy nothing"),
@@ -202,13 +202,13 @@ def test_settings_are_kept_over_a_restart(open_bench: OpenBench, project: Projec
         (AnswerSettings("base", "0001-dpo", answers=3, temperature=0.0), "At temperature 0"),
     ],
 )
-def test_settings_that_can_not_be_are_refused(
-    open_bench: OpenBench, project: Project, making: AnswerSettings, said: str
+def test_bad_settings_are_refused(
+    open_bench: OpenBench, project: Project, settings: AnswerSettings, message: str
 ) -> None:
     add_run(project, "0001-dpo")
     bench = open_bench(FakeEngine(), prefetching=False)
-    with pytest.raises(UserError, match=said):
-        bench.prefetch.change_settings(making)
+    with pytest.raises(UserError, match=message):
+        bench.prefetch.change_settings(settings)
     assert bench.prefetch.settings() == AnswerSettings()
     bench.prefetch.change_settings(
         AnswerSettings("base", "0001-dpo", temperature=0.0)

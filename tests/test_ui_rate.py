@@ -21,7 +21,7 @@ pytest_plugins = ("tests.pages",)
 
 @pytest.fixture
 def bench(open_bench: Callable[..., Bench]) -> Bench:
-    """With a fake engine, and nothing made ahead."""
+    """With a fake engine, and nothing prefetched."""
     return open_bench(FakeEngine(), prefetching=False)
 
 
@@ -52,9 +52,9 @@ def test_the_first_on_the_screen_wins_whatever_its_position(bench: Bench) -> Non
         pair(bench.store, f"{number}?")
     view, wanted = begin(bench), []
     for number in range(10):
-        said = LEFT if number % 3 else RIGHT
-        wanted.append(on_screen(view)[said["ranking"][0][0]])  # type: ignore[index]
-        view = vote(bench, view["token"], said)
+        ballot = LEFT if number % 3 else RIGHT
+        wanted.append(on_screen(view)[ballot["ranking"][0][0]])  # type: ignore[index]
+        view = vote(bench, view["token"], ballot)
     votes = bench.store.votes()
     assert [v.completions[v.verdict.ranking[0][0]] for v in votes] == wanted
     assert {tuple(v.shown) for v in votes} == {(0, 1), (1, 0)}
@@ -74,8 +74,8 @@ def test_all_verdicts_and_what_goes_with_them(bench: Bench) -> None:
     for prompt in (*verdicts, "last"):
         pair(bench.store, prompt)
     for verdict in verdicts:
-        said = {"verdict": verdict, "strength": "", "note": "  why \ud800 ", "edited": " "}
-        vote(bench, begin(bench)["token"], said)
+        ballot = {"verdict": verdict, "strength": "", "note": "  why \ud800 ", "edited": " "}
+        vote(bench, begin(bench)["token"], ballot)
     more = {"strength": "much", "note": "", "edited": "Better."}
     vote(bench, begin(bench)["token"], LEFT | more, ms="soon")
     votes = bench.store.votes()
@@ -108,11 +108,11 @@ def test_undo_shows_the_item_again_and_no_more(bench: Bench) -> None:
     pair(bench.store, "1?")
     pair(bench.store, "2?")
     first = begin(bench)
-    told = vote(bench, first["token"])
-    again = bench.ratings.undo("ann", told["voted"])
+    reply = vote(bench, first["token"])
+    again = bench.ratings.undo("ann", reply["voted"])
     assert on_screen(again) == on_screen(first) and again["token"] != first["token"]
     assert again["progress"]["all"] == 0 and bench.store.votes() == []
-    assert bench.ratings.undo("ann", told["voted"])["token"] == again["token"]  # twice clicked
+    assert bench.ratings.undo("ann", reply["voted"])["token"] == again["token"]  # twice clicked
     assert again["last"] is None
     last = vote(bench, again["token"], RIGHT)["last"]
     for _ in range(2):  # the answer to the first was lost: it means the same vote
@@ -148,7 +148,7 @@ def test_a_vote_that_is_sent_twice_is_one(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "ballot",
     [
         {},
         None,
@@ -172,16 +172,16 @@ def test_a_vote_that_is_sent_twice_is_one(bench: Bench) -> None:
         {"verdict": "tie", "edited": "x" * (LONGEST_TEXT + 1)},
     ],
 )
-def test_votes_that_mean_nothing_are_refused_in_words(bench: Bench, said: Any) -> None:
+def test_bad_votes_are_refused(bench: Bench, ballot: Any) -> None:
     pair(bench.store)
     token = begin(bench)["token"]
     with pytest.raises(UserError):
-        vote(bench, token, said)
+        vote(bench, token, ballot)
     assert bench.store.votes() == [] and begin(bench)["token"] == token
 
 
 @pytest.mark.parametrize("strange", [7, None, "", "nothing", ["live"], {"a": 1}, "live-1"])
-def test_tokens_that_are_not_known_are_refused_in_words(bench: Bench, strange: Any) -> None:
+def test_unknown_tokens_are_refused(bench: Bench, strange: Any) -> None:
     pair(bench.store)
     begin(bench)
     with pytest.raises(UserError, match="Reload"):
@@ -189,7 +189,7 @@ def test_tokens_that_are_not_known_are_refused_in_words(bench: Bench, strange: A
 
 
 @pytest.mark.parametrize("strange", ["1", [1], -1, 2**70, 1.5, {}])
-def test_undo_of_what_is_no_vote_is_refused_in_words(bench: Bench, strange: Any) -> None:
+def test_undo_of_a_bad_number_is_refused(bench: Bench, strange: Any) -> None:
     with pytest.raises(UserError, match="Reload"):
         bench.ratings.undo("ann", strange)
 
@@ -203,30 +203,30 @@ def test_a_page_may_have_seen_anything(bench: Bench, seen: Any) -> None:
 # ---- blindness, and states without answers
 
 
-def test_a_page_is_told_no_name_of_a_model(bench: Bench, project: Project) -> None:
+def test_no_name_of_a_model_reaches_a_page(bench: Bench, project: Project) -> None:
     add_run(project, "0001-dpo")
     bench.prefetch.change_settings(AnswerSettings("base", "0001-dpo", 3))
     sources = ("base", "runs/0001-dpo", "policy")
     bench.store.add_item("Why?", [(f"Answer {n}", name) for n, name in enumerate(sources)])
-    told = [begin(bench)]
-    told.append(vote(bench, told[0]["token"], {"verdict": "both_bad"}))
+    reply = [begin(bench)]
+    reply.append(vote(bench, reply[0]["token"], {"verdict": "both_bad"}))
     asked = bench.engine.live[0]
     assert len(asked.models) == 3
     asked.write("One", "Two", "Three")
-    told.append(bench.ratings.watch("ann", told[1]["seen"]))
+    reply.append(bench.ratings.watch("ann", reply[1]["seen"]))
     asked.end("One", "Two", "Three")
-    told.append(bench.ratings.watch("ann", told[2]["seen"]))
-    told.append(vote(bench, told[3]["token"], RANKED | {"ranking": [[2], [0]]}))
-    told.append(bench.ratings.undo("ann", told[4]["voted"]))
-    told.append(bench.ratings.progress("ann"))
-    whole = json.dumps(told)
+    reply.append(bench.ratings.watch("ann", reply[2]["seen"]))
+    reply.append(vote(bench, reply[3]["token"], RANKED | {"ranking": [[2], [0]]}))
+    reply.append(bench.ratings.undo("ann", reply[4]["voted"]))
+    reply.append(bench.ratings.progress("ann"))
+    whole = json.dumps(reply)
     for name in ("base", "0001", "dpo", "policy", "runs/", "adapters", "source", "sampling"):
         assert name not in whole
     known = {"token", "prompt", "answers", "progress", "meter", "ready", "voted", "streaming"}
-    assert {key for view in told for key in view} == known | {"seen", "was", "last"}
+    assert {key for view in reply for key in view} == known | {"seen", "was", "last"}
 
 
-def test_states_without_answers_are_told_in_words(
+def test_the_reason_for_no_answers_is_shown(
     bench: Bench, open_bench: Callable[..., Bench], project: Project
 ) -> None:
     off = open_bench(FakeEngine("off"), prefetching=False)
@@ -241,8 +241,8 @@ def test_states_without_answers_are_told_in_words(
     pair(bench.store)
     token = begin(bench)["token"]
     project.prompts.write_text("broken\n", "utf-8")
-    told = vote(bench, token)  # the vote is kept, whatever is wrong with the next item
-    assert told["voted"] == only(bench).id and "prompts.jsonl" in told["empty"]
+    reply = vote(bench, token)  # the vote is kept, whatever is wrong with the next item
+    assert reply["voted"] == only(bench).id and "prompts.jsonl" in reply["empty"]
 
 
 def test_progress_counts_hours_and_days(bench: Bench) -> None:
@@ -251,7 +251,7 @@ def test_progress_counts_hours_and_days(bench: Bench) -> None:
     for number, age in enumerate(ages):
         token = bench.store.present(pair(bench.store, f"{number}?"), "ann").token
         bench.store.judge(token, Verdict("tie"), created_at=now - 1000 * age)
-    told = bench.ratings.progress("ann")["progress"]
+    reply = bench.ratings.progress("ann")["progress"]
     midnight = time.mktime((*time.localtime()[:3], 0, 0, 0, 0, 0, -1))
     today = sum(now / 1000 - age >= midnight for age in ages)
-    assert told == {"all": 4, "today": today, "hour": 2}
+    assert reply == {"all": 4, "today": today, "hour": 2}

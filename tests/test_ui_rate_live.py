@@ -26,7 +26,7 @@ pytest_plugins = ("tests.pages",)
 
 @pytest.fixture
 def bench(open_bench: Callable[..., Bench]) -> Bench:
-    """With a fake engine, and nothing made ahead."""
+    """With a fake engine, and nothing prefetched."""
     return open_bench(FakeEngine(), prefetching=False)
 
 
@@ -109,11 +109,11 @@ def test_a_live_vote_that_is_sent_twice_is_one(bench: Bench) -> None:
 @pytest.mark.parametrize("texts", [("", ""), ("Yes", ""), ("Yes", "Yes"), (" ", "Yes")])
 def test_answers_that_say_too_little_yet_go_on(bench: Bench, texts: tuple[str, str]) -> None:
     asked, view = live(bench, *texts)
-    told = vote(bench, view["token"])
-    assert told["error"] == TOO_EARLY and told["reload"]["streaming"]
+    reply = vote(bench, view["token"])
+    assert reply["error"] == TOO_EARLY and reply["reload"]["streaming"]
     assert bench.engine.stopped == [] and bench.store.votes() == []
     asked.write("Yes", "No")
-    view = bench.ratings.watch("ann", told["reload"]["seen"])
+    view = bench.ratings.watch("ann", reply["reload"]["seen"])
     assert sorted(on_screen(view)) == ["No", "Yes"]
     vote(bench, view["token"])
     assert len(bench.store.votes()) == 1
@@ -121,8 +121,8 @@ def test_answers_that_say_too_little_yet_go_on(bench: Bench, texts: tuple[str, s
 
 def test_answers_that_say_too_little_can_be_skipped(bench: Bench) -> None:
     asked, view = live(bench, "", "")
-    told = vote(bench, view["token"], {"verdict": "skip"})
-    assert told["token"].startswith("live-") and "voted" not in told
+    reply = vote(bench, view["token"], {"verdict": "skip"})
+    assert reply["token"].startswith("live-") and "voted" not in reply
     assert bench.engine.stopped == [asked.job] and len(bench.engine.live) == 2
 
 
@@ -134,11 +134,11 @@ def test_a_vote_with_too_long_a_note_may_be_sent_again(bench: Bench) -> None:
     assert only(bench).verdict.note == "short"
 
 
-def test_live_answers_that_fail_are_told_and_the_page_goes_on(bench: Bench) -> None:
+def test_live_answers_that_fail_are_an_error_and_the_page_continues(bench: Bench) -> None:
     asked, view = live(bench, "One", "Two")
     asked.fail("There is not enough memory for this.")
-    told = bench.ratings.watch("ann", view["seen"])
-    assert told["empty"] == "There is not enough memory for this." and "progress" in told
+    reply = bench.ratings.watch("ann", view["seen"])
+    assert reply["empty"] == "There is not enough memory for this." and "progress" in reply
     with pytest.raises(UserError, match="Reload"):
         vote(bench, view["token"])
     assert begin(bench)["token"].startswith("live-") and len(bench.engine.live) == 2
@@ -155,11 +155,11 @@ def test_a_vote_while_they_fail_keeps_what_was_shown(bench: Bench) -> None:
 def test_alike_answers_are_passed_over(bench: Bench) -> None:
     asked, view = live(bench, "One", "Two")
     asked.end("Same", "Same")
-    told = bench.ratings.watch("ann", view["seen"])
-    assert told["token"].startswith("live-") and bench.engine.live[1].prompt != asked.prompt
+    reply = bench.ratings.watch("ann", view["seen"])
+    assert reply["token"].startswith("live-") and bench.engine.live[1].prompt != asked.prompt
     bench.ratings.ask("ann", "My own?")
     bench.engine.live[-1].end("", "x")
-    assert "identical or empty" in bench.ratings.watch("ann", told["seen"])["empty"]
+    assert "identical or empty" in bench.ratings.watch("ann", reply["seen"])["empty"]
     assert begin(bench)["token"].startswith("live-")
 
 
@@ -233,9 +233,7 @@ def test_a_typed_prompt_is_kept_once_and_answered(bench: Bench, project: Project
 
 
 @pytest.mark.parametrize("text", [None, "", "  \n ", 7, ["a"], "x" * (LONGEST_TEXT + 1), "\ud800"])
-def test_prompts_that_can_not_be_are_refused_in_words(
-    bench: Bench, project: Project, text: Any
-) -> None:
+def test_bad_prompts_are_refused(bench: Bench, project: Project, text: Any) -> None:
     with pytest.raises(UserError, match="Type a prompt|up to 20000"):
         bench.ratings.ask("ann", text)
     assert len(read_prompts(project.prompts)) == len(PROMPTS)
@@ -261,7 +259,7 @@ def test_people_vote_at_once_with_the_real_engine(
         AnswerSettings("base", "0001-dpo", 2, 1.0, 10, 0.0)
     )
     bench = open_bench(engine)
-    trouble: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def work(rater: str, early: bool) -> None:
         try:
@@ -280,14 +278,14 @@ def test_people_vote_at_once_with_the_real_engine(
                 assert kept is not None
                 assert {text.strip() for text in before} == set(kept.completions)
         except BaseException as error:
-            trouble.append(error)
+            errors.append(error)
 
     threads = [threading.Thread(target=work, args=(f"r{n}", n % 2 == 0)) for n in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert trouble == []
+    assert errors == []
     assert bench.meter.wait()
     votes = bench.store.votes()
     assert len(votes) >= 18 and all(len(vote.completions) == 2 for vote in votes)
@@ -299,7 +297,7 @@ def test_people_vote_at_once_with_the_real_engine(
     assert len(bench.meter._heads["r1"].votes) == bench.store.count("r1") == 8
 
 
-def test_an_engine_that_dies_is_told(
+def test_an_engine_that_dies_is_an_error(
     open_bench: Callable[..., Bench], tiny_base: Path, project: Project
 ) -> None:
     from functools import partial
@@ -316,7 +314,7 @@ def test_an_engine_that_dies_is_told(
         view = bench.ratings.watch("ann", view["seen"])
     engine.process.kill()
     until(lambda: engine.state == "failed")
-    told = bench.ratings.watch("ann", view["seen"])
-    assert "Votes are kept" in told["empty"] and "Votes are kept" in begin(bench)["empty"]
+    reply = bench.ratings.watch("ann", view["seen"])
+    assert "Votes are kept" in reply["empty"] and "Votes are kept" in begin(bench)["empty"]
     assert bench.engine.state == "failed"
     engine.close()

@@ -1,4 +1,4 @@
-"""Files for download: the votes in the forms that other programs read, a row a line."""
+"""Downloads: the votes as JSON Lines, in the forms that other programs read."""
 
 import json
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ FORMS = {
     "sharegpt": "ShareGPT preferences",
     "arena": "LMSYS arena records",
     "argilla": "Argilla records",
-    "own": "Everything, to be imported again",
+    "own": "Everything, for a later import",
 }
-PURPOSES = {"train": "training", "compare": "taste tests", "all": "both"}
+PURPOSES = {"train": "training", "compare": "blind comparisons", "all": "both"}
 SCOPES = ("mine", "all")
 _CHUNK = 2**16
 
 
 def add_files(app: fastapi.FastAPI, store: Store, everybody: bool = False) -> None:
-    """Add the download to an app; before Gradio is mounted, which answers to every other path.
+    """Add the route /files/votes to an app; before Gradio is mounted, since it takes all paths.
 
     Args:
-        store: of the votes; one of its own, so that nobody waits for long reading.
-        everybody: whether the votes of others may be had as well; never under a login.
+        store: the votes. A store of its own, so that votes do not wait while it reads.
+        everybody: whether a rater may download the votes of others; never when raters log in.
     """
 
     @app.get("/files/votes")
@@ -55,23 +55,23 @@ def add_files(app: fastapi.FastAPI, store: Store, everybody: bool = False) -> No
 
 
 def whose(rater: str, scope: str, everybody: bool) -> str | None:
-    """The rater whose votes are meant; None for those of all.
+    """The rater whose votes are meant; None for all raters.
 
     Raises:
-        UserError: a scope that is not known, or not allowed.
+        UserError: the scope is unknown or not allowed.
     """
     if scope not in SCOPES:
         raise UserError(f"The scope of an export is {' or '.join(SCOPES)}.")
     if scope == "all" and not everybody:
-        raise UserError("Where raters log in, each of them sees their own votes only.")
+        raise UserError("When raters log in, each of them sees their own votes only.")
     return rater if scope == "mine" else None
 
 
 def exported(store: Store, rater: str | None, form: str, purpose: str) -> tuple[int, Export]:
-    """How many votes were looked at, and their rows with the counts of what is left out.
+    """The number of votes, and their rows with the counts of what is left out.
 
     Raises:
-        UserError: a form or purpose that is not known.
+        UserError: the form or the purpose is unknown.
     """
     if form not in EXPORTS:
         raise UserError(f"The form of an export is one of {', '.join(EXPORTS)}.")
@@ -87,12 +87,12 @@ def link(form: str, scope: str, purpose: str) -> str:
 
 
 def _lines(export: Export) -> Iterator[bytes]:
-    """The rows as JSONL, in pieces that are worth a package each."""
-    piece = bytearray()
+    """The rows as JSON Lines, in chunks of 64 KB or a little more."""
+    chunk = bytearray()
     for row in export.rows:
-        # Half a character has no UTF-8, but its \\udXXX escape is valid JSON.
-        piece += json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-        if len(piece) >= _CHUNK:
-            yield bytes(piece)
-            piece.clear()
-    yield bytes(piece)
+        # An unpaired surrogate has no UTF-8, but its \\udXXX escape is valid JSON.
+        chunk += json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        if len(chunk) >= _CHUNK:
+            yield bytes(chunk)
+            chunk.clear()
+    yield bytes(chunk)

@@ -1,4 +1,4 @@
-"""Logging in: a page of its own, a cookie, and how often a wrong password may be tried."""
+"""Logging in: the login page, the session cookie, and a limit on wrong passwords."""
 
 import base64
 import hashlib
@@ -21,8 +21,8 @@ from lorarlhf.preferences.store import Store
 COOKIE = "lorarlhf"
 MOST_FAILURES = 5
 WINDOW_SECONDS = 300.0
-_MOST_KEYS = 4096  # addresses and names that are remembered
-_MOST_HASHES = 2  # at once: each takes 32 MB and a core
+_MOST_KEYS = 4096  # remembered addresses and names
+_MOST_HASHES = 2  # at the same time; each takes 32 MB and a core
 _MOST_WAITING = 20
 _LONGEST_NAME = 200
 
@@ -32,10 +32,10 @@ WRONG = "This name and password do not fit together."
 class Attempts:
     """Failed logins of the last five minutes, by address and by name; kept in memory.
 
-    An address has five tries. A name has five as well, wherever they come from, but an address
-    that has not failed itself is always let in for one: a stranger who keeps guessing at a name
-    can so never shut out the rater, who knows the password. Refused tries count for nothing, so
-    every limit ends by itself.
+    Each address has five attempts, and each name has five attempts from all addresses together. An
+    address without a failure of its own always has one attempt, so a stranger who guesses at a name
+    can't block the rater who knows the password. Refused attempts do not count, so every limit
+    ends after five minutes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,7 +43,7 @@ class Attempts:
         self._failures: OrderedDict[tuple[str, str], deque[float]] = OrderedDict()
 
     def begin(self, address: str, name: str) -> int:
-        """Seconds to wait; 0 allows a try, which counts as a failure until `succeeded`."""
+        """Seconds to wait; 0 allows an attempt, which counts as failed until `succeeded`."""
         here, there = ("address", network(address)), ("name", name[:_LONGEST_NAME])
         own, others = self._recent(here), self._recent(there)
         if len(own) == MOST_FAILURES:
@@ -55,7 +55,7 @@ class Attempts:
         return 0
 
     def succeeded(self, address: str, name: str) -> None:
-        """The try that began last was none to count."""
+        """The last attempt was successful and does not count."""
         for key in (("address", network(address)), ("name", name[:_LONGEST_NAME])):
             if times := self._failures.get(key):
                 times.pop()
@@ -70,7 +70,7 @@ class Attempts:
         return [then for then in self._failures.get(key, ()) if then > since]
 
     def _add(self, key: tuple[str, str]) -> None:
-        # The newest five say all: when the oldest of them leaves the window, there is a try again.
+        # Five times are enough: an attempt is allowed again when the oldest of them is too old.
         self._failures.setdefault(key, deque(maxlen=MOST_FAILURES)).append(self._clock())
         self._failures.move_to_end(key)
         if len(self._failures) > _MOST_KEYS:
@@ -81,7 +81,7 @@ class Attempts:
 
 
 def network(address: str) -> str:
-    """What counts as one address: an IPv4 address, or the /64 that one IPv6 host has to itself."""
+    """What counts as one address: an IPv4 address, or the /64 network of one IPv6 host."""
     try:
         known = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -93,11 +93,11 @@ def network(address: str) -> str:
 
 
 class Login:
-    """The routes /login and /logout, and who is behind a request.
+    """The routes /login and /logout, and the rater of a request.
 
     Args:
         store: the raters with their passwords and sessions.
-        pages: where one may be sent after a login; the first is the default.
+        pages: the paths that a login may lead to; the first is the default.
     """
 
     def __init__(self, store: Store, pages: Collection[str]) -> None:
@@ -106,20 +106,20 @@ class Login:
         self._hashing = anyio.CapacityLimiter(_MOST_HASHES)
 
     async def rater(self, request: Request) -> str | None:
-        """Who is logged in; only the store says so, nothing of the cookie's text is believed."""
+        """The rater who is logged in, according to the store; the cookie holds only a token."""
         token = request.cookies.get(COOKIE, "")
         if not token:
             return None
-        # In a thread, because another one may hold the store for a moment.
+        # In a thread, because it may have to wait for the store.
         return await anyio.to_thread.run_sync(logged_in, self._store, token)
 
     def elsewhere(self, page: str) -> Response:
-        """Send a page's visitor to the login, and back afterwards."""
+        """Redirect a page's visitor to the login, which leads back to the page."""
         to = "" if page == self._pages[0] else f"?to={quote(page)}"
         return RedirectResponse(f"/login{to}", 303)
 
     async def answer(self, request: Request) -> Response:
-        """What /login and /logout say."""
+        """The response to /login and /logout."""
         if request.scope["path"] == "/logout":
             return await self._out(request)
         if request.method == "POST":
@@ -154,7 +154,7 @@ class Login:
         return _keep(RedirectResponse("/login", 303), "", 0)
 
     async def _end(self, request: Request) -> None:
-        """End the login that the browser came with."""
+        """End the session of the browser's cookie."""
         if token := request.cookies.get(COOKIE, ""):
             await anyio.to_thread.run_sync(log_out, self._store, token)
 
@@ -163,13 +163,13 @@ class Login:
 
 
 def _keep(response: Response, token: str, seconds: int) -> Response:
-    # Not `secure`: on a LAN the pages are plain http.
+    # Not `secure`, because the pages use plain http on a LAN.
     response.set_cookie(COOKIE, token, max_age=seconds, path="/", httponly=True, samesite="strict")
     return response
 
 
 def not_logged_in() -> Response:
-    """The answer to a request of a page whose login has ended."""
+    """The response to a request of a page whose session has ended."""
     return PlainTextResponse("You are not logged in any more. Reload the page.", 401)
 
 

@@ -1,4 +1,4 @@
-"""Model text as safe HTML, and answers that give their maker away. Model text is never trusted."""
+"""Model text as safe HTML, and answers that name their maker. Model text is never trusted."""
 
 import html
 import re
@@ -13,7 +13,7 @@ MAKERS = (
     *("openai", "chatgpt", "gpt-?[345]\\w*", "anthropic", "claude", "bard", "gemini", "gemma"),
     *("meta ai", "llama", "mistral", "mixtral", "qwen", "deepseek", "phi-?[1234]\\w*"),
     *("smollm\\d?", "hugging ?face", "vicuna", "alpaca", "grok", "cohere"),
-    # They are known for other things, too.
+    # Companies that are known for other things too count only after "by".
     r"(?<=\bby )(?:google|microsoft|alibaba|amazon|apple|meta)",
 )
 _MAKER = re.compile(rf"\b({'|'.join(MAKERS)})\b", re.IGNORECASE)
@@ -27,8 +27,8 @@ _NEAR = 60
 
 @cache
 def _markdown() -> MarkdownIt:
-    # "js-default" with raw HTML off: what looks like a tag is shown as text. No images: nothing is
-    # fetched because a model wrote an address.
+    # "js-default" without raw HTML: tags are shown as text. No images, because the browser would
+    # fetch an address that a model wrote.
     rules = MarkdownIt("js-default", {"html": False, "linkify": False, "typographer": False})
     rules.disable("image")
     rules.validateLink = _is_web_link  # type: ignore[assignment]
@@ -53,7 +53,7 @@ def as_html(text: str) -> str:
 
 
 def prompt_html(prompt: Prompt) -> str:
-    """A prompt as HTML: the turns of a conversation each under who said it."""
+    """A prompt as HTML; each message of a conversation stands under its role."""
     if isinstance(prompt, str):
         return as_html(prompt)
     if len(prompt) == 1 and prompt[0]["role"] == "user":
@@ -66,7 +66,7 @@ def prompt_html(prompt: Prompt) -> str:
 
 
 def names_its_maker(text: str) -> bool:
-    """Whether an answer says which model wrote it: a maker's name near words about itself."""
+    """Whether an answer names its maker: such a name shortly after words like "I am"."""
     return any(
         _SELF.search(text[max(0, found.start() - _NEAR) : found.end()])
         for found in _MAKER.finditer(text)

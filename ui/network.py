@@ -1,4 +1,4 @@
-"""Where other machines find this one: its addresses, its names, and a QR code of a link."""
+"""How other machines reach this one: its addresses, its names, and a QR code of a link."""
 
 import io
 import ipaddress
@@ -11,19 +11,19 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def addresses() -> list[str]:
-    """This machine's IPv4 addresses in its networks, the one most likely meant first.
+    """This machine's IPv4 addresses, the one that others most likely use first.
 
-    Nothing is sent for this.
+    No packet is sent.
     """
     found = [_towards_the_world(), *_of_interfaces()]
     return list(dict.fromkeys(address for address in found if _reachable(address)))
 
 
 def allowed_hosts(lan: bool) -> frozenset[str]:
-    """The names under which the pages may be asked for, in lower case and without a port.
+    """The host names that requests may have, in lower case and without a port.
 
     Args:
-        lan: other machines may ask as well, by address or by this machine's name.
+        lan: whether other machines may use the pages, by address or by this machine's name.
     """
     if not lan:
         return _LOOPBACK
@@ -33,19 +33,19 @@ def allowed_hosts(lan: bool) -> frozenset[str]:
 
 
 def qr_lines(url: str) -> str:
-    """A link's QR code for a terminal, one line of it in each line of text.
+    """A link's QR code as text for a terminal.
 
-    The light squares are drawn and the dark ones left out, as it must be on a dark background.
-    Phones read it on a light one, too, where it appears inverted.
+    The light squares are drawn, for terminals with a dark background. On a light background the
+    code appears inverted, and phones read that too.
     """
     out = io.StringIO()
-    # Four squares of margin: with fewer some phones find no code on a dark background.
+    # With fewer than four squares of margin, some phones find no code on a dark background.
     segno.make(url, micro=False).terminal(out, border=4, compact=True)
     return out.getvalue().rstrip("\n")
 
 
 def _towards_the_world() -> str:
-    """The address that a packet to the outside would carry; connecting UDP sends none."""
+    """The source address of a packet to the internet; connecting a UDP socket sends none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # reserved for documentation (RFC 5737)

@@ -1,8 +1,8 @@
-"""Who may ask for what: the guard in front of the rating pages.
+"""The guard in front of the pages: which requests are allowed.
 
-Gradio checks neither the Host header nor, beyond localhost, where a request comes from, and it
-answers on many more addresses than its pages use. `Guard` stands before it and hands on only what
-passes every check. It is plain ASGI because Starlette's BaseHTTPMiddleware holds back streams.
+Gradio does not check the Host header, checks the origin of a request only on localhost, and answers
+many more paths than its pages use. `Guard` passes on only requests that pass every check. It is
+plain ASGI because Starlette's BaseHTTPMiddleware buffers streams.
 """
 
 import base64
@@ -24,7 +24,7 @@ from lorarlhf_ui.login import Login, not_logged_in
 MOST_UPLOAD_BYTES = 20 * 2**20
 
 SAFE_LAUNCH: dict[str, Any] = {
-    "run_history": False,  # else every call's inputs and outputs go to the browser's storage
+    "run_history": False,  # otherwise the browser stores all inputs and outputs
     "enable_monitoring": False,
     "ssr_mode": False,
     "footer_links": [],
@@ -32,7 +32,7 @@ SAFE_LAUNCH: dict[str, Any] = {
     "max_file_size": MOST_UPLOAD_BYTES,
     "mcp_server": False,
     "pwa": False,
-    "show_error": False,  # a gr.Error is shown all the same, a traceback's text is not
+    "show_error": False,  # a gr.Error is still shown, but no traceback
 }
 """The arguments of `gr.mount_gradio_app` that belong to the guard."""
 
@@ -48,13 +48,12 @@ _NAME = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@?#\s]+)(:\d{1,5})?")
 _SMALL = 2**20
 _FORM = 8 * 2**10  # a name and a password
 
-# Gradio builds the page's own address from these, and no proxy stands in front that may send them.
+# Gradio derives the page's address from these headers, and there is no proxy that could set them.
 _MISLEADING = (b"x-forwarded-", b"forwarded", b"x-gradio-server")
 
-# What a page may load, send and run. Nothing leads to another host, whatever text a model wrote.
-# Gradio's needs: its own files; inline styles; data: for fonts of formulas and for plots; `eval`
-# for the templates and scripts of gr.HTML. Inline scripts run only by their hash, so that an
-# `onerror=` that slips through Gradio's cleaning does nothing.
+# What a page may load, send and run: nothing from or to another host, whatever a model wrote.
+# Gradio needs its own files, inline styles, data: for fonts and plots, and `eval` for gr.HTML. An
+# inline script needs a known hash, so an `onerror=` that Gradio's cleaning misses does not run.
 _POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-eval'{hashes}; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
@@ -63,7 +62,7 @@ _POLICY = (
 )
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    # Not `no-referrer`: with it a form's Origin is `null`, and the login would be refused.
+    # With `no-referrer` a form's Origin would be `null`, and the guard would refuse the login.
     "Referrer-Policy": "same-origin",
     "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -80,10 +79,10 @@ class Access:
     """Who may use the pages.
 
     Args:
-        hosts: names and addresses under which they may be asked for: lower case, no port.
+        hosts: the host names and addresses that requests may have; lower case, no port.
         login: whether every request needs a login.
-        default_rater: who votes where no login is asked.
-        max_body_bytes: the largest upload; everything else may have 1 MB.
+        default_rater: the rater if there is no login.
+        max_body_bytes: the largest upload; other bodies may have up to 1 MB.
     """
 
     hosts: frozenset[str]
@@ -93,24 +92,25 @@ class Access:
 
 
 def rater_of(request: Any) -> str | None:
-    """The name of the rater behind a request that came through the guard.
+    """The rater of a request that passed the guard.
 
-    It takes what FastAPI hands to a route or an `auth_dependency`, what Gradio hands to a server
-    function of gr.HTML (both Starlette's), and Gradio's own request of an event.
+    Args:
+        request: Starlette's, as FastAPI passes it to routes and to `auth_dependency` and Gradio to
+            the server functions of gr.HTML; or Gradio's own, as events receive it.
     """
     if isinstance(request, HTTPConnection):
         return request.scope.get(_RATER)
-    return getattr(request, "username", None)  # what auth_dependency said
+    return getattr(request, "username", None)  # what auth_dependency returned
 
 
 class Guard:
-    """An ASGI app that checks every request before it hands it on to the pages.
+    """An ASGI app that checks every request before it passes it on to the pages.
 
     Args:
         app: the FastAPI app that Gradio is mounted on.
         store: the raters and their logins.
         access: who may use the pages.
-        pages: the paths of all pages; the first is where a login leads to.
+        pages: the paths of all pages; a login leads to the first one.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Guard:
             await refused(scope, receive, send)
 
     async def _inside(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What happens to a request that may be read."""
+        """Answer a request that passed the checks."""
         request = Request(scope, receive)
         if self._kind(scope["path"]) == "login":
             answer: Response | None = await self._at_login(request)
@@ -151,13 +151,13 @@ class Guard:
         return await self._login.answer(request)
 
     async def _who(self, request: Request) -> Response | None:
-        """Note down the rater; the refusal where there has to be a login and is none."""
+        """Set the rater of the request; returns a refusal if a login is required and missing."""
         scope, path = request.scope, request.scope["path"]
         rater: str | None = self._access.default_rater
         is_page = self._kind(path) == "page"
         if self._access.login:
             rater = await self._login.rater(request)
-            # Browsers ask for the manifest without cookies; it holds the title and an icon.
+            # Browsers request the manifest without cookies; it holds the title and an icon.
             if rater is None and path != "/manifest.json":
                 return self._login.elsewhere(path) if is_page else not_logged_in()
         scope[_RATER] = rater
@@ -165,14 +165,14 @@ class Guard:
         scope["headers"] = [h for h in scope["headers"] if not h[0].lower().startswith(dropped)]
         return None
 
-    # ---- what is refused
+    # ---- checks
 
     def _refusal(self, request: Request) -> Response | None:
         checks = (self._host, self._site, self._path, self._size)
         return next((answer for check in checks if (answer := check(request))), None)
 
     def _host(self, request: Request) -> Response | None:
-        """Only known names: else any page could call itself by a name that leads here."""
+        """Only known host names; otherwise another site could use its own (DNS rebinding)."""
         hosts = request.headers.getlist("host")
         if len(hosts) == 1 and host_name(hosts[0]) in self._access.hosts:
             return None
@@ -182,13 +182,13 @@ class Guard:
         )
 
     def _site(self, request: Request) -> Response | None:
-        """Pages of others may link to the pages here, and do nothing else."""
+        """Other sites may link to the pages, and nothing else."""
         origins = request.headers.getlist("origin")
         fetch_site = request.headers.get("sec-fetch-site", "none")
         kind = self._kind(request.scope["path"])
         linked = request.method in ("GET", "HEAD") and kind in ("page", "login")
         ours = all(_same(origin, request.headers["host"]) for origin in origins)
-        # Sec-Fetch-Site is missing on plain http beyond localhost: Origin and cookie have to do.
+        # On plain http beyond localhost there is no Sec-Fetch-Site; Origin and cookie are checked.
         if ours and (linked or fetch_site in ("same-origin", "none")):
             return None
         return PlainTextResponse("Refused: this request comes from another site.", 403)
@@ -207,14 +207,14 @@ class Guard:
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             return PlainTextResponse("The length is no number.", 400)
-        # Twelve digits are more than any limit, and longer ones are no work for int().
+        # Twelve digits exceed every limit, and int() is slow for very long numbers.
         if len(length) <= 12 and int(length) <= self._most_bytes(request.scope["path"]):
             return None
         return _too_large()
 
     def _kind(self, path: str) -> str:
-        """What a path is, decoded as the server sees it; empty where there is nothing."""
-        if ".." in path:  # all else that could lead astray fits none of the patterns
+        """The kind of a path, which is decoded already; empty if the pages do not use it."""
+        if ".." in path:  # other tricks match none of the patterns
             return ""
         if path in self._pages:
             return "page"
@@ -242,7 +242,7 @@ _METHODS = {
 
 
 def host_name(header: str) -> str:
-    """The name in a Host header: lower case, without port, brackets and the dot at the end."""
+    """The name in a Host header: lower case, without port, brackets and a final dot."""
     found = _NAME.fullmatch(header.lower())
     return found[1].strip("[]").removesuffix(".") if found else ""
 
@@ -257,14 +257,14 @@ def _too_large() -> Response:
 
 
 class _Body:
-    """A request's body up to a limit, counted as it arrives: a length that is announced may lie."""
+    """A request's body up to a limit. It is counted, since Content-Length may be wrong."""
 
     def __init__(self, receive: Receive, send: "_Answer", limit: int) -> None:
         self._receive, self._send = receive, send
         self._left = limit
 
     async def read_by(self, app: ASGIApp, scope: Scope) -> Response | None:
-        """Let an app answer; the refusal where the body went over the limit before."""
+        """Let an app answer; returns a refusal if the body exceeded the limit before that."""
         try:
             await app(scope, self._next, self._pass_on)
         except Exception:
@@ -278,7 +278,7 @@ class _Body:
         return message if self._left >= 0 else {"type": "http.disconnect"}
 
     async def _pass_on(self, message: Message) -> None:
-        # What the app says about a body that was cut off is not what the sender has to know.
+        # The app's answer to a truncated body would be misleading.
         if self._left >= 0 or self._send.started:
             await self._send(message)
 
@@ -287,9 +287,9 @@ class _Body:
 
 
 class _Answer:
-    """The way back: sends an answer on with the headers that every answer gets.
+    """Sends a response on, with the headers that every response gets.
 
-    A page is held back until it is whole, because its policy names the scripts in it.
+    A page is buffered until it is complete, because its policy contains the hashes of its scripts.
     """
 
     def __init__(self, scope: Scope, send: Send, is_page: bool) -> None:
@@ -322,7 +322,7 @@ class _Answer:
         ]
         headers = MutableHeaders(scope=message)
         headers.update(_HEADERS)
-        if self._loopback:  # browsers ignore it on plain http elsewhere, and call that an error
+        if self._loopback:  # on plain http elsewhere, browsers ignore it and log an error
             headers["Cross-Origin-Opener-Policy"] = "same-origin"
         headers.setdefault("Content-Security-Policy", _POLICY.format(hashes=""))
         if not _ASSETS.fullmatch(self._path) and self._path not in _SINGLE_ASSETS:
@@ -337,10 +337,10 @@ class _Answer:
 
 
 def script_hashes(page: str) -> list[str]:
-    """The hashes of a Gradio page's inline scripts, and of those that its `head=` brings.
+    """The hashes of a Gradio page's inline scripts, and of those in its `head=`.
 
-    Texts of raters and models are in the page only as JSON with each `<` escaped, so nothing of
-    theirs can pass for a script.
+    The page contains text of raters and models only as JSON with each `<` escaped, so none of it
+    can be taken for a script.
     """
     scripts = _INLINE.findall(page)
     for config in [script for script in scripts if script.startswith(_CONFIG)]:

@@ -1,4 +1,4 @@
-"""How the pages look: colours, type and spacing for light and dark, from 360 px on."""
+"""How the pages look: colours and fonts for light and dark, and the files in `static/`."""
 
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ def static(name: str) -> str:
 
 
 def theme() -> Any:
-    """A calm theme on system fonts: nothing is fetched from elsewhere."""
+    """A plain theme with system fonts, so that no font is fetched from another server."""
     import gradio as gr
 
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]

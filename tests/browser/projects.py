@@ -1,4 +1,4 @@
-"""Projects with a running server that the tests of a file share, and hands for the vote widget."""
+"""Served projects that the tests of a file share, and helpers for the vote widget."""
 
 import contextlib
 import json
@@ -84,7 +84,7 @@ def running(
         base: a tiny one; without it the server runs without a model.
         runs: called with the new project, to put runs into it.
     """
-    folder = tmp_path_factory.mktemp("project") / "taste"
+    folder = tmp_path_factory.mktemp("project") / "project"
     if base is None:
         project, words = create(folder), ("--no-model", *words)
     else:
@@ -102,7 +102,7 @@ def running(
 
 
 def stored(project: Project) -> Store:
-    """The votes of a project, opened anew."""
+    """The votes of a project, in a new connection."""
     return Store(project.folder / VOTES)
 
 

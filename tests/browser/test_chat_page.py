@@ -1,4 +1,4 @@
-"""The chat page in a real browser: answers stream and stop, side by side, votes, conversations."""
+"""The Chat page in a real browser: answers stream and stop, side by side, and votes."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -7,41 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Page, Route, expect
 
-from tests.browser.projects import ME, ServedProject, put_runs, running
-
-RUN = "0001-sft"
-LONGEST = 2048  # takes many seconds
-# Gradio loses what is asked in the very moment in which its stream of answers is being closed.
-SETTLED_MS = 300
-KEPT = "Saved. The conversation continues with the better answer."
-HOSTILE = (
-    "<img src=x onerror=\"document.title='taken'\"> <script>document.title='taken'</script> "
-    "![a picture](http://example.invalid/x.png) ![mine](/logout) [a link](javascript:alert(1)) "
-    "<svg onload=\"document.title='taken'\"></svg> <iframe src=/></iframe> "
-    "<form action=/logout method=post><input name=password></form> <style>#root{}</style>"
+from tests.browser.chat_steps import (
+    KEPT,
+    LONGEST,
+    RUN,
+    answered,
+    ask,
+    chat_project,
+    grows,
+    letters,
+    messages,
+    new_conversation,
+    number,
+    ready,
+    texts,
+    visit,
+    vote,
+    written,
 )
-# Gradio's cleaning leaves some handlers in, and the content policy keeps them from running.
-REFUSED = (
-    "^console error: (Refused to execute inline event handler because it violates|Executing inline "
-    "event handler violates) the following Content Security Policy directive ['\"]script-src "
-    "'self' "
-)
-COVER = '<div style="position: fixed; inset: 0; background: red; z-index: 9999">cover</div>'
-MARKDOWN = (
-    "# Head\n\nSome **bold**.\n\n- one\n\n```python\nprint('<b>')\n```\n\n| sea |\n|---|\n| blue |"
-)
+from tests.browser.projects import ME, ServedProject
 
 
 @pytest.fixture(scope="module")
 def project(
     tmp_path_factory: pytest.TempPathFactory, make_base: Callable[..., Path]
 ) -> Iterator[ServedProject]:
-    """A base whose long answers take many seconds, a run with a policy and one with a reward."""
-    base = make_base(num_hidden_layers=12, max_position_embeddings=8192)
-    runs = partial(put_runs, base=base, names=[RUN, "0002-reward"], tokens=8)
-    with running(tmp_path_factory, base=base, runs=runs) as project:
+    with chat_project(tmp_path_factory, make_base) as project:
         yield project
 
 
@@ -53,107 +46,7 @@ def nobody_was_here(project: ServedProject) -> None:
 @pytest.fixture
 def chat(open_page: Any, project: ServedProject) -> Callable[..., Page]:
     """`chat(beside="", tokens=16, temperature=0.7)`: the page with a new conversation."""
-
-    def start(beside: str = "", tokens: int = 16, temperature: float = 0.7) -> Page:
-        page = visit(open_page, project)
-        page.get_by_role("button", name="New conversation").click()
-        expect(messages(page)).to_have_count(0)
-        choose(page, "left", "base")
-        choose(page, "right", beside or "nobody")
-        expect(page.locator("#chat-right-side")).to_be_visible(visible=bool(beside))
-        page.get_by_role("button", name="System prompt and sampling").click()
-        expect(page.locator("#chat-scored")).to_be_visible()
-        page.wait_for_timeout(SETTLED_MS)  # fields that were just drawn get their values again
-        number(page, "Longest answer, in tokens", tokens)
-        number(page, "Temperature", temperature)
-        return page
-
-    return start
-
-
-def visit(open_page: Any, project: ServedProject) -> Page:
-    page = open_page(f"{project.url}/chat")
-    ready(page)
-    return page
-
-
-def ready(page: Page) -> None:
-    """Wait until the page knows its models and the conversation."""
-    expect(page.locator("#chat-left-model input")).not_to_have_value("")
-    expect(page.locator("#chat-right-model input")).not_to_have_value("")
-    page.wait_for_timeout(SETTLED_MS)
-
-
-def choose(page: Page, side: str, name: str) -> None:
-    model = page.locator(f"#chat-{side}-model")
-    field = model.locator("input")
-    field.click()
-    model.get_by_role("option", name=name, exact=True).click()
-    expect(field).to_have_value(name)
-
-
-def number(page: Page, label: str, value: float) -> None:
-    field = page.get_by_label(f"number input for {label}")
-    field.fill(str(value))
-    field.press("Tab")
-    expect(field).to_have_value(str(value))
-
-
-def messages(page: Page, side: str = "left", who: str = "") -> Locator:
-    """What is on a side, of `user` or `bot` or both."""
-    kind = f'[data-testid="{who}"]' if who else ':is([data-testid="user"], [data-testid="bot"])'
-    return page.locator(f"#chat-{side}-side {kind}")
-
-
-def text(message: Locator) -> str:
-    """A message as it was written, not as Markdown draws it; half a character is left out."""
-    return said(message).rstrip("\ufffd")
-
-
-def said(message: Locator) -> str:
-    return (message.get_attribute("aria-label") or "").partition("'s message: ")[2]
-
-
-def texts(page: Page, side: str = "left") -> list[str]:
-    return [said(message) for message in messages(page, side).all()]
-
-
-def letters(text: str) -> str:
-    """A text without signs: an attribute holds some of them in another form."""
-    return re.sub(r"\W", "", text)
-
-
-def ask(page: Page, question: str) -> None:
-    page.get_by_label("Your message").fill(question)
-    page.keyboard.press("Enter")
-
-
-def grows(message: Locator) -> str:
-    """Wait until there is a text and then more of it; gives the first of the two."""
-    expect(message).to_have_attribute("aria-label", re.compile(r": [^…]"))
-    first = text(message)
-    expect(message).not_to_have_attribute("aria-label", re.compile(f"{re.escape(first)}\ufffd*$"))
-    assert text(message).startswith(first)
-    return first
-
-
-def answered(page: Page, turns: int = 1) -> None:
-    """Wait until both sides have answered and a vote is possible.
-
-    A random base now and then begins with the end, which leaves nothing to vote on.
-    """
-    for _ in range(6):
-        for side in ("left", "right"):
-            expect(messages(page, side, "bot")).to_have_count(turns)
-        expect(page.locator("#chat-votes")).to_be_visible()
-        if all(text(messages(page, side, "bot").last).strip("… ") for side in ("left", "right")):
-            return
-        page.get_by_role("button", name="Answer again").click()
-        page.wait_for_timeout(SETTLED_MS)
-
-
-def vote(page: Page, name: str) -> None:
-    page.locator("#chat-votes").get_by_role("button", name=name, exact=True).click()
+    return partial(new_conversation, open_page, project)
 
 
 # ---- answers
@@ -167,9 +60,9 @@ def test_an_answer_streams_and_stops(chat: Any, open_page: Any, project: ServedP
     grows(answer)
     page.get_by_role("button", name="Stop").click()
     page.wait_for_timeout(1000)  # what was on its way
-    kept = said(answer)
+    kept = written(answer)
     page.wait_for_timeout(1500)
-    assert said(answer) == kept
+    assert written(answer) == kept
     number(page, "Longest answer, in tokens", 16)
     ask(page, "And a short one?")  # would be refused while an answer is being written
     expect(messages(page, who="bot")).to_have_count(2)
@@ -311,112 +204,7 @@ def test_the_reward_roles_scores(chat: Any) -> None:
     page.get_by_label("Show the reward role's score of each answer").check()
     page.get_by_role("button", name="Answer again").click()
     number = r"(-?\d+\.\d\d)"
-    told = page.locator("#chat-message")
-    expect(told).to_have_text(re.compile(f"Reward role's score: {number} and {number}\\."))
-    one, other = re.findall(number, told.inner_text())
+    message = page.locator("#chat-message")
+    expect(message).to_have_text(re.compile(f"Reward role's score: {number} and {number}\\."))
+    one, other = re.findall(number, message.inner_text())
     assert one != other
-
-
-# ---- the conversation
-
-
-def test_an_answer_is_written_again(chat: Any) -> None:
-    page = chat(RUN, temperature=1.5)
-    ask(page, "A colour?")
-    answered(page)
-    before = again = ""
-    for _ in range(8):  # a random base may say a letter and end: two answers of three are wanted
-        before = again if len(again) >= 3 else before
-        page.get_by_role("button", name="Answer again").click()
-        page.wait_for_timeout(SETTLED_MS)
-        answered(page)
-        again = text(messages(page, who="bot"))
-        if before and len(again) >= 3:
-            break
-    assert len(again) >= 3 and not again.startswith(before[:3])
-    assert texts(page)[0] == "A colour?" and len(texts(page)) == 2
-
-
-def test_a_question_is_asked_in_other_words(chat: Any, project: ServedProject) -> None:
-    page = chat(RUN)
-    for number, question in enumerate(("First?", "Second?"), 1):
-        ask(page, question)
-        answered(page, number)
-    edit = page.locator("#chat-left-side").get_by_role("button", name="Edit")
-    edit.first.click()
-    field = page.locator("#chat-left-side textarea")
-    expect(field).to_have_value("First?")
-    field.fill("Other?")
-    page.get_by_role("button", name="Submit").click()
-    answered(page)
-    assert texts(page)[0] == texts(page, "right")[0] == "Other?"
-    vote(page, "Tie")
-    expect(page.locator("#chat-message")).to_have_text(KEPT)
-    assert [vote.prompt for vote in project.votes()] == [[{"role": "user", "content": "Other?"}]]
-
-
-def test_a_new_conversation_ends_the_old_one(
-    chat: Any, open_page: Any, project: ServedProject
-) -> None:
-    page = chat(tokens=LONGEST, temperature=0)
-    ask(page, "A long story?")
-    grows(messages(page, who="bot"))
-    page.get_by_role("button", name="New conversation").click()
-    expect(messages(page)).to_have_count(0)
-    page.wait_for_timeout(1000)  # what was on its way is not drawn
-    expect(messages(page)).to_have_count(0)
-    number(page, "Longest answer, in tokens", 16)
-    ask(page, "A short one?")
-    expect(messages(page, who="user")).to_have_text("A short one?")
-    expect(messages(page, who="bot")).to_have_attribute("aria-label", re.compile(r": [^…]"))
-
-
-def test_a_reload_keeps_the_conversation_and_who_answered(chat: Any) -> None:
-    page = chat(RUN)
-    ask(page, "A colour?")
-    answered(page)
-    shown = [texts(page, side) for side in ("left", "right")]
-    page.reload()
-    ready(page)
-    answered(page)
-    assert [texts(page, side) for side in ("left", "right")] == shown
-    expect(page.locator("#chat-left-model input")).to_have_value("base")
-    expect(page.locator("#chat-right-model input")).to_have_value(RUN)
-
-
-# ---- what is shown
-
-
-def test_markdown_is_drawn(chat: Any) -> None:
-    page = chat()
-    ask(page, MARKDOWN)  # a question is drawn as an answer is
-    shown = messages(page, who="user")
-    for tag, inner in {"h1": "Head", "strong": "bold", "li": "one", "td": "blue"}.items():
-        expect(shown.locator(tag)).to_have_text(inner)
-    expect(shown.locator("pre code")).to_have_text("print('<b>')\n")
-    expect(shown.locator("pre").locator("..").get_by_role("button")).to_be_visible()
-
-
-def test_hostile_text_does_nothing(chat: Any, open_page: Any) -> None:
-    open_page.allow(REFUSED)
-    page = chat()
-    ask(page, HOSTILE)
-    shown = messages(page, who="user")
-    expect(shown).to_contain_text("<img src=x onerror=")
-    expect(shown).to_contain_text("<form action=/logout method=post>")
-    tags = "img, script, iframe, form, input, style, [onerror], [onload], [href^=javascript]"
-    expect(shown.locator(tags)).to_have_count(0)
-    assert page.title() == "lorarlhf"
-    assert said(shown) == HOSTILE  # kept as it was typed
-
-
-def test_no_text_covers_the_page(chat: Any, open_page: Any) -> None:
-    open_page.allow(REFUSED)  # of the conversation before, until a new one begins
-    page = chat()
-    ask(page, COVER)
-    cover = messages(page, who="user").get_by_text("cover")
-    expect(cover).to_be_attached()
-    box, message = cover.bounding_box(), messages(page, who="user").bounding_box()
-    assert box is None or (message and box["height"] <= message["height"] + 1)
-    page.get_by_role("button", name="Stop").click()  # nothing lies over it
-    page.locator("#chat-left-model input").click()

@@ -155,15 +155,15 @@ def test_a_comparison_from_start_to_end(open_page: Any, project: ServedProject) 
 
 def blind(page: Page) -> None:
     """No name is shown, and nothing but the texts that could identify a side."""
-    told = page.evaluate("window.heard")
-    assert not NAMES.search("".join(told)), told
+    heard = page.evaluate("window.heard")
+    assert not NAMES.search("".join(heard)), heard
     assert not NAMES.search(page.evaluate(WITHOUT_CHOICES))
-    views = [json.loads(text) for text in told if text.startswith('{"token"')]
+    views = [json.loads(text) for text in heard if text.startswith('{"token"')]
     assert views
     for view in views:
         assert set(view) <= {"token", "prompt", "answers", "progress", "score", "voted", "last"}
         assert all(set(answer) == {"html", "text", "flag"} for answer in view["answers"])
-    assert any("names are shown at the end" in text for text in told)  # the stream was heard
+    assert any("names are shown at the end" in text for text in heard)  # the stream was heard
 
 
 def letters(text: str) -> str:

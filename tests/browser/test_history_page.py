@@ -257,7 +257,7 @@ def test_a_vote_is_undone(open_page: Any, server: Any, project: Path) -> None:
     assert Store(project / VOTES).count("me") == 72
 
 
-def test_what_was_changed_elsewhere_is_told(open_page: Any, server: Any, project: Path) -> None:
+def test_a_vote_changed_elsewhere_is_an_error(open_page: Any, server: Any, project: Path) -> None:
     page = open_page(f"{server.url}/history")
     row = open_first(page)
     row.locator("summary").click()
@@ -289,7 +289,7 @@ def test_what_is_downloaded_is_what_was_counted(open_page: Any, server: Any) -> 
     assert len(found) == 75 and all({"prompt", "chosen", "rejected"} <= set(row) for row in found)
 
 
-def test_a_file_comes_in_once_and_a_broken_one_not_at_all(
+def test_a_file_is_imported_once_and_a_broken_one_not_at_all(
     open_page: Any, server: Any, project: Path
 ) -> None:
     page = open_page(f"{server.url}/history")

@@ -204,10 +204,10 @@ def focus_is_seen(page: Page, steps: int) -> None:
     seen = []
     for _ in range(steps):
         page.keyboard.press("Tab")
-        told = page.evaluate(FOCUS)
-        if told is None:  # past the last one
+        focus = page.evaluate(FOCUS)
+        if focus is None:  # past the last one
             break
-        name, changed, there = told
+        name, changed, there = focus
         seen.append(name)
         assert changed or not there, f"nothing shows the focus on {name}"
     assert len(seen) >= min(steps, 5), seen
