@@ -1,6 +1,6 @@
-"""Memory of this process, on the card where there is one and in the machine otherwise.
+"""Memory of this process: on the GPU if there is one, in main memory otherwise.
 
-All figures are in MB (10^6 bytes). A benchmark's `--device cpu` hides the cards from its processes.
+All figures are in MB (10^6 bytes). `--device cpu` of a benchmark hides the GPUs from its processes.
 """
 
 import os
@@ -12,38 +12,38 @@ import psutil
 
 
 def environment(device: str | None) -> dict[str, str]:
-    """Of the processes that measure: with `cpu` no card is seen.
+    """The environment variables of measuring processes; `cpu` hides the GPUs.
 
     Raises:
-        SystemExit: a card was asked for, and PyTorch sees none.
+        SystemExit: `device` is `cuda`, and PyTorch finds no GPU.
     """
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("PyTorch sees no CUDA card here: `lorarlhf doctor` says what is wrong.")
+        raise SystemExit("PyTorch finds no CUDA card here. `lorarlhf doctor` says what is wrong.")
     return os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
 
 
 def has_card() -> bool:
-    """Whether this process measures on a card."""
+    """Whether this process measures on a GPU."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.cuda.is_available()
 
 
 def interpreter_mb() -> float:
-    """What is taken before any model: the process with its libraries, or the card's context."""
+    """Memory before any model is loaded: the process with its libraries, or the GPU's context."""
     if not has_card():
         return held_mb()
     import torch
 
     others = _taken_on_card()
-    torch.zeros(1, device="cuda")  # makes the context
+    torch.zeros(1, device="cuda")  # creates the context
     free, total = torch.cuda.mem_get_info()
     return (total - free - torch.cuda.memory_reserved()) / 1e6 - others
 
 
 def _taken_on_card() -> float:
-    """What the desktop and other programs hold on the first card, by its driver."""
+    """What the desktop and other programs use on the first GPU, according to its driver."""
     command = ["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -53,7 +53,7 @@ def _taken_on_card() -> float:
 
 
 def held_mb() -> float:
-    """What is held now; on a card by PyTorch alone, without the context."""
+    """Memory in use now; on a GPU what PyTorch has reserved, without the context."""
     if has_card():
         import torch
 
@@ -62,7 +62,7 @@ def held_mb() -> float:
 
 
 def forget_peak() -> None:
-    """Count the peak from now on."""
+    """Restart the measurement of the peak."""
     if has_card():
         import torch
 
@@ -73,7 +73,7 @@ def forget_peak() -> None:
 
 
 def peak_mb() -> float:
-    """The most that was held, on a card without the context."""
+    """The peak since `forget_peak`; on a GPU without the context."""
     if has_card():
         import torch
 

@@ -1,4 +1,4 @@
-"""Our side of `ppo_vs_trl.py`: a few updates, and what they took, as a line of JSON."""
+"""The lorarlhf side of `ppo_vs_trl.py`: runs a few updates and prints the figures as JSON."""
 
 import json
 import sys
@@ -12,20 +12,20 @@ ASKED = json.loads(sys.argv[1])
 
 
 def main() -> None:
-    """Tune, measure, save the policy."""
-    import bitsandbytes  # noqa: F401  (what the libraries take is not what the models take)
+    """Train, measure and save the policy."""
+    import bitsandbytes  # noqa: F401  (loaded first: the libraries' memory does not count as the model's)
 
     from lorarlhf import Backbone, PPOConfig, PPOTrainer
     from lorarlhf.data.readers import as_conversation, bundled, read_prompts
 
     interpreter = interpreter_mb()
-    context = interpreter if has_card() else 0.0  # not among what is held
+    context = interpreter if has_card() else 0.0  # `held_mb` does not include it
     work = Path(ASKED["work"])
     backbone = Backbone.load(adapter_layers=ASKED["adapter_layers"], seed=ASKED["seed"])
     backbone.load_role("reward", work / f"reward-{ASKED['adapter_layers']}")
     loaded = context + held_mb()
     rows = [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(bundled("prompts"))]
-    # The same work as TRL's where all layers were asked for; the defaults otherwise.
+    # With all layers this is the same work as TRL's; otherwise the defaults are used.
     trained = backbone.adapter_layers if ASKED["adapter_layers"] == "all" else None
     with TemporaryDirectory() as folder:
         config = PPOConfig(

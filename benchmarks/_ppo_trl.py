@@ -1,8 +1,8 @@
-"""TRL's side of `ppo_vs_trl.py`: TRL 1.12.0 from a folder of its own, the same figures.
+"""The TRL side of `ppo_vs_trl.py`: TRL 1.12.0 from a separate folder, with the same figures.
 
-Policy, value and reward are models of their own there, each with the base in 4 bit; the reference
-is the policy with its adapter switched off. Its phases are told apart where it calls functions of
-its own: `batch_generation` once an update, then `masked_whiten` at the end of the scoring.
+In TRL, policy, value and reward are three models, each with its own base in 4 bit. The reference is
+the policy with its adapter switched off. The phases of an update are separated by two functions
+that TRL calls: `batch_generation` once per update, and `masked_whiten` at the end of the scoring.
 """
 
 import json
@@ -14,18 +14,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from _memory import has_card, held_mb, interpreter_mb, peak_mb
+from transformers import TrainerCallback
 
 ASKED = json.loads(sys.argv[1])
 sys.path.insert(0, ASKED["trl"])
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 
-class Clock:
-    """Seconds of each phase of each update."""
+class Clock(TrainerCallback):
+    """Measures the seconds of each phase of each update."""
 
     def __init__(self, module: Any) -> None:
         self.rows: list[dict[str, float]] = []
-        self.module, self.at = module, 0.0
         generation, whiten = module.batch_generation, module.masked_whiten
 
         def generate(*words: Any, **named: Any) -> Any:
@@ -41,12 +41,12 @@ class Clock:
 
         module.batch_generation, module.masked_whiten = generate, whitened
 
-    def ended(self) -> None:
-        """An update is over."""
+    def on_step_end(self, *words: Any, **named: Any) -> None:
+        """Note the end of an update."""
         self.rows[-1]["ended"] = time.perf_counter()
 
     def medians(self) -> dict[str, float]:
-        """By phase, the first update left out."""
+        """Medians by phase, without the first update."""
         spans = {
             "seconds": ("begun", "ended"),
             "generate": ("begun", "generated"),
@@ -58,7 +58,7 @@ class Clock:
 
 
 def load_models(tokenizer: Any) -> tuple[Any, Any, Any]:
-    """Policy, value and reward, each on a base of its own."""
+    """Policy, value and reward, each with its own base."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import (
@@ -90,7 +90,7 @@ def load_models(tokenizer: Any) -> tuple[Any, Any, Any]:
 
 
 def settings(folder: str) -> Any:
-    """The same work as ours."""
+    """The same work as on the lorarlhf side."""
     import torch
     from trl.experimental.ppo import PPOConfig
 
@@ -110,7 +110,7 @@ def settings(folder: str) -> Any:
         lr_scheduler_type="constant",
         kl_coef=0.05,
         num_sample_generations=0,
-        bf16=False,  # it would cast the norms, and sampling runs outside of its autocast
+        bf16=False,  # bf16 would cast the norms, and sampling runs outside of autocast
         gradient_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
@@ -132,17 +132,17 @@ def prompts(tokenizer: Any) -> Any:
 
 
 def main() -> None:
-    """Tune, measure, save the policy."""
+    """Train, measure and save the policy."""
     import bitsandbytes  # noqa: F401
     import torch
     import trl
     from peft import LoraConfig
-    from transformers import AutoTokenizer, TrainerCallback
+    from transformers import AutoTokenizer
     from trl.experimental.ppo import PPOTrainer, ppo_trainer
 
     assert trl.__version__ == "1.12.0", trl.__version__
     interpreter = interpreter_mb()
-    context = interpreter if has_card() else 0.0  # not among what is held
+    context = interpreter if has_card() else 0.0  # `held_mb` does not include it
     work = Path(ASKED["work"])
     tokenizer = AutoTokenizer.from_pretrained((work / "base.txt").read_text(), padding_side="left")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -151,13 +151,6 @@ def main() -> None:
     policy, value, reward = load_models(tokenizer)
     loaded = context + held_mb()
     clock = Clock(ppo_trainer)
-
-    class Ends(TrainerCallback):
-        """Tells the clock."""
-
-        def on_step_end(self, *words: Any, **named: Any) -> None:
-            clock.ended()
-
     with TemporaryDirectory() as folder:
         trainer = PPOTrainer(
             args=settings(folder),
@@ -167,7 +160,7 @@ def main() -> None:
             reward_model=reward,
             value_model=value,
             train_dataset=prompts(tokenizer),
-            callbacks=[Ends()],
+            callbacks=[clock],
             peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
         )
         trainer.train()

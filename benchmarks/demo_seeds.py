@@ -1,8 +1,8 @@
-"""The demo in several seeds: win rate, KL, length, reward accuracy, time and memory of each.
+"""The demo with several seeds: win rate, KL, length, reward accuracy, time and memory of each.
 
     .venv/bin/python benchmarks/demo_seeds.py --seeds 0 1 2 --out runs/seeds
 
-Each seed is `lorarlhf demo` in a process of its own (ten to twelve minutes on two cores).
+Each seed runs `lorarlhf demo` in a process of its own.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def run_seed(seed: int, out: Path, more: list[str]) -> dict:
-    """One demo; returns its summary."""
+    """Run one demo and return its summary."""
     folder = out / f"seed{seed}"
     command = [sys.executable, "-m", "lorarlhf.cli", "demo", "--seed", str(seed)]
     subprocess.run([*command, "--out", str(folder), *more], check=True)
@@ -21,7 +21,7 @@ def run_seed(seed: int, out: Path, more: list[str]) -> dict:
 
 
 def row(summary: dict) -> list[str]:
-    """One line of the table."""
+    """One row of the table."""
     won, ppo = summary["win_rate"], summary["ppo"]
     reward, rule = summary["reward_model"], summary["rule_score"]
     return [

@@ -1,9 +1,9 @@
-"""The pictures of docs/health.md: each alarm provoked by a real run of PPO on a tiny model.
+"""Draws the pictures of docs/health.md from real PPO runs on a tiny model that cause each alarm.
 
-    .venv/bin/python benchmarks/health_pictures.py            # all, two minutes
+    .venv/bin/python benchmarks/health_pictures.py            # all of them, two minutes
     .venv/bin/python benchmarks/health_pictures.py kl_runaway
 
-Writes docs/images/health/NAME.svg: the figure by update, and where the alarm went on.
+Writes docs/images/health/NAME.svg: the metric by update, with a line where the alarm started.
 """
 
 import argparse
@@ -23,7 +23,7 @@ OUT = ROOT / "docs" / "images" / "health"
 
 
 def first_alarm(rows: list[dict[str, Any]], name: str) -> int | None:
-    """After which update the alarm went on, None where it did not."""
+    """The update after which the alarm started, or None."""
     for count in range(1, len(rows) + 1):
         if any(finding.alarm.name == name for finding in diagnose(rows[:count])):
             return rows[count - 1]["step"]
@@ -31,7 +31,7 @@ def first_alarm(rows: list[dict[str, Any]], name: str) -> int | None:
 
 
 def draw(name: str, figure: str, rows: list[dict[str, Any]], path: Path) -> None:
-    """One small plot as SVG."""
+    """Write one small plot as SVG."""
     found = [(row["step"], row[figure]) for row in rows if figure in row]
     plot = Figure(figsize=(4.2, 2.0), layout="constrained")
     axes = plot.subplots()
@@ -46,14 +46,14 @@ def draw(name: str, figure: str, rows: list[dict[str, Any]], path: Path) -> None
 
 
 def main() -> None:
-    """Provoke the alarms that are named, or all."""
+    """Draw the named alarms, or all of them."""
     sys.path.insert(0, str(ROOT))
     import matplotlib
 
     from tests.provocations import PROVOCATIONS, provoke
     from tests.tiny import write_base
 
-    matplotlib.rcParams["svg.hashsalt"] = "lorarlhf"  # the same picture each time
+    matplotlib.rcParams["svg.hashsalt"] = "lorarlhf"  # makes the output reproducible
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("alarms", nargs="*", default=list(PROVOCATIONS))
     OUT.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""What `on_gpu.sh` runs: doctor, the quick demo, every stage's peak, and a text to paste.
+"""Runs doctor, the quick demo and every stage, and writes a report with the peaks of memory.
 
     .venv/bin/python benchmarks/on_gpu.py --preset 12gb-8b
-    .venv/bin/python benchmarks/on_gpu.py --everything        # all presets of this card's size, and
-                                                             # PPO against TRL's and its own limits
-    .venv/bin/python benchmarks/on_gpu.py --device cpu        # does the script itself work?
+    .venv/bin/python benchmarks/on_gpu.py --everything        # all presets of this card's size,
+                                                             # ppo_vs_trl.py and ppo_limits.py
+    .venv/bin/python benchmarks/on_gpu.py --device cpu        # to test this script
 
-A stage that fails is told and does not end the others. With --preset or --everything, on a card of
-its size, the measured peaks go into recipes/presets/measured.json and the table there is written
-anew.
+`on_gpu.sh` installs lorarlhf and starts this script. If a stage fails, the report says so, and the
+other stages still run. With --preset or --everything on a card of the preset's size, the measured
+peaks are saved in recipes/presets/measured.json, and the table of presets is updated.
 """
 
 import argparse
@@ -24,17 +24,17 @@ from _memory import environment
 from lorarlhf.backbone.memory import Plan
 
 HERE = Path(__file__).parent
-NEAR = 0.1  # of a card's nominal size
-LAST_LINES = 12  # of what a failed step said
+NEAR = 0.1  # largest relative difference from a card's nominal size
+LAST_LINES = 12  # of a failed step's output, for the report
 GB = 1e9
 
 
 def main() -> None:
-    """Run the steps, write and print the report; the exit status is 1 where a step failed."""
+    """Run the steps, then write and print the report. Exits with 1 if a step failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", help="such as 12gb-8b; the small base otherwise")
-    parser.add_argument("--everything", action="store_true", help="hours: see above")
-    parser.add_argument("--base", default="smollm2-135m", help="without --preset")
+    parser.add_argument("--preset", help="for example 12gb-8b (default: the small base)")
+    parser.add_argument("--everything", action="store_true", help="takes hours; see above")
+    parser.add_argument("--base", default="smollm2-135m", help="used without --preset")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path("runs/on_gpu"))
     args = parser.parse_args()
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def comparisons(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
-    """The benchmarks of PPO, each with its figures in a file of its own."""
+    """The commands of PPO's benchmarks. Each writes its figures to a file."""
     limits = ("growth", "ceiling", "adapter", "profile")
     words = {"ppo_vs_trl": ["--device", args.device], "ppo_limits": [f"--{x}" for x in limits]}
     return [
@@ -80,18 +80,18 @@ def what_to_run(preset: str | None, base: str) -> tuple[str, dict[str, Plan]]:
         return base, {stage: Plan(stage, **short) for stage in presets.STAGES}
     card, _, name = preset.partition("gb-")
     if not card.isdecimal() or name not in presets.BASES:
-        raise SystemExit(f"There is no preset {preset}: name one of recipes/presets.")
+        raise SystemExit(f"There is no preset {preset}. Choose one from recipes/presets.")
     base, shape = presets.BASES[name]
     return base, presets.plans_for(shape, presets.USABLE * int(card) * 2**30)
 
 
 def lorarlhf(*words: str) -> list[str]:
-    """The command line of this environment."""
+    """A lorarlhf command of this environment."""
     return [sys.executable, "-m", "lorarlhf.cli", *words]
 
 
 def step(name: str, command: list[str], out: Path, env: dict[str, str]) -> dict[str, Any]:
-    """Run one command with all it says in a log; tells how it went."""
+    """Run one command with its output in a log file. Returns the step's row of the report."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     started, log = time.perf_counter(), out / f"{name.replace(' ', '-')}.log"
     with log.open("w", encoding="utf-8") as file:
@@ -108,7 +108,7 @@ def step(name: str, command: list[str], out: Path, env: dict[str, str]) -> dict[
 def measured(
     base: str, plan: Plan, args: argparse.Namespace, env: dict[str, str], preset: str = ""
 ) -> dict[str, Any]:
-    """One stage's peak, by stage_memory.py."""
+    """Measure one stage's peak with stage_memory.py."""
     name = f"{preset} {plan.stage}".strip()
     found = args.out / f"{name.replace(' ', '-')}.json"
     found.unlink(missing_ok=True)
@@ -128,8 +128,8 @@ def measured(
 
 
 def as_text(base: str, steps: list[dict[str, Any]]) -> str:
-    """A table, and what to paste into a bug report."""
-    lines = [f"{base}: peaks in GB (10^9 bytes), the context of the card included", ""]
+    """The report: a table, and the output to paste into a bug report."""
+    lines = [f"{base}: peaks in GB (10^9 bytes), including the card's context", ""]
     lines += ["| step | computed | measured | off | seconds |", "|---|---|---|---|---|"]
     for row in steps:
         cells = [
@@ -138,14 +138,14 @@ def as_text(base: str, steps: list[dict[str, Any]]) -> str:
         state = "FAILED" if row["failed"] else row.get("off", "")
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {state} | {row['seconds']} |")
     shown = [row for row in steps if row["failed"] or row["name"] == "doctor"]
-    lines += ["", "For a bug report, everything from the table to here below:", "", "```"]
+    lines += ["", "For a bug report, paste everything from the table to the end:", "", "```"]
     for row in shown:
         lines += [f"--- {row['name']}", *row["said"]]
     return "\n".join([*lines, "```", ""])
 
 
 def is_such_a_card(preset: str) -> bool:
-    """Whether this machine's card is one that the preset is for; another one's peaks may differ."""
+    """Whether this machine's card has the preset's size. The peaks of other cards may differ."""
     import torch
 
     if not torch.cuda.is_available():
@@ -155,7 +155,7 @@ def is_such_a_card(preset: str) -> bool:
 
 
 def keep(preset: str, steps: list[dict[str, Any]]) -> None:
-    """Put the measured peaks into the presets' table."""
+    """Add the measured peaks to the presets' table."""
     path = presets.FOLDER / "measured.json"
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     found = {r["stage"]: round(r["measured"] / GB, 2) for r in steps if "measured" in r}

@@ -1,9 +1,10 @@
-"""The pictures of the pages in docs/images: a real project, the small base, a real Chromium.
+"""Takes the pictures of the pages in docs/images: a real project, the small base, a real Chromium.
 
     .venv/bin/python benchmarks/page_pictures.py           # about five minutes
 
-A project is made, the base is tuned on the demonstrations, a simulated rater votes a few dozen
-times, and each page is photographed at three widths, in light and dark.
+The script makes a project, tunes the base on the demonstrations and votes a few times. Then it
+takes screenshots of each page at three widths in light colours, and at the largest width in dark
+colours.
 """
 
 import argparse
@@ -28,10 +29,12 @@ QUESTION = "What is a good way to start the day?"
 
 
 def main() -> None:
-    """Make all pictures."""
+    """Take all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--project", type=Path, help="one with a tuned policy; made otherwise")
+    parser.add_argument(
+        "--project", type=Path, help="a project with a tuned policy (default: make one)"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder, chromium() as browser:
@@ -46,7 +49,7 @@ def main() -> None:
 
 
 def tuned(folder: Path) -> Project:
-    """A project whose base was tuned on the demonstrations."""
+    """A new project whose base is tuned on the demonstrations."""
     space = create(folder)
     command = [sys.executable, "-m", "lorarlhf.cli", "sft", str(space.folder), "--data"]
     subprocess.run([*command, "recipes/data/demonstrations.jsonl"], check=True)
@@ -55,13 +58,13 @@ def tuned(folder: Path) -> Project:
 
 
 def vote(page: Any, url: str, space: Project) -> None:
-    """Two dozen votes by keys, for the friendlier answer."""
+    """Vote with the keys, for the friendlier answer."""
     page.goto(url)
     answers = page.locator(".vote-widget[data-streaming='no'] .answer .body")
     end = time.monotonic() + 600
     while space.store().count() < VOTES:
         if time.monotonic() > end:
-            raise TimeoutError("the pages do not go on")
+            raise TimeoutError("no new votes for ten minutes")
         page.wait_for_timeout(400)
         texts = answers.all_inner_texts()
         if len(texts) == 2 and all(len(text) > 1 for text in texts):
@@ -70,7 +73,7 @@ def vote(page: Any, url: str, space: Project) -> None:
 
 
 def chat(page: Any, url: str) -> None:
-    """A question to both models."""
+    """Ask both models a question."""
     page.goto(f"{url}/chat")
     choose(page, "#chat-right-model", "base")
     page.locator("#chat-text textarea").fill(QUESTION)
@@ -79,7 +82,7 @@ def chat(page: Any, url: str) -> None:
 
 
 def compare(page: Any, url: str) -> None:
-    """A blind comparison with a few votes."""
+    """Start a blind comparison and vote a few times."""
     page.goto(f"{url}/compare")
     page.locator("#compare-start").click()
     for _ in range(3):
@@ -97,7 +100,7 @@ def choose(page: Any, field: str, name: str) -> None:
 
 
 def photograph(browser: Any, url: str, out: Path) -> None:
-    """Every page at three widths, and dark at the widest."""
+    """Save every page at three widths, and in dark colours at the widest."""
     looks = [(width, "light") for width in SIZES] + [(1280, "dark")]
     for width, scheme in looks:
         context = browser.new_context(

@@ -1,4 +1,4 @@
-"""How PPO's cost grows, how near it is to the machine's limit, and what an adapter costs.
+"""How PPO's cost grows, how close it is to the machine's limit, and what an adapter costs.
 
     .venv/bin/python benchmarks/ppo_limits.py --ceiling      # a few minutes
     .venv/bin/python benchmarks/ppo_limits.py --ceiling --base 1b     # a random model of that size
@@ -6,11 +6,12 @@
     .venv/bin/python benchmarks/ppo_limits.py --adapter
     .venv/bin/python benchmarks/ppo_limits.py --profile
 
-`--ceiling`: floating-point work of the optimization over what the machine's own matrix product
-reaches in the same dtype. `--growth`: seconds and peak memory against answer length, prompts an
-update and layers with adapters, each size in a process of its own, and the slopes between the
-sizes (1: twice the work takes twice as long). `--adapter`: sampling with a LoRA adapter over
-sampling from the bare 4-bit base, in turn. `--profile`: what the time of the optimization goes to.
+`--ceiling` compares the floating-point rate of the optimization with that of the machine's own
+matrix product in the same dtype. `--growth` measures seconds and peak memory by answer length,
+prompts per update and layers with adapters, each size in a process of its own, and the slopes
+between the sizes (1: twice the work takes twice as long). `--adapter` compares sampling with a LoRA
+adapter to sampling from the bare 4-bit base, in turn. `--profile` shows what the time of the
+optimization is spent on.
 """
 
 import argparse
@@ -32,22 +33,24 @@ LENGTHS = (32, 64, 128, 256, 512)
 BATCHES = (4, 8, 16, 32, 64, 128)
 LAYERS = (4, 8, 15, 30)
 SQUARE = 2048
-GROWING = 8  # the micro-batch of all sizes of `growth`
-MICRO = 16  # the fastest for the updates of 16 elsewhere
+GROWING = 8  # micro-batch for all sizes of `growth`
+MICRO = 16  # micro-batch elsewhere; the fastest one for updates of 16 prompts
 PROMPT = 32  # tokens
 SLOPES = ("generate", "update", "seconds", "peak_mb")
 SMALL = "smollm2-135m"
 
 
 def main() -> None:
-    """Run what was asked for and print JSON."""
+    """Run the requested measurements and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ceiling", action="store_true")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--adapter", action="store_true")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--base", default=SMALL, help="1b, 3b: random; or any base; not for growth")
-    parser.add_argument("--out", type=Path, help="where the JSON is written, too")
+    parser.add_argument(
+        "--base", default=SMALL, help="1b or 3b (random weights), or any base; --growth ignores it"
+    )
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -74,7 +77,7 @@ def main() -> None:
 
 
 def growth() -> dict[str, Any]:
-    """Rows of figures for each size, and the slopes over the whole range."""
+    """Figures for each size, and the slopes between neighbouring sizes."""
     kinds: dict[str, list[dict[str, Any]]] = {
         "answer_tokens": [{"answer_tokens": n} for n in LENGTHS],
         "batch": [{"batch": n} for n in BATCHES],
@@ -91,7 +94,7 @@ def growth() -> dict[str, Any]:
 
 
 def slope(rows: list[dict[str, Any]], name: str, key: str) -> list[float]:
-    """Exponents between neighbouring sizes: log(time ratio) / log(size ratio)."""
+    """Slopes between neighbouring sizes: log(ratio of times) / log(ratio of sizes)."""
     return [
         round(math.log(b[key] / a[key]) / math.log(b[name] / a[name]), 2)
         for a, b in zip(rows, rows[1:], strict=False)
@@ -99,14 +102,14 @@ def slope(rows: list[dict[str, Any]], name: str, key: str) -> list[float]:
 
 
 def apart(**size: Any) -> dict[str, Any]:
-    """`one` in a process of its own."""
+    """Run `one` in a process of its own."""
     command = [sys.executable, __file__, "--one", json.dumps(size)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def one(answer_tokens: int = 32, batch: int = 16, layers: Any = "upper-half") -> dict[str, Any]:
-    """Seconds by phase of the second of two updates, and the peak above the loaded base, in MB."""
+    """Seconds by phase of the second update, and the peak above the loaded base in MB."""
     trainer, folder = make_trainer(answer_tokens, batch, layers, micro=min(GROWING, batch))
     with folder:
         forget_peak()
@@ -150,12 +153,12 @@ def make_trainer(
 
 
 def ceiling(base: str) -> dict[str, Any]:
-    """Billions of operations a second: of one matrix product, and of the optimization."""
+    """Billions of operations per second, of one matrix product and of the optimization."""
     trainer, folder = make_trainer(32, 16, "upper-half", base)
     with folder:
         trainer.update()
         shares = []
-        for _ in range(3):  # in turn, as the machine's speed drifts
+        for _ in range(3):  # in turn, because the machine's speed drifts
             limit = matrix_speed(trainer.backbone)
             seconds = trainer.update()["seconds_optimize"]
             shares.append((limit, optimization_work(trainer) / seconds / 1e9))
@@ -165,10 +168,10 @@ def ceiling(base: str) -> dict[str, Any]:
 
 
 def matrix_speed(backbone: Any) -> float:
-    """The best that a matrix product reaches, in 10^9 a second.
+    """The highest rate that a matrix product reaches, in 10^9 operations per second.
 
-    Products of the model's own widths and 1,024 rows, on a CPU with a packed weight too, as the
-    optimization has it; and a large square one.
+    It tries products with 1,024 rows and the model's own widths, and a large square one. On a CPU
+    it also tries packed weights, which the optimization uses.
     """
     import torch
 
@@ -189,7 +192,7 @@ def matrix_speed(backbone: Any) -> float:
 
 
 def seconds_of(product: Callable[[], Any]) -> float:
-    """Median of a few rounds, each waited for at its end alone."""
+    """Median over a few rounds. Each round waits for its last product only."""
     seconds = []
     for _ in range(7):
         started = time.perf_counter()
@@ -201,8 +204,11 @@ def seconds_of(product: Callable[[], Any]) -> float:
 
 
 def optimization_work(trainer: Any) -> float:
-    """Operations of one update's epochs: products with the base's weights (forward, and backward to
-    the inputs), with LoRA's (forward, and backward to both) and with the LM head."""
+    """Operations in the epochs of one update.
+
+    Counted are the products with the base's weights (forward, and backward to the inputs), with
+    LoRA's weights (forward, and backward to inputs and weights) and with the LM head.
+    """
     from lorarlhf.backbone.memory import Plan, adapter_bytes
     from lorarlhf.backbone.shape import read_shape
 
@@ -222,7 +228,7 @@ def optimization_work(trainer: Any) -> float:
 
 
 def profile(base: str) -> dict[str, float]:
-    """Shares of the operators' own time in one update's optimization, by what they are for."""
+    """How the time of one update's optimization is divided between kinds of operators."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as watching
@@ -238,7 +244,7 @@ def profile(base: str) -> dict[str, float]:
             result = epochs(*args)
         for event in seen.key_averages(group_by_input_shape=True):
             if event.device_type != DeviceType.CPU:
-                continue  # a kernel, whose time its operator has, too
+                continue  # a kernel; its operator already has its time
             kind = kind_of(
                 event.key, [n for shape in event.input_shapes for n in shape], words, rank
             )
@@ -255,7 +261,7 @@ def profile(base: str) -> dict[str, float]:
 
 
 def kind_of(operator: str, sizes: list[int], words: int, rank: int) -> str:
-    """What an operator with inputs of these sizes is for."""
+    """The kind of an operator with inputs of these sizes."""
     if words in sizes:
         return "LM head"
     if operator.endswith(("bmm", "softmax", "softmax_backward_data")):
@@ -269,7 +275,7 @@ def kind_of(operator: str, sizes: list[int], words: int, rank: int) -> str:
 
 
 def adapter(base: str) -> dict[str, Any]:
-    """Seconds of sampling 16 answers of 32 tokens: the bare base and the policy, A B A B."""
+    """Seconds to sample 16 answers of 32 tokens from the bare base and from the policy, in turn."""
     from lorarlhf.backbone.generation import generate_ids
     from lorarlhf.backbone.limits import DEQUANTISED_BYTES
 
@@ -280,7 +286,7 @@ def adapter(base: str) -> dict[str, Any]:
     with folder:
         for _ in range(6):
             for role, times in seconds.items():
-                # 4-bit weights are at hand as in PPO's own sampling.
+                # 4-bit weights are kept dequantised, as in PPO's own sampling.
                 with backbone.role(role), backbone.dequantised(DEQUANTISED_BYTES):
                     started = time.perf_counter()
                     generate_ids(backbone, encoded, max_new_tokens=32)

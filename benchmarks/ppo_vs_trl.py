@@ -1,16 +1,16 @@
-"""This project's PPO and the last one of TRL (1.12.0) on the same work, in turn: A B A B.
+"""lorarlhf's PPO and TRL's last PPO (1.12.0) on the same work, in turn.
 
     .venv/bin/python benchmarks/ppo_vs_trl.py                     # speed and memory, about 30 min
-    .venv/bin/python benchmarks/ppo_vs_trl.py --updates 20 --seeds 5   # and the score gained: hours
+    .venv/bin/python benchmarks/ppo_vs_trl.py --updates 20 --seeds 5  # and the score gained: hours
     .venv/bin/python benchmarks/ppo_vs_trl.py --adapter-layers all
-    .venv/bin/python benchmarks/ppo_vs_trl.py --stages     # ours alone: stage_memory.py
-    .venv/bin/python benchmarks/ppo_vs_trl.py --growth --ceiling     # ours alone: ppo_limits.py
+    .venv/bin/python benchmarks/ppo_vs_trl.py --stages     # lorarlhf only: stage_memory.py
+    .venv/bin/python benchmarks/ppo_vs_trl.py --growth --ceiling     # lorarlhf only: ppo_limits.py
 
-Both sides tune the small base in NF4 with LoRA of rank 16 against the same reward adapter (`last`
-pooling, which plain PEFT opens), on the same prompts, 16 an update, with the same number of
-optimizer steps. TRL is installed into a folder of its own. Each side runs in a process of its own,
-with the micro-batch that was fastest for it in a short trial. After the last update both policies
-answer the same held-out prompts, which the same reward scores.
+Both sides train the small base in NF4 with LoRA of rank 16 against the same reward adapter (`last`
+pooling, which plain PEFT can open). They use the same prompts, 16 per update, and the same number
+of optimizer steps. TRL is installed into a separate folder. Each side runs in its own process with
+the micro-batch that was fastest for it in a short trial. After the last update both policies answer
+the same held-out prompts, and the same reward scores the answers.
 """
 
 import argparse
@@ -26,31 +26,45 @@ from _memory import environment
 
 FRIENDLY = ("cheerful / gloomy", "warm / cold", "encouraging / critical", "enthusiastic / neutral")
 SIDES = ("ours", "trl")
-WORTH_JUDGING = 10  # updates
+WORTH_JUDGING = 10  # updates from which the held-out score is measured
 HERE = Path(__file__).parent
-# What is measured of ours alone, by scripts of their own.
+# Measurements of lorarlhf only, by other scripts.
 ALONE = {
-    "stages": ([str(HERE / "stage_memory.py")], "peak of SFT, reward, DPO, ORPO, PPO instead"),
-    "growth": ([str(HERE / "ppo_limits.py"), "--growth"], "time and memory by size instead"),
-    "ceiling": ([str(HERE / "ppo_limits.py"), "--ceiling"], "share of the matrix limit instead"),
-    "profile": ([str(HERE / "ppo_limits.py"), "--profile"], "what the time goes to instead"),
-    "adapter": ([str(HERE / "ppo_limits.py"), "--adapter"], "what an adapter costs instead"),
+    "stages": (
+        [str(HERE / "stage_memory.py")],
+        "instead: peak memory of SFT, reward, DPO, ORPO, PPO",
+    ),
+    "growth": ([str(HERE / "ppo_limits.py"), "--growth"], "instead: time and memory by size"),
+    "ceiling": (
+        [str(HERE / "ppo_limits.py"), "--ceiling"],
+        "instead: share of the machine's limit",
+    ),
+    "profile": ([str(HERE / "ppo_limits.py"), "--profile"], "instead: what the time is spent on"),
+    "adapter": ([str(HERE / "ppo_limits.py"), "--adapter"], "instead: what an adapter costs"),
 }
 PHASES = ("seconds", "generate", "score", "update")
 
 
 def main() -> None:
-    """Prepare once, then both sides in turn; prints and writes JSON."""
+    """Prepare once, run both sides in turn, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--updates", type=int, default=4, help="measured after a first one")
-    parser.add_argument("--seeds", type=int, default=2, help="rounds of A B, each of another seed")
-    parser.add_argument("--batch", type=int, default=16, help="prompts an update")
+    parser.add_argument(
+        "--updates", type=int, default=4, help="measured updates, after a first one"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=2, help="rounds of both sides, each with another seed"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="prompts per update")
     parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--adapter-layers", default="upper-half", help="ours; TRL adapts all")
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="the card if there is one")
-    parser.add_argument("--micro", type=int, nargs="*", default=[4, 8, 16], help="to choose from")
-    parser.add_argument("--out", type=Path, help="where the JSON is written, too")
-    parser.add_argument("--trl", type=Path, help="a folder with TRL 1.12.0; installed otherwise")
+    parser.add_argument("--adapter-layers", default="upper-half", help="for lorarlhf; TRL uses all")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), help="default: the GPU if there is one"
+    )
+    parser.add_argument(
+        "--micro", type=int, nargs="*", default=[4, 8, 16], help="micro-batch sizes to choose from"
+    )
+    parser.add_argument("--out", type=Path, help="also write the JSON to this file")
+    parser.add_argument("--trl", type=Path, help="a folder with TRL 1.12.0 (default: install it)")
     for name, (_, text) in ALONE.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     args = parser.parse_args()
@@ -72,9 +86,9 @@ def main() -> None:
         for seed in range(args.seeds):
             for side in SIDES:
                 rounds[side].append(run(side, work, trl, args, best[side], seed, args.updates))
-                write(args.out, {"rounds": rounds})  # hours: should a later one fail
+                write(args.out, {"rounds": rounds})  # a later round may fail, and this takes hours
         result = {"settings": settings_of(args), "micro_batch": best, "trials": trials}
-        result |= told(rounds)
+        result |= compared(rounds)
         if args.updates >= WORTH_JUDGING:
             result |= gained(rounds, heldout_score(work, "all", args.max_new_tokens))
         result["rounds"] = rounds
@@ -82,7 +96,7 @@ def main() -> None:
 
 
 def write(out: Path | None, result: dict[str, Any]) -> str:
-    """The figures as JSON, in a file too where one is named."""
+    """The result as JSON; also written to `out`, if given."""
     text = json.dumps(result, indent=2)
     if out:
         out.write_text(text + "\n", encoding="utf-8")
@@ -90,20 +104,20 @@ def write(out: Path | None, result: dict[str, Any]) -> str:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The settings that the figures depend on."""
     names = ("updates", "seeds", "batch", "max_new_tokens", "adapter_layers", "device")
     return {name: getattr(args, name) for name in names}
 
 
 def install_trl(folder: Path) -> Path:
-    """TRL 1.12.0 alone, beside the libraries that are there."""
+    """Install TRL 1.12.0 without its dependencies, which are installed already."""
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
     subprocess.run([*command, "trl==1.12.0"], check=True)
     return folder
 
 
 def prepare(work: Path, adapter_layers: str) -> None:
-    """The reward adapter that a side opens: a fit on the base's states, its LoRA still zero."""
+    """Make the reward adapter of a side: a fit on the base's states, with LoRA still zero."""
     from lorarlhf import Backbone, train_reward_model
     from lorarlhf.data.readers import bundled
     from lorarlhf.rewards.axes import read_axes
@@ -118,7 +132,7 @@ def prepare(work: Path, adapter_layers: str) -> None:
     backbone = Backbone.load(adapter_layers=adapter_layers)
     run = Run(work / f"run-{adapter_layers}", "reward", {"seed": 0})
     train_reward_model(backbone, rows, run, RewardSettings(pooling="last", epochs=0))
-    backbone.heads["reward"].bias.data.zero_()  # a constant, which other tools' shape lacks
+    backbone.heads["reward"].bias.data.zero_()  # a constant; other tools' head has no bias
     backbone.save("reward", work / f"reward-{adapter_layers}")
     (work / "base.txt").write_text(backbone.base_path)
 
@@ -127,11 +141,11 @@ Trials = dict[int, float | None]
 
 
 class Failed(SystemExit):
-    """One side's process ended badly; ends the benchmark where nobody catches it."""
+    """The process of one side failed. Ends the benchmark unless it is caught."""
 
 
 def try_micros(side: str, work: Path, trl: Path, args: argparse.Namespace) -> Trials:
-    """Seconds of an update by micro-batch; None for one that ended otherwise, out of memory."""
+    """Seconds per update by micro-batch; None for one that failed, for example out of memory."""
     if len(args.micro) == 1:
         return {args.micro[0]: 0.0}
     seconds: Trials = {}
@@ -145,21 +159,21 @@ def try_micros(side: str, work: Path, trl: Path, args: argparse.Namespace) -> Tr
 
 
 def fastest(seconds: Trials) -> int:
-    """The micro-batch of the quickest update.
+    """The micro-batch with the fastest update.
 
     Raises:
-        SystemExit: none of them ended well.
+        SystemExit: all of them failed.
     """
     known = {micro: took for micro, took in seconds.items() if took is not None}
     if not known:
-        raise SystemExit("No micro-batch gave an update; what went wrong is above.")
+        raise SystemExit("No micro-batch worked. The errors are above.")
     return min(known, key=lambda micro: known[micro])
 
 
 def run(
     side: str, work: Path, trl: Path, args: argparse.Namespace, micro: int, seed: int, updates: int
 ) -> dict[str, Any]:
-    """One side in a process of its own."""
+    """Run one side in a process of its own."""
     ask = settings_of(args) | {"micro": micro, "seed": seed, "updates": updates, "work": str(work)}
     ask |= {"trl": str(trl)}
     program = HERE / f"_ppo_{side}.py"
@@ -170,7 +184,7 @@ def run(
         env=environment(args.device),
     )
     if done.returncode:
-        raise Failed(f"{program.name} ended with {done.returncode}; what it said is above")
+        raise Failed(f"{program.name} failed with status {done.returncode}; its output is above")
     figures = json.loads(done.stdout.splitlines()[-1])
     if updates >= WORTH_JUDGING:
         layers = args.adapter_layers if side == "ours" else "all"
@@ -183,7 +197,7 @@ def run(
 def heldout_score(
     work: Path, adapter_layers: str, length: int, policy: Path | None = None
 ) -> float:
-    """Mean score of the answers to the held-out prompts; same seeds and reward for everybody."""
+    """Mean score of the answers to the held-out prompts; same seeds and reward for both sides."""
     from lorarlhf import Backbone, generate
     from lorarlhf.data.readers import as_conversation, bundled, read_prompts
     from lorarlhf.rewards.role import score_answers
@@ -199,8 +213,8 @@ def heldout_score(
     return sum(scores) / len(scores)
 
 
-def told(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians by side, and ours against TRL's."""
+def compared(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians by side, and the ratios of TRL's to ours."""
     sides = {
         side: {
             name: round(median(figures[name] for figures in rounds[side]), 3)
@@ -220,7 +234,7 @@ def told(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def gained(rounds: dict[str, list[dict[str, Any]]], of_the_base: float) -> dict[str, Any]:
-    """How far each seed's policy is above the base on the held-out prompts."""
+    """By how much each seed's policy scores above the base on the held-out prompts."""
     scores = {side: [row["heldout_score"] - of_the_base for row in rounds[side]] for side in SIDES}
     return {
         "heldout_score_of_the_base": of_the_base,

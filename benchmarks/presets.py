@@ -1,11 +1,11 @@
-"""Settings by card and base, computed by `lorarlhf.backbone.memory`: writes recipes/presets/.
+"""Computes settings by card and base with `lorarlhf.backbone.memory`, and writes recipes/presets/.
 
-    .venv/bin/python benchmarks/presets.py            # writes the files and their table
-    .venv/bin/python benchmarks/presets.py --check    # only says whether they are up to date
+    .venv/bin/python benchmarks/presets.py            # write the files and their table
+    .venv/bin/python benchmarks/presets.py --check    # only check that they are up to date
 
-For each card and base the longest rows and the largest micro-batch that fit are taken, with
-adapters on the upper half of the layers where that is possible, else on a quarter. What has been
-measured on a card (`measured.json`, filled by benchmarks/on_gpu.sh) stands beside it.
+For each card and base the script takes the longest rows and then the largest micro-batch that fit,
+with adapters on the upper half of the layers if possible, and on a quarter otherwise. Peaks that
+were measured on a card (`measured.json`, written by benchmarks/on_gpu.sh) are in the table too.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from lorarlhf.backbone.shape import Shape
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "presets"
 CARDS = (8, 12, 16, 24)  # gigabytes of 2^30 bytes, as cards are sold
-USABLE = 0.92  # of a card: the rest is the desktop's, the driver's and what stands in holes
+USABLE = 0.92  # share of a card; the rest is for desktop, driver and fragmentation
 GB = 1e9
-LENGTHS = (1024, 512, 256)  # tokens of prompt and answer together, half of them each
+LENGTHS = (1024, 512, 256)  # tokens of a prompt and its answer, half for each
 MICRO = (8, 4, 2, 1)
 STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
 
-# Sizes from the config.json of each base on the hub, all of them under the Apache licence.
+# Sizes from each base's config.json on the hub. All of them have the Apache licence.
 BASES: dict[str, tuple[str, Shape]] = {
     "1.5b": ("Qwen/Qwen2.5-1.5B-Instruct", Shape(1536, 28, 12, 2, 128, 8960, 151936, tied=True)),
     "3b": ("HuggingFaceTB/SmolLM3-3B", Shape(2048, 36, 16, 4, 128, 11008, 128256, tied=True)),
@@ -37,22 +37,22 @@ BASES: dict[str, tuple[str, Shape]] = {
 
 INTRODUCTION = """# Presets by card
 
-Settings for a card and a base, for every stage: `lorarlhf sft --config recipes/presets/12gb-8b.yaml
---data FILE`, then `reward`, `ppo`, `dpo`, `orpo` with the same file. Any setting can be overridden
-with `--set`. Where a base is missing for a card, no stage of it fits with 128 tokens a prompt and
-128 an answer.
+Each file has the settings of every stage for one card and one base. Use the same file for all
+stages: `lorarlhf sft --config recipes/presets/12gb-8b.yaml --data FILE`, then `reward`, `ppo`,
+`dpo` or `orpo`. `--set` overrides a setting. If a base is missing for a card, none of its stages
+fits with prompts of 128 tokens and answers of 128.
 
-Computed by `python benchmarks/presets.py` from what `lorarlhf.backbone.memory` says of cards. The
-columns give the expected peak in GB (10^9 bytes); those with * what was **measured** on such a card
-by `benchmarks/on_gpu.sh`, and - where nobody has yet. Every run says what it expects before it
-loads anything, and stops where that is more than is free.
+`python benchmarks/presets.py` computes the settings with `lorarlhf.backbone.memory`. The columns
+give the expected peak in GB (10^9 bytes). Columns with * give the peak that `benchmarks/on_gpu.sh`
+**measured** on such a card; a - means that it has not been measured. Every run prints its expected
+peak before it loads anything, and stops if that is more than is free.
 """.splitlines()
 
 
 def plan_for(stage: str, shape: Shape, upper: int, room: float) -> Plan | None:
-    """The longest rows, then the largest micro-batch, that fit; without checkpointing first."""
+    """The longest rows that fit, then the largest micro-batch; checkpointing only if needed."""
     for length in LENGTHS:
-        # TRL's stages recompute activations on a card anyway.
+        # TRL's stages recompute activations on a card by default.
         for checkpointed in (False, True) if stage == "ppo" else (None,):
             for size in MICRO:
                 plan = Plan(
@@ -69,7 +69,7 @@ def plan_for(stage: str, shape: Shape, upper: int, room: float) -> Plan | None:
 
 
 def plans_for(shape: Shape, room: float) -> dict[str, Plan]:
-    """A plan for each stage that fits, all with adapters on the same layers."""
+    """A plan for each stage that fits, with adapters on the same layers in all of them."""
     best: dict[str, Plan] = {}
     for upper in (shape.layers - shape.layers // 2, shape.layers // 4):
         found = {stage: plan_for(stage, shape, upper, room) for stage in STAGES}
@@ -80,7 +80,7 @@ def plans_for(shape: Shape, room: float) -> dict[str, Plan]:
 
 
 def settings_of(plan: Plan) -> dict[str, Any]:
-    """A plan as the settings of its stage."""
+    """The settings of a stage for this plan."""
     own: dict[str, Any] = {"micro_batch_size": plan.micro_batch_size}
     if plan.stage == "ppo":
         own |= {"max_prompt_tokens": plan.prompt_tokens, "max_new_tokens": plan.answer_tokens}
@@ -90,12 +90,12 @@ def settings_of(plan: Plan) -> dict[str, Any]:
 
 
 def as_yaml(card: int, name: str, plans: dict[str, Plan]) -> str:
-    """A settings file: what all stages share, then each stage's own."""
+    """A settings file: the shared settings, then those of each stage."""
     base, shape = BASES[name]
     peaks = ", ".join(f"{s} {estimate(shape, p)['total'] / GB:.1f}" for s, p in plans.items())
     lines = [
-        f"# {base} on a card with {card} GB. Computed by benchmarks/presets.py; what was measured",
-        "# stands in README.md. Expected peaks in GB (10^9 bytes) with rows as long as given here:",
+        f"# {base} on a card with {card} GB. Computed by benchmarks/presets.py; README.md has the",
+        "# measured peaks. Expected peaks in GB (10^9 bytes) with rows of the lengths given here:",
         f"# {peaks}.",
         f"# lorarlhf sft --config recipes/presets/{card}gb-{name}.yaml --data FILE",
         f"base: {base}",
@@ -105,7 +105,7 @@ def as_yaml(card: int, name: str, plans: dict[str, Plan]) -> str:
     for stage, plan in plans.items():
         lines.append(f"{stage}:")
         lines += [f"  {key}: {json.dumps(value)}" for key, value in settings_of(plan).items()]
-        if stage == "reward":  # reads rows of any length
+        if stage == "reward":  # it has no setting for the length
             lines.append(f"  # for rows of up to {plan.prompt_tokens + plan.answer_tokens} tokens")
     if missing := [stage for stage in STAGES if stage not in plans]:
         lines.append(f"# Too large for this card: {', '.join(missing)}.")
@@ -113,7 +113,7 @@ def as_yaml(card: int, name: str, plans: dict[str, Plan]) -> str:
 
 
 def table(presets: dict[tuple[int, str], dict[str, Plan]], measured: dict[str, Any]) -> str:
-    """The README of the folder."""
+    """The README of the folder, with the table."""
     head = [
         "card",
         "base",
@@ -149,19 +149,21 @@ def files() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the folder, or with --check compare it."""
+    """Write the folder, or compare it with --check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing")
+    parser.add_argument("--check", action="store_true", help="only compare, change nothing")
     args = parser.parse_args()
     made = files()
     if args.check:
         there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.[ym]*")}
-        sys.exit(0 if there == made else "recipes/presets is not what benchmarks/presets.py writes")
+        sys.exit(
+            0 if there == made else "recipes/presets differs from what benchmarks/presets.py writes"
+        )
     write(made)
 
 
 def write(made: dict[str, str]) -> None:
-    """The files, and no other settings beside them."""
+    """Write the files and remove all other settings files."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for path in FOLDER.glob("*.yaml"):
         path.unlink()

@@ -1,11 +1,11 @@
-"""How quick the rating pages are: start, key to next pair, many raters at once. Real processes.
+"""How fast the rating pages are: start, key to next pair, many raters at once. Real processes.
 
     .venv/bin/python benchmarks/rating_pages.py            # everything, about four minutes
     .venv/bin/python benchmarks/rating_pages.py --only key --votes 50000
 
-`start` counts from the start of the command to a pair on the screen of a real Chromium that can be
-voted on; `key` from a key pressed in it to the next pair shown; `raters` are 20 logged-in clients
-over HTTP that vote five times a second together, then as fast as they can.
+`start` measures from the start of the command until a real Chromium shows a pair that can be voted
+on. `key` measures from a key press in Chromium until the next pair is shown. `raters` runs 20
+logged-in HTTP clients, which together vote five times a second, and then as fast as they can.
 """
 
 import argparse
@@ -43,12 +43,14 @@ SHOWN = ".vote-widget .answer"
 
 
 def main() -> None:
-    """Measure what was asked for and print it as JSON."""
+    """Run the requested measurements and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=sorted(PARTS), help="one part")
-    parser.add_argument("--votes", type=int, default=50_000, help="in the store already")
-    parser.add_argument("--seconds", type=int, default=60, help="of voting by 20 raters")
-    parser.add_argument("--runs", type=int, default=5, help="starts of each kind")
+    parser.add_argument("--only", choices=sorted(PARTS), help="measure only this")
+    parser.add_argument(
+        "--votes", type=int, default=50_000, help="votes that are in the store at the start"
+    )
+    parser.add_argument("--seconds", type=int, default=60, help="how long the 20 raters vote")
+    parser.add_argument("--runs", type=int, default=5, help="starts with and without a model")
     args = parser.parse_args()
     parts = [args.only] if args.only else list(PARTS)
     print(json.dumps({name: PARTS[name](args) for name in parts}, indent=2))
@@ -58,19 +60,19 @@ def main() -> None:
 
 
 def start(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds from the command to a pair that can be voted on."""
+    """Seconds from the start of the command to a pair that can be voted on."""
     found: dict[str, list[float]] = {"without_model": [], "with_small_base": []}
     with TemporaryDirectory() as folder, chromium() as browser:
         ready = project(Path(folder) / "ready", items=20)
         empty = project(Path(folder) / "empty")
         for _ in range(args.runs):
             found["without_model"].append(seconds_to_pair(browser, ready, "--no-model"))
-            # Nothing is made ahead there: the pair is written before the rater's eyes.
+            # This project has no prepared pairs, so the answers are streamed while the rater waits.
             found["with_small_base"].append(seconds_to_pair(browser, empty))
     return {f"{name}_s": round(median(times), 2) for name, times in found.items()}
 
 
-# Seen by the page itself: a browser's driver looks only every half second.
+# The page itself takes the time, because a browser's driver polls only every half second.
 FIRST_TEXT = """
 const look = () => {
   if (document.querySelector(".vote-widget .answer .body p:not(.faint)"))
@@ -82,7 +84,7 @@ look();
 
 
 def seconds_to_pair(browser: Any, space: Project, *words: str) -> float:
-    """Start the command, open its page, wait for the first answers."""
+    """Start the command, open its page and wait for the first answers."""
     context = browser.new_context()
     page = context.new_page()
     page.add_init_script(FIRST_TEXT)
@@ -98,7 +100,7 @@ def seconds_to_pair(browser: Any, space: Project, *words: str) -> float:
 
 
 def key(args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds from a key to the next pair, and of a commit, with many votes in the store."""
+    """Milliseconds from a key to the next pair, and for a commit, with many votes in the store."""
     with TemporaryDirectory() as folder, chromium() as browser:
         space = project(Path(folder) / "big", items=400, votes=args.votes)
         with serving(space, "--no-model") as url:
@@ -116,8 +118,8 @@ def key(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-# In the page, so that nothing but the page and the server is measured: the time until the widget
-# has another token and its text is drawn (two frames later).
+# Runs in the page, so only the page and the server are measured: the time until the widget has
+# another token and its text is drawn (two frames later).
 KEY_TO_NEXT = """async () => {
   await new Promise((done) => setTimeout(done, 400));
   const root = document.querySelector(".vote-widget"), before = root.dataset.token;
@@ -130,7 +132,7 @@ KEY_TO_NEXT = """async () => {
 
 
 def commit_times(store: Store, count: int) -> list[float]:
-    """Milliseconds that keeping one vote takes: the transaction and its way to the disk."""
+    """Milliseconds to store one vote: the transaction, including the write to disk."""
     times = []
     for _ in range(count):
         shown = next_shown(store, "committer")
@@ -146,7 +148,7 @@ def commit_times(store: Store, count: int) -> list[float]:
 
 
 def raters(args: argparse.Namespace) -> dict[str, Any]:
-    """20 raters, logged in: five votes a second together, then as fast as they can."""
+    """20 logged-in raters: together five votes a second, then as fast as they can."""
     with TemporaryDirectory() as folder:
         space = project(Path(folder) / "many", items=20_000, raters=20)
         with serving(space, "--no-model", "--lan") as url:
@@ -154,20 +156,20 @@ def raters(args: argparse.Namespace) -> dict[str, Any]:
             calm = vote_together(clients, args.seconds, pause=len(clients) / 5)
             hurried = vote_together(clients, 10, pause=0)
         kept = space.store().count()
-    told = len(calm) + len(hurried)
+    acknowledged = len(calm) + len(hurried)
     return {
         "raters": len(clients),
         "votes_a_second": round(len(calm) / args.seconds, 1),
         "vote_ms": spread(calm),
         "hurried_votes_a_second": round(len(hurried) / 10, 1),
         "hurried_vote_ms": spread(hurried),
-        "acknowledged": told,
-        "lost": told - kept,
+        "acknowledged": acknowledged,
+        "lost": acknowledged - kept,
     }
 
 
 class Client:
-    """A rater's browser, as far as the server sees it."""
+    """A rater's browser, as the server sees it."""
 
     def __init__(self, url: str, name: str) -> None:
         self.url = url
@@ -175,7 +177,7 @@ class Client:
         form = urllib.parse.urlencode({"name": name, "password": PASSWORD}).encode()
         self.opener.open(f"{url}/login", form, timeout=60).read()
         config = json.loads(self.opener.open(f"{url}/config", timeout=60).read())
-        self.widget = next(  # the first page's; the Compare page has one, too
+        self.widget = next(  # of the first page; the Compare page has one as well
             part["id"]
             for part in config["components"]
             if part["props"].get("elem_id") == "vote-widget"
@@ -183,7 +185,7 @@ class Client:
         self.view = self.ask("begin", {})
 
     def ask(self, name: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Call a function of the widget as its script does."""
+        """Call a function of the widget, as its script does."""
         body = {"component_id": self.widget, "fn_name": name, "session_hash": "x", "data": data}
         request = urllib.request.Request(
             f"{self.url}/gradio_api/component_server/",
@@ -193,18 +195,18 @@ class Client:
         return json.loads(self.opener.open(request, timeout=60).read())
 
     def vote(self) -> float:
-        """One vote; milliseconds until the next pair is here."""
+        """Cast one vote; returns the milliseconds until the next pair arrives."""
         begun = time.perf_counter()
         vote = {"verdict": "ranked", "ranking": [[0], [1]]}
         reply = self.ask("vote", {"token": self.view["token"], "vote": vote, "milliseconds": 900})
         if "voted" not in reply:
-            raise RuntimeError(f"not stored: {reply}")
+            raise RuntimeError(f"the vote was not stored: {reply}")
         self.view = reply
         return 1000 * (time.perf_counter() - begun)
 
 
 def vote_together(clients: list[Client], seconds: float, pause: float) -> list[float]:
-    """All clients at once; milliseconds of every acknowledged vote."""
+    """Let all clients vote at once; returns the milliseconds of every acknowledged vote."""
     times: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -230,7 +232,7 @@ def vote_together(clients: list[Client], seconds: float, pause: float) -> list[f
 
 
 def project(folder: Path, items: int = 0, votes: int = 0, raters: int = 0) -> Project:
-    """A project with so many pairs to rate and votes that are there already."""
+    """A new project with this many pairs to rate, stored votes and raters with logins."""
     space = create(folder)
     store = space.store()
     add_votes(
@@ -257,7 +259,7 @@ def project(folder: Path, items: int = 0, votes: int = 0, raters: int = 0) -> Pr
 
 @contextmanager
 def serving(space: Project, *words: str) -> Iterator[str]:
-    """`lorarlhf ui` in a process of its own, until the block ends."""
+    """Run `lorarlhf ui` in a process of its own until the block ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -278,7 +280,7 @@ def serving(space: Project, *words: str) -> Iterator[str]:
 
 
 def wait_for(ready: Callable[[], Any], seconds: float = 60) -> None:
-    """Try until it works."""
+    """Call `ready` until it raises no OSError."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -292,7 +294,7 @@ def wait_for(ready: Callable[[], Any], seconds: float = 60) -> None:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser that is warm."""
+    """A browser that has opened a page already."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,13 +1,13 @@
-"""Peak memory of every stage on one base, beside what `lorarlhf estimate` says of it.
+"""Measured peak memory of every stage on one base, and the estimate of `lorarlhf estimate`.
 
     .venv/bin/python benchmarks/stage_memory.py                    # the small base, every stage
-    .venv/bin/python benchmarks/stage_memory.py --base 1b          # a random model of that size
+    .venv/bin/python benchmarks/stage_memory.py --base 1b          # random weights of that size
     .venv/bin/python benchmarks/stage_memory.py --prompt-tokens 256 --answer-tokens 256 --micro 2
 
-Every row has exactly the lengths asked for, so that the peak is that of the longest batch. Each
-stage runs in a process of its own, which takes two optimizer steps. Peaks are of the process from
-the moment the base is loaded; `interpreter` is the process with its libraries before that. On a
-card they are of the card: what PyTorch has reserved, and `interpreter` is the card's context.
+Every row has exactly the given lengths, so every batch is the longest one. Each stage runs in a
+process of its own and takes two optimizer steps. The peak is that of the process after the base is
+loaded, and `interpreter` is the process with its libraries before that. On a GPU the peak is what
+PyTorch has reserved, and `interpreter` is the GPU's context.
 """
 
 import argparse
@@ -34,19 +34,23 @@ STAGES = ("sft", "reward", "dpo", "orpo", "ppo")  # those that `run_stage` can r
 
 
 def main() -> None:
-    """Measure the stages asked for; prints a table and, with --out, writes JSON."""
+    """Measure the stages and print a table; --out also writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="smollm2-135m", help="1b, 3b: random; or any base")
+    parser.add_argument(
+        "--base", default="smollm2-135m", help="1b or 3b (random weights), or any base"
+    )
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--answer-tokens", type=int, default=64)
-    parser.add_argument("--micro", type=int, default=4, help="sequences, or pairs, in a forward")
+    parser.add_argument("--micro", type=int, default=4, help="sequences or pairs in a forward")
     parser.add_argument("--adapter-layers", default="upper-half")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--rollout", type=int, help="PPO's; twice --micro by default")
-    parser.add_argument("--reference", action="store_true", help="with an adapter for it in PPO")
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="the card if there is one")
+    parser.add_argument("--rollout", type=int, help="PPO's rollout batch (default: twice --micro)")
+    parser.add_argument("--reference", action="store_true", help="give PPO's reference an adapter")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), help="default: the GPU if there is one"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -64,7 +68,7 @@ def main() -> None:
 
 
 def write_random(folder: Path, size: str) -> str:
-    """A random base of that size with the small base's tokenizer; the folder's name."""
+    """Write a base of that size with random weights and the small base's tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -81,7 +85,7 @@ def write_random(folder: Path, size: str) -> str:
 
 
 def row_of(stage: str, base: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One stage in a process of its own: what was measured and what was foretold."""
+    """Run one stage in a process of its own: the measured and the estimated memory."""
     command = [sys.executable, __file__, "--one", stage, "--base", base]
     for name in ("prompt_tokens", "answer_tokens", "micro", "adapter_layers", "bits", "rollout"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
@@ -89,7 +93,7 @@ def row_of(stage: str, base: str, args: argparse.Namespace) -> dict[str, Any]:
     command += ["--reference"] * args.reference
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment(args.device))
     if done.returncode:
-        raise SystemExit(f"{stage} ended with {done.returncode}; what it said is above")
+        raise SystemExit(f"{stage} failed with status {done.returncode}; its output is above")
     row = {"stage": stage, "base": args.base} | json.loads(done.stdout.splitlines()[-1])
     row |= estimated(stage, base, args, row)
     print(f"{stage}: {row}", file=sys.stderr)
@@ -99,7 +103,7 @@ def row_of(stage: str, base: str, args: argparse.Namespace) -> dict[str, Any]:
 def estimated(
     stage: str, base: str, args: argparse.Namespace, measured: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the estimate says of the whole process, and by how much it is off."""
+    """The estimate for the whole process, and its relative error."""
     from lorarlhf.backbone.limits import count_adapter_layers
     from lorarlhf.backbone.shape import read_shape
 
@@ -123,7 +127,7 @@ def estimated(
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Run one stage here and read this process's memory."""
+    """Run one stage in this process and measure its memory."""
     import bitsandbytes  # noqa: F401
     import trl
 
@@ -132,7 +136,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from lorarlhf import Backbone
 
     interpreter = interpreter_mb()
-    before = 0.0 if has_card() else interpreter  # a card's context is not among what is held
+    before = 0.0 if has_card() else interpreter  # `held_mb` does not include a GPU's context
     backbone = Backbone.load(args.base, adapter_layers=args.adapter_layers, bits=args.bits)
     loaded = held_mb()
     forget_peak()
@@ -150,7 +154,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path) -> None:
-    """Two optimizer steps, one micro-batch each (PPO: two updates)."""
+    """Run two optimizer steps of one micro-batch each (PPO: two updates)."""
     from lorarlhf import PPOConfig, PPOTrainer, train_direct, train_reward_model, train_sft
     from lorarlhf.runtime.run import Run
     from lorarlhf.stages.dpo_orpo import DirectSettings
@@ -201,7 +205,7 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
 
 
 def words(backbone: Any, tokens: int, seed: int) -> str:
-    """A text of exactly so many tokens, another for each seed."""
+    """A text of exactly this many tokens, different for each seed."""
     start = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     text = " ".join(start[(seed * 7 + i * (seed % 5 + 1)) % len(start)] for i in range(2 * tokens))
     ids = backbone.tokenizer(f" {text}")["input_ids"][:tokens]

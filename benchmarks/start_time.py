@@ -1,8 +1,8 @@
-"""Seconds from the start of Python to the end of `lorarlhf --help` and of `import lorarlhf`.
+"""Seconds that `lorarlhf --help` and `import lorarlhf` take, including the start of Python.
 
     .venv/bin/python benchmarks/start_time.py
 
-Medians of nine starts each, in turn, and a bare start of Python beside them.
+Prints medians of nine starts each, taken in turn, and those of Python alone for comparison.
 """
 
 import json
@@ -20,7 +20,7 @@ ROUNDS = 9
 
 
 def main() -> None:
-    """Run them in turn and print JSON."""
+    """Run the commands in turn and print JSON."""
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(ROUNDS):
         for name, words in COMMANDS.items():

@@ -1,9 +1,10 @@
-"""How far a server's own 16-bit base is from the 4-bit base that is trained, in nats a token.
+"""KL between a server's own 16-bit base and the 4-bit base that is trained, in nats per token.
 
     .venv/bin/python benchmarks/vllm_mismatch.py
 
-The 16-bit small base answers, as a server without our weights would; then the same with the weights
-that `generation: vllm` sends. The adapters are fresh and change nothing. Both bases are in memory.
+First the small base in 16 bit answers, like a server with its own weights. Then it answers with the
+weights that `generation: vllm` sends. The adapters are new and change nothing. Both bases are in
+memory at once.
 """
 
 import json
@@ -19,7 +20,7 @@ PROMPTS, TOKENS = 16, 32
 
 
 def main() -> None:
-    """Print both KLs (k3, over the server's own answers) as JSON."""
+    """Print both KLs (k3 estimator, over the server's own answers) as JSON."""
     ours, server = Backbone.load(bits=4), Backbone.load(bits=16)
     rows = [row["prompt"] for row in read_prompts(bundled("prompts.jsonl"))]
     prompts = [as_conversation(prompt) for prompt in rows[:PROMPTS]]
@@ -33,7 +34,7 @@ def main() -> None:
 
 
 def kl(server: Backbone, ours: Backbone, prompts: list) -> float:
-    """KL of the server's base to our policy on the server's answers: mean k3 a token."""
+    """KL from the server's base to the policy on the server's answers: mean k3 per token."""
     answers = generate(server, prompts, role="base", max_new_tokens=TOKENS)
     encoded = [ours.encode(prompt) for prompt in prompts]
     theirs = logprobs(server, "base", encoded, answers)
@@ -45,7 +46,7 @@ def kl(server: Backbone, ours: Backbone, prompts: list) -> float:
 def logprobs(
     backbone: Backbone, role: str, encoded: list[list[int]], answers: list[Completion]
 ) -> torch.Tensor:
-    """Of all answer tokens: (n,)."""
+    """Log-probabilities of all answer tokens: (n,)."""
     found = []
     with backbone.role(role):
         for prompt, answer in zip(encoded, answers, strict=True):

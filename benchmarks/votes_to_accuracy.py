@@ -1,24 +1,31 @@
 """How well the reward head orders held-out answers, by the number of votes it was fitted on.
 
-Three simulated raters with 10% noise vote on answers of the base to the bundled prompts. In each
-of five seeds 60 prompts are held out, all votes come from the others, and the fit is judged on
-pairs of answers to the held-out prompts by the rater's noiseless rule, without near ties.
+Three simulated raters with 10% noise vote on the base's answers to the bundled prompts. For each of
+five seeds, 60 prompts are held out and all votes are on the others. The fit is then judged on pairs
+of answers to the held-out prompts, by the rater's rule without noise and without near ties.
 
     python benchmarks/votes_to_accuracy.py --out runs/votes_to_accuracy.json
 
-Costs some 25 minutes on 2 free cores the first time (1,360 answers of 32 tokens and 1,360 of 64 are
-sampled; their features are kept in the cache folder) and half a minute after that. `--quick` takes
-80 prompts of 24 tokens and one seed.
+The first run takes about 25 minutes on 2 free cores, because it samples 1,360 answers of 32 tokens
+and 1,360 of 64 and keeps their features in the cache folder. Later runs take half a minute.
+`--quick` uses 80 prompts, 24 tokens and one seed.
 
-Columns: the fit with the style axes; the same on the final states alone, without the trunk's; with
-the axes but without those that name this rater's own taste (to be expected of a taste that the
-bank does not hold); without axes; a head on the last token; "the longer one wins" (by words); and
-chance.
+The columns are:
 
-Near ties: the first width is the rater's own, with which it votes. A wider one follows where the
-rule's score is continuous. For `cheerful` it is 0.37, what one word of average strength moves a
-neutral text: VADER's words have a mean strength of 1.54, and 1.54 / sqrt(1.54^2 + 15) = 0.37. Below
-that, answers differ by less than one word. For `brief` it is 0.03, some five words in thirty.
+- axes: the fit with the style axes;
+- no_trunk: the same on the final states alone, without the trunk's output;
+- other_axes: without the axes of this rater's own preference, as for a preference that is not
+  among the axes;
+- no_axes: without any axes;
+- last_token: a head on the last token;
+- longer: "the longer answer wins" (by words);
+- chance.
+
+Near ties: the first width is the rater's own, with which it votes. If the rule's score is
+continuous, a wider one follows. For `cheerful` it is 0.37, the change that one word of average
+strength makes to a neutral text: VADER's words have a mean strength of 1.54, and
+1.54 / sqrt(1.54^2 + 15) = 0.37. Below that, answers differ by less than one word. For `brief` it is
+0.03, about five words in thirty.
 """
 
 import argparse
@@ -46,7 +53,7 @@ HELD_OUT = 60
 NOISE = 0.1
 VOTES = (25, 50, 100, 150, 200)
 SEEDS = 5
-# Lists and endings only come with longer answers; sentiment is there from the start.
+# Only longer answers have lists and endings. Sentiment shows from the start.
 MAX_NEW_TOKENS = {"cheerful": 32, "brief": 64, "plain": 64}
 WIDTHS = {
     "cheerful": (TIE_WIDTH["cheerful"], 0.37),
@@ -68,7 +75,7 @@ COLUMNS = ("axes", "no_trunk", "other_axes", "no_axes", "last_token", "longer", 
 
 @dataclass
 class Pool:
-    """Answers to P prompts, A each: features (P, A, F) pooled in two ways, and the texts."""
+    """A answers to each of P prompts: the texts, and features (P, A, F) with two poolings."""
 
     prompts: list[Any]
     answers: list[list[Answer]]
@@ -79,7 +86,7 @@ class Pool:
 def sample_pool(
     backbone: Backbone, max_new_tokens: int, temperature: float, prompts: list[Any]
 ) -> Pool:
-    """Sample and pool, or read what an earlier run kept."""
+    """Sample answers and compute features, or read them from the cache."""
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
@@ -123,9 +130,9 @@ def sample_pool(
 def collect_votes(
     pool: Pool, rater: Rater, prompts: list[int], wanted: int
 ) -> list[tuple[int, int, int]]:
-    """(prompt, chosen, rejected), ties left out: each prompt's first pair, then the second ..."""
+    """Votes (prompt, chosen, rejected) without ties, one pair of every prompt at a time."""
     votes: list[tuple[int, int, int]] = []
-    # The second pair shares no answer with the first; the others repeat answers.
+    # The first two pairs share no answer; the others repeat answers.
     for a, b in ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2)):
         for place in prompts:
             one, other = pool.answers[place][a], pool.answers[place][b]
@@ -138,7 +145,7 @@ def collect_votes(
 def held_out_pairs(
     scores: np.ndarray, prompts: list[int], width: float
 ) -> list[tuple[int, int, int]]:
-    """(prompt, better, worse) of all pairs whose true scores (P, A) differ by more than width."""
+    """All pairs (prompt, better, worse) whose true scores (P, A) differ by more than `width`."""
     return [
         (place, a, b) if scores[place, a] > scores[place, b] else (place, b, a)
         for place in prompts
@@ -148,7 +155,7 @@ def held_out_pairs(
 
 
 def pair_accuracy(scores: np.ndarray, pairs: list[tuple[int, int, int]]) -> float:
-    """Share of pairs that the scores (P, A) order right; ties count half."""
+    """Share of pairs that the scores (P, A) order correctly; ties count half."""
     margins = np.array([scores[place, a] - scores[place, b] for place, a, b in pairs])
     return float(np.mean((margins > 0) + 0.5 * (margins == 0)))
 
@@ -156,7 +163,7 @@ def pair_accuracy(scores: np.ndarray, pairs: list[tuple[int, int, int]]) -> floa
 def fitted_scores(
     features: np.ndarray, votes: list[tuple[int, int, int]], seen: list[int], axes: Any
 ) -> np.ndarray:
-    """Scores (P, A) of all answers by a head fitted on the votes."""
+    """Scores (P, A) of all answers, from a head fitted on the votes."""
     fit = fit_head(
         np.stack([features[place, a] for place, a, _ in votes]),
         np.stack([features[place, b] for place, _, b in votes]),
@@ -170,7 +177,7 @@ def fitted_scores(
 def measure(
     pool: Pool, name: str, axes: tuple[list[str], np.ndarray], seeds: int, held_out: int
 ) -> dict[str, Any]:
-    """Accuracies[width][votes][column] = one number a seed; and the counts of pairs and votes."""
+    """accuracies[width][votes][column], one number per seed, and the counts of pairs and votes."""
     names, directions = axes
     others = directions[[axis not in OWN_AXES[name] for axis in names]]
     lengths = np.array([[len(one.text.split()) for one in row] for row in pool.answers], float)
@@ -211,7 +218,7 @@ def measure(
 
 
 def print_tables(name: str, result: dict[str, Any]) -> None:
-    """One table a near-tie width: mean over seeds in percent, deviation of `axes` over seeds."""
+    """Print a table for each width: means over seeds in percent, and the deviation of `axes`."""
     for width, by_votes in result["accuracies"].items():
         counts = result[f"pairs_{width}"]
         print(f"\n{name}: pairs whose scores differ by more than {width} (n = {counts} by seed)")
@@ -229,9 +236,13 @@ def print_tables(name: str, result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", default="smollm2-135m", help="name, folder or id of a base")
-    parser.add_argument("--rater", choices=sorted(WIDTHS), action="append", help="repeatable")
-    parser.add_argument("--max-new-tokens", type=int, help="for every rater; default by rater")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the answers' sampling")
+    parser.add_argument(
+        "--rater", choices=sorted(WIDTHS), action="append", help="can be given several times"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="for all raters (default: depends on the rater)"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="for sampling the answers")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     parser.add_argument("--quick", action="store_true", help="80 prompts, 24 tokens, one seed")

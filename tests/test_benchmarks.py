@@ -1,4 +1,4 @@
-"""What the benchmarks make of their figures: medians, slopes, the micro-batch to take."""
+"""How the benchmarks evaluate their figures: medians, slopes, the choice of the micro-batch."""
 
 import argparse
 import sys
@@ -26,21 +26,21 @@ ROUNDS = {
 
 
 def test_sides_are_compared_by_their_medians() -> None:
-    told = ppo_vs_trl.told(ROUNDS)
-    assert (told["ours"]["seconds"], told["trl"]["seconds"]) == (3.0, 6.0)
-    assert told["times_faster"] == {"seconds": 2.0, "generate": 2.0, "update": 2.0}
-    above = told["memory"]
+    found = ppo_vs_trl.compared(ROUNDS)
+    assert (found["ours"]["seconds"], found["trl"]["seconds"]) == (3.0, 6.0)
+    assert found["times_faster"] == {"seconds": 2.0, "generate": 2.0, "update": 2.0}
+    above = found["memory"]
     assert (above["ours_above_interpreter_mb"], above["trl_above_interpreter_mb"]) == (300, 1200)
     assert above["share"] == 0.25
 
 
-def test_scores_are_told_above_the_base_for_each_seed() -> None:
-    told = ppo_vs_trl.gained(ROUNDS, -0.5)
-    assert told["score_gained"] == {"ours": [1.5, 2.5, 1.0], "trl": [0.5, 1.5, 2.5]}
-    assert told["score_gained_median"] == {"ours": 1.5, "trl": 1.5}
+def test_scores_are_relative_to_the_base_for_each_seed() -> None:
+    found = ppo_vs_trl.gained(ROUNDS, -0.5)
+    assert found["score_gained"] == {"ours": [1.5, 2.5, 1.0], "trl": [0.5, 1.5, 2.5]}
+    assert found["score_gained_median"] == {"ours": 1.5, "trl": 1.5}
 
 
-def test_a_micro_batch_that_ends_badly_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_micro_batch_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = {4: 3.0, 8: 2.0}
 
     def run(side: str, work: Path, trl: Path, args: Any, micro: int, *_: int) -> dict[str, float]:
@@ -63,7 +63,7 @@ def test_a_slope_of_one_is_twice_the_time_for_twice_the_work() -> None:
     assert ppo_limits.slope(rows, "batch", "seconds") == [1.0, 0.5]
 
 
-def test_what_an_operator_is_for() -> None:
+def test_the_kind_of_an_operator() -> None:
     kinds = {
         ("aten::mm", (256, 576, 49152)): "LM head",
         ("aten::bmm", (48, 64, 64)): "attention",
