@@ -38,7 +38,7 @@ def old_base(make_base: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def space(tmp_path: Path, old_base: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(tmp_path: Path, old_base: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A copy of the old project, in a folder with all that its runs name."""
     shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
     shutil.copytree(old_base, tmp_path / "base")
@@ -47,7 +47,7 @@ def space(tmp_path: Path, old_base: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
 
 
 @pytest.fixture
-def command(space: Project, capsys: pytest.CaptureFixture[str]) -> Command:
+def command(project: Project, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run a command that succeeds, with settings; gives what it prints as JSON."""
 
     def run(*words: str, sets: str = "") -> Any:
@@ -71,16 +71,16 @@ def rows(file: str | Path) -> list[Row]:
 # ---- the project and its runs
 
 
-def test_a_project_gives_its_settings_and_its_runs(space: Project) -> None:
-    settings = {item.name: item.value for item in project_settings(space)}
+def test_a_project_gives_its_settings_and_its_runs(project: Project) -> None:
+    settings = {item.name: item.value for item in project_settings(project)}
     wanted = {"base": "base", "bits": 16, "adapter_layers": "2", "seed": 0}
     assert settings == wanted | {"lora_rank": 2, "lora_alpha": 4}
     names = ["0005-dpo", "0004-ppo", "0003-ppo", "0002-reward", "0001-sft"]
-    assert [run.name for run in space.runs()] == names
-    newest = {role: space.newest_with(role) for role in ("policy", "reward", "value")}
+    assert [run.name for run in project.runs()] == names
+    newest = {role: project.newest_with(role) for role in ("policy", "reward", "value")}
     found = {role: run.name if run else None for role, run in newest.items()}
     assert found == {"policy": "0003-ppo", "reward": "0002-reward", "value": "0003-ppo"}
-    unfinished = {stage: space.unfinished(stage) for stage in ("sft", "reward", "ppo", "dpo")}
+    unfinished = {stage: project.unfinished(stage) for stage in ("sft", "reward", "ppo", "dpo")}
     found = {stage: run.name if run else None for stage, run in unfinished.items()}
     assert found == {"sft": None, "reward": None, "ppo": "0004-ppo", "dpo": "0005-dpo"}
 
@@ -95,9 +95,9 @@ def test_a_reward_scores_and_a_policy_answers_as_they_did(command: Command) -> N
 
 
 @pytest.mark.parametrize("run", ["0001-sft", "0002-reward", "0003-ppo", "0005-dpo"])
-def test_a_report_is_written(run: str, space: Project) -> None:
-    page = write_report(space.folder / "runs" / run).read_text(encoding="utf-8")
-    for metric in rows(space.folder / "runs" / run / "metrics.jsonl"):
+def test_a_report_is_written(run: str, project: Project) -> None:
+    page = write_report(project.folder / "runs" / run).read_text(encoding="utf-8")
+    for metric in rows(project.folder / "runs" / run / "metrics.jsonl"):
         if "alarm" in metric:
             assert metric["words"] in page
     assert ("explains nothing of the returns" in page) == (run == "0003-ppo")
@@ -118,12 +118,12 @@ def resumed(run: Path, steps: int) -> list[Row]:
     return new
 
 
-def test_ppo_goes_on(command: Command, space: Project) -> None:
+def test_ppo_goes_on(command: Command, project: Project) -> None:
     words = ("--resume", "--base", "base", "--config", "ppo.yaml")
     done = command("ppo", "project", *words, sets=PPO)
     assert done["out"] == "project/runs/0004-ppo"
-    new = resumed(space.folder / "runs/0004-ppo", steps=4)
-    run, weights = space.folder / "runs/0004-ppo", "policy/adapter_model.safetensors"
+    new = resumed(project.folder / "runs/0004-ppo", steps=4)
+    run, weights = project.folder / "runs/0004-ppo", "policy/adapter_model.safetensors"
     before = (OLD / run / "checkpoints/checkpoint-2" / weights).read_bytes()
     assert (run / "adapters" / weights).read_bytes() != before
     heldout = [row for row in new if "eval_score" in row]
@@ -133,14 +133,14 @@ def test_ppo_goes_on(command: Command, space: Project) -> None:
     assert all({"score/reward", "score/length", "kl_coef"} <= row.keys() for row in scored)
 
 
-def test_dpo_goes_on(command: Command, space: Project) -> None:
+def test_dpo_goes_on(command: Command, project: Project) -> None:
     done = command("dpo", "project", "--resume", "--base", "base", sets=DPO)
     state = read(OLD / "project/runs/0005-dpo/checkpoints/checkpoint-2/trainer_state.json")
     assert done["out"] == "project/runs/0005-dpo"
-    resumed(space.folder / "runs/0005-dpo", steps=state["max_steps"])
+    resumed(project.folder / "runs/0005-dpo", steps=state["max_steps"])
 
 
-def test_the_demo_goes_on(command: Command, space: Project) -> None:
+def test_the_demo_goes_on(command: Command, project: Project) -> None:
     told = ("--quick", "--base", "base", "--bits", "16", "--adapter-layers", "1")
     done = command("demo", "--resume", "--out", "demo", *told)
     before, after = rows(OLD / "demo/metrics.jsonl"), rows("demo/metrics.jsonl")
@@ -161,42 +161,42 @@ def test_votes_are_exported_as_they_were(form: str, command: Command) -> None:
     assert Path("now.jsonl").read_bytes() == (OLD / "exports" / f"{form}.jsonl").read_bytes()
 
 
-def test_votes_and_raters_are_counted(command: Command, space: Project) -> None:
+def test_votes_and_raters_are_counted(command: Command, project: Project) -> None:
     counts = command("votes", "project")
     assert counts["votes"] == len(rows(OLD / "exports/own.jsonl"))
     raters = command("raters", "project")["raters"]
     can = {rater["name"]: rater["can_log_in"] for rater in raters}
     assert can == {"ann": False, "ben": True, "imported": False}
-    store = space.store()
+    store = project.store()
     assert password_fits(store, "ben", "correct horse")
     assert not password_fits(store, "ben", "another horse")
     store.close()
 
 
 def test_the_rating_page_has_its_settings_and_goes_on(open_bench: Callable[..., Bench]) -> None:
-    bench = open_bench(making=False)
-    making = bench.ahead.making()
-    assert (making.model, making.against, making.answers) == ("0001-sft", "base", 2)
-    assert (making.temperature, making.max_new_tokens, making.overlap) == (0.9, 64, 0.25)
+    bench = open_bench(prefetching=False)
+    answers = bench.prefetch.settings()
+    assert (answers.model, answers.against, answers.answers) == ("0001-sft", "base", 2)
+    assert (answers.temperature, answers.max_new_tokens, answers.overlap) == (0.9, 64, 0.25)
     assert bench.meter.report("ann")["guesses"] >= 5
-    count, last = bench.store.count("ann"), bench.store.last_vote("ann")
-    bench.collecting.undo("ann", last)
-    assert bench.store.count("ann") == count - 1
-    view = bench.collecting.begin("ann")
+    before = bench.ratings.progress("ann")
+    view = bench.ratings.undo("ann", before["last"])
+    assert view["progress"]["all"] == before["progress"]["all"] - 1
     assert len(view["answers"]) == 2  # of the chat, whose vote was the last one
-    said = {"verdict": "ranked", "ranking": [[1], [0]], "edited": "Hello."}
-    bench.collecting.vote("ann", view["token"], said)
-    assert bench.store.count("ann") == count
+    vote = {"verdict": "ranked", "ranking": [[1], [0]], "edited": "Hello."}
+    view = bench.ratings.vote("ann", view["token"], vote)
+    assert view["progress"]["all"] == before["progress"]["all"]
+    assert view["voted"] > before["last"]
 
 
 def test_a_comparison_goes_on(open_bench: Callable[..., Bench]) -> None:
-    bench = open_bench(making=False)
-    test = bench.tasting.newest()
-    assert test is not None and bench.tasting.made(test) == test.wanted == 4
+    bench = open_bench(prefetching=False)
+    test = bench.comparisons.newest()
+    assert test is not None and bench.comparisons.made(test) == test.wanted == 4
     assert (test.first, test.second) == ("runs/0001-sft", "runs/0003-ppo")
-    assert sorted(bench.tasting.outcomes(test)) in ([0.0, 0.5], [0.5, 1.0])
-    view = bench.tasting.begin("ann")
+    assert sorted(bench.comparisons.outcomes(test)) in ([0.0, 0.5], [0.5, 1.0])
+    view = bench.comparisons.begin("ann")
     assert view["progress"] == "2 of 4 votes"
     for _ in range(2):
-        view = bench.tasting.vote("ann", view["token"], {"verdict": "tie"})
+        view = bench.comparisons.vote("ann", view["token"], {"verdict": "tie"})
     assert view["empty"].startswith("runs/0003-ppo against runs/0001-sft: wins")
