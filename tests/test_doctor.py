@@ -15,8 +15,8 @@ import torch
 
 from lorarlhf.backbone.devices import compute_dtype_for
 from lorarlhf.cli import doctor
-from lorarlhf.cli import preflight as room
 from lorarlhf.cli.main import main
+from lorarlhf.runtime import machine
 
 
 def found(checks: list[doctor.Check], name: str) -> doctor.Check:
@@ -40,25 +40,24 @@ def test_this_installation_has_nothing_wrong_with_its_libraries() -> None:
     assert doctor.python().ok
 
 
-def test_an_old_library_gets_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = metadata.version
-    monkeypatch.setattr(metadata, "version", lambda n: "0.9" if n == "trl" else real(n))
-    check = found(list(doctor.libraries()), "trl")
-    assert not check.ok and "0.9, needed is" in check.found
-    assert "-m pip install --upgrade" in check.mend and "trl" in check.mend
-
-
-def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "installed", "said"),
+    [("trl", "0.9", "0.9, needed is"), ("peft", None, "not installed")],
+)
+def test_an_old_or_missing_library_gets_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, installed: str | None, said: str
+) -> None:
     real = metadata.version
 
-    def version(name: str) -> str:
-        if name == "peft":
-            raise metadata.PackageNotFoundError(name)
-        return real(name)
+    def version(library: str) -> str:
+        if library == name and installed is None:
+            raise metadata.PackageNotFoundError(library)
+        return str(installed) if library == name else real(library)
 
     monkeypatch.setattr(metadata, "version", version)
-    check = found(list(doctor.libraries()), "peft")
-    assert not check.ok and "not installed" in check.found and "peft>=" in check.mend
+    check = found(list(doctor.libraries()), name)
+    assert not check.ok and said in check.found
+    assert "-m pip install --upgrade" in check.mend and f'"{name}' in check.mend
 
 
 def test_a_library_that_breaks_when_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,17 +80,18 @@ def test_four_bits_work_here() -> None:
     assert check.ok and "NF4 product on" in check.found
 
 
-def test_a_kernel_that_gives_nonsense_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    import bitsandbytes
+class NotANumber(torch.nn.Linear):
+    """Stands in for `Linear4bit`."""
 
-    class Wrong(torch.nn.Linear):
-        def __init__(self, rows: int, columns: int, **kwargs: Any) -> None:
-            super().__init__(rows, columns, bias=False)
+    def __init__(self, rows: int, columns: int, **kwargs: Any) -> None:
+        super().__init__(rows, columns, bias=False)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.full((len(x), self.out_features), float("nan"))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(x), self.out_features), float("nan"))
 
-    monkeypatch.setattr(bitsandbytes.nn, "Linear4bit", Wrong)
+
+def test_a_kernel_that_returns_nan_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitsandbytes.nn.Linear4bit", NotANumber)
     assert not doctor.four_bit().ok
 
 
@@ -164,11 +164,11 @@ def test_a_card_without_bfloat16_gets_float16_with_loss_scaling(
     assert str(compute_dtype_for(torch.device("cuda", 0))) == f"torch.{found.split()[0]}"
 
 
-# ---- room
+# ---- memory and disk
 
 
 def test_little_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CGROUP", Path("/nowhere"))
+    monkeypatch.setattr(machine, "CGROUP", Path("/nowhere"))
     here = SimpleNamespace(total=8e9, available=1.2e9)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: here)
     check = doctor.memory()
@@ -176,7 +176,7 @@ def test_little_memory_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     here = SimpleNamespace(total=64e9, available=60e9)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: here)
     (tmp_path / "memory.max").write_text("4000000000\n")

@@ -1,0 +1,135 @@
+"""Ctrl-C in a training command, and --resume after it."""
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.run import Run
+from tests.training_steps import PPO, Train, rows_of, summary_of
+
+pytest_plugins = ("tests.training_steps",)
+
+
+def test_ctrl_c_ends_after_the_update_and_resume_goes_on(work: Path, train: Train) -> None:
+    data = ("--prompts", "prompts.jsonl", "--reward-function", "rewards.py:interrupts")
+    words = ("ppo", *data, "--out", "stopped", "--json")
+    sets = [*PPO, "updates=4", "save_steps=3"]
+    handler = signal.getsignal(signal.SIGINT)
+    status, out, err = train(*words, sets=sets)
+    assert (status, out) == (130, "")
+    assert "To resume where it ended" in err and "--resume" in err
+    assert signal.getsignal(signal.SIGINT) is handler
+    about = read_json(work / "stopped/run.json")
+    assert about["status"] == "stopped"
+    assert [row["step"] for row in rows_of(work / "stopped/metrics.jsonl")] == [1, 2]
+
+    status, out, err = train(*words, "--resume", sets=sets)
+    assert status == 0 and json.loads(out)["updates"] == 4
+    assert "Continuing after update 2." in err and "other settings" not in err
+    assert [row["step"] for row in rows_of(work / "stopped/metrics.jsonl")] == [1, 2, 3, 4]
+    steps = [row["step"] for row in rows_of(work / "stopped/samples.jsonl")]
+    assert steps == [0] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+    assert read_json(work / "stopped/run.json")["status"] == "done"
+
+
+def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(
+    work: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Run.log
+
+    def interrupts(self: Run, row: dict[str, Any], stage: str | None = None) -> None:
+        log(self, row, stage)
+        if row.get("step") == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    words = ("sft", "--data", "demos.jsonl", "--json")
+    sets = ["epochs=3", "batch_size=4", "learning_rate=0.003"]
+    assert summary_of(train(*words, "--out", "unstopped", sets=sets))["steps"] == 6
+    monkeypatch.setattr(Run, "log", interrupts)
+    status, out, err = train(*words, "--out", "stopped_sft", sets=sets)
+    assert (status, out) == (130, "") and "To resume where it ended" in err
+    assert read_json(work / "stopped_sft/run.json")["status"] == "stopped"
+    monkeypatch.setattr(Run, "log", log)
+    assert not (work / "stopped_sft/adapters").exists()
+    status, out, err = train(*words, "--out", "stopped_sft", "--resume", sets=sets)
+    assert status == 0 and "Continuing after step 4." in err and "other settings" not in err
+    assert json.loads(out)["steps"] == 6
+    ours, theirs = (rows_of(work / name / "metrics.jsonl") for name in ("stopped_sft", "unstopped"))
+    assert ours == theirs
+    file = "adapters/policy/adapter_model.safetensors"
+    assert (work / "stopped_sft" / file).read_bytes() == (work / "unstopped" / file).read_bytes()
+
+    status, _, err = train(*words, "--out", "stopped_sft", "--resume", sets=[*sets, "lora_rank=8"])
+    assert status == 2 and "adapters of another shape" in err
+
+
+def test_resume_without_a_checkpoint_says_so(work: Path, train: Train) -> None:
+    data = ("--prompts", "prompts.jsonl", "--reward-function", "rewards.py:length")
+    words = ("ppo", *data, "--out", "fresh", "--resume", "--json")
+    status, _, err = train(*words, sets=[*PPO, "updates=1"])
+    assert status == 0 and "no checkpoint yet" in err
+    _, out, err = train(*words, sets=PPO)  # longer than it was meant to be at first
+    assert "updates was 1 and is 2" in err and json.loads(out)["updates"] == 2
+
+
+def test_the_second_ctrl_c_stops_at_once() -> None:
+    from lorarlhf.runtime.interrupt import StopAfterUpdate
+
+    with StopAfterUpdate() as stopper:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopper.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_under_a_launcher_the_notice_says_when_it_kills(
+    launched: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    from lorarlhf.runtime.interrupt import StopAfterUpdate
+
+    with StopAfterUpdate() as stopper:
+        os.kill(os.getpid(), signal.SIGINT)
+    error = capfd.readouterr().err
+    assert stopper.requested and "Stopping after this update" in error
+    assert ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600" in error) == launched
+
+
+def test_ctrl_c_elsewhere_is_noted(
+    work: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Run, *args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "log", interrupted)
+    status, _, err = train("sft", "--data", "demos.jsonl", "--out", "early")
+    assert status == 130 and "the same command starts again" in err
+    assert read_json(work / "early/run.json")["status"] == "stopped"
+
+
+def test_interrupts_outside_the_main_thread_are_left_alone() -> None:
+    import threading
+
+    from lorarlhf.runtime.interrupt import StopAfterUpdate
+
+    handler = signal.getsignal(signal.SIGINT)
+    seen: list[Any] = []
+
+    def enter() -> None:
+        with contextlib.suppress(ValueError), StopAfterUpdate():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [handler]
