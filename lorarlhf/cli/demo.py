@@ -308,7 +308,7 @@ class _Demo:
         if stopper.asked and trainer.state.global_step < self.updates:
             raise KeyboardInterrupt
         trainer.save_model()
-        summary = trainer.summary() | {"alarms": sorted(watch.on)}
+        summary = trainer.summary() | {"alarms": sorted(watch.active)}
         write_json(self.out / "ppo.json", summary)
         return summary
 

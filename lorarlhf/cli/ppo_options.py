@@ -84,11 +84,11 @@ def check(settings: Settings, asked: RewardSpec) -> None:
         raise UserError("num_generations is for algorithm rloo; PPO answers each prompt once.")
     if own["generation"] == "vllm":
         from lorarlhf.backbone.fetch import find_base
-        from lorarlhf.ppo.vllm_server import reach
+        from lorarlhf.ppo.vllm_server import connect
 
         # The server's command needs the folder that a packaged name stands for.
         path = distributed.broadcast_from_main(lambda: find_base(settings.base, log_to_stderr))
-        reach(own["vllm_server"], path, own["max_prompt_tokens"] + own["max_new_tokens"])
+        connect(own["vllm_server"], path, own["max_prompt_tokens"] + own["max_new_tokens"])
 
 
 def _check_rloo(settings: Settings, asked: RewardSpec) -> None:

@@ -82,4 +82,4 @@ def _by_ppo(
     if stopper.asked and trainer.state.global_step < args.updates:
         raise KeyboardInterrupt
     trainer.save_model()
-    return trainer.summary() | {"alarms": sorted(watch.on)}
+    return trainer.summary() | {"alarms": sorted(watch.active)}
