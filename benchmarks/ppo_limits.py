@@ -234,7 +234,7 @@ def profile(base: str) -> dict[str, float]:
     from torch.profiler import profile as watching
 
     trainer, folder = make_trainer(32, 16, "upper-half", base)
-    epochs, spent = trainer.learner.epochs, {}
+    epochs, spent = trainer.learner.run_epochs, {}
     words, rank = trainer.backbone.lm_head.weight.shape[0], trainer.backbone._config.r
     on_card = trainer.backbone.device.type == "cuda"
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_card
@@ -254,7 +254,7 @@ def profile(base: str) -> dict[str, float]:
 
     with folder:
         trainer.update()
-        trainer.learner.epochs = watched
+        trainer.learner.run_epochs = watched
         trainer.update()
     total = sum(spent.values())
     return {kind: round(time / total, 3) for kind, time in sorted(spent.items())}

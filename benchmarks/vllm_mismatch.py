@@ -26,7 +26,7 @@ def main() -> None:
     prompts = [as_conversation(prompt) for prompt in rows[:PROMPTS]]
     found = {"its_own_weights": kl(server, ours, prompts)}
     theirs = dict(server.causal.named_parameters())
-    for name, weight in merged_weights(ours, whole=True):
+    for name, weight in merged_weights(ours, everything=True):
         adapted = name.replace(".weight", ".base_layer.weight")
         theirs[name if name in theirs else adapted].data.copy_(weight)
     found["our_weights"] = kl(server, ours, prompts)

@@ -1,9 +1,9 @@
-"""A server that speaks what TRL's vLLM client asks for, answering with a tiny model of its own.
+"""A fake vLLM server for TRL's client, which answers with its own tiny model.
 
-vLLM itself needs a CUDA card. What is real here: TRL's client, its HTTP requests over loopback, the
-order and contents of what is sent. What is not: the package vLLM (`install_fake_vllm` replaces the
-few names that the client takes from it), and the way of the weights, which is a queue instead of
-NCCL. So nothing here says that a real server of some version accepts what is sent.
+vLLM itself needs a CUDA card. TRL's client, its HTTP requests over loopback, and the order and
+contents of what is sent are real. The package vLLM is not: `install_fake_vllm` replaces the few
+names that the client takes from it, and weights go through a queue instead of NCCL. The tests
+therefore do not show that a real server accepts what is sent.
 """
 
 import json
@@ -25,7 +25,7 @@ WIRE: "queue.Queue[torch.Tensor]" = queue.Queue()
 
 
 def install_fake_vllm(patch: pytest.MonkeyPatch) -> None:
-    """Make TRL's client believe in vLLM and a CUDA card, and send weights over `WIRE`."""
+    """Make TRL's client find vLLM and a CUDA card, and send weights over `WIRE`."""
     from trl.generation import vllm_client
 
     def packed_nccl_broadcast_producer(
@@ -53,13 +53,13 @@ def install_fake_vllm(patch: pytest.MonkeyPatch) -> None:
 
 
 class FakeVLLM:
-    """The server: `address`, `model` (what it holds), and what it was asked for.
+    """The server, with its `address`, its `model`, and a record of all requests.
 
     Attributes:
         pushes: the names of each weight update, in their order.
         requests: the bodies of all requests for answers.
-        script: token ids that every request is answered with, instead of sampling.
-        told: `model_config` as /server_info gives it.
+        script: token ids that answer every request, instead of sampled ones.
+        model_config: the `model_config` in /server_info.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,7 +69,7 @@ class FakeVLLM:
         self.calls: list[str] = []
         self.script: list[int] | None = None
         config = self.model.config
-        self.told = {"model": str(folder), "hf_text_config": f"{type(config)} {config!r}"}
+        self.model_config = {"model": str(folder), "hf_text_config": f"{type(config)} {config!r}"}
         self.engine: dict[str, str] | None = {"backend": "nccl"}
         self._lock = threading.Lock()
         self._updating = False
@@ -87,7 +87,10 @@ class FakeVLLM:
             "/health": {},
             "/v1/models": {"data": [{"id": "tiny"}]},
             "/server_info": {
-                "vllm_config": {"weight_transfer_config": self.engine, "model_config": self.told}
+                "vllm_config": {
+                    "weight_transfer_config": self.engine,
+                    "model_config": self.model_config,
+                }
             },
             "/get_world_size": {"world_size": 1},
         }[path]
@@ -155,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, make: Any) -> None:
         try:
             status, found = 200, make()
-        except Exception as error:  # as a real server would: a status, and its words
+        except Exception as error:  # as a real server would: a status and a message
             status, found = 400, {"error": f"{type(error).__name__}: {error}"}
         text = json.dumps(found).encode()
         self.send_response(status)

@@ -110,7 +110,7 @@ STILL = {"learning_rate": 1e-5}
 UNCLIPPED = {"learning_rate": 5e-2, "num_ppo_epochs": 8, "clip_range": 100.0, "max_ratio": None}
 BROKEN = {"learning_rate": 1e25, "updates": 8}
 PROVOCATIONS = {
-    "not_a_number": Provocation("policy_loss", settings=BROKEN),
+    "not_a_number": Provocation("value_loss", settings=BROKEN),
     "negative_kl": Provocation(
         "kl", settings={"learning_rate": 0.0}, moved=True, sampler=from_the_base
     ),
@@ -156,7 +156,7 @@ def provoke(case: Provocation, base: Path, folder: Path, callbacks: Any = None) 
             stops = list(range(3, 3 + case.stops))
             stack.enter_context(patch.object(Backbone, "stop_ids", stops))
         if case.sampler is not None:
-            stack.enter_context(patch.object(ppo_trainer, "_sampling", lambda *_: case.sampler))
+            stack.enter_context(patch.object(ppo_trainer, "make_sampler", lambda *_: case.sampler))
         if case.moved:
             torch.manual_seed(0)
             for weight in roles.adapter_parameters(backbone.model, "default").values():

@@ -23,7 +23,7 @@ from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 from lorarlhf.stages.rloo import train_rloo
 from lorarlhf.stages.sft import SFTSettings, train_sft
 from lorarlhf.stages.trl.trainer import scale_losses
-from tests.test_ppo_trainer import PROMPTS, length_reward, weights
+from tests.ppo_runs import PROMPTS, length_reward, weights
 from tests.test_stages import DEMONSTRATIONS, PREFERENCES, train
 
 START = 2.0**16  # torch's first scale

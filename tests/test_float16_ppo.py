@@ -14,10 +14,9 @@ from lorarlhf.backbone import roles
 from lorarlhf.ppo.health import diagnose
 from lorarlhf.ppo.learner import Learner
 from tests import test_processes as together
+from tests.ppo_runs import Make, prepared, rows_of, weights
+from tests.ppo_runs import make as make  # a fixture
 from tests.test_float16 import START, load
-from tests.test_ppo_limits import prepared
-from tests.test_ppo_trainer import Make, rows_of, weights
-from tests.test_ppo_trainer import make as make  # a fixture
 
 Fill = Callable[..., None]
 

@@ -82,8 +82,8 @@ def test_a_resumed_run_does_not_repeat_its_alarms(tmp_path: Path) -> None:
     watch.on_train_begin(None, state, None)
     watch.on_log(None, state, None)
     assert said == []
-    watch.look([*rows, *({**row, "kl": 1.0} for row in rows)], 10)  # it is over
-    watch.look(rows, 11)  # and comes again
+    watch.check([*rows, *({**row, "kl": 1.0} for row in rows)], 10)  # it is over
+    watch.check(rows, 11)  # and comes again
     assert len(said) == 1 and said[0].startswith("Update 11, negative_kl: The KL is negative (-5.0")
 
 
@@ -103,4 +103,4 @@ def test_the_server_may_be_as_far_off_as_an_update_goes() -> None:
     assert diagnose([warm] * WINDOW) == []
     for apart in (row | {"approx_kl": 0.01}, row | {"vllm_kl": 0.06}, warm | {"vllm_kl": 0.03}):
         (found,) = diagnose([apart] * WINDOW)
-        assert found.alarm.name == "server_apart" and f"KL {apart['vllm_kl']}" in found.words()
+        assert found.alarm.name == "server_apart" and f"KL {apart['vllm_kl']}" in found.message()

@@ -16,7 +16,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.kernels.packing import Pack
 from lorarlhf.backbone.oom import is_out_of_memory
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.rollout import OwnSampler
+from lorarlhf.ppo.rollout import LocalSampler
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.rewards.role import score_answers
 from lorarlhf.runtime.run import Run
@@ -261,7 +261,7 @@ def test_what_is_run_without_gradients_shrinks_too(tiny_base: Path) -> None:
 
     def both() -> tuple[list[float], list[list[int]]]:
         scores = score_answers(backbone, prompts, answers)
-        return scores, [c.ids for c in OwnSampler()(backbone, encoded, args, range(4))]
+        return scores, [c.ids for c in LocalSampler()(backbone, encoded, args, range(4))]
 
     scores, sampled = both()
     with short_of_memory(backbone, 45, backward=False) as refused:
@@ -276,24 +276,24 @@ def test_sampling_keeps_what_it_has_and_what_fitted(
     backbone = fresh(tiny_base)
     encoded = [backbone.encode("Why?")] * 6
     args = PPOConfig("out", max_new_tokens=5, micro_batch_size=1, rollout_batch_size=6)
-    plain, short = OwnSampler(), OwnSampler()
+    plain, short = LocalSampler(), LocalSampler()
     wanted = [c.ids for c in plain(backbone, encoded, args, range(6))]
-    assert plain.most is None
+    assert plain.max_batch is None
     lengths = len(encoded[0])
     with short_of_memory(backbone, 4 * lengths, backward=False) as refused:  # 3, then 3 of them
         for _ in range(2):
             got = [c.ids for c in short(backbone, encoded, args, range(6))]
-            assert got == wanted and short.most == 3
+            assert got == wanted and short.max_batch == 3
     assert len(refused) == 1  # the second time it knows
     assert capsys.readouterr().err.count("from here on 3 answers at a time") == 1
-    rehearsed = OwnSampler()
+    rehearsed = LocalSampler()
     with short_of_memory(backbone, 4 * lengths, backward=False):
-        rehearsed.rehearse(backbone, encoded[:1], args)
-    assert rehearsed.most == 3  # found out before the first update
+        rehearsed.dry_run(backbone, encoded[:1], args)
+    assert rehearsed.max_batch == 3  # found out before the first update
     monkeypatch.setattr("lorarlhf.runtime.distributed.own_share", lambda count: range(0))
-    nobody = OwnSampler()  # a process without a prompt of its own
-    nobody.rehearse(backbone, encoded[:1], args)
-    assert nobody(backbone, [], args, []) == [] and nobody.most is None
+    nobody = LocalSampler()  # a process without a prompt of its own
+    nobody.dry_run(backbone, encoded[:1], args)
+    assert nobody(backbone, [], args, []) == [] and nobody.max_batch is None
 
 
 def test_what_is_taken_for_it() -> None:

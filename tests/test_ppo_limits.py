@@ -12,25 +12,12 @@ from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.ppo import checkpoint, objective
 from lorarlhf.ppo.kl import KLBudget
-from lorarlhf.ppo.learner import Learner
-from lorarlhf.ppo.rollout import Rollout, collect
-from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.runtime import checkpoints
 from lorarlhf.runtime.errors import UserError
-from tests.test_ppo_trainer import PROMPTS, Make, load, rows_of, weights
-from tests.test_ppo_trainer import make as make  # a fixture
+from tests.ppo_runs import Make, load, prepared, rows_of, weights
+from tests.ppo_runs import make as make  # a fixture
 
 EPOCHS = {"num_ppo_epochs": 4, "learning_rate": 1e-2}
-
-
-def prepared(trainer: PPOTrainer) -> tuple[Learner, Rollout]:
-    """A rollout with advantages of both signs and returns, ready for the epochs."""
-    rows = [{"prompt": prompt} for prompt in PROMPTS[:8]]
-    rollout = collect(trainer.backbone, rows, trainer.args, seed=0)
-    torch.manual_seed(0)
-    rollout.advantages = objective.whiten(torch.randn(rollout.mask.shape), rollout.mask)
-    rollout.returns = torch.randn(rollout.mask.shape) * rollout.mask
-    return trainer.learner, rollout
 
 
 # ---- the epochs
@@ -39,15 +26,15 @@ def prepared(trainer: PPOTrainer) -> tuple[Learner, Rollout]:
 def test_the_epochs_end_where_the_policy_has_moved_enough(tiny: Backbone, make: Make) -> None:
     learner, rollout = prepared(make(tiny, max_approx_kl=1e-4, **EPOCHS))
     before = weights(tiny, "policy")
-    first = learner.epochs(rollout, step=0, seed=0)
+    first = learner.run_epochs(rollout, step=0, seed=0)
     # The first pass has an approximate KL of 0; the second sees that the first went too far.
     assert first["policy_steps"] == 1 and first["approx_kl"] > 0.5e-4
     moved = weights(tiny, "policy")
     assert not torch.equal(moved, before)
-    learner.epochs(rollout, step=0, seed=0)
+    learner.run_epochs(rollout, step=0, seed=0)
     assert torch.equal(weights(tiny, "policy"), moved)  # it is too far away already
     free, rollout = prepared(make(tiny, **EPOCHS))
-    assert free.epochs(rollout, step=0, seed=0)["policy_steps"] == 4
+    assert free.run_epochs(rollout, step=0, seed=0)["policy_steps"] == 4
 
 
 @pytest.mark.parametrize(("shift", "skipped"), [(0.0, 0), (-2.0, 0), (-5.0, 4)])
@@ -57,7 +44,7 @@ def test_a_minibatch_whose_ratio_explodes_is_left_out(
     learner, rollout = prepared(make(tiny, num_ppo_epochs=4, learning_rate=1e-5))
     before = weights(tiny, "policy")
     rollout.logprobs += shift  # the mean ratio is then exp(-shift): 1, 7.4 and 148
-    stats = learner.epochs(rollout, step=0, seed=0)
+    stats = learner.run_epochs(rollout, step=0, seed=0)
     assert stats["skipped_steps"] == skipped and stats["policy_steps"] == 4 - skipped
     assert stats["ratio"] == pytest.approx(math.exp(-shift), rel=0.05)
     assert torch.equal(weights(tiny, "policy"), before) == (skipped == 4)
@@ -67,7 +54,7 @@ def test_a_gradient_that_is_no_number_moves_nothing(tiny: Backbone, make: Make) 
     learner, rollout = prepared(make(tiny, num_ppo_epochs=2))
     before = {role: weights(tiny, role) for role in ("policy", "value")}
     rollout.advantages[0, 0] = rollout.returns[0, 0] = float("nan")
-    assert learner.epochs(rollout, step=0, seed=0)["skipped_steps"] == 2
+    assert learner.run_epochs(rollout, step=0, seed=0)["skipped_steps"] == 2
     for role, kept in before.items():
         assert torch.equal(weights(tiny, role), kept)
         state = learner.optimizers[role].state
@@ -108,7 +95,7 @@ def test_whitened_rewards_reach_the_advantages(
 
     monkeypatch.setattr(objective, "gae", noted)
     trainer = make(tiny, whiten_rewards=True, normalize_scores=False, value_adapter=False)
-    trainer._fresh_value = False
+    trainer.value_is_new = False
     trainer.update()
     (rewards,) = seen
     assert rewards[rewards != 0].var(unbiased=False).item() == pytest.approx(1.0, rel=0.2)
@@ -167,10 +154,10 @@ HELD_OUT = [{"prompt": "Why is it so?"}, {"prompt": "Name a bird."}, {"prompt": 
 
 def test_the_budget_keeps_the_best_score_inside_it() -> None:
     budget = KLBudget(limit=2.0)
-    assert budget.take(0, score=1.0, kl=0.0)
-    assert not budget.take(1, score=0.5, kl=1.0)
-    assert budget.take(2, score=3.0, kl=2.0) and not budget.spent
-    assert not budget.take(3, score=9.0, kl=2.1)
+    assert budget.record(0, score=1.0, kl=0.0)
+    assert not budget.record(1, score=0.5, kl=1.0)
+    assert budget.record(2, score=3.0, kl=2.0) and not budget.spent
+    assert not budget.record(3, score=9.0, kl=2.1)
     assert budget.spent and (budget.best_step, budget.best_score) == (2, 3.0)
 
 
@@ -290,5 +277,5 @@ def test_a_torn_checkpoint_is_passed_over(
     assert checkpoints.newest_intact(newest.parent) == newest.with_name("checkpoint-2")
     second = make(load(tiny_base), folder="torn", updates=4, **settings)
     second.train(resume_from_checkpoint=True)
-    assert f"The checkpoint {newest} is passed over" in capsys.readouterr().err
+    assert f"The checkpoint {newest} is skipped" in capsys.readouterr().err
     assert rows_of(second) == rows_of(straight)

@@ -230,7 +230,7 @@ def test_a_rollout_holds_what_each_role_says(four: Backbone, tmp_path: Path) -> 
                 torch.testing.assert_close(rolled.values[row, :n], values, rtol=1e-4, atol=1e-4)
 
 
-def test_of_gives_the_tokens_of_a_micro_batch_in_the_order_of_its_targets(
+def test_select_gives_the_tokens_of_a_micro_batch_in_the_order_of_its_targets(
     four: Backbone, tmp_path: Path
 ) -> None:
     rows = [{"prompt": p} for p in PROMPTS]
@@ -239,7 +239,7 @@ def test_of_gives_the_tokens_of_a_micro_batch_in_the_order_of_its_targets(
     for row, answer in enumerate(rolled.completions):
         table[row, : len(answer.ids)] = torch.tensor(answer.ids).float()
     for micro in rolled.micro_batches:
-        assert torch.equal(rolled.of(micro, table).long(), micro.targets)
+        assert torch.equal(rolled.select(micro, table).long(), micro.targets)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])

@@ -16,10 +16,10 @@ from lorarlhf.ppo import checkpoint
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.micro_batches import (
     MicroBatch,
+    first_trained_layer,
     make_micro_batches,
     policy_logprobs,
     token_values,
-    trained_from,
 )
 from lorarlhf.ppo.rollout import collect, reward_scores
 from lorarlhf.ppo.trainer import PPOTrainer
@@ -85,11 +85,11 @@ def test_the_first_layer_that_trains(backbone: Backbone) -> None:
         backbone.adapter_layers, {"policy": 2, "value": 3}
     )
     args = PPOConfig("out")
-    assert {role: trained_from(backbone, args, role) for role in first} == first
+    assert {role: first_trained_layer(backbone, args, role) for role in first} == first
     args = PPOConfig("out", policy_layers=9, value_layers=9)
-    assert {trained_from(backbone, args, role) for role in first} == {0}
+    assert {first_trained_layer(backbone, args, role) for role in first} == {0}
     backbone.add_role("value", own_adapter=False)  # only a head, on the policy's states
-    assert trained_from(backbone, PPOConfig("out"), "value") == first["policy"]
+    assert first_trained_layer(backbone, PPOConfig("out"), "value") == first["policy"]
 
 
 def test_a_value_that_is_only_a_head_reads_what_the_policy_keeps(backbone: Backbone) -> None:
@@ -197,7 +197,7 @@ def test_a_checkpoint_of_a_version_that_trained_other_layers(
     for older in ({"value_layers": None}, {}):
         kept = {name: x for name, x in state.items() if not name.endswith("_layers")}
         path.write_text(json.dumps(kept | older))
-        with pytest.raises(UserError, match="of an older version, which trained other layers"):
+        with pytest.raises(UserError, match="from an older version, which trained other layers"):
             checkpoint._load(ppo(made, tmp_path), path.parent)
 
 

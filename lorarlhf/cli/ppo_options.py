@@ -87,6 +87,6 @@ def check_vllm(settings: Settings, base_path: str) -> None:
     """
     own = settings.own
     if own["generation"] == "vllm":
-        from lorarlhf.ppo.vllm_server import reach
+        from lorarlhf.ppo.vllm_server import connect
 
-        reach(own["vllm_server"], base_path, own["max_prompt_tokens"] + own["max_new_tokens"])
+        connect(own["vllm_server"], base_path, own["max_prompt_tokens"] + own["max_new_tokens"])

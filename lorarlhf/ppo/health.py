@@ -1,7 +1,7 @@
-"""Is this run healthy? Watches the log of a run and says in plain words what to change.
+"""Alarms for a run that goes wrong, each with advice on what to change.
 
-Every alarm stands in `ALARMS` with its threshold and the reason for it; docs/health.md shows how
-each looks. The checks are pure functions of the log's rows.
+`ALARMS` lists them with their thresholds and the reasons for those; docs/health.md has a picture of
+each. The checks are pure functions of the log's rows.
 """
 
 import math
@@ -17,7 +17,7 @@ from lorarlhf.runtime.run import Run
 
 Row = dict[str, Any]
 WINDOW = 5
-"""Updates that a figure is averaged over before it is judged: single rollouts are noisy."""
+"""Updates over which a figure is averaged before it is checked, since one rollout is noisy."""
 
 
 @dataclass(frozen=True)
@@ -26,29 +26,31 @@ class Alarm:
 
     Attributes:
         name: in `metrics.jsonl`.
-        limit: the threshold; reason: why it stands there.
+        limit: the threshold.
+        reason: why the threshold has this value.
         check: (rows, limit) -> the figure that is out of range, or None.
-        says: what is happening, with the figure as `{0:...}`; advice: what to change.
+        problem: what is happening, with the figure as `{0:...}`.
+        advice: what to change.
     """
 
     name: str
     limit: float
     reason: str
     check: Callable[[Sequence[Row], float], float | None]
-    says: str
+    problem: str
     advice: str
 
 
 @dataclass(frozen=True)
 class Finding:
-    """An alarm that is on, with the figure that set it off."""
+    """An alarm that is active, with the figure that triggered it."""
 
     alarm: Alarm
     value: float
 
-    def words(self) -> str:
-        """What is happening and what to change, for a person."""
-        return f"{self.alarm.says.format(self.value)} {self.alarm.advice}"
+    def message(self) -> str:
+        """What is happening and what to change."""
+        return f"{self.alarm.problem.format(self.value)} {self.alarm.advice}"
 
 
 def _updates(rows: Sequence[Row]) -> list[Row]:
@@ -61,13 +63,13 @@ def _moved(rows: Sequence[Row]) -> list[Row]:
 
 
 def _mean(rows: Sequence[Row], name: str) -> float | None:
-    """The mean of a figure over the last `WINDOW` rows; None before there are as many."""
+    """The mean of a figure over the last `WINDOW` rows; None while there are fewer."""
     found = [row[name] for row in rows[-WINDOW:] if row.get(name) is not None]
     return fmean(found) if len(found) == WINDOW else None
 
 
 def _start(rows: Sequence[Row], name: str) -> float | None:
-    """The mean of a figure over the first rows, before anything can have gone wrong."""
+    """The mean of a figure over the first rows, from before anything can go wrong."""
     found = [row[name] for row in rows[: WINDOW - 2] if row.get(name) is not None]
     return fmean(found) if len(rows) >= WINDOW and found else None
 
@@ -119,7 +121,7 @@ def _length(rows: Sequence[Row], limit: float) -> float | None:
 
 
 MANY_END = 0.2
-"""Share of answers that end at the start; where fewer do, length is cut off anyway."""
+"""Smallest share of answers that end at the start; where fewer do, max_new_tokens is short."""
 
 
 def _endless(rows: Sequence[Row], limit: float) -> float | None:
@@ -137,10 +139,10 @@ def _ratio(rows: Sequence[Row], limit: float) -> float | None:
     return mean if mean is not None and abs(mean - 1) > limit else None
 
 
-def _server_apart(rows: Sequence[Row], limit: float) -> float | None:
-    apart = _mean(_updates(rows), "vllm_kl")
+def _server_mismatch(rows: Sequence[Row], limit: float) -> float | None:
+    mismatch = _mean(_updates(rows), "vllm_kl")
     moved = _mean(_moved(rows), "approx_kl") or 0.0
-    return apart if apart is not None and apart > max(limit, moved) else None
+    return mismatch if mismatch is not None and mismatch > max(limit, moved) else None
 
 
 def _skipped(rows: Sequence[Row], limit: float) -> float | None:
@@ -167,163 +169,174 @@ def _over_optimised(rows: Sequence[Row], limit: float) -> float | None:
 
 ALARMS = (
     Alarm(
-        "not_a_number",
-        0,
-        "One infinite or undefined figure poisons all that follow.",
-        _not_a_number,
-        "{0:.0f} figures of the last update are no numbers.",
-        "Halve learning_rate, look for a reward without bounds (score_clip), and go on from the "
-        "last checkpoint with --resume.",
+        name="not_a_number",
+        limit=0,
+        reason="One infinite or undefined figure spreads to all that follow.",
+        check=_not_a_number,
+        problem="{0:.0f} figures of the last update are infinite or undefined.",
+        advice="Halve learning_rate, limit the scores with score_clip if the reward has no "
+        "bounds, and continue from the last checkpoint with --resume.",
     ),
     Alarm(
-        "negative_kl",
-        -1.0,
-        "The KL of samples is positive but for chance, which is well under 1 nat in 5 updates.",
-        _below("kl"),
-        "The KL is negative ({0:.1f} nats an answer): the answers are not samples of the policy.",
-        "Look for a sampler of your own, another temperature, or weights that changed after the "
-        "answers were written.",
+        name="negative_kl",
+        limit=-1.0,
+        reason="The expected KL of samples is positive, and over 5 updates chance changes it by "
+        "much less than 1 nat.",
+        check=_below("kl"),
+        problem="The KL is negative ({0:.1f} nats per answer): the answers are not samples of the "
+        "policy.",
+        advice="Check whether a custom sampler or another temperature is in use, or whether the "
+        "weights changed after the answers were sampled.",
     ),
     Alarm(
-        "kl_runaway",
-        0.5,
-        "On average a token is then 1.6 times as likely as in the reference. In the demo tuned "
-        "answers read well at 0.15 to 0.3 nats a token.",
-        _kl_a_token,
-        "The policy runs away from its reference ({0:.2f} nats a token).",
-        "Double kl_coef, or set kl_target or kl_budget; halve learning_rate.",
+        name="kl_runaway",
+        limit=0.5,
+        reason="A token is then on average 1.6 times as likely as in the reference. In the demo, "
+        "tuned answers read well at 0.15 to 0.3 nats per token.",
+        check=_kl_a_token,
+        problem="The policy is far from its reference ({0:.2f} nats per token).",
+        advice="Double kl_coef, set kl_target or kl_budget, or halve learning_rate.",
     ),
     Alarm(
-        "entropy_collapse",
-        0.5,
-        "Healthy demos keep three quarters of it. A policy that has lost half writes the same few "
-        "answers, and has little left to learn from.",
-        _entropy,
-        "The answers become all alike: the entropy is {0:.0%} of what it was.",
-        "Raise kl_coef or halve learning_rate, and read samples.jsonl.",
+        name="entropy_collapse",
+        limit=0.5,
+        reason="Healthy demos keep three quarters of their entropy. A policy that has lost half "
+        "of it writes the same few answers and has little left to learn from.",
+        check=_entropy,
+        problem="The answers become too similar: the entropy is {0:.0%} of what it was at the "
+        "start.",
+        advice="Raise kl_coef or halve learning_rate, and read samples.jsonl.",
     ),
     Alarm(
-        "length_drift",
-        1.5,
-        "Reward gains are often only length (arXiv 2310.03716).",
-        _length,
-        "Answers are {0:.1f} times as long as they were.",
-        "The score may pay for length: compare win rates at like length, raise kl_coef, or vote on "
-        "pairs of different lengths.",
+        name="length_drift",
+        limit=1.5,
+        reason="Reward gains are often only length (arXiv 2310.03716).",
+        check=_length,
+        problem="Answers are {0:.1f} times as long as at the start.",
+        advice="The score may reward length: compare win rates at equal length, raise kl_coef, or "
+        "vote on pairs of different lengths.",
     ),
     Alarm(
-        "endless_answers",
-        0.25,
-        "Three of four answers that used to end no longer do; what is cut off can't be good. Only "
-        "where a fifth of the answers ended at the start: elsewhere max_new_tokens is short.",
-        _endless,
-        "Answers no longer end by themselves ({0:.0%} do).",
-        "Set missing_eos_penalty (1 or 2), or raise max_new_tokens.",
+        name="endless_answers",
+        limit=0.25,
+        reason="Three of four answers that would have ended no longer do, and a cut-off answer "
+        "can't be good. Checked only where a fifth of the answers ended at the start; elsewhere "
+        "max_new_tokens is short.",
+        check=_endless,
+        problem="Most answers no longer end by themselves ({0:.0%} do).",
+        advice="Set missing_eos_penalty (1 or 2), or raise max_new_tokens.",
     ),
     Alarm(
-        "clip_fraction",
-        0.3,
-        "Healthy demos have 9 to 12%; beyond 30% much of a step is thrown away by the clip.",
-        _above("clip_fraction"),
-        "{0:.0%} of the tokens leave the clip range: the steps are too large.",
-        "Halve learning_rate, or take fewer num_ppo_epochs.",
+        name="clip_fraction",
+        limit=0.3,
+        reason="Healthy demos have 9 to 12%. Above 30%, clipping discards much of each step.",
+        check=_above("clip_fraction"),
+        problem="{0:.0%} of the tokens are clipped: the steps are too large.",
+        advice="Halve learning_rate or lower num_ppo_epochs.",
     ),
     Alarm(
-        "ratio",
-        0.1,
-        "Healthy demos stay between 1.00 and 1.02: the mean over samples of the old policy is 1.",
-        _ratio,
-        "The mean ratio of new to old probabilities is {0:.2f}, and should be near 1.",
-        "Halve learning_rate, or set max_approx_kl (0.02).",
+        name="ratio",
+        limit=0.1,
+        reason="The expected ratio over samples of the old policy is 1. Healthy demos stay "
+        "between 1.00 and 1.02.",
+        check=_ratio,
+        problem="The mean ratio of new to old probabilities is {0:.2f}; it should be near 1.",
+        advice="Halve learning_rate or set max_approx_kl (0.02).",
     ),
     Alarm(
-        "server_apart",
-        0.02,
-        "The clip holds what the updates do, not what another sampler does: its difference must "
-        "stay below theirs (approx_kl). 0.02 nats a token is as far as an update should "
-        "go (the alarm ratio), and should be far more than rounding to 16 bit makes.",
-        _server_apart,
-        "The vLLM server answers with another policy than the one that learns (KL {0:.2g} nats a "
-        "token).",
-        "Start the server anew with the command in docs/scaling.md and go on with --resume; if the "
-        "alarm comes back, take generation: transformers.",
+        name="server_apart",
+        limit=0.02,
+        reason="Clipping limits what the updates change, but not how another sampler differs, so "
+        "that difference must be smaller than an update's (approx_kl). An update should not "
+        "exceed 0.02 nats per token (the alarm ratio), and rounding to 16 bits should cause far "
+        "less.",
+        check=_server_mismatch,
+        problem="The vLLM server answers with another policy than the one that is trained (KL "
+        "{0:.2g} nats per token).",
+        advice="Restart the server with the command in docs/scaling.md and continue with "
+        "--resume. If the alarm returns, use generation: transformers.",
     ),
     Alarm(
-        "skipped_steps",
-        0,
-        "A step is only left out where its mean ratio passed max_ratio or its gradient is no "
-        "number.",
-        _skipped,
-        "{0:.0f} of the last steps were left out because ratio or gradient had run wild.",
-        "Halve learning_rate.",
+        name="skipped_steps",
+        limit=0,
+        reason="A step is only skipped where its mean ratio exceeds max_ratio or its gradient is "
+        "not finite.",
+        check=_skipped,
+        problem="{0:.0f} of the last steps were skipped because their ratio or gradient was too "
+        "large.",
+        advice="Halve learning_rate.",
     ),
     Alarm(
-        "useless_value",
-        0.0,
-        "At zero the value role guesses no better than a constant, and advantages are noise.",
-        _below("explained_variance"),
-        "The value role explains nothing of the returns (explained variance {0:.2f}).",
-        "Raise value_learning_rate or critic_warmup, or try algorithm=rloo, which has no critic.",
+        name="useless_value",
+        limit=0.0,
+        reason="At zero the value role predicts no better than a constant, and advantages are "
+        "noise.",
+        check=_below("explained_variance"),
+        problem="The value role does not predict the returns (explained variance {0:.2f}).",
+        advice="Raise value_learning_rate or critic_warmup, or try algorithm=rloo, which has no "
+        "critic.",
     ),
     Alarm(
-        "length_reward",
-        0.8,
-        "Two thirds of the score's variance are then length alone (0.8 squared).",
-        _length_reward,
-        "The score measures little but length (correlation {0:.2f}).",
-        "Vote on pairs in which the shorter answer is better, too, or the longer one; or add a "
-        "reward function that sees more.",
+        name="length_reward",
+        limit=0.8,
+        reason="Length alone then explains two thirds of the score's variance (0.8 squared).",
+        check=_length_reward,
+        problem="The score measures little but length (correlation {0:.2f}).",
+        advice="Vote on pairs in which the better answer is sometimes the shorter one and "
+        "sometimes the longer one, or add a reward function that measures something else.",
     ),
     Alarm(
-        "over_optimisation",
-        2.0,
-        "Two standard errors of the judge's mean, so that chance seldom does it "
-        "(arXiv 2210.10760: the score goes on rising while the truth falls).",
-        _over_optimised,
-        "The score rises, but the judge of the held-out answers has fallen by {0:.2g}.",
-        "Stop here and take an earlier checkpoint; set kl_budget; collect votes on answers of "
-        "this policy.",
+        name="over_optimisation",
+        limit=2.0,
+        reason="Two standard errors of the judge's mean are seldom chance. (arXiv 2210.10760: the "
+        "score keeps rising while the true reward falls.)",
+        check=_over_optimised,
+        problem="The score rises, but the judge of the held-out answers has fallen by {0:.2g}.",
+        advice="Stop here and use an earlier checkpoint, set kl_budget, or collect votes on "
+        "answers of this policy.",
     ),
 )
 
 
 def diagnose(rows: Sequence[Row]) -> list[Finding]:
-    """The alarms that are on after the last of a run's log rows."""
+    """The alarms that are active after the last of a run's log rows."""
     found = ((alarm, alarm.check(rows, alarm.limit)) for alarm in ALARMS)
     return [Finding(alarm, value) for alarm, value in found if value is not None]
 
 
 class HealthWatch(TrainerCallback):
-    """Says each alarm when it goes on: in the terminal and as a row of `metrics.jsonl`.
+    """Reports each alarm when it starts, in the terminal and as a row of `metrics.jsonl`.
 
     Args:
-        run: whose `metrics.jsonl` gets `{"step", "alarm", "value", "words"}`.
-        log: tells the person at the terminal.
-        stage: of the rows, where the run has several.
+        run: its `metrics.jsonl` gets rows `{"step", "alarm", "value", "words"}`.
+        log: prints a line in the terminal.
+        stage: written into the rows if the run has several stages.
 
     Attributes:
-        on: the names of the alarms that are on.
+        active: the names of the alarms that are active now.
     """
 
     def __init__(self, run: Run, log: Callable[[str], None], stage: str | None = None) -> None:
         self.run, self.log, self.stage = run, log, stage
-        self.on: set[str] = set()
+        self.active: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A resumed run has said these before.
-        self.on = {finding.alarm.name for finding in diagnose(state.log_history)}
+        # A resumed run has reported these before.
+        self.active = {finding.alarm.name for finding in diagnose(state.log_history)}
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.look(state.log_history, state.global_step)
+            self.check(state.log_history, state.global_step)
 
-    def look(self, rows: Sequence[Row], step: int) -> None:
-        """Judge the rows so far; an alarm that stays on is said once."""
+    def check(self, rows: Sequence[Row], step: int) -> None:
+        """Check the rows so far; an alarm that stays active is reported once."""
         found = diagnose(rows)
         for finding in found:
             name = finding.alarm.name
-            if name not in self.on:
-                self.log(f"Update {step}, {name}: {finding.words()}")
+            if name not in self.active:
+                self.log(f"Update {step}, {name}: {finding.message()}")
                 row = {"step": step, "alarm": name, "value": finding.value}
-                self.run.log(replace_nonfinite(row | {"words": finding.words()}), stage=self.stage)
-        self.on = {finding.alarm.name for finding in found}
+                self.run.log(
+                    replace_nonfinite(row | {"words": finding.message()}), stage=self.stage
+                )
+        self.active = {finding.alarm.name for finding in found}

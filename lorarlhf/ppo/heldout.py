@@ -1,7 +1,7 @@
-"""How the policy does on prompts that no update sees: score, KL, length, and another judge.
+"""Score, KL, length and judges' verdicts on prompts that are never trained on.
 
-A rising training score is not success (arXiv 2307.04964): the policy may have found what the reward
-overrates, on those prompts or in general.
+A rising training score alone is no success (arXiv 2307.04964): the policy may exploit errors of the
+reward, on the training prompts or in general.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.ppo.rollout import Rollout, Sampling, collect
+from lorarlhf.ppo.rollout import PolicySampler, Rollout, collect
 from lorarlhf.ppo.scores import Rewards, call_function, unique_names
 from lorarlhf.rewards.functions import RewardFunction
 from lorarlhf.runtime import distributed
@@ -24,39 +24,38 @@ def measure(
     rewards: Rewards,
     judges: Sequence[RewardFunction],
     state: Any,
-    sampling: Sampling | None = None,
+    sampler: PolicySampler | None = None,
 ) -> dict[str, float]:
     """Answer every held-out prompt once, always with the same seeds, and score the answers.
 
-    torch's random state is left alone.
+    torch's random state does not change.
 
     Args:
-        rows: a list or data set of rows with a `prompt`.
-        sampling: who answers, this process by default.
+        rows: a list or dataset of rows with a `prompt`.
+        sampler: answers the prompts; a `LocalSampler` by default.
 
     Returns:
-        `eval_score` (raw, as the training's `score`), `eval_kl` (nats an answer), `eval_length`
-        (tokens), `eval_ended` (share), and `eval_judge` where there are judges (the mean of their
-        sums) with its standard error `eval_judge_se`, and `eval_judge/NAME` of each where there
-        are several.
+        `eval_score` (raw, like the training's `score`), `eval_kl` (nats per answer), `eval_length`
+        (tokens) and `eval_ended` (share). With judges also `eval_judge` (the mean of their sums)
+        and its standard error `eval_judge_se`, and with several judges `eval_judge/NAME` for each.
 
     Raises:
-        UserError: a reward function or judge raised, or gave no number for any sample.
+        UserError: a reward function or judge raised, or gave no number for any answer.
     """
     figures: dict[str, list[float]] = {}
-    opinions: list[list[float | None]] = [[] for _ in judges]
+    verdicts: list[list[float | None]] = [[] for _ in judges]
     size = args.rollout_batch_size
     for start in range(0, len(rows), size):
         chunk = [rows[i] for i in range(start, min(start + size, len(rows)))]
-        rollout = collect(backbone, chunk, args, args.seed + start, sampling)
+        rollout = collect(backbone, chunk, args, args.seed + start, sampler)
         own = distributed.own_share(len(chunk))
         for name, values in _figures(rollout, rewards, own, state).items():
             figures.setdefault(name, []).extend(values)
-        for judge, said in zip(judges, opinions, strict=True):
-            said.extend(distributed.all_gather(call_function(judge, rollout, own, state)))
-        del rollout  # its kept states, before those of the next
+        for judge, given in zip(judges, verdicts, strict=True):
+            given.extend(distributed.all_gather(call_function(judge, rollout, own, state)))
+        del rollout  # frees its kept states before the next rollout
     means = {name: fmean(values) for name, values in figures.items()}
-    return means | _judgement(unique_names(judges), opinions)
+    return means | _judge_figures(unique_names(judges), verdicts)
 
 
 def _figures(
@@ -71,19 +70,19 @@ def _figures(
     }
 
 
-def _judgement(names: list[str], opinions: list[list[float | None]]) -> dict[str, float]:
-    """Mean and standard error of the judges' sums; an answer without an opinion is left out."""
+def _judge_figures(names: list[str], verdicts: list[list[float | None]]) -> dict[str, float]:
+    """Mean and standard error of the judges' sums; answers that no judge scored are left out."""
     if not names:
         return {}
-    known = [[x for x in row if x is not None] for row in zip(*opinions, strict=True)]
+    known = [[x for x in row if x is not None] for row in zip(*verdicts, strict=True)]
     sums = [sum(row) for row in known if row]
     if not sums:
-        raise UserError("The judge gave None for every held-out answer, so it measures nothing.")
+        raise UserError("The judge gave None for every held-out answer, so there is no verdict.")
     found = {"eval_judge": fmean(sums)}
     if len(sums) > 1:
         found["eval_judge_se"] = stdev(sums) / len(sums) ** 0.5
-    for name, said in zip(names, opinions, strict=True):
-        values = [value for value in said if value is not None]
-        if len(names) > 1 and values:
-            found[f"eval_judge/{name}"] = fmean(values)
+    for name, values in zip(names, verdicts, strict=True):
+        given = [value for value in values if value is not None]
+        if len(names) > 1 and given:
+            found[f"eval_judge/{name}"] = fmean(given)
     return found

@@ -1,7 +1,7 @@
-"""Micro-batches: a few sequences packed into rows, and the states below what PPO trains.
+"""Micro-batches: a few sequences packed into rows, with the states below the layers that train.
 
-Policy, reference, value and reward read the same rows. What lies below the layers that a role
-trains is run once and kept, on the device or, where a rollout keeps much, in the host's memory.
+Policy, reference, value and reward use the same rows. The layers below those that a role trains are
+run once per rollout. Their output is kept on the device or, for a large rollout, in main memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,16 +28,16 @@ class MicroBatch:
     """A few sequences, packed into N rows.
 
     Attributes:
-        rows: their places in the rollout.
-        pack: prompts and answers, and behind those a stop token where one is scored.
-        predicts: (n,) the rows whose next token is an answer token.
+        rows: the sequences' row numbers in the rollout.
+        pack: prompts and answers, followed by a stop token where one is scored.
+        predicts: (n,) the packed rows whose next token is an answer token.
         targets: (n,) those answer tokens, sequence by sequence.
-        answers: (b, A) the rows of each answer that the reward role scores: all but the stop
-            token, or with `last` pooling that one alone.
-        answer_mask: (b, A) true where there is one.
-        home: where `trunk` and `lower` lie.
-        trunk: (N, H) kept lower layers, or None.
-        lower: by role, the first layer that trains and the states (N, H) below, once they were run.
+        answers: (b, A) the packed rows of each answer that the reward role scores: all but the stop
+            token, or with `last` pooling the stop token alone.
+        answer_mask: (b, A) false on the padding of `answers`.
+        storage: the device that holds `trunk` and `lower`.
+        trunk: (N, H) output of the layers below the adapters, or None.
+        lower: by role, the first layer that trains and the states (N, H) below it, once computed.
     """
 
     rows: list[int]
@@ -46,16 +46,16 @@ class MicroBatch:
     targets: torch.Tensor
     answers: torch.Tensor
     answer_mask: torch.Tensor
-    home: torch.device
+    storage: torch.device
     trunk: torch.Tensor | None
     lower: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
 
     def trunk_on(self, device: torch.device) -> torch.Tensor | None:
-        """The trunk, there."""
+        """The trunk (N, H) on a device."""
         return None if self.trunk is None else self.trunk.to(device)
 
-    def read_by(self, head: ScalarHead, rows: torch.Tensor) -> torch.Tensor | None:
-        """The trunk (..., H) at some rows, where a head reads it."""
+    def trunk_for(self, head: ScalarHead, rows: torch.Tensor) -> torch.Tensor | None:
+        """The trunk (..., H) at some packed rows; None where the head does not read it."""
         trunk = self.trunk_on(rows.device) if head.trunk_weight is not None else None
         return None if trunk is None else trunk[rows]
 
@@ -82,8 +82,8 @@ def retry_smaller_micro_batches(args: PPOConfig, attempt: Callable[[], T]) -> T:
     return retry_halving(args.micro_batch_size, lambda _: attempt(), on_halved=halved)
 
 
-def home_of(backbone: Backbone, tokens: int) -> torch.device:
-    """Where the kept states of a rollout with so many tokens lie: on the device if they are few."""
+def storage_device(backbone: Backbone, tokens: int) -> torch.device:
+    """The device that holds a rollout's kept states: the backbone's if there are few tokens."""
     small = kept_on_device(tokens, backbone.hidden_size, backbone.compute_dtype.itemsize)
     return backbone.device if small else torch.device("cpu")
 
@@ -94,18 +94,22 @@ def make_micro_batches(
     completions: list[Completion],
     size: int,
     rows: Sequence[int] | None = None,
-    home: torch.device | None = None,
+    storage: torch.device | None = None,
 ) -> list[MicroBatch]:
-    """Sequences of like length together, each micro-batch with its trunk.
+    """Micro-batches of sequences of similar length, each with its trunk.
 
     Args:
-        rows: which of the sequences; all by default.
-        home: where kept states lie; the backbone's device by default.
+        encoded: token ids of each prompt.
+        size: sequences in a micro-batch.
+        rows: the sequences to take; all by default.
+        storage: holds the kept states; the backbone's device by default.
     """
     chosen = range(len(encoded)) if rows is None else rows
     order = sorted(chosen, key=lambda i: len(encoded[i]) + len(completions[i].ids))
     return [
-        _micro_batch(backbone, order[i : i + size], encoded, completions, home or backbone.device)
+        _micro_batch(
+            backbone, order[i : i + size], encoded, completions, storage or backbone.device
+        )
         for i in range(0, len(order), size)
     ]
 
@@ -115,22 +119,22 @@ def _micro_batch(
     rows: list[int],
     encoded: list[list[int]],
     completions: list[Completion],
-    home: torch.device,
+    storage: torch.device,
 ) -> MicroBatch:
     device = backbone.device
     starts = [len(encoded[i]) for i in rows]
-    own = [_closed(backbone, completions[i]) for i in rows]
-    # The last token of a prompt predicts: it is never among the shared ones.
-    together = [encoded[i] + ids for i, ids in zip(rows, own, strict=True)]
-    pack = Pack.of(together, device, min(starts) - 1)
+    own = [_with_stop(backbone, completions[i]) for i in rows]
+    # The last token of a prompt predicts, so it is never part of the shared prefix.
+    sequences = [encoded[i] + ids for i, ids in zip(rows, own, strict=True)]
+    pack = Pack.of(sequences, device, min(starts) - 1)
     predicts: list[int] = []
     answers: list[list[int]] = []
     for j, i in enumerate(rows):
         first, count = pack.row(j, starts[j]), len(completions[i].ids)
         predicts += range(first - 1, first + count - 1)
-        if _reads_stop(backbone):
+        if _scores_stop_token(backbone):
             answers.append([first + len(own[j]) - 1])
-        else:  # an answer that is nothing but its stop token is scored on that token
+        else:  # an answer of only a stop token is scored on that token
             answers.append(list(range(first, first + max(1, count - completions[i].ended))))
     width = max(len(places) for places in answers)
     trunk = backbone.forward.packed_trunk(pack)
@@ -143,30 +147,30 @@ def _micro_batch(
         answer_mask=torch.tensor(
             [[n < len(p) for n in range(width)] for p in answers], device=device
         ),
-        home=home,
-        trunk=None if trunk is None else trunk.to(home),
+        storage=storage,
+        trunk=None if trunk is None else trunk.to(storage),
     )
 
 
-def _closed(backbone: Backbone, completion: Completion) -> list[int]:
-    """The tokens of an answer; one that was cut off ends in a stop token where that is scored."""
-    closes = _reads_stop(backbone) and not completion.ended
-    stop = backbone.tokenizer.eos_token_id  # of several the one that answers end in in training
-    return completion.ids + [stop] * (closes and stop is not None)
+def _with_stop(backbone: Backbone, completion: Completion) -> list[int]:
+    """The tokens of an answer; one that was cut off gets a stop token where that is scored."""
+    added = _scores_stop_token(backbone) and not completion.ended
+    stop = backbone.tokenizer.eos_token_id  # of several stop tokens, the one used in training
+    return completion.ids + [stop] * (added and stop is not None)
 
 
-def _reads_stop(backbone: Backbone) -> bool:
+def _scores_stop_token(backbone: Backbone) -> bool:
     """Whether the reward role scores an answer at its stop token.
 
-    With `last` pooling it was trained on answers that end, and means nothing elsewhere.
+    With `last` pooling it was trained on that position alone.
     """
     return "reward" in backbone.heads and backbone.heads["reward"].pooling == "last"
 
 
-def trained_from(backbone: Backbone, args: PPOConfig, role: str) -> int:
-    """The first layer that trains of a role: 0 where all do that have adapters.
+def first_trained_layer(backbone: Backbone, args: PPOConfig, role: str) -> int:
+    """The first layer of a role that trains; 0 where all layers with adapters do.
 
-    What lies below stays what it was at the start.
+    The layers below stay as they were at the start.
     """
     if not backbone.has(role):  # a value that is only a head on the policy
         role = "policy"
@@ -181,9 +185,9 @@ def policy_logprobs(
     """Log-probabilities and entropies (n,) of the answer tokens under the active role.
 
     Args:
-        first: the policy's first layer that trains; what lies below is run once and kept.
+        first: the policy's first layer that trains; the states below it are computed once.
     """
-    kept, start = _below(backbone, micro, "policy", first)
+    kept, start = _states_below(backbone, micro, "policy", first)
     hidden = backbone.forward.packed_hidden(micro.pack, kept, start)
     head = backbone.lm_head
     return objective.token_logprobs(
@@ -196,45 +200,45 @@ def token_values(backbone: Backbone, micro: MicroBatch, first: int = 0) -> torch
 
     Args:
         first: the value's first layer that trains, or the policy's where the value is only a head
-            on it; what lies below is run once and kept.
+            on the policy; the states below it are computed once.
     """
-    # A value that is only a head reads the policy's states, which move.
+    # A value that is only a head reads the policy's states.
     own = backbone.has("value")
-    kept, start = _below(backbone, micro, "value" if own else "policy", first)
+    kept, start = _states_below(backbone, micro, "value" if own else "policy", first)
     hidden = backbone.forward.packed_hidden(micro.pack, kept, start)
     head = backbone.heads["value"]
-    return head(hidden[micro.predicts], micro.read_by(head, micro.predicts))
+    return head(hidden[micro.predicts], micro.trunk_for(head, micro.predicts))
 
 
-def _below(
+def _states_below(
     backbone: Backbone, micro: MicroBatch, role: str, first: int
 ) -> tuple[torch.Tensor | None, int]:
-    """States (N, H) of a role, which is active, below the layers to be run, and the first of them.
+    """States (N, H) of the active role below the layers that are run, and the first of those.
 
-    The whole trunk where the layers from `first` on can't be run apart.
+    These are the trunk and the split where the model can't be split at `first`.
     """
     if first <= backbone.split or not backbone.forward.splits_at(first):
         return micro.trunk_on(backbone.device), backbone.split
     if role not in micro.lower or micro.lower[role][0] != first:
         states = backbone.forward.packed_lower(micro.pack, micro.trunk_on(backbone.device), first)
-        micro.lower[role] = first, states.to(micro.home)
+        micro.lower[role] = first, states.to(micro.storage)
     return micro.lower[role][1].to(backbone.device), first
 
 
-def value_serves_reward(backbone: Backbone, micros: Sequence[MicroBatch]) -> bool:
-    """Whether what was run for the value is right for the reward role, too.
+def can_reuse_value_states(backbone: Backbone, micros: Sequence[MicroBatch]) -> bool:
+    """Whether the states computed for the value are also those of the reward role.
 
-    The value begins as its copy: it is, where nothing below the value's first layer has changed.
+    They are where the value began as a copy of the reward role, since only its upper layers train.
     """
     firsts = {micro.lower["value"][0] if "value" in micro.lower else None for micro in micros}
     return all(first and backbone.same_below("value", "reward", first) for first in firsts)
 
 
 def reward_states(backbone: Backbone, micro: MicroBatch, from_value: bool) -> torch.Tensor:
-    """Final states (N, H) of the reward role, which is active.
+    """Final states (N, H) of the active reward role.
 
     Args:
-        from_value: go on from what was run for the value (`value_serves_reward`).
+        from_value: start from the states computed for the value (`can_reuse_value_states`).
     """
     if not from_value:
         return backbone.forward.packed_hidden(micro.pack, micro.trunk_on(backbone.device))

@@ -15,8 +15,8 @@ class _TokenLogprobs(torch.autograd.Function):
     """log softmax(h W^T / temperature)[target], a few rows at a time, never (N, V) at once.
 
     A token's log-probability depends on its own hidden state only, so its gradient
-    (W[target] - softmax @ W) / temperature is an (N, H) tensor that the forward can leave behind;
-    the backward multiplies it by what comes from above.
+    (W[target] - softmax @ W) / temperature is an (N, H) tensor. The forward computes and saves it,
+    and the backward multiplies it by the incoming gradient.
     """
 
     @staticmethod
@@ -62,12 +62,12 @@ def _chunk(
     softcap: float | None,
     wants_slope: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Log-probabilities (n,), entropies (n,) and, where wanted, their slopes (n, H) in `hidden`.
+    """Log-probabilities (n,), entropies (n,) and, where wanted, their gradients (n, H) in `hidden`.
 
-    The products are of all rows; what lies between them is done on a few rows at a time, small
-    enough for a CPU's cache, and written over the logits.
+    The matrix products take all rows. The steps between them take a few rows at a time, small
+    enough for a CPU's cache, and overwrite the logits.
     """
-    logits = hidden @ weight.T  # (n, V), and not (B, C, V): one product, no copy of W
+    logits = hidden @ weight.T  # (n, V): one product, no copy of W
     rows = softmax_rows(logits.shape[1], hidden.device.type)
     kept = []
     for i in range(0, len(logits), rows):
@@ -111,9 +111,9 @@ def token_logprobs(
         hidden: (N, H) final hidden states at the positions that predict the targets.
         weight: (V, H) of the LM head, frozen.
         targets: (N,) token ids.
-        temperature: divides the logits, as it did in sampling.
+        temperature: divides the logits, as in sampling.
         softcap: the family's cap on logits (Gemma 2), or None.
-        chunk: rows of logits held at once.
+        chunk: rows of logits in memory at a time.
 
     Returns:
         float32 log-probabilities (N,), differentiable in `hidden`, and entropies (N,) in nats.
@@ -122,15 +122,15 @@ def token_logprobs(
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the true places of `mask`; 0 where there are none."""
+    """Mean over the true entries of `mask`; 0 if there are none."""
     return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
 def whiten(x: torch.Tensor, mask: torch.Tensor, keep_mean: bool = False) -> torch.Tensor:
-    """Mean 0 and deviation 1 over the valid places; zeros elsewhere (arXiv 2403.17031, detail 18).
+    """Mean 0 and deviation 1 over the valid entries; zeros elsewhere (arXiv 2403.17031, detail 18).
 
-    A tensor that is constant up to rounding becomes zeros instead of blown-up rounding. With
-    `keep_mean` only the deviation changes (rewards: arXiv 1909.08593's code).
+    A tensor that is constant up to rounding errors becomes zeros, and the errors are not amplified.
+    With `keep_mean` only the deviation changes (for rewards, as in the code of arXiv 1909.08593).
     """
     mean = masked_mean(x, mask)
     centred = (x - mean) * mask
@@ -148,7 +148,7 @@ def shape_rewards(
 ) -> torch.Tensor:
     """Per-token rewards (B, C): -kl_coef * (logp - ref_logp), and the score on the last real token.
 
-    (arXiv 1909.08593, equation 2, with the k1 estimator a token.)
+    (arXiv 1909.08593, equation 2, with the k1 estimator per token.)
     """
     rewards = -kl_coef * (logprobs - ref_logprobs) * mask
     lengths = mask.long().sum(dim=1)
@@ -162,7 +162,7 @@ def gae(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalized advantage estimation (arXiv 1506.02438, equation 16) -> advantages, returns.
 
-    All (B, C). After an answer's last token the value is 0 and nothing is carried over.
+    All (B, C). After an answer's last token the value and the advantage are 0.
     """
     mask = mask.to(values.dtype)
     values = values * mask
@@ -186,7 +186,8 @@ def policy_loss(
     of any size give the same step. All arguments (N,).
 
     Returns:
-        the sum, and sums of: `clipped` tokens, `approx_kl` (k3: ratio - 1 - log ratio), `ratio`.
+        the sum, and sums of `clip_fraction` (1 for a clipped token), `approx_kl` (k3:
+        ratio - 1 - log ratio) and `ratio`.
     """
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
@@ -217,9 +218,9 @@ def value_loss(
 def fit_line(
     x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, low: float = 0.0, high: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slope and shift that make slope * x + shift nearest to y over the valid tokens, all (B, C).
+    """Least-squares slope and shift of y = slope * x + shift over the valid tokens, all (B, C).
 
-    Least squares, with the slope kept in `low` to `high`. Where x is constant the slope is `low`.
+    The slope is clamped to `low` ... `high`. Where x is constant it is `low`.
     """
     mean_x, mean_y = masked_mean(x, mask), masked_mean(y, mask)
     variance = masked_mean((x - mean_x) ** 2, mask)
@@ -229,7 +230,7 @@ def fit_line(
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over valid tokens; 0: no better than a constant."""
+    """1 - Var(returns - values) / Var(returns) over valid tokens; a constant gives 0."""
     valid = mask.bool()
     total = returns[valid].var(unbiased=False)
     if total < 1e-12:
@@ -238,7 +239,7 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.
 
 
 def correlation(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Pearson's correlation of two vectors (B,); 0 where one of them is constant."""
+    """Pearson's correlation of two vectors (B,); 0 if one of them is constant."""
     a, b = x.float() - x.float().mean(), y.float() - y.float().mean()
     size = (a.norm() * b.norm()).item()
     return (a @ b).item() / size if size > 1e-9 else 0.0

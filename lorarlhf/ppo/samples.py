@@ -1,4 +1,4 @@
-"""The same few prompts answered through training: what people look at first."""
+"""Answers to the same few prompts at several points of the training."""
 
 import json
 import random
@@ -22,15 +22,15 @@ FILE = "samples.jsonl"
 class SampleCallback(TrainerCallback):
     """Writes `{"step", "prompt", "completion", "score"}` for a few fixed prompts to samples.jsonl.
 
-    Before the first update, every `save_steps` updates, and after the last. The prompts and the
-    seed of the sampling are always the same, and the training's own random state is left alone.
+    It does so before the first update, every `save_steps` updates, and after the last one. Prompts
+    and sampling seed are always the same, and the training's random state does not change.
 
     Args:
-        backbone: whose policy answers.
-        rows: the prompts of the training, from which a few are taken.
+        backbone: its policy answers.
+        rows: the training prompts, from which a few are chosen.
         args: lengths, temperature and seed.
-        rewards: what scores the answers.
-        folder: of the run.
+        rewards: scores the answers.
+        folder: the run's folder.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class SampleCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
-        if state.is_world_process_zero and not self._written(step):
-            self.last_step = -1  # killed after the last checkpoint, before these were whole
+        if state.is_world_process_zero and not self._is_written(step):
+            self.last_step = -1  # killed after the last checkpoint, while these were written
         else:
             self.last_step = step
         if step == 0:
             self.write(state)
 
-    def _written(self, step: int) -> bool:
-        """Whether a resumed run has all of this step's samples; drops a part of them."""
+    def _is_written(self, step: int) -> bool:
+        """Whether the file has all samples of a step; an incomplete set is removed."""
         if not self.file.exists():
             return False
         lines = self.file.read_text(encoding="utf-8").splitlines()
@@ -71,7 +71,7 @@ class SampleCallback(TrainerCallback):
             self.write(state)
 
     def write(self, state: Any) -> None:
-        """Answer the prompts with the policy as it stands and add one line for each."""
+        """Answer the prompts with the present policy and append one line for each."""
         self.last_step = state.global_step
         if not state.is_world_process_zero:
             return
@@ -88,13 +88,12 @@ class SampleCallback(TrainerCallback):
         encoded = encode_prompts(backbone, prompts, args.max_prompt_tokens)
         micros = make_micro_batches(backbone, encoded, completions, args.micro_batch_size)
         answers = Answers(self.rows, completions, [micros])
-        everyone = range(len(self.rows))
-        scores, _ = self.rewards.score(answers, everyone, state)
+        scores, _ = self.rewards.score(answers, range(len(self.rows)), state)
         for prompt, answer, score in zip(prompts, completions, scores, strict=True):
             line = {"step": state.global_step, "prompt": _shown(prompt), "completion": answer.text}
             append_jsonl(self.file, line | {"score": score})
 
 
 def _shown(prompt: Any) -> Any:
-    """A single question as its text; longer conversations as their messages."""
+    """A conversation of one message as its text; longer ones as their messages."""
     return prompt[0]["content"] if isinstance(prompt, list) and len(prompt) == 1 else prompt

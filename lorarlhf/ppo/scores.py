@@ -1,4 +1,4 @@
-"""Scores of a rollout: from the reward role, from functions, or both; brought to a common scale."""
+"""Scores of a rollout, from the reward role, from functions or both, on a common scale."""
 
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -12,18 +12,18 @@ from lorarlhf.ppo.rollout import Answers, reward_scores
 from lorarlhf.rewards.functions import RewardFunction, call_reward_function, combine, function_name
 
 ROLE = "reward"
-"""Stands for the backbone's reward role among the reward functions."""
+"""The name of the backbone's reward role in a list of reward functions."""
 
 
 class Rewards:
-    """What an answer is worth: the reward role, functions of TRL's signature, or any mix.
+    """Scores answers with the reward role, with functions of TRL's signature, or with several.
 
     Args:
         sources: functions, or `"reward"` for the backbone's reward role.
-        weights: one number a source; all 1 by default.
+        weights: one number per source; all 1 by default.
 
     Raises:
-        ValueError: no source, weights of another number, or no reward role on the backbone.
+        ValueError: no source, a wrong number of weights, or no reward role on the backbone.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class Rewards:
 
     @property
     def names(self) -> list[str]:
-        """What each source is called in logs."""
+        """The name of each source in logs."""
         return unique_names(self.sources)
 
     @property
     def only_role(self) -> bool:
-        """Whether the reward role alone gives the score."""
+        """Whether the reward role is the only source."""
         return self.sources == [ROLE]
 
     def score(
@@ -62,19 +62,26 @@ class Rewards:
         answers: Answers,
         rows: Sequence[int],
         state: Any,
-        trying: Callable[[Callable[[], torch.Tensor]], torch.Tensor] = lambda attempt: attempt(),
+        retry: Callable[[Callable[[], torch.Tensor]], torch.Tensor] = lambda attempt: attempt(),
     ) -> tuple[list[float], list[list[float | None]]]:
-        """Scores of some of the answers: the weighted sums, and each source's own.
+        """Scores of some of the answers: the weighted sums, and those of each source.
 
-        `trying` runs the role's part, which may be run again; functions are called once.
+        With several sources the role's scores are normalised to mean 0 and deviation 1 on the
+        answers it was trained on, so that its weight is comparable to the others.
 
-        In a mix the role's scores are brought to mean 0 and deviation 1 on the answers it was
-        trained on, so that its weight says something.
+        Args:
+            rows: numbers of the answers.
+            state: the trainer's state, passed to functions as `trainer_state`.
+            retry: calls its argument, the role's forward, and may call it again. Functions are
+                called once only.
+
+        Raises:
+            UserError: a reward function raised, or its result has a wrong form.
         """
         found: list[list[float | None]] = []
         for source in self.sources:
             if isinstance(source, str):
-                raw = trying(lambda: reward_scores(self.backbone, answers))
+                raw = retry(lambda: reward_scores(self.backbone, answers))
                 head = self.backbone.heads[ROLE]
                 if not self.only_role:
                     raw = (raw - head.score_mean) / head.score_std
@@ -85,7 +92,7 @@ class Rewards:
 
 
 def unique_names(sources: Sequence[RewardFunction | str]) -> list[str]:
-    """A name for each, with a number behind those that come again."""
+    """A name for each source; repeated names get a number."""
     names: list[str] = []
     for source in sources:
         name = source if isinstance(source, str) else function_name(source)
@@ -99,8 +106,8 @@ def call_function(
 ) -> list[float | None]:
     """Call a function of TRL's signature on some of the answers.
 
-    Besides the dataset's columns it gets `completion_ids`, `ended` (the answer ended by itself)
-    and `trainer_state`.
+    It gets the dataset's columns and in addition `completion_ids`, `ended` (whether the answer
+    ended by itself) and `trainer_state`.
     """
     if not rows:  # a process without a share
         return []
@@ -120,10 +127,14 @@ def call_function(
 
 
 class ScoreScale:
-    """Brings scores to mean 0 and deviation 1 on the reference's answers (arXiv 1909.08593).
+    """Normalises scores to mean 0 and deviation 1 on the reference's answers (arXiv 1909.08593).
 
-    The reward role brings both numbers with it. For functions they are learned from the first
-    rollouts, in which the policy still is the reference, and fixed from then on.
+    The reward role stores both numbers. For functions they are learned from the first rollouts, in
+    which the policy still equals the reference, and are constant from then on.
+
+    Args:
+        enabled: False leaves scores as they are.
+        clip: largest normalised score, in either direction; None for no limit.
     """
 
     def __init__(self, enabled: bool, clip: float | None, mean: float = 0.0, std: float = 1.0):
@@ -132,8 +143,8 @@ class ScoreScale:
         self.fixed_std: float | None = std
 
     @classmethod
-    def of(cls, backbone: Backbone, args: PPOConfig, from_role: bool) -> "ScoreScale":
-        """From the reward role's head where that gives the score, to be learned otherwise."""
+    def from_config(cls, backbone: Backbone, args: PPOConfig, from_role: bool) -> "ScoreScale":
+        """The reward role's own scale where the role is the only source, else one to be learned."""
         if from_role:
             head = backbone.heads[ROLE]
             mean, std = head.score_mean.item(), head.score_std.item()
@@ -144,14 +155,14 @@ class ScoreScale:
 
     @property
     def std(self) -> float:
-        """The deviation in use; 1 while fewer than two scores, or only equal ones, are known."""
+        """The deviation in use; 1 while there are fewer than two scores, or only equal ones."""
         if self.fixed_std is not None:
             return self.fixed_std
         variance = self.squares / self.count if self.count > 1 else 0.0
         return variance**0.5 if variance > 1e-12 else 1.0
 
     def normalise(self, scores: torch.Tensor, learn: bool) -> torch.Tensor:
-        """Raw scores (B,) -> normalised, and clipped where that is asked for."""
+        """Raw scores (B,) -> normalised (B,), clipped where `clip` is set."""
         if learn and self.fixed_std is None and self.enabled:
             self._learn(scores.tolist())
         scaled = (scores - self.mean) / self.std if self.enabled else scores
@@ -164,8 +175,8 @@ class ScoreScale:
             self.mean += delta / self.count
             self.squares += delta * (score - self.mean)
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers that a checkpoint saves."""
         return {
             "count": self.count,
             "mean": self.mean,
@@ -173,7 +184,7 @@ class ScoreScale:
             "fixed_std": self.fixed_std,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put a checkpoint's numbers back."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the numbers of a checkpoint."""
         for name, value in state.items():
             setattr(self, name, value)

@@ -1,8 +1,8 @@
-"""`PPOTrainer`: PPO on the shared backbone, in the ways of TRL's trainers.
+"""`PPOTrainer`: PPO on the shared backbone, with the interface of TRL's trainers.
 
 TRL removed its own PPO after 1.12. This one takes texts or conversations, reward functions with
 TRL's signature, callbacks and `report_to`; policy, reference, reward and value are adapters on one
-base. Each detail is listed with its source in docs/ppo-details.md.
+base. docs/ppo-details.md lists each detail with its source.
 """
 
 import itertools
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -27,14 +26,16 @@ from lorarlhf.ppo import checkpoint, heldout, objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.kl import KLBudget, KLControl
 from lorarlhf.ppo.learner import Learner
+from lorarlhf.ppo.metrics import rollout_metrics, sampler_mismatch, summarize
 from lorarlhf.ppo.micro_batches import retry_smaller_micro_batches
-from lorarlhf.ppo.rollout import OwnSampler, Rollout, Sampling, collect, sampler_mismatch
+from lorarlhf.ppo.prompts import PromptOrder
+from lorarlhf.ppo.rollout import LocalSampler, PolicySampler, Rollout, collect
 from lorarlhf.ppo.scores import ROLE, Rewards, ScoreScale
 from lorarlhf.runtime import distributed
 
 RewardFunction = Callable[..., Any]
 MIN_SLOPE = 0.05
-"""What is left of a new value head that a first rollout's luck speaks against."""
+"""Smallest factor by which a new value head is scaled, in case the first rollout is unlucky."""
 
 
 class PPOTrainer(_BaseTrainer):
@@ -43,21 +44,21 @@ class PPOTrainer(_BaseTrainer):
     Args:
         backbone: holds the policy, and the reward role where that gives the score.
         args: the settings.
-        train_dataset: rows with a `prompt` (text or conversation); other columns are handed to
-            the reward functions.
-        reward_funcs: functions of TRL's signature, `f(prompts, completions, **columns) ->
-            list[float | None]`, or `"reward"` for the backbone's reward role, which is the
-            default; one, or several in any mix.
-        reward_weights: one weight a function; all 1 by default.
+        train_dataset: rows with a `prompt` (text or conversation); other columns are passed to the
+            reward functions.
+        reward_funcs: functions with TRL's signature, `f(prompts, completions, **columns) ->
+            list[float | None]`, or `"reward"` (the default) for the backbone's reward role; one, or
+            a list of any of them.
+        reward_weights: one weight per function; all 1 by default.
         callbacks: transformers' trainer callbacks.
-        eval_dataset: prompts that no update sees, measured every `eval_steps` updates.
-        judge_funcs: functions that judge the held-out answers and reward nothing.
+        eval_dataset: prompts that are never trained on, measured every `eval_steps` updates.
+        judge_funcs: functions that judge the held-out answers and are no part of the reward.
 
     Raises:
-        ValueError: neither a reward role nor reward functions, weights of another number, or a
-            KL budget or judges without held-out prompts.
-        UserError: the base is of a family whose logits are not known, or `generation` is `vllm` and
-            the server can't be used.
+        ValueError: neither a reward role nor reward functions, a wrong number of weights, or a KL
+            budget or judges without held-out prompts.
+        UserError: the logits of the base's family are not known, or `generation` is `vllm` and the
+            server can't be used.
     """
 
     _tag_names = ["trl", "ppo", "lorarlhf"]
@@ -101,22 +102,20 @@ class PPOTrainer(_BaseTrainer):
         self.eval_rows, self.judges = eval_dataset, list(judge_funcs)
         self.kl = KLControl(args.kl_coef, args.kl_target, args.kl_horizon)
         self.budget = KLBudget(args.kl_budget) if args.kl_budget is not None else None
-        self.scale = ScoreScale.of(backbone, args, from_role=self.rewards.only_role)
-        self._start_roles()
+        self.scale = ScoreScale.from_config(backbone, args, from_role=self.rewards.only_role)
+        self.value_is_new = "value" not in backbone.heads
+        self._add_value()
         self.learner = Learner(backbone, args)
-        self.sampling = _sampling(backbone, args)
+        self.sampler = make_sampler(backbone, args)
         hold_freed_memory()
-        self._shuffle = torch.Generator("cpu").manual_seed(args.seed)
-        self._queue: list[int] = []
+        self.prompt_order = PromptOrder(len(train_dataset), args.seed)
 
-    def _start_roles(self) -> None:
-        """The value starts as the reward role (arXiv 2403.17031), or as the policy with zeros."""
-        backbone = self.backbone
-        self._fresh_value = "value" not in backbone.heads
-        if self._fresh_value:
+    def _add_value(self) -> None:
+        """Start the value as the reward role (arXiv 2403.17031), or as the policy with zeros."""
+        if self.value_is_new:
             source = ROLE if ROLE in self.rewards.sources else "policy"
-            backbone.add_role("value", copy_of=source, own_adapter=self.args.value_adapter)
-        backbone.model.requires_grad_(False)
+            self.backbone.add_role("value", copy_of=source, own_adapter=self.args.value_adapter)
+        self.backbone.model.requires_grad_(False)
 
     # ---- the loop
 
@@ -126,7 +125,7 @@ class PPOTrainer(_BaseTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Run the updates that are left; True resumes from the newest checkpoint in output_dir."""
+        """Run the remaining updates; True resumes from the newest checkpoint in output_dir."""
         args = self.args
         self.state.max_steps, self.state.num_train_epochs = args.updates, args.num_ppo_epochs
         self.state.logging_steps = max(1, int(args.logging_steps))
@@ -140,7 +139,7 @@ class PPOTrainer(_BaseTrainer):
         try:
             self._memory_dry_run()
             if self.state.global_step == 0:
-                self._measure()
+                self._measure_heldout()
             while self.state.global_step < args.updates and not self._stopped:
                 self.control = self.callback_handler.on_step_begin(args, self.state, self.control)
                 metrics = self.update()
@@ -153,94 +152,58 @@ class PPOTrainer(_BaseTrainer):
             checkpoint.load_best(self)
         return TrainOutput(self.state.global_step, 0.0, self.summary())
 
-    def _memory_dry_run(self) -> None:
-        """The largest sampling, forward and backward, so that they run out of memory now."""
-        args, count = self.args, self.args.micro_batch_size
-        # Bytes tell the longest better than letters: a token is about three of them in any script.
-        written = sorted(self.rows, key=lambda row: len(str(row["prompt"]).encode()))[-4 * count :]
-        prompts = [row["prompt"] for row in written]
-        encoded = sorted(encode_prompts(self.backbone, prompts, args.max_prompt_tokens), key=len)
-        longest = encoded[::-1]
-        with self._dequantised_weights(), self.learner.reserve_adam():
-            if isinstance(self.sampling, OwnSampler):
-                self.sampling.rehearse(self.backbone, longest, args)
-            micro = list(itertools.islice(itertools.cycle(longest), count))
-            self.learner.rehearse(micro, args.max_new_tokens)
-
     def update(self) -> dict[str, float]:
-        """One update: roll out, score, shape rewards, advantages, epochs."""
+        """One update: roll out, score, shape rewards, advantages, epochs. Returns its metrics."""
         started = time.perf_counter()
         with self._dequantised_weights():
             metrics = self._update(started)
         give_back_memory()
         return metrics | {"seconds": time.perf_counter() - started}
 
-    def _dequantised_weights(self) -> AbstractContextManager[None]:
-        top = self.backbone.split + self.backbone.adapter_layers
-        return self.backbone.dequantised(
-            DEQUANTISED_BYTES, top - max(self.learner.layers.values()), backward=True
-        )
-
     def _update(self, started: float) -> dict[str, float]:
         args, step = self.args, self.state.global_step
-        seed = hash((args.seed, step)) % 2**31  # of sampling, dealing and shuffling
-        rollout = collect(self.backbone, self._next_prompts(), args, seed, self.sampling)
+        seed = hash((args.seed, step)) % 2**31  # of sampling and of both shuffles
+        rows = [self.rows[i] for i in self.prompt_order.take(args.rollout_batch_size)]
+        rollout = collect(self.backbone, rows, args, seed, self.sampler)
         sampled = time.perf_counter()
         raw_scores, by_source = self._score(rollout)
-        scores = self.scale.normalise(raw_scores, learn=step < self._warmup)
+        scores = self.scale.normalise(raw_scores, learn=step < self._scale_updates)
         scores = self._penalise_endless(scores, rollout)
         rewards = self._rewards(rollout, scores)
-        if self._fresh_value and step == 0:  # not where a checkpoint was loaded
+        if self.value_is_new and step == 0:  # not where a checkpoint was loaded
             self._calibrate_value(rollout, rewards)
         advantages, rollout.returns = objective.gae(
             rewards, rollout.values, rollout.mask, args.gamma, args.gae_lambda
         )
         rollout.advantages = objective.whiten(advantages, rollout.mask)
         scored = time.perf_counter()
-        stats = self.learner.epochs(rollout, step, seed)
+        stats = self.learner.run_epochs(rollout, step, seed)
         ended = time.perf_counter()
-        metrics = self._metrics(rollout, raw_scores, scores) | by_source | stats
+        metrics = {"episodes": (step + 1) * args.rollout_batch_size, "kl_coef": self.kl.coef}
+        metrics |= rollout_metrics(rollout, raw_scores, scores) | sampler_mismatch(rollout)
         if step > args.critic_warmup:  # the first rollout of a policy that has moved
             self.kl.update(metrics["kl"], len(rollout.prompts))
-        return metrics | {
+        return (metrics | by_source | stats) | {
             "seconds_rollout": sampled - started,
             "seconds_score": scored - sampled,
             "seconds_optimize": ended - scored,
         }
 
-    @property
-    def _stopped(self) -> bool:
-        return self.control.should_training_stop or (self.budget is not None and self.budget.spent)
-
-    @property
-    def _warmup(self) -> int:
-        # Score statistics are learned while the policy is still the reference: in the critic's
-        # warm-up, or in the first update where there is none.
-        return max(1, self.args.critic_warmup)
-
-    def _next_prompts(self) -> list[dict[str, Any]]:
-        """The next rows; every prompt is used once before one is used again."""
-        rows: list[int] = []
-        while len(rows) < self.args.rollout_batch_size:
-            if not self._queue:
-                order = torch.randperm(len(self.rows), generator=self._shuffle, device="cpu")
-                self._queue = order.tolist()
-            rows.append(self._queue.pop())
-        return [self.rows[i] for i in rows]
+    # ---- the parts of an update
 
     def _score(self, rollout: Rollout) -> tuple[torch.Tensor, dict[str, float]]:
-        """Raw scores (B,), and in a mix the mean of each source under `score/NAME`."""
+        """Raw scores (B,), and with several sources the mean of each under `score/NAME`."""
         own = distributed.own_share(len(rollout.prompts))
 
-        def trying(attempt: Callable[[], torch.Tensor]) -> torch.Tensor:
-            rollout.cut_to(self.backbone, self.args.micro_batch_size)
-            return attempt()
+        def attempt(score: Callable[[], torch.Tensor]) -> torch.Tensor:
+            rollout.rebatch(self.backbone, self.args.micro_batch_size)
+            return score()
 
         sums, by_source = self.rewards.score(
             rollout,
             own,
             self.state,
-            lambda part: retry_smaller_micro_batches(self.args, lambda: trying(part)),
+            lambda score: retry_smaller_micro_batches(self.args, lambda: attempt(score)),
         )
         scores = torch.tensor(distributed.all_gather(sums), device=self.backbone.device)
         means: dict[str, float] = {}
@@ -251,14 +214,6 @@ class PPOTrainer(_BaseTrainer):
                     means[f"score/{name}"] = sum(known) / len(known)
         return scores, means
 
-    def _rewards(self, rollout: Rollout, scores: torch.Tensor) -> torch.Tensor:
-        rewards = objective.shape_rewards(
-            scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, self.kl.coef
-        )
-        if self.args.whiten_rewards:
-            return objective.whiten(rewards, rollout.mask, keep_mean=True)
-        return rewards
-
     def _penalise_endless(self, scores: torch.Tensor, rollout: Rollout) -> torch.Tensor:
         penalty = self.args.missing_eos_penalty
         if penalty is None:
@@ -266,11 +221,20 @@ class PPOTrainer(_BaseTrainer):
         endless = torch.tensor([not c.ended for c in rollout.completions], device=scores.device)
         return scores - penalty * endless
 
+    def _rewards(self, rollout: Rollout, scores: torch.Tensor) -> torch.Tensor:
+        """Rewards (B, C): the price of KL on every token, the score (B,) on the last one."""
+        rewards = objective.shape_rewards(
+            scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, self.kl.coef
+        )
+        if self.args.whiten_rewards:
+            return objective.whiten(rewards, rollout.mask, keep_mean=True)
+        return rewards
+
     def _calibrate_value(self, rollout: Rollout, rewards: torch.Tensor) -> None:
         """Scale and shift a new value head to the first rollout's returns, in closed form.
 
-        What the reward role says of one token varies far more than what it says of an answer. Left
-        as it is, the value would begin as a worse guess than a constant.
+        The reward role's output varies far more from token to token than from answer to answer.
+        Without this step the value would start as a worse guess than a constant.
         """
         nothing = torch.zeros_like(rewards)
         _, returns = objective.gae(rewards, nothing, rollout.mask, self.args.gamma, 1.0)
@@ -279,31 +243,42 @@ class PPOTrainer(_BaseTrainer):
         head.full_weight = head.full_weight * slope
         head.bias.data.mul_(slope).add_(shift)
         rollout.values = (rollout.values * slope + shift) * rollout.mask
-        self._fresh_value = False
+        self.value_is_new = False
 
-    # ---- accounts
+    @property
+    def _scale_updates(self) -> int:
+        # Score statistics are learned while the policy still equals the reference: in the critic's
+        # warm-up, or in the first update where there is none.
+        return max(1, self.args.critic_warmup)
 
-    def _metrics(
-        self, rollout: Rollout, raw_scores: torch.Tensor, scores: torch.Tensor
-    ) -> dict[str, float]:
-        mask, completions = rollout.mask, rollout.completions
-        kl = ((rollout.logprobs - rollout.ref_logprobs) * mask).sum(dim=1)
-        done = self.state.global_step + 1
-        return {
-            "episodes": done * self.args.rollout_batch_size,
-            "score": raw_scores.mean().item(),
-            "score_std": raw_scores.std(unbiased=False).item(),
-            "score_normalised": scores.mean().item(),
-            "kl": kl.mean().item(),
-            "kl_coef": self.kl.coef,
-            "entropy": objective.masked_mean(rollout.entropy, mask).item(),
-            "completion_length": mask.sum().item() / len(completions),
-            "score_length_corr": objective.correlation(raw_scores, mask.sum(dim=1)),
-            "ended_fraction": sum(c.ended for c in completions) / len(completions),
-            "explained_variance": objective.explained_variance(
-                rollout.values, rollout.returns, mask
-            ),
-        } | sampler_mismatch(rollout)
+    # ---- memory
+
+    def _memory_dry_run(self) -> None:
+        """Run the largest sampling, forward and backward, so that memory runs out now or never."""
+        args, count = self.args, self.args.micro_batch_size
+        # Bytes predict the number of tokens better than letters do: in any script a token has
+        # about three of them.
+        rows = sorted(self.rows, key=lambda row: len(str(row["prompt"]).encode()))[-4 * count :]
+        prompts = [row["prompt"] for row in rows]
+        encoded = encode_prompts(self.backbone, prompts, args.max_prompt_tokens)
+        longest = sorted(encoded, key=len)[::-1]
+        with self._dequantised_weights(), self.learner.reserve_adam():
+            if isinstance(self.sampler, LocalSampler):
+                self.sampler.dry_run(self.backbone, longest, args)
+            micro_batch = list(itertools.islice(itertools.cycle(longest), count))
+            self.learner.dry_run(micro_batch, args.max_new_tokens)
+
+    def _dequantised_weights(self) -> AbstractContextManager[None]:
+        top = self.backbone.split + self.backbone.adapter_layers
+        return self.backbone.dequantised(
+            DEQUANTISED_BYTES, top - max(self.learner.layers.values()), backward=True
+        )
+
+    # ---- logging, held-out prompts, saving
+
+    @property
+    def _stopped(self) -> bool:
+        return self.control.should_training_stop or (self.budget is not None and self.budget.spent)
 
     def _after_update(self, metrics: dict[str, float]) -> None:
         args, state = self.args, self.state
@@ -311,16 +286,16 @@ class PPOTrainer(_BaseTrainer):
         if state.global_step % state.logging_steps == 0:
             self.log(metrics)
         last = state.global_step == args.updates
-        beyond = self.budget is not None and metrics["kl"] > self.budget.limit
-        if last or beyond or state.global_step % max(1, args.eval_steps) == 0:
-            self._measure()
+        over_budget = self.budget is not None and metrics["kl"] > self.budget.limit
+        if last or over_budget or state.global_step % max(1, args.eval_steps) == 0:
+            self._measure_heldout()
         due = state.global_step % state.save_steps == 0
         if last or due or self._stopped or self.control.should_save:
             checkpoint.save(self)
             self.control = self.callback_handler.on_save(args, state, self.control)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """How the policy does on the held-out prompts (see `heldout.measure`)."""
+        """The policy's figures on the held-out prompts (see `heldout.measure`)."""
         return heldout.measure(
             self.backbone,
             self.eval_rows,
@@ -328,42 +303,25 @@ class PPOTrainer(_BaseTrainer):
             self.rewards,
             self.judges,
             self.state,
-            self.sampling,
+            self.sampler,
         )
 
-    def _measure(self) -> None:
-        """Log the held-out figures; keep the best policy inside a KL budget, and end beyond it."""
+    def _measure_heldout(self) -> None:
+        """Log the held-out figures; with a KL budget, keep the best policy that is inside it."""
         if self.eval_rows is None:
             return
         found = self.evaluate()
         self.log(dict(found))
         if self.budget is None:
             return
-        if self.budget.take(self.state.global_step, found["eval_score"], found["eval_kl"]):
+        if self.budget.record(self.state.global_step, found["eval_score"], found["eval_kl"]):
             checkpoint.save_best(self)
 
     def summary(self) -> dict[str, Any]:
-        """`updates`, `episodes`, `kl_per_sequence` (last ten updates), `seconds_per_update`.
-
-        With held-out prompts also their last figures. With a KL budget `kept_step` is the update
-        whose policy was kept; the held-out figures and `kl_per_sequence` are then that policy's.
-        """
-        history = self.state.log_history
-        rows = [row for row in history if "kl" in row]
-        recent = [row["kl"] for row in rows[-10:]]
-        whole: dict[str, Any] = {
-            "updates": self.state.global_step,
-            "episodes": self.state.global_step * self.args.rollout_batch_size,
-            "kl_per_sequence": sum(recent) / len(recent) if recent else 0.0,
-            "seconds_per_update": median(row["seconds"] for row in rows) if rows else 0.0,
-        }
+        """The run so far in a few figures (see `metrics.summarize`)."""
         kept = self.budget.best_step if self.budget is not None else None
-        measured = [r for r in history if "eval_score" in r and kept in (None, r["step"])]
-        if measured:
-            whole |= {n: value for n, value in measured[-1].items() if n.startswith("eval_")}
-        if kept is not None and measured:
-            whole |= {"kept_step": kept, "kl_per_sequence": whole["eval_kl"]}
-        return whole
+        state = self.state
+        return summarize(state.log_history, state.global_step, self.args.rollout_batch_size, kept)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save policy and value as plain PEFT folders under `output_dir`/adapters."""
@@ -373,10 +331,10 @@ class PPOTrainer(_BaseTrainer):
                 self.backbone.save(role, folder / role)
 
 
-def _sampling(backbone: Backbone, args: PPOConfig) -> Sampling:
-    """Who answers the prompts."""
+def make_sampler(backbone: Backbone, args: PPOConfig) -> PolicySampler:
+    """What answers the prompts: this process, or a vLLM server."""
     if args.generation == "transformers":
-        return OwnSampler()
+        return LocalSampler()
     from lorarlhf.ppo.vllm import VLLMSampler  # needs TRL's client
 
     return VLLMSampler(backbone, args)

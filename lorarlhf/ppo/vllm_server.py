@@ -1,4 +1,4 @@
-"""The address of a vLLM server: who answers there, how to start one, and its errors in words."""
+"""Connecting to a vLLM server: its address, the command that starts one, readable errors."""
 
 import ipaddress
 import os
@@ -12,44 +12,44 @@ import requests
 
 from lorarlhf.runtime.errors import UserError
 
-GOES_ON = " Once one does, a run that had begun goes on with --resume."
+RESUME_HINT = " Once it runs again, a run that had begun continues with --resume."
 
 
-def reach(address: str, base: str, tokens: int) -> Any:
-    """TRL's client of the server at `address`, which has to answer now.
+def connect(address: str, base: str, tokens: int) -> Any:
+    """TRL's client for the server at `address`, which must be running.
 
     Args:
-        base: folder or hub id, and tokens: of the longest prompt with its answer; both stand in
-            the command that starts the server.
+        base: folder or hub id, for the command that starts the server.
+        tokens: of the longest prompt with its answer, for the same command.
 
     Raises:
-        UserError: the address is nobody's, vLLM is not installed here, or nobody answers.
+        UserError: the address is no host's, vLLM is not installed here, or no server answers.
     """
     from trl.generation import vllm_client
 
     host = host_of(address)
     if not hasattr(vllm_client.VLLMClient, "get_server_info"):
         raise UserError("generation: vllm needs TRL 1.16 or later, and with it Python 3.11.")
-    if is_here(host):
-        _pass_by_proxies(host)
+    if is_local(host):
+        _bypass_proxies(host)
     try:
-        # What answers but is no vLLM server lacks what is looked for in its answer.
-        with in_words(address, LookupError, TypeError):
+        # The response of another kind of server lacks the expected fields.
+        with as_user_error(address, LookupError, TypeError):
             client = vllm_client.VLLMClient(base_url=address.rstrip("/"))
     except ImportError as error:
         raise UserError(
-            'generation: vllm needs vLLM in this environment, too: pip install "trl[vllm]". It '
+            'generation: vllm needs vLLM in this environment as well: pip install "trl[vllm]". It '
             f"runs on Linux with NVIDIA cards ({error}). generation: transformers needs neither."
         ) from error
     except UserError as error:
         command = start_command(address, base, tokens)
         raise UserError(f"{error} This starts it:\n  {command}") from error
-    client.session.trust_env = not is_here(host)
+    client.session.trust_env = not is_local(host)
     return client
 
 
 def start_command(address: str, base: str, tokens: int) -> str:
-    """The command line of a server that can be kept in step; arguments as of `reach`."""
+    """The command that starts a server with the required options; arguments as of `connect`."""
     host = "127.0.0.1" if host_of(address) == "localhost" else host_of(address)
     return (
         f"CUDA_VISIBLE_DEVICES=1 VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(base)} "
@@ -59,10 +59,11 @@ def start_command(address: str, base: str, tokens: int) -> str:
 
 
 def host_of(address: str) -> str:
-    """The machine that an address names.
+    """The host of an address.
 
     Raises:
-        UserError: it names none, or every one (0.0.0.0 is where a server listens, no place to go).
+        UserError: there is none, or it stands for all (0.0.0.0: a server can listen on it, but a
+            client can't connect to it).
     """
     try:
         place = urlparse(address)
@@ -71,13 +72,13 @@ def host_of(address: str) -> str:
         raise UserError(f"vllm_server is http://HOST:PORT, not {address} ({error}).") from error
     if not host or _has(host, "is_unspecified"):
         raise UserError(
-            f"vllm_server {address} names no machine: name 127.0.0.1, or the server's own address."
+            f"vllm_server {address} names no host: use 127.0.0.1 or the server's own address."
         )
     return host
 
 
-def is_here(host: str) -> bool:
-    """Whether what goes to `host` stays on this machine."""
+def is_local(host: str) -> bool:
+    """Whether `host` is this machine."""
     return host == "localhost" or _has(host, "is_loopback")
 
 
@@ -88,11 +89,11 @@ def _has(host: str, trait: str) -> bool:
         return False
 
 
-def _pass_by_proxies(host: str) -> None:
-    """See that no proxy of the environment gets what is for this machine.
+def _bypass_proxies(host: str) -> None:
+    """Exclude a local host from the proxies in the environment.
 
-    TRL's client asks for the server's health outside its session, so that the session's own switch
-    is not enough.
+    TRL's client checks the server's health outside its session, so the session's own setting is not
+    enough.
     """
     known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     if known != "*" and host not in known.split(","):
@@ -101,12 +102,13 @@ def _pass_by_proxies(host: str) -> None:
 
 
 @contextmanager
-def in_words(address: str, *kinds: type[Exception], hint: str = "") -> Iterator[None]:
-    """What TRL's client raises when the server is gone or refuses, as an error for people.
+def as_user_error(address: str, *kinds: type[Exception], hint: str = "") -> Iterator[None]:
+    """Turn what TRL's client raises about the server into a `UserError`.
 
     Args:
-        kinds: that the calls inside raise besides, about the server; all others are our mistakes.
-        hint: behind the words that nobody answers.
+        kinds: further exceptions that the calls inside raise about the server. All others pass, as
+            they are errors in this program.
+        hint: appended to the message that no server answers.
     """
     try:
         yield
@@ -116,5 +118,5 @@ def in_words(address: str, *kinds: type[Exception], hint: str = "") -> Iterator[
         # A status other than 200 is a plain Exception.
         if type(error) is not Exception and not isinstance(error, kinds):
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"The vLLM server at {address} can't be used: {said}") from error
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"The vLLM server at {address} can't be used: {message}") from error

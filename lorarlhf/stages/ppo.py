@@ -70,7 +70,7 @@ def train_ppo(
     if stopper.requested and trainer.state.global_step < args.updates:
         raise KeyboardInterrupt
     trainer.save_model()
-    return trainer.summary() | {"alarms": sorted(watch.on)}
+    return trainer.summary() | {"alarms": sorted(watch.active)}
 
 
 def arguments(placement: Placement, settings: PPOSettings) -> PPOConfig:

@@ -161,7 +161,7 @@ class _Log(RunCallback):
             self.rows[-1]["seconds"] += logs["step_time"]
         if state.global_step % self.steps == 0 and "step_time" in logs:
             super().on_log(args, self._in_updates(state), control, self.rows[-1])
-            self.health.look(self.rows, len(self.rows))
+            self.health.check(self.rows, len(self.rows))
 
     def _in_updates(self, state: Any) -> Any:
         """The trainer's state with updates as its steps."""
@@ -185,7 +185,7 @@ class _Log(RunCallback):
         recent = [row["kl"] for row in self.rows[-10:]]
         return {
             "algorithm": "rloo",
-            "alarms": sorted(self.health.on),
+            "alarms": sorted(self.health.active),
             "updates": len(self.rows),
             "episodes": len(self.rows) * self.settings.rollout_batch_size,
             "kl_per_sequence": sum(recent) / len(recent) if recent else 0.0,

@@ -1,11 +1,11 @@
-"""Make `trl_ppo.json`: what TRL 1.12's PPO computes from fixed tensors, run from TRL's own source.
+"""Make `trl_ppo.json`: what TRL 1.12's PPO computes from fixed tensors, with TRL's own source.
 
     python tests/golden/make_trl_ppo.py
 
 TRL keeps its rewards, advantages and losses inside one long `train` method. This script installs
-trl==1.12.0 into a temporary folder, takes the statements in question out of that method's syntax
-tree, and runs them on the tensors below. Nothing of TRL is kept here but the numbers. Needs a
-package index; the test that reads the numbers (`tests/test_golden.py`) does not.
+trl==1.12.0 into a temporary folder, takes those statements out of the method's syntax tree, and
+runs them on the tensors below. Only the resulting numbers are stored. The script needs a package
+index; the test that reads the numbers (`tests/test_golden.py`) does not.
 """
 
 import ast
@@ -102,31 +102,22 @@ def golden(module: Any) -> dict[str, Any]:
     )
     rewards = shaped["rewards"].clone()
     rewards[shaped["actual_start"], shaped["actual_end"]] += given["scores"]
-    found = run(
-        advantages,
-        module,
-        args=args,
-        rewards=rewards,
-        values=values,
-        responses=given["responses"],
-    )
+    parts = {"rewards": rewards, "values": values, "responses": given["responses"]}
+    found = run(advantages, module, args=args, **parts)
     whitened = module.masked_whiten(found["advantages"], ~padding).masked_fill(padding, 0)
+    batch = {
+        "vpred": given["vpred"].masked_fill(padding_p1, 0),
+        "mb_values": values,
+        "mb_return": found["returns"],
+        "mb_logprobs": invalid["logprobs"],
+        "mb_advantage": whitened,
+        "new_logprobs": invalid["new_logprobs"],
+    }
 
     def losses(rows: list[int]) -> dict[str, torch.Tensor]:
-        scope = run(
-            clipping,
-            module,
-            args=args,
-            vpred=given["vpred"].masked_fill(padding_p1, 0)[rows],
-            mb_values=values[rows],
-            mb_return=found["returns"][rows],
-            mb_logprobs=invalid["logprobs"][rows],
-            mb_advantage=whitened[rows],
-            new_logprobs=invalid["new_logprobs"][rows],
-            padding_mask=padding,
-            padding_mask_p1=padding_p1,
-            micro_batch_inds=rows,
-        )
+        masks = {"padding_mask": padding, "padding_mask_p1": padding_p1, "micro_batch_inds": rows}
+        part = {name: tensor[rows] for name, tensor in batch.items()}
+        scope = run(clipping, module, args=args, **masks, **part)
         return {name: scope[name] for name in ("pg_loss", "vf_loss", "vf_clipfrac")}
 
     logits = given["logits"] / (args.temperature + 1e-7)

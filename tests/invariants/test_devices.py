@@ -16,7 +16,12 @@ from lorarlhf.backbone.kernels.packing import Pack
 from lorarlhf.backbone.limits import KEPT_STATE_BYTES
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.learner import Learner
-from lorarlhf.ppo.micro_batches import home_of, make_micro_batches, policy_logprobs, token_values
+from lorarlhf.ppo.micro_batches import (
+    make_micro_batches,
+    policy_logprobs,
+    storage_device,
+    token_values,
+)
 from lorarlhf.ppo.rollout import collect
 
 ROOT = Path(__file__).parents[2]
@@ -184,13 +189,15 @@ def test_an_update_on_another_device_is_refused_where_it_enters(
     for micro in rollout.micro_batches:
         micro.pack.input_ids = micro.pack.input_ids.to(META)
     with pytest.raises(ValueError, match="input_ids is on meta and the backbone on cpu"):
-        Learner(tiny, config).epochs(rollout, step=5, seed=0)
+        Learner(tiny, config).run_epochs(rollout, step=5, seed=0)
 
 
 def test_many_kept_states_wait_in_the_hosts_memory() -> None:
     card: Any = SimpleNamespace(device=META, hidden_size=1000, compute_dtype=torch.bfloat16)
-    assert home_of(card, KEPT_STATE_BYTES // 6000) == META  # three states of 2,000 bytes a token
-    assert home_of(card, KEPT_STATE_BYTES // 6000 + 1) == torch.device("cpu")
+    assert (
+        storage_device(card, KEPT_STATE_BYTES // 6000) == META
+    )  # three states of 2,000 bytes a token
+    assert storage_device(card, KEPT_STATE_BYTES // 6000 + 1) == torch.device("cpu")
 
 
 def test_kept_states_are_brought_back_for_each_forward(tiny: Backbone) -> None:
@@ -198,19 +205,19 @@ def test_kept_states_are_brought_back_for_each_forward(tiny: Backbone) -> None:
     for role in ("reward", "value"):
         tiny.add_role(role)
     answers = [Completion("", [40, 41], ended=False)]
-    (micro,) = make_micro_batches(tiny, [[5, 6, 7]], answers, size=1, home=META)
+    (micro,) = make_micro_batches(tiny, [[5, 6, 7]], answers, size=1, storage=META)
     assert micro.trunk is not None and micro.trunk.device == META
     uses: list[Callable[[], Any]] = [
         lambda: policy_logprobs(tiny, micro, 1.0),
         lambda: policy_logprobs(tiny, micro, 1.0, first=3),
         lambda: token_values(tiny, micro),
-        lambda: micro.read_by(tiny.heads["reward"], micro.answers),
+        lambda: micro.trunk_for(tiny.heads["reward"], micro.answers),
     ]
     for use in uses:
         with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
             use()
     (micro,) = make_micro_batches(tiny, [[5, 6, 7]], answers, size=1)
-    micro.home = META
+    micro.storage = META
     with pytest.raises(NotImplementedError), tiny.role("value"):
         token_values(tiny, micro, first=3)
     assert micro.lower["value"][1].device == META

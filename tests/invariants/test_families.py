@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_ppo_trainer import PROMPTS, base_weights, rows_of, weights
 from test_trunk import FAMILIES
 from torch import nn
 
@@ -20,13 +19,14 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import Completion
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.micro_batches import (
+    first_trained_layer,
     make_micro_batches,
     policy_logprobs,
     token_values,
-    trained_from,
 )
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.rewards.role import score_answers
+from tests.ppo_runs import PROMPTS, base_weights, rows_of, weights
 
 # Gemma's LM head is its embedding, which is scaled on the way in and not on the way out.
 TIED = {name: {"tie_word_embeddings": True} for name in ("gemma2", "gemma3_text")}
@@ -114,7 +114,7 @@ def check_only_policy_and_value_moved(before: dict[str, torch.Tensor], backbone:
     for name in ("reference", "reward", "base"):
         assert not moved[name].any(), name
     for role in ("policy", "value"):
-        first = trained_from(backbone, PPOConfig("out"), role)
+        first = first_trained_layer(backbone, PPOConfig("out"), role)
         trained = sum(p.numel() for p in backbone.parameters_of(role, first))
         assert moved[role].sum() > 0.9 * trained, role
 
@@ -229,7 +229,7 @@ def test_a_family_that_splits_at_one_layer_only(make_base: Base, ready: Ready, p
     assert backbone.forward.keeps_trunk and backbone.split == 2
     assert [backbone.forward.splits_at(layer) for layer in (2, 3, 4)] == [True, False, False]
     trainer = ppo(backbone)
-    assert trainer.learner.first == {"policy": 3, "value": 4}
+    assert trainer.learner.first_layer == {"policy": 3, "value": 4}
     before = everything(backbone)
     check_first_update(trainer.update())
     check_only_policy_and_value_moved(before, backbone)

@@ -54,7 +54,7 @@ def run_command(words: list[str], phase: "Synchronized[int]", starts: "Synchroni
         return call
 
     trainer.collect = noted(0, trainer.collect)
-    Learner.epochs = noted(1, Learner.epochs)  # type: ignore[method-assign]
+    Learner.run_epochs = noted(1, Learner.run_epochs)  # type: ignore[method-assign]
     checkpoint.save = noted(2, checkpoint.save)
     raise SystemExit(cli.main(words))
 
