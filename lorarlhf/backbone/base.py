@@ -46,13 +46,11 @@ class Backbone:
         footprint: memory figures of the base's weights.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
-        self.tokenizer = tokenizer
-        self.base: str = settings["base"]
-        self.base_path: str = settings["base_path"]
+    def __init__(self, model: Any, files: BaseFiles, settings: dict[str, Any]) -> None:
+        self.tokenizer = files.tokenizer
+        self.base, self.base_path = files.name, files.path
+        self.device, self.compute_dtype = files.device, files.dtype
         self.bits: int = settings["bits"]
-        self.device = torch.device(settings["device"])
-        self.compute_dtype: torch.dtype = settings["compute_dtype"]
         self.heads: dict[str, roles.ScalarHead] = {}
         layers = layers_of(model, self.base)
         self.adapter_layers = count_adapter_layers(settings["adapter_layers"], len(layers))
@@ -99,8 +97,8 @@ class Backbone:
         """Find, download if needed, and load a base, and put a fresh policy adapter on it.
 
         Args:
-            base: `smollm2-135m`, a folder, or a Hugging Face id; or a base that was opened before,
-                which brings its device, dtype and tokenizer.
+            base: `smollm2-135m`, a folder, a Hugging Face id, or what `open_base` returned, which
+                then decides device, dtype and tokenizer.
             bits: 4 (NF4 with double quantisation), 8, or 16 (no quantisation).
             adapter_layers: `upper-half`, `all`, or a number of layers counted from the top.
             lora_rank, lora_alpha, lora_dropout: LoRA's settings (arXiv 2106.09685).
@@ -126,19 +124,14 @@ class Backbone:
                 log=log,
             )
         settings = {
-            "base": base.name,
-            "base_path": base.path,
             "bits": bits,
-            "device": base.device,
-            "compute_dtype": base.dtype,
             "adapter_layers": adapter_layers,
             "lora_rank": lora_rank,
             "lora_alpha": lora_alpha,
             "lora_dropout": lora_dropout,
             "seed": seed,
         }
-        model = load_model(base.path, bits, base.device, base.dtype)
-        backbone = cls(model, base.tokenizer, settings)
+        backbone = cls(load_model(base.path, bits, base.device, base.dtype), base, settings)
         give_back_memory()  # temporary tensors of loading and quantising
         if backbone.split and not backbone.forward.keeps_trunk:
             log(

@@ -1,4 +1,4 @@
-"""A base before its weights are loaded: found, and with its configuration and tokenizer read."""
+"""A base before its weights are loaded: its location, configuration and tokenizer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ from lorarlhf.runtime import distributed
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """What is known of a base before its weights are loaded.
+    """A base whose configuration and tokenizer are read and whose weights are not.
 
     Attributes:
-        name: as the user calls it; path: the folder or id to load.
-        config: transformers' configuration; tokenizer: padded left.
-        device: where it will be loaded; dtype: in which it computes.
+        name: the name given by the user; path: the folder or id to load.
+        config: transformers' configuration.
+        tokenizer: pads on the left.
+        device: where the weights will be loaded; dtype: the compute dtype.
     """
 
     name: str
@@ -32,7 +33,7 @@ class BaseFiles:
 
     @property
     def encoder(self) -> PromptEncoder:
-        """Texts to token ids."""
+        """Encodes prompts with this base's tokenizer."""
         return PromptEncoder(self.name, self.tokenizer)
 
 
@@ -45,7 +46,7 @@ def open_base(
     chat_template: str | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> BaseFiles:
-    """Find a base, fetch it where needed, and read its configuration and tokenizer.
+    """Find a base, download it if needed, and read its configuration and tokenizer.
 
     The arguments are those of `Backbone.load`.
 

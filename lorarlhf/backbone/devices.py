@@ -25,10 +25,10 @@ def best_device(bits: int) -> torch.device:
 
 
 def find_device(name: str | None, bits: int) -> torch.device:
-    """The device of that name, or the best one.
+    """The device with this name, or the best one if there is no name.
 
     Raises:
-        UserError: a device that this machine does not have.
+        UserError: this machine does not have the device.
     """
     if name is None:
         return best_device(bits)

@@ -4,9 +4,9 @@
     class Settings:
         epochs: PositiveInt = 3
 
-The limit stands in the type, as an annotation (PEP 593), and nowhere else: the command line checks
-it where a value enters, and `check_limits` checks an object made in code. Parsers that know nothing
-of it, such as transformers' `HfArgumentParser`, see a plain `int`.
+The limit is part of the type, as an annotation (PEP 593), and is written only there. The command
+line checks it when it reads a value, and `check_limits` checks an object made in code. Parsers that
+ignore annotations, such as transformers' `HfArgumentParser`, see a plain `int`.
 """
 
 import inspect
@@ -25,7 +25,7 @@ class Limit:
 
     Attributes:
         words: completes "the setting is ...".
-        allows: whether a value of the right type is inside.
+        allows: whether it includes a value of the right type.
     """
 
     words: str
@@ -33,13 +33,13 @@ class Limit:
 
 
 def one_of(*choices: Any) -> Limit:
-    """One of at least two values."""
+    """The limit of a setting with two or more possible values."""
     *others, last = [str(choice) for choice in choices]
     return Limit(f"{', '.join(others)} or {last}", lambda x: x in choices)
 
 
 def at_least(least: int) -> Limit:
-    """That number or a larger one."""
+    """The limit that allows `least` and larger numbers."""
     return Limit(f"{least} or more", lambda x: x >= least)
 
 
@@ -60,9 +60,11 @@ Address = Annotated[
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting: its name, the plain type of its values, its default, and the values it allows.
+    """A setting.
 
-    A limit does not apply to None.
+    Attributes:
+        kind: the plain type of its values.
+        limit: the values it allows; None is always allowed.
     """
 
     name: str
@@ -73,15 +75,15 @@ class Setting:
 
 def setting(name: str, annotated: Any, default: Any) -> Setting:
     """A setting of an annotated type: `PositiveInt | None` gives `int | None` and a limit."""
-    kind, limit = _taken_apart(annotated)
+    kind, limit = _split_annotation(annotated)
     return Setting(name, kind, default, limit)
 
 
 def settings_of(kind: type) -> list[Setting]:
-    """The settings that our own classes declare: those of `kind`, then those of its parents.
+    """The settings that a class and its parents declare, as far as they are from this package.
 
-    Fields of parents from other packages (TRL's, transformers') are left out, unless one of our
-    classes declares them anew.
+    Fields of TRL's and transformers' classes are left out, unless a class of this package declares
+    them again.
     """
     defaults = {entry.name: entry.default for entry in fields(kind)}
     found: dict[str, Setting] = {}
@@ -96,10 +98,10 @@ def settings_of(kind: type) -> list[Setting]:
 
 
 def check_limits(settings: Any) -> None:
-    """See that the values of a settings object are inside their limits; None is always inside.
+    """Check that the values of a settings object are within their limits; None always is.
 
     Raises:
-        ValueError: the first setting whose value is outside, with what it allows.
+        ValueError: names the first setting whose value is not, and what it allows.
     """
     for known in settings_of(type(settings)):
         value = getattr(settings, known.name)
@@ -107,12 +109,12 @@ def check_limits(settings: Any) -> None:
             raise ValueError(f"{known.name} is {known.limit.words}, not {value!r}")
 
 
-def _taken_apart(annotated: Any) -> tuple[Any, Limit | None]:
+def _split_annotation(annotated: Any) -> tuple[Any, Limit | None]:
     """The plain type, and the limit in its annotation or in that of one of a union's members."""
     if get_origin(annotated) is Annotated:
         plain, *extras = get_args(annotated)
         return plain, next((extra for extra in extras if isinstance(extra, Limit)), None)
     if get_origin(annotated) in (Union, types.UnionType):
-        parts = [_taken_apart(part) for part in get_args(annotated)]
+        parts = [_split_annotation(part) for part in get_args(annotated)]
         return reduce(or_, (part for part, _ in parts)), next((x for _, x in parts if x), None)
     return annotated, None
