@@ -59,7 +59,7 @@ def test_gradients_too_small_for_float16_are_those_of_float32(
             for scaler in learner.scalers.values():
                 scaler._enabled = False
         seen = gradients(learner, monkeypatch)
-        learner.epochs(rollout, step=0, seed=0)
+        learner.run_epochs(rollout, step=0, seed=0)
         found[dtype] = {role: grads[0] for role, grads in seen.items()}, rollout.completions
     (exact, answers), (ours, same) = found["float32"], found["float16"]
     assert [c.ids for c in answers] == [c.ids for c in same]
@@ -83,7 +83,7 @@ def test_an_overflow_moves_nothing_and_halves_the_scale(
     large = rollout.advantages * 1e6, rollout.returns * 1e9
     fair = rollout.advantages, rollout.returns
     rollout.advantages, rollout.returns = large
-    stats = learner.epochs(rollout, step=0, seed=0)
+    stats = learner.run_epochs(rollout, step=0, seed=0)
     for role, kept in before.items():
         assert torch.equal(weights(backbone, role), kept)
         assert stats[f"overflows_{role}"] == 1 and stats[f"loss_scale_{role}"] == START / 2
@@ -92,7 +92,7 @@ def test_an_overflow_moves_nothing_and_halves_the_scale(
     assert (stats["policy_steps"], stats["skipped_steps"]) == (0, 0)
     assert all(math.isfinite(value) for value in stats.values())
     rollout.advantages, rollout.returns = fair
-    stats = learner.epochs(rollout, step=0, seed=0)
+    stats = learner.run_epochs(rollout, step=0, seed=0)
     for role, kept in before.items():
         assert not torch.equal(weights(backbone, role), kept)
         assert stats[f"overflows_{role}"] == 0 and stats[f"loss_scale_{role}"] == START / 2
@@ -119,7 +119,7 @@ def test_what_no_scale_can_mend_is_skipped_and_told(tiny_base: Path, make: Make)
     learner, rollout = prepared(make(load(tiny_base), num_ppo_epochs=4))
     kept = rollout.advantages.clone(), rollout.returns.clone()
     rollout.advantages[0, 0] = rollout.returns[0, 0] = float("nan")
-    stats = learner.epochs(rollout, step=0, seed=0)
+    stats = learner.run_epochs(rollout, step=0, seed=0)
     # A loss that is no number says nothing of the scale.
     assert stats["skipped_steps"] == 4 and stats["loss_scale_policy"] == START
     assert stats["overflows_policy"] == 0 and not math.isfinite(stats["grad_norm_policy"])
@@ -127,7 +127,7 @@ def test_what_no_scale_can_mend_is_skipped_and_told(tiny_base: Path, make: Make)
     # A finite loss whose gradient overflows without any scale, too, once that has been found.
     learner.args.num_ppo_epochs = 20
     rollout.advantages, rollout.returns = kept[0] * 1e12, kept[1]
-    stats = learner.epochs(rollout, step=0, seed=0)
+    stats = learner.run_epochs(rollout, step=0, seed=0)
     assert (stats["overflows_policy"], stats["skipped_steps"]) == (16, 4)
     assert stats["overflows_value"] == 0
 

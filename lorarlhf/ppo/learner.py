@@ -214,7 +214,7 @@ class Learner:
     def _step(self, role: str, loss: float, skip: bool = False) -> Stats:
         """Clip one role's gradients and step its optimizer; returns the gradients' norm.
 
-        No step is taken where a gradient is not replace_nonfinite, since it would stay in Adam's state for
+        No step is taken where a gradient is not finite, since it would stay in Adam's state for
         ever. In float16 that also happens with a finite loss where the loss scale is too large, and
         the scale is then halved. Until the scale is below 1, the step counts as an overflow and no
         norm is returned.
