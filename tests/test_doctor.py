@@ -228,24 +228,30 @@ def test_an_environment_without_pip_cannot_fetch(
 
 FINE = doctor.Check("python", True, "3.11")
 BROKEN = doctor.Check("trl", False, "not installed", 'pip install "trl>=1"')
+MENDS = f"mend: {BROKEN.mend}"
 
 
-def test_the_command_says_ok_and_ends_with_0(
-    only: Callable[[list[doctor.Check]], None], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("checks", "status", "lines"),
+    [
+        ([FINE], 0, ["OK     python  3.11", "Nothing is wrong."]),
+        (
+            [FINE, BROKEN],
+            1,
+            ["OK     python  3.11", "WRONG  trl     not installed", MENDS, "1 of 2 are wrong."],
+        ),
+    ],
+)
+def test_the_command_shows_every_check_and_its_status(
+    checks: list[doctor.Check],
+    status: int,
+    lines: list[str],
+    only: Callable[[list[doctor.Check]], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    only([FINE])
-    assert main(["doctor"]) == 0
-    assert capsys.readouterr().out == "OK     python  3.11\nNothing is wrong.\n"
-
-
-def test_the_command_names_what_mends_and_ends_with_1(
-    only: Callable[[list[doctor.Check]], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    only([FINE, BROKEN])
-    assert main(["doctor"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("WRONG  trl") and lines[2].strip() == f"mend: {BROKEN.mend}"
-    assert lines[3] == "1 of 2 are wrong."
+    only(checks)
+    assert main(["doctor"]) == status
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == lines
 
 
 def test_the_command_gives_json(
