@@ -157,7 +157,7 @@ def test_a_card_without_bfloat16_gets_float16_with_loss_scaling(
     monkeypatch: pytest.MonkeyPatch, has_it: bool, found: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    # Of emulated bfloat16, which is slow, torch says yes where it is not told to leave it out.
+    # Of emulated bfloat16, which is slow, torch says yes unless emulation is left out.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated=True: has_it or emulated)
     check = doctor.compute_dtype()
     assert check.ok and check.found == found
@@ -259,9 +259,9 @@ def test_the_command_gives_json(
 ) -> None:
     only([FINE, BROKEN])
     assert main(["doctor", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is False
-    assert told["checks"][1] == {
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["ok"] is False
+    assert printed["checks"][1] == {
         "name": "trl",
         "ok": False,
         "found": "not installed",

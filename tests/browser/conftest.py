@@ -1,4 +1,4 @@
-"""What the browser tests share: a real Chromium, pages that are watched, the real command.
+"""Fixtures of the browser tests: a real Chromium, watched pages, the real command.
 
 A page is watched from its first request to the end of the test: an error on its console, an
 exception in its scripts, or a request to any other machine fails the test. LORARLHF_SCREENSHOTS
@@ -28,8 +28,8 @@ from tests.browser.servers import Servers
 
 SCREENSHOTS = "LORARLHF_SCREENSHOTS"
 NETWORK = ("http", "https", "ws", "wss")
-# Playwright's own five seconds are short next to a test process that uses the same cores, and to a
-# model that writes with what they leave it: what is waited for may take minutes.
+# Playwright's default of five seconds is too short: the model and the tests share the same cores,
+# and an answer may take minutes.
 WAIT_MS = 180_000
 expect.set_options(timeout=WAIT_MS)
 
@@ -38,7 +38,7 @@ expect.set_options(timeout=WAIT_MS)
 
 
 class Pages:
-    """Opens pages and keeps what they should not have done. The fixture `open_page` is one.
+    """Opens pages and records what goes wrong on them. The fixture `open_page` is one.
 
     Attributes:
         opened: the pages of this test, in order.
@@ -61,7 +61,7 @@ class Pages:
         storage: Any = None,
         **options: Any,
     ) -> Page:
-        """Open an address in a context of its own: as another person on another computer.
+        """Open an address in a new context, as another person on another computer would.
 
         Args:
             url: the address; its host is the only one that pages may talk to.
@@ -88,7 +88,7 @@ class Pages:
         return page
 
     def _watch(self, context: BrowserContext) -> None:
-        """Note what goes wrong on every page of the context, those that a page opens too."""
+        """Note what goes wrong on every page of the context, including those that a page opens."""
         context.on("console", self._console)
         context.on("weberror", lambda problem: self._note(f"page error: {problem.error}"))
         context.on("request", lambda request: self._request(request.url))
@@ -99,7 +99,7 @@ class Pages:
         page.on("websocket", lambda connection: self._request(connection.url))
 
     def _console(self, message: ConsoleMessage) -> None:
-        """Note an error, with its address where the text does not say what failed to load."""
+        """Note an error, with the address if the text does not name what failed to load."""
         if message.type == "error":
             where = message.location.get("url", "")
             place = f" ({where})" if message.text.startswith("Failed to load") else ""
@@ -115,14 +115,14 @@ class Pages:
         self._noted.append(text)
 
     def allow(self, pattern: str) -> None:
-        """Let pass what matches this regular expression, whether it happened before or comes.
+        """Ignore problems that match this regular expression, earlier and later ones.
 
         The texts begin with `console error: `, `page error: ` or `outside request: `.
         """
         self._allowed.append(pattern)
 
     def problems(self) -> list[str]:
-        """What was noted until now and is not allowed, each once."""
+        """The problems noted so far that are not allowed, each once."""
         return [
             text
             for text in dict.fromkeys(self._noted)
@@ -130,9 +130,9 @@ class Pages:
         ]
 
     def check(self) -> None:
-        """Fail when a page did what it should not have done."""
+        """Fail the test if a page had a problem."""
         for page in self.opened:
-            if not page.is_closed():  # an answer of the page: what it said before has arrived
+            if not page.is_closed():  # after its answer, all earlier messages have arrived
                 with contextlib.suppress(Exception):
                     page.evaluate("1")
         found = self.problems()
@@ -140,7 +140,7 @@ class Pages:
             pytest.fail("the pages had problems:\n  " + "\n  ".join(found), pytrace=False)
 
     def save_pictures(self, folder: Path, name: str) -> None:
-        """A picture of each page that is still open; a page that cannot be drawn is left out."""
+        """Save a picture of each open page; a page that cannot be drawn is left out."""
         folder.mkdir(parents=True, exist_ok=True)
         name = re.sub(r"[^\w.-]+", "_", name)
         for number, page in enumerate(self.opened, 1):
@@ -194,7 +194,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Check the pages as part of the test itself, and tell what a failed one leaves to see."""
+    """Check the pages as part of the test itself; a failed test shows logs and problems."""
     pages, servers = (pyfuncitem.funcargs.get(name) for name in ("open_page", "serve"))
     try:
         result = yield
@@ -210,7 +210,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def _show_pages(item: pytest.Item, pages: Pages) -> None:
-    """What the pages did, in the report; what they looked like, where a folder is named."""
+    """Put the pages' problems into the report; save pictures if a folder is named."""
     found = pages.problems()
     if found:
         item.add_report_section("call", "pages", "\n".join(found))

@@ -27,7 +27,7 @@ class Server:
     Attributes:
         url: its address, without a slash at the end.
         process: the command's process.
-        log: the file with all that it said.
+        log: the file with its output.
     """
 
     def __init__(self, command: Sequence[str], port: int, log: Path, env: dict[str, str]) -> None:
@@ -68,7 +68,7 @@ class Server:
         pytest.fail(f"`{words}` {what}. It said:\n{self.said()}", pytrace=False)
 
     def answers(self) -> bool:
-        """Whether the process lives and its port speaks HTTP; a refusal is an answer too."""
+        """Whether the process runs and answers by HTTP, with any status."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             opener.open(self.url, timeout=10).close()
@@ -79,17 +79,17 @@ class Server:
         return self.process.poll() is None
 
     def said(self) -> str:
-        """The end of its log."""
+        """The end of its output."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-LOG_SHOWN:]
 
     def kill(self) -> None:
-        """SIGKILL to the whole group, as when the machine goes down."""
+        """Send SIGKILL to the whole group, as in a power cut."""
         self._signal(signal.SIGKILL)
         self.process.wait()
         self._gone = True
 
     def end(self) -> None:
-        """End it politely; what is left of its group afterwards is killed."""
+        """Send SIGTERM; what is left of the group afterwards is killed."""
         self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_SECONDS)
@@ -101,14 +101,14 @@ class Server:
         self.start()
 
     def _signal(self, number: int) -> None:
-        """To the whole group, once: the number of a group that is gone may be another's."""
+        """Signal the whole group, unless it is gone: its number may then belong to another."""
         if not self._gone:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

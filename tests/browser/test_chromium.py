@@ -15,7 +15,7 @@ FAILS = "echo 'error while loading shared libraries: libnss3.so'; exit 127"
 
 
 def script(path: Path, lines: str) -> str:
-    """An executable; `log` in its lines is the file where it writes that it was called."""
+    """Write a shell script that can be executed; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{lines}\n")
     path.chmod(0o755)
@@ -23,11 +23,11 @@ def script(path: Path, lines: str) -> str:
 
 
 class Machine:
-    """A machine of scripts: a PATH of its own, playwright's cache, and a log of the calls.
+    """A machine made of scripts: its own PATH, a cache of playwright, and a log of the calls.
 
     Attributes:
-        bin: the only folder of the PATH.
-        own: where playwright's browser lies, or would.
+        bin: the only folder on the PATH.
+        own: the path of playwright's browser, which may not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,17 +40,17 @@ class Machine:
         return script(self.bin / name, f'echo "{name} $*" >> {self.log}\n{lines}')
 
     def python(self, install: str) -> str:
-        """A Python that answers where playwright's browser is, and has this for `install`."""
+        """A Python that prints the path of playwright's browser, and runs `install` otherwise."""
         lines = f'case "$1" in -c) echo {self.own};; *) {install};; esac'
         return self.add("python", lines)
 
     def download(self, lines: str) -> str:
-        """Shell words that put playwright's browser in its place."""
+        """A shell command that installs playwright's browser."""
         self.own.parent.mkdir(exist_ok=True)
         return self._make(self.own, lines)
 
     def package(self, lines: str) -> str:
-        """Shell words that put a `chromium` on the PATH, as the package does."""
+        """A shell command that installs `chromium` on the PATH, as the package does."""
         return self._make(self.bin / "chromium", lines)
 
     def _make(self, path: Path, lines: str) -> str:
@@ -58,20 +58,20 @@ class Machine:
         return f"/bin/cp -p {ready} {path}"
 
     def calls(self) -> list[str]:
-        """The calls of what installs, in order."""
+        """The calls that install something, in order."""
         lines = self.log.read_text().splitlines() if self.log.is_file() else []
         return [line for line in lines if not line.startswith(ASKED)]
 
 
 INSTALL = "-m playwright install --no-shell chromium"
-# Lines of the log where nothing is installed: looking, and the second line of the question.
+# Log lines of calls that install nothing: starts of browsers, and both lines of ASK_PLAYWRIGHT.
 ASKED = ("chrom", "google", "python -c", "with ")
 APT = "apt-get install -y --no-install-recommends chromium"
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """A machine with nothing on it, and root."""
+    """An empty machine, used by root."""
     made = Machine(tmp_path)
     monkeypatch.setenv("PATH", str(made.bin))
     monkeypatch.delenv(chromium.VARIABLE, raising=False)
@@ -100,7 +100,7 @@ def test_a_browser_that_hangs_is_given_up(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chromium, "START_SECONDS", 0.5)
-    # Its child keeps the output open, as a browser's helpers do.
+    # Its child keeps the output open, as the helper processes of a browser do.
     path = machine.add("chromium", "/bin/sleep 60 & wait")
     assert chromium.why_not(path) == "does not start (not done after 0.5 seconds)"
 
@@ -232,7 +232,7 @@ def test_when_nothing_works_one_paragraph_says_what_to_do(
     )
 
 
-def test_an_installation_that_brings_no_browser_is_told(machine: Machine) -> None:
+def test_an_installation_without_a_working_browser_is_reported(machine: Machine) -> None:
     machine.python(machine.download(FAILS))
     machine.add("apt-get", "exit 0")
     with pytest.raises(chromium.NoChromium) as error:
