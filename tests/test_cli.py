@@ -66,7 +66,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert python(code + f"print(sorted({HEAVY} & set(sys.modules)))").endswith("\n[]")
 
 
-def test_a_broken_data_file_is_told_before_torch_is_imported() -> None:
+def test_a_broken_data_file_is_reported_before_torch_is_imported() -> None:
     code = "import sys; from lorarlhf.cli.main import main; "
     code += "status = main(['sft', '--data', 'none.jsonl']); "
     assert python(code + "print(status, 'torch' in sys.modules)") == "2 False"
@@ -313,7 +313,7 @@ def test_the_parser_leaves_what_was_not_given_empty() -> None:
     assert (args.set, args.reward_function, args.resume) == ([], [], False)
 
 
-def test_memory_errors_of_a_card_are_told_as_such() -> None:
+def test_memory_errors_of_a_card_get_advice() -> None:
     error = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory.")
     status, text = explain(error, "ppo")
     assert status == 1 and "micro_batch_size=1" in text

@@ -76,68 +76,101 @@ def test_conversations_that_are_wrong(tmp_path, chosen, place, words):
     assert text.startswith(f'{tmp_path}/rows.jsonl, line 1, field "completion"{place}: ')
 
 
-def test_prompts_that_are_wrong(tmp_path):
-    def says(row) -> str:
-        return complaint(data.read_prompts, jsonl(tmp_path, row))
-
-    text = says({"Prompt": "Why?", "kind": "q"})
-    assert 'field "prompt": expected text or a list of messages, found no such column' in text
-    assert '(there is "Prompt", "kind"); rename a column' in text
-    assert "(there is none)" in says({})
-    text = says({"prompt": ASK + GOOD})
-    assert 'field "prompt", message 2: expected role "user" at the end, found role "assis' in text
-    assert 'field "prompt", message 1: expected text as content' in says(
-        {"prompt": [{"role": "user", "content": ""}]}
-    )
+NO_PROMPT = f'field "prompt": {TEXT_OR_MESSAGES}, found no such column'
 
 
-def test_demonstrations_that_are_wrong(tmp_path):
-    def says(row) -> str:
-        return complaint(data.read_demonstrations, jsonl(tmp_path, row))
+@pytest.mark.parametrize(
+    ("reader", "row", "words"),
+    [
+        (data.read_prompts, {"Prompt": "Why?", "kind": "q"}, NO_PROMPT),
+        (data.read_prompts, {"Prompt": "Why?", "kind": "q"}, '(there is "Prompt", "kind"); rename'),
+        (data.read_prompts, {}, "(there is none)"),
+        (
+            data.read_prompts,
+            {"prompt": ASK + GOOD},
+            'field "prompt", message 2: expected role "user" at the end, found role "assis',
+        ),
+        (
+            data.read_prompts,
+            {"prompt": [{"role": "user", "content": ""}]},
+            'field "prompt", message 1: expected text as content',
+        ),
+        (
+            data.read_demonstrations,
+            {"question": "Why?", "text": None},
+            'line 1, expected "prompt" and "completion", or "messages", or "text", found',
+        ),
+        (
+            data.read_demonstrations,
+            {"question": "Why?", "text": None},
+            '"question", "text"; rename the columns',
+        ),
+        (data.read_demonstrations, {}, "found no columns"),
+        (
+            data.read_demonstrations,
+            {"prompt": "Why?", "answer": "x"},
+            f'field "completion": {TEXT_OR_MESSAGES}, found no such',
+        ),
+        (data.read_demonstrations, {"completion": "x"}, 'field "prompt": '),
+        (
+            data.read_demonstrations,
+            {"messages": "hi"},
+            'field "messages": expected a list of messages, found the text "hi"',
+        ),
+        (
+            data.read_demonstrations,
+            {"messages": ASK},
+            'field "messages": expected an assistant message to learn from, found none',
+        ),
+        (
+            data.read_demonstrations,
+            {"text": GOOD},
+            'field "text": expected text, found a list; write it as text',
+        ),
+        (data.read_preferences, {"chosen": "a", "rejected": "b", "completion": "c"}, NO_PROMPT),
+        (
+            data.read_preferences,
+            {"chosen": "a", "rejected": "b", "completion": "c"},
+            '(there is "chosen", "rejected", "completion")',
+        ),
+    ],
+)
+def test_columns_and_fields_that_are_wrong(tmp_path, reader, row, words):
+    assert words in complaint(reader, jsonl(tmp_path, row))
 
-    text = says({"question": "Why?", "text": None})
-    assert 'line 1, expected "prompt" and "completion", or "messages", or "text", found' in text
-    assert '"question", "text"; rename the columns' in text
-    assert "found no columns" in says({})
-    assert 'field "completion": expected text or a list of messages, found no such' in says(
-        {"prompt": "Why?", "answer": "x"}
-    )
-    assert 'field "prompt": ' in says({"completion": "x"})
-    assert 'field "messages": expected a list of messages, found the text "hi"' in says(
-        {"messages": "hi"}
-    )
-    assert 'field "messages": expected an assistant message to learn from, found none' in says(
-        {"messages": ASK}
-    )
-    assert 'field "text": expected text, found a list; write it as text' in says({"text": GOOD})
+
+ODD = [{"role": "human", "content": "Why?"}]
+MORE = "expected one message or more after"
 
 
-def test_implicit_prompts_that_are_wrong(tmp_path):
-    def says(chosen, rejected) -> str:
-        path = jsonl(tmp_path, IMPLICIT, {"chosen": chosen, "rejected": rejected})
-        text = complaint(data.read_preferences, path)
-        assert text.startswith(f"{path}, line 2, field ")
-        return text.removeprefix(f"{path}, line 2, field ")
-
-    assert says(GOOD, BAD).startswith('"prompt": expected a prompt, or "chosen" and "rejected" th')
-    text = says(ASK + GOOD, ASK)
-    assert text.startswith('"rejected": expected one message or more after those that both answe')
-    assert says(ASK, ASK + GOOD).startswith('"chosen": expected one message or more after')
-    odd = [{"role": "human", "content": "Why?"}]
-    text = says(odd + GOOD, odd + BAD)
-    assert text.startswith('"chosen", message 1: expected a role of "system", "user", "assistant"')
-    assert 'found the text "human"' in text
-    text = says(ASK + BAD + GOOD, ASK + BAD + ASK)
-    assert text.startswith('"chosen", message 2: expected role "user" at the end')
-    text = says(ASK + GOOD, ASK + BAD + ASK)
-    assert text.startswith('"rejected", message 3: expected role "assistant", found "user"')
-
-
-def test_plain_preferences_need_their_prompt(tmp_path):
-    path = jsonl(tmp_path, {"chosen": "a", "rejected": "b", "completion": "c"})
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "words"),
+    [
+        (GOOD, BAD, '"prompt": expected a prompt, or "chosen" and "rejected" th'),
+        (ASK + GOOD, ASK, f'"rejected": {MORE} those that both answe'),
+        (ASK, ASK + GOOD, f'"chosen": {MORE}'),
+        (
+            ODD + GOOD,
+            ODD + BAD,
+            '"chosen", message 1: expected a role of "system", "user", "assistant"',
+        ),
+        (
+            ASK + BAD + GOOD,
+            ASK + BAD + ASK,
+            '"chosen", message 2: expected role "user" at the end',
+        ),
+        (
+            ASK + GOOD,
+            ASK + BAD + ASK,
+            '"rejected", message 3: expected role "assistant", found "user"',
+        ),
+    ],
+)
+def test_implicit_prompts_that_are_wrong(tmp_path, chosen, rejected, words):
+    path = jsonl(tmp_path, IMPLICIT, {"chosen": chosen, "rejected": rejected})
     text = complaint(data.read_preferences, path)
-    assert 'field "prompt": expected text or a list of messages, found no such column' in text
-    assert '(there is "chosen", "rejected", "completion")' in text
+    assert text.startswith(f"{path}, line 2, field {words}")
+    assert (chosen[0] not in ODD) or 'found the text "human"' in text
 
 
 def test_three_problems_are_shown_and_the_others_counted(tmp_path):

@@ -39,7 +39,7 @@ def old_base(make_base: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, old_base: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A copy of the old project, in a folder with all that its runs name."""
+    """A copy of the old project, in a folder with every file that its runs name."""
     shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
     shutil.copytree(old_base, tmp_path / "base")
     monkeypatch.chdir(tmp_path)
@@ -48,11 +48,11 @@ def project(tmp_path: Path, old_base: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def command(project: Project, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command that succeeds, with settings; gives what it prints as JSON."""
+    """Run a command that must succeed; returns what it prints as JSON. `sets` become --set."""
 
     def run(*words: str, sets: str = "") -> Any:
-        told = [part for text in sets.split() for part in ("--set", text)]
-        status = main([*words, *told, "--json"])
+        options = [part for text in sets.split() for part in ("--set", text)]
+        status = main([*words, *options, "--json"])
         printed, err = capsys.readouterr()
         assert status == 0, err
         return json.loads(printed)
@@ -107,7 +107,7 @@ def test_a_report_is_written(run: str, project: Project) -> None:
 
 
 def resumed(run: Path, steps: int) -> list[Row]:
-    """The rows of a run that has gone on to its end: as they were, and then the missing steps."""
+    """The rows that a resumed run has added; those before them are as they were."""
     before, after = (rows(place / "metrics.jsonl") for place in (OLD / run, run))
     assert after[: len(before)] == before
     new = after[len(before) :]
@@ -141,8 +141,8 @@ def test_dpo_goes_on(command: Command, project: Project) -> None:
 
 
 def test_the_demo_goes_on(command: Command, project: Project) -> None:
-    told = ("--quick", "--base", "base", "--bits", "16", "--adapter-layers", "1")
-    done = command("demo", "--resume", "--out", "demo", *told)
+    options = ("--quick", "--base", "base", "--bits", "16", "--adapter-layers", "1")
+    done = command("demo", "--resume", "--out", "demo", *options)
     before, after = rows(OLD / "demo/metrics.jsonl"), rows("demo/metrics.jsonl")
     assert after[: len(before)] == before
     assert [row["step"] for row in after if row["stage"] == "ppo" and "score" in row] == [1, 2]

@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_package_its_data_and_nothing_else(wheel: Path) -> N
     data = {f"lorarlhf/_data/{file.name}" for file in (ROOT / "recipes/data").glob("*.jsonl")}
     assert "lorarlhf/_data/prompts.jsonl" in data
     assert data <= set(names)
-    assert {"lorarlhf/__init__.py", "lorarlhf/errors.py", "lorarlhf/py.typed"} <= set(names)
+    assert {"lorarlhf/__init__.py", "lorarlhf/runtime/errors.py", "lorarlhf/py.typed"} <= set(names)
     assert {name for name in names if name.startswith("lorarlhf_ui/")} == {
         f"lorarlhf_ui/{file.relative_to(ROOT / 'ui').as_posix()}"
         for file in (ROOT / "ui").rglob("*")
@@ -96,7 +96,7 @@ def test_the_wheel_needs_no_compiler_and_names_its_command(wheel: Path) -> None:
 
 def test_the_data_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    # -I: neither the checkout nor its environment variables can lend a hand.
+    # -I: without the checkout and its environment variables.
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from importlib.resources import files\n"
@@ -135,7 +135,7 @@ def test_every_dependency_is_pinned_once_within_its_range(python: str) -> None:
         assert requirement.specifier.contains(Version(exact.version)), f"{pin} and {requirement}"
 
 
-def test_the_version_is_told_alike() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     import lorarlhf
 
     assert lorarlhf.__version__ == PROJECT["project"]["version"]

@@ -17,9 +17,7 @@ from tests.training_steps import PPO, Train
 pytest_plugins = ("tests.training_steps",)
 
 
-def test_a_full_disk_is_told_as_one(
-    work: Path, train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_named(work: Path, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Run, *args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
 
@@ -29,7 +27,7 @@ def test_a_full_disk_is_told_as_one(
     assert read_json(work / "full/run.json")["status"] == "failed"
 
 
-def test_a_failure_of_ours_says_how_to_see_more(
+def test_an_unexpected_failure_says_how_to_see_more(
     work: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(self: Run, *args: Any, **kwargs: Any) -> None:
@@ -78,7 +76,7 @@ BY_LENGTH = ("--reward-function", "rewards.py:length")
         ),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
+def test_mistakes_are_reported_before_anything_is_written(
     words: tuple[str, ...], sets: tuple[str, ...], said: str, work: Path, train: Train
 ) -> None:
     (work / "empty.jsonl").write_text("")
@@ -89,7 +87,7 @@ def test_mistakes_are_told_before_anything_is_written(
     assert not (work / "mistaken").exists()
 
 
-def test_a_reward_function_that_fails_is_the_users(work: Path, train: Train) -> None:
+def test_an_error_in_a_reward_function_names_its_line(work: Path, train: Train) -> None:
     words = ("ppo", "--prompts", "prompts.jsonl", "--reward-function", "rewards.py:broken")
     status, _, err = train(*words, "--out", "division", sets=PPO)
     assert status == 2 and "'broken' raised ZeroDivisionError" in err
@@ -97,7 +95,7 @@ def test_a_reward_function_that_fails_is_the_users(work: Path, train: Train) -> 
     assert read_json(work / "division/run.json")["status"] == "failed"
 
 
-def test_bases_that_do_not_work_are_named(train: Train, tmp_path: Path, tiny_base: Path) -> None:
+def test_unusable_bases_are_named(train: Train, tmp_path: Path, tiny_base: Path) -> None:
     words = ("sft", "--data", "demos.jsonl", "--out", "nobase")
     assert "There is no model folder" in train(*words, base=str(tmp_path / "no"))[2]
     (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
@@ -115,7 +113,7 @@ def test_a_base_without_a_chat_template_says_how_to_name_one(
     config.pop("chat_template", None)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     for words in (("sft", "--data", "demos.jsonl"), ("dpo", "--data", "pairs.jsonl")):
-        status, _, err = train(*words, "--out", "untold", base=str(tmp_path))
+        status, _, err = train(*words, "--out", "no_template", base=str(tmp_path))
         assert status == 2 and "--set chat_template=FILE" in err and "plain=true" in err
 
 

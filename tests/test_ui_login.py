@@ -83,7 +83,7 @@ def test_a_cookie_is_only_a_token(closed: Guard) -> None:
         assert browser(closed).get("/config", headers={header: "ann"}).status_code == 401
 
 
-def test_a_wrong_name_and_a_wrong_password_are_told_alike(closed: Guard) -> None:
+def test_a_wrong_name_and_a_wrong_password_get_the_same_answer(closed: Guard) -> None:
     answers = [enter(browser(closed), name, "wrong") for name in ("ann", "xyz")]
     texts = {answer.text.replace("ann", "xyz") for answer in answers}
     assert {answer.status_code for answer in answers} == {401}

@@ -64,10 +64,10 @@ def train(
     monkeypatch.delenv("LORARLHF_DEBUG", raising=False)
 
     def run(*words: str, sets: Sequence[str] = (), base: str = "") -> tuple[int, str, str]:
-        told = ["--base", base or str(tiny_base)]
+        options = ["--base", base or str(tiny_base)]
         for text in ("bits=16", "compute_dtype=float32", "lora_rank=4", *sets):
-            told += ["--set", text]
-        status = main([*words, *told])
+            options += ["--set", text]
+        status = main([*words, *options])
         out, err = capsys.readouterr()
         assert "Traceback" not in err
         return status, out, err

@@ -1,9 +1,9 @@
-"""A Chromium for the browser tests: one that is there, else one that is fetched.
+"""Finds a Chromium for the browser tests, or installs one.
 
-`make test` runs this file before the tests, so that none of them has to be skipped. The order: the
-one that LORARLHF_CHROMIUM names, the one found last time, one on the PATH, playwright's own,
-playwright's download, Debian's package where it may be installed. Only the last two change
-anything, and they say so first.
+`make test` runs this file before the tests, so that none of them is skipped. It tries in this
+order: the browser that LORARLHF_CHROMIUM names, the one found last time, one on the PATH,
+playwright's own, playwright's download, and Debian's package. Only the last two install anything,
+and they print a line first.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Headless, without a sandbox (root in a container has none), and silent towards the outside.
+# Headless, without a sandbox (root in a container has none), and without requests of its own.
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -28,7 +28,7 @@ FLAGS = [
 ]
 VARIABLE = "LORARLHF_CHROMIUM"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-# The browser found last time; in the environment, so that it goes when the environment goes.
+# Holds the path found last time. It is in the environment, and is removed with it.
 MEMORY = Path(sys.prefix) / ".chromium"
 PYTHON = sys.executable
 
@@ -44,16 +44,20 @@ ASK_PLAYWRIGHT = (
 
 
 class NoChromium(Exception):
-    """There is no browser and none could be installed; the text says what to do."""
+    """There is no browser and none could be installed; the message says what to do."""
 
 
 def find() -> str | None:
-    """The path of a Chromium that really starts, or None. Installs nothing."""
+    """The path of a Chromium that starts, or None. Installs nothing."""
     return _look([])
 
 
 def provide() -> str:
-    """The path of a Chromium, installed where need be; raises NoChromium where nothing works."""
+    """The path of a Chromium, installed if necessary.
+
+    Raises:
+        NoChromium: nothing works.
+    """
     tried: list[str] = []
     path = _look(tried)
     for name, install in (("the download", _download), ("Debian's package", _install_package)):
@@ -69,7 +73,7 @@ def provide() -> str:
 
 
 def _what_to_do(tried: list[str]) -> str:
-    """One paragraph: what was tried, and what helps."""
+    """One paragraph with what was tried and what the person can do."""
     reasons = "; ".join(dict.fromkeys(tried))  # the same thing may have been found twice
     return (
         f"The browser tests need a Chromium that starts, and there is none: {reasons}. Install "
@@ -78,13 +82,13 @@ def _what_to_do(tried: list[str]) -> str:
     )
 
 
-# ---- a browser that is there
+# ---- finding
 
 
 def _look(tried: list[str]) -> str | None:
-    """The first browser that starts; what does not is told in `tried`."""
+    """The first browser that starts; `tried` gets the reason for each that does not."""
     named = os.environ.get(VARIABLE)
-    if named:  # then no other will do: a person wanted this one
+    if named:  # a person wants this one and no other
         problem = why_not(named)
         if problem:
             tried.append(f"{VARIABLE} names {named}, which {problem}")
@@ -93,7 +97,7 @@ def _look(tried: list[str]) -> str | None:
 
 
 def _on_path(tried: list[str]) -> str | None:
-    """A browser by one of the usual names."""
+    """A browser with one of the usual names."""
     there = [path for name in NAMES if (path := shutil.which(name))]
     if not there:
         tried.append(f"no {', '.join(NAMES[:-1])} or {NAMES[-1]} is on the PATH")
@@ -101,9 +105,9 @@ def _on_path(tried: list[str]) -> str | None:
 
 
 def _playwrights_own(tried: list[str]) -> str | None:
-    """The browser in playwright's cache, where its download put it.
+    """The browser in playwright's cache.
 
-    Asked in a process of its own: playwright cannot be started twice in one thread, and a test
+    Another process asks for its path: playwright cannot be started twice in one thread, and a test
     may have started it.
     """
     status, output = _run([PYTHON, "-c", ASK_PLAYWRIGHT], START_SECONDS)
@@ -112,7 +116,7 @@ def _playwrights_own(tried: list[str]) -> str | None:
 
 
 def _works(path: str, tried: list[str]) -> bool:
-    """Whether the browser starts; then it is remembered, else `tried` says why not."""
+    """Whether the browser starts. If so, its path is kept; if not, `tried` gets the reason."""
     problem = why_not(path)
     if problem:
         tried.append(f"{path} {problem}")
@@ -132,7 +136,7 @@ def _remembered() -> str | None:
 
 
 def why_not(path: str) -> str:
-    """What keeps this browser from showing an empty page; an empty text where nothing does."""
+    """Why this browser cannot show an empty page; an empty text if it can."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         page = [f"--user-data-dir={profile}", "--dump-dom", "about:blank"]
         status, output = _run([path, *FLAGS, *page], START_SECONDS)
@@ -141,11 +145,11 @@ def why_not(path: str) -> str:
     return f"does not start ({_reason(status, output, START_SECONDS)})"
 
 
-# ---- a browser that is installed
+# ---- installing
 
 
 def _download() -> str:
-    """Playwright's own download. Returns what went wrong, or an empty text."""
+    """Run playwright's download. Returns what went wrong, or an empty text."""
     _say(
         "No Chromium that starts was found; downloading playwright's into its cache, outside this "
         f"folder (a few hundred MB, {DOWNLOAD_SECONDS // 60} minutes at most)."
@@ -156,31 +160,31 @@ def _download() -> str:
     if status == 0:
         return ""
     reason = _reason(status, output, DOWNLOAD_SECONDS)
-    return _told(f"`python -m playwright install chromium` failed ({reason})")
+    return _report(f"`python -m playwright install chromium` failed ({reason})")
 
 
 def _install_package() -> str:
-    """Debian's package, by root or sudo. Returns what went wrong, or an empty text."""
+    """Install Debian's package, as root or by sudo. Returns what went wrong, or an empty text."""
     if not shutil.which("apt-get"):
-        return _told("Debian's package was not tried (there is no apt-get)")
+        return _report("Debian's package was not tried (there is no apt-get)")
     rights = _rights()
     if rights is None:
-        return _told("Debian's package was not tried (not root, and no sudo without a password)")
+        return _report("Debian's package was not tried (not root, and no sudo without a password)")
     command = [*rights, "apt-get", "install", "-y", "--no-install-recommends", "chromium"]
     _say(f"Installing Debian's package: {' '.join(command)}")
     status, output = _run(command, APT_SECONDS)
     if status not in (0, TIMED_OUT):
-        # Fresh containers have no package lists, and old lists name files that are gone.
+        # New containers have no package lists, and old lists name files that no longer exist.
         _say("That failed; once more with fresh package lists (apt-get update).")
         _run([*rights, "apt-get", "update"], APT_SECONDS)
         status, output = _run(command, APT_SECONDS)
     if status == 0:
         return ""
-    return _told(f"`{' '.join(command)}` failed ({_reason(status, output, APT_SECONDS)})")
+    return _report(f"`{' '.join(command)}` failed ({_reason(status, output, APT_SECONDS)})")
 
 
 def _rights() -> list[str] | None:
-    """What stands before a command that installs a package; None where it may not."""
+    """The words before a command that needs root; None if there is no way to become root."""
     if os.geteuid() == 0:
         return []
     may = shutil.which("sudo") and _run(["sudo", "-n", "true"], START_SECONDS)[0] == 0
@@ -191,9 +195,9 @@ def _rights() -> list[str] | None:
 
 
 def _run(command: list[str], seconds: float) -> tuple[int, str]:
-    """Exit status and output of a command; 124 where it took too long, 127 where it isn't there.
+    """Exit status and output of a command; 124 after a timeout, 127 if it does not exist.
 
-    The output goes through a file: a pipe stays open as long as one of a browser's many processes.
+    The output goes through a file: a pipe would stay open as long as any child process lives.
     """
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with tempfile.TemporaryFile() as output:
@@ -220,7 +224,7 @@ def _run(command: list[str], seconds: float) -> tuple[int, str]:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a command with all that it started; apt-get gets the time to put its files in order."""
+    """End a command and its children; SIGTERM first, so that apt-get can finish its files."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         # Root's processes, started by sudo, can't be signalled: waiting is all there is.
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -230,7 +234,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _reason(status: int, output: str, seconds: float) -> str:
-    """Why a command failed, in one line: its first error, or else the last thing that it said."""
+    """Why a command failed, in one line: its first error message, or its last line of output."""
     if status == TIMED_OUT:
         return f"not done after {seconds:g} seconds"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
@@ -243,14 +247,14 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _told(problem: str) -> str:
-    """A step that did not work, said at once; the next step may take minutes."""
+def _report(problem: str) -> str:
+    """Print the problem of a step at once, since the next step may take minutes; returns it."""
     _say(f"{problem[0].upper()}{problem[1:]}.")
     return problem
 
 
 def main() -> int:
-    """Provide a browser; say which one, unless it was the one of last time."""
+    """Provide a browser; print its path if it is not the one of last time."""
     before = _remembered()
     try:
         path = provide()

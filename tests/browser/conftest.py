@@ -1,4 +1,4 @@
-"""What the browser tests share: a real Chromium, pages that are watched, the real command.
+"""Fixtures of the browser tests: a real Chromium, watched pages, the real command.
 
 A page is watched from its first request to the end of the test: an error on its console, an
 exception in its scripts, or a request to any other machine fails the test. LORARLHF_SCREENSHOTS
@@ -8,14 +8,7 @@ names a folder for pictures of the pages of a failed test.
 import contextlib
 import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,16 +24,12 @@ from playwright.sync_api import (
 )
 
 from tests.browser import chromium
+from tests.browser.servers import Servers
 
-COMMAND = (sys.executable, "-m", "lorarlhf.cli", "ui")
 SCREENSHOTS = "LORARLHF_SCREENSHOTS"
 NETWORK = ("http", "https", "ws", "wss")
-# Gradio takes some seconds to import, and many more when every core is busy.
-START_SECONDS = 300
-END_SECONDS = 10
-LOG_SHOWN = 6000
-# Playwright's own five seconds are short next to a test process that uses the same cores, and to a
-# model that writes with what they leave it: what is waited for may take minutes.
+# Playwright's default of five seconds is too short: the model and the tests share the same cores,
+# and an answer may take minutes.
 WAIT_MS = 180_000
 expect.set_options(timeout=WAIT_MS)
 
@@ -49,7 +38,7 @@ expect.set_options(timeout=WAIT_MS)
 
 
 class Pages:
-    """Opens pages and keeps what they should not have done. The fixture `open_page` is one.
+    """Opens pages and records what goes wrong on them. The fixture `open_page` is one.
 
     Attributes:
         opened: the pages of this test, in order.
@@ -72,7 +61,7 @@ class Pages:
         storage: Any = None,
         **options: Any,
     ) -> Page:
-        """Open an address in a context of its own: as another person on another computer.
+        """Open an address in a new context, as another person on another computer would.
 
         Args:
             url: the address; its host is the only one that pages may talk to.
@@ -99,7 +88,7 @@ class Pages:
         return page
 
     def _watch(self, context: BrowserContext) -> None:
-        """Note what goes wrong on every page of the context, those that a page opens too."""
+        """Note what goes wrong on every page of the context, including those that a page opens."""
         context.on("console", self._console)
         context.on("weberror", lambda problem: self._note(f"page error: {problem.error}"))
         context.on("request", lambda request: self._request(request.url))
@@ -110,7 +99,7 @@ class Pages:
         page.on("websocket", lambda connection: self._request(connection.url))
 
     def _console(self, message: ConsoleMessage) -> None:
-        """Note an error, with its address where the text does not say what failed to load."""
+        """Note an error, with the address if the text does not name what failed to load."""
         if message.type == "error":
             where = message.location.get("url", "")
             place = f" ({where})" if message.text.startswith("Failed to load") else ""
@@ -126,14 +115,14 @@ class Pages:
         self._noted.append(text)
 
     def allow(self, pattern: str) -> None:
-        """Let pass what matches this regular expression, whether it happened before or comes.
+        """Ignore problems that match this regular expression, earlier and later ones.
 
         The texts begin with `console error: `, `page error: ` or `outside request: `.
         """
         self._allowed.append(pattern)
 
     def problems(self) -> list[str]:
-        """What was noted until now and is not allowed, each once."""
+        """The problems noted so far that are not allowed, each once."""
         return [
             text
             for text in dict.fromkeys(self._noted)
@@ -141,9 +130,9 @@ class Pages:
         ]
 
     def check(self) -> None:
-        """Fail when a page did what it should not have done."""
+        """Fail the test if a page had a problem."""
         for page in self.opened:
-            if not page.is_closed():  # an answer of the page: what it said before has arrived
+            if not page.is_closed():  # after its answer, all earlier messages have arrived
                 with contextlib.suppress(Exception):
                     page.evaluate("1")
         found = self.problems()
@@ -151,7 +140,7 @@ class Pages:
             pytest.fail("the pages had problems:\n  " + "\n  ".join(found), pytrace=False)
 
     def save_pictures(self, folder: Path, name: str) -> None:
-        """A picture of each page that is still open; a page that cannot be drawn is left out."""
+        """Save a picture of each open page; a page that cannot be drawn is left out."""
         folder.mkdir(parents=True, exist_ok=True)
         name = re.sub(r"[^\w.-]+", "_", name)
         for number, page in enumerate(self.opened, 1):
@@ -191,128 +180,6 @@ def open_page(browser: Browser, serve: Any) -> Iterator[Pages]:
 # ---- servers
 
 
-class Server:
-    """A running `lorarlhf ui` in a process group of its own.
-
-    Attributes:
-        url: its address, without a slash at the end.
-        process: the command's process.
-        log: the file with all that it said.
-    """
-
-    def __init__(self, command: Sequence[str], port: int, log: Path, env: dict[str, str]) -> None:
-        self.command, self.log = list(command), log
-        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **env}
-        self.url = f"http://127.0.0.1:{port}"
-        self.start()
-
-    def start(self) -> None:
-        """Start the command and wait until it answers."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                start_new_session=True,
-            )
-        self._gone = False
-        try:
-            self._wait()
-        except BaseException:
-            self.kill()
-            raise
-
-    def _wait(self) -> None:
-        until = time.monotonic() + START_SECONDS
-        while not self.answers():
-            if self.process.poll() is not None:
-                self._fail(f"ended with status {self.process.returncode} before it answered")
-            if time.monotonic() > until:
-                self._fail(f"did not answer at {self.url} within {START_SECONDS} seconds")
-            time.sleep(0.05)
-
-    def _fail(self, what: str) -> None:
-        words = " ".join(self.command)
-        pytest.fail(f"`{words}` {what}. It said:\n{self.said()}", pytrace=False)
-
-    def answers(self) -> bool:
-        """Whether the process lives and its port speaks HTTP; a refusal is an answer too."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            opener.open(self.url, timeout=10).close()
-        except urllib.error.HTTPError:
-            pass
-        except OSError:
-            return False
-        return self.process.poll() is None
-
-    def said(self) -> str:
-        """The end of its log."""
-        return self.log.read_text(encoding="utf-8", errors="replace")[-LOG_SHOWN:]
-
-    def kill(self) -> None:
-        """SIGKILL to the whole group, as when the machine goes down."""
-        self._signal(signal.SIGKILL)
-        self.process.wait()
-        self._gone = True
-
-    def end(self) -> None:
-        """End it politely; what is left of its group afterwards is killed."""
-        self._signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(END_SECONDS)
-        self.kill()
-
-    def restart(self) -> None:
-        """Start it again on the same port, after `kill()` or while it runs."""
-        self.end()
-        self.start()
-
-    def _signal(self, number: int) -> None:
-        """To the whole group, once: the number of a group that is gone may be another's."""
-        if not self._gone:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-class Servers:
-    """Starts servers and remembers them. The fixture `serve` is one."""
-
-    def __init__(self, make_folder: Callable[[], Path]) -> None:
-        self.make_folder = make_folder
-        self.started: list[Server] = []
-
-    def __call__(
-        self,
-        folder: str | Path,
-        *words: str,
-        env: dict[str, str] | None = None,
-        command: Sequence[str] = COMMAND,
-    ) -> Server:
-        """Start `lorarlhf ui FOLDER --no-browser --port N` with more words, and wait for it.
-
-        Args:
-            folder: the project.
-            *words: more of the command line, as "--no-model".
-            env: environment variables on top of the test's own.
-            command: what stands before the folder.
-        """
-        port = free_port()
-        line = [*command, str(folder), "--no-browser", "--port", str(port), *words]
-        server = Server(line, port, self.make_folder() / "log.txt", env or {})
-        self.started.append(server)
-        return server
-
-
 @pytest.fixture
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """`serve(folder, *words, env=None)`: the real command, ended after the test."""
@@ -327,7 +194,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Check the pages as part of the test itself, and tell what a failed one leaves to see."""
+    """Check the pages as part of the test itself; a failed test shows logs and problems."""
     pages, servers = (pyfuncitem.funcargs.get(name) for name in ("open_page", "serve"))
     try:
         result = yield
@@ -343,7 +210,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def _show_pages(item: pytest.Item, pages: Pages) -> None:
-    """What the pages did, in the report; what they looked like, where a folder is named."""
+    """Put the pages' problems into the report; save pictures if a folder is named."""
     found = pages.problems()
     if found:
         item.add_report_section("call", "pages", "\n".join(found))

@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 from lorarlhf.preferences.records import Vote
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import VOTES, Project, create
-from tests.browser.conftest import Server, Servers
+from tests.browser.servers import Server, Servers
 
 ME = "me"  # who votes where nobody logs in
 # The widget takes no vote so soon after a new item: it was meant for the one that is gone.

@@ -18,7 +18,7 @@ from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import VOTES
-from tests.browser.conftest import Server, Servers
+from tests.browser.servers import Server, Servers
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 FIRST, SECOND = Verdict("ranked", [[0], [1]], "clearly"), Verdict("ranked", [[1], [0]])

@@ -67,8 +67,8 @@ class Engine(FakeEngine):
 
 
 def command(*words: str, sets: str = "", status: int = 0) -> None:
-    told = [part for text in sets.split() for part in ("--set", text)]
-    assert main([*words, *told]) == status
+    options = [part for text in sets.split() for part in ("--set", text)]
+    assert main([*words, *options]) == status
 
 
 def said(*words: str) -> Any:
