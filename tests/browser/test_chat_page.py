@@ -24,8 +24,9 @@ HOSTILE = (
 )
 # What comes through Gradio's cleaning is drawn with its handlers, and the policy lets none run.
 REFUSED = (
-    "^console error: (Refused to execute inline event handler because it violates|Executing inline "
-    "event handler violates) the following Content Security Policy directive ['\"]script-src 'self' "
+    "^console error: (Refused to execute inline event handler because it violates|"
+    "Executing inline event handler violates) "
+    "the following Content Security Policy directive:? ['\"]script-src 'self' "
 )
 COVER = '<div style="position: fixed; inset: 0; background: red; z-index: 9999">cover</div>'
 MARKDOWN = (
