@@ -48,8 +48,9 @@ def main() -> None:
     folder = args.out / "1_supervised"
     length = 12 if args.quick else MAX_NEW_TOKENS
 
-    rows = read_demonstrations(DATA)[: 16 if args.quick else None]
-    questions = [row["prompt"] for row in read_prompts(bundled("prompts_heldout"))[:SHOWN]]
+    rows = read_demonstrations(DATA)[: 8 if args.quick else None]
+    questions = [row["prompt"] for row in read_prompts(bundled("prompts_heldout"))]
+    questions = questions[: 2 if args.quick else SHOWN]
     chats = [as_conversation(question) for question in questions]
     backbone = Backbone.load(args.base, seed=SEED, log=print)
     sampling = {"max_new_tokens": length, "temperature": TEMPERATURE, "seed": SEED}

@@ -81,7 +81,7 @@ def main() -> None:
 def simulated_votes(backbone: Backbone, quick: bool) -> list[dict[str, str]]:
     """Two answers per prompt from the policy, and a vote on each pair that is not a tie."""
     prompts = [row["prompt"] for row in read_prompts(bundled("prompts"))]
-    prompts = prompts[: 24 if quick else PROMPTS]
+    prompts = prompts[: 16 if quick else PROMPTS]
     chats = [as_conversation(prompt) for prompt in prompts]
     length = 12 if quick else MAX_NEW_TOKENS
     print(f"Answering {len(prompts)} prompts twice ...")

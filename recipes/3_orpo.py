@@ -60,7 +60,7 @@ def main() -> None:
     for needed, recipe in ((supervised, "1_supervised.py"), (votes_file, "2_reward_model.py")):
         if not needed.exists():
             raise UserError(f"There is no {needed} yet. Run first: python recipes/{recipe}")
-    votes = read_preferences(votes_file)[: 8 if args.quick else None]
+    votes = read_preferences(votes_file)[: 4 if args.quick else None]
 
     backbone = Backbone.load(args.base, seed=SEED, log=print)
     backbone.load_role("policy", supervised)

@@ -120,7 +120,7 @@ PROVOCATIONS = {
     "endless_answers": Provocation(
         "ended_fraction",
         endless,
-        FAST | {"learning_rate": 5e-3, "updates": 50, "rollout_batch_size": 32},
+        FAST | {"learning_rate": 1e-2, "updates": 100, "rollout_batch_size": 32},
         stops=12,
     ),
     "clip_fraction": Provocation("clip_fraction", few_tokens, FAST | {"updates": 12}),
@@ -148,6 +148,7 @@ def provoke(case: Provocation, base: Path, folder: Path, callbacks: Any = None) 
     )
     settings: Row = {"updates": 15, "rollout_batch_size": 16, "max_new_tokens": 12}
     settings |= {"num_ppo_epochs": 4, "critic_warmup": 1, "save_steps": 1000}
+    settings |= {"micro_batch_size": 32}  # all at once: many small passes take longer
     settings |= {"value_learning_rate": 3e-3, "kl_coef": 0.01} | case.settings
     args = PPOConfig(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **settings)
     rows = [{"prompt": prompt} for prompt in PROMPTS]

@@ -209,6 +209,17 @@ def test_bytes_leave_adapters_out(tiny: Backbone) -> None:
     assert tiny.footprint.bytes() == before
 
 
+def test_8_bit_products_are_whole_in_float16(tiny_base: Path) -> None:
+    """Sums of them are beyond float16's range before they are scaled."""
+    backbone = Backbone.load(str(tiny_base), bits=8, compute_dtype="float16")
+    layer: Any = backbone.decoder.layers[0].mlp.up_proj
+    x = torch.ones(2, 64, dtype=torch.float16)
+    layer.weight.data.fill_(127)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        y = layer(x)
+    torch.testing.assert_close(y[0].float(), 64 * layer.state.SCB.float(), rtol=0.01, atol=0)
+
+
 # ---- the real small base
 
 

@@ -18,7 +18,7 @@ from lorarlhf.ppo.trainer import PPOTrainer
 PROMPTS = ["Hi", "Name a fish that lives in cold water.", "Why?", "What is a candle made of?"]
 PROMPTS += ["Tell me about tea", "Is it late?", "One word for happy", "Where do crows sleep?"]
 PROMPTS += ["Good morning"]
-UPDATES = 40
+UPDATES = 28
 LOST = UPDATES // 4
 
 
@@ -29,6 +29,7 @@ def toy(
     updates: int,
     callback: Any = None,
     dtype: str = "float32",
+    **changes: Any,
 ) -> PPOTrainer:
     """A trainer whose reward is the share of one token that a twentieth of the answers' are."""
     backbone = Backbone.load(str(base), bits=16, compute_dtype=dtype, adapter_layers=2, lora_rank=4)
@@ -39,7 +40,8 @@ def toy(
     def share(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return [ids.count(wanted) / len(ids) for ids in completion_ids]
 
-    settings: dict[str, Any] = {"rollout_batch_size": 32, "num_minibatches": 4, "max_new_tokens": 8}
+    settings: dict[str, Any] = {"rollout_batch_size": 32, "num_minibatches": 2, "max_new_tokens": 8}
+    settings |= {"micro_batch_size": 16, "learning_rate": 6e-3}
     settings |= {"num_ppo_epochs": 2, "temperature": 0.4, "kl_coef": 0.0, "critic_warmup": 0}
     settings |= {"value_layers": 2}  # of a model of four layers one is too few
     args = PPOConfig(
@@ -48,10 +50,9 @@ def toy(
         disable_tqdm=True,
         seed=seed,
         updates=updates,
-        learning_rate=3e-3,
         value_learning_rate=1e-2,
         save_steps=UPDATES // 2,
-        **settings,
+        **(settings | changes),
     )
     rows = [{"prompt": prompt} for prompt in PROMPTS]
     return PPOTrainer(backbone, args, rows, share, callbacks=[callback] if callback else None)
@@ -86,12 +87,13 @@ def test_it_learns_to_write_a_token(tiny_base: Path, tmp_path: Path, seed: int) 
 
 def test_it_learns_in_float16(tiny_base: Path, tmp_path: Path) -> None:
     """As on a card without bfloat16; the steps lost to the search for a scale are few."""
-    trainer = toy(tiny_base, tmp_path, 1, UPDATES, dtype="float16")
+    small: dict[str, Any] = {"num_minibatches": 4, "learning_rate": 3e-3}
+    trainer = toy(tiny_base, tmp_path, 1, 40, dtype="float16", **small)
     trainer.train()
     has_learned(trainer)
     rows = trainer.state.log_history
     assert sum(row["skipped_steps"] for row in rows) == 0
-    assert sum(row["policy_steps"] for row in rows) > 0.95 * 8 * UPDATES
+    assert sum(row["policy_steps"] for row in rows) > 0.95 * 8 * 40
 
 
 @pytest.mark.parametrize("seed", range(5))

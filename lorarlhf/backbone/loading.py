@@ -1,5 +1,6 @@
 """Load the weights and the tokenizer of a base, with errors that explain what is wrong."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,30 @@ def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -
     model.requires_grad_(False)
     if bits < 16:
         _copy_out_of_memory_map(model)
+    if bits == 8 and device.type == "cpu":
+        for module in model.modules():
+            if type(module).__name__ == "Linear8bitLt":
+                module.__class__ = _whole_sums(type(module))
     return model.eval()
+
+
+class WholeSums:
+    """Stands before bitsandbytes' class of 8-bit layers: autocast ends at its product.
+
+    Without AVX512 the product of 8-bit integers is one of float32, which autocast would round to
+    its own dtype: float16 ends at 65,504, and five products of 127 and 127 reach beyond that.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        own: Any = super()
+        with torch.autocast(x.device.type, enabled=False):
+            return own.forward(x)
+
+
+@cache
+def _whole_sums(kind: type) -> type:
+    return type(f"WholeSums{kind.__name__}", (WholeSums, kind), {})
 
 
 def load_config(path: str) -> Any:

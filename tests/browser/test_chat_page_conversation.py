@@ -37,9 +37,9 @@ HOSTILE = (
 )
 # Gradio's cleaning leaves some handlers in, and the content policy keeps them from running.
 REFUSED = (
-    "^console error: (Refused to execute inline event handler because it violates|Executing inline "
-    "event handler violates) the following Content Security Policy directive ['\"]script-src "
-    "'self' "
+    "^console error: (Refused to execute inline event handler because it violates|"
+    "Executing inline event handler violates) "
+    "the following Content Security Policy directive:? ['\"]script-src 'self' "
 )
 COVER = '<div style="position: fixed; inset: 0; background: red; z-index: 9999">cover</div>'
 MARKDOWN = (

@@ -76,7 +76,8 @@ def test_a_run_killed_at_24_random_moments_is_the_run_never_killed(
     write_jsonl(tmp_path / "heldout.jsonl", [{"prompt": f"Why is {n}?"} for n in range(3)])
     (tmp_path / "rewards.py").write_text(REWARD)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lorarlhf.cli.train", "lorarlhf.ppo.trainer", "trl", "peft"])
+    preload = ["lorarlhf.cli.train", "lorarlhf.ppo.trainer", "trl", "peft"]
+    context.set_forkserver_preload([*preload, "transformers.models.llama.modeling_llama"])
     phase, starts = context.Value("i", -1), context.Value("i", 0)
 
     def start(folder: Path) -> Any:

@@ -72,7 +72,8 @@ def test_a_stage_killed_and_resumed_is_the_one_never_killed(
     wanted = ("prompt", "completion") if stage == "sft" else ("prompt", "chosen", "rejected")
     write_jsonl(tmp_path / "data.jsonl", [{name: row[name] for name in wanted} for row in rows])
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lorarlhf.cli.train", "lorarlhf.stages.reward_model", "trl"])
+    preload = ["lorarlhf.cli.train", "lorarlhf.stages.reward_model", "trl"]
+    context.set_forkserver_preload([*preload, "transformers.models.llama.modeling_llama"])
     phase, starts = context.Value("i", -1), context.Value("i", 0)
 
     def start(folder: Path) -> Any:

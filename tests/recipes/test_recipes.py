@@ -17,11 +17,11 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 ORDER = ["1_supervised", "2_reward_model", "3_ppo", "3_dpo", "3_orpo", "3_kto", "4_chat"]
 
 
-def run_recipe(name: str, out: Path) -> str:
+def run_recipe(name: str, out: Path, *words: str) -> str:
     """Run a recipe as `python recipes/NAME.py --quick --out OUT` does; what it printed."""
     printed = io.StringIO()
     before = sys.argv
-    sys.argv = [f"{name}.py", "--quick", "--out", str(out)]
+    sys.argv = [f"{name}.py", "--quick", "--out", str(out), *words]
     try:
         with contextlib.redirect_stdout(printed):
             runpy.run_path(str(RECIPES / f"{name}.py"), run_name="__main__")
@@ -102,10 +102,12 @@ def test_chat_shows_both_and_takes_the_newest_policy(printed: dict[str, str], ou
 
 
 @pytest.mark.slow
-def test_a_second_run_keeps_the_first(printed: dict[str, str], out: Path, tmp_path: Path) -> None:
+def test_a_second_run_keeps_the_first(
+    printed: dict[str, str], out: Path, tmp_path: Path, tiny_base: Path
+) -> None:
     shutil.copytree(out / "1_supervised", tmp_path / "1_supervised")
     first = (tmp_path / "1_supervised" / "metrics.jsonl").read_bytes()
-    run_recipe("1_supervised", tmp_path)
+    run_recipe("1_supervised", tmp_path, "--base", str(tiny_base))
     kept = tmp_path / "1_supervised" / "earlier-1"
     assert (kept / "metrics.jsonl").read_bytes() == first
     assert (kept / "adapters" / "policy" / "adapter_model.safetensors").is_file()
