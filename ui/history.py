@@ -226,7 +226,7 @@ def verdict_of(form: View, answers: Sequence[str]) -> Verdict:
 
     Raises:
         UserError: the ranking can't be read.
-        ValueError: a text is too long, or the form never sends such a value.
+        ValueError: a text is too long, or a field has a value that the form does not offer.
     """
     verdict = str(form.get("verdict"))
     ranked = verdict == RANKED

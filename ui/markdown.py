@@ -66,7 +66,7 @@ def prompt_html(prompt: Prompt) -> str:
 
 
 def names_its_maker(text: str) -> bool:
-    """Whether an answer names its maker: such a name shortly after words like "I am"."""
+    """Whether an answer names its maker: a name of MAKERS shortly after words like "I am"."""
     return any(
         _SELF.search(text[max(0, found.start() - _NEAR) : found.end()])
         for found in _MAKER.finditer(text)

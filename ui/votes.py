@@ -54,7 +54,7 @@ def verdict_of(vote: dict[str, Any], shown: queue.Shown) -> Verdict:
         vote: `verdict`, `ranking` (tiers of positions on the screen), `strength`, `note`, `edited`.
 
     Raises:
-        ValueError, TypeError, LookupError, OverflowError: the pages never send such a vote.
+        ValueError, TypeError, LookupError, OverflowError: the vote is not one that the pages send.
     """
     order = shown.presentation.shown
     ranking = remap(vote.get("ranking") or [], lambda position: order[int(position)])
@@ -92,7 +92,7 @@ def vote_number(value: Any) -> int | None:
     """The number of the vote that a page wants to undo.
 
     Raises:
-        UserError: the pages never send such a value.
+        UserError: the value is not a number of a vote.
     """
     if value is not None and not (isinstance(value, int) and 0 <= value < 2**63):
         raise UserError(_UNKNOWN_PAGE)

@@ -58,7 +58,7 @@ class WholeSums:
 
 
 @cache
-def _whole_sums(kind: type) -> type:
+def _whole_sums(kind: Any) -> type:
     return type(f"WholeSums{kind.__name__}", (WholeSums, kind), {})
 
 

@@ -18,10 +18,9 @@ from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import VOTES
+from tests.browser.history_votes import FIRST, HOSTILE, SECOND, pair, votes
 from tests.browser.servers import Server, Servers
 
-HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
-FIRST, SECOND = Verdict("ranked", [[0], [1]], "clearly"), Verdict("ranked", [[1], [0]])
 PASSWORD = "quiet harbour 7"
 
 # The page by itself, behind the real guard: `lorarlhf ui` without the engine.
@@ -49,36 +48,6 @@ app = gr.mount_gradio_app(app, blocks, path="/", auth_dependency=rater_of, theme
 access = Access(frozenset({"127.0.0.1"}), login, "me")
 uvicorn.run(Guard(app, store, access, ("/", "/history")), port=port, log_level="warning")
 """
-
-
-def pair(number: int, verdict: Verdict, **more: Any) -> ImportedVote:
-    answers = ((f"Answer {number} one.", "base"), (f"Answer {number} two.", "runs/0003-ppo"))
-    asked = {"prompt": f"Question {number}?", "completions": answers, "rater": "me", **more}
-    return ImportedVote(verdict=verdict, created_at=1_700_000_000_000 + 60_000 * number, **asked)
-
-
-def votes() -> list[ImportedVote]:
-    """Seventy plain votes, and the newest ones with something to see."""
-    made = [pair(n, FIRST if n % 2 else SECOND) for n in range(70)]
-    three = (("Red.", "base"), ("Green.", "base"), ("Blue.", "runs/2"))
-    talk = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "A colour? " + "A long question. " * 20},
-    ]
-    ranking = Verdict("ranked", [[1], [0, 2]], note="Über alles green")
-    code = "A list:\n\n- one\n- `two`\n\n```python\n" + "print('a wide line') " * 12 + "\n```"
-    return [
-        *made,
-        pair(70, Verdict("skip"), rater="imported", purpose="compare"),
-        pair(71, ranking, prompt=talk, completions=three, milliseconds=65_000),
-        pair(
-            72,
-            Verdict("both_bad", edited=f"Mine. {HOSTILE}", note=HOSTILE),
-            prompt=HOSTILE,
-            completions=((HOSTILE, HOSTILE), (f"[x](javascript:alert(1)) {code}", "base")),
-        ),
-        pair(73, FIRST, milliseconds=8_200, prompt="What is a quiet hobby?"),
-    ]
 
 
 @pytest.fixture(scope="module")
