@@ -1,4 +1,4 @@
-"""The demo's verdict by figures worked out by hand."""
+"""The comparison of tuned and base answers: figures worked out by hand, and the text."""
 
 import pytest
 
@@ -20,13 +20,13 @@ AFTER = [
 ]
 
 
-def test_the_figures_by_hand() -> None:
+def test_the_figures() -> None:
     found, rows = judge(RATER, ["a", "a", "b", "c"], BEFORE, AFTER, seed=1)
     won = found["win_rate"]
     assert (won["n"], won["wins"], won["ties"], won["losses"]) == (4, 2, 1, 1)
     assert won["rate"] == (2 + 0.5) / 4
-    alike = found["win_rate_at_like_length"]  # 8 and 12 tokens against 10: a win and a loss
-    assert (alike["n"], alike["rate"]) == (2, 0.5)
+    similar = found["win_rate_at_like_length"]  # 8 and 12 tokens against 10: a win and a loss
+    assert (similar["n"], similar["rate"]) == (2, 0.5)
     assert found["longer_wins"] == 0.75
     assert found["rule_score"] == {"before": -1.0, "after": -0.75}
     assert found["ended"] == {"before": 0.75, "after": 0.75}
@@ -44,7 +44,7 @@ def test_the_figures_by_hand() -> None:
     }
 
 
-def test_no_note_where_the_length_stayed_and_none_of_like_length() -> None:
+def test_there_is_no_note_if_the_length_stayed() -> None:
     found, _ = judge(RATER, ["a"], BEFORE[:1], AFTER[:1], seed=0)
     assert found["notes"] == []
     found, _ = judge(RATER, ["a"], BEFORE[1:2], AFTER[1:2], seed=0)
@@ -57,6 +57,6 @@ def test_the_text_names_every_figure(last: int) -> None:
     lengths = {key: found.pop(key) for key in ("mean_length_before", "mean_length_after")}
     said = as_text(found | {"ppo": lengths}, rows, "somewhere/report.html")
     assert "somewhere/report.html" in said and "> b" in said
-    assert ("like length" in said.split("Answers changed")[0]) == (last == 4)
-    assert ("Look at the win rate at like length" in said) == (last == 4)
+    assert ("similar length" in said.split("The mean length of")[0]) == (last == 4)
+    assert ("See the win rate at similar length" in said) == (last == 4)
     assert f"{lengths['mean_length_after']:.1f}" in said

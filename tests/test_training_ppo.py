@@ -245,7 +245,7 @@ def test_rloo_is_the_same_command_with_the_same_report(
         assert row["score"] == pytest.approx(row["score/length"] + row["score/reward"], abs=1e-3)
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5) and abs(rows[1]["kl"]) > 1e-3
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "A run of RLOO" in page and "After 2 updates of RLOO, " in page
+    assert "RLOO run" in page and "After 2 updates of RLOO, " in page
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [0] * 4 + [1] * 4 + [2] * 4
     assert (folder / "adapters/policy/adapter_config.json").is_file()

@@ -1,4 +1,4 @@
-"""The taste test's arithmetic against numbers worked out by hand, and its intervals by trial."""
+"""Win rates against numbers worked out by hand, and their intervals by simulation."""
 
 import json
 import math

@@ -1,1 +1,1 @@
-"""Whether it got better: win rates, reports on a reward role, learning curves."""
+"""Did it get better? Win rates, comparisons of answers, and the report on a run."""

@@ -1,9 +1,9 @@
-"""What the demo's taste test found: the figures, the notes on them, and the text at the end."""
+"""The blind comparison of tuned and base answers by a simulated rater: its figures and its text."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lorarlhf.evaluation.report import headline
+from lorarlhf.evaluation.report_headline import headline
 from lorarlhf.evaluation.win_rate import (
     judge_pairs,
     length_matched_win_rate,
@@ -14,8 +14,11 @@ from lorarlhf.evaluation.win_rate import (
 from lorarlhf.rewards.raters import Answer, Rater
 
 Row = dict[str, Any]
-ALIKE = 0.3
-"""Share of a length by which two answers, or two means, may differ and still count as alike."""
+VERDICTS = {1: "tuned", 0: "tie", -1: "base"}
+SIMILAR = 0.3
+"""Two lengths count as similar if they differ by at most this share of the longer one."""
+SHOWN = 6
+"""Pairs of answers printed in the terminal."""
 
 
 def judge(
@@ -25,32 +28,34 @@ def judge(
     after: Sequence[Answer],
     seed: int,
 ) -> tuple[Row, list[Row]]:
-    """Compare answers of base and tuned policy by the rater's rule without noise.
+    """Compare base and tuned answers by the rater's rule, without noise.
 
     Args:
-        prompts, before, after: n each; a prompt may come several times.
-        seed: of the sides' order and the interval.
+        prompts, before, after: n each; a prompt may occur several times.
+        seed: for the order of the sides and for the interval.
 
     Returns:
-        The part of the summary that this gives, and n rows with both answers and who won.
+        The figures for the summary, and n rows with both answers, their scores and the verdict.
     """
     outcomes = judge_pairs(rater, after, before, seed=seed)
     lengths_before = [float(answer.tokens or 0) for answer in before]
     lengths_after = [float(answer.tokens or 0) for answer in after]
-    alike = length_matched_win_rate(outcomes, lengths_after, lengths_before, ALIKE, prompts, seed)
-    found = {
+    similar = length_matched_win_rate(
+        outcomes, lengths_after, lengths_before, SIMILAR, prompts, seed
+    )
+    figures = {
         "win_rate": win_rate(outcomes, prompts, seed=seed).to_dict(),
-        "win_rate_at_like_length": alike.to_dict() if alike else None,
+        "win_rate_at_like_length": similar.to_dict() if similar else None,
         "longer_wins": length_only_rate(lengths_after, lengths_before),
         "tie_width": rater.rule.tie_width,
         "rule_score": {
             "before": _mean(map(rater.score, before)),
             "after": _mean(map(rater.score, after)),
         },
-        "ended": {"before": _ended(before), "after": _ended(after)},
+        "ended": {"before": _share_ended(before), "after": _share_ended(after)},
         "mean_length_before": _mean(lengths_before),
         "mean_length_after": _mean(lengths_after),
-        "notes": _notes(length_ratio(lengths_after, lengths_before), alike is not None),
+        "notes": _notes(length_ratio(lengths_after, lengths_before), similar is not None),
     }
     rows = [
         {
@@ -59,11 +64,11 @@ def judge(
             "tuned": tuned.text,
             "base_score": rater.score(base),
             "tuned_score": rater.score(tuned),
-            "verdict": {1: "tuned", 0: "tie", -1: "base"}[outcome],
+            "verdict": VERDICTS[outcome],
         }
         for prompt, base, tuned, outcome in zip(prompts, before, after, outcomes, strict=True)
     ]
-    return found, rows
+    return figures, rows
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -71,45 +76,46 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
-def _ended(answers: Sequence[Answer]) -> float:
+def _share_ended(answers: Sequence[Answer]) -> float:
     return _mean(float(answer.ended) for answer in answers)
 
 
-def _notes(ratio: float, has_alike: bool) -> list[str]:
-    if abs(ratio - 1) <= ALIKE:
+def _notes(ratio: float, has_similar: bool) -> list[str]:
+    if abs(ratio - 1) <= SIMILAR:
         return []
     note = (
-        f"Answers changed their mean length by {ratio - 1:+.0%}: part of the win rate may be "
-        "length alone."
+        f"The mean length of answers changed by {ratio - 1:+.0%}, so part of the win rate may be "
+        "due to length alone."
     )
-    return [note + (" Look at the win rate at like length." if has_alike else "")]
+    return [note + (" See the win rate at similar length." if has_similar else "")]
 
 
 def as_text(summary: Row, samples: Sequence[Row], report: str) -> str:
-    """The before/after table, six pairs of answers and the notes, for the terminal."""
+    """The table of figures before and after, some pairs of answers and the notes, as plain text."""
+    lines = ["", headline(summary, {}), "", *_table(summary), ""]
+    for sample in samples[:SHOWN]:
+        lines += [f"> {sample['prompt']}"]
+        lines += [f"  {side:6} {' '.join(sample[side].split())}" for side in ("base", "tuned")]
+    return "\n".join([*lines, "", *summary["notes"], f"Report: {report}"])
+
+
+def _table(summary: Row) -> list[str]:
     won, rule, ppo = summary["win_rate"], summary["rule_score"], summary["ppo"]
-    ended, alike = summary["ended"], summary["win_rate_at_like_length"]
+    ended, similar = summary["ended"], summary["win_rate_at_like_length"]
     low, high = won["ci95"]
     lines = [
-        "",
-        headline(summary, {}),
-        "",
         f"{'held-out answers':32}{'base':>10}{'tuned':>10}",
-        f"{'the rule`s mean score':32}{rule['before']:>10.2f}{rule['after']:>10.2f}",
+        f"{'mean score by the rule':32}{rule['before']:>10.2f}{rule['after']:>10.2f}",
         f"{'mean length, tokens':32}{ppo['mean_length_before']:>10.1f}"
         f"{ppo['mean_length_after']:>10.1f}",
-        f"{'ended by themselves':32}{ended['before']:>10.0%}{ended['after']:>10.0%}",
+        f"{'ended before the token limit':32}{ended['before']:>10.0%}{ended['after']:>10.0%}",
         f"{'wins, ties as half':32}{1 - won['rate']:>10.0%}{won['rate']:>10.0%}"
         f"   ({won['wins']} wins, {won['ties']} ties, {won['losses']} losses; "
         f"95% interval {low:.0%} to {high:.0%})",
     ]
-    if alike:
+    if similar:
         lines += [
-            f"{'wins among pairs of like length':32}{1 - alike['rate']:>10.0%}"
-            f"{alike['rate']:>10.0%}   ({alike['n']} pairs)"
+            f"{'wins at similar length':32}{1 - similar['rate']:>10.0%}"
+            f"{similar['rate']:>10.0%}   ({similar['n']} pairs)"
         ]
-    lines += [""]
-    for sample in samples[:6]:
-        lines += [f"> {sample['prompt']}"]
-        lines += [f"  {side:6} {' '.join(sample[side].split())}" for side in ("base", "tuned")]
-    return "\n".join([*lines, "", *summary["notes"], f"Report: {report}"])
+    return lines

@@ -1,4 +1,4 @@
-"""The report's plots as inline SVG: what is drawn, how to read it, and the drawing."""
+"""The report's plots as inline SVG: what each one shows, how to read it, and the drawing."""
 
 import io
 import math
@@ -9,28 +9,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorarlhf.evaluation.report_format import number, text
+from lorarlhf.evaluation.report_headline import stage_label
 
 Row = Mapping[str, Any]
-MAX_POINTS = 500  # of a line in a plot; a longer one is drawn as means of neighbouring points
+MAX_POINTS = 500  # of a line in a plot; longer series are averaged over neighbouring points
 _COLORS = ("#1d5fa6", "#b3480a")  # of the lines, on a white card
-_PLOT_LOCK = threading.Lock()  # matplotlib's settings belong to the whole process
+_PLOT_LOCK = threading.Lock()  # matplotlib's settings are global to the process
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: `lines` are (key in metrics.jsonl, name), `band` the key of a spread."""
+    """A pair of axes: `lines` are (key in metrics.jsonl, name), `band` is the key of a spread."""
 
     ylabel: str
     lines: tuple[tuple[str, str], ...]
     band: str = ""
     percent: bool = False
-    floor: float | None = None  # values below it run off the plot
+    floor: float | None = None  # values below it are off the plot
     guide: float | None = None  # a dotted line to compare with
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure over the rows of one stage; the stage `""` stands for every other stage."""
+    """A figure over the rows of one stage; the stage `""` stands for all other stages."""
 
     stage: str
     title: str
@@ -52,32 +53,32 @@ PLOTS = {
         "ppo",
         "Score",
         "update",
-        "Mean score of an update's answers, with a band of one standard deviation: healthy is a "
-        "rise that levels off; a sudden jump along with KL or length means the policy found a "
-        "trick, so read the samples.",
+        "Mean score of the answers of an update, with a band of one standard deviation: healthy is "
+        "a rise that levels off; a sudden jump together with KL or length means that the policy "
+        "exploits the reward, so read the samples.",
         (Panel("mean score", (("score", "score"), ("eval_score", "held out")), band="score_std"),),
     ),
     "kl": Plot(
         "ppo",
         "Distance from the reference (KL)",
         "update",
-        "How far the policy has moved from its frozen reference: healthy is a slow climb from 0; "
-        "a steep one means kl_coef is too small or the learning rate too large.",
+        "How far the policy has moved from its frozen reference: healthy is a slow rise from 0; "
+        "a steep one means that kl_coef is too small or the learning rate too large.",
         (Panel("nats per answer", (("kl", "KL"), ("eval_kl", "held out"))),),
     ),
     "length": Plot(
         "ppo",
         "Length",
         "update",
-        "Mean length of an answer, and the share that ended by itself instead of being cut off: "
-        "healthy is little change; a steady drift means that the score pays for length.",
+        "Mean length of an answer, and the share that ended before the token limit: healthy is "
+        "little change; a steady drift means that the score rewards length.",
         (Panel("tokens", (("completion_length", "length"),)), _ENDED),
     ),
     "judge": Plot(
         "ppo",
         "Judge on held-out prompts",
         "update",
-        "What another judge than the reward says of answers to prompts that no update sees: "
+        "Scores by a judge other than the reward, for answers to prompts that no update sees: "
         "healthy is a rise; a fall while the score rises means that the policy has learned what "
         "the reward overrates.",
         (Panel("judge", (("eval_judge", "judge"),)),),
@@ -87,7 +88,7 @@ PLOTS = {
         "Value role",
         "update",
         "How well the value role predicts the return: healthy is a falling loss and an explained "
-        "variance that climbs from 0 (no better than a constant) towards 1; values under -1 run "
+        "variance that rises from 0 (no better than a constant) towards 1; values under -1 are "
         "off the plot.",
         (Panel("value loss", (("value_loss", ""),)), _VARIANCE),
     ),
@@ -95,31 +96,31 @@ PLOTS = {
         "reward_curve",
         "Reward accuracy by votes",
         "votes",
-        "Held-out pairs that the reward role orders as the rater does, against the dotted line of "
-        "guessing: healthy is a climb, and one that goes on at the right edge wants more votes.",
+        "Held-out pairs that the reward role orders as the rater does (the dotted line is "
+        "guessing): healthy is a rise, and if it still rises at the right edge, more votes help.",
         (Panel("pairs right", (("heldout_accuracy", "held out"),), percent=True, guide=0.5),),
     ),
     "reward": Plot(
         "reward",
         "Reward training",
         "step",
-        "Pairs that the reward role orders rightly: healthy is both lines rising together; train "
-        "near 100% while held out stands still means it learns the pairs by heart.",
+        "Pairs that the reward role orders right: healthy is both lines rising together; if train "
+        "is near 100% while held out stays flat, it overfits.",
         (_percent("pairs right", "accuracy", "eval_accuracy"), _LOSS),
     ),
     "loss": Plot(
         "",
         "Training",
         "step",
-        "The loss of this stage: healthy is a fast fall, then a slow one; held out rising while "
-        "train falls means to stop earlier or to use more data.",
+        "The loss of this stage: healthy is a fast fall, then a slow one; if held out rises while "
+        "train falls, stop earlier or use more data.",
         (_LOSS, _percent("pairs right", "rewards/accuracies", "eval_rewards/accuracies")),
     ),
 }
 
 
 def _series(rows: Iterable[Row], key: str) -> dict[float, float]:
-    """Step -> value. Of two rows of one step the later counts: a run that went on repeats some."""
+    """Step -> value. Of two rows of a step the later counts, since a resumed run repeats some."""
     found: dict[float, float] = {}
     for row in rows:
         step, value = number(row.get("step")), number(row.get(key))
@@ -137,20 +138,20 @@ def _thin(values: Iterable[float]) -> list[float]:
 
 
 def _draw(axes: Any, panel: Panel, rows: Sequence[Row]) -> str:
-    """Draw a panel on matplotlib axes and return what it shows in words."""
-    words: list[str] = []
+    """Draw a panel on matplotlib axes and return a description of it."""
+    parts: list[str] = []
     for (key, name), color, dash in zip(panel.lines, _COLORS, ("-", "--"), strict=False):
         if not (series := _series(rows, key)):
             continue
         x, y = _thin(series), _thin(series.values())
         mark = "o" if len(x) <= 40 else ""
         axes.plot(x, y, color=color, linestyle=dash, marker=mark, markersize=2.5, label=name)
-        if not words and (spread := _series(rows, panel.band)):  # the first line's
+        if not parts and (spread := _series(rows, panel.band)):  # the first line's
             width = _thin(spread.get(step, 0.0) for step in series)
             low = [value - wide for value, wide in zip(y, width, strict=True)]
             high = [value + wide for value, wide in zip(y, width, strict=True)]
             axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-        words.append(f"{name or panel.ylabel} from {y[0]:.3g} to {y[-1]:.3g}")
+        parts.append(f"{name or panel.ylabel} from {y[0]:.3g} to {y[-1]:.3g}")
     axes.set_ylabel(panel.ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if panel.guide is not None:
@@ -160,13 +161,13 @@ def _draw(axes: Any, panel: Panel, rows: Sequence[Row]) -> str:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     elif panel.floor is not None:
         axes.set_ylim(bottom=max(panel.floor, axes.get_ylim()[0]))
-    if len(words) > 1:
+    if len(parts) > 1:
         axes.legend(frameon=False, fontsize=8.5)
-    return ", ".join(words)
+    return ", ".join(parts)
 
 
 def _svg(name: str, plot: Plot, panels: Sequence[Panel], rows: Sequence[Row]) -> str:
-    """One figure as inline SVG whose ids start with `name`; equal input gives equal bytes."""
+    """A figure as inline SVG with ids that start with `name`; equal input gives equal bytes."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -175,19 +176,19 @@ def _svg(name: str, plot: Plot, panels: Sequence[Panel], rows: Sequence[Row]) ->
     style |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e5e7eb"}
     stream = io.StringIO()
     with _PLOT_LOCK, matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a person's own matplotlibrc must not change the page
+        matplotlib.rcdefaults()  # the user's matplotlibrc must not change the page
         matplotlib.rcParams.update(style)
         figure = Figure(figsize=(4.1, 2.1 + 0.8 * (len(panels) - 1)), layout="constrained")
         all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-        words = [_draw(axes, panel, rows) for axes, panel in zip(all_axes, panels, strict=True)]
+        parts = [_draw(axes, panel, rows) for axes, panel in zip(all_axes, panels, strict=True)]
         all_axes[-1].set_xlabel(plot.xlabel)
         figure.align_ylabels()
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
-    return _inline(stream.getvalue(), name, f"Plot by {plot.xlabel}: {'; '.join(words)}")
+    return _inline(stream.getvalue(), name, f"Plot by {plot.xlabel}: {'; '.join(parts)}")
 
 
 def _inline(svg: str, name: str, label: str) -> str:
-    """Make a stand-alone SVG file part of a page: no prolog, metadata, sizes or clashing ids."""
+    """A stand-alone SVG file as part of a page: without prolog, metadata, sizes or clashing ids."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
     view_box = re.findall(r'viewBox="[^"]*"', svg)[0]
@@ -199,7 +200,7 @@ def _inline(svg: str, name: str, label: str) -> str:
 
 
 def _figure(name: str, plot: Plot, title: str, rows: Sequence[Row]) -> str:
-    """A plot with heading and caption; empty where no row has any of its figures."""
+    """A plot with its heading and caption; empty if no row has any of its figures."""
     panels = [p for p in plot.panels if any(_series(rows, key) for key, _ in p.lines)]
     if not panels:
         return ""
@@ -211,7 +212,7 @@ def _figure(name: str, plot: Plot, title: str, rows: Sequence[Row]) -> str:
 
 
 def plots(metrics: Iterable[Row], run: Row) -> str:
-    """A figure for all that was logged, as HTML; rows without a stage are of `run["stage"]`."""
+    """The figures of all logged metrics as HTML; rows without a stage belong to `run["stage"]`."""
     stages: dict[str, list[Row]] = {}
     for row in metrics:
         stages.setdefault(str(row.get("stage") or run.get("stage") or ""), []).append(row)
@@ -222,7 +223,7 @@ def plots(metrics: Iterable[Row], run: Row) -> str:
             figures.append(_figure(name, plot, plot.title, stages.get(plot.stage, [])))
             continue
         for index, stage in enumerate(sorted(stages.keys() - own)):
-            title = f"{plot.title}: {stage}".rstrip(": ")
+            title = f"{plot.title}: {stage_label(stage)}".rstrip(": ")
             figures.append(_figure(f"{name}{index}", plot, title, stages[stage]))
     shown = "\n".join(filter(None, figures))
     return shown and f'<div class="grid plots">\n{shown}\n</div>'

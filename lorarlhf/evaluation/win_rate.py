@@ -1,4 +1,4 @@
-"""The taste test: how often the tuned answers win, how sure that is, and whether length did it.
+"""Win rates: how often the tuned answers win, with intervals and controls for length.
 
 An outcome is +1 (the tuned answer won), 0 (tie) or -1 (the base's answer won).
 """
@@ -19,10 +19,10 @@ BOOTSTRAP_RESAMPLES = 10_000
 
 
 class Judge(Protocol):
-    """Whatever can compare two answers; the simulated raters can."""
+    """Anything that can compare two answers, such as the simulated raters."""
 
     def judge(self, a: Answer, b: Answer) -> int:
-        """1 where `a` is better, -1 where `b` is, 0 for a tie."""
+        """1 if `a` is better, -1 if `b` is, 0 for a tie."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class WinRate:
 
     Attributes:
         n: Number of comparisons.
-        wins, ties, losses: How many of each, seen from the tuned answer; they add up to n.
-        rate: (wins + ties / 2) / n, from 0 to 1; 0.5 is no difference.
+        wins, ties, losses: Their numbers for the tuned answer; they add up to n.
+        rate: (wins + ties / 2) / n, from 0 to 1; 0.5 means no difference.
         ci95: 95% interval of the rate, (low, high).
     """
 
@@ -62,10 +62,10 @@ def win_rate(
 
     Args:
         outcomes: n values +1, 0 or -1.
-        groups: n labels, comparisons with equal ones belong together (answers to one prompt).
-            With them the interval is a cluster bootstrap over the groups, since two comparisons on
-            one prompt tell less than two on two prompts. Without them it is Wilson's interval.
-        seed: Of the bootstrap.
+        groups: n labels; comparisons with the same label belong together (the same prompt). With
+            them the interval is a cluster bootstrap over the groups, since two comparisons on one
+            prompt are not independent. Without them it is Wilson's interval.
+        seed: For the bootstrap.
 
     Raises:
         UserError: There are no outcomes.
@@ -73,7 +73,7 @@ def win_rate(
     """
     if len(outcomes) == 0:
         raise UserError(
-            "There is no comparison to take a win rate of. Give at least one held-out prompt."
+            "There are no comparisons, so there is no win rate. Give at least one held-out prompt."
         )
     for index, outcome in enumerate(outcomes):
         if outcome not in (-1, 0, 1):
@@ -94,14 +94,14 @@ def wilson_interval(rate: float, n: int) -> tuple[float, float]:
 
     With `p` the rate and `z` = 1.96: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
 
-    It treats a tie as half a win and half a loss. Where there are ties that is too wide, never too
+    It treats a tie as half a win and half a loss. With ties the interval is too wide, never too
     narrow: a value of 0, 1/2 or 1 varies less around the same mean than one of 0 or 1 does.
     """
     square = Z95 * Z95
     middle = rate + square / (2 * n)
     half_width = Z95 * math.sqrt(rate * (1 - rate) / n + square / (4 * n * n))
     scale = 1 + square / n
-    # At 0 and 1 the formula gives exactly that end, but for rounding.
+    # At 0 and 1 the formula gives exactly this end, except for rounding.
     low = 0.0 if rate == 0 else (middle - half_width) / scale
     high = 1.0 if rate == 1 else (middle + half_width) / scale
     return low, high
@@ -115,12 +115,11 @@ def bootstrap_interval(
     Percentile bootstrap: groups, not single values, are drawn with replacement, 10,000 times, and
     the middle 95% of the means is kept. Source: Davison and Hinkley 1997, section 3.8.
 
-    Where every group has the same mean (all wins, say, or a single group), each resample repeats
-    it and the bootstrap would claim certainty, [1, 1]. Wilson's interval takes its place, with the
-    number of groups as n: values in a group may move together entirely, so that the groups are
-    all that can safely be counted as independent.
+    If every group has the same mean (all wins, or a single group), each resample repeats it and the
+    bootstrap would give the interval [1, 1]. Wilson's interval is used instead, with the number of
+    groups as n: the values in a group may be fully dependent, so only groups count as independent.
 
-    With few groups, under about twenty, the interval is somewhat too narrow.
+    With fewer than about twenty groups the interval is somewhat too narrow.
 
     Args:
         values: n numbers from 0 to 1.
@@ -143,7 +142,7 @@ def bootstrap_interval(
         return wilson_interval(float(sums.sum() / counts.sum()), len(totals))
 
     rng = np.random.default_rng(seed)
-    # In parts, so that many groups do not become a table of gigabytes.
+    # In parts, so that many groups do not need gigabytes of memory.
     part = max(1, 1_000_000 // len(totals))
     rates = []
     for start in range(0, BOOTSTRAP_RESAMPLES, part):
@@ -157,7 +156,7 @@ def bootstrap_interval(
 def shuffle_sides(n: int, seed: int) -> list[bool]:
     """For each of n comparisons, whether the tuned answer is shown first.
 
-    True and False occur equally often; of an odd n one of them, by chance, occurs once more.
+    True and False occur equally often; for an odd n one of them, at random, occurs once more.
     """
     rng = random.Random(seed)
     sides = [index < n // 2 for index in range(n)]
@@ -172,8 +171,8 @@ def judge_pairs(
 ) -> list[int]:
     """Outcomes of tuned[i] against base[i], each pair shown to the rater in shuffled order.
 
-    Shuffling makes a judge that favours the first place lose its advantage; the result is turned
-    back, so that +1 always means that the tuned answer won.
+    Shuffling removes the bias of a judge that favours the first answer. The outcomes are mapped
+    back, so +1 always means that the tuned answer won.
 
     Raises:
         ValueError: The lengths differ.
@@ -188,7 +187,7 @@ def judge_pairs(
 def length_ratio(after: Sequence[float], before: Sequence[float]) -> float:
     """Mean length after tuning divided by the mean length before; 1 is no change.
 
-    The two may differ in number. Lengths are tokens or words, the same on both sides.
+    The two may differ in number. Lengths are tokens or words, the same unit for both.
 
     Raises:
         ValueError: One of them is empty, or all answers before have length 0.
@@ -204,10 +203,10 @@ def length_ratio(after: Sequence[float], before: Sequence[float]) -> float:
 def length_only_rate(
     tuned_lengths: Sequence[float], base_lengths: Sequence[float], prefer_shorter: bool = False
 ) -> float:
-    """The win rate of a judge who looks at nothing but length, ties as half.
+    """The win rate of a judge that looks only at length, ties as half.
 
-    Near 0.5 the tuned answers are neither longer nor shorter as a rule, and the real win rate
-    cannot come from length alone. Near the real win rate it might.
+    Near 0.5, length does not favour either side, and the real win rate cannot be due to length
+    alone. Near the real win rate, it may be.
 
     Args:
         tuned_lengths: n lengths in tokens or words.
@@ -237,8 +236,8 @@ def length_matched_win_rate(
 ) -> WinRate | None:
     """Win rate over the pairs of similar length only.
 
-    A pair is kept where the lengths differ by at most `tolerance` of the longer one, so that
-    it does not matter which of the two is the tuned answer.
+    A pair is kept if the lengths differ by at most `tolerance` of the longer one, whichever of the
+    two is the tuned answer.
 
     Args:
         outcomes: n values +1, 0 or -1.
@@ -249,7 +248,7 @@ def length_matched_win_rate(
         seed: As in `win_rate`.
 
     Returns:
-        The win rate, or None where no pair is of similar length.
+        The win rate, or None if no pair is of similar length.
 
     Raises:
         ValueError: The lengths of the arguments differ.
@@ -258,7 +257,7 @@ def length_matched_win_rate(
     kept = [
         index
         for index, (_, ours, theirs) in enumerate(rows)
-        # The sliver lets 14 and 20 differ by 30% whatever the rounding of 0.3 * 20.
+        # The margin lets 14 and 20 differ by 30%, however 0.3 * 20 is rounded.
         if abs(ours - theirs) <= tolerance * max(ours, theirs) + 1e-9
     ]
     if groups is not None and len(groups) != len(outcomes):
