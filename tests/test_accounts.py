@@ -1,4 +1,4 @@
-"""Raters' passwords and logins: what is kept, what is refused, what ends."""
+"""Raters' passwords and logins: what is stored, what is refused, when a login ends."""
 
 import hashlib
 import time
@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def on_disk(store: Store) -> bytes:
-    """All that the store's files hold, the journal among them."""
+    """The bytes of all the store's files, including the journal."""
     return b"".join(path.read_bytes() for path in store.path.parent.iterdir())
 
 

@@ -136,7 +136,7 @@ def test_csv_headers_and_cells(tmp_path):
     def says(text: str) -> str:
         return complaint(data.read_rows, text_file(tmp_path, "a.csv", text))
 
-    assert 'a.csv, line 2: the column "kind" stands twice' in says("\nkind,prompt,kind \na,b,c\n")
+    assert 'a.csv, line 2: the column "kind" occurs twice' in says("\nkind,prompt,kind \na,b,c\n")
     text = says("prompt;kind\na,b;c\nd;e\n")
     assert 'line 1: expected commas between the columns, found "prompt;kind"' in text
     assert "\n" not in text
@@ -164,4 +164,4 @@ def test_broken_parquet(tmp_path):
     table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["prompt", "prompt"])
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     text = complaint(data.read_prompts, tmp_path / "a.parquet")
-    assert 'a.parquet: the column "prompt" stands twice' in text
+    assert 'a.parquet: the column "prompt" occurs twice' in text

@@ -74,7 +74,7 @@ def test_an_axis_is_the_mean_difference_of_its_sides(tiny: Backbone, bank: Path)
     np.testing.assert_allclose(directions[0], (a - b + c - d) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_axes_are_of_the_layer_where_the_adapters_begin(
+def test_axes_belong_to_the_layer_where_the_adapters_begin(
     tiny: Backbone, tiny_base: Path, bank: Path
 ) -> None:
     _, first = style_axes(tiny, bank)

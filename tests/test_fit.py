@@ -55,7 +55,7 @@ def weight_of(d: np.ndarray, l2: float) -> np.ndarray:
     return d.T @ solve_dual(d @ d.T / l2) / l2
 
 
-def test_one_vote_by_hand() -> None:
+def test_a_single_vote() -> None:
     # One feature, difference 1, l2 1: w = sigmoid(-w), which w = 0.4010581 solves.
     (w,) = weight_of(np.array([[1.0]]), 1.0)
     assert w == pytest.approx(0.4010581, abs=1e-6)
@@ -106,7 +106,7 @@ def test_scores_do_not_depend_on_scale_or_shift_of_the_features() -> None:
     assert plain.score(background).mean() == pytest.approx(0, abs=1e-6)
 
 
-def test_folds_keep_groups_whole_and_alike_in_size() -> None:
+def test_folds_keep_groups_together_and_similar_in_size() -> None:
     groups = [f"prompt {i % 23}" for i in range(100)]
     folds = split_groups(groups)
     of_group = {g: {f for h, f in zip(groups, folds, strict=True) if h == g} for g in groups}
@@ -115,7 +115,7 @@ def test_folds_keep_groups_whole_and_alike_in_size() -> None:
     assert len(sizes) == 5 and sizes.max() - sizes.min() <= 1
 
 
-def test_cross_validation_is_not_fooled_by_copies_of_a_vote() -> None:
+def test_copies_of_a_vote_do_not_improve_cross_validation() -> None:
     # Labels are coin flips, and each vote stands there four times. Were a group's votes on both
     # sides of a split, the held-out ones would be predicted by their copies.
     rng = np.random.default_rng(5)
@@ -159,7 +159,7 @@ def test_a_blend_s_weight_is_the_average_of_its_fits() -> None:
 
 
 @pytest.mark.parametrize("votes", [1, 2, 30])
-def test_few_votes_and_a_single_prompt_count_all_priors_alike(votes: int) -> None:
+def test_few_votes_or_a_single_prompt_give_equal_shares(votes: int) -> None:
     chosen, rejected = planted(0, votes, np.ones(6))
     fit = fit_head(chosen, rejected, ["the same"] * votes, background=np.vstack([chosen, rejected]))
     assert [prior for prior, _ in fit.blend.priors] == list(PRIORS_WITHOUT_AXES)
@@ -212,7 +212,7 @@ def test_axes_gain_much_along_them_and_cost_less_across(
     assert -cost < differences["across"] < 0.02
 
 
-def test_votes_are_refused_where_they_do_not_fit() -> None:
+def test_votes_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(UserError, match="no votes yet"):
         VoteFit().fit()
     votes = VoteFit()
@@ -233,7 +233,7 @@ def voted(votes: int, width: int, **given: np.ndarray) -> VoteFit:
     return kept
 
 
-def test_saved_votes_come_back_and_fit_the_same(tmp_path: Path) -> None:
+def test_saved_votes_give_the_same_fit(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     votes = voted(25, 12, axes=rng.normal(size=(3, 12)), background=rng.normal(size=(9, 12)))
     before = votes.fit()
@@ -246,7 +246,7 @@ def test_saved_votes_come_back_and_fit_the_same(tmp_path: Path) -> None:
     assert len(VoteFit.load(tmp_path / "none.safetensors")) == 0
 
 
-def test_a_subset_is_the_fit_of_those_votes_alone() -> None:
+def test_a_subset_is_fitted_to_its_votes_alone() -> None:
     votes = voted(30, 5)
     part = votes.subset(range(10, 20))
     alone = voted(0, 5)
@@ -264,16 +264,16 @@ def test_unreadable_votes_are_a_clear_error(tmp_path: Path) -> None:
             VoteFit.load(path)
 
 
-def test_one_more_vote_is_fitted_in_milliseconds() -> None:
+def test_another_vote_is_fitted_in_milliseconds() -> None:
     votes = voted(200, 576, axes=np.random.default_rng(1).normal(size=(20, 576)))
     started = time.perf_counter()
-    weighed = votes.fit()
-    assert time.perf_counter() - started < 2  # the priors weighed by cross-validation too
+    weighted = votes.fit()
+    assert time.perf_counter() - started < 2  # with the priors weighted by cross-validation
     times = []
     for extra in range(5):
         votes.add(np.ones(576), np.zeros(576), f"one more {extra}")
         started = time.perf_counter()
         fit = votes.fit()
         times.append(time.perf_counter() - started)
-    assert fit.blend is weighed.blend
+    assert fit.blend is weighted.blend
     assert min(times) < 0.15  # some 20 ms on one core; room for a busy machine

@@ -1,4 +1,4 @@
-"""Votes go out and come back as they were, and each one is in a row or in a count."""
+"""Votes survive export and import, and each one is in a row or in a count."""
 
 import json
 from collections import Counter
@@ -53,7 +53,7 @@ def votes(tmp_path: Path) -> list[Vote]:
 
 
 def back(rows: list[dict[str, Any]], folder: Path) -> tuple[list[Vote], Counter[str]]:
-    """Rows written to a file, read from it, and kept in another store."""
+    """Rows written to a file, read from it, and added to another store."""
     write_jsonl(folder / "rows.jsonl", rows)
     found = read_votes(folder / "rows.jsonl")
     store = Store(folder / "second.sqlite")
@@ -62,7 +62,7 @@ def back(rows: list[dict[str, Any]], folder: Path) -> tuple[list[Vote], Counter[
 
 
 def essence(vote: Vote) -> Any:
-    """A vote without the numbers that a store gives."""
+    """A vote without the ids that a store assigns."""
     return replace(vote, id=0, item_id=0, presentation_id=0)
 
 
@@ -97,7 +97,7 @@ def test_pairs_come_back_as_pairs(votes: list[Vote], form: str, tmp_path: Path) 
         assert again[0].verdict.strength == "clearly" and again[1].verdict.strength is None
 
 
-def test_what_a_ranking_says_of_pairs() -> None:
+def test_the_pairs_of_a_ranking() -> None:
     def pairs(count: int, ranking: list[list[int]], edited: str | None = None) -> list[tuple]:
         verdict = Verdict("ranked", ranking, edited=edited)
         texts = ["a", "b", "c", "d"][:count]
@@ -110,7 +110,7 @@ def test_what_a_ranking_says_of_pairs() -> None:
     assert pairs(2, [[1], [0]], edited="e") == [("b", "a"), ("e", "b")]
 
 
-def test_a_ranking_weighs_as_one_vote(votes: list[Vote]) -> None:
+def test_the_weights_of_a_ranking_add_up_to_one(votes: list[Vote]) -> None:
     rows = EXPORTS["trl"](votes).rows
     groups = {row["group"] for row in rows}
     for group in groups:
@@ -160,7 +160,7 @@ def test_arena_and_argilla_keep_sides_ties_and_raters(
     assert ours == told(votes)
 
 
-def test_arena_records_of_several_turns_are_compared_whole(tmp_path: Path) -> None:
+def test_arena_records_of_several_turns_are_compared(tmp_path: Path) -> None:
     def talk(*answers: str) -> list[dict[str, str]]:
         asked = ("Hi", "More?")
         turns = zip(asked, answers, strict=True)
@@ -253,7 +253,7 @@ def test_a_broken_file_is_named_by_line_and_field(
     assert said in str(error.value) and "rows.jsonl" in str(error.value)
 
 
-def test_votes_that_do_not_fit_leave_the_store_as_it_was(tmp_path: Path) -> None:
+def test_votes_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
     wrong = [*given(), ImportedVote("?", ANSWERS, Verdict("ranked", [[5]]))]
     with pytest.raises(ValueError, match="positions 0 to 1"):
@@ -261,7 +261,7 @@ def test_votes_that_do_not_fit_leave_the_store_as_it_was(tmp_path: Path) -> None
     assert store.votes() == [] and store.add_prompt("new") == 1
 
 
-def test_pairs_that_teach_nothing_are_counted(tmp_path: Path) -> None:
+def test_pairs_that_no_trainer_takes_are_counted(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
     same = (("Yes.", "base"), ("Yes.", "base"))
     add_votes(
@@ -281,7 +281,7 @@ def test_an_answer_written_where_both_are_bad_beats_each(tmp_path: Path) -> None
     assert len(EXPORTS["demonstrations"]([vote]).rows) == 1
 
 
-def test_repeats_and_sampling_come_back(tmp_path: Path) -> None:
+def test_repeats_and_sampling_are_imported(tmp_path: Path) -> None:
     store = Store(tmp_path / "first.sqlite")
     how = [{"temperature": 0.7, "seed": 3}, {}]
     item = store.add_item("Why?", ANSWERS, sampling=how)
@@ -295,7 +295,7 @@ def test_repeats_and_sampling_come_back(tmp_path: Path) -> None:
     assert votes[1].shown == votes[0].shown[::-1]
 
 
-def test_items_of_one_name_with_other_answers_stay_apart(tmp_path: Path) -> None:
+def test_items_of_one_name_with_other_answers_are_separate(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
     other = (("Chess.", "x"), ("Go.", "y"))
     add_votes(

@@ -1,4 +1,4 @@
-"""What a rater is asked next: own queues, overlap, repeats, what was left, races."""
+"""What a rater is asked next: queues, shared items, repeats, items left open, races."""
 
 import threading
 import time
@@ -32,7 +32,7 @@ def vote(store: Store, rater: str, share: float = 0.0, verdict: Verdict = FIRST)
 
 
 def items(store: Store, rater: str) -> list[int]:
-    """What is asked of a rater until nothing is left."""
+    """The items that a rater is asked until none is left."""
     found = []
     while shown := next_shown(store, rater, repeat_share=0.0):
         store.judge(shown.presentation.token, FIRST)
@@ -41,7 +41,7 @@ def items(store: Store, rater: str) -> list[int]:
 
 
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """So many seconds from now."""
+    """Set the clock forward."""
     then = time.time() + seconds
     monkeypatch.setattr(queue.time, "time", lambda: then)
     monkeypatch.setattr("lorarlhf.preferences.store.now", lambda: int(1000 * then))
@@ -50,7 +50,7 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 # ---- whose turn it is
 
 
-def test_first_in_first_asked_and_each_of_one_rater(store: Store) -> None:
+def test_items_are_asked_in_order_and_of_one_rater_each(store: Store) -> None:
     made = [pair(store, f"{n}?") for n in range(6)]
     ann = [vote(store, "ann").presentation.item_id, vote(store, "ann").presentation.item_id]
     bob = [vote(store, "bob").presentation.item_id]
@@ -59,7 +59,7 @@ def test_first_in_first_asked_and_each_of_one_rater(store: Store) -> None:
     assert items(store, "ann") == made[3:] and items(store, "bob") == []
 
 
-def test_answers_come_in_the_order_of_the_screen(store: Store) -> None:
+def test_answers_are_in_the_order_on_the_screen(store: Store) -> None:
     for number in range(12):
         pair(store, f"{number}?")
     orders = set()
@@ -71,7 +71,7 @@ def test_answers_come_in_the_order_of_the_screen(store: Store) -> None:
     assert orders == {(0, 1), (1, 0)}
 
 
-def test_the_open_item_comes_again_after_a_reload(store: Store) -> None:
+def test_the_open_item_is_shown_again_after_a_reload(store: Store) -> None:
     pair(store, "1?")
     pair(store, "2?")
     first = ask(store, "ann")
@@ -81,14 +81,14 @@ def test_the_open_item_comes_again_after_a_reload(store: Store) -> None:
     assert next_shown(store, "ann") is None
 
 
-def test_what_is_shared_is_asked_of_all_and_first(store: Store) -> None:
+def test_shared_items_are_asked_of_all_and_first(store: Store) -> None:
     own = [pair(store, f"own {n}?") for n in range(4)]
     shared = [pair(store, f"shared {n}?", shared=True) for n in range(2)]
     ann, bob = items(store, "ann"), items(store, "bob")
     assert ann == shared + own and bob == shared
 
 
-def test_the_overlap_is_about_the_share_that_was_wanted() -> None:
+def test_about_the_requested_share_of_items_is_shared() -> None:
     digests = [f"prompt {number}" for number in range(4000)]
     for share in (0.0, 0.1, 0.5, 1.0):
         asked = sum(is_shared(digest, share) for digest in digests) / len(digests)
@@ -96,7 +96,7 @@ def test_the_overlap_is_about_the_share_that_was_wanted() -> None:
     assert {d for d in digests if is_shared(d, 0.1)} < {d for d in digests if is_shared(d, 0.5)}
 
 
-def test_taste_tests_stand_apart(store: Store) -> None:
+def test_blind_comparisons_have_their_own_queues(store: Store) -> None:
     with store.write() as db:
         for _ in range(2):
             db.execute("INSERT INTO taste_test VALUES (NULL, 'base', 'runs/1', 1, 0)")
@@ -113,7 +113,7 @@ def test_taste_tests_stand_apart(store: Store) -> None:
 # ---- repeats
 
 
-def test_repeats_come_late_turned_round_and_at_about_their_share(store: Store) -> None:
+def test_repeats_come_late_with_swapped_sides_and_their_share(store: Store) -> None:
     for number in range(260):
         pair(store, f"{number}?")
     order: dict[int, tuple[int, list[int]]] = {}
@@ -130,7 +130,7 @@ def test_repeats_come_late_turned_round_and_at_about_their_share(store: Store) -
     assert len({vote.item_id for vote in store.votes()}) == 240 - len(repeated)
 
 
-def test_a_repeat_waits_for_votes_that_stand(store: Store) -> None:
+def test_a_repeat_counts_current_votes_only(store: Store) -> None:
     for number in range(40):
         pair(store, f"{number}?")
     for place in range(REPEAT_AFTER):
@@ -142,7 +142,7 @@ def test_a_repeat_waits_for_votes_that_stand(store: Store) -> None:
     assert vote(store, "ann", share=1.0).prompt == "0?"
 
 
-def test_what_was_skipped_or_taken_back_is_not_repeated(store: Store) -> None:
+def test_skipped_or_undone_items_are_not_repeated(store: Store) -> None:
     for number in range(40):
         pair(store, f"{number}?")
     vote(store, "ann", verdict=Verdict("skip"))
@@ -168,7 +168,7 @@ def test_a_reload_does_not_draw_again(store: Store) -> None:
 # ---- what was left
 
 
-def test_what_was_left_is_asked_of_another_after_half_an_hour(
+def test_an_item_left_open_is_asked_of_another_after_half_an_hour(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair(store)
@@ -186,7 +186,7 @@ def test_what_was_left_is_asked_of_another_after_half_an_hour(
     assert next_shown(store, "cem") is None
 
 
-def test_a_late_vote_on_what_was_left_is_kept(
+def test_a_late_vote_on_an_item_left_open_is_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair(store)

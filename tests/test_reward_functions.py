@@ -24,6 +24,16 @@ PROMPTS = ["Hi", "Hello"]
 COMPLETIONS = ["one two", "three"]
 
 
+async def lengths(prompts, completions, **columns):
+    await asyncio.sleep(0.001)
+    return [float(len(c)) for c in completions]
+
+
+class Lengths:
+    async def __call__(self, prompts, completions, **columns):
+        return await lengths(prompts, completions)
+
+
 def write(folder: Path, text: str, name: str = "rewards.py") -> str:
     path = folder / name
     path.write_text(text, encoding="utf-8")
@@ -43,7 +53,7 @@ def test_a_function_is_loaded_from_its_file_and_called(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "rewards.py"]  # no __pycache__
 
 
-def test_a_file_can_import_its_neighbour_and_change_sys_path_in_vain(tmp_path: Path) -> None:
+def test_a_file_can_import_its_neighbour_but_not_change_sys_path(tmp_path: Path) -> None:
     write(tmp_path, "BONUS = 5\n", "neighbour_of_rewards.py")
     file = write(
         tmp_path,
@@ -83,7 +93,7 @@ def test_dataclasses_with_postponed_annotations_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["rewards.py", "rewards.py:", ":f", "", "rewards.py:not a name"])
-def test_a_spec_of_another_form_is_refused(spec: str) -> None:
+def test_a_spec_without_file_and_name_is_refused(spec: str) -> None:
     with pytest.raises(UserError, match="FILE.py:NAME"):
         load_function(spec)
 
@@ -112,7 +122,7 @@ def test_an_unknown_name_lists_what_the_file_defines(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'LIMIT' in .* is of type int, not a function"):
         load_function(f"{file}:LIMIT")
     empty = write(tmp_path, "X = 1\n", "empty.py")
-    with pytest.raises(UserError, match="nor any other function"):
+    with pytest.raises(UserError, match="and no other function"):
         load_function(f"{empty}:f")
 
 
@@ -128,7 +138,7 @@ def test_an_unknown_name_lists_what_the_file_defines(tmp_path: Path) -> None:
         ("x = '\0'\n", "null bytes"),
     ],
 )
-def test_a_file_that_raises_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_raises_is_reported_in_a_line(tmp_path: Path, text: str, said: str) -> None:
     file = write(tmp_path, text)
     modules, path_before = set(sys.modules), list(sys.path)
     with pytest.raises(UserError, match=said) as caught:
@@ -145,7 +155,7 @@ def test_ctrl_c_while_a_file_loads_passes_through(tmp_path: Path) -> None:
             load_function(f"{file}:f")
 
 
-def test_everything_comes_by_name_and_columns_pass_through() -> None:
+def test_arguments_are_passed_by_name_with_all_columns() -> None:
     seen: dict[str, object] = {}
 
     def f(completions, prompts, answer, **columns):
@@ -161,20 +171,12 @@ def test_everything_comes_by_name_and_columns_pass_through() -> None:
     }
 
 
-def test_async_functions_are_awaited_also_inside_a_running_loop() -> None:
-    async def slow(prompts, completions, **columns):
-        await asyncio.sleep(0.001)
-        return [float(len(c)) for c in completions]
-
-    class Slow:
-        async def __call__(self, prompts, completions, **columns):
-            return await slow(prompts, completions)
-
+def test_async_functions_are_awaited_even_inside_a_running_loop() -> None:
     async def as_in_a_notebook():
-        return call_reward_function(slow, PROMPTS, COMPLETIONS)
+        return call_reward_function(lengths, PROMPTS, COMPLETIONS)
 
-    assert call_reward_function(slow, PROMPTS, COMPLETIONS) == [7, 5]
-    assert call_reward_function(Slow(), PROMPTS, COMPLETIONS) == [7, 5]
+    assert call_reward_function(lengths, PROMPTS, COMPLETIONS) == [7, 5]
+    assert call_reward_function(Lengths(), PROMPTS, COMPLETIONS) == [7, 5]
     assert asyncio.run(as_in_a_notebook()) == [7, 5]
 
 
@@ -202,7 +204,7 @@ def test_scalars_become_floats_and_none_stays(returned: object) -> None:
     assert type(values[0]) is float
 
 
-def test_arrays_and_tensors_are_taken_for_lists() -> None:
+def test_arrays_and_tensors_count_as_lists() -> None:
     import torch
 
     for returned in (np.array([0.5, 2]), torch.tensor([0.5, 2.0]), [torch.tensor(0.5), 2]):
@@ -218,7 +220,7 @@ def test_a_function_that_raises_is_named_with_its_line(tmp_path: Path) -> None:
         call_reward_function(load_function(f"{file}:f"), PROMPTS, COMPLETIONS)
 
 
-def test_a_function_without_columns_is_told_so_and_a_user_error_passes() -> None:
+def test_missing_columns_are_explained_and_a_user_error_passes() -> None:
     def narrow(prompts, completions):
         return [0, 0]
 
@@ -234,18 +236,18 @@ def test_a_function_without_columns_is_told_so_and_a_user_error_passes() -> None
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
-        (None, "gave back None of type NoneType.*list of 2 numbers.*`return` missing"),
-        (0.5, "gave back 0.5 of type float"),
-        ("12", "gave back '12' of type str"),
-        ({"a": 1, "b": 2}, "gave back {'a': 1, 'b': 2} of type dict"),
-        ([1], "gave back 1 values, expected 2"),
-        ([1, 2, 3], "gave back 3 values, expected 2"),
-        ([1, math.nan], "gave nan for sample 1 .*, the completion 'three'"),
-        ([math.inf, 1], "gave inf for sample 0 .*, the completion 'one two'"),
-        ([1, "0.5"], "gave '0.5' for sample 1"),
-        ([1, [2]], r"gave \[2\] for sample 1"),
-        ([1j, 2], "gave 1j for sample 0"),
-        ([10**400, 2], r"gave 10+\.\.\. for sample 0"),
+        (None, "returned None of type NoneType.*list of 2 numbers.*`return` missing"),
+        (0.5, "returned 0.5 of type float"),
+        ("12", "returned '12' of type str"),
+        ({"a": 1, "b": 2}, "returned {'a': 1, 'b': 2} of type dict"),
+        ([1], "returned 1 values, expected 2"),
+        ([1, 2, 3], "returned 3 values, expected 2"),
+        ([1, math.nan], "returned nan for sample 1 .*, the completion 'three'"),
+        ([math.inf, 1], "returned inf for sample 0 .*, the completion 'one two'"),
+        ([1, "0.5"], "returned '0.5' for sample 1"),
+        ([1, [2]], r"returned \[2\] for sample 1"),
+        ([1j, 2], "returned 1j for sample 0"),
+        ([10**400, 2], r"returned 10+\.\.\. for sample 0"),
     ],
 )
 def test_wrong_values_are_named(returned: object, said: str) -> None:

@@ -36,7 +36,7 @@ from lorarlhf.runtime.errors import UserError
         (1.0, 1, 0.2065, 1.0),
     ],
 )
-def test_wilson_by_hand(rate: float, n: int, low: float, high: float) -> None:
+def test_wilson_interval(rate: float, n: int, low: float, high: float) -> None:
     assert wilson_interval(rate, n) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -164,7 +164,7 @@ def test_sides_are_shuffled_and_the_odd_one_goes_either_way() -> None:
     assert first == pytest.approx(0.5, abs=0.1)
 
 
-def test_judge_pairs_turns_the_result_back_to_the_tuned_side() -> None:
+def test_outcomes_are_those_of_the_tuned_answer() -> None:
     short, long = Answer("one"), Answer("one two")
     tuned = [short, long, short, short] * 5
     base = [long, short, short, Answer("cut", ended=False)] * 5
@@ -174,12 +174,13 @@ def test_judge_pairs_turns_the_result_back_to_the_tuned_side() -> None:
         judge_pairs(Rater.named("brief"), tuned, base[:-1], 0)
 
 
-def test_a_judge_who_always_takes_the_first_gains_nothing_for_either_side() -> None:
-    class First:
-        def judge(self, a: Answer, b: Answer) -> int:
-            return 1
+class FirstWins:
+    def judge(self, a: Answer, b: Answer) -> int:
+        return 1
 
-    outcomes = judge_pairs(First(), [Answer("a")] * 60, [Answer("b")] * 60, seed=0)
+
+def test_a_judge_that_always_takes_the_first_gains_nothing_for_either_side() -> None:
+    outcomes = judge_pairs(FirstWins(), [Answer("a")] * 60, [Answer("b")] * 60, seed=0)
     assert sum(outcomes) == 0
     assert [outcome == 1 for outcome in outcomes] == shuffle_sides(60, 0)
 

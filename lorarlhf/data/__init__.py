@@ -1,4 +1,4 @@
-"""Demonstrations, prompts and preferences from files."""
+"""Reading demonstrations, prompts and preferences from files."""
 
 from lorarlhf.data.readers import (
     as_conversation,

@@ -1,7 +1,7 @@
-"""Rows out of JSONL, JSON, CSV and parquet files, each with the line it stands on.
+"""Reading rows from JSONL, JSON, CSV and parquet files, each with its line number.
 
-What the rows have to hold is checked in `lorarlhf.data.validation`; here a file is read, and the
-place that is broken is named. No torch is imported.
+This module parses a file and names the place where it is broken; `lorarlhf.data.validation` checks
+the contents of the rows. No torch is imported.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Row = dict[str, Any]
 Numbered = list[tuple[int, Row]]
 Parsed = tuple[Numbered, list[str]]  # the rows and what is wrong, each ready to follow the file
 
-# TRL takes a row's type from these columns, so one that does not belong to the type misleads it.
+# TRL detects the type of a row from these columns, so a column of another type misleads it.
 TYPE_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "label")
 MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")
 
 
 def read_rows(path: str | os.PathLike[str]) -> Numbered:
-    """(number, row) for each row of a JSONL, JSON, CSV or parquet file, its columns unchecked.
+    """(number, row) for each row of a JSONL, JSON, CSV or parquet file, without checks of columns.
 
-    The number is the line the row starts on; in JSON and parquet it counts the rows from 1.
-    Raises `UserError` for a file that is missing, empty, not UTF-8 or broken.
+    The number is the line where the row starts; for JSON and parquet it is the row, from 1. Raises
+    `UserError` for a file that is missing, empty, not UTF-8 or broken.
     """
     file = Path(path).expanduser()
     raw = read_bytes(file)
@@ -53,14 +53,14 @@ def read_rows(path: str | os.PathLike[str]) -> Numbered:
 
 
 def raise_first(file: Path, problems: Sequence[str]) -> None:
-    """Raise the first three problems, a line each, and the count of the others."""
+    """Raise a `UserError` with the first three problems and the number of the others."""
     if problems:
         more = f"\n... and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError("\n".join(f"{file}{problem}" for problem in problems[:3]) + more)
 
 
 def read_bytes(file: Path) -> bytes:
-    """The file's bytes; `UserError` where it is missing, a folder, unreadable or empty."""
+    """The bytes of a file. Raises `UserError` if it is missing, a folder, unreadable or empty."""
     try:
         if file.is_dir():
             raise UserError(f"{file}: expected a file, found a folder; name a file in it")
@@ -86,6 +86,7 @@ def _near_names(file: Path) -> str:
 
 
 def decode(file: Path, raw: bytes) -> str:
+    """Bytes as text, without a byte order mark. Raises `UserError` if they are not UTF-8."""
     try:
         return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -97,7 +98,7 @@ def decode(file: Path, raw: bytes) -> str:
 
 
 def _load_json(text: str, line: int = 0) -> tuple[Any, str]:
-    """(value, "") or (None, what is broken and where); `line` where the text is one line."""
+    """(value, "") or (None, what is broken and where); `line` if the text is a single line."""
     try:
         return json.loads(text), ""
     except json.JSONDecodeError as error:
@@ -113,7 +114,7 @@ def _load_json(text: str, line: int = 0) -> tuple[Any, str]:
 def _parse_jsonl(text: str) -> Parsed:
     rows: Numbered = []
     problems = []
-    # Not splitlines(): U+2028 and its like may stand inside a JSON text.
+    # Not splitlines(): JSON texts may contain U+2028 and other line separators.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -149,7 +150,7 @@ def _parse_csv(text: str) -> Parsed:
     rows: Numbered = []
     problems: list[str] = []
     header: list[str] = []
-    end = 0  # the last line of the row before
+    end = 0  # the last line of the previous row
     limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -180,7 +181,7 @@ def _parse_csv(text: str) -> Parsed:
 
 def _header_faults(header: list[str]) -> list[str]:
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        return [f": the column {quoted(twice)} stands twice; give each column its own name"]
+        return [f": the column {quoted(twice)} occurs twice; give each column its own name"]
     if len(header) == 1 and re.search("[;\t]", header[0]):
         found = f"found {excerpt(header[0])}"
         return [f": expected commas between the columns, {found}; save the file with commas"]
@@ -188,14 +189,14 @@ def _header_faults(header: list[str]) -> list[str]:
 
 
 def _cell(name: str, cell: str) -> Any:
-    """A CSV cell as the value it stands for: a conversation, a margin, or its text."""
+    """The value of a CSV cell: a conversation, a margin, or its text."""
     if name == "margin":
         try:
             return float(cell)
         except ValueError:
             return cell if cell.strip() else None
     if name in TYPE_COLUMNS and MESSAGES_AS_TEXT.match(cell):
-        # The check of the row says what is wrong with one that is broken.
+        # A broken conversation stays text, and the check of the row reports it.
         value, broken = _load_json(cell)
         return cell if broken else value
     return cell
@@ -220,11 +221,11 @@ PARSERS: dict[str, Callable[[str], Parsed]] = {
 }
 
 
-# Words for messages
+# Text for messages
 
 
 def shown(value: Any) -> str:
-    """A value in a few words, as JSON names it."""
+    """A short description of a value, in the terms of JSON."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):
@@ -237,8 +238,10 @@ def shown(value: Any) -> str:
 
 
 def excerpt(text: str) -> str:
+    """The first 40 characters of a text, in quotes."""
     return json.dumps(text if len(text) <= 40 else text[:40] + "…", ensure_ascii=False)
 
 
 def quoted(names: Iterable[str]) -> str:
+    """Names in quotes, separated by commas."""
     return ", ".join(f'"{name}"' for name in names)

@@ -1,9 +1,9 @@
-"""Demonstrations, prompts and preferences from files: read, check every row, name the bad one.
+"""Reading demonstrations, prompts and preferences from files, with a check of every row.
 
 Column names are TRL's. A text field holds plain text or a conversation: a list of messages
-`{"role": "system" | "user" | "assistant" | "tool", "content": text}`. The readers return rows that
-`datasets.Dataset.from_list` takes as they are: every row has the same columns, and a column holds
-one kind of value. Anything wrong in a file raises `UserError` with file, line and field.
+`{"role": "system" | "user" | "assistant" | "tool", "content": text}`. The readers return rows for
+`datasets.Dataset.from_list`: all rows have the same columns, and a column holds one kind of value.
+A mistake in a file raises `UserError` with the file, line and field.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Message = dict[str, Any]
 def read_prompts(path: str | os.PathLike[str]) -> list[Row]:
     """Rows with `prompt` (text or messages); other columns are kept for reward functions.
 
-    A file that ends in `.txt` holds one prompt a line. Raises `UserError`.
+    A file that ends in `.txt` holds a prompt on each line. Raises `UserError`.
     """
     file = Path(path).expanduser()
     if file.suffix.lower() == ".txt":
@@ -54,7 +54,7 @@ def read_demonstrations(path: str | os.PathLike[str]) -> list[Row]:
 def read_preferences(path: str | os.PathLike[str]) -> list[Row]:
     """Rows with `prompt`, `chosen`, `rejected` and, in every row or in none, `margin` (a float).
 
-    Conversations may leave `prompt` out: it is then the messages that chosen and rejected both
+    Conversations may leave out `prompt`, which is then the messages that chosen and rejected both
     begin with. Raises `UserError`, also for a tie (chosen equal to rejected).
     """
     file = Path(path).expanduser()
@@ -86,24 +86,24 @@ def unpair(rows: Sequence[Row]) -> list[Row]:
 
 
 def as_conversation(prompt: str | list[Message]) -> list[Message]:
-    """A prompt as messages: plain text becomes one user message, messages are copied."""
+    """A prompt as messages: text becomes a user message, messages are copied."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     return [dict(message) for message in prompt]
 
 
 def as_text(completion: str | list[Message]) -> str:
-    """A completion as text: the contents of its messages, one below the other."""
+    """A completion as text: the contents of its messages, joined by line breaks."""
     if isinstance(completion, str):
         return completion
     return "\n".join(message["content"] for message in completion)
 
 
 def split_by_prompt(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """(train, heldout): `fraction` of the prompts held out, rows of one prompt kept together.
+    """(train, heldout), with `fraction` of the prompts held out; rows of a prompt stay together.
 
-    Both parts keep the rows' order and, from two prompts on, neither is empty. Prompts are ranked
-    by a hash of seed and prompt, so that a new row leaves nearly all others on their side.
+    Both parts keep the order of the rows, and with two or more prompts neither is empty. Prompts
+    are ranked by a hash of seed and prompt, so a new row leaves nearly all others on their side.
     Raises `UserError` for a fraction that is not between 0 and 1.
     """
     if not 0 < fraction < 1:
@@ -131,11 +131,11 @@ def _prompt_key(row: Row) -> str:
 def bundled(name: str) -> Path:
     """The path of a data file that comes with the package: `prompts` or `prompts.jsonl`.
 
-    Raises `UserError` where there is none of that name.
+    Raises `UserError` if there is no file with this name.
     """
     wanted = name if Path(name).suffix else f"{name}.jsonl"
     folders: list[Any] = [Path(__file__).parents[2] / "recipes" / "data"]
-    # A checkout that was not installed has no such package: the data are at their place in it.
+    # A checkout that is not installed does not have this package, but it has the data.
     with contextlib.suppress(ImportError):
         folders.insert(0, resources.files("lorarlhf._data"))
     for folder in folders:

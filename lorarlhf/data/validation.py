@@ -1,4 +1,4 @@
-"""What a row of demonstrations, prompts or preferences has to be, and what is wrong with one."""
+"""Checks of rows of demonstrations, prompts or preferences, with a message for each problem."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ def checked(file: Path, numbered: Numbered, inspect: Callable[[Row], Inspected])
     """The rows as `inspect` returns them, all with the same columns.
 
     Raises:
-        UserError: names the bad rows, each with its line and field.
+        UserError: bad rows, each with its line and field.
     """
     unit = "row" if file.suffix.lower() in (".json", ".parquet") else "line"
     seen = [(f"{unit} {number}", *inspect(row)) for number, row in numbered]
@@ -55,7 +55,7 @@ def inspect_prompt(row: Row) -> Inspected:
 def inspect_demonstration(row: Row) -> Inspected:
     """A row with `prompt` and `completion`, or `messages`, or `text`."""
     present = {name for name, value in row.items() if value is not None}
-    # The first shape that is whole, else the one with most of its columns there.
+    # The first complete shape, or else the one with the most columns present.
     fields = max(DEMONSTRATION_SHAPES, key=lambda f: (present >= set(f), len(present & set(f))))
     if present & set(fields):
         return _without_rivals(row, fields), fields, _field_problems(row, fields)
@@ -80,7 +80,7 @@ def inspect_labelled(row: Row) -> Inspected:
 
 
 def inspect_preference(row: Row) -> Inspected:
-    """A row with `prompt`, `chosen`, `rejected`; the prompt may be what both answers begin with."""
+    """A row with `prompt`, `chosen`, `rejected`; the prompt may be the common start of both."""
     fields: tuple[str, ...] = ("prompt", "chosen", "rejected")
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if chosen is not None and chosen == rejected:
@@ -95,7 +95,7 @@ def inspect_preference(row: Row) -> Inspected:
     margin = row.pop("margin", None)
     if margin is not None:
         fields = (*fields, "margin")
-        # Above this a float overflows; not-a-number fails every comparison.
+        # Larger numbers overflow a float, and NaN fails every comparison.
         if type(margin) in (int, float) and abs(margin) < 1e300:
             row["margin"] = float(margin)
         else:
@@ -105,7 +105,7 @@ def inspect_preference(row: Row) -> Inspected:
 
 
 def _with_prompt(row: Row, chosen: list[Any], rejected: list[Any]) -> tuple[Row, list[str]]:
-    """The row with the messages that both answers begin with moved to the prompt; its problems."""
+    """The row with the common first messages moved to the prompt, and its problems."""
     pairs = enumerate(zip(chosen, rejected, strict=False))
     shared = next((n for n, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
     if shared == 0:
@@ -113,7 +113,7 @@ def _with_prompt(row: Row, chosen: list[Any], rejected: list[Any]) -> tuple[Row,
         return row, [f'field "prompt": {expected}, found neither; add the prompt']
     answers = {"chosen": chosen[shared:], "rejected": rejected[shared:]}
     faults = {name: _messages_fault(answers[name], name, shared) for name in answers}
-    # What is wrong with the prompt stands in both; the file has it under these names only.
+    # A problem with the prompt is in both, and the file has it under these names only.
     faults["chosen"] = _messages_fault(chosen[:shared], "prompt") or faults["chosen"]
     row = {**row, **answers, "prompt": chosen[:shared]}
     return row, [f'field "{name}"{fault}' for name, fault in faults.items() if fault]
@@ -125,7 +125,7 @@ def _without_rivals(row: Row, fields: Sequence[str]) -> Row:
 
 
 def _field_problems(row: Row, fields: Sequence[str]) -> list[str]:
-    """What is wrong with a row's required fields, at most one problem for each."""
+    """The problems of a row's required fields, at most one for each field."""
     faults = [(name, _field_fault(row, name)) for name in fields]
     if not any(fault for _, fault in faults):
         first = fields[0]
@@ -143,7 +143,7 @@ def _form(value: Any) -> str:
 
 
 def _field_fault(row: Row, name: str) -> str | None:
-    """What is wrong with one field, to follow its name."""
+    """The problem with a field, as text to put after its name."""
     kinds = {"messages": "a list of messages", "text": "text"}
     wanted = kinds.get(name, "text or a list of messages")
     value = row.get(name)
@@ -165,9 +165,9 @@ def _field_fault(row: Row, name: str) -> str | None:
 
 
 def _messages_fault(messages: list[Any], name: str, skipped: int = 0) -> str | None:
-    """What is wrong with a conversation, to follow the name of its field.
+    """The problem with a conversation, as text to put after the name of its field.
 
-    `skipped` messages stand before these in the file: the implicit prompt.
+    `skipped` is the number of messages before these in the file: the implicit prompt.
     """
     if not messages:
         after = " after those that both answers begin with" if skipped else ""
@@ -192,7 +192,7 @@ def _message_fault(message: Any, name: str) -> str | None:
         return f"expected a role of {quoted(ROLES)}, found {shown(role)}; rename the role"
     if not isinstance(content, str):
         return f"expected text as content, found {shown(content)}; write it as text"
-    # A system prompt and what a tool gives back may be empty; a person and a model say something.
+    # A system prompt and the output of a tool may be empty; other messages may not.
     if role in ("user", "assistant") and not content.strip():
         return f"expected text as content, found blank text; {FILL_IN}"
     if role != "assistant" and name in ("completion", "chosen", "rejected"):
@@ -202,7 +202,7 @@ def _message_fault(message: Any, name: str) -> str | None:
 
 
 def _mixed_columns(rows: Iterable[tuple[str, Row]]) -> Iterator[str]:
-    """Values that a column of a table cannot hold together, or not at all."""
+    """Problems with values that a column of a table cannot hold, or not together."""
     first: dict[str, tuple[str, str]] = {}
     for place, row in rows:
         for field, kind in (pair for name in row for pair in _kinds(row[name], name)):
@@ -227,7 +227,7 @@ KINDS = {
 
 
 def _kinds(value: Any, field: str) -> Iterator[tuple[str, str]]:
-    """(field, kind) of a value and of all that it holds; null goes with every kind."""
+    """(field, kind) of a value and of everything inside it; null fits every kind."""
     if isinstance(value, str) and LONE_SURROGATE.search(value):
         yield field, BROKEN_TEXT
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:

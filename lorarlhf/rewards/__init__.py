@@ -1,1 +1,1 @@
-"""Where a score comes from: Python functions, simulated raters, the trained reward role."""
+"""Sources of scores: Python functions, simulated raters, classifiers, and the reward role."""

@@ -1,9 +1,9 @@
-"""Style directions: what people's taste in answers differs by, as directions of hidden states.
+"""Style axes: directions of hidden states along which people's preferences often differ.
 
 `recipes/data/style_axes.jsonl` holds pairs of sentences that differ in one style (cheerful or
 gloomy, casual or formal, prose or a list ...). The direction of an axis is the mean difference of
-the two sides' features on the frozen base. The fit of the reward head takes these as a prior: votes
-decide which of them matter (`lorarlhf.rewards.fit`).
+the features of the two sides on the frozen base. The fit of the reward head uses the axes as a
+prior, and the votes decide which of them matter (`lorarlhf.rewards.fit`).
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from lorarlhf.data.readers import bundled, read_rows
 from lorarlhf.rewards.features import answer_features
 from lorarlhf.runtime.errors import UserError
 
-# Plain text, since it works on a base without a chat template; on the small base its directions
-# were as good as those behind a whole chat prompt, at a third of the tokens.
+# Plain text also works on a base without a chat template. On the small base its directions were as
+# good as with a full chat prompt, with a third of the tokens.
 NEUTRAL_PROMPT = "Answer:"
 BATCH_SIZE = 64
 FIELDS = ("axis", "positive", "negative")
@@ -35,21 +35,21 @@ def style_axes(
 ) -> tuple[list[str], np.ndarray]:
     """The axes' names and their directions, float32 (K, F), in the units of `answer_features`.
 
-    Computed once for each base and bank of sentences (5 to 10 s on 2 cores for the small base),
-    then read from the cache folder.
+    They are computed once for each base and bank of sentences (5 to 10 s on 2 cores for the small
+    base) and then read from the cache folder.
 
     Args:
-        path: a JSONL file with `axis`, `positive`, `negative`; the bundled bank by default.
-        log: called with one line before the slow part.
+        path: a JSONL file with `axis`, `positive`, `negative`; by default the bundled bank.
+        log: called with a line of text before the slow part.
 
     Raises:
         UserError: the file is missing or one of its rows is wrong.
     """
     file = Path(path) if path is not None else bundled("style_axes.jsonl")
     rows = read_axes(file)
-    told = json.dumps([NEUTRAL_PROMPT, rows, backbone.forward.keeps_trunk])
-    bank = hashlib.sha256(told.encode()).hexdigest()[:16]
-    # The states that are read lie where the adapters begin.
+    inputs = json.dumps([NEUTRAL_PROMPT, rows, backbone.forward.keeps_trunk])
+    bank = hashlib.sha256(inputs.encode()).hexdigest()[:16]
+    # The features are the states at the layer where the adapters begin, so the split is part of it.
     cached = cache_folder() / "axes" / f"{fingerprint(backbone)}-{backbone.split}.safetensors"
     names = list(dict.fromkeys(axis for axis, _, _ in rows))
     directions = _read_cache(cached, bank, len(names))
@@ -61,7 +61,7 @@ def style_axes(
 
 
 def read_axes(path: str | Path) -> list[tuple[str, str, str]]:
-    """The bank's rows as (axis, positive, negative). Raises UserError that names the bad line."""
+    """The rows of a bank as (axis, positive, negative). Raises UserError that names a bad line."""
     rows = []
     for line, row in read_rows(path):
         for field in FIELDS:
@@ -87,7 +87,7 @@ def _directions(
 
 
 def _read_cache(path: Path, bank: str, count: int) -> np.ndarray | None:
-    """None where there is no entry, a damaged one, or one of another bank of sentences."""
+    """None if the entry is missing, damaged or made from another bank of sentences."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -101,7 +101,7 @@ def _read_cache(path: Path, bank: str, count: int) -> np.ndarray | None:
 
 
 def _write_cache(path: Path, bank: str, directions: np.ndarray) -> None:
-    """Written beside and renamed, so that an entry is whole; an unwritable cache is no error."""
+    """Write an entry by rename, so that it is complete; an unwritable cache is not an error."""
     from safetensors.numpy import save_file
 
     scratch = path.with_name(f".{path.name}.{os.getpid()}")

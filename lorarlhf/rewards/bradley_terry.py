@@ -1,7 +1,7 @@
-"""Bradley-Terry by Newton's method in the dual: milliseconds for some hundred votes.
+"""The Bradley-Terry fit by Newton's method in the dual: milliseconds for a few hundred votes.
 
-P(chosen beats rejected) = sigmoid(w . (chosen - rejected)) (Bradley and Terry 1952), a Gaussian
-prior on w. Shapes: N votes, H features. Only numpy is used.
+P(chosen beats rejected) = sigmoid(w . (chosen - rejected)) (Bradley and Terry 1952), with a
+Gaussian prior on w. Shapes: N votes, H features. Only numpy is used.
 """
 
 import numpy as np
@@ -17,13 +17,13 @@ def solve_dual(kernel: Array) -> Array:
 
     With differences D (N, H) of chosen and rejected features and K = D D^T / l2, the weights
     w = D^T a / l2 minimise sum_i log(1 + exp(-w . d_i)) + l2/2 |w|^2, in a time that hardly depends
-    on H. Newton's steps in the form of Rasmussen and Williams 2006, algorithm 3.1, which never
-    inverts K; a step that overshoots is halved.
+    on H. The Newton steps follow Rasmussen and Williams 2006, algorithm 3.1, which never inverts K;
+    a step that overshoots is halved.
     """
     dual, margins = np.zeros(len(kernel)), np.zeros(len(kernel))
     objective = _objective(dual, margins)
     for _ in range(NEWTON_STEPS):
-        probability = 0.5 * (1 - np.tanh(margins / 2))  # of the vote going the other way
+        probability = 0.5 * (1 - np.tanh(margins / 2))  # that the vote goes the other way
         curvature = probability * (1 - probability)
         root = np.sqrt(curvature)
         target = curvature * margins + probability

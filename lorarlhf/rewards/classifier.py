@@ -1,4 +1,4 @@
-"""A sequence classification model as a reward function: another model, with its own tokenizer."""
+"""A sequence classification model, with its own tokenizer, as a reward function."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ from lorarlhf.data.readers import as_text
 from lorarlhf.rewards.functions import RewardFunction, completion_text
 from lorarlhf.runtime.errors import UserError
 
-BATCH = 8  # answers in one forward
+BATCH = 8  # answers in a forward
 
 
 def load_classifier(spec: str, device: torch.device | None = None) -> RewardFunction:
-    """A reward function from `NAME` or `NAME#LABEL`, a folder or a Hugging Face id.
+    """A reward function from `NAME` or `NAME#LABEL`, where NAME is a folder or a Hugging Face id.
 
-    A model with one output is a reward model: it reads prompt and answer, by its chat template
-    where it has one and as a pair of texts otherwise, and its output is the score. A model with
-    several outputs is a classifier of texts: it reads the answer alone, and the score is the
+    A model with one output is a reward model: it gets the prompt and the answer, in its chat
+    template if it has one and as a pair of texts otherwise, and its output is the score. A model
+    with several outputs is a text classifier: it gets the answer alone, and the score is the
     log-probability of LABEL.
 
     Raises:
@@ -54,7 +54,7 @@ def _load(name: str, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
-        model, told = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, output_loading_info=True, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -64,13 +64,13 @@ def _load(name: str, device: torch.device) -> tuple[Any, Any]:
             f"The reward model {name} could not be loaded: {reason[:300]}. Name a folder or a "
             "Hugging Face id with a sequence classification model in safetensors files."
         ) from error
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(loading["missing_keys"]):
         raise UserError(
             f"{name} is not a reward model: its file lacks {missing[0]}, so its scores would be "
             "random. Name a model that was trained for sequence classification."
         )
-    # The score is read at the last token that is not padding. Without a padding token texts are
-    # read one by one: with EOS in its place, the EOS that ends a text would be taken for padding.
+    # The score is read at the last token that is not padding. A model without a padding token gets
+    # texts one by one: with EOS as padding, the EOS at the end of a text would count as padding.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model.requires_grad_(False).eval().to(device), tokenizer
 
@@ -83,15 +83,15 @@ def _column(model: Any, name: str, label: str) -> int | None:
         return None
     if label.lower() in labels:
         return labels[label.lower()]
-    said = f"has no label {label}" if label else "has several outputs"
+    problem = f"has no label {label}" if label else "has several outputs"
     raise UserError(
-        f"The reward model {name} {said}. Say which counts as the score: {name}#LABEL with one of "
-        f"{', '.join(str(text) for text in model.config.id2label.values())}."
+        f"The reward model {name} {problem}. Choose the score with {name}#LABEL, where LABEL is "
+        f"one of {', '.join(str(text) for text in model.config.id2label.values())}."
     )
 
 
 def _encode(tokenizer: Any, prompts: Any, completions: Any, with_prompt: bool) -> Any:
-    """Texts as the model reads them; what is longer than it can read is cut at its start."""
+    """Token ids of the texts; a text longer than the model's context is cut at its start."""
     tokenizer.truncation_side = "left"
     settings = {"return_tensors": "pt", "truncation": True}
     settings["padding"] = tokenizer.pad_token is not None
@@ -100,13 +100,13 @@ def _encode(tokenizer: Any, prompts: Any, completions: Any, with_prompt: bool) -
         return tokenizer(answers, **settings)
     if tokenizer.chat_template is None:
         return tokenizer([as_text(prompt) for prompt in prompts], answers, **settings)
-    talks = [
-        tokenizer.apply_chat_template(_talk(prompt, answer), tokenize=False)
+    conversations = [
+        tokenizer.apply_chat_template(_messages(prompt, answer), tokenize=False)
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    return tokenizer(talks, add_special_tokens=False, **settings)
+    return tokenizer(conversations, add_special_tokens=False, **settings)
 
 
-def _talk(prompt: Any, answer: str) -> list[dict[str, str]]:
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return [*asked, {"role": "assistant", "content": answer}]
+def _messages(prompt: Any, answer: str) -> list[dict[str, str]]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return [*messages, {"role": "assistant", "content": answer}]

@@ -1,4 +1,4 @@
-"""What the reward head is fitted on: the frozen base's hidden states, pooled over an answer."""
+"""Features for the reward head: the hidden states of the frozen base, pooled over an answer."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,16 +18,16 @@ def answer_features(
     pooling: str = "mean",
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """What the reward head reads, of the bare base and pooled over each answer -> float32 (N, F).
+    """The inputs of the reward head from the base without adapters -> float32 (N, F).
 
-    F is 2H for `mean` (the trunk's output, then the final state; H where no trunk is kept) and H
-    for `last`. The same tokens as the reward role scores: `mean` leaves the stop token out, `last`
-    is the stop token (see `encode_answer`). Answers of like length share a batch; rows come back in
-    order.
+    F is 2H for `mean` (the trunk's output, then the final state; H without a trunk) and H for
+    `last`. The tokens are those that the reward role scores: `mean` leaves out the stop token, and
+    `last` is the stop token (see `encode_answer`). Answers of similar length share a batch; the
+    rows are in the order of the answers.
 
     Args:
         prompts, answers: N of each; a plain-text prompt stays plain.
-        progress: called with the number of answers that each batch added.
+        progress: called after each batch with its number of answers.
     """
     pairs = zip(prompts, answers, strict=True)
     encoded = [encode_answer(backbone, prompt, answer, pooling) for prompt, answer in pairs]

@@ -1,8 +1,8 @@
 """The reward head from few votes: a strongly regularised Bradley-Terry fit on frozen features.
 
-Few votes can't settle hundreds of weights, so the Gaussian prior decides most: it is wide along a
-bank of style directions that people tend to vote by (`lorarlhf.rewards.axes`), narrow elsewhere.
-All of it stays linear and folds into one weight vector and a bias.
+Few votes can't determine hundreds of weights, so the Gaussian prior matters: it is wide along the
+style axes, by which people often vote (`lorarlhf.rewards.axes`), and narrow elsewhere. The model is
+linear and folds into one weight vector and a bias.
 
 Shapes: N votes, F features, K axes, M unlabelled answers. Only numpy is used.
 """
@@ -23,22 +23,22 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Prior:
-    """How strongly to regularise, in the units of `fit_head`.
+    """The strength of the regularisation, in the units of `fit_head`.
 
-    There, features are scaled so that two unlabelled answers lie one apart (root mean square), and
-    axes so that their scores spread by one.
+    `fit_head` scales the features so that two unlabelled answers have a distance of one (root mean
+    square), and the axes so that their scores have a standard deviation of one.
 
     Attributes:
         l2: Penalty on the squared weight; larger means smaller weights.
-        axis_strength: Prior variance along each axis; 0 means that the axes are left out.
+        axis_strength: Prior variance along each axis; 0 leaves the axes out.
     """
 
     l2: float
     axis_strength: float = 0.0
 
 
-# Most of them bet on the axes, which is right for a taste that lies along them; the last two are
-# for one that does not. Picked on the small base for the simulated raters.
+# Most of them rely on the axes, which is right for a preference that lies along them; the last two
+# are for one that does not. Chosen on the small base for the simulated raters.
 PRIORS = (
     *(Prior(l2, axis) for l2 in (1.0, 3.0, 10.0) for axis in (0.003, 0.01, 0.03)),
     *(Prior(0.3), Prior(1.0)),
@@ -46,19 +46,19 @@ PRIORS = (
 PRIORS_WITHOUT_AXES = (Prior(0.3), Prior(1.0), Prior(3.0))
 FOLDS = 5
 MIN_GROUPS = 10
-"""With fewer prompts than this held-out votes say nothing, and all priors count alike."""
+"""With fewer prompts cross-validation is too noisy, so all priors get the same share."""
 MIN_SHARE = 0.01
-"""Priors that would have a smaller share are left out."""
+"""Priors with a smaller share are left out."""
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Priors with their shares, and what held-out votes say about their average.
+    """Priors with their shares, and how well their average predicts held-out votes.
 
     Attributes:
         priors: (prior, share); the shares add up to 1.
-        cv_accuracy: Share of held-out votes that are predicted (ties half); NaN where not measured.
-        cv_loss: Mean -log P of held-out votes, ln 2 = 0.693 for a coin; NaN where not measured.
+        cv_accuracy: Share of held-out votes predicted right (ties half); NaN if not measured.
+        cv_loss: Mean -log P of held-out votes, ln 2 = 0.693 for guessing; NaN if not measured.
     """
 
     priors: tuple[tuple[Prior, float], ...]
@@ -73,7 +73,7 @@ class HeadFit:
     Attributes:
         weight: (F,) float32.
         bias: A number.
-        blend: The priors whose fits were averaged.
+        blend: The priors whose fits are averaged.
     """
 
     weight: NDArray[np.float32]
@@ -91,18 +91,18 @@ def blend_priors(
     axis_differences: ArrayLike | None = None,
     priors: Sequence[Prior] | None = None,
 ) -> Blend:
-    """Weigh priors by how well they predict votes that their fit has not seen.
+    """Weight priors by how well their fits predict held-out votes.
 
     A prior's share is proportional to exp(-its summed held-out loss) (pseudo-Bayesian model
-    averaging; Yao et al. 2018, arXiv 1704.02030, section 3.4). Picking the best one instead follows
-    luck: from 50 votes the losses of neighbours hardly differ. Votes of one group, a prompt, are
-    never on both sides of a split.
+    averaging; Yao et al. 2018, arXiv 1704.02030, section 3.4). Picking the best prior instead would
+    be a matter of luck, since with 50 votes the losses of similar priors hardly differ. All votes
+    of a group (a prompt) are on the same side of a split.
 
     Args:
         differences: (N, F) chosen minus rejected.
         groups: N labels.
         axis_differences: (N, K), the same votes along the axes; None for a fit without axes.
-        priors: those to weigh; by default `PRIORS` or `PRIORS_WITHOUT_AXES`.
+        priors: the priors to weight; by default `PRIORS` or `PRIORS_WITHOUT_AXES`.
     """
     d = np.asarray(differences, dtype=np.float64)
     gram, axis_gram = d @ d.T, np.zeros((len(d), len(d)))
@@ -129,7 +129,7 @@ def blend_priors(
 
 
 def split_groups(groups: Sequence[Hashable], folds: int = FOLDS) -> NDArray[np.int64]:
-    """The fold of each vote, 0 to folds - 1; a group is whole, folds are alike in size."""
+    """The fold of each vote, 0 to folds - 1; groups stay together, folds have similar sizes."""
     places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     return np.array([places[group] % folds for group in groups], dtype=np.int64)
 
@@ -147,14 +147,14 @@ def fit_head(
 
     Args:
         chosen, rejected: (N, F) features of the answers, N >= 1.
-        groups: N labels, one a prompt; see `blend_priors`.
-        background: (M, F) features of unlabelled answers, M >= 1 (the voted ones will do). They
-            give the scale of each feature and the zero of the score.
-        axes: (K, F) directions in the features' own units along which the prior is wide.
-        blend: Used as it is; None to weigh the priors by cross-validation.
+        groups: N labels, one for each prompt; see `blend_priors`.
+        background: (M, F) features of unlabelled answers, M >= 1 (those voted on may be used). They
+            set the scale of each feature and the zero of the score.
+        axes: (K, F) directions, in the units of the features, along which the prior is wide.
+        blend: The blend to use; None to weight the priors by cross-validation.
 
     Raises:
-        ValueError: shapes that do not fit, no vote, or numbers that are not finite.
+        ValueError: shapes that do not match, no votes, or numbers that are not finite.
     """
     plus, minus, unlabelled = (_matrix(x) for x in (chosen, rejected, background))
     if not (plus.shape == minus.shape and len(plus) == len(groups) > 0):
@@ -167,8 +167,8 @@ def fit_head(
     along = differences @ directions.T
     if blend is None:
         blend = blend_priors(differences, groups, along if len(directions) else None)
-    whole = _weight(differences, along, directions, blend)
-    folded = (whole * scale).astype(np.float32)
+    weight = _weight(differences, along, directions, blend)
+    folded = (weight * scale).astype(np.float32)
     return HeadFit(folded, float(-(mean @ folded.astype(np.float64))), blend)
 
 
@@ -184,14 +184,14 @@ def _weight(differences: Array, along: Array, directions: Array, blend: Blend) -
 
 
 class VoteFit:
-    """Votes with their features: one more vote and its fit cost milliseconds at some hundred votes.
+    """Votes with their features, to which votes can be added; a new fit takes milliseconds.
 
-    The priors are weighed again (cross-validation, up to a second) only when the votes have grown
-    by a quarter since the last time; between, the last shares are used.
+    The priors are weighted again (cross-validation, up to a second) only when the number of votes
+    has grown by a quarter since the last time; until then the last shares are used.
 
     Args:
         axes: (K, F) style directions, or None.
-        background: (M, F) features of unlabelled answers; the voted ones always count among them.
+        background: (M, F) features of unlabelled answers; those voted on are added to them.
     """
 
     def __init__(self, axes: ArrayLike | None = None, background: ArrayLike | None = None) -> None:
@@ -201,13 +201,13 @@ class VoteFit:
         self.rejected: list[NDArray[np.float32]] = []
         self.groups: list[str] = []
         self._blend: Blend | None = None
-        self._weighed_at = 0
+        self._weighted_at = 0
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def add(self, chosen: ArrayLike, rejected: ArrayLike, group: Hashable) -> None:
-        """One vote: features (F,) of both answers and the prompt (kept as text) they belong to."""
+        """Add a vote: features (F,) of both answers, and their prompt, which is stored as text."""
         plus = np.array(chosen, dtype=np.float32)
         minus = np.array(rejected, dtype=np.float32)
         if plus.ndim != 1 or plus.shape != minus.shape:
@@ -219,7 +219,7 @@ class VoteFit:
         self.groups.append(str(group))
 
     def subset(self, wanted: Sequence[int]) -> "VoteFit":
-        """A new fit on some of these votes, by their places; the priors are weighed anew."""
+        """A new `VoteFit` with some of these votes, by index; its priors are weighted anew."""
         part = VoteFit(self.axes, self.background)
         for place in wanted:
             part.add(self.chosen[place], self.rejected[place], self.groups[place])
@@ -237,7 +237,7 @@ class VoteFit:
             )
         chosen, rejected = np.stack(self.chosen), np.stack(self.rejected)
         parts = [chosen, rejected] + ([] if self.background is None else [self.background])
-        due = len(self) >= 1.25 * self._weighed_at
+        due = len(self) >= 1.25 * self._weighted_at
         fit = fit_head(
             chosen,
             rejected,
@@ -247,27 +247,27 @@ class VoteFit:
             blend=None if due else self._blend,
         )
         if due:
-            self._blend, self._weighed_at = fit.blend, len(self)
+            self._blend, self._weighted_at = fit.blend, len(self)
         return fit
 
     def save(self, path: str | Path) -> None:
-        """Write votes, axes and background to one safetensors file."""
+        """Write votes, axes and background to a safetensors file."""
         from safetensors.numpy import save_file
 
-        kept = {"axes": self.axes, "background": self.background}
-        tensors = {name: value for name, value in kept.items() if value is not None}
+        arrays = {"axes": self.axes, "background": self.background}
+        tensors = {name: value for name, value in arrays.items() if value is not None}
         if self.groups:
             tensors |= {"chosen": np.stack(self.chosen), "rejected": np.stack(self.rejected)}
         note = {"groups": json.dumps(self.groups)}
         if self._blend is not None:
             priors = [[p.l2, p.axis_strength, share] for p, share in self._blend.priors]
-            numbers = [self._blend.cv_accuracy, self._blend.cv_loss, self._weighed_at]
+            numbers = [self._blend.cv_accuracy, self._blend.cv_loss, self._weighted_at]
             note["blend"] = json.dumps([priors, *numbers])
         save_file(tensors, str(path), metadata=note)
 
     @classmethod
     def load(cls, path: str | Path) -> "VoteFit":
-        """Read what `save` wrote. Raises UserError for a missing, damaged or other file."""
+        """Read a file that `save` wrote. Raises UserError if it is missing or can't be read."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -281,9 +281,9 @@ class VoteFit:
             ):
                 votes.add(plus, minus, group)
             if "blend" in note:
-                priors, accuracy, loss, weighed_at = json.loads(note["blend"])
+                priors, accuracy, loss, weighted_at = json.loads(note["blend"])
                 shares = tuple((Prior(l2, axis), share) for l2, axis, share in priors)
-                votes._blend, votes._weighed_at = Blend(shares, accuracy, loss), weighed_at
+                votes._blend, votes._weighted_at = Blend(shares, accuracy, loss), weighted_at
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UserError(
                 f"The votes in {path} can't be read ({error}). Name a votes.safetensors that a "
@@ -300,9 +300,9 @@ def _matrix(values: ArrayLike) -> Array:
 
 
 def _feature_scale(background: Array) -> Array:
-    """(H,) factors: each feature by its deviation, all so that two answers lie one apart."""
+    """(F,) factors by the inverse deviation, so that two answers have a distance of one."""
     deviation = background.std(axis=0)
-    # A feature that never varies carries nothing; so does every one of a single answer.
+    # A feature that never varies has no information; neither has any feature of a single answer.
     alive = deviation > 1e-6 * max(float(np.abs(background).max()), 1e-30)
     if not alive.any():
         size = float(np.sqrt((background**2).mean())) or 1.0
@@ -311,7 +311,7 @@ def _feature_scale(background: Array) -> Array:
 
 
 def _axis_directions(axes: ArrayLike | None, centred: Array, scale: Array) -> Array:
-    """(K, H) directions for scaled features; the background's scores along each spread by one."""
+    """(K, F) directions for scaled features, along which the background has a deviation of one."""
     if axes is None:
         return np.zeros((0, len(scale)))
     given = _matrix(axes) * scale
@@ -319,13 +319,13 @@ def _axis_directions(axes: ArrayLike | None, centred: Array, scale: Array) -> Ar
         raise ValueError("the axes have the same width as the features")
     spread = (centred * scale @ given.T).std(axis=0)
     length = np.sqrt((given**2).sum(axis=1))
-    # Where the background can't tell (one answer, or none that differ), the length has to do.
+    # If the background has no spread (a single answer, or equal ones), the length is used.
     spread = np.where(spread > 1e-9 * length, spread, length)
     return given / np.where(spread > 0, spread, 1.0)[:, None]
 
 
 def _held_out_margins(kernel: Array, folds: NDArray[np.int64]) -> Array:
-    """(N,) margins w . d of each vote, fitted without the votes of its fold."""
+    """(N,) margins w . d of each vote, from a fit without the votes of its fold."""
     margins = np.zeros(len(kernel))
     for fold in np.unique(folds):
         out, rest = folds == fold, folds != fold

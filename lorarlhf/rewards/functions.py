@@ -1,8 +1,8 @@
-"""Rewards from Python functions, with the signature that TRL gives them.
+"""Rewards from Python functions, with TRL's signature.
 
-A reward function is `f(prompts, completions, **columns) -> list[float | None]`: everything by
-name, one number a completion, None for "no opinion". It may be `async`. Prompts and completions
-are strings, or lists of messages where the prompts are conversations.
+A reward function is `f(prompts, completions, **columns) -> list[float | None]`: it gets its
+arguments by name and returns a number for each completion, or None for "no opinion". It may be
+`async`. Prompts and completions are strings, or lists of messages if the prompts are conversations.
 """
 
 import asyncio
@@ -30,17 +30,17 @@ EXCERPT_CHARACTERS = 60
 
 
 def load_function(spec: str) -> RewardFunction:
-    """The function NAME of the Python file FILE.py, from `FILE.py:NAME`.
+    """Load the function NAME of the Python file FILE.py, given as `FILE.py:NAME`.
 
-    While the file is executed its folder comes first in `sys.path`, as when Python runs it as a
-    script, so that it can import its neighbours at its top; afterwards `sys.path` is as before.
-    A file that was loaded already and has not changed since is not executed again.
+    While the file is executed its folder is first in `sys.path`, as for a script, so that it can
+    import other files of the folder at its top; afterwards `sys.path` is restored. A file that was
+    loaded already and has not changed since is not executed again.
 
     Raises:
-        UserError: No `:NAME`, no such file, an exception while it was executed, no such name in
-            it, or something that cannot be called.
+        UserError: there is no `:NAME`, no such file, an exception during execution, no such name in
+            it, or the name is not callable.
     """
-    # From the right: a Windows path has a colon of its own.
+    # From the right, since a Windows path contains a colon.
     file, _, name = spec.rpartition(":")
     if not file or not name.isidentifier():
         raise UserError(
@@ -55,8 +55,8 @@ def load_function(spec: str) -> RewardFunction:
     if not callable(function):
         raise UserError(
             f"'{name}' in {path} is of type {type(function).__name__}, not a function. A reward "
-            "function is written `def NAME(prompts, completions, **columns):` and returns one "
-            "number a completion."
+            "function is written `def NAME(prompts, completions, **columns):` and returns a "
+            "number for each completion."
         )
     return function
 
@@ -65,7 +65,7 @@ def _load_module(path: Path, spec: str) -> ModuleType:
     if not path.is_file():
         raise UserError(
             f"The reward function '{spec}' names the file {path}, which does not exist. Check the "
-            f"path; it is taken from the folder {Path.cwd()}."
+            f"path; it is relative to the folder {Path.cwd()}."
         )
     path = path.resolve()
     source = path.read_bytes()
@@ -80,18 +80,17 @@ def _load_module(path: Path, spec: str) -> ModuleType:
             "Its name has to end in .py."
         )
     module = importlib.util.module_from_spec(module_spec)
-    # Dataclasses and pickle look their module up here while the file is still being executed.
+    # Dataclasses and pickle look up their module here during execution.
     sys.modules[module_name] = module
     try:
         with _first_in_sys_path(path.parent):
-            # Not the spec's loader: it would leave a __pycache__ in the user's folder and could
-            # take an older one for the file as it is now.
+            # The spec's loader would write a __pycache__ into the user's folder, or use an old one.
             exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise UserError(
             f"The file {path} of the reward function '{spec}' could not be loaded: "
-            f"{_in_one_line(error, str(path))}. Mend the file and start again."
+            f"{_in_one_line(error, str(path))}. Fix the file and start again."
         ) from error
     except BaseException:
         del sys.modules[module_name]
@@ -116,11 +115,11 @@ def _unknown_function(module: ModuleType, name: str, path: Path) -> str:
         if callable(value)
         and not inspect.isclass(value)
         and not key.startswith("_")
-        # What the file imported is not what it offers.
+        # Leaves out what the file has imported.
         and getattr(value, "__module__", None) == module.__name__
     ]
     if not found:
-        return f"There is no function '{name}' in {path}, nor any other function to choose."
+        return f"There is no function '{name}' in {path}, and no other function either."
     nearest = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
     guess = f" Did you mean '{nearest[0]}'?" if nearest else ""
     return f"There is no function '{name}' in {path}.{guess} It has: {', '.join(found)}."
@@ -133,22 +132,22 @@ def call_reward_function(
     completions: Sequence[Any],
     **columns: Any,
 ) -> list[float | None]:
-    """Call a reward function, plain or async, and check what it gives back.
+    """Call a reward function, sync or async, and check its result.
 
     Args:
-        fn: The function; called with everything by name, as TRL does.
+        fn: The function; called with all arguments by name, as TRL does.
         prompts: B prompts, strings or lists of messages.
         completions: B completions, strings or lists of messages.
-        columns: Further columns, lists of B values, or anything else the function takes.
+        columns: Further columns (lists of B values), or any other argument of the function.
 
     Returns:
-        B finite numbers, None where the function has no opinion. Booleans and the scalars of
-        NumPy and PyTorch become floats.
+        B finite numbers, or None if the function has no opinion. Booleans and scalars of NumPy and
+        PyTorch become floats.
 
     Raises:
-        UserError: The function raised, gave another number of values than B, or a value that is
-            not a finite number. TRL takes NaN for None; here it is refused, since it is far more
-            often a division by zero than an opinion withheld.
+        UserError: the function raised, or returned another number of values than B or a value that
+            is not a finite number. TRL treats NaN as None; here it is refused, since it usually
+            comes from a division by zero.
     """
     name = function_name(fn)
     try:
@@ -159,7 +158,7 @@ def call_reward_function(
     except UserError:
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # is told as what it is
+        if type(error).__name__ == "OutOfMemoryError":  # it has its own message
             raise
         code = getattr(_innermost(fn), "__code__", None)
         where = _in_one_line(error, code.co_filename if code else None)
@@ -167,14 +166,14 @@ def call_reward_function(
     if values is None:
         hint = " Is a `return` missing?" if returned is None else ""
         raise UserError(
-            f"The reward function '{name}' gave back {_excerpt(returned)} of type "
-            f"{type(returned).__name__}; expected a list of {len(completions)} numbers, one a "
-            f"completion.{hint}"
+            f"The reward function '{name}' returned {_excerpt(returned)} of type "
+            f"{type(returned).__name__}; expected a list of {len(completions)} numbers, one for "
+            f"each completion.{hint}"
         )
     if len(values) != len(completions):
         raise UserError(
-            f"The reward function '{name}' gave back {len(values)} values, expected "
-            f"{len(completions)}: one a completion, None for one it has no opinion on."
+            f"The reward function '{name}' returned {len(values)} values, expected "
+            f"{len(completions)}: one for each completion, None for no opinion."
         )
     return [
         _checked(value, name, index, completion)
@@ -183,29 +182,29 @@ def call_reward_function(
 
 
 def combine(scores: Sequence[Sequence[float | None]], weights: Sequence[float]) -> list[float]:
-    """The weighted sum of several functions' scores, as TRL 1.16's RLOO and GRPO form it.
+    """The weighted sum of the scores of several functions, as in TRL 1.16's RLOO and GRPO.
 
-    reward_b = sum over the functions f that have an opinion on b of weight_f * score_f(b). A None
-    (or NaN) is left out and the other weights stay as they are: a sum, not a mean (`nansum` in
-    TRL's `rloo_trainer.py`).
+    reward_b = sum of weight_f * score_f(b) over the functions f that have an opinion on b. A None
+    (or NaN) is left out and the other weights do not change: a sum, not a mean (`nansum` in TRL's
+    `rloo_trainer.py`).
 
     Args:
-        scores: One list a function, each of B scores.
-        weights: One number a function.
+        scores: A list of B scores for each function.
+        weights: A number for each function.
 
     Returns:
         B rewards.
 
     Raises:
-        UserError: Another number of weights than of functions, or a sample on which no function
-            has an opinion. TRL sets such a sample's advantage to zero and goes on; PPO has no
+        UserError: the numbers of weights and functions differ, or no function has an opinion on a
+            sample. TRL sets the advantage of this sample to zero and continues; PPO has no
             advantage without a score.
-        ValueError: The lists of scores differ in length.
+        ValueError: the lists of scores differ in length.
     """
     if len(scores) != len(weights):
         raise UserError(
-            f"There are {len(scores)} reward functions but {len(weights)} weights. Give one weight "
-            "a function, in the same order."
+            f"There are {len(scores)} reward functions but {len(weights)} weights. Give a weight "
+            "for each function, in the same order."
         )
     return [_weighted_sum(row, weights, b) for b, row in enumerate(zip(*scores, strict=True))]
 
@@ -218,8 +217,8 @@ def _weighted_sum(row: Sequence[float | None], weights: Sequence[float], index: 
     ]
     if not terms:
         raise UserError(
-            f"No reward function has an opinion on sample {index} (the first is 0): every one gave "
-            "None. Let at least one of them give every completion a number."
+            f"No reward function has an opinion on sample {index} (the first is 0): all returned "
+            "None. At least one function has to return a number for each completion."
         )
     return math.fsum(terms)
 
@@ -227,8 +226,8 @@ def _weighted_sum(row: Sequence[float | None], weights: Sequence[float], index: 
 def rater_reward(rater: Rater) -> RewardFunction:
     """A reward function that scores by a simulated rater's rule, without noise.
 
-    It takes the column `ended` (B booleans: the model stopped by itself). Without that column
-    every completion counts as ended, which matters to the rater `brief` alone.
+    It uses the column `ended` (B booleans: the model stopped by itself). Without this column every
+    completion counts as ended, which only matters for the rater `brief`.
     """
 
     def reward(
@@ -243,25 +242,25 @@ def rater_reward(rater: Rater) -> RewardFunction:
             for completion, stop in zip(completions, stops, strict=True)
         ]
 
-    # Trainers log a function's mean under this name.
+    # Trainers log the mean of a function under this name.
     reward.__name__ = reward.__qualname__ = f"{rater.name}_reward"
     return reward
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """The assistant's words in a completion: a string, or a list of messages.
+    """The assistant's text in a completion, which is a string or a list of messages.
 
-    A message's content may be a string or a list of parts (`{"type": "text", "text": ...}`), of
-    which only the text counts. Several assistant messages are joined by line breaks.
+    The content of a message may be a string or a list of parts (`{"type": "text", "text": ...}`),
+    of which only the text counts. Several assistant messages are joined by line breaks.
     """
     if isinstance(completion, str):
         return completion
-    spoken = [message for message in completion if message.get("role") == "assistant"]
-    return "\n".join(_content_text(message.get("content")) for message in spoken)
+    messages = [message for message in completion if message.get("role") == "assistant"]
+    return "\n".join(_content_text(message.get("content")) for message in messages)
 
 
 def function_name(fn: RewardFunction) -> str:
-    """What to call a function in messages and logs; `partial` objects by what they wrap."""
+    """The name of a function for messages and logs; for a `partial`, of the function it wraps."""
     fn = _innermost(fn)
     return getattr(fn, "__name__", type(fn).__name__)
 
@@ -288,14 +287,13 @@ def _wait_for(awaitable: Awaitable[Any]) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(wait())
-    # A notebook or a web page already runs a loop in this thread, and loops do not nest.
+    # A notebook or a web page already runs a loop in this thread, and loops cannot be nested.
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(asyncio.run, wait()).result()
 
 
 def _is_listlike(returned: Any) -> bool:
-    # Strings and dicts can be walked through too, but not as one number a completion; a set has
-    # lost the order.
+    # Strings and dicts are iterable too, but not lists of numbers; a set has no order.
     return isinstance(returned, Iterable) and not isinstance(
         returned, str | bytes | Mapping | set | frozenset
     )
@@ -305,15 +303,15 @@ def _checked(value: Any, name: str, index: int, completion: Any) -> float | None
     if value is None:
         return None
     try:
-        # float() would read the string "0.5" as a number.
+        # float() would accept the string "0.5".
         number = None if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = None
     if number is None or not math.isfinite(number):
         raise UserError(
-            f"The reward function '{name}' gave {_excerpt(value)} for sample {index} (the first is "
-            f"0), the completion {_excerpt(completion)}. Expected a finite number, or None for no "
-            "opinion."
+            f"The reward function '{name}' returned {_excerpt(value)} for sample {index} (the "
+            f"first is 0), the completion {_excerpt(completion)}. Expected a finite number, or "
+            "None for no opinion."
         )
     return number
 
@@ -324,10 +322,10 @@ def _excerpt(value: Any) -> str:
 
 
 def _in_one_line(error: BaseException, file: str | None) -> str:
-    """The exception's type and message, and the last line of `file` that led to it."""
+    """The type and message of an exception, and the last line of `file` in its traceback."""
     message = " ".join(str(error).split())
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    if isinstance(error, SyntaxError):  # its message has the place already
+    if isinstance(error, SyntaxError):  # its message already has the place
         return text
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     return f"{text} ({file}, line {lines[-1]})" if lines else text
@@ -335,5 +333,5 @@ def _in_one_line(error: BaseException, file: str | None) -> str:
 
 def _hint(error: BaseException) -> str:
     if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
-        return " Every column comes by name: end the function's arguments with **columns."
+        return " Every column is passed by name: end the function's arguments with **columns."
     return ""

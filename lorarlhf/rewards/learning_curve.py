@@ -1,4 +1,4 @@
-"""How accuracy on held-out pairs grows with the number of votes: would more voting help?"""
+"""Accuracy on held-out pairs by number of votes, which shows whether more votes would help."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,10 +16,10 @@ def learning_curve(
     rejected: NDArray[np.float32],
     counts: Sequence[int] = COUNTS,
 ) -> Iterator[tuple[int, float]]:
-    """Fit the first n votes, for each n that there are, and all of them.
+    """Fit the first n votes, for each n in `counts` up to all votes.
 
     Args:
-        votes: kept votes, in the order they were given.
+        votes: in the order in which they were cast.
         chosen, rejected: (M, F) pooled states of held-out pairs.
 
     Yields:

@@ -1,8 +1,8 @@
-"""Simulated raters: a written rule, a noise rate and a seed in place of a person.
+"""Simulated raters: a rule, a noise rate and a seed in place of a person.
 
-They let the whole loop be measured without anybody voting. A rater's *noiseless* rule is the
-truth that a reward role should find and that held-out answers are judged by; its *votes* are that
-rule with some of them flipped, as a person in a hurry would.
+With them all stages can be measured without anybody voting. A rater's rule *without noise* is the
+ground truth that a reward role should find and that held-out answers are judged by. Its *votes*
+follow the rule, with some of them flipped, as by a person in a hurry.
 """
 
 import difflib
@@ -17,36 +17,36 @@ from typing import Any
 from lorarlhf.runtime.errors import UserError
 
 MAX_NOISE = 0.5
-"""At a half the votes say nothing; above it they would say the opposite of the rule."""
+"""At 0.5 the votes carry no information; above it they would be the opposite of the rule."""
 
 HALF_SCORE_WORDS = 20
-"""`brief` gives half its best score to an answer of this many words. It only sets the scale."""
+"""`brief` gives half of its best score to an answer with this many words, which sets the scale."""
 
 CUT_OFF_SCORE = 0.0
-"""`brief`'s score of every answer that did not end by itself: below that of any that did."""
+"""`brief`'s score of an answer that was cut off: below that of any answer that ended."""
 
 EXCLAMATION_MARKS = ("!", "\uff01")
-"""What `plain` counts: the usual one and the full-width one of East Asian text."""
+"""The marks that `plain` counts: the usual one and the full-width one of East Asian text."""
 
 TIE_WIDTH: dict[str, float] = {
-    # VADER's authors call a compound score neutral within 0.05 of zero. Two answers that differ by
-    # less than that differ by less than the measure claims to see.
+    # VADER's authors call a compound score within 0.05 of zero neutral, so a smaller difference
+    # between two answers is below the resolution of the measure.
     "cheerful": 0.05,
-    # Whole words are counted, so any difference is a real one.
+    # Words are counted, so every difference is real.
     "brief": 0.0,
-    # Whole marks are counted, so any difference is a real one.
+    # Marks are counted, so every difference is real.
     "plain": 0.0,
 }
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer as a rater sees it.
+    """An answer as a rater sees it.
 
     Attributes:
-        text: What the model wrote, without special tokens.
+        text: The generated text, without special tokens.
         ended: The model stopped by itself; False means that it was cut off at the token limit.
-        tokens: Number of tokens, where known. No rule looks at it.
+        tokens: Number of tokens, if known. No rule uses it.
     """
 
     text: str
@@ -56,13 +56,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a rater likes.
+    """What a rater prefers.
 
     Attributes:
-        name: The word by which `--rater` picks it.
+        name: Its name for `--rater`.
         sentence: The rule in one sentence for a newcomer.
-        score: Pure function of an answer, higher is better, always finite.
-        tie_width: Two answers whose scores differ by no more than this tie (see `TIE_WIDTH`).
+        score: Pure function of an answer; higher is better, always finite.
+        tie_width: Two answers tie if their scores differ by at most this (see `TIE_WIDTH`).
     """
 
     name: str
@@ -73,7 +73,7 @@ class Rule:
 
 @lru_cache(maxsize=1)
 def _sentiment_analyzer() -> Any:
-    # Reading the lexicon takes longer than any vote: only when the rule is used, and once.
+    # Reading the lexicon is slow, so it is read once and only if the rule is used.
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return SentimentIntensityAnalyzer()
@@ -88,18 +88,18 @@ def cheerful_score(answer: Answer) -> float:
 
 
 def brief_score(answer: Answer) -> float:
-    """1 for no word, 1/2 at `HALF_SCORE_WORDS` words, towards 0 for many; 0 where cut off.
+    """1 for no words, 1/2 for `HALF_SCORE_WORDS` words, towards 0 for many; 0 if cut off.
 
-    A bounded score rather than minus the number of words: cut-off answers need a lowest score
-    that can still be trained on, and every answer that ended has to lie above it.
+    The score is bounded, unlike minus the number of words: answers that were cut off need a lowest
+    score that can still be trained on, below that of every answer that ended.
     """
     if not answer.ended:
         return CUT_OFF_SCORE
     return HALF_SCORE_WORDS / (HALF_SCORE_WORDS + len(answer.text.split()))
 
 
-# A mark needs text after it: "42." alone is an answer and "---" a rule across the page. Numbers
-# stop at three digits because a line may begin with a sentence that ends in a year.
+# A mark needs text after it: "42." alone is an answer and "---" a horizontal rule. Numbers have at
+# most three digits, since a line may begin with the year that ended the sentence before.
 _LIST_LINE = re.compile(r"^\s*(?:[-*+•‣◦]|\d{1,3}[.)])\s+\S")
 _HEADING_LINE = re.compile(r"^\s*(?:#{1,6}\s+\S|\*\*[^*]+\*\*:?\s*$|__[^_]+__:?\s*$)")
 
@@ -162,7 +162,7 @@ class Rater:
     def __post_init__(self) -> None:
         if self.name not in RATERS:
             raise UserError(_unknown_rater(self.name))
-        # Written so that NaN is refused too.
+        # This form refuses NaN too.
         if not 0 <= self.noise <= MAX_NOISE:
             raise UserError(
                 f"The noise of rater '{self.name}' is {self.noise}, but it is the share of votes "
@@ -192,32 +192,32 @@ class Rater:
         return self.score(a) - self.score(b)
 
     def is_near_tie(self, a: Answer, b: Answer) -> bool:
-        """Whether the scores are too close for the rule to tell the answers apart."""
+        """Whether the scores are so close that the rule gives a tie."""
         return self._judge_margin(self.margin(a, b)) == 0
 
     def judge(self, a: Answer, b: Answer) -> int:
-        """Without noise: 1 where `a` is better, -1 where `b` is, 0 for a tie."""
+        """Without noise: 1 if `a` is better, -1 if `b` is, 0 for a tie."""
         return self._judge_margin(self.margin(a, b))
 
     def vote(self, prompt: str | list[dict[str, Any]], a: Answer, b: Answer) -> int:
         """`judge`, flipped with probability `noise`; a tie stays a tie.
 
-        The same question always gets the same vote, whichever answer comes first and whatever was
-        asked before: `vote(p, b, a) == -vote(p, a, b)`.
+        The same question always gets the same vote, independent of earlier questions and of the
+        order of the answers: `vote(p, b, a) == -vote(p, a, b)`.
         """
         judgement = self.judge(a, b)
         return -judgement if self._coin(prompt, a, b) < self.noise else judgement
 
     def _judge_margin(self, margin: float) -> int:
-        # VADER rounds to four decimals, and 0.55 - 0.50 is a hair above 0.05 in binary.
+        # VADER rounds to four decimals, and 0.55 - 0.50 is slightly above 0.05 in binary.
         if abs(margin) <= self.rule.tie_width * (1 + 1e-9):
             return 0
         return 1 if margin > 0 else -1
 
     def _coin(self, prompt: str | list[dict[str, Any]], a: Answer, b: Answer) -> float:
-        """A number in [0, 1) that depends on nothing but the seed, the rule and the question."""
+        """A number in [0, 1) that depends only on the seed, the rule and the question."""
         question = [self.seed, self.name, prompt, sorted([a.text, b.text])]
-        # JSON keeps the parts apart and escapes whatever UTF-8 cannot hold.
+        # JSON separates the parts and escapes what UTF-8 cannot encode.
         digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).digest()
         return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
@@ -230,11 +230,11 @@ def vote_pairs(
     *,
     noise: bool = True,
 ) -> list[dict[str, str]]:
-    """Rows `prompt`, `chosen`, `rejected` of all pairs that the rater can tell apart.
+    """Rows `prompt`, `chosen`, `rejected` for all pairs that are not ties.
 
     Args:
         prompts, first, second: n each.
-        noise: with the rater's noise, as votes; without it, as the rule says.
+        noise: True for votes with the rater's noise, False for the rule.
     """
     rows = []
     for prompt, a, b in zip(prompts, first, second, strict=True):

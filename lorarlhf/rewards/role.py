@@ -1,4 +1,4 @@
-"""The reward role as a function of texts, and the pooled hidden states that its fit learns from."""
+"""The reward role's scores of texts, and the pooled hidden states that its head is fitted to."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Answer = str | list[dict[str, str]]
 
 @dataclass(frozen=True)
 class EncodedAnswer:
-    """Prompt and answer as token ids; tokens `start` to `end` (exclusive) are what is pooled."""
+    """Prompt and answer as token ids; the tokens from `start` to `end` (exclusive) are pooled."""
 
     ids: list[int]
     start: int
@@ -29,7 +29,7 @@ class EncodedAnswer:
     def batch(
         answers: Sequence["EncodedAnswer"], pad: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Padded right: ids, attention mask and the mask of the pooled tokens, each (B, T)."""
+        """Ids padded on the right, attention mask and mask of the pooled tokens, each (B, T)."""
         width = max(len(answer.ids) for answer in answers)
         padded = [a.ids + [pad] * (width - len(a.ids)) for a in answers]
         ids = torch.tensor(padded, device=device)
@@ -42,10 +42,10 @@ class EncodedAnswer:
 def encode_answer(
     backbone: Backbone, prompt: Prompt, answer: Answer, pooling: str = "mean"
 ) -> EncodedAnswer:
-    """Token ids of a prompt and its answer with the stop token behind it.
+    """Token ids of a prompt, its answer and the stop token.
 
-    `mean` pools the answer's own tokens (an empty answer: the stop token); `last` includes the
-    stop token, which is where other tools read the score.
+    `mean` pools the tokens of the answer (for an empty answer, the stop token); `last` includes the
+    stop token, where other tools read the score.
     """
     before = backbone.encode(prompt)
     own = backbone.tokenizer(as_text(answer), add_special_tokens=False)["input_ids"]
@@ -63,10 +63,10 @@ def pooled_states(
     batch_size: int = 16,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """What a head with this pooling reads, of the bare base and pooled -> float32 (N, F).
+    """The inputs of a head with this pooling, from the base without adapters -> float32 (N, F).
 
-    `mean`: F = 2H, the trunk's output and the final state (H where no trunk is kept); `last`: the
-    final state, F = H.
+    `mean`: F = 2H, the trunk's output and the final state (H without a trunk); `last`: the final
+    state, F = H.
     """
     states: list[np.ndarray] = [np.empty(0)] * len(answers)
     with backbone.role("base"):
@@ -74,8 +74,8 @@ def pooled_states(
             if pooling == "last":
                 mask = mask & (mask.long().cumsum(1) == mask.long().sum(1, keepdim=True))
             weights = mask.float() / mask.sum(dim=1, keepdim=True)
-            read = [hidden] if pooling == "last" or trunk is None else [normed(trunk), hidden]
-            pooled = [torch.einsum("bth,bt->bh", part.float(), weights) for part in read]
+            parts = [hidden] if pooling == "last" or trunk is None else [normed(trunk), hidden]
+            pooled = [torch.einsum("bth,bt->bh", part.float(), weights) for part in parts]
             for row, state in zip(rows, torch.cat(pooled, dim=1).cpu().numpy(), strict=True):
                 states[row] = state
             progress(len(rows))
@@ -98,16 +98,16 @@ def score_encoded(
 def score_answers(
     backbone: Backbone, prompts: Sequence[Prompt], answers: Sequence[Answer]
 ) -> list[float]:
-    """Raw scores of the reward role for texts: higher is what the rater liked more."""
+    """Raw scores of the reward role for texts; higher means preferred by the rater."""
     pooling = backbone.heads["reward"].pooling
     pairs = zip(prompts, answers, strict=True)
     return score_encoded(backbone, [encode_answer(backbone, p, a, pooling) for p, a in pairs])
 
 
 def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
-    """Answers of like length together: places, final states (b, T, H), pooling mask, trunk.
+    """Batches by length: indices of the answers, final states (b, T, H), pooling mask, trunk.
 
-    At most `size` of them, fewer where memory runs out.
+    A batch has at most `size` answers, and fewer if memory runs out.
     """
 
     def forward(rows: Sequence[int]) -> Any:
@@ -122,4 +122,4 @@ def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
         size = len(batch[0])
         left = left[size:]
         yield batch
-        give_back_memory()  # the holes that dequantised weights leave in a CPU's heap
+        give_back_memory()  # the gaps that dequantised weights leave in the heap of a CPU
