@@ -1,4 +1,4 @@
-"""Settings by card: up to date, accepted by every stage, and inside their card."""
+"""The presets are up to date, every stage accepts them, and they fit their card."""
 
 import json
 import sys
@@ -83,7 +83,7 @@ def test_a_preset_that_is_not_there_is_named() -> None:
             on_gpu.what_to_run(name, "smollm2-135m")
 
 
-def test_everything_is_all_that_suits_the_card(
+def test_everything_runs_all_presets_of_the_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -133,7 +133,7 @@ def test_what_was_measured_stands_in_the_table(
 def test_the_script_for_cards_runs_every_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the CPU, with one stage that can't be run."""
+    """On the CPU, with one stage that fails."""
     base = write_base(tmp_path / "base")
     words = ["on_gpu.py", "--device", "cpu", "--base", str(base), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", words)
@@ -154,7 +154,7 @@ def test_the_script_for_cards_runs_every_stage(
         assert "FAILED" not in rows[stage] and "%" in rows[stage], rows[stage]
     assert "FAILED" in rows["dpo"] and "There is no model folder /nowhere" in report
     assert "compute dtype" in report
-    # Random words have no taste: the demo finds ties alone, and the report says so.
+    # A random model's answers are all ties for the rater: the demo fails, and the report says so.
     assert "FAILED" in rows["demo"] and "A reward role needs pairs" in report
 
 
