@@ -100,6 +100,11 @@ def test_without_a_model_there_is_an_error(open_bench: OpenBench) -> None:
     assert bench.conversations.of("ann").turns == []
 
 
+class Busy(Job):
+    def wait(self, seconds: float | None = None) -> Any:
+        return super().wait(0.01)
+
+
 def test_scores_that_take_too_long_are_an_error(
     bench: Bench, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,10 +112,6 @@ def test_scores_that_take_too_long_are_an_error(
     with pytest.raises(UserError, match="no reward role"):
         bench.conversations.score("ann")
     add_run(project, "0002-reward", role="reward")
-
-    class Busy(Job):
-        def wait(self, seconds: float | None = None) -> Any:
-            return super().wait(0.01)
 
     monkeypatch.setattr(bench.engine, "scores", lambda *_: Busy(), raising=False)
     with pytest.raises(UserError, match="The model is busy"):

@@ -38,16 +38,17 @@ def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -
         _copy_out_of_memory_map(model)
     if bits == 8 and device.type == "cpu":
         for module in model.modules():
-            if type(module).__name__ == "Linear8bitLt":
-                module.__class__ = _whole_sums(type(module))
+            kind: Any = type(module)
+            if kind.__name__ == "Linear8bitLt":
+                module.__class__ = _with_float32_sums(kind)
     return model.eval()
 
 
-class WholeSums:
-    """Stands before bitsandbytes' class of 8-bit layers: autocast ends at its product.
+class Float32Sums:
+    """Placed before bitsandbytes' class of 8-bit layers: its product runs without autocast.
 
-    Without AVX512 the product of 8-bit integers is one of float32, which autocast would round to
-    its own dtype: float16 ends at 65,504, and five products of 127 and 127 reach beyond that.
+    Without AVX512 bitsandbytes multiplies 8-bit integers in float32, and autocast would round the
+    sums to its own dtype: float16 ends at 65,504, and five products of 127 and 127 exceed that.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,8 +59,8 @@ class WholeSums:
 
 
 @cache
-def _whole_sums(kind: Any) -> type:
-    return type(f"WholeSums{kind.__name__}", (WholeSums, kind), {})
+def _with_float32_sums(kind: Any) -> type:
+    return type(f"Float32Sums{kind.__name__}", (Float32Sums, kind), {})
 
 
 def load_config(path: str) -> Any:
