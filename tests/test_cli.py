@@ -122,9 +122,9 @@ def test_ui_names_what_it_can_not_do(capsys: pytest.CaptureFixture[str], tmp_pat
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        taken = str(other.getsockname()[1])
-        assert "Name another port" in mistake(capsys, "ui", project, "--no-model", "--port", taken)
-    assert "Name another port" in mistake(capsys, "ui", project, "--no-model", "--port", "99999")
+        port = str(other.getsockname()[1])
+        assert "Choose another port" in mistake(capsys, "ui", project, "--no-model", "--port", port)
+    assert "Choose another port" in mistake(capsys, "ui", project, "--no-model", "--port", "99999")
 
 
 # ---- mistakes in the words
