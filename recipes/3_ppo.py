@@ -12,25 +12,24 @@ You get: runs/3_ppo with adapters/policy, adapters/value, report.html, samples.j
 If you run it again, the earlier run is kept in runs/3_ppo/earlier-1.
 
 If the result is not good enough: halve `kl_coef` if the KL stays under 1, and double it if the
-answers become odd. To use a rule of your own instead of votes, give PPOTrainer `reward_funcs=[f]`
-with `def f(prompts, completions, **columns): return [a number for each completion]`.
+answers become odd. To use a rule of your own instead of votes, give train_ppo `RewardSpec([f])` from
+`lorarlhf.stages.inputs`, with `def f(prompts, completions, **columns)` that returns a number for
+each completion.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from lorarlhf import Backbone, PPOConfig, PPOTrainer, UserError, generate
+from lorarlhf import Backbone, PPOConfig, UserError, generate, train_ppo
 from lorarlhf.data import as_conversation, bundled, read_prompts, write_jsonl
 from lorarlhf.evaluation.report import write_report
 from lorarlhf.evaluation.win_rate import WinRate, judge_pairs, win_rate
-from lorarlhf.ppo.health import HealthWatch
 from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runtime.errors import exit_on_user_error
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import archive_earlier_run
-from lorarlhf.stages.callbacks import RunCallback
 
 BASE = "smollm2-135m"
 PROMPTS = bundled("prompts")
@@ -73,17 +72,10 @@ def main() -> None:
     archive_earlier_run(folder)
     run = Run(folder, "ppo", {"seed": SEED, **settings})
     run.base(backbone)
-    trainer = PPOTrainer(
-        backbone,
-        PPOConfig(output_dir=str(folder), seed=SEED, disable_tqdm=True, **settings),
-        [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(PROMPTS)],
-        callbacks=[
-            RunCallback(run, "PPO", ("score", "kl", "completion_length")),
-            HealthWatch(run, print),  # prints a warning if something goes wrong (docs/health.md)
-        ],
-    )
-    trainer.train()
-    trainer.save_model()
+    config = PPOConfig(output_dir=str(folder), seed=SEED, disable_tqdm=True, **settings)
+    rows = [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(PROMPTS)]
+    # Prints a warning if something goes wrong (docs/health.md).
+    trained = train_ppo(backbone, rows, run, config, samples=False)
 
     prompts = [row["prompt"] for row in read_prompts(bundled("prompts_heldout"))]
     prompts = prompts[: 6 if args.quick else None]
@@ -94,7 +86,7 @@ def main() -> None:
     won, samples = compare(prompts, before, after)
     write_jsonl(folder / "samples.jsonl", samples)
     lengths = {"mean_length_before": mean_length(before), "mean_length_after": mean_length(after)}
-    summary = run.finish("done", trainer.summary() | lengths | {"win_rate": won.to_dict()})
+    summary = run.finish("done", trained | lengths | {"win_rate": won.to_dict()})
     write_json(folder / "summary.json", summary)
     write_report(folder)
 

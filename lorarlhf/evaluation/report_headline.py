@@ -67,17 +67,22 @@ def _wins(win_rate: Row) -> str:
 
 
 def _learned(summary: Row, stage: str) -> str:
-    """What a stage learned: the share of pairs that it orders right, if any, and its loss."""
+    """What a stage learned: the share of pairs ordered right, or the margin of KTO; and its loss."""
     steps = f"{show(summary['steps'])} steps of " if "steps" in summary else ""
     rows = f" on {show(summary['rows'])} rows" if "rows" in summary else ""
     loss = f"the loss is {show(summary['loss_last'])}"
     if number(summary.get("loss_first")) is not None:
         loss = f"the loss went from {show(summary['loss_first'])} to {show(summary['loss_last'])}"
     start = f"After {steps}{stage_label(stage)}{rows}, "
-    if number(summary.get("accuracy_last")) is None:
-        return f"{start}{loss}."
-    right = share(summary["accuracy_last"])
-    return f"{start}the policy orders {right} of the last pairs right (guessing: 50%), and {loss}."
+    if number(summary.get("accuracy_last")) is not None:
+        right = share(summary["accuracy_last"])
+        learned = f"the policy orders {right} of the last pairs right (guessing: 50%)"
+        return f"{start}{learned}, and {loss}."
+    if number(summary.get("margin_last")) is not None:
+        margin = show(summary["margin_last"])
+        learned = f"good answers have an implied reward {margin} above bad ones (at the start: 0)"
+        return f"{start}{learned}, and {loss}."
+    return f"{start}{loss}."
 
 
 def _capitalised(sentence: str) -> str:
