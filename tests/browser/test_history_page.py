@@ -295,7 +295,7 @@ def bring(page: Page, file: Path) -> None:
 
 def test_under_a_login_everybody_sees_their_own(open_page: Any, serve: Any, project: Path) -> None:
     set_password(Store(project / VOTES), "ann", PASSWORD)
-    Store(project / VOTES).add_votes([pair(99, FIRST, rater="ann")])
+    add_votes(Store(project / VOTES), [pair(99, FIRST, rater="ann")])
     server = start(serve, project, "--login")
     page = open_page(f"{server.url}/history")
     page.get_by_label("Name").fill("ann")
