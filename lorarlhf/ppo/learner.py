@@ -240,7 +240,7 @@ def _scaler(backbone: Backbone) -> torch.amp.GradScaler:
     """Loss scaling in float16, where small gradients would otherwise become 0.
 
     torch's defaults (arXiv 1710.03740, section 3.2): the scale starts at 65,536, is halved after a
-    gradient that is not replace_nonfinite, and doubled after 2000 steps without one.
+    gradient that is not finite, and doubled after 2000 steps without one.
     """
     device = backbone.device
     scaler = torch.amp.GradScaler(device.type, enabled=backbone.compute_dtype == torch.float16)

@@ -63,9 +63,8 @@ class MicroBatch:
 def retry_smaller_micro_batches(args: PPOConfig, attempt: Callable[[], T]) -> T:
     """Return `attempt()`; when memory runs out, halve `args.micro_batch_size` and try again.
 
-    The size of a micro-batch changes no step: the batch stays as large as it was, and what was
-    sampled is kept. The attempt reads the size again each time, starts from scratch and must not
-    communicate with other processes.
+    The size of a micro-batch does not change the optimizer steps. The attempt reads the size again
+    each time, starts from scratch and must not communicate with other processes.
 
     Raises:
         RuntimeError: the attempt's own error, if it is not about memory or a single sequence is
