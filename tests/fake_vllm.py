@@ -115,7 +115,7 @@ class FakeVLLM:
         for name, dtype, shape in zip(
             info["names"], info["dtype_names"], info["shapes"], strict=True
         ):
-            came = WIRE.get(timeout=60)
+            came = WIRE.get(timeout=600)
             assert str(came.dtype) == f"torch.{dtype}" and list(came.shape) == shape
             assert weights[name].shape == came.shape  # copy_ alone would broadcast
             weights[name].copy_(came)

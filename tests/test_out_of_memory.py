@@ -112,13 +112,13 @@ def test_memory_that_runs_out_in_the_middle_loses_no_rollout(
     plain.train()
     sampled: list[int] = []
     short = ppo(fresh(tiny_base), tmp_path / "short")
-    own = short.sampling
+    own = short.sampler
 
     def counted(*args: Any) -> Any:
         sampled.append(1)
         return own(*args)
 
-    short.sampling = counted
+    short.sampler = counted
     own_step = short.learner._step_policy
     steps: list[int] = []
 
@@ -285,7 +285,7 @@ def test_sampling_keeps_what_it_has_and_what_fitted(
             got = [c.ids for c in short(backbone, encoded, args, range(6))]
             assert got == wanted and short.max_batch == 3
     assert len(refused) == 1  # the second time it knows
-    assert capsys.readouterr().err.count("from here on 3 answers at a time") == 1
+    assert capsys.readouterr().err.count("from now on 3 answers are sampled at a time") == 1
     rehearsed = LocalSampler()
     with short_of_memory(backbone, 4 * lengths, backward=False):
         rehearsed.dry_run(backbone, encoded[:1], args)
