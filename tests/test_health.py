@@ -69,7 +69,7 @@ def test_an_alarm_is_said_once_written_down_and_reported(tiny_base: Path, tmp_pa
     for summary, said in (({"alarms": []}, True), ({"updates": 15}, False)):
         write_json(tmp_path / "summary.json", summary)
         page = write_report(tmp_path).read_text(encoding="utf-8")
-        assert ("The run was watched, and no alarm went off." in page) == said
+        assert ("The health checks of this run raised no alarm." in page) == said
 
 
 def test_a_resumed_run_does_not_repeat_its_alarms(tmp_path: Path) -> None:
