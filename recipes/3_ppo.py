@@ -12,9 +12,9 @@ You get: runs/3_ppo with adapters/policy, adapters/value, report.html, samples.j
 If you run it again, the earlier run is kept in runs/3_ppo/earlier-1.
 
 If the result is not good enough: halve `kl_coef` if the KL stays under 1, and double it if the
-answers become odd. To use a rule of your own instead of votes, give train_ppo `RewardSpec([f])` from
-`lorarlhf.stages.inputs`, with `def f(prompts, completions, **columns)` that returns a number for
-each completion.
+answers become odd. To use a rule of your own instead of votes, give train_ppo
+`RewardSpec([f])` from `lorarlhf.stages.inputs`, with `def f(prompts, completions, **columns)` that
+returns a number for each completion.
 """
 
 import argparse

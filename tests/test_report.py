@@ -201,5 +201,9 @@ def test_the_headline_of_a_preference_stage_is_about_its_pairs() -> None:
         "After 40 steps of SFT on 200 rows, the loss went from 0.69 to 0.41."
     )
     assert headline({"loss_last": 1.5}, {"stage": "kto"}) == "After KTO, the loss is 1.50."
+    assert headline({"loss_last": 0.4, "margin_last": 1.25}, {"stage": "kto"}) == (
+        "After KTO, good answers have an implied reward 1.25 above bad ones (at the start: 0), "
+        "and the loss is 0.40."
+    )
     broken = {"loss_last": float("nan")}
     assert headline(broken, {"stage": "sft"}) == "This run's status is “unknown”."

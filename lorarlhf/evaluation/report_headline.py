@@ -67,7 +67,7 @@ def _wins(win_rate: Row) -> str:
 
 
 def _learned(summary: Row, stage: str) -> str:
-    """What a stage learned: the share of pairs ordered right, or the margin of KTO; and its loss."""
+    """What a stage learned: the share of pairs ordered right, or KTO's margin; and its loss."""
     steps = f"{show(summary['steps'])} steps of " if "steps" in summary else ""
     rows = f" on {show(summary['rows'])} rows" if "rows" in summary else ""
     loss = f"the loss is {show(summary['loss_last'])}"
