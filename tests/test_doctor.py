@@ -1,4 +1,4 @@
-"""Each check of the doctor: what it finds, what it calls wrong, and what it says mends it."""
+"""Each check of the doctor: what it finds, what it calls wrong, and what it says fixes it."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_an_old_or_missing_library_gets_the_command_that_installs_it(
     monkeypatch.setattr(metadata, "version", version)
     check = found(list(doctor.libraries()), name)
     assert not check.ok and said in check.found
-    assert "-m pip install --upgrade" in check.mend and f'"{name}' in check.mend
+    assert "-m pip install --upgrade" in check.fix and f'"{name}' in check.fix
 
 
 def test_a_library_that_breaks_when_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,13 +66,13 @@ def test_a_library_that_breaks_when_imported_is_named(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
     check = found(list(doctor.libraries()), "torch")
-    assert not check.ok and "libcudart.so" in check.found and "--force-reinstall" in check.mend
+    assert not check.ok and "libcudart.so" in check.found and "--force-reinstall" in check.fix
 
 
 def test_a_python_out_of_range_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.9.1")
     check = doctor.python()
-    assert not check.ok and check.found.startswith("3.9.1") and "python3.12" in check.mend
+    assert not check.ok and check.found.startswith("3.9.1") and "python3.12" in check.fix
 
 
 def test_four_bits_work_here() -> None:
@@ -107,7 +107,7 @@ def test_a_check_that_raises_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatc
     checks = doctor.examine()
     broken = found(checks, "4-bit")
     assert not broken.ok and "RuntimeError: no such kernel" in broken.found
-    assert all(check.mend == "" for check in checks if check.ok)
+    assert all(check.fix == "" for check in checks if check.ok)
 
 
 # ---- device
@@ -120,7 +120,7 @@ def test_a_card_that_torch_cannot_use_is_wrong(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor.subprocess, "run", lambda *a, **k: listed)
     check = doctor.device()
     assert not check.ok and "GPU 0: NVIDIA A10 is there" in check.found
-    assert "pytorch.org" in check.mend
+    assert "pytorch.org" in check.fix
 
 
 def test_no_card_is_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_a_disk_without_room_for_the_base_is_wrong(
     usage = SimpleNamespace(free=100_000_000)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
     check = doctor.disk()
-    assert not check.ok and "0.1 GB free" in check.found and "LORARLHF_CACHE" in check.mend
+    assert not check.ok and "0.1 GB free" in check.found and "LORARLHF_CACHE" in check.fix
     base = tmp_path / "not" / "yet" / "bases" / doctor.BASE
     base.mkdir(parents=True)
     (base / "config.json").write_text("{}")
@@ -221,14 +221,14 @@ def test_an_environment_without_pip_cannot_fetch(
     failed = SimpleNamespace(returncode=1)
     monkeypatch.setattr(doctor.subprocess, "run", lambda *a, **k: failed)
     check = doctor.small_base()
-    assert not check.ok and check.mend.endswith("-m ensurepip")
+    assert not check.ok and check.fix.endswith("-m ensurepip")
 
 
 # ---- the command
 
 FINE = doctor.Check("python", True, "3.11")
 BROKEN = doctor.Check("trl", False, "not installed", 'pip install "trl>=1"')
-MENDS = f"mend: {BROKEN.mend}"
+FIXES = f"fix: {BROKEN.fix}"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ MENDS = f"mend: {BROKEN.mend}"
         (
             [FINE, BROKEN],
             1,
-            ["OK     python  3.11", "WRONG  trl     not installed", MENDS, "1 of 2 are wrong."],
+            ["OK     python  3.11", "WRONG  trl     not installed", FIXES, "1 of 2 are wrong."],
         ),
     ],
 )
@@ -265,5 +265,5 @@ def test_the_command_gives_json(
         "name": "trl",
         "ok": False,
         "found": "not installed",
-        "mend": 'pip install "trl>=1"',
+        "fix": 'pip install "trl>=1"',
     }

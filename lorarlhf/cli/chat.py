@@ -31,17 +31,17 @@ def chat(args: Namespace) -> Result:
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is 1 or more, not {args.max_new_tokens}.")
     project = open_for_chat(args)
-    role, parents = _chat_parents(args)
+    role, sources = _chat_sources(args)
     inherited = [
         *project,
-        *(item for parent in parents.values() for item in parent.settings_values()),
+        *(item for source in sources.values() for item in source.settings_values()),
     ]
     settings = resolve("chat", sets=args.set, flags=_chat_flags(args), inherited=inherited)
     backbone = load_backbone(settings)
-    for name, parent in parents.items():
+    for name, source in sources.items():
         if name != "base":
-            backbone.load_role(name, parent.adapter)
-    roles = ["base", *(name for name in parents if name != "base")]
+            backbone.load_role(name, source.adapter)
+    roles = ["base", *(name for name in sources if name != "base")]
     if args.prompt is None:
         return _converse(args, backbone, settings, role, roles)
     return _answer_once(args, backbone, settings, role)
@@ -51,26 +51,26 @@ def _chat_flags(args: Namespace) -> Row:
     return {"base": args.base, "seed": args.seed}
 
 
-def _chat_parents(args: Namespace) -> tuple[str, dict[str, SourceRun]]:
-    """The role that answers, and the parent of each role that can be loaded."""
+def _chat_sources(args: Namespace) -> tuple[str, dict[str, SourceRun]]:
+    """The role that answers, and the source run of each role that can be loaded."""
     role = args.role or ("base" if args.run is None else "policy")
     if args.run is None:
         if role != "base":
             raise UserError(f"--role {role} needs a run: lorarlhf chat RUN --role {role}.")
         return role, {}
-    parents: dict[str, SourceRun] = {}
+    sources: dict[str, SourceRun] = {}
     for name in ("policy", "reference"):
         try:
-            parent = read_source_run(args.run, name, "RUN")
+            source = read_source_run(args.run, name, "RUN")
         except UserError:
             if name == role:
                 raise
             continue
-        if name != "reference" or parent.role == "reference":
-            parents[name] = parent
-    if role not in ("base", *parents):
+        if name != "reference" or source.role == "reference":
+            sources[name] = source
+    if role not in ("base", *sources):
         raise UserError(f"RUN {args.run} is one adapter, and not a {role}. Name the run's folder.")
-    return role, parents or {"base": read_any_source_run(args.run, "RUN")}
+    return role, sources or {"base": read_any_source_run(args.run, "RUN")}
 
 
 def _answer_once(args: Namespace, backbone: "Backbone", settings: "Settings", role: str) -> Result:

@@ -1,4 +1,4 @@
-"""What each subcommand does: `demo`, `score`, `chat`, `doctor`, `ui`...; training.py trains.
+"""The function of each command: `demo`, `new`, `doctor`, `ui`, ...; train.py runs the stages.
 
 Nothing here imports torch before a command needs it.
 """
@@ -33,7 +33,7 @@ def demo(args: Namespace) -> Result:
     try:
         return Result(run_demo(DemoOptions(quick=args.quick, resume=args.resume, **options)))
     except ValueError as error:
-        if str(error).startswith("adapter_layers"):  # what it may be is known with the base only
+        if str(error).startswith("adapter_layers"):  # its range depends on the base
             raise UserError(f"{error}.") from error
         raise
 
@@ -68,7 +68,7 @@ def ui(args: Namespace) -> Result:
     elif _agrees(f"{args.project} is no project yet."):
         create(args.project, base=args.base or "smollm2-135m")
     Project(args.project)  # before the slow imports
-    # By name: the pages stand above the commands (docs/architecture.md), and need an extra.
+    # Imported here and by name: the pages are an extra that need not be installed.
     try:
         pages = importlib.import_module("lorarlhf_ui.app")
     except ModuleNotFoundError as error:
@@ -80,7 +80,7 @@ def ui(args: Namespace) -> Result:
 
 
 def _project_here() -> str:
-    """The project in this folder, or the only one in a folder of this one; else a new one."""
+    """The project here, or the only one in a subfolder, or the name of a new one."""
     found = [p for p in (Path("."), *sorted(Path(".").glob("*/"))) if is_project(p)]
     if len(found) > 1 and found[0] != Path("."):
         names = ", ".join(str(path) for path in found)
@@ -89,7 +89,7 @@ def _project_here() -> str:
 
 
 def _agrees(what: str) -> bool:
-    """Ask at the terminal whether to make a project; False where nobody can answer."""
+    """Ask in the terminal whether to make a project; False without a terminal."""
     if not sys.stdin.isatty():
         return False
     print(f"{what} Make it now, with the small base and everyday prompts? [Y/n] ", end="")

@@ -1,4 +1,4 @@
-"""`lorarlhf doctor`: the machine and the installation, and the command that mends what is wrong.
+"""`lorarlhf doctor`: checks of the machine and the installation, with a fix for each problem.
 
 Each check is on its own, so that a broken library spoils only the lines that need it.
 """
@@ -17,19 +17,19 @@ from lorarlhf.backbone.fetch import PACKAGED, cache_folder
 from lorarlhf.runtime.machine import main_memory
 
 BASE = "smollm2-135m"
-NEEDED_RAM = 2.0e9  # bytes; what the demo takes at its peak
+NEEDED_RAM = 2.0e9  # bytes; the demo's peak
 NEEDED_CARD = 2.0e9
 IMPORTED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, whether it is fine, what was found, what mends it."""
+    """One check: its name, whether it passed, what was found, and how to fix it."""
 
     name: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> list[Check]:
@@ -39,7 +39,7 @@ def examine() -> list[Check]:
     plain = {"device": device, "compute dtype": compute_dtype, "4-bit": four_bit}
     plain |= {"memory": memory, "card memory": card_memory, "disk": disk, "base": small_base}
     checks += [_safe(name, check) for name, check in plain.items()]
-    return [replace(check, mend="") if check.ok else check for check in checks]
+    return [replace(check, fix="") if check.ok else check for check in checks]
 
 
 def as_text(checks: list[Check]) -> str:
@@ -49,7 +49,7 @@ def as_text(checks: list[Check]) -> str:
     for check in checks:
         lines.append(f"{'OK   ' if check.ok else 'WRONG'}  {check.name:{width}}  {check.found}")
         if not check.ok:
-            lines.append(f"{'':{width + 9}}mend: {check.mend}")
+            lines.append(f"{'':{width + 9}}fix: {check.fix}")
     wrong = sum(not check.ok for check in checks)
     lines.append("Nothing is wrong." if not wrong else f"{wrong} of {len(checks)} are wrong.")
     return "\n".join(lines)
@@ -81,8 +81,8 @@ def python() -> Check:
     wanted = metadata.metadata("lorarlhf")["Requires-Python"]
     here = platform.python_version()
     ok = SpecifierSet(wanted).contains(here, prereleases=True)
-    mend = "make a new environment with such a Python: python3.12 -m venv .venv"
-    return Check("python", ok, f"{here} ({wanted}), {platform.system()}", mend)
+    fix = "make a new environment with such a Python: python3.12 -m venv .venv"
+    return Check("python", ok, f"{here} ({wanted}), {platform.system()}", fix)
 
 
 def libraries() -> Iterator[Check]:
@@ -110,8 +110,8 @@ def _library(name: str, wanted: str, specifier: str) -> Check:
             importlib.import_module(name)
         except Exception as error:  # a broken build may raise anything
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            mend = f'{sys.executable} -m pip install --force-reinstall --no-deps "{wanted}"'
-            return Check(name, False, f"{found} is broken ({why})", mend)
+            fix = f'{sys.executable} -m pip install --force-reinstall --no-deps "{wanted}"'
+            return Check(name, False, f"{found} is broken ({why})", fix)
     return Check(name, True, f"{found} ({specifier})")
 
 
@@ -119,7 +119,7 @@ def _library(name: str, wanted: str, specifier: str) -> Check:
 
 
 def device() -> Check:
-    """What training would run on; wrong where a card is there that PyTorch can't use."""
+    """The device that training would use; a failure if there is a card that PyTorch can't use."""
     import torch
 
     from lorarlhf.backbone.devices import best_device
@@ -129,12 +129,12 @@ def device() -> Check:
         return Check("device", True, f"{torch.cuda.get_device_name(best)} ({best})")
     threads = f"CPU, {torch.get_num_threads()} threads"
     if card := _nvidia_card():
-        mend = (
+        fix = (
             "install a PyTorch with CUDA: "
             f"{sys.executable} -m pip install --force-reinstall torch "
             "(https://pytorch.org/get-started/locally names the right index), or a newer driver"
         )
-        return Check("device", False, f"{threads}; {card} is there, torch can't use it", mend)
+        return Check("device", False, f"{threads}; {card} is there, torch can't use it", fix)
     return Check("device", True, f"{threads} (no CUDA card found)")
 
 
@@ -151,7 +151,7 @@ def _nvidia_card() -> str:
 
 
 def compute_dtype() -> Check:
-    """bfloat16 where the device has it; whatever else will be used is fine, too."""
+    """The dtype that training would use: bfloat16 if the device has it; others work, too."""
     from lorarlhf.backbone.devices import best_device, compute_dtype_for
 
     best = best_device(4)
@@ -192,15 +192,15 @@ def four_bit() -> Check:
     return Check("4-bit", ok, found, _install("bitsandbytes"))
 
 
-# ---- room
+# ---- memory and disk
 
 
 def memory() -> Check:
-    """Memory that is free now, a container's own limit included."""
+    """Memory that is free now, within the container's limit."""
     free, total = main_memory()
-    mend = "close other programs; a run of the small base takes about 2 GB"
+    fix = "close other programs; a run of the small base takes about 2 GB"
     found = f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB"
-    return Check("memory", free >= NEEDED_RAM, found, mend)
+    return Check("memory", free >= NEEDED_RAM, found, fix)
 
 
 def card_memory() -> Check:
@@ -210,28 +210,28 @@ def card_memory() -> Check:
     if not torch.cuda.is_available():
         return Check("card memory", True, "no CUDA card")
     free, total = torch.cuda.mem_get_info()
-    mend = "end other programs on the card (nvidia-smi lists them), or use device=cpu"
+    fix = "end other programs on the card (nvidia-smi lists them), or use device=cpu"
     found = f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB"
-    return Check("card memory", free >= NEEDED_CARD, found, mend)
+    return Check("card memory", free >= NEEDED_CARD, found, fix)
 
 
 def disk() -> Check:
-    """Room for the base at the cache folder, and whether it can be written."""
+    """Disk space for the base in the cache folder, and whether it is writable."""
     folder = cache_folder()
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     needed = 0 if _is_fetched() else PACKAGED[BASE].needed_bytes
-    mend = "free some space, or name another disk: export LORARLHF_CACHE=/path/to/folder"
+    fix = "free some space, or name another disk: export LORARLHF_CACHE=/path/to/folder"
     found = f"{free / 1e9:.1f} GB free in {folder}"
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        return Check("disk", False, f"{folder} can't be written", mend)
+        return Check("disk", False, f"{folder} can't be written", fix)
     if free < needed:
-        return Check("disk", False, f"{found}; fetching the base needs {needed / 1e9:.1f} GB", mend)
+        return Check("disk", False, f"{found}; fetching the base needs {needed / 1e9:.1f} GB", fix)
     return Check("disk", True, found)
 
 
 def small_base() -> Check:
-    """Whether the small base is here, or pip is there to fetch it."""
+    """Whether the small base is in the cache, or pip can fetch it."""
     if _is_fetched():
         return Check("base", True, f"{BASE} is fetched")
     done = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True)

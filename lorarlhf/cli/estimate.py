@@ -1,4 +1,4 @@
-"""The command `estimate`: a model's `config.json` found, and the peak of each stage as a table."""
+"""The command `estimate`: the peak memory of each stage on a base, as a table."""
 
 from argparse import Namespace
 from typing import Any
@@ -17,7 +17,7 @@ FIELDS = (
 
 
 def run(args: Namespace) -> dict[str, Any]:
-    """What the command gives: settings, bytes by stage and part, what fits.
+    """The command's result: settings, bytes by stage and part, what fits.
 
     Raises:
         UserError: no such base, a configuration that is not a decoder's, a number out of range.

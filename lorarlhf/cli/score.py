@@ -16,12 +16,12 @@ def score(args: Namespace) -> Result:
     from lorarlhf.project.settings import resolve
 
     prompts, answers = _pairs_to_score(args)
-    parent = read_source_run(newest_run(args.run, "reward"), "reward", "RUN")
+    source = read_source_run(newest_run(args.run, "reward"), "reward", "RUN")
     settings = resolve(
-        "score", sets=args.set, flags={"base": args.base}, inherited=parent.settings_values()
+        "score", sets=args.set, flags={"base": args.base}, inherited=source.settings_values()
     )
     backbone = load_backbone(settings)
-    backbone.load_role("reward", parent.adapter)
+    backbone.load_role("reward", source.adapter)
     from lorarlhf.backbone.generation import check_chat_template
     from lorarlhf.rewards.role import score_answers
 

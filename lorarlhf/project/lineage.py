@@ -1,4 +1,4 @@
-"""What finished runs say about themselves, and the backbone that fits them.
+"""The runs that a command starts from: their base, their adapters, and which of them fit together.
 
 The base, its precision and the adapters' shape are read from the run that is named (`RUN`,
 `--init`, `--reward`), and two runs that cannot share one backbone are refused before it is loaded.
@@ -35,7 +35,7 @@ class SourceRun:
         option: how it was named, for messages: `--init`, `--reward` or `RUN`.
         adapter: the folder of the wanted role's adapter; role: what it was saved as, or "".
         base: what the run called its base; base_path: the folder or id that was loaded.
-        settings: keys of `settings.resolve` that this parent was trained with.
+        settings: keys of `settings.resolve` that this source was trained with.
     """
 
     option: str
@@ -48,24 +48,24 @@ class SourceRun:
 
     @property
     def name(self) -> str:
-        """The option and the run, as they were typed."""
+        """The option and the run, as typed."""
         return f"{self.option} {self.run}"
 
     @property
     def loads(self) -> str:
-        """What to hand to `Backbone.load`: a packaged name, else the folder while it exists."""
+        """The base for `Backbone.load`: a packaged name, else the folder if it still exists."""
         if self.base in PACKAGED:
             return self.base
         return self.base_path if Path(self.base_path).is_dir() else self.base or self.base_path
 
     def settings_values(self) -> list[SettingValue]:
-        """The settings and the base, to be overridden by all that the user says."""
+        """The settings and the base; everything that the user gives counts more."""
         values = self.settings | ({"base": self.loads} if self.loads else {})
         return [SettingValue(name, value, self.name) for name, value in values.items()]
 
 
 def read_source_run(run: str | Path, role: str, option: str) -> SourceRun:
-    """The parent behind a path: a run's folder, or the folder of one adapter.
+    """The source run at a path: a run's folder, or the folder of one adapter.
 
     Args:
         role: the role that will be loaded from it.
@@ -76,17 +76,17 @@ def read_source_run(run: str | Path, role: str, option: str) -> SourceRun:
     path = Path(run).expanduser()
     if not path.is_dir():
         raise UserError(f"{option} {run}: there is no such folder. {_near(path)}")
-    parent = _parent(option, path, adapter_folder(path, role))
-    if parent.role and parent.role not in FITS.get(role, (role,)):
+    source = _source(option, path, adapter_folder(path, role))
+    if source.role and source.role not in FITS.get(role, (role,)):
         raise UserError(
-            f"{option} {run} is a {parent.role} adapter, and a {role} is needed. Name the run's "
+            f"{option} {run} is a {source.role} adapter, and a {role} is needed. Name the run's "
             f"folder, or its adapters/{role}."
         )
-    return parent
+    return source
 
 
 def read_any_source_run(run: str | Path, option: str) -> SourceRun:
-    """A run of which no certain adapter is needed: only its base is read.
+    """A run of which only the base is read, whichever adapters it has.
 
     Raises:
         UserError: no such folder, or it holds no adapters.
@@ -94,11 +94,11 @@ def read_any_source_run(run: str | Path, option: str) -> SourceRun:
     path = Path(run).expanduser()
     for folder in (path, *sorted(path.glob("adapters/*"))):
         if (folder / "adapter_config.json").is_file():
-            return _parent(option, path, folder)
+            return _source(option, path, folder)
     raise UserError(f"{option} {run} is not the folder of a finished run. {_near(path)}")
 
 
-def _parent(option: str, run: Path, adapter: Path) -> SourceRun:
+def _source(option: str, run: Path, adapter: Path) -> SourceRun:
     about = read_json(adapter.parent.parent / "run.json")
     note = read_json(adapter / "lorarlhf.json")
     peft = read_json(adapter / "adapter_config.json")
@@ -124,25 +124,25 @@ def _settings(about: dict[str, Any], note: dict[str, Any], peft: dict[str, Any])
         "adapter_layers": len(layers) if isinstance(layers, list) else note.get("adapter_layers"),
         "lora_rank": peft.get("r"),
         "lora_alpha": peft.get("lora_alpha"),
-        # What the user chose for this base by hand.
+        # What the user set for this base.
         "compute_dtype": config.get("compute_dtype"),
         "chat_template": config.get("chat_template"),
         "plain": config.get("plain"),
     }
-    if layers is None and "adapter_layers" not in note:  # an adapter that PEFT alone has written
+    if layers is None and "adapter_layers" not in note:  # written by PEFT itself
         found["adapter_layers"] = "all"
     return {name: value for name, value in found.items() if value is not None}
 
 
-def check_same_base(parents: Sequence[SourceRun], base_is_named: bool) -> None:
-    """Refuse parents that one backbone can't hold.
+def check_same_base(sources: Sequence[SourceRun], base_is_named: bool) -> None:
+    """Refuse source runs that one backbone can't hold.
 
     Raises:
         UserError: they were trained on different bases (unless the user names one, and its
             fingerprint decides), or their adapters have different shapes.
     """
-    for other in parents[1:]:
-        first = parents[0]
+    for other in sources[1:]:
+        first = sources[0]
         same = first.base_path == other.base_path or first.base == other.base
         if not same and not base_is_named:
             raise UserError(

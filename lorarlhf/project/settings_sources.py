@@ -1,4 +1,4 @@
-"""Where settings come from: a YAML file and `--set`, each value with the place it was given at."""
+"""Where settings come from: a YAML file and `--set`, each value with its place."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from lorarlhf.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class SettingValue:
-    """A value somebody gave, and where: what an error names."""
+    """A value and its origin, which errors name."""
 
     name: str
     value: Any
@@ -53,7 +53,7 @@ def from_file(path: Path, stage: str = "") -> list[SettingValue]:
         return list(_entries(path, text, stage))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        last = text.rstrip("\n").count("\n")  # what is missing at the end is told there
+        last = text.rstrip("\n").count("\n")  # a problem at the end is on the last line
         line = f", line {min(mark.line, last) + 1}" if mark else ""
         why = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UserError(
@@ -101,7 +101,7 @@ def _pairs(path: Path, node: yaml.Node) -> Iterator[tuple[str, yaml.Node, str]]:
     for key, value in node.value:
         line, name = key.start_mark.line + 1, str(key.value)
         if name in seen:
-            raise UserError(f"{path}, line {line}: {name} stands on line {seen[name]} already.")
+            raise UserError(f"{path}, line {line}: {name} is on line {seen[name]} already.")
         seen[name] = line
         yield name, value, f"{path}, line {line}"
 
@@ -128,7 +128,7 @@ def from_set(text: str) -> SettingValue:
 
 
 def with_trl_flattened(given: Sequence[SettingValue]) -> Iterator[SettingValue]:
-    """The same with a whole `trl` mapping taken apart into `trl.FIELD`.
+    """The same values, a `trl` mapping divided into `trl.FIELD`.
 
     Raises:
         UserError: `trl` is something else than a mapping.
