@@ -82,7 +82,7 @@ def test_summary_has_every_key(finished: Path, small_base: Backbone) -> None:
     assert won["rate"] == pytest.approx((won["wins"] + won["ties"] / 2) / 12)
     assert won["ci95"][0] <= won["rate"] <= won["ci95"][1]
     assert summary["backbone"]["copies"] == 1
-    assert summary["backbone"]["bytes"] == small_base.bytes()
+    assert summary["backbone"]["bytes"] == small_base.footprint.bytes()
     stages = {"load", "sample", "rate", "reward", "ppo", "judge", "total"}
     assert stages <= set(summary["seconds"])
 
@@ -173,6 +173,8 @@ def test_ctrl_c_stops_cleanly(endings: list[str], tmp_path: Path) -> None:
     process = started(words, out / "preferences.jsonl", preexec_fn=listening)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
-    assert process.returncode == 130
+    # Where Ctrl-C falls into code that a library runs by itself, Python ends by the signal; a shell
+    # calls both 130.
+    assert process.returncode in (130, -signal.SIGINT)
     assert "--resume" in told and "Traceback" not in told
     assert json.loads((out / "run.json").read_text())["status"] == "stopped"

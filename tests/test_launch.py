@@ -25,7 +25,7 @@ from lorarlhf.runtime import distributed as group
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_jsonl
 from lorarlhf.runtime.run import Run
-from lorarlhf.stages.trl import checkpointing as resuming
+from lorarlhf.stages.trl import checkpointing
 from lorarlhf.stages.trl.arguments import batch_arguments
 
 # What the README says, with a free port.
@@ -199,7 +199,7 @@ def test_the_first_process_fetches_then_one_on_each_machine(
     for name, value in (("WORLD_SIZE", "8"), ("RANK", rank), ("LOCAL_RANK", local_rank)):
         monkeypatch.setenv(name, value)
     done: list[str] = []
-    monkeypatch.setattr(group, "wait", lambda: done.append("wait"))
+    monkeypatch.setattr(group, "barrier", lambda: done.append("wait"))
     group.main_process_first(lambda: done.append("make"))
     assert " ".join(done) == wanted
 
@@ -208,24 +208,25 @@ def test_a_checkpoint_that_a_process_does_not_see_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     far = tmp_path / "far" / "checkpoint-4"
-    monkeypatch.setattr(group, "from_first", lambda make: far)
-    with pytest.raises(UserError, match="checkpoint-4 .*on a disk that all machines see"):
-        resuming.can_go_on(tmp_path)
+    monkeypatch.setattr(group, "broadcast_from_main", lambda make: far)
+    with pytest.raises(UserError, match=r"checkpoint-4\. .*on a disk that all machines share"):
+        checkpointing.has_checkpoint(tmp_path)
     (tmp_path / "far" / "checkpoint-4").mkdir(parents=True)
     (far / "files.json").write_text("{}")
-    assert resuming.can_go_on(tmp_path)  # what the first one sees counts
+    assert checkpointing.has_checkpoint(tmp_path)  # what the first one sees counts
     trainer = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path)))
     loaded: list[Path] = []
     monkeypatch.setattr(checkpoint, "_load", lambda trainer, place: loaded.append(place))
     checkpoint.load_newest(cast(Any, trainer), True)
     assert loaded == [far]
     (far / "files.json").unlink()
-    with pytest.raises(UserError, match="on a disk that all machines see"):
+    with pytest.raises(UserError, match="on a disk that all machines share"):
         checkpoint.load_newest(cast(Any, trainer), True)
 
 
 @pytest.mark.parametrize(
-    ("local", "told"), [("4", "The same command on every machine"), ("8", "--num_processes 8 ")]
+    ("local", "told"),
+    [("4", "the same command with --resume on every machine"), ("8", "--num_processes 8 ")],
 )
 def test_a_stopped_run_says_what_goes_on(
     local: str,

@@ -17,7 +17,7 @@ import json, sys
 from pathlib import Path
 import torch
 from lorarlhf.backbone.base import Backbone
-from lorarlhf import processes
+from lorarlhf.runtime import distributed
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
 

@@ -123,6 +123,16 @@ def test_the_stages_whose_memory_is_counted_are_those_of_the_table() -> None:
     assert set(COUNTED) == set(STAGES)
 
 
+def test_only_ppo_has_the_setting_algorithm() -> None:
+    for stage in ("sft", "reward", "dpo", "orpo", "kto"):
+        error = fails(stage, sets=("algorithm=rloo", "trl.seed=1"))
+        assert "there is no setting algorithm" in error
+
+
+def test_a_base_is_text() -> None:
+    assert "base is text, found 7" in fails(sets=("base=7",))
+
+
 def test_an_unknown_key_names_the_nearest_and_the_line(tmp_path: Path) -> None:
     config = write(tmp_path, "# mine\nseed: 1\nlearning_rat: 0.1\n")
     error = fails(config=config)
@@ -295,7 +305,7 @@ def test_yaml_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     config = write(tmp_path, "seed: 1\nepochs: 1\nseed: 2\n")
-    assert f"{config}, line 3: seed stands on line 1 already" in fails(config=config)
+    assert f"{config}, line 3: seed is on line 1 already" in fails(config=config)
 
 
 def test_a_missing_file_and_one_that_is_no_text_are_named(tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
         UserError: whatever is wrong with files, settings, runs, the base, or the memory.
     """
     stage = request.stage
-    rows = stage.read(_named(request.data))
+    assert request.data is not None  # `fill_in` has named it or raised an error
+    rows = stage.read(request.data)
+    stage.check_rows(rows)
     if stage.rewarded:
         from lorarlhf.cli.ppo_options import check_rewards, check_vllm, read_rewards
 
@@ -105,12 +107,6 @@ def load(prepared: Prepared) -> "Backbone":
         models = [load_classifier(name, backbone.device) for name in request.reward_model]
         prepared.inputs.spec.rewards.extend(models)
     return backbone
-
-
-def _named(data: str | None) -> str:
-    if data is None:
-        raise UserError("The command names no rows to learn from.")
-    return data
 
 
 def _read_sources(request: TrainRequest) -> dict[str, SourceRun]:

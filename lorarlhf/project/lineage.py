@@ -8,16 +8,13 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorarlhf.backbone.fetch import PACKAGED
 from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 from lorarlhf.runtime.run import adapter_folder
-
-if TYPE_CHECKING:
-    pass
 
 # Which saved roles may be loaded as which.
 FITS = {

@@ -56,7 +56,7 @@ class Project:
             )
 
     @property
-    def project(self) -> Path:
+    def settings_file(self) -> Path:
         """The file with the settings that hold for all runs."""
         return self.folder / PROJECT
 
@@ -162,8 +162,13 @@ def create(
     return Project(place)
 
 
-def project_settings(space: Project) -> list[SettingValue]:
-    found = [_placed(item, space) for item in from_file(space.project)]
+def project_settings(project: Project) -> list[SettingValue]:
+    """The settings in a project's project.yaml, each with its line.
+
+    Raises:
+        UserError: a key that does not belong into a project.
+    """
+    found = [_placed(item, project) for item in from_file(project.settings_file)]
     for item in found:
         if item.name not in KEYS:
             raise UserError(
@@ -173,8 +178,8 @@ def project_settings(space: Project) -> list[SettingValue]:
     return found
 
 
-def _placed(item: SettingValue, space: Project) -> SettingValue:
+def _placed(item: SettingValue, project: Project) -> SettingValue:
     """A chat template's file is named as seen from the project."""
     if item.name != "chat_template" or not isinstance(item.value, str):
         return item
-    return SettingValue(item.name, str(space.folder / item.value), item.where)
+    return SettingValue(item.name, str(project.folder / item.value), item.where)

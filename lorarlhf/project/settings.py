@@ -142,7 +142,9 @@ def _backbone_keys() -> Iterator[Setting]:
     for name, parameter in inspect.signature(Backbone.load).parameters.items():
         if name != "log":
             limit = BACKBONE_LIMITS.get(name)
-            yield Setting(name, parameter.annotation, parameter.default, limit)
+            # In code a base may also be one that was opened before.
+            kind = str if name == "base" else parameter.annotation
+            yield Setting(name, kind, parameter.default, limit)
 
 
 def _own_keys(command: Stage | str) -> Sequence[Setting]:

@@ -35,6 +35,7 @@ class Stage:
         arguments: makes that configuration from a placement and the settings.
         run: trains, from a backbone, a run and prepared inputs.
         keys: the names of its settings, for `--help`; a test compares them with the classes.
+        check: looks at all rows together before anything is loaded, where it does.
         hold_out: splits rows into those to learn from and those to measure on, where it does.
         rloo_config: TRL's class where the setting `algorithm` is rloo.
         rewarded: whether it takes rewards and judges, and prompts instead of answers.
@@ -54,6 +55,7 @@ class Stage:
     arguments: str
     run: str
     keys: str
+    check: str = ""
     hold_out: str = ""
     rloo_config: str = ""
     rewarded: bool = False
@@ -71,13 +73,19 @@ class Stage:
         """The rows of a file. Raises a `UserError` that names the line of a bad one."""
         return load_named(self.reader)(path)
 
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """See that rows, each right by itself, can be learned from. Raises a `UserError`."""
+        if self.check:
+            load_named(self.check)(rows)
+
     def settings_class(self) -> Any:
         """The dataclass of the stage's settings."""
         return load_named(self.settings)
 
     def config_class(self, algorithm: str = "") -> Any:
         """TRL's configuration class, for the algorithm that the settings name."""
-        return load_named(self.rloo_config if algorithm == "rloo" else self.config)
+        rloo = algorithm == "rloo" and self.rloo_config
+        return load_named(self.rloo_config if rloo else self.config)
 
     def own_settings(self) -> list[Setting]:
         """The settings of its own classes; those of TRL's configuration are under `trl`."""

@@ -41,7 +41,7 @@ def conversational(
 
 
 def _as_messages(name: str, value: Any) -> Any:
-    if not isinstance(value, str) or name == "text":
+    if not isinstance(value, str) or name in ("text", "label"):
         return value
     if name == "prompt":
         return as_conversation(value)

@@ -25,8 +25,9 @@ SHOWN = ("loss", "rewards/margins")
 class KTOSettings:
     """Settings of KTO; `trl` reaches every other field of TRL's `KTOConfig`.
 
-    The default loss compares each answer with the mean KL of its forward, so `micro_batch_size` is
-    also the number of answers that this mean is taken over, and 2 at least.
+    The default loss compares each answer with a mean KL. TRL takes it over the answers of one
+    forward (of all processes), so `micro_batch_size`, which is 2 at least, changes the steps a
+    little. `trl.loss_type: apo_zero_unpaired` has no such mean.
     """
 
     epochs: PositiveFloat = 1.0  # passes over the answers
@@ -88,11 +89,19 @@ def arguments(placement: Placement, settings: KTOSettings) -> Any:
         **saving(settings.save_steps),
     }
     args = trl_arguments(KTOConfig, placement, own, settings.trl)
-    if args.loss_type == "kto" and args.per_device_train_batch_size < 2:
+    if args.loss_type != "kto":
+        return args
+    if args.per_device_train_batch_size < 2:
         raise UserError(
-            "KTO compares each answer with the others of its forward, so a forward needs 2 or "
-            "more: raise micro_batch_size and batch_size, or use --set "
-            "trl.loss_type=apo_zero_unpaired, which needs no others."
+            "KTO compares each answer with the others of its forward, and with these sizes a "
+            "forward holds one: choose a micro_batch_size of 2 or more that divides batch_size "
+            "(of each process), or use --set trl.loss_type=apo_zero_unpaired, which needs no "
+            "others."
+        )
+    if args.train_sampling_strategy != "sequential":
+        raise UserError(
+            "KTO's loss needs trl.train_sampling_strategy=sequential, since TRL pairs each answer "
+            "with the prompt after it. The rows are shuffled by the seed before."
         )
     return args
 
@@ -102,13 +111,7 @@ def run_kto(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
     from datasets import Dataset
     from trl import KTOTrainer
 
-    good = sum(bool(row["label"]) for row in inputs.rows)
-    bad = len(inputs.rows) - good
-    if not good or not bad:
-        raise UserError(
-            f"KTO learns from good and bad answers, and there are {good} good and {bad} bad ones. "
-            "Add answers of the other kind."
-        )
+    good, bad = check_labels(inputs.rows)
     balance(inputs.args, good, bad, inputs.settings.trl)
     if backbone.has("reference"):
         backbone.model.delete_adapter("ref")  # TRL makes it anew, as a copy of the policy
@@ -127,6 +130,22 @@ def run_kto(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
     return {"rows": len(inputs.rows), "good": good, "bad": bad} | loss_summary(trainer) | last
 
 
+def check_labels(rows: Sequence[Row]) -> tuple[int, int]:
+    """How many answers are good, and how many bad.
+
+    Raises:
+        UserError: there are none of one kind.
+    """
+    good = sum(bool(row["label"]) for row in rows)
+    bad = len(rows) - good
+    if not good or not bad:
+        raise UserError(
+            f"KTO learns from good and bad answers, and there are {good} good and {bad} bad ones. "
+            "Add answers of the other kind."
+        )
+    return good, bad
+
+
 def balance(args: Any, good: int, bad: int, given: dict[str, Any]) -> None:
     """Weight the rarer kind so that both count alike (arXiv 2402.01306, equation 8).
 
@@ -141,8 +160,8 @@ def balance(args: Any, good: int, bad: int, given: dict[str, Any]) -> None:
 def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
     """The rows in an order drawn by the seed, the longest first.
 
-    TRL takes KTO's rows in the order they have. A run that has memory for the longest row has it
-    for the others.
+    TRL takes KTO's rows in their order, the same in every epoch, and pairs neighbours for the KL. A
+    run that has memory for the longest row most likely has it for the others.
     """
     order = list(rows)
     random.Random(seed).shuffle(order)

@@ -92,7 +92,8 @@ def train_reward_model(
     settings = settings or RewardSettings()
     parts = hold_out(list(rows), eval_rows, settings, run.about["seed"])
     train, test = (conversational(part, backbone, settings.plain) for part in parts)
-    args = arguments(Placement.of(backbone, run), settings)
+    # The fit alone needs nothing of TRL, whose import takes seconds.
+    args = arguments(Placement.of(backbone, run), settings) if settings.epochs > 0 else None
     return run_reward_model(backbone, run, StageInputs(train, settings, args, test, resume))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -73,6 +74,7 @@ def train_rloo(
 
     if backbone.has("reference"):
         backbone.model.delete_adapter("ref")  # TRL makes it anew, as a copy of the policy
+    settings = replace(settings, reward_weights=list(spec.weights) if spec.weights else None)
     config = rloo_arguments(Placement.of(backbone, run), args, settings)
     # TRL leaves out what does not fill an update, and would train nothing where that is all.
     wanted = args.rollout_batch_size // settings.num_generations

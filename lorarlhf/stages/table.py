@@ -95,6 +95,7 @@ _LIST = (
         config="trl:KTOConfig",
         arguments="lorarlhf.stages.kto:arguments",
         run="lorarlhf.stages.kto:run_kto",
+        check="lorarlhf.stages.kto:check_labels",
         keys=DIRECT_KEYS,
         reference=True,
         smallest_micro_batch=2,

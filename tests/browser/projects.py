@@ -89,7 +89,7 @@ def running(
         project, words = create(folder), ("--no-model", *words)
     else:
         project, words = create(folder, base=str(base), bits=16), (*FAST_BASE, *words)
-        with project.project.open("a", encoding="utf-8") as file:
+        with project.settings_file.open("a", encoding="utf-8") as file:
             file.write("lora_rank: 4\n")
     if runs is not None:
         runs(project)

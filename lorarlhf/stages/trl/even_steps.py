@@ -3,7 +3,8 @@
 TRL's trainers give every micro-batch of a step the same weight, however many rows it has, and fill
 the last step of an epoch with rows that were used before, so that every process has as many. Here a
 step takes the next `batch_size` rows of one order, each process takes its share of them, and a mean
-over rows is a mean over all rows of the step.
+over rows is a mean over all rows of the step. ORPO averages over tokens of a forward and KTO takes
+its mean KL from one, so their steps depend on the forwards a little.
 """
 
 import itertools
