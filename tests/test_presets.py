@@ -154,8 +154,10 @@ def test_the_script_for_cards_runs_every_stage(
         assert "FAILED" not in rows[stage] and "%" in rows[stage], rows[stage]
     assert "FAILED" in rows["dpo"] and "There is no model folder /nowhere" in report
     assert "compute dtype" in report
-    # A random model's answers are all ties for the rater: the demo fails, and the report says so.
-    assert "FAILED" in rows["demo"] and "A reward role needs pairs" in report
+    # A random model's answers are ties for the rater, all of them or (with another dtype's rounding)
+    # nearly all: the demo fails, and the report says so.
+    few = ("could not tell any of 24 pairs apart", "A reward role needs pairs")
+    assert "FAILED" in rows["demo"] and any(text in report for text in few)
 
 
 def test_shapes_are_those_of_their_families() -> None:

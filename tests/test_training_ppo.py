@@ -157,7 +157,9 @@ def test_a_classifier_with_another_tokenizer_scores_the_answer_by_a_label(
     for good, bad in zip(*both, strict=True):
         probabilities = torch.tensor([good, bad]).exp()
         assert probabilities.sum().item() == pytest.approx(1.0, abs=1e-5)
-    with pytest.raises(UserError, match="has several outputs.*#LABEL with one of NEGATIVE"):
+    with pytest.raises(
+        UserError, match="has several outputs.*#LABEL, where LABEL is one of NEGATIVE"
+    ):
         load_classifier(str(tmp_path / "mood"), device)
     with pytest.raises(UserError, match="has no label happy"):
         load_classifier(f"{tmp_path / 'mood'}#happy", device)
