@@ -272,7 +272,7 @@ def test_kto_refuses_one_kind_alone_and_single_answers(tiny: Backbone, tmp_path:
     good = [row for row in LABELLED if row["label"]]
     with pytest.raises(UserError, match="2 good and 0 bad"):
         train_kto(tiny, good, Run(tmp_path, "kto", {}))
-    with pytest.raises(UserError, match="a forward needs 2 or more"):
+    with pytest.raises(UserError, match="a micro_batch_size of 2 or more"):
         train_kto(tiny, LABELLED, Run(tmp_path, "kto", {}), KTOSettings(micro_batch_size=1))
     alone = KTOSettings(micro_batch_size=1, trl={"loss_type": "apo_zero_unpaired", "max_steps": 1})
     assert train_kto(tiny, LABELLED, Run(tmp_path / "one", "kto", {}), alone)["steps"] == 1
