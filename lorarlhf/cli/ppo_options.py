@@ -50,14 +50,14 @@ def check_rewards(request: TrainRequest, settings: Settings, spec: RewardSpec) -
         raise UserError("kl_budget is measured on held-out prompts: add --eval FILE.")
     if own["algorithm"] == "rloo":
         _check_rloo(request, settings)
-    elif "num_generations" in settings.said:
+    elif "num_generations" in settings.given:
         raise UserError("num_generations is for algorithm rloo; PPO answers each prompt once.")
 
 
 def _check_rloo(request: TrainRequest, settings: Settings) -> None:
     from lorarlhf.stages.rloo import USED
 
-    unused = sorted(name for name in settings.said & settings.own.keys() if name not in USED)
+    unused = sorted(name for name in settings.given & settings.own.keys() if name not in USED)
     if unused:
         raise UserError(f"algorithm rloo has no critic and does not use {', '.join(unused)}.")
     if distributed.world_size() > 1:
