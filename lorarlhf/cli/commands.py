@@ -62,10 +62,10 @@ def ui(args: Namespace) -> Result:
     if is_project(args.project):
         if args.base:
             raise UserError(
-                f"{args.project} has its base already, in project.yaml; --base is for a project "
-                "that is made on the way."
+                f"{args.project} has its base already, in project.yaml; --base is only for a "
+                "new project."
             )
-    elif _agrees(f"{args.project} is no project yet."):
+    elif _agrees(f"{args.project} is not a project yet."):
         create(args.project, base=args.base or "smollm2-135m")
     Project(args.project)  # before the slow imports
     # Imported here and by name, since the pages are an optional extra.

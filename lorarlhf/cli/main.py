@@ -112,8 +112,8 @@ def explain(error: BaseException, command: str, debug: bool = False) -> tuple[in
         where = f" while writing {place}" if place else ""
         return 2, (
             f"The disk is full{where}. Free some space, or name a folder on another disk (--out "
-            "for the run, LORARLHF_CACHE for the base), then start again; training and demo go on "
-            "with --resume."
+            "for the run, LORARLHF_CACHE for the base), then start again; training and demo "
+            "continue with --resume."
         )
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return 1, (

@@ -51,7 +51,7 @@ class Project:
         self.folder = Path(folder).expanduser()
         if not is_project(self.folder):
             raise UserError(
-                f"{folder} is no project: it has no {PROJECT}. Make one with `lorarlhf new "
+                f"{folder} is not a project: it has no {PROJECT}. Make one with `lorarlhf new "
                 f"{folder}`."
             )
 
@@ -130,7 +130,7 @@ def create(
         prompts: a file of prompts to begin with. Default: the everyday prompts in the package.
 
     Raises:
-        UserError: a project is there already, the folder can't be written, or the prompts can't
+        UserError: the folder is already a project, it can't be written, or the prompts can't
             be read.
     """
     place = Path(folder).expanduser()
@@ -172,8 +172,8 @@ def project_settings(project: Project) -> list[SettingValue]:
     for item in found:
         if item.name not in KEYS:
             raise UserError(
-                f"{item.where}: {item.name} does not belong into a project, which holds "
-                f"{', '.join(KEYS)}. Put it into a file for --config."
+                f"{item.where}: {item.name} does not belong in a project, which holds "
+                f"{', '.join(KEYS)}. Put it in a file for --config."
             )
     return found
 

@@ -118,11 +118,11 @@ def from_set(text: str) -> SettingValue:
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise UserError(f"--set {text}: expected KEY=VALUE, such as --set learning_rate=1e-4.")
+        raise UserError(f"--set {text}: expected KEY=VALUE, for example --set learning_rate=1e-4.")
     try:
         return SettingValue(name.strip(), yaml.load(value, _Yaml), f"--set {text}")
     except yaml.YAMLError as error:
-        why = getattr(error, "problem", None) or "no YAML"
+        why = getattr(error, "problem", None) or "not YAML"
         message = f"--set {text}: the value can't be read ({why}). Put it in quotes."
         raise UserError(message) from error
 
