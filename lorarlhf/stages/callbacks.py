@@ -67,7 +67,7 @@ class RunCallback(TrainerCallback):
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
 
     def _look_for_a_loss(self, args: Any, logs: Row) -> None:
-        """Raise a `UserError` if the loss stays not a number. All processes see the same loss."""
+        """Raise a `UserError` if the loss stays NaN or infinite; all processes see the same one."""
         if "loss" in logs:
             found = math.isfinite(logs["loss"])
             self._seen |= found
