@@ -42,7 +42,7 @@ def test_this_installation_has_nothing_wrong_with_its_libraries() -> None:
 
 @pytest.mark.parametrize(
     ("name", "installed", "said"),
-    [("trl", "0.9", "0.9, needed is"), ("peft", None, "not installed")],
+    [("trl", "0.9", "0.9; needed: "), ("peft", None, "not installed")],
 )
 def test_an_old_or_missing_library_gets_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, name: str, installed: str | None, said: str
@@ -119,7 +119,7 @@ def test_a_card_that_torch_cannot_use_is_wrong(monkeypatch: pytest.MonkeyPatch) 
     listed = SimpleNamespace(returncode=0, stdout="GPU 0: NVIDIA A10 (UUID: GPU-1)\n")
     monkeypatch.setattr(doctor.subprocess, "run", lambda *a, **k: listed)
     check = doctor.device()
-    assert not check.ok and "GPU 0: NVIDIA A10 is there" in check.found
+    assert not check.ok and "found GPU 0: NVIDIA A10, but torch" in check.found
     assert "pytorch.org" in check.fix
 
 

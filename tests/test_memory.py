@@ -223,7 +223,7 @@ def test_a_table_of_all_stages(tiny_base: Path, capsys: pytest.CaptureFixture[st
         *("kv_cache", "scratch", "runtime", "total"),
     ]
     assert "fits" in lines[12] and lines[12].split()[1:] == ["yes"] * len(STAGES)
-    assert lines[-1] == "Computed; not measured on such a card."
+    assert lines[-1] == "Computed, not measured on this kind of card."
 
 
 def test_json_in_bytes(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:

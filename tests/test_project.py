@@ -134,7 +134,7 @@ def test_the_whole_loop_in_a_project(run: Run, tmp_path: Path, tiny_base: Path) 
     [
         (("sft",), "sft needs --data FILE with demonstrations, or a project's folder"),
         (("ppo",), "ppo needs --prompts FILE with prompts, or a project's folder"),
-        (("reward", "nothing"), "nothing is no project: it has no project.yaml"),
+        (("reward", "nothing"), "nothing is not a project: it has no project.yaml"),
         (("score", "mine", "--prompt", "a", "--answer", "b"), "has no reward yet"),
         (("chat", "mine", "--role", "policy", "--prompt", "a"), "has no policy yet"),
     ],
@@ -151,7 +151,7 @@ def test_a_key_that_no_project_holds_is_named(run: Run, tmp_path: Path) -> None:
         file.write("updates: 3\n")
     status, _, err = run("sft", "mine")
     line = (tmp_path / "mine/project.yaml").read_text().count("\n")
-    assert status == 2 and f"line {line}: updates does not belong into a project" in err
+    assert status == 2 and f"line {line}: updates does not belong in a project" in err
 
 
 def test_a_project_that_cannot_be_written_says_so(run: Run, tmp_path: Path) -> None:

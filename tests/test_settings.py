@@ -38,7 +38,7 @@ def test_defaults_are_those_of_the_stage_and_of_the_backbone() -> None:
     assert (settings.base, settings.seed) == ("smollm2-135m", 0)
     assert settings.backbone["bits"] == 4 and settings.backbone["adapter_layers"] == "upper-half"
     assert settings.own["epochs"] == 3.0 and settings.own["max_tokens"] == 1024
-    assert settings.trl == {} and settings.said == frozenset()
+    assert settings.trl == {} and settings.given == frozenset()
 
 
 def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
     assert settings.own["epochs"] == 7.0  # the last --set beats the file
     assert settings.seed == 3  # the flag beats --set
     assert settings.base == "smollm2-135m"  # a flag that was not given counts for nothing
-    assert settings.said == {"bits", "seed", "epochs", "learning_rate"}
+    assert settings.given == {"bits", "seed", "epochs", "learning_rate"}
 
 
 def test_what_a_parent_says_beyond_the_stage_is_left_out() -> None:

@@ -88,8 +88,8 @@ def _answer_once(args: Namespace, backbone: "Backbone", settings: "Settings", ro
         seed=settings.seed,
         max_prompt_tokens=settings.own["max_prompt_tokens"],
     )
-    told = {"role": role, "prompt": args.prompt, "answer": completion.text}
-    return Result(told | {"seed": settings.seed}, completion.text)
+    result = {"role": role, "prompt": args.prompt, "answer": completion.text}
+    return Result(result | {"seed": settings.seed}, completion.text)
 
 
 def _converse(

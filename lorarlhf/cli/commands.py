@@ -19,7 +19,7 @@ from lorarlhf.stages.table import STAGES
 
 
 def demo(args: Namespace) -> Result:
-    """The whole loop; prints its own lines as it goes."""
+    """The complete loop; it prints its own progress."""
     from lorarlhf.cli.demo import DemoOptions, run_demo
     from lorarlhf.project.settings import BACKBONE_LIMITS
     from lorarlhf.runtime.setting_types import at_least
@@ -39,13 +39,13 @@ def demo(args: Namespace) -> Result:
 
 
 def doctor(args: Namespace) -> Result:
-    """Checks of the machine and the installation; status 1 where something is wrong."""
+    """Checks of the machine and the installation; status 1 if any check fails."""
     from lorarlhf.cli.doctor import as_text, examine
 
     checks = examine()
-    whole = all(check.ok for check in checks)
-    data = {"ok": whole, "checks": [vars(check) for check in checks]}
-    return Result(data, as_text(checks), status=0 if whole else 1)
+    passed = all(check.ok for check in checks)
+    data = {"ok": passed, "checks": [vars(check) for check in checks]}
+    return Result(data, as_text(checks), status=0 if passed else 1)
 
 
 def estimate(args: Namespace) -> Result:
@@ -62,13 +62,13 @@ def ui(args: Namespace) -> Result:
     if is_project(args.project):
         if args.base:
             raise UserError(
-                f"{args.project} has its base already, in project.yaml; --base is for a project "
-                "that is made on the way."
+                f"{args.project} has its base already, in project.yaml; --base is only for a "
+                "new project."
             )
-    elif _agrees(f"{args.project} is no project yet."):
+    elif _agrees(f"{args.project} is not a project yet."):
         create(args.project, base=args.base or "smollm2-135m")
     Project(args.project)  # before the slow imports
-    # Imported here and by name: the pages are an extra that need not be installed.
+    # Imported here and by name, since the pages are an optional extra.
     try:
         pages = importlib.import_module("lorarlhf_ui.app")
     except ModuleNotFoundError as error:
@@ -101,13 +101,13 @@ def train(args: Namespace) -> Result:
     from lorarlhf.cli.train import train as run_training
 
     summary = run_training(args)
-    rows = [(name, _as_cell(value)) for name, value in summary.items()]
+    rows = [(name, _cell_text(value)) for name, value in summary.items()]
     rows = [(name, value) for name, value in rows if not isinstance(value, dict)]
     return Result(summary, table(rows))
 
 
-def _as_cell(value: Any) -> Any:
-    """A value for the table; a list as its items."""
+def _cell_text(value: Any) -> Any:
+    """A value for the table; the items of a list, separated by commas."""
     return (", ".join(map(str, value)) or "none") if isinstance(value, list) else value
 
 

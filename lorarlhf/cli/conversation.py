@@ -20,11 +20,11 @@ class Conversation:
     """The messages so far, and how the next answer is sampled.
 
     Args:
-        backbone: with the roles loaded that may be asked for.
-        roles: those roles, `base` among them.
+        backbone: with `roles` loaded.
+        roles: the roles that can answer, including `base`.
         system: the first message, if any.
-        plain: write the words one after the other, without the chat template.
-        seed: makes the answers repeatable; drawn anew for each answer if None.
+        plain: join the messages' texts by line breaks, without the chat template.
+        seed: makes the answers repeatable; None draws a new seed for each answer.
         sampling: `temperature`, `max_new_tokens` and `max_prompt_tokens` of `stream`.
     """
 
@@ -53,24 +53,24 @@ class Conversation:
         return f"{role} answers now."
 
     def reset(self) -> str:
-        """Forget the conversation, but for the system message."""
+        """Forget the conversation, except the system message."""
         self.messages = list(self.system)
         return "A new conversation."
 
     def answer(self, text: str) -> Pieces:
-        """Add what the user said and stream the answer, which becomes part of the conversation.
+        """Add the user's message and stream the answer, which becomes part of the conversation.
 
-        Closing the iterator stops the answer and keeps what was written of it.
+        Closing the iterator stops the answer and keeps the part that was written.
 
         Raises:
-            UserError: the conversation has become longer than max_prompt_tokens; what the user
-                said is taken back.
+            UserError: the conversation has become longer than max_prompt_tokens; the user's
+                message is removed again.
         """
         self.messages.append({"role": "user", "content": text})
         return self._stream()
 
     def retry(self) -> Pieces | None:
-        """Another answer to the user's last words; None where there are none."""
+        """Another answer to the user's last message; None if there is none."""
         if self.messages and self.messages[-1]["role"] == "assistant":
             self.messages.pop()
         return self._stream() if self.messages and self.messages[-1]["role"] == "user" else None
@@ -95,7 +95,7 @@ class Conversation:
         self._keep(written)
 
     def _keep(self, written: str) -> None:
-        # An empty answer is kept too: many templates want user and assistant by turns.
+        # An empty answer is kept too: many templates need user and assistant to alternate.
         self.messages.append({"role": "assistant", "content": written.strip()})
 
 
@@ -105,7 +105,7 @@ def opening(system: str | None) -> list[dict[str, str]]:
 
 
 def as_prompt(messages: list[dict[str, str]], plain: bool) -> Prompt:
-    """The messages for the chat template, or their words one below the other."""
+    """The messages for the chat template, or their texts joined by line breaks."""
     return "\n".join(message["content"] for message in messages) if plain else list(messages)
 
 
@@ -129,12 +129,12 @@ def run(
         if line == "/quit":
             return
         try:
-            _obey(conversation, line, out)
+            _handle_line(conversation, line, out)
         except UserError as error:
             print(f"{error} /reset starts a new conversation.", file=out)
 
 
-def _obey(conversation: Conversation, line: str, out: TextIO) -> None:
+def _handle_line(conversation: Conversation, line: str, out: TextIO) -> None:
     command, _, rest = line.partition(" ")
     if command == "/role":
         print(conversation.switch(rest.strip()), file=out)
@@ -153,7 +153,7 @@ def _obey(conversation: Conversation, line: str, out: TextIO) -> None:
 
 
 def _show(role: str, pieces: Pieces, out: TextIO) -> None:
-    """Print an answer as it is written; Ctrl-C stops it and only it."""
+    """Print an answer as it is written; Ctrl-C stops only this answer."""
     print(f"{role}> ", end="", file=out, flush=True)
     with closing(pieces):
         try:

@@ -1,7 +1,7 @@
-"""The whole loop on the small base: sample, rate, reward role, PPO, blind comparison, report.
+"""The complete loop on the small base: sample, rate, reward role, PPO, blind comparison, report.
 
-Each step leaves its result in the run's folder, so that `--resume` goes on at the first one that is
-missing. A simulated rater stands in for the person, so that the loop can be measured.
+Each step saves its result in the run's folder, and `--resume` continues at the first step without
+one. A simulated rater replaces the person, so the loop can be measured.
 """
 
 import itertools
@@ -39,11 +39,11 @@ Row = dict[str, Any]
 
 @dataclass
 class DemoOptions:
-    """What `lorarlhf demo` can be told."""
+    """The options of `lorarlhf demo`."""
 
     out: str = "runs/demo"
     rater: str = "cheerful"
-    noise: float = 0.1  # share of votes that are the wrong way round
+    noise: float = 0.1  # share of votes that are reversed
     pairs: int = 150  # votes
     updates: int = 36  # of PPO
     seed: int = 0
@@ -76,7 +76,8 @@ def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -
     """Run the loop; returns what it wrote to `summary.json`.
 
     Raises:
-        UserError: unknown rater, a folder that holds something else, other options on resume.
+        UserError: the rater is unknown, the folder holds something else, or the options changed on
+            resume.
         KeyboardInterrupt: after noting in `run.json` that the run was stopped.
     """
     rater = Rater.named(options.rater, noise=options.noise, seed=options.seed)
@@ -95,11 +96,11 @@ def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -
 
 
 def _prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> None:
-    """Refuse folders that hold something else; put an older demo aside unless it is resumed."""
+    """Refuse folders that hold something else; rename an earlier demo unless it is resumed."""
     out = Path(options.out)
     about = read_json(out / "run.json")
     if out.exists() and any(out.iterdir()) and about.get("stage") != "demo":
-        raise UserError(f"The folder {out} holds something else than a demo. Name another --out.")
+        raise UserError(f"The folder {out} holds something else, not a demo. Name another --out.")
     if options.resume:
         now = {name: value for name, value in asdict(options).items() if name != "resume"}
         before = about.get("config", now)
@@ -110,7 +111,7 @@ def _prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> None:
             earlier = ", ".join(f"{name} was {before.get(name)}" for name in changed)
             raise UserError(
                 f"The run in {out} was started with other options ({earlier}). Resume it with the "
-                "same ones, or start anew without --resume."
+                "same ones, or start again without --resume."
             )
     elif about:
         numbers = itertools.count(1)
@@ -250,7 +251,7 @@ class _Demo:
                 "the answers are too short or too alike for its rule. Take another --rater."
             )
         if len(votes) < self.pairs and not self.options.quick:
-            self.log(f"   Only {len(votes)} pairs are not ties; the loop goes on with those.")
+            self.log(f"   Only {len(votes)} pairs are not ties; the loop continues with those.")
         write_jsonl(self.out / "preferences.jsonl", votes)
         self.log(f"   {len(votes)} votes kept ({ties} of {len(answers)} pairs were ties).")
         return votes

@@ -1,6 +1,6 @@
 """`lorarlhf doctor`: checks of the machine and the installation, with a fix for each problem.
 
-Each check is on its own, so that a broken library spoils only the lines that need it.
+The checks are independent: a broken library fails only the checks that need it.
 """
 
 import importlib
@@ -43,7 +43,7 @@ def examine() -> list[Check]:
 
 
 def as_text(checks: list[Check]) -> str:
-    """A line for each check, and what to do under those that failed."""
+    """A line for each check, with the fix below each check that failed."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -81,7 +81,7 @@ def python() -> Check:
     wanted = metadata.metadata("lorarlhf")["Requires-Python"]
     here = platform.python_version()
     ok = SpecifierSet(wanted).contains(here, prereleases=True)
-    fix = "make a new environment with such a Python: python3.12 -m venv .venv"
+    fix = "make a new environment with a supported Python: python3.12 -m venv .venv"
     return Check("python", ok, f"{here} ({wanted}), {platform.system()}", fix)
 
 
@@ -104,7 +104,7 @@ def _library(name: str, wanted: str, specifier: str) -> Check:
     except metadata.PackageNotFoundError:
         return Check(name, False, f"not installed ({specifier})", _install(wanted))
     if not SpecifierSet(specifier).contains(found, prereleases=True):
-        return Check(name, False, f"{found}, needed is {specifier}", _install(wanted))
+        return Check(name, False, f"{found}; needed: {specifier}", _install(wanted))
     if name in IMPORTED:
         try:
             importlib.import_module(name)
@@ -134,7 +134,7 @@ def device() -> Check:
             f"{sys.executable} -m pip install --force-reinstall torch "
             "(https://pytorch.org/get-started/locally names the right index), or a newer driver"
         )
-        return Check("device", False, f"{threads}; {card} is there, torch can't use it", fix)
+        return Check("device", False, f"{threads}; found {card}, but torch can't use it", fix)
     return Check("device", True, f"{threads} (no CUDA card found)")
 
 
@@ -151,7 +151,7 @@ def _nvidia_card() -> str:
 
 
 def compute_dtype() -> Check:
-    """The dtype that training would use: bfloat16 if the device has it; others work, too."""
+    """The dtype that training would use: bfloat16 if the device has it. The others work, too."""
     from lorarlhf.backbone.devices import best_device, compute_dtype_for
 
     best = best_device(4)
@@ -210,7 +210,7 @@ def card_memory() -> Check:
     if not torch.cuda.is_available():
         return Check("card memory", True, "no CUDA card")
     free, total = torch.cuda.mem_get_info()
-    fix = "end other programs on the card (nvidia-smi lists them), or use device=cpu"
+    fix = "close other programs on the card (nvidia-smi lists them), or use device=cpu"
     found = f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB"
     return Check("card memory", free >= NEEDED_CARD, found, fix)
 

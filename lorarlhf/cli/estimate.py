@@ -20,7 +20,7 @@ def run(args: Namespace) -> dict[str, Any]:
     """The command's result: settings, bytes by stage and part, what fits.
 
     Raises:
-        UserError: no such base, a configuration that is not a decoder's, a number out of range.
+        UserError: the base does not exist or is not a decoder, or a number is out of range.
     """
     shape = read_shape(args.base)
     named = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
@@ -79,6 +79,6 @@ def as_text(result: dict[str, Any]) -> str:
             " most answer tokens at this micro_batch_size."
         )
     if not result["measured"]:
-        lines.append("kv_cache and what the learning keeps are not there at the same time.")
-        lines.append("Computed; not measured on such a card.")
+        lines.append("kv_cache and the memory of learning are not in use at the same time.")
+        lines.append("Computed, not measured on this kind of card.")
     return "\n".join(lines)

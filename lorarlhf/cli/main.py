@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         status = _main(words)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever read our output has enough
+    except BrokenPipeError:  # the reader of our output closed it
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         import json
 
-        # A library or a reward function that prints must not spoil the one object on stdout.
+        # Whatever libraries or reward functions print goes to stderr: stdout holds one JSON object.
         with contextlib.redirect_stdout(sys.stderr):
             result = COMMANDS[args.command](args)
         if distributed.is_main():
@@ -89,11 +89,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _wait_for_the_first(error: BaseException) -> None:
-    """Let one process speak where several end of the same thing.
+    """Let one process report an error that ends several.
 
     When a process ends, its launcher ends the others within a tenth of a second. So the first
-    speaks at once, and another only where the first does not end; and the first leaves it to that
-    other where all it knows is that a connection broke.
+    process reports at once, and another one only if the first does not end. If the first knows
+    only that a connection broke, it waits too, and the other one reports.
     """
     broken = isinstance(error, RuntimeError) and CONNECTION.search(str(error)) is not None
     if distributed.world_size() > 1 and (broken or not distributed.is_main()):
@@ -102,26 +102,26 @@ def _wait_for_the_first(error: BaseException) -> None:
 
 def explain(error: BaseException, command: str, debug: bool = False) -> tuple[int, str]:
     """The exit status of an exception, and one paragraph for the person at the terminal."""
-    said = " ".join(str(error).split())
+    reason = " ".join(str(error).split())
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, ""  # who was stopped has said what is kept
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in said:
+        return 130, ""  # the stopped command has logged what is kept
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in reason:
         place = getattr(error, "filename", None)
         where = f" while writing {place}" if place else ""
         return 2, (
             f"The disk is full{where}. Free some space, or name a folder on another disk (--out "
-            "for the run, LORARLHF_CACHE for the base), then start again; training and demo go on "
-            "with --resume."
+            "for the run, LORARLHF_CACHE for the base), then start again; training and demo "
+            "continue with --resume."
         )
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return 1, (
-            f"{command} ran out of memory ({said or 'no details'}). Make a forward smaller with "
+            f"{command} ran out of memory ({reason or 'no details'}). Make a forward smaller with "
             "--set micro_batch_size=1, the texts shorter, or take fewer adapter_layers."
         )
     again = "" if debug else " Run it again with --debug for the traceback."
-    return 1, f"{command} failed: {type(error).__name__}: {said.rstrip('.')}.{again}"
+    return 1, f"{command} failed: {type(error).__name__}: {reason.rstrip('.')}.{again}"
 
 
 def _show_everything() -> None:

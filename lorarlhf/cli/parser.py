@@ -1,4 +1,4 @@
-"""What the command line takes: every command with its options. Nothing heavy is imported here."""
+"""The parser of the command line: every command and its options. It imports nothing heavy."""
 
 import argparse
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ EXPORT_FORMS = (
     *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
 )
 SUMMARIES = {
-    "demo": "the whole loop on the small base, with a simulated rater",
+    "demo": "the complete loop on the small base, with a simulated rater",
     "new": "make a project: a folder with settings, prompts, votes and runs",
     **{stage.name: stage.summary for stage in STAGES.values()},
     "chat": "talk to the base or to a trained policy",
@@ -37,14 +37,14 @@ SUMMARIES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one paragraph, like all others."""
+    """An argument parser whose errors are one paragraph, like the package's other errors."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}. See `{self.prog} --help`.")
 
 
 def build_parser() -> Parser:
-    """The whole command line."""
+    """The parser of all commands."""
     parser = Parser(
         prog="lorarlhf",
         description="RLHF with LoRA on one 4-bit base model, one stage a command.",
@@ -92,12 +92,12 @@ def _demo(sub: Parser) -> None:
     sub.add_argument("--noise", type=float, help="share of wrong votes (default: 0.1)")
     sub.add_argument("--pairs", type=int, help="votes (default: 150)")
     sub.add_argument("--updates", type=int, help="updates of PPO (default: 36)")
-    sub.add_argument("--seed", type=int, help="of everything drawn at random (default: 0)")
+    sub.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
     sub.add_argument("--base", help="smollm2-135m, a folder or a Hugging Face id")
     sub.add_argument("--bits", type=int, help="4, 8 or 16 (default: 4)")
     sub.add_argument("--adapter-layers", help="upper-half, all or a number of layers")
     sub.add_argument("--quick", action="store_true", help="a minute: shows only that it works")
-    sub.add_argument("--resume", action="store_true", help="go on after the last finished step")
+    sub.add_argument("--resume", action="store_true", help="continue after the last finished step")
 
 
 def _new(sub: Parser) -> None:
@@ -109,7 +109,7 @@ def _new(sub: Parser) -> None:
 
 
 def _training(stage: Stage, sub: Parser) -> None:
-    text = "a project's folder, which fills in what is not named"
+    text = "a project's folder; provides the options that are left out"
     sub.add_argument("project", metavar="PROJECT", nargs="?", help=text)
     if stage.rewarded:
         sub.add_argument(stage.data_option, dest="data", metavar="FILE", help=stage.rows)
@@ -119,22 +119,22 @@ def _training(stage: Stage, sub: Parser) -> None:
             metavar="FILE.py:NAME",
             action="append",
             default=[],
-            help="a Python function; may be given again, the scores are added",
+            help="a Python function; may be repeated, the scores are added",
         )
         sub.add_argument(
             "--reward-model",
             metavar="NAME[#LABEL]",
             action="append",
             default=[],
-            help="a sequence classification model (folder or Hugging Face id); may be given again",
+            help="a sequence classification model (folder or Hugging Face id); may be repeated",
         )
-        sub.add_argument("--eval", metavar="FILE", help="held-out prompts, measured on the way")
+        sub.add_argument("--eval", metavar="FILE", help="held-out prompts to measure on")
         sub.add_argument(
             "--judge-function",
             metavar="FILE.py:NAME",
             action="append",
             default=[],
-            help="judges the held-out answers and rewards nothing; may be given again",
+            help="judges the held-out answers, without being a reward; may be repeated",
         )
     else:
         text = f"{stage.rows}: .jsonl, .json, .csv or .parquet"
@@ -145,37 +145,37 @@ def _training(stage: Stage, sub: Parser) -> None:
     init = "start from its policy" if trains_policy else "base and adapter shape of that run"
     sub.add_argument("--init", metavar="RUN", help=f"an earlier run: {init}")
     sub.add_argument("--out", metavar="DIR", help=f"folder of the run (default: runs/{stage.name})")
-    sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    sub.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     sub.add_argument("--base", help="smollm2-135m (the default), a folder or a Hugging Face id")
-    sub.add_argument("--seed", type=int, help="of everything drawn at random (default: 0)")
+    sub.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
     sub.add_argument("--config", metavar="FILE.yaml", help="settings, one `key: value` a line")
-    text = "start also where the memory seems too small"
+    text = "start even if the memory seems too small"
     sub.add_argument("--no-memory-check", action="store_true", help=text)
     _set_option(sub)
 
 
 def _set_option(sub: Parser) -> None:
-    text = "one setting; may be given again, and counts more than --config"
+    text = "one setting; may be repeated; overrides --config"
     sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=text)
 
 
 def _score(sub: Parser) -> None:
     sub.add_argument("run", metavar="RUN", help="a run with a reward role, or a project")
-    sub.add_argument("--prompt", metavar="TEXT", help="what was asked")
-    text = "what was answered; may be given again"
+    sub.add_argument("--prompt", metavar="TEXT", help="the prompt that was answered")
+    text = "the answer to score; may be repeated"
     sub.add_argument("--answer", metavar="TEXT", action="append", default=[], help=text)
     sub.add_argument("--file", metavar="FILE", help="rows of prompt and completion instead")
-    sub.add_argument("--base", help="another base than the run's own name for it")
+    sub.add_argument("--base", help="load this base instead of the one that the run names")
     _set_option(sub)
 
 
 def _chat(sub: Parser) -> None:
-    text = "a run with a policy, such as runs/demo, or a project; may be left out with --base"
+    text = "a run with a policy, for example runs/demo, or a project; optional with --base"
     sub.add_argument("run", metavar="RUN", nargs="?", help=text)
-    sub.add_argument("--prompt", metavar="TEXT", help="answer this once and end")
+    sub.add_argument("--prompt", metavar="TEXT", help="answer this one prompt and exit")
     sub.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
     sub.add_argument("--role", choices=("base", "policy", "reference"), help="who answers")
-    sub.add_argument("--base", help="another base than the run's own name for it")
+    sub.add_argument("--base", help="load this base instead of the one that the run names")
     sub.add_argument("--seed", type=int, help="makes answers repeatable")
     sub.add_argument(
         "--temperature", type=float, default=0.7, help="0: always the likeliest word (default: 0.7)"
@@ -188,8 +188,10 @@ def _chat(sub: Parser) -> None:
 
 def _estimate(sub: Parser) -> None:
     sub.add_argument("--base", default="smollm2-135m", help="a base, or a config.json")
-    sub.add_argument("--stage", choices=list(STAGES), help="only this one")
-    sub.add_argument("--card", type=float, metavar="GB", help="what fits into so many gigabytes")
+    sub.add_argument("--stage", choices=list(STAGES), help="only this stage")
+    sub.add_argument(
+        "--card", type=float, metavar="GB", help="show what fits on a card of this size"
+    )
     sub.add_argument("--device", choices=("cuda", "cpu"), help="(default: cuda)")
     sub.add_argument("--bits", type=int, choices=(4, 8, 16), help="(default: 4)")
     sub.add_argument(
@@ -204,9 +206,9 @@ def _estimate(sub: Parser) -> None:
     sub.add_argument("--policy-layers", type=int, help="of PPO (default: two thirds of the layers)")
     sub.add_argument("--value-layers", type=int, help="of PPO (default: one third of the layers)")
     for name, text in (
-        ("--gradient-checkpointing", "activations are recomputed: less memory, more time"),
-        ("--value-adapter", "in PPO the value has an adapter of its own (default: yes)"),
-        ("--reference", "so has the reference, as after SFT (default: yes)"),
+        ("--gradient-checkpointing", "recompute activations: less memory, more time"),
+        ("--value-adapter", "in PPO the value has its own adapter (default: yes)"),
+        ("--reference", "the reference has its own adapter, as after SFT (default: yes)"),
     ):
         sub.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
 
@@ -218,8 +220,12 @@ def _votes(sub: Parser) -> None:
     one.add_argument("--import", dest="import_file", metavar="FILE", help=text)
     text = "write the votes for others: own (everything), " + ", ".join(EXPORT_FORMS[1:])
     one.add_argument("--export", metavar="FORM", choices=EXPORT_FORMS, help=text)
-    one.add_argument("--backup", metavar="FILE.sqlite", help="copy the whole store, also in use")
-    sub.add_argument("--answers", metavar="FILE", help="of LLMFAO: the pairs that were judged")
+    one.add_argument(
+        "--backup", metavar="FILE.sqlite", help="copy the store, even while it is in use"
+    )
+    sub.add_argument(
+        "--answers", metavar="FILE", help="for LLMFAO: the file of the pairs that were judged"
+    )
     sub.add_argument("--out", metavar="FILE.jsonl", help="where --export writes; a new file")
     text = "what --export writes (default: train)"
     sub.add_argument("--purpose", choices=("train", "compare", "all"), help=text)
@@ -239,10 +245,10 @@ def _ui(sub: Parser) -> None:
     text = "the project's folder (default: the one here)"
     sub.add_argument("project", metavar="PROJECT", nargs="?", help=text)
     sub.add_argument("--port", type=int, default=7860, help="0: any free one (default: 7860)")
-    sub.add_argument("--no-browser", action="store_true", help="open no browser")
-    sub.add_argument("--no-model", action="store_true", help="only rate what is there already")
+    sub.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    sub.add_argument("--no-model", action="store_true", help="only rate answers that exist already")
     sub.add_argument("--rater", metavar="NAME", default="me", help="who votes (default: me)")
-    text = "let others in this network in; raters then log in (see `lorarlhf raters`)"
+    text = "allow others on this network; raters then log in (see `lorarlhf raters`)"
     sub.add_argument("--lan", action="store_true", help=text)
-    sub.add_argument("--base", help="of a project that is made on the way")
+    sub.add_argument("--base", help="the base of a new project")
     _set_option(sub)

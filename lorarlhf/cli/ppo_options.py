@@ -1,4 +1,4 @@
-"""The options of the command `ppo`: rewards of every kind, judges, and what fits with what."""
+"""The options of the command `ppo`: rewards, judges, and checks of which options go together."""
 
 from lorarlhf.cli.request import TrainRequest
 from lorarlhf.project.settings import Settings
@@ -14,8 +14,8 @@ def read_rewards(request: TrainRequest) -> RewardSpec:
     The reward models that `--reward-model` names are loaded after it, and come last.
 
     Raises:
-        UserError: no reward at all, a function or file that is not there, or judges without
-            held-out prompts.
+        UserError: there is no reward, a function or file does not exist, or there are judges
+            without held-out prompts.
     """
     if not (request.reward or request.reward_function or request.reward_model):
         raise UserError(
@@ -23,7 +23,7 @@ def read_rewards(request: TrainRequest) -> RewardSpec:
             "FILE.py:NAME for a Python function, or --reward-model FOLDER; or several of them."
         )
     if request.judge_function and not request.eval:
-        raise UserError("A judge needs held-out prompts to judge answers to: add --eval FILE.")
+        raise UserError("A judge needs held-out prompts: add --eval FILE.")
     return RewardSpec(
         rewards=["reward"] * bool(request.reward)
         + [load_function(name) for name in request.reward_function],
@@ -32,10 +32,10 @@ def read_rewards(request: TrainRequest) -> RewardSpec:
 
 
 def check_rewards(request: TrainRequest, settings: Settings, spec: RewardSpec) -> None:
-    """See that the settings fit the rewards.
+    """Check that the settings fit the rewards.
 
     Raises:
-        UserError: weights of another number, settings that RLOO does not use, or a KL budget
+        UserError: the wrong number of weights, settings that RLOO does not use, or a KL budget
             without held-out prompts.
     """
     own = settings.own
@@ -50,14 +50,14 @@ def check_rewards(request: TrainRequest, settings: Settings, spec: RewardSpec) -
         raise UserError("kl_budget is measured on held-out prompts: add --eval FILE.")
     if own["algorithm"] == "rloo":
         _check_rloo(request, settings)
-    elif "num_generations" in settings.said:
+    elif "num_generations" in settings.given:
         raise UserError("num_generations is for algorithm rloo; PPO answers each prompt once.")
 
 
 def _check_rloo(request: TrainRequest, settings: Settings) -> None:
     from lorarlhf.stages.rloo import USED
 
-    unused = sorted(name for name in settings.said & settings.own.keys() if name not in USED)
+    unused = sorted(name for name in settings.given & settings.own.keys() if name not in USED)
     if unused:
         raise UserError(f"algorithm rloo has no critic and does not use {', '.join(unused)}.")
     if distributed.world_size() > 1:
@@ -77,13 +77,13 @@ def _check_rloo(request: TrainRequest, settings: Settings) -> None:
 
 
 def check_vllm(settings: Settings, base_path: str) -> None:
-    """See that the vLLM server is there, where one is to sample.
+    """Check that the vLLM server answers, if one is used for sampling.
 
     Args:
         base_path: the folder or id that the server has to have loaded.
 
     Raises:
-        UserError: nobody answers there, or another model does.
+        UserError: no server answers, or it has loaded another model.
     """
     own = settings.own
     if own["generation"] == "vllm":

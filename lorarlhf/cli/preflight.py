@@ -81,7 +81,11 @@ class MemoryEstimate:
         largest = sorted(parts.items(), key=lambda item: -item[1])[:4]
         named = ", ".join(f"{name.replace('_', ' ')} {size / GB:.1f}" for name, size in largest)
         longest = plan.prompt_tokens + plan.answer_tokens
-        sort = "" if MACHINES[plan.device].measured else "; computed, not measured on such a card"
+        sort = (
+            ""
+            if MACHINES[plan.device].measured
+            else "; computed, not measured on this kind of card"
+        )
         return (
             f"Memory: about {total / GB:.1f} GB at the peak, {free / GB:.1f} GB free ({named}; "
             f"{plan.micro_batch_size} at a time, the longest of {longest} tokens{sort})."
@@ -104,7 +108,7 @@ class MemoryEstimate:
         advice = f"What would fit: {'; '.join(ways)}." if ways else self._all_changes(free)
         raise UserError(
             f"{self.describe(free)} That does not fit. {advice} `lorarlhf estimate` shows every "
-            "part; --no-memory-check starts it all the same."
+            "part; --no-memory-check starts it anyway."
         )
 
     def _ways(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -248,7 +252,7 @@ def _check_cut_rows(lengths: Sequence[Length], limit: int) -> None:
     if longer := [length.prompt for length in lengths if length.prompt >= limit]:
         raise UserError(
             f"{len(longer)} of {len(lengths)} rows have a prompt as long as max_tokens ({limit}) "
-            f"or longer (up to {max(longer)}), so that nothing of the answer is left to learn "
+            f"or longer (up to {max(longer)}), so no token of the answer is left to learn "
             "from. Shorten them, leave them out, or raise the limit with --set max_tokens=N."
         )
     if longer := [sum(length) for length in lengths if sum(length) > limit]:

@@ -46,13 +46,13 @@ class Prepared:
 
 
 def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
-    """Read files, resolve settings, open the base, check that all fits.
+    """Read files, resolve settings, open the base, and check that everything fits.
 
     Args:
         project: the settings of the request's project.
 
     Raises:
-        UserError: whatever is wrong with files, settings, runs, the base, or the memory.
+        UserError: something is wrong with the files, settings, runs, base or memory.
     """
     stage = request.stage
     assert request.data is not None  # `fill_in` has named it or raised an error
@@ -65,7 +65,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     eval_rows = stage.read(request.eval) if request.eval else None
     sources = _read_sources(request)
     settings = _resolve(request, project, sources)
-    check_same_base(list(sources.values()), "base" in settings.said)
+    check_same_base(list(sources.values()), "base" in settings.given)
     if stage.rewarded:
         check_rewards(request, settings, spec)
         spec = replace(spec, weights=settings.own["reward_weights"])

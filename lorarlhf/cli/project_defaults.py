@@ -1,6 +1,6 @@
-"""What a project's folder fills in where a command names none: files, runs to start from, `--out`.
+"""What a project provides when a command leaves it out: files, runs to start from, and `--out`.
 
-What the user says on the command line counts more.
+Options on the command line override it.
 """
 
 import json
@@ -22,11 +22,11 @@ FEWEST_PROMPTS = 4  # one on each side of a split, and some to learn from
 
 
 def fill_in(request: TrainRequest) -> tuple[TrainRequest, list[SettingValue]]:
-    """The request with what its earlier run and its project know, and the project's settings.
+    """The request, completed from its earlier run and its project; and the project's settings.
 
     Raises:
-        UserError: no project and no file, too few votes, or a key in project.yaml that does not
-            belong there.
+        UserError: there is no project and no file, there are too few votes, or project.yaml has a
+            key that does not belong there.
     """
     project = Project(request.project) if request.project else None
     if request.resume:
@@ -96,7 +96,7 @@ def newest_run(folder: str, role: str) -> str:
 
 
 def open_for_chat(args: Namespace) -> list[SettingValue]:
-    """Put a project's newest policy, or where it has none its bare base, in its place."""
+    """Replace a project by its newest policy, or by its base if it has no policy."""
     if args.run is None or not is_project(args.run):
         return []
     project = Project(args.run)

@@ -1,4 +1,4 @@
-"""What a training command was asked for, as one frozen object."""
+"""The options of a training command, as one frozen object."""
 
 from argparse import Namespace
 from dataclasses import dataclass, field, fields, replace
@@ -10,7 +10,7 @@ from lorarlhf.stages.table import STAGES
 
 
 def _recorded(default: Any) -> Any:
-    """A field that names files of the run: it stands in run.json and survives `--resume`."""
+    """A field that names files of the run: it is saved in run.json and restored by `--resume`."""
     return field(default=default, metadata={"recorded": True})
 
 
@@ -18,8 +18,8 @@ def _recorded(default: Any) -> Any:
 class TrainRequest:
     """A training command's options. A project fills in what is missing and gives a new request.
 
-    The recorded fields are the one list of the files that a run was made from: run.json, `--resume`
-    and the messages about changes are made from it.
+    The recorded fields are the one list of a run's input files. run.json, `--resume` and the
+    messages about changes use it.
 
     Attributes:
         argv: the words of the command line.
@@ -62,7 +62,7 @@ class TrainRequest:
 
     @property
     def folder(self) -> Path:
-        """Where the run goes."""
+        """The run's folder."""
         return Path(self.out or f"runs/{self.stage.name}")
 
     def recorded(self) -> dict[str, Any]:
@@ -89,5 +89,5 @@ class TrainRequest:
 
 
 def recorded_fields() -> list[str]:
-    """The names of the fields that stand in run.json."""
+    """The names of the fields that are saved in run.json."""
     return [f.name for f in fields(TrainRequest) if f.metadata.get("recorded")]

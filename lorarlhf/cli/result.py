@@ -1,4 +1,4 @@
-"""What a command hands back, and tables of it for people."""
+"""A command's result, and its table for the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """What a command hands back: `data` for --json, `text` for people, and the exit status."""
+    """A command's result: `data` for --json, `text` for people, and the exit status."""
 
     data: Any
     text: str = ""

@@ -1,7 +1,7 @@
 """The training commands: from a request to a finished run folder.
 
-What can be checked without the base is checked before it is loaded, and earlier results in the
-run's folder are kept.
+Everything that can be checked without the base is checked before it is loaded. Earlier results in
+the run's folder are kept.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ Row = dict[str, Any]
 
 
 def train(args: Namespace) -> Row:
-    """Run one training stage as its command was given; returns the summary.
+    """Run the training stage of a command; returns the summary.
 
     Raises:
-        UserError: whatever is wrong with files, settings or runs.
+        UserError: something is wrong with the files, settings or runs.
         KeyboardInterrupt: after noting in `run.json` that the run was stopped.
     """
     distributed.initialize()
@@ -82,7 +82,7 @@ def _open_run(prepared: Prepared) -> Run:
 
 @contextlib.contextmanager
 def _recorded(run: Run, request: TrainRequest) -> Iterator[None]:
-    """Note in `run.json` how the run ended, also when it did not end well."""
+    """Note in `run.json` how the run ended, even if it failed."""
     try:
         yield
     except KeyboardInterrupt:
@@ -100,7 +100,7 @@ def _recorded(run: Run, request: TrainRequest) -> Iterator[None]:
 def _say_how_to_resume(run: Run, request: TrainRequest) -> None:
     command = shlex.join([*launch_command(), *(a for a in request.argv if a != "--resume")])
     if not any((run.folder / "checkpoints").glob("checkpoint-*")):
-        log_to_stderr("Stopped before anything could be kept; the same command starts again.")
+        log_to_stderr("Stopped before anything was saved; the same command starts again.")
     elif distributed.node_count() > 1:
         log_to_stderr("Stopped. To resume, give the same command with --resume on every machine.")
     else:
@@ -108,7 +108,7 @@ def _say_how_to_resume(run: Run, request: TrainRequest) -> None:
 
 
 def _close_bars() -> None:
-    """End the line of a progress bar that was cut off, so that the next message has its own."""
+    """End the line of an interrupted progress bar, so the next message starts on a new line."""
     from tqdm import tqdm
 
     for bar in list(getattr(tqdm, "_instances", ())):

@@ -56,7 +56,7 @@ class SourceRun:
         return self.base_path if Path(self.base_path).is_dir() else self.base or self.base_path
 
     def settings_values(self) -> list[SettingValue]:
-        """The settings and the base; everything that the user gives counts more."""
+        """The settings and the base; anything that the user sets overrides them."""
         values = self.settings | ({"base": self.loads} if self.loads else {})
         return [SettingValue(name, value, self.name) for name, value in values.items()]
 
@@ -68,7 +68,7 @@ def read_source_run(run: str | Path, role: str, option: str) -> SourceRun:
         role: the role that will be loaded from it.
 
     Raises:
-        UserError: no such folder, none of its adapters is of that role.
+        UserError: the folder does not exist, or none of its adapters has that role.
     """
     path = Path(run).expanduser()
     if not path.is_dir():
@@ -83,10 +83,10 @@ def read_source_run(run: str | Path, role: str, option: str) -> SourceRun:
 
 
 def read_any_source_run(run: str | Path, option: str) -> SourceRun:
-    """A run of which only the base is read, whichever adapters it has.
+    """A source run with any adapter, for commands that need only its base.
 
     Raises:
-        UserError: no such folder, or it holds no adapters.
+        UserError: the folder does not exist, or it holds no adapters.
     """
     path = Path(run).expanduser()
     for folder in (path, *sorted(path.glob("adapters/*"))):
@@ -114,8 +114,8 @@ def _source(option: str, run: Path, adapter: Path) -> SourceRun:
 
 def _settings(about: dict[str, Any], note: dict[str, Any], peft: dict[str, Any]) -> dict[str, Any]:
     layers = peft.get("layers_to_transform")
-    said = about.get("config")
-    config = said if isinstance(said, dict) else {}
+    recorded = about.get("config")
+    config = recorded if isinstance(recorded, dict) else {}
     found = {
         "bits": about.get("bits"),
         "adapter_layers": len(layers) if isinstance(layers, list) else note.get("adapter_layers"),

@@ -23,13 +23,13 @@ def open_base_of(settings: Settings) -> "BaseFiles":
 
 
 def load_backbone(settings: Settings, base: "BaseFiles | None" = None) -> "Backbone":
-    """Load the base as the settings say, with a line for whoever waits.
+    """Load the base as the settings say, and log a line first because it takes a while.
 
     Args:
-        base: from `open_base_of`, where it was opened before.
+        base: from `open_base_of`, if it is open already.
 
     Raises:
-        UserError: as `Backbone.load`; also more adapter layers than the base has layers.
+        UserError: as in `Backbone.load`; also if there are more adapter layers than layers.
     """
     from lorarlhf.backbone.base import Backbone
 
@@ -43,6 +43,6 @@ def load_backbone(settings: Settings, base: "BaseFiles | None" = None) -> "Backb
     try:
         return Backbone.load(base, seed=settings.seed, log=log_to_stderr, **how)
     except ValueError as error:
-        if str(error).startswith("adapter_layers"):  # what it may be is known only now
+        if str(error).startswith("adapter_layers"):  # the limit is known only now
             raise UserError(f"{error}.") from error
         raise

@@ -17,7 +17,7 @@ PROJECT, PROMPTS, VOTES, RUNS = "project.yaml", "prompts.jsonl", "preferences.sq
 KEYS = ("base", "bits", "adapter_layers", "lora_rank", "lora_alpha", "chat_template", "seed")
 _TEMPLATE = """\
 # A lorarlhf project. The training commands, chat and score take its folder: lorarlhf reward {name}
-# What stands here holds for its runs; the run that one goes on from, --config and --set count more.
+# These settings apply to its runs. The run that one starts from, --config and --set override them.
 
 # smollm2-135m, a folder, or a Hugging Face id. Adapters fit only the base they were trained on.
 base: {base}
@@ -51,7 +51,7 @@ class Project:
         self.folder = Path(folder).expanduser()
         if not is_project(self.folder):
             raise UserError(
-                f"{folder} is no project: it has no {PROJECT}. Make one with `lorarlhf new "
+                f"{folder} is not a project: it has no {PROJECT}. Make one with `lorarlhf new "
                 f"{folder}`."
             )
 
@@ -75,13 +75,13 @@ class Project:
         return sorted(found, key=lambda p: int(p.name.split("-")[0]), reverse=True)
 
     def next_run(self, stage: str) -> Path:
-        """Make the folder for a new run, such as `runs/0007-ppo`; it is nobody else's then."""
+        """Make the folder for a new run, for example `runs/0007-ppo`, and reserve its number."""
         while True:
             newest = self.runs()[:1]
             number = 1 + (int(newest[0].name.split("-")[0]) if newest else 0)
             taken = self.folder / RUNS / f"{number:04d}"
             try:
-                # By its number alone, so that two commands of different stages can't share one.
+                # The number alone, so two commands of different stages can't take the same one.
                 taken.mkdir(parents=True)
             except FileExistsError:
                 time.sleep(0.01)
@@ -94,14 +94,14 @@ class Project:
             return run
 
     def unfinished(self, stage: str) -> Path | None:
-        """The newest run of a stage, where it is not done."""
+        """The newest run of a stage, if it is not done."""
         ours = [run for run in self.runs() if run.name.endswith(f"-{stage}")]
         ours = [run for run in ours if (run / "run.json").is_file()]
         done = bool(ours) and read_json(ours[0] / "run.json").get("status") == "done"
         return ours[0] if ours and not done else None
 
     def newest_with(self, role: str, stages: tuple[str, ...] = ()) -> Path | None:
-        """The newest finished run that saved a role, of these stages where some are named."""
+        """The newest finished run that saved a role; only of `stages`, if any are named."""
         for run in self.runs():
             about = read_json(run / "run.json")
             trained = not stages or about.get("stage") in stages
@@ -127,10 +127,10 @@ def create(
     """Make a project: `project.yaml` with comments, prompts, and an empty store of votes.
 
     Args:
-        prompts: a file of prompts to begin with; the everyday ones that come along by default.
+        prompts: a file of prompts to begin with. Default: the everyday prompts in the package.
 
     Raises:
-        UserError: a project is there already, the folder can't be written, or the prompts can't
+        UserError: the folder is already a project, it can't be written, or the prompts can't
             be read.
     """
     place = Path(folder).expanduser()
@@ -163,23 +163,23 @@ def create(
 
 
 def project_settings(project: Project) -> list[SettingValue]:
-    """The settings in a project's project.yaml, each with its line.
+    """The settings in `project.yaml`.
 
     Raises:
-        UserError: a key that does not belong into a project.
+        UserError: a key that is not in `KEYS`, or what `from_file` raises.
     """
     found = [_placed(item, project) for item in from_file(project.settings_file)]
     for item in found:
         if item.name not in KEYS:
             raise UserError(
-                f"{item.where}: {item.name} does not belong into a project, which holds "
-                f"{', '.join(KEYS)}. Put it into a file for --config."
+                f"{item.where}: {item.name} does not belong in a project, which holds "
+                f"{', '.join(KEYS)}. Put it in a file for --config."
             )
     return found
 
 
 def _placed(item: SettingValue, project: Project) -> SettingValue:
-    """A chat template's file is named as seen from the project."""
+    """The path of a chat template is relative to the project's folder."""
     if item.name != "chat_template" or not isinstance(item.value, str):
         return item
     return SettingValue(item.name, str(project.folder / item.value), item.where)

@@ -1,7 +1,7 @@
-"""The settings of a command: defaults < parent runs < config file < --set < flags of their own.
+"""The settings of a command: defaults < source runs < config file < --set < flags.
 
 The keys are the parameters of `Backbone.load`, the fields of the stage's own settings, and TRL's
-fields under `trl`. Every value is checked where it enters, so that an error names its place.
+fields under `trl`. Every value is checked as it is read, so an error can name its place.
 """
 
 import difflib
@@ -69,7 +69,7 @@ class Settings:
         backbone: the other keyword arguments of `Backbone.load`.
         own: the stage's own settings.
         trl: fields of TRL's config.
-        said: the keys that the user gave, rather than a default or a parent run.
+        given: the keys that the user set; the others come from defaults or source runs.
     """
 
     base: str
@@ -77,12 +77,12 @@ class Settings:
     backbone: dict[str, Any]
     own: dict[str, Any]
     trl: dict[str, Any] = field(default_factory=dict)
-    said: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()
 
     def flat(self) -> dict[str, Any]:
         """All settings as one mapping, for `run.json`."""
-        whole = {"base": self.base, "seed": self.seed, **self.backbone, **self.own}
-        return whole | ({"trl": self.trl} if self.trl else {})
+        values = {"base": self.base, "seed": self.seed, **self.backbone, **self.own}
+        return values | ({"trl": self.trl} if self.trl else {})
 
 
 def resolve(
@@ -96,11 +96,11 @@ def resolve(
     """The settings of a training stage, or of one of `COMMANDS` by name.
 
     Args:
-        config: a flat YAML file; `trl` in it is a mapping, and so is what only one stage takes,
+        config: a flat YAML file. `trl` in it is a mapping. So are the settings of one stage alone,
             under the stage's name.
         sets: `KEY=VALUE` with the value in YAML; `trl.X=VALUE` for a field of TRL's config.
         flags: values of the command's own options; None means not given.
-        inherited: what parent runs were trained with; those that the stage lacks are left out.
+        inherited: what source runs were trained with; keys that the stage lacks are left out.
 
     Raises:
         UserError: an unknown key (names the nearest), a value of another type or out of range,
@@ -108,31 +108,31 @@ def resolve(
     """
     name = command if isinstance(command, str) else command.name
     keys = known_keys(command)
-    said = from_file(Path(config), name) if config else []
-    said += [from_set(text) for text in sets]
-    said += [SettingValue(k, v, f"--{k} {v}") for k, v in (flags or {}).items() if v is not None]
-    given = [item for item in inherited if item.name in keys] + said
+    given = from_file(Path(config), name) if config else []
+    given += [from_set(text) for text in sets]
+    given += [SettingValue(k, v, f"--{k} {v}") for k, v in (flags or {}).items() if v is not None]
+    items = [item for item in inherited if item.name in keys] + given
     values = {key.name: key.default for key in keys.values()}
     trl: dict[str, Any] = {}
-    config_class = _config_class(command, given)
-    for item in with_trl_flattened(given):
+    config_class = _config_class(command, items)
+    for item in with_trl_flattened(items):
         if item.name.startswith("trl.") and config_class is not None:
             trl[item.name.removeprefix("trl.")] = _trl_value(item, config_class())
         else:
             values[item.name] = _checked(item, keys, name, config_class)
-    return _sorted(values, trl, frozenset(item.name for item in said))
+    return _sorted(values, trl, frozenset(item.name for item in given))
 
 
-def _config_class(command: Stage | str, given: Sequence[SettingValue]) -> Callable[[], Any] | None:
+def _config_class(command: Stage | str, items: Sequence[SettingValue]) -> Callable[[], Any] | None:
     """A function that imports TRL's configuration class, where the command has one."""
     if isinstance(command, str):
         return None
-    algorithms = [item.value for item in given if item.name == "algorithm"]
+    algorithms = [item.value for item in items if item.name == "algorithm"]
     return partial(command.config_class, algorithms[-1] if algorithms else "")
 
 
 def known_keys(command: Stage | str) -> dict[str, Setting]:
-    """The keys a command takes by name, `trl` left out."""
+    """The keys that a command takes, by name, without `trl`."""
     return {key.name: key for key in (*_backbone_keys(), *_own_keys(command))}
 
 
@@ -151,14 +151,14 @@ def _own_keys(command: Stage | str) -> Sequence[Setting]:
     return COMMANDS[command] if isinstance(command, str) else command.own_settings()
 
 
-def _sorted(values: dict[str, Any], trl: dict[str, Any], said: frozenset[str]) -> Settings:
+def _sorted(values: dict[str, Any], trl: dict[str, Any], given: frozenset[str]) -> Settings:
     base, seed = values.pop("base"), values.pop("seed")
     if values["chat_template"] is not None:  # a run remembers the file wherever it is read from
         values["chat_template"] = str(Path(values["chat_template"]).expanduser().resolve())
     names = {key.name for key in _backbone_keys()}
     backbone = {name: value for name, value in values.items() if name in names}
     own = {name: value for name, value in values.items() if name not in names}
-    return Settings(base, seed, backbone, own, trl, said)
+    return Settings(base, seed, backbone, own, trl, given)
 
 
 # ---- checks
@@ -210,7 +210,7 @@ def _trl_value(item: SettingValue, kind: Any) -> Any:
         hint = f" Did you mean trl.{near[0]}?" if near else ""
         raise UserError(f"{item.where}: TRL's {kind.__name__} has no field {name}.{hint}")
     if not set(_choices(types_of[name])) <= {int, float, bool, str, types.NoneType}:
-        return item.value  # TRL's own words and mappings: its config checks them
+        return item.value  # enums and mappings of TRL's own: its config checks them
     try:
         return convert(item.value, types_of[name])
     except ValueError:
@@ -228,7 +228,7 @@ def convert(value: Any, kind: Any) -> Any:
     """`value` as `kind` (a type, or a union of types tried in their order).
 
     Raises:
-        ValueError: it is none of that kind, or not a finite number.
+        ValueError: it can't be converted, or it is not a finite number.
     """
     choices = _choices(kind)
     if value is None and types.NoneType in choices:

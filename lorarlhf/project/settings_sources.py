@@ -14,7 +14,7 @@ from lorarlhf.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class SettingValue:
-    """A value and its origin, which errors name."""
+    """A value and where it was set, for error messages."""
 
     name: str
     value: Any
@@ -35,10 +35,10 @@ _Yaml.add_implicit_resolver(
 def from_file(path: Path, stage: str = "") -> list[SettingValue]:
     """The entries of a YAML file for a stage; those of its `trl` mapping as `trl.FIELD`.
 
-    A stage's own come last, from a mapping of its name, so that one file serves all stages.
+    One file can serve all stages: the mapping under a stage's name comes last, so it counts more.
 
     Raises:
-        UserError: the file is missing, not UTF-8, no YAML, or names a key twice.
+        UserError: the file is missing, is not UTF-8, is not YAML, or names a key twice.
     """
     try:
         text = path.expanduser().read_text(encoding="utf-8-sig")
@@ -114,24 +114,24 @@ def from_set(text: str) -> SettingValue:
     """`KEY=VALUE` with the value in YAML.
 
     Raises:
-        UserError: no `=` in it, or a value that is no YAML.
+        UserError: it has no `=`, or its value is not YAML.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise UserError(f"--set {text}: expected KEY=VALUE, such as --set learning_rate=1e-4.")
+        raise UserError(f"--set {text}: expected KEY=VALUE, for example --set learning_rate=1e-4.")
     try:
         return SettingValue(name.strip(), yaml.load(value, _Yaml), f"--set {text}")
     except yaml.YAMLError as error:
-        why = getattr(error, "problem", None) or "no YAML"
+        why = getattr(error, "problem", None) or "not YAML"
         message = f"--set {text}: the value can't be read ({why}). Put it in quotes."
         raise UserError(message) from error
 
 
 def with_trl_flattened(given: Sequence[SettingValue]) -> Iterator[SettingValue]:
-    """The same values, a `trl` mapping divided into `trl.FIELD`.
+    """The same values, with a `trl` mapping split into `trl.FIELD`.
 
     Raises:
-        UserError: `trl` is something else than a mapping.
+        UserError: `trl` is not a mapping.
     """
     for item in given:
         if item.name != "trl":

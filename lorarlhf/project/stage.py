@@ -1,7 +1,7 @@
-"""`Stage`: what the other parts need to know about a training stage, as one record.
+"""`Stage`: one record with all that the other folders need to know about a training stage.
 
 The records themselves are in `lorarlhf.stages.table`, since they name that folder's code. A record
-holds names of modules and is cheap; what it names is imported when it is asked for.
+holds only names of modules and functions; they are imported when they are needed.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,21 +28,21 @@ class Stage:
         name: of the command, of the folders of its runs and of its section in settings files.
         summary: one line for `--help`.
         rows: what it learns from, in words: for messages and for `--help`.
-        reader: reads a file of such rows.
+        reader: reads a file of those rows.
         export: the form of a project's votes that it learns from; "" where it reads the prompts.
         settings: its settings class; `trl` in it holds fields of TRL's configuration.
         config: TRL's configuration class.
         arguments: makes that configuration from a placement and the settings.
         run: trains, from a backbone, a run and prepared inputs.
         keys: the names of its settings, for `--help`; a test compares them with the classes.
-        check: looks at all rows together before anything is loaded, where it does.
-        hold_out: splits rows into those to learn from and those to measure on, where it does.
+        check: checks all rows together before anything is loaded; "" if the stage has no check.
+        hold_out: splits rows into training and held-out rows; "" if the stage has no split.
         rloo_config: TRL's class where the setting `algorithm` is rloo.
         rewarded: whether it takes rewards and judges, and prompts instead of answers.
         trains: the role that learns.
-        starts_from_sft: whether in a project it begins with the newest supervised run.
-        reference: whether the policy that it begins with becomes the reference.
-        smallest_micro_batch: rows that a forward has at least.
+        starts_from_sft: whether it starts from the project's newest SFT run.
+        reference: whether the policy that it starts from becomes the reference.
+        smallest_micro_batch: the smallest number of rows in a forward.
     """
 
     name: str

@@ -16,7 +16,7 @@ from lorarlhf.runtime.run import Run
 Row = dict[str, Any]
 
 PATIENCE = 3
-"""After how many log lines in a row whose loss is not a number a training ends."""
+"""The training ends after this many log lines in a row whose loss is not a number."""
 
 
 class RunCallback(TrainerCallback):
@@ -30,14 +30,14 @@ class RunCallback(TrainerCallback):
         stage: str | None = None,
     ) -> None:
         self.run, self.title, self.shown = run, title, tuple(shown)
-        self.stage = stage  # the run's own, unless the run has several
+        self.stage = stage  # None: the run's own stage
         self.bar: tqdm | None = None
-        self._peak_told = False
+        self._peak_logged = False
         self._lost, self._seen = 0, False  # log lines in a row without a loss; one with a loss
 
-    def _tell_peak(self) -> None:
-        """Once, after the first step, which begins with the longest rows."""
-        self._peak_told = True
+    def _log_peak(self) -> None:
+        """Log the peak memory once, after the first step, which has the longest rows."""
+        self._peak_logged = True
         card = peak_card_mb().get("peak_card_mb")
         taken = card or peak_rss_mb()
         self.run.about["first_step_mb"] = taken
@@ -51,8 +51,8 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
-        if not self._peak_told and state.is_world_process_zero:
-            self._tell_peak()
+        if not self._peak_logged and state.is_world_process_zero:
+            self._log_peak()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any
@@ -67,17 +67,17 @@ class RunCallback(TrainerCallback):
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
 
     def _look_for_a_loss(self, args: Any, logs: Row) -> None:
-        """Raise a `UserError` where the loss stays no number; every process sees the same one."""
+        """Raise a `UserError` if the loss stays NaN or infinite; all processes see the same one."""
         if "loss" in logs:
             found = math.isfinite(logs["loss"])
             self._seen |= found
             self._lost = 0 if found else self._lost + 1
         nothing = "train_runtime" in logs and self._lost and not self._seen
         if nothing or self._lost >= PATIENCE:
-            cure = "Use a lower learning rate (--set learning_rate=...)."
+            fix = "Use a lower learning rate (--set learning_rate=...)."
             if args.fp16:
-                cure = "Values overflow in float16: use --set compute_dtype=float32."
-            raise UserError(f"The loss of {self.title} is not a number any more. {cure}")
+                fix = "Values overflow in float16: use --set compute_dtype=float32."
+            raise UserError(f"The loss of {self.title} is not a number any more. {fix}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
@@ -85,6 +85,6 @@ class RunCallback(TrainerCallback):
 
 
 def log_beside_bars(text: str) -> None:
-    """One line on standard error, above the progress bars that stand there."""
+    """Print one line on standard error, above any progress bars."""
     if distributed.is_main():
         tqdm.write(text, file=sys.stderr)

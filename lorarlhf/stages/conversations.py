@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def prompt_conversations(rows: Sequence[Row], plain: bool) -> list[Row]:
-    """Rows of prompts as conversations, so that the chat template is used, unless `plain`.
+    """Rows of prompts as conversations for the chat template; unchanged if `plain`.
 
     All columns are kept, for reward functions.
     """
@@ -24,7 +24,7 @@ def prompt_conversations(rows: Sequence[Row], plain: bool) -> list[Row]:
 def conversational(
     rows: Sequence[Row], encoder: Backbone | PromptEncoder, plain: bool
 ) -> list[Row]:
-    """Texts as conversations, so that the chat template is used, unless `plain`.
+    """Texts as conversations for the chat template; unchanged if `plain`.
 
     Only TRL's columns are kept.
 

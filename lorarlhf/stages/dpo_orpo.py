@@ -48,7 +48,7 @@ def train_direct(
         rows: `prompt`, `chosen`, `rejected`.
         run: gets the metrics; the policy is saved under its adapters/.
         method: `dpo` (arXiv 2305.18290) or `orpo` (arXiv 2403.07691, without a reference).
-        resume: go on from the run's newest checkpoint, where it has one.
+        resume: continue from the run's newest checkpoint, if there is one.
 
     Returns:
         a summary: rows, steps, first and last loss, accuracy of the last log line.
@@ -98,7 +98,7 @@ def run_dpo(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
     from trl import DPOTrainer
 
     if backbone.has("reference"):
-        backbone.model.delete_adapter("ref")  # TRL makes it anew, as a copy of the policy
+        backbone.model.delete_adapter("ref")  # TRL makes a new one, a copy of the policy
     return _run(DPOTrainer, "DPO", backbone, run, inputs)
 
 

@@ -17,7 +17,7 @@ class StageInputs:
         settings: an instance of the stage's settings class.
         args: TRL's configuration.
         eval_rows: held-out rows in the same form, for stages that take them.
-        resume: go on from the run's newest checkpoint, where it has one.
+        resume: continue from the run's newest checkpoint, if there is one.
     """
 
     rows: Sequence[Row]

@@ -55,7 +55,7 @@ def train_kto(
         rows: `prompt`, `completion` and `label` (true: a good answer), or preference pairs, whose
             chosen answers are good and whose rejected ones are bad.
         run: gets the metrics; the policy is saved under its adapters/.
-        resume: go on from the run's newest checkpoint, where it has one.
+        resume: continue from the run's newest checkpoint, if there is one.
 
     Returns:
         a summary: rows, good and bad answers, steps, first and last loss, and the last margin
@@ -114,7 +114,7 @@ def run_kto(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
     good, bad = check_labels(inputs.rows)
     balance(inputs.args, good, bad, inputs.settings.trl)
     if backbone.has("reference"):
-        backbone.model.delete_adapter("ref")  # TRL makes it anew, as a copy of the policy
+        backbone.model.delete_adapter("ref")  # TRL makes a new one, a copy of the policy
     trainer = run_trl_trainer(
         KTOTrainer,
         backbone,
@@ -147,10 +147,10 @@ def check_labels(rows: Sequence[Row]) -> tuple[int, int]:
 
 
 def balance(args: Any, good: int, bad: int, given: dict[str, Any]) -> None:
-    """Weight the rarer kind so that both count alike (arXiv 2402.01306, equation 8).
+    """Weight the rarer label, so both labels count equally (arXiv 2402.01306, equation 8).
 
     Args:
-        given: the user's own fields of TRL's configuration; weights in it stay.
+        given: the fields of TRL's configuration that the user set; weights among them stay.
     """
     if not any(name in given for name in WEIGHTS):
         most = max(good, bad)

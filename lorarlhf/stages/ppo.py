@@ -39,9 +39,9 @@ def train_ppo(
         run: gets the metrics; policy and value are saved under its adapters/.
         args: the settings; `output_dir` is the run's folder.
         spec: the rewards; by default the reward role.
-        eval_rows: prompts that no update sees, measured on the way.
-        resume: go on from the run's newest checkpoint, where it has one.
-        samples: answer the same few prompts through training, in samples.jsonl.
+        eval_rows: held-out prompts, measured during training and never trained on.
+        resume: continue from the run's newest checkpoint, if there is one.
+        samples: answer a few fixed prompts during training, saved in samples.jsonl.
 
     Returns:
         the trainer's summary, and the `alarms` that are on at the end.
@@ -74,10 +74,10 @@ def train_ppo(
 
 
 def arguments(placement: Placement, settings: PPOSettings) -> PPOConfig:
-    """PPO's configuration; for RLOO it is also tried whether TRL's takes the same.
+    """PPO's configuration. For RLOO, TRL's configuration is checked as well.
 
     Raises:
-        UserError, ValueError: a value or a field that is not taken.
+        UserError, ValueError: a field or its value is not accepted.
     """
     if settings.algorithm != "rloo":
         return trl_arguments(PPOConfig, placement, settings.config, settings.trl)
@@ -89,7 +89,7 @@ def arguments(placement: Placement, settings: PPOSettings) -> PPOConfig:
 
 
 def run_ppo(backbone: Backbone, run: Run, inputs: PPOInputs) -> dict[str, Any]:
-    """PPO or RLOO from prepared inputs; the reference is saved, too, where there is one.
+    """PPO or RLOO from prepared inputs. If there is a reference, it is saved, too.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended the training after an update.

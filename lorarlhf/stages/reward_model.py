@@ -71,7 +71,7 @@ def train_reward_model(
     eval_rows: Sequence[Row] | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Learn the reward role from pairs.
+    """Train the reward role on preference pairs.
 
     Args:
         backbone: gets the role `reward` with its head.
@@ -80,7 +80,7 @@ def train_reward_model(
             and the fit in votes.safetensors.
         eval_rows: pairs of other prompts to measure on; without them a share of the prompts is
             held out.
-        resume: go on from the run's newest checkpoint, where it has one. The fit is made anew.
+        resume: continue from the run's newest checkpoint, if there is one. The fit is repeated.
 
     Returns:
         a summary: `heldout_accuracy` and `n`, pairs, the fit's cross-validated accuracy, how many
@@ -100,7 +100,7 @@ def train_reward_model(
 def hold_out(
     rows: Sequence[Row], eval_rows: Sequence[Row] | None, settings: RewardSettings, seed: int
 ) -> tuple[Sequence[Row], Sequence[Row]]:
-    """Pairs to learn from and pairs of other prompts to measure on.
+    """Split pairs into training pairs and held-out pairs of other prompts.
 
     Raises:
         UserError: there are no pairs for one of the two.

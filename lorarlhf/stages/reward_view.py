@@ -80,7 +80,7 @@ class RewardView(nn.Module):
         self.__dict__["backbone"].causal.gradient_checkpointing_enable(**kwargs)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Hand the trainer's wish on to the base."""
+        """Pass the trainer's request on to the base."""
         self.__dict__["backbone"].causal.activation_checkpointing_enable(**kwargs)
 
 

@@ -73,7 +73,7 @@ def train_rloo(
     from trl import RLOOTrainer
 
     if backbone.has("reference"):
-        backbone.model.delete_adapter("ref")  # TRL makes it anew, as a copy of the policy
+        backbone.model.delete_adapter("ref")  # TRL makes a new one, a copy of the policy
     settings = replace(settings, reward_weights=list(spec.weights) if spec.weights else None)
     config = rloo_arguments(Placement.of(backbone, run), args, settings)
     # TRL leaves out what does not fill an update, and would train nothing where that is all.

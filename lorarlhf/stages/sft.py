@@ -43,7 +43,7 @@ def train_sft(
         rows: `prompt` and `completion`, or `messages`, or `text`.
         run: gets the metrics; policy and reference are saved under its adapters/.
         settings: by default those of `SFTSettings()`.
-        resume: go on from the run's newest checkpoint, where it has one.
+        resume: continue from the run's newest checkpoint, if there is one.
 
     Returns:
         a summary: rows, steps, first and last loss.

@@ -28,7 +28,7 @@ def run_trl_trainer(
         trainer_class: TRL's; it gets even steps, checkpoints and retries after out of memory.
         role: whose adapter trains.
         args: TRL's configuration.
-        resume: go on from the run's newest checkpoint, where it has one.
+        resume: continue from the run's newest checkpoint, if there is one.
         named: handed to the trainer: datasets, callbacks, a collator, another `model`.
 
     Raises:
