@@ -154,8 +154,8 @@ def test_the_script_for_cards_runs_every_stage(
         assert "FAILED" not in rows[stage] and "%" in rows[stage], rows[stage]
     assert "FAILED" in rows["dpo"] and "There is no model folder /nowhere" in report
     assert "compute dtype" in report
-    # A random model answers with ties for the rater, nearly or all of them (as rounding in its dtype
-    # has it): the demo fails, and the report says so.
+    # Most answers of a random model are ties for the rater, in some dtypes all of them: the demo
+    # fails, and the report says so.
     few = ("could not tell any of 24 pairs apart", "A reward role needs pairs")
     assert "FAILED" in rows["demo"] and any(text in report for text in few)
 
