@@ -73,7 +73,7 @@ def test_a_settings_file_for_all_stages(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mine.yaml, line 1: expected one `key: value` a line"):
         resolve(STAGES["sft"], config=path)
     path.write_text("sft:\n  epochs: 1\n  epochs: 2\n")
-    with pytest.raises(UserError, match=r"line 3: epochs stands on line 2 already"):
+    with pytest.raises(UserError, match=r"line 3: epochs is on line 2 already"):
         resolve(STAGES["sft"], config=path)
 
 
