@@ -90,7 +90,7 @@ def simulated_votes(backbone: Backbone, quick: bool) -> list[dict[str, str]]:
 
     rater = Rater.named(RATER, noise=NOISE, seed=SEED)
     print(f"The rater `{rater.name}`: {rater.sentence}")
-    answers = [[Answer(c.text, c.ended) for c in side] for side in (first, second)]
+    answers = [[Answer.of(completion) for completion in side] for side in (first, second)]
     votes = vote_pairs(rater, prompts, *answers)
     print(f"{len(votes)} votes; the other {len(prompts) - len(votes)} pairs were ties.")
     return votes

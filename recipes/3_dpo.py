@@ -17,17 +17,10 @@ A smaller BETA moves the policy further from step 1 for the same votes.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from lorarlhf import Backbone, UserError, generate, train_direct
-from lorarlhf.data import (
-    as_conversation,
-    bundled,
-    read_preferences,
-    read_prompts,
-    write_jsonl,
-)
-from lorarlhf.evaluation.win_rate import WinRate, judge_pairs, win_rate
+from lorarlhf.data import as_conversation, bundled, read_preferences, read_prompts, write_jsonl
+from lorarlhf.evaluation.comparison import judge, samples_as_text
 from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runtime.errors import exit_on_user_error
 from lorarlhf.runtime.files import write_json
@@ -82,35 +75,19 @@ def main() -> None:
     trained = train_direct(backbone, votes, run, METHOD, settings)
 
     after = generate(backbone, chats, max_new_tokens=length, seed=SEED + 1)
-    won, samples = compare(prompts, before, after)
+    old, new = ([Answer.of(completion) for completion in side] for side in (before, after))
+    figures, samples = judge(Rater.named(RATER, noise=0), prompts, old, new, SEED)
+    print(samples_as_text(samples))
     write_jsonl(folder / "samples.jsonl", samples)
-    summary = run.finish("done", trained | {"win_rate": won.to_dict()})
+    summary = run.finish("done", trained | figures)
     write_json(folder / "summary.json", summary)
 
-    low, high = won.ci95
+    won = summary["win_rate"]
+    low, high = won["ci95"]
     print(f"\nLoss {summary['loss_first']:.2f} -> {summary['loss_last']:.2f}.")
-    print(f"The policy won {won.rate:.0%} of {won.n} comparisons (95%: {low:.0%} to {high:.0%}).")
+    interval = f"95%: {low:.0%} to {high:.0%}"
+    print(f"The policy won {won['rate']:.0%} of {won['n']} comparisons ({interval}).")
     print(f"Wrote {folder}. Next: python recipes/4_chat.py")
-
-
-def compare(prompts: list[str], before: list[Any], after: list[Any]) -> tuple[WinRate, list[dict]]:
-    """Blind comparison: the rater judges each pair of answers; prints the first few.
-
-    Returns:
-        The win rate of `after`, and a row for each prompt: both answers and the verdict (1 if the
-        answer in `after` won, 0 for a tie, -1 otherwise).
-    """
-    old, new = ([Answer(c.text, c.ended) for c in side] for side in (before, after))
-    verdicts = judge_pairs(Rater.named(RATER, noise=0), new, old, seed=SEED)
-    samples = [
-        {"prompt": prompt, "base": a.text, "tuned": b.text, "verdict": verdict}
-        for prompt, a, b, verdict in zip(prompts, old, new, verdicts, strict=True)
-    ]
-    for sample in samples[:6]:
-        print(f"\n> {sample['prompt']}")
-        print("  before:", " ".join(sample["base"].split()))
-        print("  after: ", " ".join(sample["tuned"].split()))
-    return win_rate(verdicts, prompts, seed=SEED), samples
 
 
 if __name__ == "__main__":

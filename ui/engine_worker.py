@@ -8,7 +8,6 @@ Number 0 is about the process itself.
 """
 
 import base64
-import contextlib
 import os
 import signal
 import sys
@@ -203,9 +202,11 @@ class Worker:
     def _finish(self, job: "AnswerJob") -> None:
         texts, features = job.texts(), None
         if job.wants_features:
-            # Only the meter uses them, and the answers are complete without.
-            with contextlib.suppress(Exception):
+            try:
                 features = self._features([job.prompt] * len(texts), texts)
+            except (UserError, RuntimeError) as error:  # the latter: out of memory
+                # Only the meter uses them, and the answers are complete without.
+                print(f"The meter misses an answer. {describe(error)}", file=sys.stderr)
         answer = {"texts": texts, "ended": job.ended(), "features": features}
         self.send(job.number, "done", answer)
 

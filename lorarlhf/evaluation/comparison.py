@@ -92,11 +92,17 @@ def _notes(ratio: float, has_similar: bool) -> list[str]:
 
 def as_text(summary: Row, samples: Sequence[Row], report: str) -> str:
     """The table of figures before and after, some pairs of answers and the notes, as plain text."""
-    lines = ["", headline(summary, {}), "", *_table(summary), ""]
+    lines = ["", headline(summary, {}), "", *_table(summary), "", samples_as_text(samples)]
+    return "\n".join([*lines, "", *summary["notes"], f"Report: {report}"])
+
+
+def samples_as_text(samples: Sequence[Row]) -> str:
+    """The first few pairs of answers of `judge`, each below its prompt, as plain text."""
+    lines = []
     for sample in samples[:SHOWN]:
         lines += [f"> {sample['prompt']}"]
         lines += [f"  {side:6} {' '.join(sample[side].split())}" for side in ("base", "tuned")]
-    return "\n".join([*lines, "", *summary["notes"], f"Report: {report}"])
+    return "\n".join(lines)
 
 
 def _table(summary: Row) -> list[str]:

@@ -12,9 +12,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorarlhf.runtime.errors import UserError
+
+if TYPE_CHECKING:  # it brings torch, and the pages use raters without it
+    from lorarlhf.backbone.generation import Completion
 
 MAX_NOISE = 0.5
 """At 0.5 the votes carry no information; above it they would be the opposite of the rule."""
@@ -52,6 +55,11 @@ class Answer:
     text: str
     ended: bool = True
     tokens: int | None = None
+
+    @classmethod
+    def of(cls, completion: "Completion") -> "Answer":
+        """The answer that a model generated."""
+        return cls(completion.text, completion.ended, len(completion.ids))
 
 
 @dataclass(frozen=True)

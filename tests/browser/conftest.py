@@ -22,6 +22,7 @@ from playwright.sync_api import (
     expect,
     sync_playwright,
 )
+from playwright.sync_api import Error as PlaywrightError
 
 from tests.browser import chromium
 from tests.browser.servers import Servers
@@ -133,7 +134,7 @@ class Pages:
         """Fail the test if a page had a problem."""
         for page in self.opened:
             if not page.is_closed():  # after its answer, all earlier messages have arrived
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(PlaywrightError):
                     page.evaluate("1")
         found = self.problems()
         if found:
@@ -144,7 +145,7 @@ class Pages:
         folder.mkdir(parents=True, exist_ok=True)
         name = re.sub(r"[^\w.-]+", "_", name)
         for number, page in enumerate(self.opened, 1):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(PlaywrightError):
                 page.screenshot(path=folder / f"{name}-{number}.png", timeout=5000)
 
     def close(self) -> None:
