@@ -23,7 +23,8 @@ USABLE = 0.92  # share of a card; the rest is for desktop, driver and fragmentat
 GB = 1e9
 LENGTHS = (1024, 512, 256)  # tokens of a prompt and its answer, half for each
 MICRO = (8, 4, 2, 1)
-STAGES = ("sft", "reward", "dpo", "orpo", "ppo")
+SMALLEST = {"kto": 2}  # its loss compares the answers of a forward
+STAGES = ("sft", "reward", "dpo", "orpo", "kto", "ppo")
 
 # Sizes from each base's config.json on the hub. All of them have the Apache licence.
 BASES: dict[str, tuple[str, Shape]] = {
@@ -39,8 +40,8 @@ INTRODUCTION = """# Presets by card
 
 Each file has the settings of every stage for one card and one base. Use the same file for all
 stages: `lorarlhf sft --config recipes/presets/12gb-8b.yaml --data FILE`, then `reward`, `ppo`,
-`dpo` or `orpo`. `--set` overrides a setting. If a base is missing for a card, none of its stages
-fits with prompts of 128 tokens and answers of 128.
+`dpo`, `orpo` or `kto`. `--set` overrides a setting. If a base is missing for a card, none of its
+stages fits with prompts of 128 tokens and answers of 128.
 
 `python benchmarks/presets.py` computes the settings with `lorarlhf.backbone.memory`. The columns
 give the expected peak in GB (10^9 bytes). Columns with * give the peak that `benchmarks/on_gpu.sh`
@@ -54,7 +55,7 @@ def plan_for(stage: str, shape: Shape, upper: int, room: float) -> Plan | None:
     for length in LENGTHS:
         # TRL's stages recompute activations on a card by default.
         for checkpointed in (False, True) if stage == "ppo" else (None,):
-            for size in MICRO:
+            for size in (size for size in MICRO if size >= SMALLEST.get(stage, 1)):
                 plan = Plan(
                     stage,
                     adapter_layers=upper,

@@ -30,7 +30,7 @@ RANDOM: dict[str, dict[str, int]] = {
     | {"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128},
 }
 ROWS = 16
-STAGES = ("sft", "reward", "dpo", "orpo", "ppo")  # those that `run_stage` can run
+STAGES = ("sft", "reward", "dpo", "orpo", "kto", "ppo")  # those that `run_stage` can run
 
 
 def main() -> None:
@@ -155,9 +155,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path) -> None:
     """Run two optimizer steps of one micro-batch each (PPO: two updates)."""
-    from lorarlhf import PPOConfig, PPOTrainer, train_direct, train_reward_model, train_sft
+    from lorarlhf import (
+        PPOConfig,
+        PPOTrainer,
+        train_direct,
+        train_kto,
+        train_reward_model,
+        train_sft,
+    )
     from lorarlhf.runtime.run import Run
     from lorarlhf.stages.dpo_orpo import DirectSettings
+    from lorarlhf.stages.kto import KTOSettings
     from lorarlhf.stages.reward_model import RewardSettings
     from lorarlhf.stages.sft import SFTSettings
 
@@ -183,6 +191,8 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
     elif stage in ("dpo", "orpo"):
         settings = DirectSettings(max_tokens=4096, **sizes, **once)
         train_direct(backbone, pairs, run, stage, settings)
+    elif stage == "kto":
+        train_kto(backbone, pairs, run, KTOSettings(max_tokens=4096, **sizes, **once))
     else:
         backbone.add_role("reward")
         if args.reference:

@@ -1,4 +1,4 @@
-"""The recipes: all six in order at their quick size on the real small base, and what they leave."""
+"""The recipes: all seven in order at their quick size on the real small base, and their output."""
 
 import ast
 import contextlib
@@ -86,7 +86,7 @@ def test_what_each_recipe_measures(printed: dict[str, str], out: Path) -> None:
         won = json.loads((out / name / "summary.json").read_text())["win_rate"]
         samples = [row for _, row in read_rows(out / name / "samples.jsonl")]
         assert won["n"] == len(samples) == 6
-        assert won["wins"] == sum(sample["verdict"] == 1 for sample in samples)
+        assert won["wins"] == sum(sample["verdict"] == "tuned" for sample in samples)
         assert all(sample["prompt"] in printed[name] for sample in samples)
     report = (out / "3_ppo/report.html").read_text(encoding="utf-8")
     assert "Distance from the reference" in report and "<svg" in report
