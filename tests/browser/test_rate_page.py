@@ -292,6 +292,7 @@ def test_two_tabs_cast_one_vote_a_pair(open_page: Any, project: ServedProject) -
     assert verdicts(project) == [("A", None)]
     two.keyboard.press("t")
     shows(two, "Question 3?")
+    expect(part(one, "progress")).to_contain_text("2 in all")  # it has heard of the other's vote
     one.keyboard.press("u")  # takes back the vote that this tab saw, not the other's
     shows(one, "Question 1?")
     assert verdicts(project) == [("tie", None)]

@@ -65,6 +65,7 @@ function show(reply) {
   // Live answers get another token when they are complete.
   const same = view && reply.answers && [reply.token, reply.was].includes(view.token);
   view = reply;
+  if (reply.last !== undefined) lastVote = reply.last;
   showProgress(reply);
   const empty = reply.empty || reply.wait || "";
   find("empty").textContent = empty;
@@ -145,7 +146,6 @@ function fold() {
 }
 
 function showProgress(reply) {
-  if (reply.last !== undefined) lastVote = reply.last;
   if (typeof reply.progress === "string") find("progress").textContent = reply.progress;
   else if (reply.progress) {
     const { today, all, hour } = reply.progress;
@@ -291,7 +291,8 @@ find("own")?.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ACTIONS.ask();
 });
 
-// The meter is fitted in the background, so its figure changes a moment after the vote.
+// The meter is fitted in the background, so its figure changes a moment after the vote. The vote to
+// undo stays the one that this tab saw: another tab may have voted since.
 setInterval(async () => {
   if (busy || document.hidden || !root.isConnected || !root.dataset.token) return;
   const before = actions;
