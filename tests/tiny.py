@@ -28,7 +28,7 @@ TINY_SIZES = {
 }
 
 
-def tiny_tokenizer() -> Any:
+def tiny_tokenizer(vocabulary: int = VOCABULARY) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -38,7 +38,7 @@ def tiny_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=SPECIALS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -54,17 +54,21 @@ def tiny_tokenizer() -> Any:
     )
 
 
-def write_base(folder: Path, seed: int = 0, family: str = "llama", **changes: Any) -> Path:
+def write_base(
+    folder: Path, seed: int = 0, family: str = "llama", vocabulary: int = VOCABULARY, **changes: Any
+) -> Path:
     """Write a random base with its tokenizer; the same weights come from the same seed.
 
     Args:
         family: a model type of transformers.
+        vocabulary: size of the tokenizer; with a few thousand its answers are whole words, some of
+            which the simulated raters like.
         changes: fields of its configuration.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(vocabulary)
     config = AutoConfig.for_model(
         family,
         vocab_size=len(tokenizer),
