@@ -140,7 +140,8 @@ def test_every_stage_is_measured(
 ) -> None:
     monkeypatch.setattr(Backbone, "stop_ids", Backbone.stop_ids)  # PPO's rows change it
     sizes = {"prompt_tokens": 8, "answer_tokens": 6, "micro": 2, "rollout": 4, "reference": True}
-    args = argparse.Namespace(gradient_checkpointing=False, **sizes)
+    layers = {"bits": 4, "adapter_layers": "upper-half"}
+    args = argparse.Namespace(gradient_checkpointing=False, **sizes, **layers)
     backbone = Backbone.load(str(tiny_base), lora_rank=4)
     before = [weight.clone() for weight in backbone.parameters_of("policy")]
     stage_memory.run_stage(stage, backbone, args, tmp_path)
@@ -149,6 +150,8 @@ def test_every_stage_is_measured(
     assert moved == (stage in ("sft", "dpo", "orpo", "kto"))  # PPO's reward is a new head: 0
     heads = {"reward": ["reward"], "ppo": ["reward", "value"]}
     assert sorted(backbone.heads) == heads.get(stage, [])
+    row = {"float_bytes": 4, "device": "cpu", "interpreter_mb": 500, "peak_mb": 9}
+    assert "%" in stage_memory.estimated(stage, str(tiny_base), args, row)["off"]
 
 
 def test_the_script_for_cards_goes_on_after_a_failure(

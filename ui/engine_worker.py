@@ -204,8 +204,7 @@ class Worker:
         if job.wants_features:
             try:
                 features = self._features([job.prompt] * len(texts), texts)
-            except (UserError, RuntimeError) as error:  # the latter: out of memory
-                # Only the meter uses them, and the answers are complete without.
+            except Exception as error:  # only the meter uses them; the answers are complete
                 print(f"The meter misses an answer. {describe(error)}", file=sys.stderr)
         answer = {"texts": texts, "ended": job.ended(), "features": features}
         self.send(job.number, "done", answer)
