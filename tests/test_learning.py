@@ -1,6 +1,5 @@
 """PPO learns a toy task, with five seeds, also when a quarter of the episodes is lost to a kill."""
 
-import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -14,6 +13,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import generate
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
+from tests.forked import context
 
 PROMPTS = ["Hi", "Name a fish that lives in cold water.", "Why?", "What is a candle made of?"]
 PROMPTS += ["Tell me about tea", "Is it late?", "One word for happy", "Where do crows sleep?"]
@@ -101,9 +101,7 @@ def test_it_learns_with_a_quarter_of_the_episodes_lost(
     tiny_base: Path, tmp_path: Path, seed: int
 ) -> None:
     """As many episodes as above are sampled, and the last quarter before the kill is lost."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lorarlhf.ppo.trainer", "trl", "peft"])
-    process = context.Process(target=train_until_killed, args=(tiny_base, tmp_path, seed))
+    process = context().Process(target=train_until_killed, args=(tiny_base, tmp_path, seed))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -1,9 +1,6 @@
 """Two processes with half the batch each take the steps of one process with the whole batch."""
 
 import json
-import os
-import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+
+from tests.forked import run_group, run_script
 
 SCRIPT = """
 import json, sys
@@ -53,32 +52,23 @@ name = f"result-{trainer.args.process_index}.json"
 
 
 def run(folder: Path, base: Path, processes: int, updates: int = 4, resume: bool = False) -> Any:
-    """Train in this process, or in several under torchrun; gives each one's result."""
+    """Train in this process, or in several, as under torchrun; gives each one's result."""
     folder.mkdir(exist_ok=True)
     script = folder / "train.py"
     script.write_text(SCRIPT)
-    said = [str(script), str(base), str(folder), str(updates), "resume" if resume else "new"]
+    words = [str(base), str(folder), str(updates), "resume" if resume else "new"]
     if processes == 1:
-        run_here(said)
-    else:  # what `accelerate launch` runs, which itself wants MPI on a CPU
-        words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        words += ["--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-        done = subprocess.run([*words, *said], env=environment, capture_output=True, text=True)
+        threads = torch.get_num_threads()
+        with patch.object(sys, "argv", []):
+            try:
+                run_script(script, words)
+            finally:
+                torch.set_num_threads(threads)
+    else:
+        done = run_group(run_script, script, words, processes=processes, folder=folder)
         assert done.returncode == 0, done.stderr[-3000:]
     files = [folder / f"result-{rank}.json" for rank in range(processes)]
     return [json.loads(file.read_text()) for file in files]
-
-
-def run_here(words: list[str]) -> None:
-    """As `python WORDS`, without the seconds that the imports of a process take."""
-    threads = torch.get_num_threads()
-    with patch.object(sys, "argv", words):
-        try:
-            runpy.run_path(words[0], run_name="__main__")
-        finally:
-            torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

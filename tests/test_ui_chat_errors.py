@@ -145,7 +145,7 @@ def test_two_models_talk_with_the_real_engine(
 
 def test_stop_and_errors_with_the_real_engine(real: Bench) -> None:
     asking = Asking(
-        real.conversations.send("ann", "Hello?", BOTH, temperature=1.0, max_new_tokens=4000)
+        real.conversations.send("ann", "Hello?", BOTH, temperature=0.0, max_new_tokens=4000)
     )
     until(lambda: any(all(seen) for seen in asking.seen))
     real.conversations.stop("ann")

@@ -6,9 +6,6 @@ A real vLLM server was never tried.
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from lorarlhf.ppo.rollout import collect
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.ppo.vllm import PLAIN, VLLMSampler, merged_weights
 from tests.fake_vllm import FakeVLLM
+from tests.forked import run_group, run_script
 from tests.vllm_runs import PROMPTS, Make, ask, config, length
 from tests.vllm_runs import command as command  # a fixture
 from tests.vllm_runs import server as server  # a fixture
@@ -126,19 +124,8 @@ def together(folder: Path, bases: tuple[Path, Path], processes: int) -> list[Any
     folder.mkdir()
     script = folder / "train.py"
     script.write_text(TOGETHER)
-    words = [sys.executable]
-    if processes > 1:
-        words += ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-        words += ["--nproc-per-node", str(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [*words, str(script), *map(str, bases), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    words = [*map(str, bases), str(folder)]
+    done = run_group(run_script, script, words, processes=processes, folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(processes)]
 

@@ -28,7 +28,7 @@ TINY_SIZES = {
 }
 
 
-def tiny_tokenizer(vocabulary: int = VOCABULARY) -> Any:
+def tiny_tokenizer(vocabulary: int = VOCABULARY, eos: str = "<|im_end|>") -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -39,23 +39,28 @@ def tiny_tokenizer(vocabulary: int = VOCABULARY) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=SPECIALS,
+        special_tokens=SPECIALS + [eos] * (eos not in SPECIALS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train([str(bundled("prompts.jsonl"))], trainer)
-    pad, start, end = SPECIALS
+    pad, *others = SPECIALS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=pad,
-        eos_token=end,
-        additional_special_tokens=[start],
+        eos_token=eos,
+        additional_special_tokens=[token for token in others if token != eos],
         chat_template=CHAT_TEMPLATE,
     )
 
 
 def write_base(
-    folder: Path, seed: int = 0, family: str = "llama", vocabulary: int = VOCABULARY, **changes: Any
+    folder: Path,
+    seed: int = 0,
+    family: str = "llama",
+    vocabulary: int = VOCABULARY,
+    eos: str = "<|im_end|>",
+    **changes: Any,
 ) -> Path:
     """Write a random base with its tokenizer; the same weights come from the same seed.
 
@@ -63,12 +68,13 @@ def write_base(
         family: a model type of transformers.
         vocabulary: size of the tokenizer; with a few thousand its answers are whole words, some of
             which the simulated raters like.
+        eos: the tokenizer's end-of-text token; the chat template ends turns with <|im_end|>.
         changes: fields of its configuration.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = tiny_tokenizer(vocabulary)
+    tokenizer = tiny_tokenizer(vocabulary, eos)
     config = AutoConfig.for_model(
         family,
         vocab_size=len(tokenizer),

@@ -68,8 +68,8 @@ class Conversation:
 
     @property
     def busy(self) -> bool:
-        """Whether answers are being generated."""
-        return self.job is not None and not self.job.done
+        """Whether answers are being generated that nobody has stopped."""
+        return self.job is not None and not self.job.done and not self.job.stopping
 
     def prompt(self, number: int) -> list[Message]:
         """The messages that a turn answers, the last one being the rater's."""
@@ -122,8 +122,14 @@ class Conversations:
         self._stop(self.of(rater))
 
     def _stop(self, conversation: Conversation) -> None:
-        if conversation.job is not None and conversation.busy:
-            self.prefetch.engine.stop(conversation.job)
+        with self._lock:
+            job = conversation.job
+            if job is None or not conversation.busy:
+                return
+            # The next message may follow at once, so the answers stay as they are now.
+            conversation.turns[-1].answers = list(job.texts)
+            job.update(stopping=True)
+        self.prefetch.engine.stop(job)
 
     def send(
         self,
@@ -167,11 +173,18 @@ class Conversations:
                 "temperature": float(temperature),
                 "max_new_tokens": int(max_new_tokens),
             }
-            job = conversation.job = self._begin(conversation)
-        yield from self._follow(rater, conversation, job)
-        if job.error is not None and conversation.job is job:
-            conversation.system, conversation.turns, conversation.options = before
-        if job.error is not None:
+            prompt = conversation.prompt(len(conversation.turns) - 1)
+            job = conversation.job = self.prefetch.engine.answer(
+                prompt, places, urgent=True, features=len(places) > 1, **conversation.options
+            )
+        for _ in self._follow(turn, job):
+            if self.of(rater) is conversation:
+                yield conversation
+        if job.value is not None and job.value.get("features") and job.texts == turn.answers:
+            self.prefetch.states.put(prompt, turn.answers, job.value["features"])
+        if job.error is not None and not job.stopping:
+            if conversation.job is job:
+                conversation.system, conversation.turns, conversation.options = before
             raise UserError(job.error)
 
     def retry(self, rater: str, names: list[str], **options: Any) -> Iterator[Conversation]:
@@ -250,33 +263,22 @@ class Conversations:
                 raise UserError("The model is busy. Ask for the scores again later.") from error
         return conversation
 
-    def _begin(self, conversation: Conversation) -> Job:
-        models = conversation.turns[-1].models
-        return self.prefetch.engine.answer(
-            conversation.prompt(len(conversation.turns) - 1),
-            models,
-            urgent=True,
-            features=len(models) > 1,
-            **conversation.options,
-        )
-
-    def _follow(self, rater: str, conversation: Conversation, job: Job) -> Iterator[Conversation]:
-        """Yield the conversation while its last answers grow, unless it was replaced."""
-        turn = conversation.turns[-1]
-        prompt = conversation.prompt(len(conversation.turns) - 1)
+    def _follow(self, turn: Turn, job: Job) -> Iterator[None]:
+        """Yield while a turn's answers grow, and once more at the end, unless they failed."""
         try:
-            while not job.done:
-                if self.of(rater) is conversation:
-                    yield conversation
+            while not job.done and not job.stopping:
+                yield
                 job.wait_for_more(turn.answers, UPDATE_SECONDS)
-                turn.answers = list(job.texts)
+                self._grow(turn, job)
         finally:
-            if not job.done:  # the page was closed
+            if not job.done and not job.stopping:  # the page was closed
                 self.prefetch.engine.stop(job)
-        if job.error is not None:
-            return
-        turn.answers = list(job.texts)
-        if job.value.get("features"):
-            self.prefetch.states.put(prompt, turn.answers, job.value["features"])
-        if self.of(rater) is conversation:
-            yield conversation
+        self._grow(turn, job)
+        if job.error is None or job.stopping:
+            yield
+
+    def _grow(self, turn: Turn, job: Job) -> None:
+        """Take over what was generated, unless somebody has stopped it."""
+        with self._lock:
+            if not job.stopping and job.error is None:
+                turn.answers = list(job.texts)

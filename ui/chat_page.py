@@ -7,7 +7,7 @@ import gradio as gr
 
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.chat import Conversation, Conversations
-from lorarlhf_ui.events import EVENT
+from lorarlhf_ui.events import NEVER_DROPPED
 from lorarlhf_ui.security import rater_of
 
 NOBODY = "nobody"
@@ -96,21 +96,21 @@ class _ChatPage:
     def _connect(self) -> None:
         options = [*self.models, self.system, self.temperature, self.tokens, self.scored]
         shown = [*self.chatbots, self.message, self.votes]
-        gr.on(None, self.fill, None, [*self.models, *shown], **EVENT)
+        gr.on(None, self.fill, None, [*self.models, *shown], **NEVER_DROPPED)
         gr.on(
             [self.text.submit, self.send.click],
             self.on_send,
             [self.text, *options],
             [self.text, *shown],
-            **EVENT,
+            **NEVER_DROPPED,
         )
-        self.stop.click(self.on_stop, None, None, **EVENT)
-        self.retry.click(self.on_retry, options, shown, **EVENT)
-        self.chatbots[0].edit(self.on_edit, options, shown, **EVENT)
-        self.restart.click(self.on_restart, None, shown, **EVENT)
+        self.stop.click(self.on_stop, None, None, **NEVER_DROPPED)
+        self.retry.click(self.on_retry, options, shown, **NEVER_DROPPED)
+        self.chatbots[0].edit(self.on_edit, options, shown, **NEVER_DROPPED)
+        self.restart.click(self.on_restart, None, shown, **NEVER_DROPPED)
         self.models[1].change(None, self.models[1], self.chatbots[1], js=SHOW_SECOND)
         for choice, button in self.vote_buttons.items():
-            button.click(self._voting(choice), None, shown, **EVENT)
+            button.click(self._voting(choice), None, shown, **NEVER_DROPPED)
 
     # ---- events
 
@@ -137,7 +137,10 @@ class _ChatPage:
         first = True
         try:
             for conversation in self.conversations.send(rater, text, names, **more):
-                yield ["" if first else gr.skip(), *self._shown(conversation)]
+                yield [
+                    "" if first else gr.skip(),
+                    *self._shown(conversation, "" if first else None),
+                ]
                 first = False
         except UserError as error:
             shown = self._shown(self.conversations.of(rater), str(error))
@@ -188,8 +191,10 @@ class _ChatPage:
         self, rater: str, updates: Iterator[Conversation], scored: bool
     ) -> Iterator[list[Any]]:
         try:
+            first = True
             for conversation in updates:
-                yield self._shown(conversation)
+                yield self._shown(conversation, "" if first else None)
+                first = False
         except UserError as error:
             yield self._shown(self.conversations.of(rater), str(error))
             return
@@ -205,23 +210,25 @@ class _ChatPage:
             return self._shown(self.conversations.of(rater), str(error))
 
     def _shown(
-        self, conversation: Conversation, message: str = "", two: bool | None = None
+        self, conversation: Conversation, message: str | None = "", two: bool | None = None
     ) -> list[Any]:
         """Values of both sides, the message and the row of vote buttons.
 
         Args:
+            message: None leaves the one that is there, which may answer another event.
             two: whether the second side is visible; None leaves that as it is.
         """
         turn = conversation.turns[-1] if conversation.turns else None
-        if turn is not None and turn.scores and not message:
+        if turn is not None and turn.scores and message == "":
             scores = " and ".join(f"{score:.2f}" for score in turn.scores)
             message = f"Reward role's score: {scores}."
         done = not conversation.busy
         can_vote = turn is not None and len(turn.answers) > 1 and done and turn.vote is None
+        shown = gr.skip() if message is None else message
         right: Any = conversation.side(1)
         if two is not None:
             right = gr.Chatbot(value=right, visible=two)
-        return [conversation.side(0), right, message, gr.Row(visible=can_vote)]
+        return [conversation.side(0), right, shown, gr.Row(visible=can_vote)]
 
 
 def _chatbot(name: str, first: bool) -> gr.Chatbot:

@@ -27,10 +27,12 @@ class Job:
         texts: the text of each answer so far; empty for jobs that generate nothing.
         value: the result, once `done`.
         error: what went wrong, or None.
+        stopping: whether it was told to stop; it is done soon after.
     """
 
     def __init__(self, answers: int = 0) -> None:
         self.texts = [""] * answers
+        self.stopping = False
         self.value: Any = None
         self.error: str | None = None
         self.done = False
@@ -51,9 +53,11 @@ class Job:
         return self.value
 
     def wait_for_more(self, than: Sequence[str], seconds: float) -> None:
-        """Return when the texts differ from `than`, the job is done, or the time is over."""
+        """Return when the texts differ from `than`, the job is done or stops, or time is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self.done or self.texts != list(than), seconds)
+            self._changed.wait_for(
+                lambda: self.done or self.stopping or self.texts != list(than), seconds
+            )
 
     def update(self, **attributes: Any) -> None:
         """Set attributes and wake the threads that wait."""

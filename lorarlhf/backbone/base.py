@@ -20,7 +20,7 @@ from lorarlhf.backbone.limits import count_adapter_layers
 from lorarlhf.backbone.lm_head import LMHead
 from lorarlhf.backbone.loading import load_model
 from lorarlhf.backbone.structure import decoder_of, layers_of, make_contiguous, never_repack
-from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder
+from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder, turn_end, turn_end_notice
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.quiet import hide_library_bars
 
@@ -39,6 +39,8 @@ class Backbone:
         tokenizer: pads on the left, with a padding token other than the stop token if possible.
         base: the name given to `load`; base_path: the folder or id that was loaded.
         bits: precision of the base's weights.
+        stop_id: the token that an answer ends with in training: the one with which the chat
+            template ends a turn, or else the tokenizer's EOS; None if there is neither.
         adapter_layers: number of layers with adapters; split: index of the first of them.
         heads: the float32 scalar heads of `reward` and `value`.
         forward: forwards through the layers; `forward.keeps_trunk` says whether the layers below
@@ -65,6 +67,11 @@ class Backbone:
         never_repack(model)
         model.get_output_embeddings().register_forward_pre_hook(make_contiguous)
         trunk.check_range(model, self.base)
+        self.stop_id = turn_end(self.tokenizer)
+        if self.stop_id is None:
+            self.stop_id = self.tokenizer.eos_token_id
+        # TRL's trainers and exported models read the stop tokens there.
+        model.generation_config.eos_token_id = self._stop_ids(model) or None
         self.forward = Forward(model, self.split, self.device, self.compute_dtype)
         self.causal, self.decoder = model, decoder_of(model)
         self.hidden_size: int = model.get_input_embeddings().weight.shape[1]
@@ -133,6 +140,8 @@ class Backbone:
         }
         backbone = cls(load_model(base.path, bits, base.device, base.dtype), base, settings)
         give_back_memory()  # temporary tensors of loading and quantising
+        if notice := turn_end_notice(backbone.tokenizer, set(backbone.stop_ids)):
+            log(notice)
         if backbone.split and not backbone.forward.keeps_trunk:
             log(
                 f"{base.name} is of a family whose lower layers can't be run separately: each pass "
@@ -283,11 +292,14 @@ class Backbone:
 
     @property
     def stop_ids(self) -> list[int]:
-        """The tokens that end an answer: every EOS of the base's generation config."""
-        eos = self.causal.generation_config.eos_token_id
-        listed = eos if isinstance(eos, list) else [eos] if eos is not None else []
-        own = self.tokenizer.eos_token_id
-        return sorted({*listed, *([own] if own is not None else [])})
+        """The tokens that end an answer, those of the generation config among them."""
+        return self._stop_ids(self.causal)
+
+    def _stop_ids(self, model: Any) -> list[int]:
+        eos = model.generation_config.eos_token_id
+        listed = eos if isinstance(eos, list) else [eos]
+        ids = {*listed, self.tokenizer.eos_token_id, self.stop_id}
+        return sorted(token for token in ids if token is not None)
 
     @property
     def pad_id(self) -> int:

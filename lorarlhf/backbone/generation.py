@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.kernels.lora_linear import cast_adapters
+from lorarlhf.backbone.limits import DEQUANTISED_BYTES
 from lorarlhf.backbone.roles import lora_layers
 from lorarlhf.backbone.sampler import Sampler, row_seeds
 from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder
@@ -161,18 +162,20 @@ def generate_encoded(
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     results: dict[int, Completion] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        new = generate_ids(
-            backbone,
-            [encoded[i] for i in rows],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seeds=row_seeds(seed, rows),
-        )
-        results |= {i: completion(backbone, ids) for i, ids in zip(rows, new, strict=True)}
-        give_back_memory()
-        progress(len(results))
+    with backbone.dequantised(DEQUANTISED_BYTES):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            new = generate_ids(
+                backbone,
+                [encoded[i] for i in rows],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seeds=row_seeds(seed, rows),
+            )
+            results |= {i: completion(backbone, ids) for i, ids in zip(rows, new, strict=True)}
+            give_back_memory()
+            progress(len(results))
+    give_back_memory()
     return [results[i] for i in range(len(encoded))]
 
 

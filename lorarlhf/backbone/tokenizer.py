@@ -1,4 +1,7 @@
-"""Prompts as token ids. This is all of a base that is needed before its weights are loaded."""
+"""Prompts as token ids, and the token that ends an answer.
+
+This is all of a base that is needed before its weights are loaded.
+"""
 
 from typing import Any
 
@@ -25,3 +28,52 @@ class PromptEncoder:
             prompt, add_generation_prompt=True, tokenize=False
         )
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+ANSWER = "lorarlhf-answer"
+"""Stands for an answer while a chat template is rendered to see what it writes after one."""
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token with which the chat template ends an assistant's turn.
+
+    It is the first special or added token that the template writes after an answer. Many base
+    models ship a tokenizer whose EOS is another token, which their template never writes.
+
+    Returns:
+        The token's id; None without a template, or if the template ends turns with plain text.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template can raise anything; its rows will name the error
+        return None
+    end = text.rpartition(ANSWER)[2]
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"]
+    return next((token for token in ids if token in special), None)
+
+
+def turn_end_notice(tokenizer: Any, stops: set[int]) -> str | None:
+    """What a user should know about how answers end; None if there is nothing unusual.
+
+    Args:
+        stops: the other tokens that end an answer, those of the generation config.
+    """
+    end, eos = turn_end(tokenizer), tokenizer.eos_token_id
+    if tokenizer.chat_template is None or end == eos:
+        return None
+    if end is not None:
+        name, other = tokenizer.convert_ids_to_tokens([end])[0], tokenizer.eos_token
+        return (
+            f"The chat template ends an answer with {name}, and the tokenizer's end-of-text token "
+            f"is {other}. Answers stop at either of them."
+        )
+    if stops - {eos}:
+        return None
+    return (
+        "The chat template writes no stop token after an answer, so a model that is tuned with it "
+        "does not learn to stop. Name another template with --set chat_template=FILE."
+    )

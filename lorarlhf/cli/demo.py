@@ -222,7 +222,7 @@ class _Demo:
                         progress=partial(_advance, bar, sample * len(rows)),
                     )
                 for row, c in zip(made, completions, strict=True):
-                    row["answers"].append({"text": c.text, "ended": c.ended, "tokens": len(c.ids)})
+                    row["answers"].append(vars(Answer.of(c)))
             bar.close()
             write_jsonl(path, made)
         return [[Answer(**a) for a in row["answers"]] for _, row in read_rows(path)]

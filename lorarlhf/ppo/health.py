@@ -129,9 +129,9 @@ def _endless(rows: Sequence[Row], limit: float) -> float | None:
         _start(_updates(rows), "ended_fraction"),
         _mean(_moved(rows), "ended_fraction"),
     )
-    if start is None or now is None or start < MANY_END or now > limit * start:
+    if start is None or now is None:
         return None
-    return now
+    return now if now == 0 or (start >= MANY_END and now <= limit * start) else None
 
 
 def _ratio(rows: Sequence[Row], limit: float) -> float | None:
@@ -220,11 +220,12 @@ ALARMS = (
         name="endless_answers",
         limit=0.25,
         reason="Three of four answers that would have ended no longer do, and a cut-off answer "
-        "can't be good. Checked only where a fifth of the answers ended at the start; elsewhere "
-        "max_new_tokens is short.",
+        "can't be good. Where fewer than a fifth ended at the start, max_new_tokens is short, and "
+        "only a policy that never ends an answer is told.",
         check=_endless,
-        problem="Most answers no longer end by themselves ({0:.0%} do).",
-        advice="Set missing_eos_penalty (1 or 2), or raise max_new_tokens.",
+        problem="Few answers end by themselves ({0:.0%} do).",
+        advice="Raise max_new_tokens, or set missing_eos_penalty (1 or 2). If answers go on with "
+        "turns that nobody wrote, the base has not learned to stop: tune it with sft first.",
     ),
     Alarm(
         name="clip_fraction",

@@ -154,8 +154,8 @@ def _micro_batch(
 def _with_stop(backbone: Backbone, completion: Completion) -> list[int]:
     """The tokens of an answer; one that was cut off gets a stop token where that is scored."""
     added = _scores_stop_token(backbone) and not completion.ended
-    stop = backbone.tokenizer.eos_token_id  # of several stop tokens, the one used in training
-    return completion.ids + [stop] * (added and stop is not None)
+    stop = backbone.stop_id
+    return [*completion.ids, stop] if added and stop is not None else completion.ids
 
 
 def _scores_stop_token(backbone: Backbone) -> bool:

@@ -49,7 +49,7 @@ def encode_answer(
     """
     before = backbone.encode(prompt)
     own = backbone.tokenizer(as_text(answer), add_special_tokens=False)["input_ids"]
-    stop = backbone.tokenizer.eos_token_id
+    stop = backbone.stop_id
     ids = before + own + ([stop] if stop is not None else [])
     end = len(ids) if pooling == "last" or not own else len(before) + len(own)
     return EncodedAnswer(ids, len(before), end)

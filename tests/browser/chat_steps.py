@@ -35,7 +35,7 @@ def new_conversation(
     project: ServedProject,
     beside: str = "",
     tokens: int = 16,
-    temperature: float = 0.7,
+    temperature: float = 0,  # otherwise a random base now and then ends before its first letter
 ) -> Page:
     """The Chat page with a new conversation: with the base, and the model `beside` it."""
     page = visit(open_page, project)

@@ -45,7 +45,7 @@ def nobody_was_here(project: ServedProject) -> None:
 
 @pytest.fixture
 def chat(open_page: Any, project: ServedProject) -> Callable[..., Page]:
-    """`chat(beside="", tokens=16, temperature=0.7)`: the page with a new conversation."""
+    """`chat(beside="", tokens=16, temperature=0)`: the page with a new conversation."""
     return partial(new_conversation, open_page, project)
 
 
@@ -143,7 +143,7 @@ def test_a_vote_lands_with_both_sources(
     assert list(map(letters, vote.completions)) == list(map(letters, shown))
     assert (vote.verdict.verdict, vote.verdict.ranking) == ("ranked", [[best], [1 - best]])
     assert (vote.purpose, vote.rater, vote.origin) == ("train", ME, {"page": "chat"})
-    assert vote.sampling == [{"temperature": 0.7, "max_new_tokens": 16}] * 2
+    assert vote.sampling == [{"temperature": 0, "max_new_tokens": 16}] * 2
 
 
 @pytest.mark.parametrize("verdict", ["tie", "both_good", "both_bad"])

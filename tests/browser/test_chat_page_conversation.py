@@ -62,7 +62,7 @@ def nobody_was_here(project: ServedProject) -> None:
 
 @pytest.fixture
 def chat(open_page: Any, project: ServedProject) -> Callable[..., Page]:
-    """`chat(beside="", tokens=16, temperature=0.7)`: the page with a new conversation."""
+    """`chat(beside="", tokens=16, temperature=0)`: the page with a new conversation."""
     return partial(new_conversation, open_page, project)
 
 
@@ -118,6 +118,25 @@ def test_a_new_conversation_ends_the_old_one(
     ask(page, "A short one?")
     expect(messages(page, who="user")).to_have_text("A short one?")
     expect(messages(page, who="bot")).to_have_attribute("aria-label", re.compile(r": [^…]"))
+
+
+def test_no_message_is_dropped_while_an_earlier_answer_ends(chat: Any) -> None:
+    page = chat(tokens=LONGEST, temperature=0)
+    ask(page, "A long story?")
+    grows(messages(page, who="bot"))
+    ask(page, "And now?")  # said, and the message stays in the field
+    expect(page.locator("#chat-message")).to_have_text("Still answering. Stop that first.")
+    expect(page.get_by_label("Your message")).to_have_value("And now?")
+    for number_of_answers in (2, 3):
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Send").click()
+        expect(messages(page, who="bot")).to_have_count(number_of_answers)
+        page.get_by_label("Your message").fill("And now?")
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="New conversation").click()
+    page.get_by_role("button", name="Send").click()
+    expect(messages(page, who="user")).to_have_text("And now?")
+    grows(messages(page, who="bot"))
 
 
 def test_a_reload_keeps_the_conversation_and_who_answered(chat: Any) -> None:

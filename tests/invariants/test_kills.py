@@ -5,7 +5,6 @@ takes half a second; what they run is the command line's own `main`.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from lorarlhf.runtime.files import write_jsonl
+from tests.forked import context
 
 PHASES = ("rollout", "update", "saving")
 KILLS = 24
@@ -75,10 +75,8 @@ def test_a_run_killed_at_24_random_moments_is_the_run_never_killed(
     write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"What is {n}?"} for n in range(10)])
     write_jsonl(tmp_path / "heldout.jsonl", [{"prompt": f"Why is {n}?"} for n in range(3)])
     (tmp_path / "rewards.py").write_text(REWARD)
-    context = multiprocessing.get_context("forkserver")
-    preload = ["lorarlhf.cli.train", "lorarlhf.ppo.trainer", "trl", "peft"]
-    context.set_forkserver_preload([*preload, "transformers.models.llama.modeling_llama"])
-    phase, starts = context.Value("i", -1), context.Value("i", 0)
+    server = context()
+    phase, starts = server.Value("i", -1), server.Value("i", 0)
 
     def start(folder: Path) -> Any:
         words = ["ppo", "--prompts", str(tmp_path / "prompts.jsonl"), "--base", str(tiny_base)]
@@ -86,7 +84,7 @@ def test_a_run_killed_at_24_random_moments_is_the_run_never_killed(
         words += ["--eval", str(tmp_path / "heldout.jsonl"), "--out", str(folder)]
         words += [part for text in SETS for part in ("--set", text)]
         phase.value, starts.value = -1, 0
-        process = context.Process(target=run_command, args=(words, phase, starts))
+        process = server.Process(target=run_command, args=(words, phase, starts))
         process.start()
         return process
 

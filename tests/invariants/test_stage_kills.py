@@ -4,7 +4,6 @@ As in `test_kills.py`, real processes are killed, while they train and while the
 """
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from lorarlhf.runtime.files import write_jsonl
+from tests.forked import context
 
 SETS = ["bits=16", "compute_dtype=float32", "lora_rank=4", "save_steps=2", "lora_dropout=0.1"]
 SETS += ["batch_size=4", "micro_batch_size=2", "learning_rate=0.003", "epochs=8"]
@@ -71,17 +71,15 @@ def test_a_stage_killed_and_resumed_is_the_one_never_killed(
     rows = [{"prompt": q, "completion": "A sum.", **answers} for q in questions]
     wanted = ("prompt", "completion") if stage == "sft" else ("prompt", "chosen", "rejected")
     write_jsonl(tmp_path / "data.jsonl", [{name: row[name] for name in wanted} for row in rows])
-    context = multiprocessing.get_context("forkserver")
-    preload = ["lorarlhf.cli.train", "lorarlhf.stages.reward_model", "trl"]
-    context.set_forkserver_preload([*preload, "transformers.models.llama.modeling_llama"])
-    phase, starts = context.Value("i", -1), context.Value("i", 0)
+    server = context()
+    phase, starts = server.Value("i", -1), server.Value("i", 0)
 
     def start(folder: Path) -> Any:
         words = [stage, "--data", str(tmp_path / "data.jsonl"), "--base", str(tiny_base)]
         words += ["--resume", "--out", str(folder)]
         words += [part for text in SETS for part in ("--set", text)]
         phase.value, starts.value = -1, 0
-        process = context.Process(target=run_command, args=(words, phase, starts))
+        process = server.Process(target=run_command, args=(words, phase, starts))
         process.start()
         return process
 
