@@ -49,6 +49,11 @@ def few_tokens(completion_ids: list[list[int]], **_: Any) -> list[float]:
     ]
 
 
+def small_numbers(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """The smaller the numbers of the tokens, the better: what is best is a single token."""
+    return [-sum(ids) / len(ids) / 384 for ids in completion_ids]
+
+
 def by_prompt(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
     """Mostly what the prompt decides, which a value role can learn to see."""
     own = share(completion_ids)
@@ -115,7 +120,9 @@ PROVOCATIONS = {
         "kl", settings={"learning_rate": 0.0}, moved=True, sampler=from_the_base
     ),
     "kl_runaway": Provocation("kl", few_tokens, FAST),
-    "entropy_collapse": Provocation("entropy", few_tokens, FAST | {"value_layers": 2}),
+    "entropy_collapse": Provocation(
+        "entropy", small_numbers, FAST | {"value_layers": 2, "updates": 60}
+    ),
     "length_drift": Provocation("completion_length", shortness, FAST, stops=77),
     "endless_answers": Provocation(
         "ended_fraction",
