@@ -3,8 +3,9 @@
 # machine that has none, and says so.
 PYTHON ?= python3
 ARGS ?=
-# Test processes, a file at a time each; they share the cores. JOBS=0 runs all in one process.
-JOBS ?= 2
+# Test processes, a file at a time each; one more than two cores, because the browser tests wait
+# much of their time. JOBS=0 runs all in one process.
+JOBS ?= 3
 
 VENV := .venv
 PY := $(VENV)/bin/python

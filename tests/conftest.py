@@ -27,6 +27,21 @@ if WORKERS > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // WORKERS)))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the browser files among the others: they wait much of their time, others compute."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = [file for file in files if file.parent.name == "browser"]
+    computing = [file for file in files if file.parent.name != "browser"]
+    between = len(computing) // max(1, len(waiting))
+    order: list[Path] = []
+    for number, file in enumerate(waiting):
+        order += [file, *computing[number * between : (number + 1) * between]]
+    order += computing[len(waiting) * between :]
+    items[:] = [item for file in order for item in files[file]]
+
+
 @pytest.fixture(scope="session")
 def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A function that writes a tiny random base: `make_base(seed=1, ...)`, as `tiny.write_base`."""
