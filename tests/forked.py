@@ -33,6 +33,14 @@ def context() -> ForkServerContext:
     return made
 
 
+def start_engines_here() -> None:
+    """Let the pages' engines start from the server, too."""
+    from lorarlhf_ui import engine_client
+
+    context()
+    engine_client.START_METHOD = "forkserver"
+
+
 def run_group(
     function: Callable[..., Any], *args: Any, processes: int, folder: Path, seconds: float = 600
 ) -> Any:

@@ -25,10 +25,14 @@ from lorarlhf_ui.hidden_states import FILE, HiddenStates
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.prefetch import Prefetch
 from lorarlhf_ui.rate import Ratings
+from tests.forked import start_engines_here
 
 FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
 FAST = ["bits=16", "compute_dtype=float32", "lora_rank=4", "adapter_layers=2"]
 PROMPTS = [f"What is {number} and one more?" for number in range(8)]
+
+
+start_engines_here()
 
 
 def until(happened: Callable[[], Any], seconds: float = 600.0) -> Any:

@@ -225,26 +225,6 @@ def test_an_unknown_method_is_refused(tiny: Backbone, tmp_path: Path) -> None:
         train("kto2", tiny, Run(tmp_path, "dpo", {}))
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo"])
-def test_the_size_of_a_forward_changes_no_step(
-    tiny_base: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Five rows in forwards of four and one: the fifth counts as much as each of the others."""
-    policies = []
-    for rows in ("DEMONSTRATIONS", "PREFERENCES"):
-        known = globals()[rows]
-        more = known[0] | {"prompt": "And why is that so?"}
-        monkeypatch.setitem(globals(), rows, [*known, more])
-    for micro in (4, 1):
-        backbone = Backbone.load(
-            str(tiny_base), bits=16, compute_dtype="float32", adapter_layers=2, lora_rank=4
-        )
-        run = Run(tmp_path / str(micro), method, {"seed": 1})
-        train(method, backbone, run, epochs=2, batch_size=8, micro_batch_size=micro)
-        policies.append(state(backbone, "policy"))
-    torch.testing.assert_close(policies[0], policies[1], rtol=0, atol=1e-5)
-
-
 def test_kto_takes_pairs_and_labels_and_weighs_the_rarer_kind(
     tiny: Backbone, tmp_path: Path
 ) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.files import read_json, write_jsonl
 from lorarlhf.runtime.run import Run
-from tests.training_steps import PPO, Train, rows_of, summary_of
+from tests.training_steps import PPO, QUESTIONS, Train, rows_of, summary_of
 
 pytest_plugins = ("tests.training_steps",)
 
@@ -76,6 +76,36 @@ def test_resume_without_a_checkpoint_says_so(work: Path, train: Train) -> None:
     assert status == 0 and "no checkpoint yet" in err
     _, out, err = train(*words, sets=PPO)  # longer than it was meant to be at first
     assert "updates was 1 and is 2" in err and json.loads(out)["updates"] == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (QUESTIONS + ["What is more?"] * 2, "there were 8, and now there are 10"),
+        (QUESTIONS[:5], "there were 8, and now there are 5"),
+        (QUESTIONS[::-1], "there are 8 as before"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["ppo", "sft"])
+def test_a_run_whose_rows_have_changed_is_not_resumed(
+    stage: str, rows: list[str], told: str, work: Path, train: Train
+) -> None:
+    file, out = work / f"{stage}-rows.jsonl", f"rows-{stage}-{len(rows)}"
+    answer = {} if stage == "ppo" else {"completion": "A sum."}
+    words = ["ppo", "--reward-function", "rewards.py:length", "--prompts", file.name]
+    if stage == "sft":
+        words = ["sft", "--data", file.name]
+    words += ["--out", out]
+    sets = [*PPO, "updates=1"] if stage == "ppo" else ["epochs=1", "batch_size=4", "save_steps=1"]
+    write_jsonl(file, [{"prompt": q, "kind": "q", **answer} for q in QUESTIONS])
+    assert train(*words, sets=sets)[0] == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (work / out).iterdir()}
+    write_jsonl(file, [{"prompt": q, "kind": "q", **answer} for q in rows])
+    status, _, err = train(*words, "--resume", sets=sets)
+    assert status == 2 and told in err and "without --resume" in err
+    assert {path.name: path.stat().st_mtime_ns for path in (work / out).iterdir()} == before
+    write_jsonl(file, [{"prompt": q, "kind": "q", **answer} for q in QUESTIONS])
+    assert train(*words, "--resume", sets=sets)[0] == 0
 
 
 def test_the_second_ctrl_c_stops_at_once() -> None:

@@ -22,10 +22,14 @@ from lorarlhf_ui.backfill import FeatureBackfill
 from lorarlhf_ui.engine_client import BASE, FAILED, READY, Engine
 from lorarlhf_ui.engine_worker import unpacked
 from lorarlhf_ui.hidden_states import HiddenStates
+from tests.forked import start_engines_here
 
 PROMPT = [{"role": "user", "content": "Name three quiet hobbies."}]
 LONG = 600  # seconds: a start takes many where other programs want the cores
 FAST = ["bits=16", "compute_dtype=float32", "lora_rank=4"]
+
+
+start_engines_here()
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import VOTES, Project, project_settings
 from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.lock import hold
 from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf_ui.backfill import FeatureBackfill
 from lorarlhf_ui.chat import Conversations
@@ -158,6 +159,14 @@ def main(args: Namespace) -> dict[str, Any]:
     settings = None
     if not args.no_model:
         settings = partial(resolve, "ui", sets=args.set, inherited=project_settings(project))
+    with hold(project.folder, "Its pages are open already: use those, or end that process first."):
+        _run(project, settings, sock, args)
+    return {"project": str(project.folder), "votes": project.store().count()}
+
+
+def _run(
+    project: Project, settings: Callable[[], Settings] | None, sock: socket.socket, args: Namespace
+) -> None:
     pages = open_pages(project, settings)
     try:
         if args.lan and not accounts.with_password(pages.store):
@@ -169,7 +178,6 @@ def main(args: Namespace) -> dict[str, Any]:
         _serve(web_app(pages, access), sock, args)
     finally:
         pages.close()
-    return {"project": str(project.folder), "votes": project.store().count()}
 
 
 def listen(host: str, port: int) -> socket.socket:

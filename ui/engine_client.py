@@ -16,6 +16,8 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui import engine_worker
 from lorarlhf_ui.engine_worker import BASE
 
+START_METHOD = "spawn"
+"""How the process starts. The tests start it from a server that has imported the libraries."""
 STARTING, READY, FAILED, OFF = "starting", "ready", "failed", "off"
 __all__ = ["BASE", "FAILED", "OFF", "READY", "STARTING", "Engine", "Job"]
 
@@ -95,7 +97,7 @@ class Engine:
         self._count, self._lock = 0, threading.Lock()
         if settings is None:
             return
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(START_METHOD)
         self._connection, theirs = context.Pipe()
         self.process = context.Process(
             target=engine_worker.main, args=(theirs, settings), daemon=True, name="lorarlhf-engine"

@@ -3,10 +3,27 @@
 This is all of a base that is needed before its weights are loaded.
 """
 
+from collections.abc import Iterable
 from typing import Any
+
+from jinja2 import TemplateError
+
+from lorarlhf.runtime.errors import UserError
 
 Prompt = str | list[dict[str, str]]
 """A plain text, or a conversation: messages with `role` and `content`."""
+
+
+class Conversation(list[dict[str, str]]):
+    """Messages, and what the chat template gets besides them.
+
+    Attributes:
+        template: arguments of the template, such as `tools`.
+    """
+
+    def __init__(self, messages: Iterable[dict[str, str]], template: dict[str, Any]) -> None:
+        super().__init__(messages)
+        self.template = template
 
 
 class PromptEncoder:
@@ -24,9 +41,38 @@ class PromptEncoder:
         """Token ids of a prompt: a plain text as it is, a conversation by the chat template."""
         if isinstance(prompt, str):
             return self.tokenizer(prompt)["input_ids"]
-        text = self.tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=False
-        )
+        return self.tokenize(self.render(prompt, answer_next=True))
+
+    def render(
+        self,
+        messages: list[dict[str, str]],
+        count: int | None = None,
+        answer_next: bool = False,
+    ) -> str:
+        """A conversation as the chat template writes it.
+
+        Args:
+            count: how many of the messages, from the first; all by default.
+            answer_next: end with the beginning of an assistant's turn.
+
+        Raises:
+            UserError: the template refuses the conversation, for example one with a system prompt.
+        """
+        more = messages.template if isinstance(messages, Conversation) else {}
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages[:count]), add_generation_prompt=answer_next, tokenize=False, **more
+            )
+        except (TemplateError, TypeError, KeyError) as error:
+            roles = ", ".join(message["role"] for message in messages[:count])
+            raise UserError(
+                f"the chat template of {self.base} refuses a conversation of the roles {roles}: "
+                f"{str(error).rstrip('.')}. Change those messages, or name another template with "
+                "--set chat_template=FILE."
+            ) from error
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text that the chat template has written."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -25,6 +25,7 @@ from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json, write_jsonl
+from lorarlhf.runtime.lock import LOCK, check_free, hold
 from lorarlhf.runtime.machine import peak_rss_mb
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import drop_later_rows, keep_rows
@@ -69,6 +70,7 @@ PPO_SETTINGS: Row = {
 # Lists and endings come late in an answer; friendly words are there from the start.
 MAX_NEW_TOKENS = {"cheerful": 32, "brief": 64, "plain": 64}
 BATCH_SIZE = 60
+IN_USE = "Wait until that demo ends, or name another folder with --out."
 SAMPLES = 2  # answers a prompt, for the votes and for the taste test
 
 
@@ -81,7 +83,14 @@ def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -
         KeyboardInterrupt: after noting in `run.json` that the run was stopped.
     """
     rater = Rater.named(options.rater, noise=options.noise, seed=options.seed)
+    out = Path(options.out)
+    check_free(out, IN_USE)
     _prepare_folder(options, log)
+    with hold(out, IN_USE):
+        return _run(options, rater, log)
+
+
+def _run(options: DemoOptions, rater: Rater, log: Callable[[str], None]) -> Row:
     demo = _Demo(options, rater, log)
     try:
         summary = demo.run_all()
@@ -99,7 +108,7 @@ def _prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> None:
     """Refuse folders that hold something else; rename an earlier demo unless it is resumed."""
     out = Path(options.out)
     about = read_json(out / "run.json")
-    if out.exists() and any(out.iterdir()) and about.get("stage") != "demo":
+    if out.exists() and any(f.name != LOCK for f in out.iterdir()) and about.get("stage") != "demo":
         raise UserError(f"The folder {out} holds something else, not a demo. Name another --out.")
     if options.resume:
         now = {name: value for name, value in asdict(options).items() if name != "resume"}

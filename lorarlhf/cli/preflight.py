@@ -240,8 +240,12 @@ def prepare_rows(
 
 
 def _length(encoder: PromptEncoder, row: Row) -> Length:
-    if "prompt" not in row:
-        return Length(0, len(encoder.encode(row.get("messages") or row["text"])))
+    if "text" in row:
+        return Length(0, len(encoder.encode(row["text"])))
+    if messages := row.get("messages"):
+        first = next(n for n, turn in enumerate(messages) if turn["role"] == "assistant")
+        prompt = len(encoder.tokenize(encoder.render(messages, first, answer_next=True)))
+        return Length(prompt, len(encoder.tokenize(encoder.render(messages))) - prompt)
     answers = [as_text(row[name]) for name in ("completion", "chosen", "rejected") if name in row]
     longest = max(len(encoder.encode(answer)) for answer in answers)
     return Length(len(encoder.encode(row["prompt"])), longest)

@@ -1,5 +1,7 @@
 """From a request to everything that a training needs, found once and checked before loading."""
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,15 @@ class Prepared:
     def record(self) -> dict[str, Any]:
         """The run's `config` in run.json: its files and its settings."""
         return self.request.recorded() | self.settings.flat()
+
+    def rows(self) -> dict[str, Any]:
+        """What run.json keeps of the rows, to see at `--resume` whether they have changed."""
+        found = {"rows": self.inputs.rows, "eval_rows": self.inputs.eval_rows or ()}
+        kept = {}
+        for name, rows in found.items():
+            text = json.dumps(list(rows), sort_keys=True, default=str)
+            kept[name] = {"count": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        return kept
 
 
 def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:

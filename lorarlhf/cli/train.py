@@ -9,6 +9,8 @@ import shlex
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from lorarlhf.cli.prepare import Prepared, load, prepare
@@ -19,8 +21,14 @@ from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_json
+from lorarlhf.runtime.lock import hold
 from lorarlhf.runtime.run import Run
-from lorarlhf.runtime.run_folder import archive_earlier_run, drop_later_rows, log_changed_settings
+from lorarlhf.runtime.run_folder import (
+    archive_earlier_run,
+    check_same_rows,
+    drop_later_rows,
+    log_changed_settings,
+)
 from lorarlhf.runtime.terminal import launch_command, log_to_stderr
 
 Row = dict[str, Any]
@@ -47,18 +55,26 @@ def train(args: Namespace) -> Row:
 def _train(request: TrainRequest, project: list[SettingValue]) -> Row:
     started = time.time()
     prepared = prepare(request, project)
-    backbone = load(prepared)
-    # Only now: after a mistake in the request an earlier run in the folder stays as it is.
-    run = _open_run(prepared)
-    run.started = started
-    run.base(backbone)
-    if prepared.estimate is not None:
-        run.about["expected_mb"] = round(prepared.estimate.parts["total"] / 1e6, 1)
-    with _recorded(run, request):
-        summary = request.stage.train(backbone, run, prepared.inputs)
-    finished = run.finish("done", summary | {"out": str(run.folder)})
-    _write_results(run, finished)
+    with _held(request.folder):
+        backbone = load(prepared)
+        # Only now: after a mistake in the request an earlier run in the folder stays as it is.
+        run = _open_run(prepared)
+        run.started = started
+        run.base(backbone)
+        if prepared.estimate is not None:
+            run.about["expected_mb"] = round(prepared.estimate.parts["total"] / 1e6, 1)
+        with _recorded(run, request):
+            summary = request.stage.train(backbone, run, prepared.inputs)
+        finished = run.finish("done", summary | {"out": str(run.folder)})
+        _write_results(run, finished)
     return finished
+
+
+def _held(folder: Path) -> AbstractContextManager[None]:
+    """Keep other commands out of the run's folder; of several processes the first one does."""
+    if not distributed.is_main():
+        return contextlib.nullcontext()
+    return hold(folder, "Wait until that run ends, or name another folder with --out.")
 
 
 def _open_run(prepared: Prepared) -> Run:
@@ -67,6 +83,7 @@ def _open_run(prepared: Prepared) -> Run:
     try:
         if distributed.is_main():
             if request.resume:
+                check_same_rows(folder, prepared.rows())
                 log_changed_settings(folder, config)
                 drop_later_rows(folder, stage)
             else:
@@ -77,7 +94,9 @@ def _open_run(prepared: Prepared) -> Run:
             f"The output folder {folder} can't be written ({error.strerror}). Name another one "
             "with --out."
         ) from error
-    return Run(folder, stage, config)
+    run = Run(folder, stage, config)
+    run.about["rows"] = prepared.rows()
+    return run
 
 
 @contextlib.contextmanager

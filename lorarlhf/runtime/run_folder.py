@@ -64,6 +64,30 @@ def log_changed_settings(folder: Path, config: Row) -> None:
         log_to_stderr(f"Continuing with other settings: {'; '.join(changed)}.")
 
 
+def check_same_rows(folder: Path, rows: Row) -> None:
+    """Check that a resumed run has the rows that it started with.
+
+    Args:
+        rows: `count` and `sha256` of the rows and of the held-out ones.
+
+    Raises:
+        UserError: they differ. Nothing is known about runs from before version 0.2.
+    """
+    for name, now in rows.items():
+        before = read_json(folder / "run.json").get("rows", {}).get(name, now)
+        if before["sha256"] == now["sha256"]:
+            continue
+        what = "held-out rows" if name == "eval_rows" else "rows"
+        counts = f"there were {before['count']}, and now there are {now['count']}"
+        if before["count"] == now["count"]:
+            counts = f"there are {now['count']} as before, with other contents or another order"
+        raise UserError(
+            f"The {what} have changed since the run in {folder} was stopped ({counts}), so it "
+            "can't go on where it stopped. Bring the earlier rows back, or start a new run without "
+            "--resume."
+        )
+
+
 def drop_later_rows(folder: Path, stage: str = "ppo") -> None:
     """Drop the rows that an interrupted run logged after its last checkpoint.
 

@@ -13,6 +13,7 @@ from lorarlhf.stages.conversations import Row, conversational
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.checkpointing import saving
+from lorarlhf.stages.trl.orpo import ORPOMixin
 from lorarlhf.stages.trl.trainer import last_logged, loss_summary, run_trl_trainer
 
 METHODS = ("dpo", "orpo")
@@ -106,7 +107,9 @@ def run_orpo(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any
     """ORPO from prepared inputs."""
     from trl.experimental.orpo import ORPOTrainer
 
-    return _run(ORPOTrainer, "ORPO", backbone, run, inputs)
+    # TRL writes the class's name into logs, so it stays.
+    kind = type("ORPOTrainer", (ORPOMixin, ORPOTrainer), {})
+    return _run(kind, "ORPO", backbone, run, inputs)
 
 
 def _run(

@@ -15,6 +15,7 @@ from lorarlhf.stages.conversations import Row, conversational
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.checkpointing import saving
+from lorarlhf.stages.trl.kto import KTOMixin
 from lorarlhf.stages.trl.trainer import loss_summary, run_trl_trainer
 
 WEIGHTS = ("desirable_weight", "undesirable_weight")
@@ -25,15 +26,14 @@ SHOWN = ("loss", "rewards/margins")
 class KTOSettings:
     """Settings of KTO; `trl` reaches every other field of TRL's `KTOConfig`.
 
-    The default loss compares each answer with a mean KL. TRL takes it over the answers of one
-    forward (of all processes), so `micro_batch_size`, which is 2 at least, changes the steps a
-    little. `trl.loss_type: apo_zero_unpaired` has no such mean.
+    The default loss compares each answer with the mean KL of a step's answers.
+    `trl.loss_type: apo_zero_unpaired` has no such mean.
     """
 
     epochs: PositiveFloat = 1.0  # passes over the answers
     learning_rate: NonNegativeFloat = 1e-4
     batch_size: PositiveInt = 8  # answers in one optimizer step
-    micro_batch_size: PositiveInt = 4  # answers in one forward
+    micro_batch_size: PositiveInt = 4  # answers in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together
     beta: PositiveFloat = 0.1  # strength of the reference
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
@@ -116,7 +116,7 @@ def run_kto(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
     if backbone.has("reference"):
         backbone.model.delete_adapter("ref")  # TRL makes a new one, a copy of the policy
     trainer = run_trl_trainer(
-        KTOTrainer,
+        type("KTOTrainer", (KTOMixin, KTOTrainer), {}),  # TRL writes the class's name into logs
         backbone,
         "policy",
         inputs.args,

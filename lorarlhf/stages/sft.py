@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.tokenizer import PromptEncoder
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
+from lorarlhf.stages.assistant_turns import assistant_tokens
 from lorarlhf.stages.callbacks import RunCallback
 from lorarlhf.stages.conversations import Row, conversational
 from lorarlhf.stages.inputs import StageInputs
@@ -26,6 +28,7 @@ class SFTSettings:
     max_tokens: PositiveInt = 1024  # longer demonstrations are cut by TRL
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
+    assistant_only: bool = True  # of messages, learn the assistant's turns and not the others
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -73,13 +76,21 @@ def run_sft(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
     from datasets import Dataset
     from trl import SFTTrainer
 
+    rows, settings = list(inputs.rows), inputs.settings
+    if (
+        "messages" in rows[0]
+        and settings.assistant_only
+        and not settings.trl.get("assistant_only_loss")
+    ):
+        encoder = PromptEncoder(backbone.base, backbone.tokenizer)
+        rows = [part for row in rows for part in assistant_tokens(encoder, row["messages"])]
     trainer = run_trl_trainer(
         SFTTrainer,
         backbone,
         "policy",
         inputs.args,
         resume=inputs.resume,
-        train_dataset=Dataset.from_list(list(inputs.rows)),
+        train_dataset=Dataset.from_list(rows),
         callbacks=[RunCallback(run, "supervised tuning", ("loss", "mean_token_accuracy"))],
     )
     backbone.freeze_reference()

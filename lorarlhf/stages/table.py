@@ -27,7 +27,8 @@ _LIST = (
         config="trl:SFTConfig",
         arguments="lorarlhf.stages.sft:arguments",
         run="lorarlhf.stages.sft:run_sft",
-        keys="epochs, learning_rate, batch_size, micro_batch_size, max_tokens, save_steps, plain",
+        keys="epochs, learning_rate, batch_size, micro_batch_size, max_tokens, save_steps, plain, "
+        "assistant_only",
         starts_from_sft=False,
     ),
     Stage(

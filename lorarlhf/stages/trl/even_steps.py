@@ -3,8 +3,7 @@
 TRL's trainers give every micro-batch of a step the same weight, however many rows it has, and fill
 the last step of an epoch with rows that were used before, so that every process has as many. Here a
 step takes the next `batch_size` rows of one order, each process takes its share of them, and a mean
-over rows is a mean over all rows of the step. ORPO averages over tokens of a forward and KTO takes
-its mean KL from one, so their steps depend on the forwards a little.
+over rows is a mean over all rows of the step.
 """
 
 import itertools
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import find_batch_size
 
 from lorarlhf.runtime import distributed
+from lorarlhf.stages.trl.oom_retry import ROWS
 
 _Trainer: Any = object  # one of TRL's trainers follows in the order of classes
 
@@ -122,6 +122,9 @@ class EvenStepsMixin(_Trainer):
     """A trainer that takes the same steps in any number of processes.
 
     It comes before all other mixins: it tells `training_step` how much a forward counts.
+
+    Attributes:
+        step_rows: this process's rows of the step that begins.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -179,6 +182,8 @@ class EvenStepsMixin(_Trainer):
             if not micro_batch.weight and "labels" in batch:  # a loss that counts tokens, not rows
                 batch["labels"].fill_(-100)
         self._planned = iter(planned)
+        pairs = zip(batches, planned, strict=True)
+        self.step_rows = [row for batch, part in pairs if part.weight for row in batch[ROWS]]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:

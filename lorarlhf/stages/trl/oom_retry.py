@@ -1,7 +1,6 @@
 """Retries after running out of memory: the rows of a forward run in smaller parts from then on.
 
-The loss of a batch stays what it was: the sum over its parts, or their mean weighted by rows. Only
-ORPO's mean over tokens and KTO's mean KL are then those of a part.
+The loss of a batch stays what it was: the sum over its parts, or their mean weighted by rows.
 """
 
 import copy

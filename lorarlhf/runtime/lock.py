@@ -1,0 +1,84 @@
+"""One process at a time in a folder; the system lets go of the lock when the process ends."""
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json
+
+try:
+    import fcntl
+except ImportError:  # Windows has no locks of this kind; the folders are then not protected
+    fcntl = None  # type: ignore[assignment]
+
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of disks (some in a network) that have no locks; folders there are not protected."""
+LOCK = ".in-use.json"
+"""The locked file. It names the process and since when, for messages."""
+
+
+@contextlib.contextmanager
+def hold(folder: Path, advice: str) -> Iterator[None]:
+    """Keep other processes out of a folder inside the context; it is made if it does not exist.
+
+    Args:
+        advice: what to do if another process holds it.
+
+    Raises:
+        UserError: another process holds it; the message names the process and since when.
+        OSError: the folder can't be written.
+    """
+    made = not folder.exists()
+    file = _acquire(folder, advice)
+    try:
+        yield
+    finally:
+        if file is not None:
+            (folder / LOCK).unlink(missing_ok=True)
+            os.close(file)
+        if made:
+            with contextlib.suppress(OSError):  # something was written into it
+                folder.rmdir()
+
+
+def check_free(folder: Path, advice: str) -> None:
+    """Check that no process holds a folder. Creates nothing; raises what `hold` raises."""
+    if (folder / LOCK).exists():
+        with hold(folder, advice):
+            pass
+
+
+def _acquire(folder: Path, advice: str) -> int | None:
+    if fcntl is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise UserError(f"{folder} is in use{_by(path)}. {advice}") from None
+        except OSError as error:
+            os.close(file)
+            if error.errno in WITHOUT_LOCKS:
+                return None
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(file).st_ino:
+                break
+        os.close(file)  # its holder ended, and took the file away, in between
+    now = time.strftime("%H:%M on %Y-%m-%d")
+    os.ftruncate(file, 0)
+    os.write(file, f'{{"pid": {os.getpid()}, "since": "{now}"}}\n'.encode())
+    return file
+
+
+def _by(path: Path) -> str:
+    about = read_json(path)
+    return f" by process {about['pid']} since {about['since']}" if about else ""

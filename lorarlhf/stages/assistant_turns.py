@@ -1,0 +1,53 @@
+"""Which tokens of a conversation supervised tuning learns: those of the assistant's turns.
+
+TRL learns them alone only with templates that mark them ({% generation %}), which few bases have.
+"""
+
+from typing import Any
+
+from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder
+
+Row = dict[str, Any]
+
+
+def assistant_tokens(encoder: PromptEncoder, messages: Prompt) -> list[Row]:
+    """Rows with `input_ids` and `assistant_masks` (1: learned), as TRL's SFTTrainer takes them.
+
+    A turn is learned from where its prompt ends in sampling, with all that the template writes
+    after it: the stop token and, often, a line break.
+
+    Args:
+        messages: with one assistant's turn or more. Messages after the last are left out.
+
+    Returns:
+        one row; several, one for each turn, if the template writes earlier turns in another way
+        than the last, as those do that leave out their reasoning.
+
+    Raises:
+        UserError: the template refuses the conversation.
+    """
+    assert not isinstance(messages, str)
+    turns = [number for number, turn in enumerate(messages) if turn["role"] == "assistant"]
+    through = {number: encoder.render(messages, number + 1) for number in turns}
+    whole = through[turns[-1]]
+    if all(whole.startswith(text) for text in through.values()):
+        groups = [turns]
+    else:
+        groups = [[number] for number in turns]
+    rows = []
+    for group in groups:
+        ids = encoder.tokenize(through[group[-1]])
+        mask = [0] * len(ids)
+        for number in group:
+            before = encoder.render(messages, number, answer_next=True) if number else ""
+            start = _shared(ids, encoder.tokenize(before))
+            end = _shared(ids, encoder.tokenize(through[number]))
+            mask[start:end] = [1] * (end - start)
+        rows.append({"input_ids": ids, "assistant_masks": mask})
+    return rows
+
+
+def _shared(ids: list[int], others: list[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((n for n, (one, other) in pairs if one != other), min(len(ids), len(others)))
