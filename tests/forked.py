@@ -8,12 +8,14 @@ import os
 import runpy
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+GRACE = 2  # seconds that the others have to end once one process has failed
 PRELOADED = [
     "lorarlhf.cli.train",
     "lorarlhf.ppo.trainer",
@@ -56,6 +58,8 @@ def run_group(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     files = [folder / f"{name}-{port}.txt" for name in ("stdout", "stderr")]
+    for file in files:
+        file.touch()
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     started = []
@@ -66,11 +70,15 @@ def run_group(
         )
         process.start()
         started.append(process)
-    for process in started:
-        process.join(seconds)
-        if process.is_alive():
-            process.kill()
-            process.join()
+    until = time.monotonic() + seconds
+    while any(process.is_alive() for process in started):
+        failed = any(process.exitcode for process in started)
+        if failed or time.monotonic() > until:
+            time.sleep(GRACE * failed)  # the others may be about to say what is wrong
+            for process in started:
+                process.kill()
+        for process in started:
+            process.join(0.05)
     codes = [process.exitcode for process in started]
     printed = [file.read_text() for file in files]
     for file in files:

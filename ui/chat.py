@@ -183,9 +183,16 @@ class Conversations:
         if job.value is not None and job.value.get("features") and job.texts == turn.answers:
             self.prefetch.states.put(prompt, turn.answers, job.value["features"])
         if job.error is not None and not job.stopping:
-            if conversation.job is job:
-                conversation.system, conversation.turns, conversation.options = before
+            with self._lock:
+                if conversation.job is job:
+                    conversation.system, conversation.turns, conversation.options = before
             raise UserError(job.error)
+
+    def is_answering(self, rater: str, text: str) -> bool:
+        """Whether this very message is being answered."""
+        conversation = self.of(rater)
+        asked = conversation.turns[-1].message if conversation.turns else None
+        return conversation.busy and storable(text or "").strip() == asked
 
     def retry(self, rater: str, names: list[str], **options: Any) -> Iterator[Conversation]:
         """Answer the last message again."""
@@ -252,7 +259,7 @@ class Conversations:
             raise UserError(
                 "There is no reward role in this project yet: train one with `lorarlhf reward`."
             )
-        if conversation.turns:
+        if conversation.turns and not conversation.busy:
             turn = conversation.turns[-1]
             prompt = conversation.prompt(len(conversation.turns) - 1)
             adapter = Path(run) / "adapters" / "reward"

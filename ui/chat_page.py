@@ -7,7 +7,7 @@ import gradio as gr
 
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.chat import Conversation, Conversations
-from lorarlhf_ui.events import NEVER_DROPPED
+from lorarlhf_ui.events import IN_TURN, NEVER_DROPPED
 from lorarlhf_ui.security import rater_of
 
 NOBODY = "nobody"
@@ -104,13 +104,13 @@ class _ChatPage:
             [self.text, *shown],
             **NEVER_DROPPED,
         )
-        self.stop.click(self.on_stop, None, None, **NEVER_DROPPED)
+        self.stop.click(self.on_stop, None, None, **IN_TURN)
         self.retry.click(self.on_retry, options, shown, **NEVER_DROPPED)
         self.chatbots[0].edit(self.on_edit, options, shown, **NEVER_DROPPED)
-        self.restart.click(self.on_restart, None, shown, **NEVER_DROPPED)
+        self.restart.click(self.on_restart, None, shown, **IN_TURN)
         self.models[1].change(None, self.models[1], self.chatbots[1], js=SHOW_SECOND)
         for choice, button in self.vote_buttons.items():
-            button.click(self._voting(choice), None, shown, **NEVER_DROPPED)
+            button.click(self._voting(choice), None, shown, **IN_TURN)
 
     # ---- events
 
@@ -134,6 +134,9 @@ class _ChatPage:
         """Send a message, and show the answers while they are written."""
         names, more, scored = _options(options)
         rater = _name(request)
+        if self.conversations.is_answering(rater, text):  # a double click, or Enter and a click
+            yield [gr.skip()] * 5
+            return
         first = True
         try:
             for conversation in self.conversations.send(rater, text, names, **more):

@@ -29,7 +29,7 @@ class Job:
         texts: the text of each answer so far; empty for jobs that generate nothing.
         value: the result, once `done`.
         error: what went wrong, or None.
-        stopping: whether it was told to stop; it is done soon after.
+        stopping: whether a rater has stopped it; it is done soon after.
     """
 
     def __init__(self, answers: int = 0) -> None:

@@ -15,9 +15,12 @@ EVENT: dict[str, Any] = {
 }
 """The options of every Gradio event on the pages."""
 
-NEVER_DROPPED: dict[str, Any] = EVENT | {"trigger_mode": "multiple"}
-"""`EVENT` for events that may come while an earlier one is still open. Otherwise Gradio drops them
-without a word: a message that is sent while the last answer's stream closes would be lost."""
+IN_TURN: dict[str, Any] = EVENT | {"concurrency_id": "chat"}
+"""`EVENT` for events that are handled in the order in which they came, whatever handles them."""
+
+NEVER_DROPPED: dict[str, Any] = IN_TURN | {"trigger_mode": "multiple"}
+"""`IN_TURN` for events that may come while an earlier one is still open. Otherwise Gradio ignores
+them silently: a message that is sent while the last answer's stream closes would be lost."""
 
 Handler = Callable[[str, dict[str, Any]], dict[str, Any]]
 """Answers a request of a page's script; takes the rater's name and the request's data."""

@@ -292,7 +292,7 @@ class Backbone:
 
     @property
     def stop_ids(self) -> list[int]:
-        """The tokens that end an answer, those of the generation config among them."""
+        """The tokens that end an answer, including those of the generation config."""
         return self._stop_ids(self.causal)
 
     def _stop_ids(self, model: Any) -> list[int]:

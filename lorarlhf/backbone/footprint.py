@@ -34,6 +34,7 @@ class Footprint:
         of the base's own matrices.
         """
         gc.collect()
+        gc.collect()  # what the first round has finalised is freed only now
         found: dict[tuple, set[int]] = {}
         for thing in gc.get_objects():
             # By type first: isinstance alone asks odd objects for attributes that warn.

@@ -9,8 +9,8 @@ SAMPLED_MICRO_BATCHES = 8
 """Micro-batches that PPO samples together: their keys and values take less memory than the
 activations of one."""
 DEQUANTISED_BYTES = 256_000_000
-"""Bytes of weights that are kept dequantised on a CPU while many answers are sampled, and once more
-for the layers that PPO trains while it trains them."""
+"""Bytes of weights that are kept dequantised on a CPU while many answers are sampled, and the
+same amount again for the layers that PPO trains."""
 KEPT_STATE_BYTES = 256_000_000
 """Bytes of kept states that stay on the device. If a rollout has more, all are copied back from the
 host's memory for each forward, which takes far less time than the forward."""

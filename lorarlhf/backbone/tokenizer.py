@@ -63,7 +63,7 @@ class PromptEncoder:
             return self.tokenizer.apply_chat_template(
                 list(messages[:count]), add_generation_prompt=answer_next, tokenize=False, **more
             )
-        except (TemplateError, TypeError, KeyError) as error:
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages[:count])
             raise UserError(
                 f"the chat template of {self.base} refuses a conversation of the roles {roles}: "
@@ -96,10 +96,12 @@ def turn_end(tokenizer: Any) -> int | None:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
     except Exception:  # a template can raise anything; its rows will name the error
         return None
-    end = text.rpartition(ANSWER)[2]
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    before, found, end = text.rpartition(ANSWER)
+    if not found:
+        return None
+    added = {token for name, token in tokenizer.get_added_vocab().items() if name.strip()}
     ids = tokenizer(end, add_special_tokens=False)["input_ids"]
-    return next((token for token in ids if token in special), None)
+    return next((i for i in ids if i in added or i in tokenizer.all_special_ids), None)
 
 
 def turn_end_notice(tokenizer: Any, stops: set[int]) -> str | None:
@@ -109,7 +111,7 @@ def turn_end_notice(tokenizer: Any, stops: set[int]) -> str | None:
         stops: the other tokens that end an answer, those of the generation config.
     """
     end, eos = turn_end(tokenizer), tokenizer.eos_token_id
-    if tokenizer.chat_template is None or end == eos:
+    if tokenizer.chat_template is None or (end is not None and end == eos):
         return None
     if end is not None:
         name, other = tokenizer.convert_ids_to_tokens([end])[0], tokenizer.eos_token

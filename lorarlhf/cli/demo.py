@@ -25,7 +25,7 @@ from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json, write_jsonl
-from lorarlhf.runtime.lock import LOCK, check_free, hold
+from lorarlhf.runtime.lock import LOCK, hold
 from lorarlhf.runtime.machine import peak_rss_mb
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import drop_later_rows, keep_rows
@@ -83,10 +83,8 @@ def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -
         KeyboardInterrupt: after noting in `run.json` that the run was stopped.
     """
     rater = Rater.named(options.rater, noise=options.noise, seed=options.seed)
-    out = Path(options.out)
-    check_free(out, IN_USE)
-    _prepare_folder(options, log)
-    with hold(out, IN_USE):
+    with hold(Path(options.out), IN_USE):
+        _prepare_folder(options, log)
         return _run(options, rater, log)
 
 
@@ -125,7 +123,9 @@ def _prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> None:
     elif about:
         numbers = itertools.count(1)
         kept = next(k for n in numbers if not (k := out.with_name(f"{out.name}-{n}")).exists())
-        out.rename(kept)
+        kept.mkdir()
+        for path in [path for path in out.iterdir() if path.name != LOCK]:
+            path.rename(kept / path.name)
         log(f"{out} holds an earlier demo; it is kept in {kept}.")
 
 

@@ -22,6 +22,7 @@ from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.machine import main_memory
 from lorarlhf.runtime.terminal import log_to_stderr
+from lorarlhf.stages.assistant_turns import assistant_tokens
 from lorarlhf.stages.conversations import conversational, prompt_conversations
 from lorarlhf.stages.trl.arguments import batch_arguments
 
@@ -229,7 +230,8 @@ def prepare_rows(
         encoded = encode_prompts(encoder, prompts, own["max_prompt_tokens"])
         return made, Length(max(map(len, encoded)), own["max_new_tokens"])
     made = conversational(rows, encoder, own["plain"])
-    lengths = [_length(encoder, row) for row in made]
+    learned = own.get("assistant_only", False)
+    lengths = [_length(encoder, row, learned) for row in made]
     longest, answer = max(map(sum, lengths)), max(length.answer for length in lengths)
     if "max_tokens" in own:
         limit = settings.trl.get("max_length", own["max_tokens"])
@@ -239,13 +241,16 @@ def prepare_rows(
     return made, Length(longest - answer, answer)
 
 
-def _length(encoder: PromptEncoder, row: Row) -> Length:
+def _length(encoder: PromptEncoder, row: Row, assistant_only: bool = False) -> Length:
     if "text" in row:
         return Length(0, len(encoder.encode(row["text"])))
     if messages := row.get("messages"):
-        first = next(n for n, turn in enumerate(messages) if turn["role"] == "assistant")
-        prompt = len(encoder.tokenize(encoder.render(messages, first, answer_next=True)))
-        return Length(prompt, len(encoder.tokenize(encoder.render(messages))) - prompt)
+        if not assistant_only:
+            return Length(0, len(encoder.tokenize(encoder.render(messages))))
+        parts = assistant_tokens(encoder, messages)
+        part = max(parts, key=lambda part: len(part["input_ids"]))
+        prompt = part["assistant_masks"].index(1)
+        return Length(prompt, len(part["input_ids"]) - prompt)
     answers = [as_text(row[name]) for name in ("completion", "chosen", "rejected") if name in row]
     longest = max(len(encoder.encode(answer)) for answer in answers)
     return Length(len(encoder.encode(row["prompt"])), longest)

@@ -3,13 +3,15 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.cli.request import TrainRequest
 from lorarlhf.project.lineage import SourceRun, check_same_base, read_source_run
 from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.project.settings_sources import SettingValue
-from lorarlhf.project.stage import Row
+from lorarlhf.project.stage import Row, Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run_folder import check_writable
 from lorarlhf.runtime.terminal import log_to_stderr
@@ -33,6 +35,7 @@ class Prepared:
         base: with device, dtype, configuration and tokenizer.
         inputs: rows, settings and TRL's configuration.
         estimate: None where the memory can't be counted.
+        rows: how many rows the file has, and their hash, to see at `--resume` whether they changed.
     """
 
     request: TrainRequest
@@ -41,19 +44,11 @@ class Prepared:
     base: "BaseFiles"
     inputs: "StageInputs"
     estimate: "MemoryEstimate | None"
+    rows: dict[str, Any]
 
     def record(self) -> dict[str, Any]:
         """The run's `config` in run.json: its files and its settings."""
         return self.request.recorded() | self.settings.flat()
-
-    def rows(self) -> dict[str, Any]:
-        """What run.json keeps of the rows, to see at `--resume` whether they have changed."""
-        found = {"rows": self.inputs.rows, "eval_rows": self.inputs.eval_rows or ()}
-        kept = {}
-        for name, rows in found.items():
-            text = json.dumps(list(rows), sort_keys=True, default=str)
-            kept[name] = {"count": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        return kept
 
 
 def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
@@ -67,13 +62,14 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     """
     stage = request.stage
     assert request.data is not None  # `fill_in` has named it or raised an error
-    rows = stage.read(request.data)
+    rows = _read(stage, request.data)
     stage.check_rows(rows)
+    fingerprint = _fingerprint(rows)
     if stage.rewarded:
         from lorarlhf.cli.ppo_options import check_rewards, check_vllm, read_rewards
 
         spec = read_rewards(request)
-    eval_rows = stage.read(request.eval) if request.eval else None
+    eval_rows = _read(stage, request.eval) if request.eval else None
     sources = _read_sources(request)
     settings = _resolve(request, project, sources)
     check_same_base(list(sources.values()), "base" in settings.given)
@@ -95,7 +91,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     inputs = StageInputs(rows, own, args, eval_rows, request.resume)
     if stage.rewarded:
         inputs = PPOInputs(**vars(inputs), spec=spec)
-    return Prepared(request, settings, sources, base, inputs, estimate)
+    return Prepared(request, settings, sources, base, inputs, estimate, fingerprint)
 
 
 def load(prepared: Prepared) -> "Backbone":
@@ -118,6 +114,39 @@ def load(prepared: Prepared) -> "Backbone":
         models = [load_classifier(name, backbone.device) for name in request.reward_model]
         prepared.inputs.spec.rewards.extend(models)
     return backbone
+
+
+def _read(stage: Stage, path: str) -> list[Row]:
+    """The rows of a file; one that holds votes in a form of its own is read as an import reads it.
+
+    Raises:
+        UserError: a bad row, with its line.
+    """
+    if not stage.export:
+        return stage.read(path)
+
+    from lorarlhf.preferences.exports import EXPORTS
+    from lorarlhf.preferences.imports import holds_votes, read_votes
+    from lorarlhf.preferences.merge import add_votes
+    from lorarlhf.preferences.store import Store
+
+    if not holds_votes(path):
+        return stage.read(path)
+    found = read_votes(path)
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "votes.sqlite")
+        add_votes(store, found.votes)
+        export = EXPORTS[stage.export](store.votes(purpose="train"))
+        store.close()
+    log_to_stderr(f"{path}: {len(found.votes)} votes give {len(export.rows)} rows.")
+    if not export.rows:
+        raise UserError(f"{path}: no vote in it gives a row for {stage.name}.")
+    return export.rows
+
+
+def _fingerprint(rows: list[Row]) -> dict[str, Any]:
+    text = json.dumps(rows, sort_keys=True, default=str)
+    return {"count": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _read_sources(request: TrainRequest) -> dict[str, SourceRun]:

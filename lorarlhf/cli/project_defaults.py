@@ -16,6 +16,8 @@ from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_jsonl
+from lorarlhf.runtime.lock import check_free
+from lorarlhf.runtime.run_folder import IN_USE
 from lorarlhf.runtime.terminal import log_to_stderr
 
 FEWEST_PROMPTS = 4  # one on each side of a split, and some to learn from
@@ -47,6 +49,7 @@ def fill_in(request: TrainRequest) -> tuple[TrainRequest, list[SettingValue]]:
         request = replace(request, out=out, reserved=True)
     if rows is not None:
         request = replace(request, data=f"{request.out}.votes.jsonl")
+        check_free(request.folder, IN_USE)
         write_jsonl(f"{request.out}.votes.jsonl", rows)
     elif request.data is None:
         request = replace(request, data=str(project.prompts))

@@ -24,6 +24,7 @@ from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.lock import hold
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import (
+    IN_USE,
     archive_earlier_run,
     check_same_rows,
     drop_later_rows,
@@ -74,7 +75,7 @@ def _held(folder: Path) -> AbstractContextManager[None]:
     """Keep other commands out of the run's folder; of several processes the first one does."""
     if not distributed.is_main():
         return contextlib.nullcontext()
-    return hold(folder, "Wait until that run ends, or name another folder with --out.")
+    return hold(folder, IN_USE)
 
 
 def _open_run(prepared: Prepared) -> Run:
@@ -83,7 +84,7 @@ def _open_run(prepared: Prepared) -> Run:
     try:
         if distributed.is_main():
             if request.resume:
-                check_same_rows(folder, prepared.rows())
+                check_same_rows(folder, prepared.rows)
                 log_changed_settings(folder, config)
                 drop_later_rows(folder, stage)
             else:
@@ -95,7 +96,7 @@ def _open_run(prepared: Prepared) -> Run:
             "with --out."
         ) from error
     run = Run(folder, stage, config)
-    run.about["rows"] = prepared.rows()
+    run.about["rows"] = prepared.rows
     return run
 
 

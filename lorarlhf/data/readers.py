@@ -13,22 +13,27 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.data.file_formats import Row, decode, quoted, read_bytes, read_rows
+from lorarlhf.data.file_formats import Numbered, Row, decode, quoted, read_bytes, read_rows
+from lorarlhf.data.shapes import in_standard_shape
 from lorarlhf.data.validation import (
+    Inspected,
     checked,
     inspect_demonstration,
     inspect_labelled,
     inspect_preference,
     inspect_prompt,
+    unused_columns,
 )
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.terminal import log_to_stderr
 
 Message = dict[str, Any]
+PREFERENCE = ("prompt", "chosen", "rejected", "margin")
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[Row]:
@@ -42,13 +47,14 @@ def read_prompts(path: str | os.PathLike[str]) -> list[Row]:
         numbered = [(number, {"prompt": line.strip()}) for number, line in lines if line.strip()]
     else:
         numbered = read_rows(file)
-    return checked(file, numbered, inspect_prompt)
+    return _read(file, numbered, inspect_prompt)
 
 
 def read_demonstrations(path: str | os.PathLike[str]) -> list[Row]:
     """Rows with `prompt` and `completion`, or `messages`, or `text`. Raises `UserError`."""
     file = Path(path).expanduser()
-    return checked(file, read_rows(file), inspect_demonstration)
+    used = ("prompt", "completion", "messages", "text")
+    return _read(file, read_rows(file), inspect_demonstration, used)
 
 
 def read_preferences(path: str | os.PathLike[str]) -> list[Row]:
@@ -58,7 +64,7 @@ def read_preferences(path: str | os.PathLike[str]) -> list[Row]:
     begin with. Raises `UserError`, also for a tie (chosen equal to rejected).
     """
     file = Path(path).expanduser()
-    return checked(file, read_rows(file), inspect_preference)
+    return _read(file, read_rows(file), inspect_preference, PREFERENCE)
 
 
 def read_labelled(path: str | os.PathLike[str]) -> list[Row]:
@@ -69,8 +75,27 @@ def read_labelled(path: str | os.PathLike[str]) -> list[Row]:
     file = Path(path).expanduser()
     numbered = read_rows(file)
     if any("chosen" in row for _, row in numbered):
-        return unpair(checked(file, numbered, inspect_preference))
-    return checked(file, numbered, inspect_labelled)
+        return unpair(_read(file, numbered, inspect_preference, PREFERENCE))
+    return _read(file, numbered, inspect_labelled, ("prompt", "completion", "label"))
+
+
+def _read(
+    file: Path,
+    numbered: Numbered,
+    inspect: Callable[[Row], Inspected],
+    used: Sequence[str] = (),
+) -> list[Row]:
+    """The checked rows, in TRL's columns.
+
+    Args:
+        used: the columns that count; the others are said once. None are said if it is empty.
+    """
+    shaped = [(number, in_standard_shape(row)) for number, row in numbered]
+    rows = checked(file, shaped, inspect)
+    unused = unused_columns((row for _, row in shaped), used) if used else []
+    if unused:
+        log_to_stderr(f"{file}: not used: {quoted(unused)}.")
+    return rows
 
 
 def unpair(rows: Sequence[Row]) -> list[Row]:

@@ -1,5 +1,6 @@
 """Checks of rows of demonstrations, prompts or preferences, with a message for each problem."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from lorarlhf.data.file_formats import (
 )
 from lorarlhf.runtime.errors import UserError
 
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+"""Columns that TRL hands to the chat template beside the messages."""
 Inspected = tuple[Row, tuple[str, ...], list[str]]  # the row, its required fields, its problems
 ROLES = ("system", "user", "assistant", "tool")
 DEMONSTRATION_SHAPES = (("prompt", "completion"), ("messages",), ("text",))
@@ -47,9 +50,38 @@ def checked(file: Path, numbered: Numbered, inspect: Callable[[Row], Inspected])
     return [{name: row.get(name) for name in columns} for _, row in rows]
 
 
+def unused_columns(rows: Iterable[Row], used: Iterable[str]) -> list[str]:
+    """The columns that hold something and that a stage does not use."""
+    filled = dict.fromkeys(name for row in rows for name in row if row[name] is not None)
+    return [name for name in filled if name not in {*used, *TEMPLATE_COLUMNS}]
+
+
+def _template_problems(row: Row) -> list[str]:
+    """The problems of the columns in `TEMPLATE_COLUMNS`."""
+    problems = []
+    tools, more = row.get("tools"), row.get("chat_template_kwargs")
+    if tools is not None:
+        try:
+            known = isinstance(tools, str) and isinstance(json.loads(tools), list)
+        except ValueError:
+            known = False
+        if not known:
+            problems.append(
+                f'field "tools": expected a list of tools, found {shown(tools)}; write the tools\' '
+                "schemas as a JSON list"
+            )
+    if more is not None and not isinstance(more, dict):
+        problems.append(
+            f'field "chat_template_kwargs": expected an object, found {shown(more)}; write the '
+            "template's arguments as an object"
+        )
+    return problems
+
+
 def inspect_prompt(row: Row) -> Inspected:
     """A row with `prompt`."""
-    return row, ("prompt",), _field_problems(row, ("prompt",))
+    problems = _field_problems(row, ("prompt",)) + _template_problems(row)
+    return row, ("prompt",), problems
 
 
 def inspect_demonstration(row: Row) -> Inspected:
@@ -58,7 +90,13 @@ def inspect_demonstration(row: Row) -> Inspected:
     # The first complete shape, or else the one with the most columns present.
     fields = max(DEMONSTRATION_SHAPES, key=lambda f: (present >= set(f), len(present & set(f))))
     if present & set(fields):
-        return _without_rivals(row, fields), fields, _field_problems(row, fields)
+        problems = _field_problems(row, fields) + _template_problems(row)
+        if LABELS.get(str(row.get("label")).strip().lower()) is False:
+            problems.append(
+                'field "label": expected good answers only, found false; it would be learned as a '
+                "good one, so use the command kto, or leave bad answers out"
+            )
+        return _without_rivals(row, fields), fields, problems
     expected = 'expected "prompt" and "completion", or "messages", or "text"'
     found = f"found {quoted(row) or 'no columns'}; rename the columns or fill them in"
     return row, fields, [f"{expected}, {found}"]
@@ -76,6 +114,7 @@ def inspect_labelled(row: Row) -> Inspected:
         found = shown(label) if "label" in row else "no such column"
         advice = "write whether the answer is a good one"
         problems.append(f'field "label": expected true or false, found {found}; {advice}')
+    problems += _template_problems(row)
     return _without_rivals(row, (*fields, "label")), fields, problems
 
 
@@ -91,6 +130,7 @@ def inspect_preference(row: Row) -> Inspected:
         fields = fields[1:]
     else:
         problems = _field_problems(row, fields)
+    problems = problems + _template_problems(row)
     row = _without_rivals(row, ("prompt", *fields))
     margin = row.pop("margin", None)
     if margin is not None:

@@ -221,7 +221,7 @@ ALARMS = (
         limit=0.25,
         reason="Three of four answers that would have ended no longer do, and a cut-off answer "
         "can't be good. Where fewer than a fifth ended at the start, max_new_tokens is short, and "
-        "only a policy that never ends an answer is told.",
+        "only a policy that never ends an answer is reported.",
         check=_endless,
         problem="Few answers end by themselves ({0:.0%} do).",
         advice="Raise max_new_tokens, or set missing_eos_penalty (1 or 2). If answers go on with "

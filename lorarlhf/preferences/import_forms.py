@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from lorarlhf.data.readers import as_text
-from lorarlhf.preferences.exports import MARGINS, SHAREGPT_ROLES
+from lorarlhf.data.shapes import as_message, dialogue, shared_start
+from lorarlhf.preferences.exports import MARGINS
 from lorarlhf.preferences.records import (
     BOTH_BAD,
     BOTH_GOOD,
@@ -54,9 +55,7 @@ def _trl(row: Row) -> Iterator[ImportedVote]:
     if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
         raise RowFault('field "rejected": expected the same form as "chosen", text or messages')
     if isinstance(chosen, list):
-        same = 0
-        while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
-            same += 1
+        same = shared_start(chosen, rejected)
         if prompt is None:
             prompt = chosen[:same]
         elif same and as_text(chosen[:same]) != as_text(prompt):
@@ -77,9 +76,7 @@ def _trl(row: Row) -> Iterator[ImportedVote]:
 def _hh(row: Row) -> Iterator[ImportedVote]:
     """Anthropic's HH dialogues as text; the vote is on the first turn in which they differ."""
     good, bad = (_turns(row[name], name) for name in ("chosen", "rejected"))
-    same = 0
-    while same < min(len(good), len(bad)) - 1 and good[same] == bad[same]:
-        same += 1
+    same = min(shared_start(good, bad), len(good) - 1, len(bad) - 1)
     prompt = good[:same]
     if good[same] == bad[same]:
         raise RowFault('field "rejected": expected another answer than in "chosen"')
@@ -89,21 +86,15 @@ def _hh(row: Row) -> Iterator[ImportedVote]:
 
 
 def _turns(text: str, name: str) -> list[dict[str, str]]:
-    parts = re.split(r"\n\n(Human|Assistant): ?", text)
-    if parts[0].strip() or len(parts) < 5:
+    turns = dialogue(text)
+    if not turns:
         raise RowFault(f'field "{name}": expected turns after "Human:" and "Assistant:"')
-    roles = {"Human": "user", "Assistant": "assistant"}
-    pairs = zip(parts[1::2], parts[2::2], strict=True)
-    return [{"role": roles[who], "content": content} for who, content in pairs]
+    return turns
 
 
 def _sharegpt(row: Row) -> Iterator[ImportedVote]:
     """ShareGPT preferences: `conversations` with the `chosen` and the `rejected` turn."""
-    roles = {theirs: ours for ours, theirs in SHAREGPT_ROLES.items()}
-    prompt = [
-        {"role": roles.get(turn["from"], turn["from"]), "content": turn["value"]}
-        for turn in row["conversations"]
-    ]
+    prompt = [as_message(turn) for turn in row["conversations"]]
     if row.get("system"):
         prompt.insert(0, {"role": "system", "content": row["system"]})
     yield _pair(prompt, row["chosen"]["value"], row["rejected"]["value"], FIRST)
@@ -236,3 +227,5 @@ FORMS: tuple[tuple[set[str], Callable[[Row], Iterator[ImportedVote]]], ...] = (
     ({"chosen", "rejected"}, _trl_or_hh),
 )
 """The columns that show a form, and the parser of its rows; the first match counts."""
+VOTES_ONLY = FORMS[:3]
+"""Forms that hold votes and are not data sets for training."""

@@ -14,6 +14,7 @@ from lorarlhf.data.file_formats import raise_first, read_rows
 from lorarlhf.preferences.import_forms import (
     FORMS,
     LLMFAO_COLUMNS,
+    VOTES_ONLY,
     Row,
     RowFault,
     crowd_vote,
@@ -66,6 +67,16 @@ def read_votes(path: str | Path, answers: str | Path | None = None) -> Import:
     if parse is kto_pair:
         return _parse_kto(file, numbered)
     return _parse_rows(file, numbered, parse)
+
+
+def holds_votes(path: str | Path) -> bool:
+    """Whether a file has a form of votes that no trainer reads: ours, Argilla's or an arena's.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    columns = set(read_rows(Path(path).expanduser())[0][1])
+    return columns >= LLMFAO_COLUMNS or any(needed <= columns for needed, _ in VOTES_ONLY)
 
 
 def _find_parser(file: Path, columns: set[str]) -> Parser:

@@ -49,7 +49,8 @@ def encode_answer(
     """
     before = backbone.encode(prompt)
     own = backbone.tokenizer(as_text(answer), add_special_tokens=False)["input_ids"]
-    stop = backbone.stop_id
+    # TRL ends plain texts with the tokenizer's EOS.
+    stop = backbone.tokenizer.eos_token_id if isinstance(prompt, str) else backbone.stop_id
     ids = before + own + ([stop] if stop is not None else [])
     end = len(ids) if pooling == "last" or not own else len(before) + len(own)
     return EncodedAnswer(ids, len(before), end)

@@ -1,4 +1,4 @@
-"""One process at a time in a folder; the system lets go of the lock when the process ends."""
+"""One process at a time in a folder; the system releases the lock when the process ends."""
 
 import contextlib
 import errno
@@ -29,8 +29,8 @@ def hold(folder: Path, advice: str) -> Iterator[None]:
         advice: what to do if another process holds it.
 
     Raises:
-        UserError: another process holds it; the message names the process and since when.
-        OSError: the folder can't be written.
+        UserError: another process holds it (the message names the process and since when), or the
+            folder can't be written.
     """
     made = not folder.exists()
     file = _acquire(folder, advice)
@@ -53,30 +53,46 @@ def check_free(folder: Path, advice: str) -> None:
 
 
 def _acquire(folder: Path, advice: str) -> int | None:
+    """The locked file; None where the disk or the system has no locks."""
     if fcntl is None:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    path, file = folder / LOCK, None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while file is None:
+            file = _locked(path)
+        now = time.strftime("%H:%M on %Y-%m-%d")
+        os.ftruncate(file, 0)
+        os.write(file, f'{{"pid": {os.getpid()}, "since": "{now}"}}\n'.encode())
+        return file
+    except BlockingIOError:
+        raise UserError(f"{folder} is in use{_by(path)}. {advice}") from None
+    except OSError as error:
+        if file is not None:
             os.close(file)
-            raise UserError(f"{folder} is in use{_by(path)}. {advice}") from None
-        except OSError as error:
-            os.close(file)
-            if error.errno in WITHOUT_LOCKS:
-                return None
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(path).st_ino == os.fstat(file).st_ino:
-                break
-        os.close(file)  # its holder ended, and took the file away, in between
-    now = time.strftime("%H:%M on %Y-%m-%d")
-    os.ftruncate(file, 0)
-    os.write(file, f'{{"pid": {os.getpid()}, "since": "{now}"}}\n'.encode())
-    return file
+        if error.errno in WITHOUT_LOCKS:
+            path.unlink(missing_ok=True)
+            return None
+        raise UserError(f"The folder {folder} can't be written ({error.strerror}).") from error
+
+
+def _locked(path: Path) -> int | None:
+    """The file, open and locked; None if another process has just removed it.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it can't be opened, or not locked.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists() and os.stat(path).st_ino == os.fstat(file).st_ino:
+            return file
+    except OSError:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
 
 
 def _by(path: Path) -> str:

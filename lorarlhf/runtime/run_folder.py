@@ -15,6 +15,8 @@ from lorarlhf.runtime.terminal import log_to_stderr
 
 Row = dict[str, Any]
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html")
+IN_USE = "Wait until that run ends, or name another folder with --out."
+"""Advice for a folder that another run holds."""
 RESULTS = (*FILES, "votes.safetensors", "checkpoints")
 
 
@@ -64,28 +66,27 @@ def log_changed_settings(folder: Path, config: Row) -> None:
         log_to_stderr(f"Continuing with other settings: {'; '.join(changed)}.")
 
 
-def check_same_rows(folder: Path, rows: Row) -> None:
-    """Check that a resumed run has the rows that it started with.
+def check_same_rows(folder: Path, now: Row) -> None:
+    """Check that a run that goes on from a checkpoint has the rows that it started with.
+
+    Runs from before version 0.2 are not checked.
 
     Args:
-        rows: `count` and `sha256` of the rows and of the held-out ones.
+        now: `count` and `sha256` of the rows.
 
     Raises:
-        UserError: they differ. Nothing is known about runs from before version 0.2.
+        UserError: they differ.
     """
-    for name, now in rows.items():
-        before = read_json(folder / "run.json").get("rows", {}).get(name, now)
-        if before["sha256"] == now["sha256"]:
-            continue
-        what = "held-out rows" if name == "eval_rows" else "rows"
-        counts = f"there were {before['count']}, and now there are {now['count']}"
-        if before["count"] == now["count"]:
-            counts = f"there are {now['count']} as before, with other contents or another order"
-        raise UserError(
-            f"The {what} have changed since the run in {folder} was stopped ({counts}), so it "
-            "can't go on where it stopped. Bring the earlier rows back, or start a new run without "
-            "--resume."
-        )
+    before = read_json(folder / "run.json").get("rows", now)
+    if before["sha256"] == now["sha256"] or not any((folder / "checkpoints").glob("*")):
+        return
+    counts = f"there were {before['count']}, and now there are {now['count']}"
+    if before["count"] == now["count"]:
+        counts = f"there are {now['count']} as before, with other contents or in another order"
+    raise UserError(
+        f"The rows have changed since the run in {folder} was stopped ({counts}), so it can't "
+        "continue. Bring the earlier rows back, or start a new run without --resume."
+    )
 
 
 def drop_later_rows(folder: Path, stage: str = "ppo") -> None:

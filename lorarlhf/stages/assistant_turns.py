@@ -1,16 +1,16 @@
 """Which tokens of a conversation supervised tuning learns: those of the assistant's turns.
 
-TRL learns them alone only with templates that mark them ({% generation %}), which few bases have.
+TRL can do this only with templates that mark them ({% generation %}), which few bases have.
 """
 
 from typing import Any
 
-from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder
+from lorarlhf.backbone.tokenizer import PromptEncoder
 
 Row = dict[str, Any]
 
 
-def assistant_tokens(encoder: PromptEncoder, messages: Prompt) -> list[Row]:
+def assistant_tokens(encoder: PromptEncoder, messages: list[dict[str, str]]) -> list[Row]:
     """Rows with `input_ids` and `assistant_masks` (1: learned), as TRL's SFTTrainer takes them.
 
     A turn is learned from where its prompt ends in sampling, with all that the template writes
@@ -26,7 +26,6 @@ def assistant_tokens(encoder: PromptEncoder, messages: Prompt) -> list[Row]:
     Raises:
         UserError: the template refuses the conversation.
     """
-    assert not isinstance(messages, str)
     turns = [number for number, turn in enumerate(messages) if turn["role"] == "assistant"]
     through = {number: encoder.render(messages, number + 1) for number in turns}
     whole = through[turns[-1]]
@@ -39,12 +38,22 @@ def assistant_tokens(encoder: PromptEncoder, messages: Prompt) -> list[Row]:
         ids = encoder.tokenize(through[group[-1]])
         mask = [0] * len(ids)
         for number in group:
-            before = encoder.render(messages, number, answer_next=True) if number else ""
+            before = _context(encoder, messages, number, through[number])
             start = _shared(ids, encoder.tokenize(before))
             end = _shared(ids, encoder.tokenize(through[number]))
             mask[start:end] = [1] * (end - start)
         rows.append({"input_ids": ids, "assistant_masks": mask})
     return rows
+
+
+def _context(
+    encoder: PromptEncoder, messages: list[dict[str, str]], number: int, through: str
+) -> str:
+    """The text before an assistant's turn."""
+    if number:
+        return encoder.render(messages, number, answer_next=True)
+    # Templates refuse a conversation without messages.
+    return through[: max(0, through.find(messages[0]["content"]))]
 
 
 def _shared(ids: list[int], others: list[int]) -> int:

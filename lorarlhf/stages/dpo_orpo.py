@@ -9,7 +9,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
 from lorarlhf.stages.callbacks import RunCallback
-from lorarlhf.stages.conversations import Row, conversational
+from lorarlhf.stages.conversations import Row, conversational, refuse_template_columns
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.checkpointing import saving
@@ -101,6 +101,11 @@ def run_dpo(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
     if backbone.has("reference"):
         backbone.model.delete_adapter("ref")  # TRL makes a new one, a copy of the policy
     return _run(DPOTrainer, "DPO", backbone, run, inputs)
+
+
+def check_orpo_rows(rows: Sequence[Row]) -> None:
+    """Refuse columns that TRL's ORPO leaves out. Raises a `UserError`."""
+    refuse_template_columns(rows, "orpo")
 
 
 def run_orpo(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
 from lorarlhf.stages.callbacks import RunCallback
-from lorarlhf.stages.conversations import Row, conversational
+from lorarlhf.stages.conversations import Row, conversational, refuse_template_columns
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.checkpointing import saving
@@ -74,7 +74,8 @@ def arguments(placement: Placement, settings: KTOSettings) -> Any:
     """TRL's `KTOConfig`.
 
     Raises:
-        UserError: a forward would hold a single answer, which has no KL to be compared with.
+        UserError: a forward would hold a single answer, which TRL refuses, or options that do not
+            work here.
         ValueError: a value that TRL does not take.
     """
     from trl import KTOConfig
@@ -93,10 +94,14 @@ def arguments(placement: Placement, settings: KTOSettings) -> Any:
         return args
     if args.per_device_train_batch_size < 2:
         raise UserError(
-            "KTO compares each answer with the others of its forward, and with these sizes a "
-            "forward holds one: choose a micro_batch_size of 2 or more that divides batch_size "
-            "(of each process), or use --set trl.loss_type=apo_zero_unpaired, which needs no "
-            "others."
+            "TRL's KTO refuses forwards of a single answer: choose a micro_batch_size of 2 or more "
+            "that divides batch_size (of each process), or use --set "
+            "trl.loss_type=apo_zero_unpaired."
+        )
+    if args.precompute_ref_log_probs:
+        raise UserError(
+            "KTO's mean KL is taken over a step here, which does not work with "
+            "trl.precompute_ref_log_probs. Leave that out: the reference is an adapter."
         )
     if args.train_sampling_strategy != "sequential":
         raise UserError(
@@ -134,8 +139,9 @@ def check_labels(rows: Sequence[Row]) -> tuple[int, int]:
     """How many answers are good, and how many bad.
 
     Raises:
-        UserError: there are none of one kind.
+        UserError: there are none of one kind, or columns that TRL leaves out.
     """
+    refuse_template_columns(rows, "kto")
     good = sum(bool(row["label"]) for row in rows)
     bad = len(rows) - good
     if not good or not bad:

@@ -84,6 +84,7 @@ _LIST = (
         config="trl.experimental.orpo:ORPOConfig",
         arguments="lorarlhf.stages.dpo_orpo:orpo_arguments",
         run="lorarlhf.stages.dpo_orpo:run_orpo",
+        check="lorarlhf.stages.dpo_orpo:check_orpo_rows",
         keys=DIRECT_KEYS,
     ),
     Stage(

@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 from lorarlhf.preferences.accounts import set_password
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
+from lorarlhf.project.project import create
 from tests.browser.projects import ME, ServedProject, part, put_runs, running
 
 WIDTHS = {360: 740, 768: 1024, 1280: 800}
@@ -268,10 +269,11 @@ def high_enough(page: Page, buttons: str, at_least: int) -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_login_fits_and_can_be_read(
-    open_page: Any, serve: Any, project: ServedProject, scheme: str
+    open_page: Any, serve: Any, tmp_path: Path, scheme: str
 ) -> None:
-    set_password(project.store, "ann", "quiet harbour 7")
-    server = serve(project.project.folder, "--no-model", "--lan")
+    project = create(tmp_path / "project")
+    set_password(project.store(), "ann", "quiet harbour 7")
+    server = serve(project.folder, "--no-model", "--lan")
     page = open_page(server.url, dark=scheme == "dark")
     page.get_by_label("Name").fill("ann")
     page.get_by_label("Password").fill("wrong")

@@ -31,7 +31,7 @@ class KTOMixin(_Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
         """Forward and backward of a micro-batch; the first of a step finds the step's KL."""
         if self.step_rows is not None and self.calculate_KL:
-            self._step_kl = self._mean_kl(model, self.step_rows)
+            self._step_kl = self._mean_kl(self.step_rows)
         self.step_rows = None  # only now: after running out of memory this is called again
         return super().training_step(model, inputs, *rest)
 
@@ -43,7 +43,7 @@ class KTOMixin(_Trainer):
         return torch.full((len(batch["label"]),), value, device=self.accelerator.device)
 
     @torch.no_grad()
-    def _mean_kl(self, model: Any, rows: list[dict[str, Any]]) -> float:
+    def _mean_kl(self, rows: list[dict[str, Any]]) -> float:
         """Over the step's rows in all processes, in nats an answer."""
         from trl.trainer.utils import use_adapter
 
@@ -53,7 +53,9 @@ class KTOMixin(_Trainer):
             batch = self.data_collator.collate(rows[start : start + size])
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                policy = super()._compute_kl_logps(model, batch)
+                # Not through the wrapper of several processes, whose first forward waits for the
+                # others: one of them may have no rows.
+                policy = super()._compute_kl_logps(self.model, batch)
                 with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name="ref"):
                     reference = super()._compute_kl_logps(self.model, batch)
             found += (policy - reference).tolist()

@@ -1,5 +1,6 @@
 """ORPO whose steps do not depend on the size of a forward, and whose answers end once."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,16 +31,21 @@ class ORPOMixin(_Trainer):
         found[4] = mean_of_means(logits, ids[:, 1:], mask[:, 1:])
         return tuple(found)
 
+    @cached_property
+    def _turn_end(self) -> int | None:
+        return turn_end(self.processing_class)
+
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         """TRL's tokens of a pair, without an EOS behind one that ends a turn."""
         row = super().tokenize_row(feature, model)
         tokenizer = self.processing_class
-        end, eos = turn_end(tokenizer), tokenizer.eos_token_id
+        end = self._turn_end
         for name in ("chosen", "rejected"):
-            ids = row[f"{name}_input_ids"]
-            text = feature[name].rstrip()
-            written = end is not None and text.endswith(tokenizer.convert_ids_to_tokens([end])[0])
-            if written and ids[-1] == eos and not feature[name].endswith(tokenizer.eos_token):
+            ids, text = row[f"{name}_input_ids"], feature[name]
+            added = ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
+            if end is None or not added or len(ids) >= self.max_length:  # TRL may have cut it
+                continue
+            if text.rstrip().endswith(tokenizer.convert_ids_to_tokens([end])[0]):
                 for part in ("input_ids", "attention_mask", "labels"):
                     row[f"{name}_{part}"] = row[f"{name}_{part}"][:-1]
         return row
