@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lorarlhf.preferences.records import Verdict
+from lorarlhf.preferences.merge import add_votes
+from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.preferences.undo import last_vote, undo
 from lorarlhf.runtime.errors import UserError
@@ -64,6 +65,38 @@ def test_undo_of_a_corrected_vote_undoes_the_correction(store: Store) -> None:
     assert undo(store, "ann", expected=new) == again
     store.judge(again.token, FIRST)
     assert len(store.votes()) == 1
+
+
+def test_undo_takes_the_last_cast_though_the_clock_went_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = []
+    for hour in (3, 1, 2):
+        for module in ("store", "rows"):
+            monkeypatch.setattr(f"lorarlhf.preferences.{module}.now", lambda h=hour: h * 3_600_000)
+        numbers.append(store.judge(store.present(pair(store, f"{hour}?"), "ann").token, FIRST))
+    for left in (2, 1, 0):
+        assert last_vote(store, "ann") == numbers[left]
+        assert undo(store, "ann") is not None
+        assert store.count() == left
+
+
+def test_undo_leaves_imported_votes_alone(store: Store) -> None:
+    own = store.judge(store.present(pair(store), "ann").token, FIRST)
+    answers = (("Because.", "base"), ("No idea.", "policy"))
+    later = ImportedVote("When?", answers, FIRST, rater="ann", created_at=4_000_000_000_000)
+    add_votes(store, [later])
+    assert last_vote(store, "ann") == own
+    assert undo(store, "ann") is not None
+    assert undo(store, "ann") is None and store.count() == 1
+
+
+def test_undo_after_a_correction_of_an_earlier_vote_takes_the_later_one(store: Store) -> None:
+    first, second = (
+        store.judge(store.present(pair(store, f"{n}?"), "ann").token, FIRST) for n in (1, 2)
+    )
+    store.correct(first, SECOND)
+    assert last_vote(store, "ann") == second
 
 
 def test_undo_keeps_the_sides(store: Store) -> None:

@@ -65,6 +65,7 @@ class Pages:
         self.prefetch.close()
         self.comparisons.close()
         self.engine.close()
+        self.store.checkpoint()  # the other connections stay open until the process ends
         self.store.close()
 
 

@@ -4,7 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ class Database:
         """Close the file; the store can't be used afterwards."""
         with self._lock:
             self._db.close()
+
+    def checkpoint(self) -> None:
+        """Move what is left in the log beside the file into the file, unless others read just now.
+
+        A commit does it, too, but another connection's reading can keep it from the last part.
+        """
+        with self._lock, suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:

@@ -68,7 +68,7 @@ def add_votes(store: Store, votes: Iterable[ImportedVote]) -> int:
                 )
             order = list(vote.shown or range(len(vote.completions)))
             repeats = presentations.get((item, vote.repeats)) if vote.repeats else None
-            shown = store.present(item, vote.rater, repeats, order)
+            shown = store.present(item, vote.rater, repeats, order, imported=True)
             if vote.presentation is not None:
                 presentations[item, vote.presentation] = shown.id
             store.judge(shown.token, vote.verdict, vote.milliseconds, vote.created_at)

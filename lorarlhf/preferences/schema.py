@@ -129,6 +129,9 @@ MIGRATIONS = (
         value TEXT NOT NULL                     -- JSON
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE presentation ADD COLUMN imported INTEGER NOT NULL DEFAULT 0;  -- not cast here
+    """,
 )
 
 
@@ -139,6 +142,9 @@ def connect(path: Path) -> sqlite3.Connection:
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
+    # Each commit moves the log (the file that ends in -wal) into the file itself, so that a copy of
+    # the file alone has all votes.
+    db.execute("PRAGMA wal_autocheckpoint = 1")
     db.execute("PRAGMA foreign_keys = ON")
     return db
 

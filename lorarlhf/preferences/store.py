@@ -114,6 +114,8 @@ class Store(Database):
         rater: str,
         repeats: int | None = None,
         shown: Sequence[int] | None = None,
+        *,
+        imported: bool = False,
     ) -> Presentation:
         """Show an item to a rater, with the sides shuffled in a fixed order for this rater.
 
@@ -123,6 +125,7 @@ class Store(Database):
         Args:
             repeats: the presentation that this one asks again, with its order reversed.
             shown: another order of positions on the screen.
+            imported: the vote comes from a file. Undo leaves it alone.
         """
         with self.write() as db:
             rater_id = self.rater(rater)
@@ -138,9 +141,9 @@ class Store(Database):
                 order = json.loads(before.fetchone()[0])[::-1]
             token = secrets.token_urlsafe(12)
             made = db.execute(
-                "INSERT INTO presentation (token, item_id, rater_id, shown, repeats, created_at) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (token, item_id, rater_id, json.dumps(order), repeats, now()),
+                "INSERT INTO presentation (token, item_id, rater_id, shown, repeats, created_at, "
+                "imported) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (token, item_id, rater_id, json.dumps(order), repeats, now(), imported),
             ).lastrowid
             db.execute("UPDATE item SET presented = 1 WHERE id = ?", (item_id,))
         return Presentation(int(made or 0), token, item_id, order)

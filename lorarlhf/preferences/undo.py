@@ -59,12 +59,17 @@ def present_again(store: Store, presentation_id: int) -> Presentation:
 def last_vote(
     store: Store, rater: str, purpose: str = "train", comparison: int | None = None
 ) -> int | None:
-    """The id of the rater's newest current vote; None if there is none."""
+    """The id of the vote that the rater cast last, as it stands; None if there is none.
+
+    The order is that of the rows, since clocks are set back. Imported votes do not count.
+    """
     rows = store.rows(
-        "SELECT c.id FROM current_judgement c JOIN presentation p ON p.id = c.presentation_id "
+        "SELECT c.id FROM judgement j JOIN presentation p ON p.id = j.presentation_id "
         "JOIN rater r ON r.id = p.rater_id JOIN item i ON i.id = p.item_id "
-        "WHERE r.name = ? AND i.purpose = ? AND (?3 IS NULL OR i.taste_test = ?3) "
-        "AND c.verdict != 'undone' ORDER BY c.voted_at DESC, c.id DESC LIMIT 1",
+        "JOIN current_judgement c ON c.presentation_id = p.id "
+        "WHERE j.supersedes IS NULL AND p.imported = 0 AND c.verdict != 'undone' "
+        "AND r.name = ? AND i.purpose = ? AND (?3 IS NULL OR i.taste_test = ?3) "
+        "ORDER BY j.id DESC LIMIT 1",
         (rater, purpose, comparison),
     )
     return rows[0]["id"] if rows else None
