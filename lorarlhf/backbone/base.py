@@ -140,14 +140,19 @@ class Backbone:
         }
         backbone = cls(load_model(base.path, bits, base.device, base.dtype), base, settings)
         give_back_memory()  # temporary tensors of loading and quantising
-        if notice := turn_end_notice(backbone.tokenizer, set(backbone.stop_ids)):
+        for notice in backbone._notices():
             log(notice)
-        if backbone.split and not backbone.forward.keeps_trunk:
-            log(
-                f"{base.name} is of a family whose lower layers can't be run separately: each pass "
+        return backbone
+
+    def _notices(self) -> Iterator[str]:
+        """What is unusual about the base, one line each."""
+        if notice := turn_end_notice(self.tokenizer, set(self.stop_ids)):
+            yield notice
+        if self.split and not self.forward.keeps_trunk:
+            yield (
+                f"{self.base} is of a family whose lower layers can't be run separately: each pass "
                 "runs all layers, which is slower, and a reward role reads only the final states."
             )
-        return backbone
 
     # ---- roles
 

@@ -85,28 +85,23 @@ def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -
     rater = Rater.named(options.rater, noise=options.noise, seed=options.seed)
     with hold(Path(options.out), IN_USE):
         _prepare_folder(options, log)
-        return _run(options, rater, log)
-
-
-def _run(options: DemoOptions, rater: Rater, log: Callable[[str], None]) -> Row:
-    demo = _Demo(options, rater, log)
-    try:
-        summary = demo.run_all()
-    except KeyboardInterrupt:
-        demo.run.finish("stopped")
-        log(f"Stopped. To resume where it ended:\n  {_resume_command(options)}")
-        raise
-    except BaseException:
-        demo.run.finish("failed")
-        raise
-    return summary
+        demo = _Demo(options, rater, log)
+        try:
+            return demo.run_all()
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            demo.run.finish("stopped" if stopped else "failed")
+            if stopped:
+                log(f"Stopped. To resume where it ended:\n  {_resume_command(options)}")
+            raise
 
 
 def _prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> None:
     """Refuse folders that hold something else; rename an earlier demo unless it is resumed."""
     out = Path(options.out)
     about = read_json(out / "run.json")
-    if out.exists() and any(f.name != LOCK for f in out.iterdir()) and about.get("stage") != "demo":
+    here = [path for path in out.iterdir() if path.name != LOCK]
+    if here and about.get("stage") != "demo":
         raise UserError(f"The folder {out} holds something else, not a demo. Name another --out.")
     if options.resume:
         now = {name: value for name, value in asdict(options).items() if name != "resume"}
@@ -114,17 +109,16 @@ def _prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> None:
         changed = [name for name in now if name != "out" and before.get(name) != now[name]]
         if not about:
             log(f"There is no demo in {out} to resume; a new one begins.")
-        if changed:
-            earlier = ", ".join(f"{name} was {before.get(name)}" for name in changed)
+        if earlier := ", ".join(f"{name} was {before.get(name)}" for name in changed):
             raise UserError(
                 f"The run in {out} was started with other options ({earlier}). Resume it with the "
                 "same ones, or start again without --resume."
             )
     elif about:
-        numbers = itertools.count(1)
-        kept = next(k for n in numbers if not (k := out.with_name(f"{out.name}-{n}")).exists())
+        names = (out.with_name(f"{out.name}-{number}") for number in itertools.count(1))
+        kept = next(name for name in names if not name.exists())
         kept.mkdir()
-        for path in [path for path in out.iterdir() if path.name != LOCK]:
+        for path in here:
             path.rename(kept / path.name)
         log(f"{out} holds an earlier demo; it is kept in {kept}.")
 
@@ -243,8 +237,7 @@ class _Demo:
         return answers
 
     def _heldout_base(self) -> list[list[Answer]]:
-        seed = 1000 * self.options.seed + 500
-        return self._answers("heldout_base", self.heldout, "base", seed)
+        return self._answers("heldout_base", self.heldout, "base", 1000 * self.options.seed + 500)
 
     def _rate(self, answers: list[list[Answer]]) -> list[Row]:
         self.log(
@@ -332,7 +325,7 @@ class _Demo:
 
     def _finish(self, votes: list[Row], reward: Row, ppo: Row, verdict: Row) -> Row:
         lengths = {key: verdict.pop(key) for key in ("mean_length_before", "mean_length_after")}
-        footprint = self.backbone.footprint
+        base = self.backbone.footprint
         summary = {
             "base": self.options.base,
             "bits": self.options.bits,
@@ -344,7 +337,7 @@ class _Demo:
             "reward_model": reward,
             "ppo": ppo | lengths,
             **verdict,
-            "backbone": {"copies": footprint.copies(), "bytes": footprint.bytes()},
+            "backbone": {"copies": base.copies(), "bytes": base.bytes()},
             "seconds": self.seconds | {"total": round(sum(self.seconds.values()), 1)},
             "settings": PPO_SETTINGS | {"max_new_tokens": self.max_new_tokens},
         }
