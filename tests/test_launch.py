@@ -109,11 +109,11 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def check_same(ours: Path, theirs: Path) -> None:
+def check_same(ours: Path, theirs: Path, tolerance: float = TOLERANCE) -> None:
     mine, other = weights(ours), weights(theirs)
     assert mine.keys() == other.keys() and mine
     for name, weight in mine.items():
-        torch.testing.assert_close(weight, other[name], rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(weight, other[name], rtol=0, atol=tolerance)
     steps = [[(row["stage"], row["step"]) for row in rows_of(place)] for place in (ours, theirs)]
     assert steps[0] == steps[1]
     losses = [[r["loss"] for r in rows_of(place) if "loss" in r] for place in (ours, theirs)]
@@ -152,6 +152,33 @@ def test_two_processes_equal_one_and_go_on(
     done(resumed)
     assert resumed.stderr.count(f"Continuing after step {before.name.split('-')[1]}.") == 1
     check_same(work / two, work / one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["kto", "orpo"])
+def test_a_process_without_rows_in_the_last_step_runs_along(
+    stage: str,
+    tiny_base: Path,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nine rows in steps of eight: the last one belongs to one of the two processes."""
+    monkeypatch.chdir(work)
+    rows = [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()][:9]
+    if stage == "kto":
+        names = ("chosen", "rejected") * 5
+        rows = [
+            {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+            for row, name in zip(rows, names, strict=False)
+        ]
+    write_jsonl(work / "nine.jsonl", rows)
+    sets = (*TRAINED, "epochs=3", "batch_size=8", "micro_batch_size=2")
+    one, two = f"{stage}-nine-one", f"{stage}-nine-two"
+    data = ("--data", "nine.jsonl")
+    alone([*words_of(stage, tiny_base, one, sets), *data], capsys)
+    done(fork(work, [*words_of(stage, tiny_base, two, sets), *data]))
+    check_same(work / two, work / one, tolerance=1e-5)  # six steps, whose sums round otherwise
 
 
 @pytest.mark.slow
