@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from lorarlhf.backbone.tokenizer import Conversation, PromptEncoder
+from lorarlhf.cli import prepare
 from lorarlhf.data import (
     read_demonstrations,
     read_labelled,
@@ -23,6 +24,7 @@ from lorarlhf.stages.conversations import (
     prompt_conversations,
     refuse_template_columns,
 )
+from lorarlhf.stages.table import STAGES
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 Row = dict[str, Any]
@@ -177,3 +179,25 @@ def test_tools_and_arguments_reach_the_template(read: Any) -> None:
     assert tokenizer.decode(encoder.encode(row["prompt"])).startswith("1 kind: <|im_start|>")
     with pytest.raises(UserError, match="tools and chat_template_kwargs.* in orpo"):
         refuse_template_columns(rows, "orpo")
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+def test_files_of_votes_are_read_as_an_import_reads_them(stage: str, tmp_path: Path) -> None:
+    battle = {"conversation_a": [USER, GOOD], "conversation_b": [USER, BAD], "winner": "model_a"}
+    more = {"model_a": "one", "model_b": "two", "question_id": "1", "judge": "ann"}
+    write_jsonl(tmp_path / "battles.jsonl", [battle | more])
+    rows = prepare._read(STAGES[stage], str(tmp_path / "battles.jsonl"))
+    if stage == "dpo":
+        assert [{name: row[name] for name in WANTED} for row in rows] == [WANTED]
+    else:
+        assert [(row["completion"], row["label"]) for row in rows] == [
+            ([GOOD], True),
+            ([BAD], False),
+        ]
+    with pytest.raises(UserError, match='"completion"'):  # prompts are not
+        prepare._read(STAGES["kto"], str(write_prompts(tmp_path)))
+
+
+def write_prompts(folder: Path) -> Path:
+    write_jsonl(folder / "prompts.jsonl", [{"prompt": "A fish?"}])
+    return folder / "prompts.jsonl"

@@ -68,10 +68,16 @@ def words_of(stage: str, base: Path, out: str, sets: Sequence[str]) -> list[str]
     return [*words, "--out", out, "--json", *(w for s in (*SETS, *sets) for w in ("--set", s))]
 
 
-def alone(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Run a command in this process."""
-    assert main(list(words)) == 0
-    return json.loads(capsys.readouterr().out)
+@pytest.fixture
+def alone(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`alone(words)`: run a command in this process and in the folder `work`."""
+    monkeypatch.chdir(work)
+
+    def run(words: Sequence[str]) -> dict[str, Any]:
+        assert main(list(words)) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
 
 
 def launch(work: Path, words: Sequence[str]) -> Any:
@@ -123,16 +129,11 @@ def check_same(ours: Path, theirs: Path, tolerance: float = TOLERANCE) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 def test_two_processes_equal_one_and_go_on(
-    stage: str,
-    tiny_base: Path,
-    work: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    stage: str, tiny_base: Path, work: Path, alone: Any
 ) -> None:
-    monkeypatch.chdir(work)
     sets = (*TRAINED, "epochs=4", "batch_size=8", "micro_batch_size=2")
     one, two = f"{stage}-one", f"{stage}-two"
-    summary = alone(words_of(stage, tiny_base, one, sets), capsys)
+    summary = alone(words_of(stage, tiny_base, one, sets))
     launched = fork(work, words_of(stage, tiny_base, two, sets))
     both = done(launched)
     for name in summary.keys() - {"out", "stage", "seconds_total", "peak_rss_mb"}:
@@ -157,14 +158,9 @@ def test_two_processes_equal_one_and_go_on(
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["kto", "orpo"])
 def test_a_process_without_rows_in_the_last_step_runs_along(
-    stage: str,
-    tiny_base: Path,
-    work: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    stage: str, tiny_base: Path, work: Path, alone: Any
 ) -> None:
     """Nine rows in steps of eight: the last one belongs to one of the two processes."""
-    monkeypatch.chdir(work)
     rows = [json.loads(line) for line in (work / "pairs.jsonl").read_text().splitlines()][:9]
     if stage == "kto":
         names = ("chosen", "rejected") * 5
@@ -176,21 +172,15 @@ def test_a_process_without_rows_in_the_last_step_runs_along(
     sets = (*TRAINED, "epochs=3", "batch_size=8", "micro_batch_size=2")
     one, two = f"{stage}-nine-one", f"{stage}-nine-two"
     data = ("--data", "nine.jsonl")
-    alone([*words_of(stage, tiny_base, one, sets), *data], capsys)
+    alone([*words_of(stage, tiny_base, one, sets), *data])
     done(fork(work, [*words_of(stage, tiny_base, two, sets), *data]))
     check_same(work / two, work / one, tolerance=1e-5)  # six steps, whose sums round otherwise
 
 
 @pytest.mark.slow
-def test_ppo_equals_one_process(
-    tiny_base: Path,
-    work: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(work)
+def test_ppo_equals_one_process(tiny_base: Path, work: Path, alone: Any) -> None:
     sets = ("updates=2", "rollout_batch_size=4", "max_new_tokens=6", "critic_warmup=0")
-    assert alone(words_of("ppo", tiny_base, "ppo-one", (*sets, *TRAINED)), capsys)["updates"] == 2
+    assert alone(words_of("ppo", tiny_base, "ppo-one", (*sets, *TRAINED)))["updates"] == 2
     assert done(launch(work, words_of("ppo", tiny_base, "ppo-two", (*sets, *TRAINED))))["episodes"]
     check_same(work / "ppo-two", work / "ppo-one")
     samples = [(work / name / "samples.jsonl").read_text() for name in ("ppo-one", "ppo-two")]

@@ -67,13 +67,13 @@ class Backbone:
         never_repack(model)
         model.get_output_embeddings().register_forward_pre_hook(make_contiguous)
         trunk.check_range(model, self.base)
+        self.forward = Forward(model, self.split, self.device, self.compute_dtype)
+        self.causal, self.decoder = model, decoder_of(model)
         self.stop_id = turn_end(self.tokenizer)
         if self.stop_id is None:
             self.stop_id = self.tokenizer.eos_token_id
         # TRL's trainers and exported models read the stop tokens there.
-        model.generation_config.eos_token_id = self._stop_ids(model) or None
-        self.forward = Forward(model, self.split, self.device, self.compute_dtype)
-        self.causal, self.decoder = model, decoder_of(model)
+        model.generation_config.eos_token_id = self.stop_ids or None
         self.hidden_size: int = model.get_input_embeddings().weight.shape[1]
         self.lm_head = LMHead(model, self.base)
         self.footprint = Footprint(model)
@@ -298,10 +298,7 @@ class Backbone:
     @property
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer, including those of the generation config."""
-        return self._stop_ids(self.causal)
-
-    def _stop_ids(self, model: Any) -> list[int]:
-        eos = model.generation_config.eos_token_id
+        eos = self.causal.generation_config.eos_token_id
         listed = eos if isinstance(eos, list) else [eos]
         ids = {*listed, self.tokenizer.eos_token_id, self.stop_id}
         return sorted(token for token in ids if token is not None)

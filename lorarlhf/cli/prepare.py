@@ -122,16 +122,22 @@ def _read(stage: Stage, path: str) -> list[Row]:
     Raises:
         UserError: a bad row, with its line.
     """
-    if not stage.export:
-        return stage.read(path)
+    from lorarlhf.preferences.imports import holds_votes
 
+    try:
+        return stage.read(path)
+    except UserError:  # no stage's own rows: only now is the file read once more
+        if not stage.export or not holds_votes(path):
+            raise
+    return _read_votes(stage, path)
+
+
+def _read_votes(stage: Stage, path: str) -> list[Row]:
     from lorarlhf.preferences.exports import EXPORTS
-    from lorarlhf.preferences.imports import holds_votes, read_votes
+    from lorarlhf.preferences.imports import read_votes
     from lorarlhf.preferences.merge import add_votes
     from lorarlhf.preferences.store import Store
 
-    if not holds_votes(path):
-        return stage.read(path)
     found = read_votes(path)
     with TemporaryDirectory() as folder:
         store = Store(Path(folder) / "votes.sqlite")

@@ -16,6 +16,7 @@ from lorarlhf.data.file_formats import (
     raise_first,
     shown,
 )
+from lorarlhf.data.shapes import shared_start
 from lorarlhf.runtime.errors import UserError
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
@@ -146,8 +147,7 @@ def inspect_preference(row: Row) -> Inspected:
 
 def _with_prompt(row: Row, chosen: list[Any], rejected: list[Any]) -> tuple[Row, list[str]]:
     """The row with the common first messages moved to the prompt, and its problems."""
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    shared = next((n for n, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
+    shared = shared_start(chosen, rejected)
     if shared == 0:
         expected = 'expected a prompt, or "chosen" and "rejected" that begin with the same messages'
         return row, [f'field "prompt": {expected}, found neither; add the prompt']

@@ -6,6 +6,7 @@ TRL can do this only with templates that mark them ({% generation %}), which few
 from typing import Any
 
 from lorarlhf.backbone.tokenizer import PromptEncoder
+from lorarlhf.data.shapes import shared_start
 
 Row = dict[str, Any]
 
@@ -39,8 +40,8 @@ def assistant_tokens(encoder: PromptEncoder, messages: list[dict[str, str]]) -> 
         mask = [0] * len(ids)
         for number in group:
             before = _context(encoder, messages, number, through[number])
-            start = _shared(ids, encoder.tokenize(before))
-            end = _shared(ids, encoder.tokenize(through[number]))
+            start = shared_start(ids, encoder.tokenize(before))
+            end = shared_start(ids, encoder.tokenize(through[number]))
             mask[start:end] = [1] * (end - start)
         rows.append({"input_ids": ids, "assistant_masks": mask})
     return rows
@@ -54,9 +55,3 @@ def _context(
         return encoder.render(messages, number, answer_next=True)
     # Templates refuse a conversation without messages.
     return through[: max(0, through.find(messages[0]["content"]))]
-
-
-def _shared(ids: list[int], others: list[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = enumerate(zip(ids, others, strict=False))
-    return next((n for n, (one, other) in pairs if one != other), min(len(ids), len(others)))
