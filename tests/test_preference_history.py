@@ -67,7 +67,7 @@ def test_pages_end_and_a_page_behind_the_last_is_the_last(store: Store) -> None:
     assert find(store, VoteFilter(), -3, 2).start == 0
     nothing = find(store, VoteFilter(rater="eve"), 50)
     assert (nothing.start, nothing.total, nothing.votes) == (0, 0, [])
-    undo(store, "me")
+    undo(store, "me", expected=find(store, VoteFilter(rater="me", purpose="train")).votes[0].id)
     assert find(store, VoteFilter(rater="me")).total == 2
 
 
