@@ -277,7 +277,6 @@ def kind_of(operator: str, sizes: list[int], words: int, rank: int) -> str:
 def adapter(base: str) -> dict[str, Any]:
     """Seconds to sample 16 answers of 32 tokens from the bare base and from the policy, in turn."""
     from lorarlhf.backbone.generation import generate_ids
-    from lorarlhf.backbone.limits import DEQUANTISED_BYTES
 
     trainer, folder = make_trainer(32, 16, "upper-half", base)
     backbone = trainer.backbone
@@ -287,7 +286,7 @@ def adapter(base: str) -> dict[str, Any]:
         for _ in range(6):
             for role, times in seconds.items():
                 # 4-bit weights are kept dequantised, as in PPO's own sampling.
-                with backbone.role(role), backbone.dequantised(DEQUANTISED_BYTES):
+                with backbone.role(role), backbone.dequantised():
                     started = time.perf_counter()
                     generate_ids(backbone, encoded, max_new_tokens=32)
                     times.append(time.perf_counter() - started)

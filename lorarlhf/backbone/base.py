@@ -16,7 +16,7 @@ from lorarlhf.backbone.footprint import Footprint
 from lorarlhf.backbone.forward import Forward
 from lorarlhf.backbone.kernels.dequantised import keep_dequantised
 from lorarlhf.backbone.kernels.lora_linear import fuse_lora
-from lorarlhf.backbone.limits import count_adapter_layers
+from lorarlhf.backbone.limits import DEQUANTISED_WEIGHTS, count_adapter_layers
 from lorarlhf.backbone.lm_head import LMHead
 from lorarlhf.backbone.loading import load_model
 from lorarlhf.backbone.structure import decoder_of, layers_of, make_contiguous, never_repack
@@ -276,18 +276,24 @@ class Backbone:
             give_back_memory()
 
     def dequantised(
-        self, max_bytes: int, first: int = 0, *, backward: bool = False
+        self, first: int = 0, *, backward: bool = False, max_weights: int = DEQUANTISED_WEIGHTS
     ) -> AbstractContextManager[None]:
-        """Keep up to `max_bytes` of 4-bit weights dequantised inside the context, on the CPU.
+        """Keep 4-bit weights dequantised inside the context, and the LM head packed, on the CPU.
 
         For phases that read each weight many times.
 
         Args:
             first: only layers from here on.
             backward: also keep what the backward needs; for phases that train.
+            max_weights: how many weights of the layers are kept, at most.
         """
         layers = layers_of(self.causal, self.base)[first:]
-        return keep_dequantised(layers, max_bytes, backward=backward)
+        return keep_dequantised(
+            layers,
+            max_weights * self.compute_dtype.itemsize,
+            backward=backward,
+            head=self.causal.get_output_embeddings(),
+        )
 
     # ---- prompts
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.kernels.lora_linear import cast_adapters
-from lorarlhf.backbone.limits import DEQUANTISED_BYTES
 from lorarlhf.backbone.roles import lora_layers
 from lorarlhf.backbone.sampler import Sampler, row_seeds
 from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder
@@ -162,7 +161,7 @@ def generate_encoded(
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     results: dict[int, Completion] = {}
-    with backbone.dequantised(DEQUANTISED_BYTES):
+    with backbone.dequantised():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             new = generate_ids(

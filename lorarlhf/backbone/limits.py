@@ -8,9 +8,9 @@ cache, elsewhere enough to keep the device busy."""
 SAMPLED_MICRO_BATCHES = 8
 """Micro-batches that PPO samples together: their keys and values take less memory than the
 activations of one."""
-DEQUANTISED_BYTES = 256_000_000
-"""Bytes of weights that are kept dequantised on a CPU while many answers are sampled, and the
-same amount again for the layers that PPO trains."""
+DEQUANTISED_WEIGHTS = 128_000_000
+"""Weights that are kept dequantised on a CPU while many answers are sampled, 256 MB in 16 bit and
+512 MB in float32; the same amount again for the layers that PPO trains."""
 KEPT_STATE_BYTES = 256_000_000
 """Bytes of kept states that stay on the device. If a rollout has more, all are copied back from the
 host's memory for each forward, which takes far less time than the forward."""

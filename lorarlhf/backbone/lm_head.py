@@ -1,12 +1,17 @@
 """The LM head of a base, and a check that its logits are computed as the family computes them."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 
 from lorarlhf.backbone import trunk
+from lorarlhf.backbone.kernels.dequantised import input_gradient
 from lorarlhf.backbone.structure import decoder_of
 from lorarlhf.runtime.errors import UserError
+
+Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class LMHead:
@@ -24,6 +29,14 @@ class LMHead:
     def weight(self) -> torch.Tensor:
         """The matrix (V, H)."""
         return self._model.get_output_embeddings().weight
+
+    @property
+    def products(self) -> tuple[Product, Product] | None:
+        """`x W^T` and `g W` with the packed weight, while `Backbone.dequantised` keeps one."""
+        head = self._model.get_output_embeddings()
+        if "packed_backward" not in head.__dict__:
+            return None
+        return head, partial(input_gradient, head)
 
     @property
     def softcap(self) -> float | None:

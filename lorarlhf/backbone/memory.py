@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lorarlhf.backbone.limits import (
-    DEQUANTISED_BYTES,
+    DEQUANTISED_WEIGHTS,
     LOGIT_ROWS,
     SAMPLED_MICRO_BATCHES,
     SOFTMAX_ENTRIES,
@@ -266,13 +266,16 @@ def _scratch(shape: Shape, plan: Plan) -> int:
     kept = 0
     if plan.needs.rollouts and plan.device == "cpu" and plan.bits == 4:
         layer = sum(a * b for a, b in shape.matrices) * plan.float_bytes
-        both = layer * (2 if plan.float_bytes == 2 else 1)  # packed for forward and backward
+        room = DEQUANTISED_WEIGHTS * plan.float_bytes
+        both = 2 * layer  # packed for forward and backward
         trained = max(_trained(shape, plan))
-        kept = min(trained, DEQUANTISED_BYTES // both) * both
+        kept = min(trained, room // both) * both
         # What sampling keeps of other layers is freed before there are activations, except holes.
-        others = min(shape.layers - trained, DEQUANTISED_BYTES // layer) * layer
+        others = min(shape.layers - trained, room // layer) * layer
         holes = others // 2
         kept += max(holes, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
+        if plan.float_bytes == FLOAT32:  # the LM head is packed for both as well
+            kept += 2 * FLOAT32 * shape.vocabulary * shape.hidden
     return kept + 2 * max(a * b for a, b in shape.matrices) * plan.float_bytes
 
 

@@ -190,7 +190,12 @@ def policy_logprobs(
     hidden = backbone.forward.packed_hidden(micro.pack, kept, start)
     head = backbone.lm_head
     return objective.token_logprobs(
-        hidden[micro.predicts], head.weight, micro.targets, temperature, head.softcap
+        hidden[micro.predicts],
+        head.weight,
+        micro.targets,
+        temperature,
+        head.softcap,
+        products=head.products,
     )
 
 

@@ -4,11 +4,16 @@ Shapes: B sequences, C completion tokens (padded right), N valid answer tokens, 
 vocabulary. Masks (B, C) are true on answer tokens, the stop token included.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 
 from lorarlhf.backbone.limits import LOGIT_ROWS, softmax_rows
+
+Products: TypeAlias = tuple[
+    Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]
+]
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -28,6 +33,7 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         softcap: float | None,
         chunk: int,
+        products: Products | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wants_slope = ctx.needs_input_grad[0]
         pieces = [
@@ -38,6 +44,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 temperature,
                 softcap,
                 wants_slope,
+                products,
             )
             for i in range(0, len(hidden), chunk)
         ]
@@ -51,7 +58,7 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _entropy_grad: torch.Tensor) -> tuple:
         (slope,) = ctx.saved_tensors
-        return (grad[:, None] * slope).to(slope.dtype), None, None, None, None, None
+        return (grad[:, None] * slope).to(slope.dtype), None, None, None, None, None, None
 
 
 def _chunk(
@@ -61,13 +68,15 @@ def _chunk(
     temperature: float,
     softcap: float | None,
     wants_slope: bool,
+    products: Products | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Log-probabilities (n,), entropies (n,) and, where wanted, their gradients (n, H) in `hidden`.
 
     The matrix products take all rows. The steps between them take a few rows at a time, small
     enough for a CPU's cache, and overwrite the logits.
     """
-    logits = hidden @ weight.T  # (n, V): one product, no copy of W
+    forward, backward = products or (lambda x: x @ weight.T, lambda grad: grad @ weight)
+    logits = forward(hidden)  # (n, V): one product, no copy of W
     rows = softmax_rows(logits.shape[1], hidden.device.type)
     kept = []
     for i in range(0, len(logits), rows):
@@ -93,7 +102,7 @@ def _chunk(
     at_target = weight[targets].float()
     if softcap is not None:
         at_target *= (1 - (own * (temperature / softcap)) ** 2)[:, None]
-    slope = at_target - (logits @ weight).float() / total[:, None]
+    slope = at_target - backward(logits).float() / total[:, None]
     return logprobs, entropies, slope / temperature
 
 
@@ -104,6 +113,7 @@ def token_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     chunk: int = LOGIT_ROWS,
+    products: Products | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target and entropy of each distribution.
 
@@ -114,11 +124,12 @@ def token_logprobs(
         temperature: divides the logits, as in sampling.
         softcap: the family's cap on logits (Gemma 2), or None.
         chunk: rows of logits in memory at a time.
+        products: computes `x W^T` and `g W`, where the weight is kept in a faster form as well.
 
     Returns:
         float32 log-probabilities (N,), differentiable in `hidden`, and entropies (N,) in nats.
     """
-    return _TokenLogprobs.apply(hidden, weight, targets, temperature, softcap, chunk)
+    return _TokenLogprobs.apply(hidden, weight, targets, temperature, softcap, chunk, products)
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.generation import Completion, completion, encode_prompts, generate_ids
-from lorarlhf.backbone.limits import DEQUANTISED_BYTES, SAMPLED_MICRO_BATCHES
+from lorarlhf.backbone.limits import SAMPLED_MICRO_BATCHES
 from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.backbone.sampler import Sampler, row_seeds
 from lorarlhf.ppo.config import PPOConfig
@@ -133,7 +133,7 @@ class LocalSampler:
         new: list[list[int]] = []
         if not encoded:
             return []
-        with backbone.role("policy"), backbone.dequantised(DEQUANTISED_BYTES):
+        with backbone.role("policy"), backbone.dequantised():
             while len(new) < len(encoded):
                 new += self._shrinking(args, len(encoded) - len(new), attempt)
         give_back_memory()
@@ -163,7 +163,7 @@ class LocalSampler:
         share = len(distributed.own_share(args.rollout_batch_size))
         if not share:
             return
-        with backbone.role("policy"), backbone.dequantised(DEQUANTISED_BYTES):
+        with backbone.role("policy"), backbone.dequantised():
             self._shrinking(args, share, attempt)
         give_back_memory()
 

@@ -21,7 +21,6 @@ from trl.trainer.base_trainer import _BaseTrainer
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory, hold_freed_memory
 from lorarlhf.backbone.generation import encode_prompts
-from lorarlhf.backbone.limits import DEQUANTISED_BYTES
 from lorarlhf.ppo import checkpoint, heldout, objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.kl import KLBudget, KLControl
@@ -270,9 +269,8 @@ class PPOTrainer(_BaseTrainer):
 
     def _dequantised_weights(self) -> AbstractContextManager[None]:
         top = self.backbone.split + self.backbone.adapter_layers
-        return self.backbone.dequantised(
-            DEQUANTISED_BYTES, top - max(self.learner.layers.values()), backward=True
-        )
+        first = top - max(self.learner.layers.values())
+        return self.backbone.dequantised(first, backward=True)
 
     # ---- logging, held-out prompts, saving
 

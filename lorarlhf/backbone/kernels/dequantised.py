@@ -1,12 +1,14 @@
-"""Keep 4-bit weights dequantised during a phase that reads each of them many times.
+"""Keep weights ready for products during a phase that reads each of them many times.
 
 On a CPU, dequantising takes a fifth of the time of a sampled token and a twentieth of a training
 pass. The kept weights are bit for bit the numbers that bitsandbytes multiplies with. Cards
 dequantise faster than they multiply and have less memory to spare, so nothing is kept there.
 
-In bfloat16 the kept weights are also packed in oneDNN's own layout. Otherwise oneDNN reorders each
-weight for every product, which takes longer than a product of a few rows, and a sixth of the time
-of a product of 800 rows.
+In bfloat16 and float32 the kept weights are also packed in oneDNN's own layout. Otherwise oneDNN
+reorders each bfloat16 weight for every product, which takes longer than a product of a few rows,
+and a sixth of the time of a product of 800 rows. In float32 the plain product is another library's,
+which on processors without AVX512 takes half as long again for the few rows of a sampling step,
+and twice as long for the LM head; so the head is packed as well.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +28,11 @@ CACHED = ("dequantised", "packed_forward", "packed_backward")
 
 @contextmanager
 def keep_dequantised(
-    layers: Iterable[nn.Module], max_bytes: int, *, backward: bool = False
+    layers: Iterable[nn.Module],
+    max_bytes: int,
+    *,
+    backward: bool = False,
+    head: nn.Module | None = None,
 ) -> Iterator[None]:
     """Keep the 4-bit weights of these layers dequantised inside the context, last layers first.
 
@@ -35,6 +41,7 @@ def keep_dequantised(
 
     Args:
         backward: also keep what `input_gradient` needs.
+        head: the LM head; its weight is packed in float32, outside `max_bytes`.
     """
     chosen: list[Any] = []
     for layer in reversed(list(layers)):
@@ -43,7 +50,9 @@ def keep_dequantised(
         if max_bytes < 0:
             break
         chosen = weights + chosen
-    plain = [module for module in chosen if not _packs(module.weight.quant_state.dtype)]
+    if head is not None and _gains_as_head(head):
+        chosen.append(head)
+    plain = [module for module in chosen if not _packs(_dtype(module))]
     # One allocation for all of them, because the system gets it back as soon as it is freed.
     sizes = [_size(module, backward) for module in plain]
     buffer = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu")
@@ -88,21 +97,21 @@ def dequantised_weight(base: Any) -> torch.Tensor:
 def input_gradient(base: Any, grad: torch.Tensor) -> torch.Tensor:
     """The gradient in a linear layer's input, `grad W`: (n, out) -> (n, in)."""
     packed = base.__dict__.get("packed_backward")
-    if packed is None or grad.dtype != torch.bfloat16:
+    if packed is None or grad.dtype != _dtype(base):
         return grad @ dequantised_weight(base).to(grad.dtype)
     return _packed_product(grad, packed, None)
 
 
 class DequantisedLinear:
-    """Mixed in before bitsandbytes' class while a layer's dequantised weight is kept."""
+    """Mixed in before a linear layer's class while its dequantised or packed weight is kept."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
         layer: Any = self
         backward = x.requires_grad and torch.is_grad_enabled()
-        if x.dtype != layer.weight.quant_state.dtype or backward:
+        if x.dtype != _dtype(layer) or backward:
             own: Any = super()
-            return own.forward(x)  # its backward keeps only the 4-bit weight
+            return own.forward(x)  # its backward keeps no dequantised weight
         if "packed_forward" in layer.__dict__:
             return _packed_product(x, layer.__dict__["packed_forward"], layer.bias)
         return nn.functional.linear(x, layer.__dict__["dequantised"], layer.bias)
@@ -118,6 +127,19 @@ def _is_4bit(module: Any) -> bool:
         return False
     state = getattr(module.weight, "quant_state", None)
     return state is not None and module.compute_dtype in (None, state.dtype)
+
+
+def _gains_as_head(module: nn.Module) -> bool:
+    """Whether packing this LM head pays; in bfloat16 the gain is not worth the memory."""
+    weight: Any = module.weight
+    plain = type(module) is nn.Linear and weight.device.type == "cpu" and not weight.requires_grad
+    return plain and weight.dtype == torch.float32 and _packs(weight.dtype)
+
+
+def _dtype(module: Any) -> torch.dtype:
+    """The dtype of a layer's weight, dequantised if it is a 4-bit one."""
+    state = getattr(module.weight, "quant_state", None)
+    return module.weight.dtype if state is None else state.dtype
 
 
 def _size(module: Any, backward: bool) -> int:
@@ -143,7 +165,7 @@ def _packed_product(
 @cache
 def _packs(dtype: torch.dtype) -> bool:
     """Whether this torch can pack weights, and gets the plain product's numbers with them."""
-    if dtype != torch.bfloat16:  # another library multiplies the others, and rounds differently
+    if dtype not in (torch.bfloat16, torch.float32):
         return False
     places = torch.arange(64 * 64, dtype=torch.float32, device="cpu").view(64, 64)
     x, weight = places[:3].sin().to(dtype), places.cos().to(dtype)
@@ -151,4 +173,5 @@ def _packs(dtype: torch.dtype) -> bool:
         ours = _packed_product(x, _packed(weight), None)
     except (AttributeError, RuntimeError):
         return False
-    return torch.allclose(ours, nn.functional.linear(x, weight), rtol=0.02, atol=0.02)
+    near = 1e-5 if dtype == torch.float32 else 0.02
+    return torch.allclose(ours, nn.functional.linear(x, weight), rtol=near, atol=near)
