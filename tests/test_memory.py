@@ -21,7 +21,7 @@ from lorarlhf.backbone.memory import (
     largest,
     token_bytes,
 )
-from lorarlhf.backbone.shape import Shape
+from lorarlhf.backbone.shape import Shape, read_shape
 from lorarlhf.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -169,7 +169,7 @@ def test_adapters_of_a_real_backbone(tiny_base: Path) -> None:
 def test_the_weights_of_the_small_base(small_base: Backbone) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    shape = Shape.of(json.loads((Path(small_base.base_path) / "config.json").read_text()))
+    shape = read_shape("smollm2-135m")
     found: dict[int, int] = {}  # by storage: the LM head is the embeddings
     for name, weight in small_base.model.named_parameters():
         if "lora_" not in name:

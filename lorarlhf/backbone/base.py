@@ -1,7 +1,7 @@
 """`Backbone`: one base model, loaded once in 4, 8 or 16 bit, with the roles that share it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,8 @@ class Backbone:
             "lora_dropout": lora_dropout,
             "seed": seed,
         }
-        backbone = cls(load_model(base.path, bits, base.device, base.dtype), base, settings)
+        model = load_model(base.path, bits, base.device, base.dtype, base.plain_modules)
+        backbone = cls(model, base, settings)
         give_back_memory()  # temporary tensors of loading and quantising
         for notice in backbone._notices():
             log(notice)
@@ -275,9 +276,10 @@ class Backbone:
             self.float32_adapters()
             give_back_memory()
 
+    @contextmanager
     def dequantised(
         self, first: int = 0, *, backward: bool = False, max_weights: int = DEQUANTISED_WEIGHTS
-    ) -> AbstractContextManager[None]:
+    ) -> Iterator[None]:
         """Keep 4-bit weights dequantised inside the context, and the LM head packed, on the CPU.
 
         For phases that read each weight many times.
@@ -288,12 +290,11 @@ class Backbone:
             max_weights: how many weights of the layers are kept, at most.
         """
         layers = layers_of(self.causal, self.base)[first:]
-        return keep_dequantised(
-            layers,
-            max_weights * self.compute_dtype.itemsize,
-            backward=backward,
-            head=self.causal.get_output_embeddings(),
-        )
+        room = max_weights * self.compute_dtype.itemsize
+        head = self.causal.get_output_embeddings()
+        with keep_dequantised(layers, room, backward=backward, head=head):
+            give_back_memory()  # the weights from which the packed ones were made
+            yield
 
     # ---- prompts
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lorarlhf.backbone.devices import compute_dtype_for, find_device
-from lorarlhf.backbone.fetch import find_base
+from lorarlhf.backbone.fetch import PACKAGED, find_base
 from lorarlhf.backbone.loading import load_config, load_tokenizer
 from lorarlhf.backbone.tokenizer import PromptEncoder
 from lorarlhf.runtime import distributed
@@ -35,6 +35,11 @@ class BaseFiles:
     def encoder(self) -> PromptEncoder:
         """Encodes prompts with this base's tokenizer."""
         return PromptEncoder(self.name, self.tokenizer)
+
+    @property
+    def plain_modules(self) -> tuple[str, ...]:
+        """Patterns of the linear layers that 4 bit leaves in the compute dtype."""
+        return PACKAGED[self.name].plain_modules if self.name in PACKAGED else ()
 
 
 def open_base(

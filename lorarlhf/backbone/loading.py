@@ -1,5 +1,6 @@
 """Load the weights and the tokenizer of a base, with errors that explain what is wrong."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,17 @@ from torch import nn
 from lorarlhf.runtime.errors import UserError
 
 
-def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load_model(
+    path: str,
+    bits: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    plain_modules: Sequence[str] = (),
+) -> nn.Module:
     """The causal language model in 4, 8 or 16 bit on `device`, frozen, in eval mode.
+
+    Args:
+        plain_modules: patterns of the linear layers that 4 bit leaves in `dtype`.
 
     Raises:
         UserError: unknown bits, not a causal language model, not found, or damaged weights.
@@ -26,7 +36,7 @@ def load_model(path: str, bits: int, device: torch.device, dtype: torch.dtype) -
         lambda: AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            quantization_config=_quantization(bits, dtype),
+            quantization_config=_quantization(bits, dtype, plain_modules),
             device_map={"": device},
             # On the CPU, at the lengths of chat answers, the backward of fused attention takes as
             # long as all matrix products of a layer together.
@@ -87,7 +97,7 @@ def _copy_out_of_memory_map(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-def _quantization(bits: int, dtype: torch.dtype) -> Any:
+def _quantization(bits: int, dtype: torch.dtype, plain_modules: Sequence[str]) -> Any:
     from transformers import BitsAndBytesConfig
 
     if bits == 16:
@@ -99,6 +109,8 @@ def _quantization(bits: int, dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,  # arXiv 2305.14314, section 3
         bnb_4bit_compute_dtype=dtype,
+        # By default transformers leaves out the LM head; a list of one's own replaces that.
+        llm_int8_skip_modules=["lm_head", *plain_modules] if plain_modules else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ class Shape:
     Attributes:
         tied: whether the LM head is the embedding matrix.
         experts: MLPs in each layer; 1 unless it is a mixture of experts.
+        plain_weights: of the layers' weights, those that 4 bit leaves in the compute dtype.
     """
 
     hidden: int
@@ -28,6 +29,7 @@ class Shape:
     vocabulary: int
     tied: bool
     experts: int = 1
+    plain_weights: int = 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Shape":
@@ -71,7 +73,9 @@ def read_shape(base: str) -> Shape:
     """
     path = config_file(base)
     try:
-        return Shape.of(json.loads(path.read_text(encoding="utf-8")))
+        shape = Shape.of(json.loads(path.read_text(encoding="utf-8")))
+        plain = PACKAGED[base].plain_weights if base in PACKAGED else 0
+        return replace(shape, plain_weights=plain)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON ({error}).") from error
     except (KeyError, TypeError, AttributeError) as error:

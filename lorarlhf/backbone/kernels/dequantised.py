@@ -34,7 +34,7 @@ def keep_dequantised(
     backward: bool = False,
     head: nn.Module | None = None,
 ) -> Iterator[None]:
-    """Keep the 4-bit weights of these layers dequantised inside the context, last layers first.
+    """Keep the weights of these layers dequantised or packed inside the context, from the last up.
 
     Only on the CPU, and only as many complete layers as fit into `max_bytes`. Contexts nest: an
     inner one leaves alone what an outer one keeps.
@@ -45,7 +45,7 @@ def keep_dequantised(
     """
     chosen: list[Any] = []
     for layer in reversed(list(layers)):
-        weights = [module for module in layer.modules() if _is_4bit(module)]
+        weights = [m for name, m in layer.named_modules() if "lora_" not in name and _gains(m)]
         max_bytes -= sum(_size(module, backward) for module in weights)
         if max_bytes < 0:
             break
@@ -85,7 +85,7 @@ def can_dequantise(base: nn.Module) -> bool:
 
 def dequantised_weight(base: Any) -> torch.Tensor:
     """The weight (out, in) of a plain linear layer, or of a 4-bit one, dequantised."""
-    if type(base) is nn.Linear:
+    if getattr(base.weight, "quant_state", None) is None:
         return base.weight
     if "dequantised" in base.__dict__:
         return base.__dict__["dequantised"]
@@ -122,18 +122,20 @@ def _with_dequantised_weight(kind: type) -> type:
     return type(f"Dequantised{kind.__name__}", (DequantisedLinear, kind), {})
 
 
-def _is_4bit(module: Any) -> bool:
+def _gains(module: Any) -> bool:
+    """Whether there is something to keep for this module: it is 4-bit, or plain and packs."""
+    if type(module) is nn.Linear:
+        frozen = not module.weight.requires_grad
+        return frozen and module.weight.device.type == "cpu" and _packs(module.weight.dtype)
     if type(module).__name__ != "Linear4bit" or module.weight.device.type != "cpu":
         return False
     state = getattr(module.weight, "quant_state", None)
     return state is not None and module.compute_dtype in (None, state.dtype)
 
 
-def _gains_as_head(module: nn.Module) -> bool:
+def _gains_as_head(module: Any) -> bool:
     """Whether packing this LM head pays; in bfloat16 the gain is not worth the memory."""
-    weight: Any = module.weight
-    plain = type(module) is nn.Linear and weight.device.type == "cpu" and not weight.requires_grad
-    return plain and weight.dtype == torch.float32 and _packs(weight.dtype)
+    return _gains(module) and module.weight.dtype == torch.float32
 
 
 def _dtype(module: Any) -> torch.dtype:
@@ -143,9 +145,9 @@ def _dtype(module: Any) -> torch.dtype:
 
 
 def _size(module: Any, backward: bool) -> int:
-    state = module.weight.quant_state
-    copies = 2 if backward and _packs(state.dtype) else 1
-    return copies * state.shape.numel() * state.dtype.itemsize
+    dtype, state = _dtype(module), getattr(module.weight, "quant_state", None)
+    weights = (module.weight if state is None else state).shape.numel()
+    return (2 if backward and _packs(dtype) else 1) * weights * dtype.itemsize
 
 
 # ---- oneDNN's packed layout: the same operators that torch's compiler calls for frozen weights
