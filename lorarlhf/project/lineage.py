@@ -5,12 +5,20 @@ The base, its precision and the adapters' shape are read from the run that is na
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.backbone.fetch import PACKAGED
+from lorarlhf.backbone.peft_folder import (
+    CONFIG,
+    check_config,
+    check_weights,
+    largest_rank,
+    weight_names,
+)
 from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
@@ -68,7 +76,8 @@ def read_source_run(run: str | Path, role: str, option: str) -> SourceRun:
         role: the role that will be loaded from it.
 
     Raises:
-        UserError: the folder does not exist, or none of its adapters has that role.
+        UserError: the folder does not exist, none of its adapters has that role, or its adapter
+            can't be used here.
     """
     path = Path(run).expanduser()
     if not path.is_dir():
@@ -79,6 +88,8 @@ def read_source_run(run: str | Path, role: str, option: str) -> SourceRun:
             f"{option} {run} is a {source.role} adapter, and a {role} is needed. Name the run's "
             f"folder, or its adapters/{role}."
         )
+    check_config(read_json(source.adapter / CONFIG), source.adapter)
+    check_weights(weight_names(source.adapter), source.adapter)
     return source
 
 
@@ -108,27 +119,32 @@ def _source(option: str, run: Path, adapter: Path) -> SourceRun:
         role=note.get("role", ""),
         base=str(note.get("base") or about.get("base") or base_path),
         base_path=base_path,
-        settings=_settings(about, note, peft),
+        settings=_settings(about, note, peft) | ({} if note else _layers(adapter, base_path)),
     )
 
 
 def _settings(about: dict[str, Any], note: dict[str, Any], peft: dict[str, Any]) -> dict[str, Any]:
-    layers = peft.get("layers_to_transform")
     recorded = about.get("config")
     config = recorded if isinstance(recorded, dict) else {}
     found = {
         "bits": about.get("bits"),
-        "adapter_layers": len(layers) if isinstance(layers, list) else note.get("adapter_layers"),
-        "lora_rank": peft.get("r"),
+        "adapter_layers": note.get("adapter_layers"),
+        "lora_rank": largest_rank(peft),
         "lora_alpha": peft.get("lora_alpha"),
         # What the user set for this base.
         "compute_dtype": config.get("compute_dtype"),
         "chat_template": config.get("chat_template"),
         "plain": config.get("plain"),
     }
-    if layers is None and "adapter_layers" not in note:  # written by PEFT itself
-        found["adapter_layers"] = "all"
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _layers(adapter: Path, base_path: str) -> dict[str, Any]:
+    """The layers that an adapter from elsewhere needs: all, unless its base can be counted."""
+    layers = read_json(Path(base_path) / "config.json").get("num_hidden_layers") if base_path else 0
+    places = [re.search(r"\.layers\.(\d+)\.", name) for name in weight_names(adapter)]
+    first = min((int(place[1]) for place in places if place), default=0)
+    return {"adapter_layers": layers - first if isinstance(layers, int) and first else "all"}
 
 
 def check_same_base(sources: Sequence[SourceRun], base_is_named: bool) -> None:
@@ -147,7 +163,7 @@ def check_same_base(sources: Sequence[SourceRun], base_is_named: bool) -> None:
                 f"{other.base}. All roles share one base, so both must come from runs on the same "
                 "one. If it is the same model under two names, say which to load with --base."
             )
-        for key in ("adapter_layers", "lora_rank", "lora_alpha"):
+        for key in ("adapter_layers", "lora_rank"):
             ours, theirs = first.settings.get(key), other.settings.get(key)
             if None not in (ours, theirs) and ours != theirs:
                 raise UserError(
