@@ -18,7 +18,8 @@ from lorarlhf.backbone.shape import Shape
 from lorarlhf.backbone.tokenizer import PromptEncoder
 from lorarlhf.cli import preflight
 from lorarlhf.cli.main import main
-from lorarlhf.cli.preflight import Length, MemoryEstimate, estimate_memory, prepare_rows
+from lorarlhf.cli.preflight import MemoryEstimate, estimate_memory
+from lorarlhf.cli.row_checks import Length, prepare_rows
 from lorarlhf.project import load
 from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.project.stage import Stage

@@ -62,7 +62,7 @@ BY_LENGTH = ("--reward-function", "rewards.py:length")
         (
             ("ppo", "--prompts", "prompts.jsonl", *BY_LENGTH),
             ("max_prompt_tokens=5",),
-            "8 of 8 prompts are longer than max_prompt_tokens (5)",
+            'prompts.jsonl, line 1, field "prompt": the prompt has ',
         ),
         (
             ("ppo", "--prompts", "prompts.jsonl", *BY_LENGTH),

@@ -20,7 +20,7 @@ from lorarlhf.backbone.limits import DEQUANTISED_WEIGHTS, count_adapter_layers
 from lorarlhf.backbone.lm_head import LMHead
 from lorarlhf.backbone.loading import load_model
 from lorarlhf.backbone.structure import decoder_of, layers_of, make_contiguous, never_repack
-from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder, turn_end, turn_end_notice
+from lorarlhf.backbone.tokenizer import Prompt, turn_end, turn_end_notice
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.quiet import hide_library_bars
 
@@ -36,6 +36,7 @@ class Backbone:
         decoder: its layers without the LM head.
         lm_head: the LM head's weight and cap on logits.
         hidden_size: H, the size of a hidden state.
+        encoder: encodes prompts with the tokenizer.
         tokenizer: pads on the left, with a padding token other than the stop token if possible.
         base: the name given to `load`; base_path: the folder or id that was loaded.
         bits: precision of the base's weights.
@@ -49,7 +50,7 @@ class Backbone:
     """
 
     def __init__(self, model: Any, files: BaseFiles, settings: dict[str, Any]) -> None:
-        self.tokenizer = files.tokenizer
+        self.tokenizer, self.encoder = files.tokenizer, files.encoder
         self.base, self.base_path = files.name, files.path
         self.device, self.compute_dtype = files.device, files.dtype
         self.bits: int = settings["bits"]
@@ -300,7 +301,7 @@ class Backbone:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt (see `PromptEncoder.encode`)."""
-        return PromptEncoder(self.base, self.tokenizer).encode(prompt)
+        return self.encoder.encode(prompt)
 
     @property
     def stop_ids(self) -> list[int]:

@@ -32,15 +32,28 @@ class PromptEncoder:
     Attributes:
         base: the name given by the user, for messages.
         tokenizer: pads on the left.
+        vocabulary: rows of the base's embedding, and context: the most tokens that the base reads;
+            None where they are not known.
     """
 
-    def __init__(self, base: str, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        base: str,
+        tokenizer: Any,
+        vocabulary: int | None = None,
+        context: int | None = None,
+    ) -> None:
         self.base, self.tokenizer = base, tokenizer
+        self.vocabulary, self.context = vocabulary, context
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: a plain text as it is, a conversation by the chat template."""
+        """Token ids of a prompt: a plain text as it is, a conversation by the chat template.
+
+        Raises:
+            UserError: the chat template refuses it, or the base has no row for one of its tokens.
+        """
         if isinstance(prompt, str):
-            return self.tokenizer(prompt)["input_ids"]
+            return self._known(self.tokenizer(prompt)["input_ids"])
         return self.tokenize(self.render(prompt, answer_next=True))
 
     def render(
@@ -73,8 +86,23 @@ class PromptEncoder:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text that the chat template has written."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._known(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _known(self, ids: list[int]) -> list[int]:
+        if self.vocabulary is None or not ids or max(ids) < self.vocabulary:
+            return ids
+        token = self.tokenizer.convert_ids_to_tokens([max(ids)])[0]
+        raise UserError(
+            f"the token {token} has the number {max(ids)}, and the embedding of {self.base} has "
+            f"{self.vocabulary} rows. {RESIZE}"
+        )
+
+
+RESIZE = (
+    "Use the tokenizer that the base was trained with, or give the embedding more rows by "
+    "resize_token_embeddings(len(tokenizer)) of transformers and save the base again."
+)
+"""Advice for a tokenizer with more tokens than the embedding has rows."""
 
 ANSWER = "lorarlhf-answer"
 """Stands for an answer while a chat template is rendered to see what it writes after one."""

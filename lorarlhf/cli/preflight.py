@@ -1,4 +1,4 @@
-"""Checks of a training before the base is loaded: is there memory, and can the base read the rows?
+"""Will a training fit into memory? Counted before the base is loaded.
 
 `backbone/memory.py` counts. Here a command's settings become a plan, and a plan that does not fit
 becomes advice.
@@ -8,25 +8,18 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lorarlhf.backbone.base_files import BaseFiles
-from lorarlhf.backbone.generation import encode_prompts
 from lorarlhf.backbone.limits import count_adapter_layers
 from lorarlhf.backbone.memory import MACHINES, Plan, Shape, base_bytes, estimate
-from lorarlhf.backbone.tokenizer import PromptEncoder
-from lorarlhf.data.readers import as_text
+from lorarlhf.cli.row_checks import Length
 from lorarlhf.project.settings import Settings
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.machine import main_memory
-from lorarlhf.runtime.terminal import log_to_stderr
-from lorarlhf.stages.assistant_turns import assistant_tokens
-from lorarlhf.stages.conversations import conversational, prompt_conversations
 from lorarlhf.stages.trl.arguments import batch_arguments
-
-Row = dict[str, Any]
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +146,7 @@ def estimate_memory(
     stage: Stage,
     settings: Settings,
     base: BaseFiles,
-    longest: "Length",
+    longest: Length,
     *,
     has_reference: bool,
     new_adapters: bool = True,
@@ -203,69 +196,3 @@ def estimate_memory(
     smaller = [n for n in range(size - 1, 0, -1) if n & (n - 1) == 0 or batch]
     smaller = [n for n in smaller if batch % n == 0 and n >= stage.smallest_micro_batch]
     return MemoryEstimate(shape, plan, tuple(smaller), new_adapters, reward_models)
-
-
-# ---- rows
-
-
-class Length(NamedTuple):
-    """Tokens of a row. Of a row without a prompt all tokens are the answer's."""
-
-    prompt: int
-    answer: int
-
-
-def prepare_rows(
-    stage: Stage, encoder: PromptEncoder, rows: Sequence[Row], settings: Settings
-) -> tuple[list[Row], Length]:
-    """The rows as the stage takes them; the longest row's length, and the longest answer in it.
-
-    Raises:
-        UserError: conversations for a base without a chat template, prompts that are too long.
-    """
-    own = settings.own
-    if stage.rewarded:
-        made = prompt_conversations(rows, own["plain"])
-        prompts = [row["prompt"] for row in made]
-        encoded = encode_prompts(encoder, prompts, own["max_prompt_tokens"])
-        return made, Length(max(map(len, encoded)), own["max_new_tokens"])
-    made = conversational(rows, encoder, own["plain"])
-    learned = own.get("assistant_only", False)
-    lengths = [_length(encoder, row, learned) for row in made]
-    longest, answer = max(map(sum, lengths)), max(length.answer for length in lengths)
-    if "max_tokens" in own:
-        limit = settings.trl.get("max_length", own["max_tokens"])
-        _check_cut_rows(lengths, limit)
-        longest = min(longest, limit)
-        answer = min(answer, longest)
-    return made, Length(longest - answer, answer)
-
-
-def _length(encoder: PromptEncoder, row: Row, assistant_only: bool = False) -> Length:
-    if "text" in row:
-        return Length(0, len(encoder.encode(row["text"])))
-    if messages := row.get("messages"):
-        if not assistant_only:
-            return Length(0, len(encoder.tokenize(encoder.render(messages))))
-        parts = assistant_tokens(encoder, messages)
-        part = max(parts, key=lambda part: len(part["input_ids"]))
-        prompt = part["assistant_masks"].index(1)
-        return Length(prompt, len(part["input_ids"]) - prompt)
-    answers = [as_text(row[name]) for name in ("completion", "chosen", "rejected") if name in row]
-    longest = max(len(encoder.encode(answer)) for answer in answers)
-    return Length(len(encoder.encode(row["prompt"])), longest)
-
-
-def _check_cut_rows(lengths: Sequence[Length], limit: int) -> None:
-    """Count the rows that TRL cuts at `max_tokens`; refuse those that lose the whole answer."""
-    if longer := [length.prompt for length in lengths if length.prompt >= limit]:
-        raise UserError(
-            f"{len(longer)} of {len(lengths)} rows have a prompt as long as max_tokens ({limit}) "
-            f"or longer (up to {max(longer)}), so no token of the answer is left to learn "
-            "from. Shorten them, leave them out, or raise the limit with --set max_tokens=N."
-        )
-    if longer := [sum(length) for length in lengths if sum(length) > limit]:
-        log_to_stderr(
-            f"{len(longer)} of {len(lengths)} rows are longer than max_tokens ({limit}; the "
-            f"longest has {max(longer)}) and are cut there. --set max_tokens=N changes that."
-        )

@@ -1,6 +1,7 @@
 """From a request to everything that a training needs, found once and checked before loading."""
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.cli.request import TrainRequest
+from lorarlhf.data.file_formats import FileRow
 from lorarlhf.project.lineage import SourceRun, check_same_base, read_source_run
 from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.project.settings_sources import SettingValue
@@ -147,7 +149,8 @@ def _read_votes(stage: Stage, path: str) -> list[Row]:
     log_to_stderr(f"{path}: {len(found.votes)} votes give {len(export.rows)} rows.")
     if not export.rows:
         raise UserError(f"{path}: no vote in it gives a row for {stage.name}.")
-    return export.rows
+    places = (f"{path}, row {n} of those from its votes" for n in itertools.count(1))
+    return [FileRow(row, place) for row, place in zip(export.rows, places, strict=False)]
 
 
 def _fingerprint(rows: list[Row]) -> dict[str, Any]:
@@ -213,12 +216,12 @@ def _check_rows(
         both kinds of rows as the stage takes them, and the estimate.
     """
     from lorarlhf.cli import preflight
+    from lorarlhf.cli.row_checks import prepare_rows
 
     stage = request.stage
-    rows, longest = preflight.prepare_rows(stage, base.encoder, rows, settings)
-    if eval_rows is not None:
-        eval_rows, other = preflight.prepare_rows(stage, base.encoder, eval_rows, settings)
-        longest = max(longest, other, key=sum)
+    count = len(rows)
+    made, longest = prepare_rows(stage, base.encoder, [*rows, *(eval_rows or [])], settings)
+    rows, eval_rows = made[:count], None if eval_rows is None else made[count:]
     estimate = preflight.estimate_memory(
         stage,
         settings,

@@ -27,6 +27,19 @@ TYPE_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text"
 MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")
 
 
+class FileRow(dict[str, Any]):
+    """A row that knows where it stands, for messages: `rows.jsonl, line 3`."""
+
+    def __init__(self, values: Row, place: str) -> None:
+        super().__init__(values)
+        self.place = place
+
+
+def place_of(row: Row, number: int) -> str:
+    """Where a row stands: in its file, or else `row 3`."""
+    return row.place if isinstance(row, FileRow) else f"row {number}"
+
+
 def read_rows(path: str | os.PathLike[str]) -> Numbered:
     """(number, row) for each row of a JSONL, JSON, CSV or parquet file, without checks of columns.
 
@@ -54,9 +67,14 @@ def read_rows(path: str | os.PathLike[str]) -> Numbered:
 
 def raise_first(file: Path, problems: Sequence[str]) -> None:
     """Raise a `UserError` with the first three problems and the number of the others."""
+    raise_problems([f"{file}{problem}" for problem in problems])
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """The same for problems that name their file."""
     if problems:
         more = f"\n... and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError("\n".join(f"{file}{problem}" for problem in problems[:3]) + more)
+        raise UserError("\n".join(problems[:3]) + more)
 
 
 def read_bytes(file: Path) -> bytes:

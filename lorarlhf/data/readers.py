@@ -18,7 +18,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.data.file_formats import Numbered, Row, decode, quoted, read_bytes, read_rows
+from lorarlhf.data.file_formats import (
+    FileRow,
+    Numbered,
+    Row,
+    decode,
+    place_of,
+    quoted,
+    read_bytes,
+    read_rows,
+)
 from lorarlhf.data.shapes import in_standard_shape
 from lorarlhf.data.validation import (
     Inspected,
@@ -101,12 +110,13 @@ def _read(
 def unpair(rows: Sequence[Row]) -> list[Row]:
     """Preference pairs as two labelled rows each; labelled rows as they are."""
     labelled: list[Row] = []
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         if "chosen" not in row:
             labelled.append(row)
             continue
         for name, label in (("chosen", True), ("rejected", False)):
-            labelled.append({"prompt": row["prompt"], "completion": row[name], "label": label})
+            values = {"prompt": row["prompt"], "completion": row[name], "label": label}
+            labelled.append(FileRow(values, place_of(row, number)))
     return labelled
 
 

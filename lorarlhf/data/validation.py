@@ -9,6 +9,7 @@ from typing import Any
 from lorarlhf.data.file_formats import (
     MESSAGES_AS_TEXT,
     TYPE_COLUMNS,
+    FileRow,
     Numbered,
     Row,
     excerpt,
@@ -48,7 +49,10 @@ def checked(file: Path, numbered: Numbered, inspect: Callable[[Row], Inspected])
     rows = [(place, row) for place, row, _, _ in seen]
     raise_first(file, list(_mixed_columns(rows)))
     columns = dict.fromkeys(name for _, row in rows for name in row)
-    return [{name: row.get(name) for name in columns} for _, row in rows]
+    return [
+        FileRow({name: row.get(name) for name in columns}, f"{file}, {place}")
+        for place, row in rows
+    ]
 
 
 def unused_columns(rows: Iterable[Row], used: Iterable[str]) -> list[str]:

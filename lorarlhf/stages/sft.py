@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.tokenizer import PromptEncoder
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
 from lorarlhf.stages.assistant_turns import assistant_tokens
@@ -82,8 +81,9 @@ def run_sft(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
         and settings.assistant_only
         and not settings.trl.get("assistant_only_loss")
     ):
-        encoder = PromptEncoder(backbone.base, backbone.tokenizer)
-        rows = [part for row in rows for part in assistant_tokens(encoder, row["messages"])]
+        rows = [
+            part for row in rows for part in assistant_tokens(backbone.encoder, row["messages"])
+        ]
     trainer = run_trl_trainer(
         SFTTrainer,
         backbone,
