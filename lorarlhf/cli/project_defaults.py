@@ -48,19 +48,28 @@ def fill_in(request: TrainRequest) -> tuple[TrainRequest, list[SettingValue]]:
         out = str(project.next_run(request.stage.name))
         request = replace(request, out=out, reserved=True)
     if rows is not None:
-        request = replace(request, data=f"{request.out}.votes.jsonl")
         check_free(request.folder, IN_USE)
-        write_jsonl(f"{request.out}.votes.jsonl", rows)
+        file = _free_file(str(request.out))
+        request = replace(request, data=file, votes=file)
+        write_jsonl(file, rows)
     elif request.data is None:
         request = replace(request, data=str(project.prompts))
     return request, settings
+
+
+def _free_file(out: str) -> str:
+    """A new file for the votes of a run: an earlier run in the folder keeps its own."""
+    names = (f"{out}.votes{number}.jsonl" for number in ("", *map("-{}".format, range(2, 10**6))))
+    return next(name for name in names if not Path(name).exists())
 
 
 def remove_reserved(request: TrainRequest) -> None:
     """Remove what `fill_in` made for a run that never began."""
     if request.reserved and not any(request.folder.iterdir()):
         request.folder.rmdir()
-        Path(f"{request.out}.votes.jsonl").unlink(missing_ok=True)
+    config = read_json(request.folder / "run.json").get("config") or {}
+    if request.votes is not None and config.get("data") != request.votes:
+        Path(request.votes).unlink(missing_ok=True)
 
 
 def _with_earlier_files(request: TrainRequest, project: Project | None) -> TrainRequest:

@@ -30,6 +30,7 @@ class TrainRequest:
         config: a settings file; sets: `KEY=VALUE` settings.
         memory_check: whether a run that seems too large is refused.
         reserved: whether a project has made the folder `out` for this run.
+        votes: the file that a project has written for this run.
     """
 
     stage: Stage
@@ -50,6 +51,7 @@ class TrainRequest:
     resume: bool = False
     memory_check: bool = True
     reserved: bool = False
+    votes: str | None = None
 
     @classmethod
     def of(cls, args: Namespace) -> "TrainRequest":

@@ -29,6 +29,7 @@ from lorarlhf.runtime.run_folder import (
     check_same_rows,
     drop_later_rows,
     log_changed_settings,
+    restore_earlier_run,
 )
 from lorarlhf.runtime.terminal import launch_command, log_to_stderr
 
@@ -59,12 +60,12 @@ def _train(request: TrainRequest, project: list[SettingValue]) -> Row:
     with _held(request.folder):
         backbone = load(prepared)
         # Only now: after a mistake in the request an earlier run in the folder stays as it is.
-        run = _open_run(prepared)
+        run, kept = _open_run(prepared)
         run.started = started
         run.base(backbone)
         if prepared.estimate is not None:
             run.about["expected_mb"] = round(prepared.estimate.parts["total"] / 1e6, 1)
-        with _recorded(run, request):
+        with _recorded(run, request, kept):
             summary = request.stage.train(backbone, run, prepared.inputs)
         finished = run.finish("done", summary | {"out": str(run.folder)})
         _write_results(run, finished)
@@ -78,7 +79,9 @@ def _held(folder: Path) -> AbstractContextManager[None]:
     return hold(folder, IN_USE)
 
 
-def _open_run(prepared: Prepared) -> Run:
+def _open_run(prepared: Prepared) -> tuple[Run, Path | None]:
+    """The run, and the folder in which an earlier run of its folder is kept."""
+    kept = None
     request, config = prepared.request, prepared.record()
     folder, stage = request.folder, request.stage.name
     try:
@@ -88,7 +91,7 @@ def _open_run(prepared: Prepared) -> Run:
                 log_changed_settings(folder, config)
                 drop_later_rows(folder, stage)
             else:
-                archive_earlier_run(folder)
+                kept = archive_earlier_run(folder)
         distributed.barrier()
     except OSError as error:
         raise UserError(
@@ -97,12 +100,16 @@ def _open_run(prepared: Prepared) -> Run:
         ) from error
     run = Run(folder, stage, config)
     run.about["rows"] = prepared.rows
-    return run
+    return run, kept
 
 
 @contextlib.contextmanager
-def _recorded(run: Run, request: TrainRequest) -> Iterator[None]:
-    """Note in `run.json` how the run ended, even if it failed."""
+def _recorded(run: Run, request: TrainRequest, kept: Path | None) -> Iterator[None]:
+    """Note in `run.json` how the run ended, even if it failed.
+
+    Args:
+        kept: an earlier run, which comes back if this one fails before it has any result.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -114,6 +121,8 @@ def _recorded(run: Run, request: TrainRequest) -> Iterator[None]:
         _close_bars()
         with contextlib.suppress(OSError):  # a full disk must not hide the first error
             run.finish("failed")
+            if kept is not None:
+                restore_earlier_run(run.folder, kept)
         raise
 
 

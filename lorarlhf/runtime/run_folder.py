@@ -34,13 +34,16 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def archive_earlier_run(folder: Path) -> None:
+def archive_earlier_run(folder: Path) -> Path | None:
     """Move the results of an earlier run to `earlier-N`, so that a new run does not mix with them.
 
     Adapters are copied, because the new run may start from them.
+
+    Returns:
+        the folder `earlier-N`; None if there was no earlier run.
     """
     if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
-        return
+        return None
     number = next(n for n in itertools.count(1) if not (folder / f"earlier-{n}").exists())
     kept = folder / f"earlier-{number}"
     kept.mkdir()
@@ -50,6 +53,22 @@ def archive_earlier_run(folder: Path) -> None:
         if (folder / name).exists():
             os.replace(folder / name, kept / name)
     log_to_stderr(f"{folder} has an earlier run; it is kept in {kept}.")
+    return kept
+
+
+def restore_earlier_run(folder: Path, kept: Path) -> None:
+    """Undo `archive_earlier_run` after a new run that failed before it had any result.
+
+    What a trainer refuses is known only when it is built, which is after the archiving.
+    """
+    if any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+        return
+    for name in RESULTS:
+        (folder / name).unlink(missing_ok=True)
+        if (kept / name).exists():
+            os.replace(kept / name, folder / name)
+    shutil.rmtree(kept)  # with the copies of the adapters, which stayed in their place
+    log_to_stderr(f"The earlier run in {folder} is as it was.")
 
 
 def log_changed_settings(folder: Path, config: Row) -> None:

@@ -12,6 +12,39 @@ from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
 
+_HELD_OUT = "only reward and ppo measure on held-out rows, by evaluations and eval_steps"
+_HUB = "nothing is uploaded; a run's adapters are plain PEFT folders"
+_TOKENIZER = "the tokenizer and the chat template of the base decide that; see chat_template"
+_WEIGHTS = "the base is loaded by base, bits and compute_dtype"
+MANAGED = {
+    "output_dir": "a run's folder is named by --out",
+    "logging_dir": "a run's metrics are in its folder, which --out names",
+    "overwrite_output_dir": "an earlier run in the folder is kept beside the new one",
+    "resume_from_checkpoint": "a stopped run is continued by --resume",
+    "ignore_data_skip": "a resumed run continues with the next row",
+    "save_strategy": "checkpoints are written every save_steps steps",
+    "save_steps": "set save_steps without trl.",
+    "save_total_limit": "a stage keeps its two newest checkpoints, and ppo has save_total_limit",
+    "save_only_model": "a checkpoint has all that --resume needs",
+    "load_best_model_at_end": "reward keeps what lowers its held-out loss, and ppo has kl_budget",
+    "eval_strategy": _HELD_OUT,
+    "do_eval": _HELD_OUT,
+    "push_to_hub": _HUB,
+    "hub_model_id": _HUB,
+    "hub_token": _HUB,
+    "seed": "set seed without trl., or --seed",
+    "bf16": "set compute_dtype",
+    "fp16": "set compute_dtype",
+    "use_cpu": "set device=cpu",
+    "auto_find_batch_size": "a forward that runs out of memory is repeated in smaller parts",
+    "model_init_kwargs": _WEIGHTS,
+    "trust_remote_code": _WEIGHTS,
+    "chat_template_path": "set chat_template=FILE",
+    "eos_token": _TOKENIZER,
+    "pad_token": _TOKENIZER,
+}
+"""Fields of TRL's configurations that would contradict this package, and what to do instead."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -38,10 +71,13 @@ def trl_arguments(
     """TRL's configuration: our defaults, then the stage's own settings, then the `trl:` mapping.
 
     Raises:
-        UserError: `trl:` names a field that TRL's class does not have; suggests the nearest.
+        UserError: `trl:` names a field that TRL's class does not have, suggesting the nearest, or
+            one of `MANAGED`; or `report_to` names a service that can't be used.
     """
     known = {field.name for field in fields(config_class)}
     for name in extra:
+        if name in MANAGED:
+            raise UserError(f"trl.{name} can't be set: {MANAGED[name]}.")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
@@ -63,7 +99,29 @@ def trl_arguments(
         "seed": placement.seed,
         "ddp_find_unused_parameters": False,  # each forward uses all weights that train
     }
-    return config_class(**(defaults | own | extra))
+    made = config_class(**(defaults | own | extra))
+    _check_services(made.report_to)
+    return made
+
+
+def _check_services(names: str | list[str]) -> None:
+    """See that metrics can be sent to the named services, before anything is loaded."""
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    packages = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
+    for name in [names] if isinstance(names, str) else names:
+        if name == "none":
+            continue
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(sorted(known))}."
+            raise UserError(f"report_to names {name}, which is no service of transformers. {hint}")
+        if not getattr(integration_utils, f"is_{packages.get(name, name)}_available")():
+            raise UserError(
+                f"report_to names {name}, which is not installed. Install its package with pip, or "
+                "leave report_to out: the metrics are in the run's folder either way."
+            )
 
 
 def batch_arguments(batch_size: int, micro_batch_size: int) -> dict[str, int]:
