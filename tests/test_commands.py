@@ -178,3 +178,4 @@ def test_a_conversation_from_lines(
 
 def test_table_shows_figures_shortly() -> None:
     assert table([("a", 0.123456), ("long", 12), ("c", "x")]) == "a     0.1235\nlong  12\nc     x"
+    assert table([("a", float("nan")), ("b", None)]).count("not enough to tell") == 2

@@ -1,6 +1,7 @@
 """Pooled features against one plain forward at a time, and the style axes with their cache."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.storage import fingerprint
 from lorarlhf.data.readers import bundled
 from lorarlhf.rewards import axes as axes_module
 from lorarlhf.rewards.axes import read_axes, style_axes
@@ -101,6 +103,28 @@ def test_axes_are_computed_once_and_again_for_another_bank(
     bank.write_text(bank.read_text("utf-8").replace("glad", "merry"), encoding="utf-8")
     assert not np.array_equal(style_axes(tiny, bank, log=said.append)[1], first)
     assert len(said) == 3
+
+
+@pytest.mark.parametrize("kind", ["the folder is a file", "safetensors can't write"])
+def test_without_a_cache_the_axes_are_computed_and_it_is_said(
+    kind: str,
+    tiny: Backbone,
+    bank: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    expected = style_axes(tiny, bank)[1]
+    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path / "other"))
+    if kind == "the folder is a file":
+        (tmp_path / "other").touch()
+    else:  # as in a folder of somebody else
+        name = f".{fingerprint(tiny)}-{tiny.split}.safetensors.{os.getpid()}"
+        (tmp_path / "other/axes" / name).mkdir(parents=True)
+    np.testing.assert_array_equal(style_axes(tiny, bank)[1], expected)
+    said = capsys.readouterr().err
+    assert f"can't be kept in the cache folder {tmp_path}/other/axes" in said
+    assert "Set LORARLHF_CACHE" in said
 
 
 def test_a_broken_bank_names_the_line(bank: Path) -> None:

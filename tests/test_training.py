@@ -1,13 +1,14 @@
 """The training commands from files to finished runs, on the tiny base."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from lorarlhf.cli.main import main
 from lorarlhf.runtime import run_folder as folders
-from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.files import read_json, write_jsonl
 from tests.training_steps import PPO, QUESTIONS, Train, rows_of, summary_of
 
 pytest_plugins = ("tests.training_steps",)
@@ -28,6 +29,37 @@ def test_reward_leaves_its_adapter_and_accuracy(reward_run: Path) -> None:
     summary = read_json(reward_run / "summary.json")
     assert summary["pairs"] == summary["n"] == len(QUESTIONS)
     assert (reward_run / "adapters/reward/lorarlhf.json").is_file()
+
+
+def test_rows_that_were_learned_from_are_not_measured_on(work: Path, train: Train) -> None:
+    rows, others = rows_of(work / "pairs.jsonl"), rows_of(work / "heldout_pairs.jsonl")
+    twins = [row | {"prompt": row["prompt"].replace(" ", "\u00a0")} for row in rows[:4]]
+    twins[0] |= {"chosen": twins[0]["rejected"], "rejected": twins[0]["chosen"]}
+    again = rows[5] | {"chosen": "Another answer."}
+    write_jsonl(work / "mixed.jsonl", [*twins, again, *others[:3]])
+    words = ("reward", "--data", "pairs.jsonl", "--out", "apart", "--json", "--eval")
+    status, out, err = train(*words, "mixed.jsonl", sets=["epochs=0"])
+    assert status == 0 and json.loads(out)["n"] == 4
+    assert "4 of 8 rows to measure on are also among the rows to learn from" in err
+    assert "1 of 4 rows to measure on have a prompt that is also learned from" in err
+    assert json.loads(out)["fit_cv_accuracy"] is None  # eight prompts are too few
+    before = sorted((work / "apart").rglob("*"))
+    write_jsonl(work / "mixed.jsonl", twins)
+    status, _, err = train(*words, "mixed.jsonl", sets=["epochs=0"])
+    assert status == 2 and "All 4 rows to measure on are also among the rows to learn from" in err
+    assert sorted((work / "apart").rglob("*")) == before
+    words = ("ppo", "--prompts", "prompts.jsonl", "--reward-function", "rewards.py:length")
+    status, _, err = train(*words, "--eval", "prompts.jsonl", "--out", "apart")
+    assert status == 2 and "All 8 rows to measure on" in err
+    assert sorted((work / "apart").rglob("*")) == before
+
+
+def test_a_table_for_people_has_no_nan(work: Path, train: Train) -> None:
+    words = ("reward", "--data", "pairs.jsonl", "--out", "few", "--eval", "heldout_pairs.jsonl")
+    status, out, err = train(*words, sets=["epochs=0"])
+    assert status == 0 and "fit_cv_accuracy     not enough to tell" in out
+    files = [(work / "few" / name).read_text() for name in ("run.json", "summary.json")]
+    assert not re.search(r"\bnan\b", "".join([out, err, *files]), re.IGNORECASE)
 
 
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])

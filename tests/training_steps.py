@@ -47,6 +47,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(folder / "prompts.jsonl", [{"prompt": q, "kind": "q"} for q in QUESTIONS])
     answers = {"chosen": "It is good.", "rejected": "No idea at all, sorry."}
     write_jsonl(folder / "pairs.jsonl", [{"prompt": q, **answers} for q in QUESTIONS])
+    others = [{"prompt": f"Who is {q}", **answers} for q in QUESTIONS]
+    write_jsonl(folder / "heldout_pairs.jsonl", others)
     write_jsonl(folder / "demos.jsonl", [{"prompt": q, "completion": "A sum."} for q in QUESTIONS])
     (folder / "rewards.py").write_text(REWARDS)
     return folder
@@ -99,7 +101,7 @@ def sft_run(work: Path, train: Train) -> Path:
 def reward_run(work: Path, train: Train) -> Path:
     """A finished run of reward, made once."""
     if not (work / "runs/reward").exists():
-        words = ("reward", "--data", "pairs.jsonl", "--eval", "pairs.jsonl", "--json")
+        words = ("reward", "--data", "pairs.jsonl", "--eval", "heldout_pairs.jsonl", "--json")
         summary = summary_of(train(*words, sets=["epochs=0"]))
         assert summary["n"] == len(QUESTIONS) and 0 <= summary["heldout_accuracy"] <= 1
     return work / "runs/reward"

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 PAD_TOKEN = "<|endoftext|>"
 
@@ -13,14 +14,14 @@ def convert(gguf: Path, folder: Path) -> None:
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     # Without dequantize=True the model stays marked as quantised: saving and training are refused.
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(**source)
     # In the small base's file the padding token is also <|im_end|>. Code that masks by token id
     # then masks the stop token, and the model never learns to stop (arXiv 2403.17031), so padding
     # gets its own, if the embedding has a row for it: transformers adds tokens while converting.
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(model.get_input_embeddings().weight)
     if tokenizer.get_vocab().get(PAD_TOKEN, rows) < rows:
         tokenizer.pad_token = PAD_TOKEN
     elif tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:

@@ -139,7 +139,7 @@ def _training(stage: Stage, sub: Parser) -> None:
     else:
         text = f"{stage.rows}: .jsonl, .json, .csv or .parquet"
         sub.add_argument(stage.data_option, metavar="FILE", help=text)
-    if stage.hold_out:
+    if stage.hold_out and not stage.rewarded:
         sub.add_argument("--eval", metavar="FILE", help="pairs to measure the accuracy on")
     trains_policy = stage.trains == "policy"
     init = "start from its policy" if trains_policy else "base and adapter shape of that run"

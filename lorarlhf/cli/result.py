@@ -1,5 +1,6 @@
 """A command's result, and its table for the terminal."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,4 +24,6 @@ def table(rows: Sequence[tuple[str, Any]]) -> str:
 
 
 def _figure(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "not enough to tell"
     return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e4 else str(value)

@@ -29,6 +29,7 @@ from lorarlhf.data.file_formats import (
     read_rows,
 )
 from lorarlhf.data.shapes import in_standard_shape
+from lorarlhf.data.twins import notices
 from lorarlhf.data.validation import (
     Inspected,
     checked,
@@ -104,6 +105,8 @@ def _read(
     unused = unused_columns((row for _, row in shaped), used) if used else []
     if unused:
         log_to_stderr(f"{file}: not used: {quoted(unused)}.")
+    for notice in notices(rows) if used else ():
+        log_to_stderr(f"{file}: {notice}")
     return rows
 
 

@@ -62,15 +62,22 @@ def _moved(rows: Sequence[Row]) -> list[Row]:
     return [row for row in _updates(rows) if "policy_loss" in row]
 
 
+def _is_number(figure: float | None) -> bool:
+    return figure is not None and math.isfinite(figure)
+
+
 def _mean(rows: Sequence[Row], name: str) -> float | None:
-    """The mean of a figure over the last `WINDOW` rows; None while there are fewer."""
-    found = [row[name] for row in rows[-WINDOW:] if row.get(name) is not None]
+    """The mean of a figure over the last `WINDOW` rows; None while there are fewer.
+
+    Figures that are no numbers have an alarm of their own.
+    """
+    found = [row[name] for row in rows[-WINDOW:] if _is_number(row.get(name))]
     return fmean(found) if len(found) == WINDOW else None
 
 
 def _start(rows: Sequence[Row], name: str) -> float | None:
     """The mean of a figure over the first rows, from before anything can go wrong."""
-    found = [row[name] for row in rows[: WINDOW - 2] if row.get(name) is not None]
+    found = [row[name] for row in rows[: WINDOW - 2] if _is_number(row.get(name))]
     return fmean(found) if len(rows) >= WINDOW and found else None
 
 

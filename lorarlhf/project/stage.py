@@ -36,7 +36,8 @@ class Stage:
         run: trains, from a backbone, a run and prepared inputs.
         keys: the names of its settings, for `--help`; a test compares them with the classes.
         check: checks all rows together before anything is loaded; "" if the stage has no check.
-        hold_out: splits rows into training and held-out rows; "" if the stage has no split.
+        hold_out: splits rows into training and held-out rows, with none in both; "" if the stage
+            has no split.
         rloo_config: TRL's class where the setting `algorithm` is rloo.
         rewarded: whether it takes rewards and judges, and prompts instead of answers.
         trains: the role that learns.

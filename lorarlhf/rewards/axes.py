@@ -6,6 +6,7 @@ the features of the two sides on the frozen base. The fit of the reward head use
 prior, and the votes decide which of them matter (`lorarlhf.rewards.fit`).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from lorarlhf.backbone.storage import fingerprint
 from lorarlhf.data.readers import bundled, read_rows
 from lorarlhf.rewards.features import answer_features
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.terminal import log_to_stderr
 
 # Plain text also works on a base without a chat template. On the small base its directions were as
 # good as with a full chat prompt, with a third of the tokens.
@@ -101,7 +103,8 @@ def _read_cache(path: Path, bank: str, count: int) -> np.ndarray | None:
 
 
 def _write_cache(path: Path, bank: str, directions: np.ndarray) -> None:
-    """Write an entry by rename, so that it is complete; an unwritable cache is not an error."""
+    """Write an entry by rename, so that it is complete; an unwritable cache is said, no more."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -109,5 +112,10 @@ def _write_cache(path: Path, bank: str, directions: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"directions": directions}, str(scratch), metadata={"bank": bank})
         os.replace(scratch, path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:  # the latter for a folder that can't be written
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        log_to_stderr(
+            f"The style axes can't be kept in the cache folder {path.parent} ({error}), so the next "
+            "run computes them again. Set LORARLHF_CACHE to a folder that can be written."
+        )

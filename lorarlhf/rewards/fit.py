@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lorarlhf.rewards.bradley_terry import solve_dual
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import replace_nonfinite
 
 Array = NDArray[np.float64]
 
@@ -57,13 +58,14 @@ class Blend:
 
     Attributes:
         priors: (prior, share); the shares add up to 1.
-        cv_accuracy: Share of held-out votes predicted right (ties half); NaN if not measured.
-        cv_loss: Mean -log P of held-out votes, ln 2 = 0.693 for guessing; NaN if not measured.
+        cv_accuracy: Share of held-out votes predicted right (ties half); None if there are
+            too few votes to measure it.
+        cv_loss: Mean -log P of held-out votes, ln 2 = 0.693 for guessing; None likewise.
     """
 
     priors: tuple[tuple[Prior, float], ...]
-    cv_accuracy: float = float("nan")
-    cv_loss: float = float("nan")
+    cv_accuracy: float | None = None
+    cv_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,9 @@ class VoteFit:
             ):
                 votes.add(plus, minus, group)
             if "blend" in note:
-                priors, accuracy, loss, weighted_at = json.loads(note["blend"])
+                # Earlier versions wrote NaN for what was not measured.
+                blend = replace_nonfinite(json.loads(note["blend"]))
+                priors, accuracy, loss, weighted_at = blend
                 shares = tuple((Prior(l2, axis), share) for l2, axis, share in priors)
                 votes._blend, votes._weighted_at = Blend(shares, accuracy, loss), weighted_at
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:

@@ -62,7 +62,7 @@ class RunCallback(TrainerCallback):
         if "train_runtime" in logs or not state.is_world_process_zero:
             return  # the trainer's closing line, which run.json has; or another process's
         self.run.log({"step": state.global_step, **logs}, stage=self.stage)
-        shown = {name: logs[name] for name in self.shown if name in logs}
+        shown = {name: logs[name] for name in self.shown if math.isfinite(logs.get(name, math.nan))}
         if self.bar is not None and shown:
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
 

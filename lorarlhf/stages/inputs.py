@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from lorarlhf.data.twins import leave_out_shared
 from lorarlhf.runtime.setting_types import one_of
 from lorarlhf.stages.conversations import Row
 
@@ -63,3 +64,14 @@ class PPOInputs(StageInputs):
     """`StageInputs` with the rewards; `settings` are `PPOSettings`, `args` a `PPOConfig`."""
 
     spec: RewardSpec = field(default_factory=RewardSpec)
+
+
+def hold_out_prompts(
+    rows: Sequence[Row], eval_rows: Sequence[Row] | None, settings: PPOSettings, seed: int
+) -> tuple[Sequence[Row], Sequence[Row] | None]:
+    """Prompts to learn from and held-out prompts that are not among them.
+
+    Raises:
+        UserError: all held-out prompts are.
+    """
+    return rows, None if eval_rows is None else leave_out_shared(rows, eval_rows)

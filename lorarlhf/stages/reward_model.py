@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.data.readers import split_by_prompt
+from lorarlhf.data.twins import leave_out_shared
 from lorarlhf.rewards.axes import style_axes
 from lorarlhf.rewards.fit import HeadFit, VoteFit
 from lorarlhf.rewards.learning_curve import learning_curve
@@ -103,10 +104,12 @@ def hold_out(
     """Split pairs into training pairs and held-out pairs of other prompts.
 
     Raises:
-        UserError: there are no pairs for one of the two.
+        UserError: there are no pairs for one of the two, or the held-out ones are all learned from.
     """
     if eval_rows is None:
         rows, eval_rows = split_by_prompt(list(rows), settings.holdout, seed)
+    else:
+        eval_rows = leave_out_shared(rows, eval_rows)
     if not rows or not eval_rows:
         raise UserError(
             f"A reward role needs pairs of at least two prompts: there are {len(rows)} pairs to "

@@ -58,6 +58,7 @@ _LIST = (
         arguments="lorarlhf.stages.ppo:arguments",
         run="lorarlhf.stages.ppo:run_ppo",
         keys=PPO_KEYS,
+        hold_out="lorarlhf.stages.inputs:hold_out_prompts",
         rewarded=True,
         reference=True,
     ),
