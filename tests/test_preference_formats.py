@@ -216,7 +216,7 @@ def own(**changes: Any) -> list[dict[str, Any]]:
         (own(rater=7), 'line 2, field "rater": expected a name'),
         (own(rater=" "), 'line 2, field "rater": expected a name'),
         (own(rater="\x1b[31mred"), 'line 2, field "rater": expected a name'),
-        (own(note="\ud800"), "line 2: 'utf-8' codec can't encode"),
+        (own(note="\ud800"), "line 2, a text has half a character"),
         (own(milliseconds=2**70), 'line 2, field "milliseconds": expected a whole number'),
         (own(created_at="today"), 'line 2, field "created_at": expected a whole number'),
         (own(milliseconds=True), 'line 2, field "milliseconds": expected a whole number'),
@@ -240,7 +240,7 @@ def own(**changes: Any) -> list[dict[str, Any]]:
         ),
         ([{"prompt": "", "chosen": "b", "rejected": "c"}], 'field "prompt"'),
         ([{"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}], 'field "prompt"'),
-        ([{"prompt": "a", "chosen": "\ud800", "rejected": "c"}], "surrogates not allowed"),
+        ([{"prompt": "a", "chosen": "\ud800", "rejected": "c"}], "half a character"),
         ([{"chosen": HH["chosen"], "rejected": HH["chosen"]}], "expected another answer"),
     ],
 )

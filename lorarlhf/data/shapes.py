@@ -45,7 +45,9 @@ def as_message(turn: Any) -> Any:
     if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
         return turn
     rest = {name: value for name, value in turn.items() if name not in ("from", "value")}
-    return {"role": ROLES.get(turn["from"], turn["from"]), "content": turn["value"]} | rest
+    who = turn["from"]
+    role = ROLES.get(who, who) if isinstance(who, str) else who
+    return {"role": role, "content": turn["value"]} | rest
 
 
 def dialogue(text: str) -> list[Message]:
@@ -98,7 +100,9 @@ def _drop_repeated_prompt(row: Row) -> None:
     same = min(shared_start(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     start = chosen[:same]
     texts = [turn.get("content") for turn in start if isinstance(turn, dict)]
-    asked = [turn.get("content") for turn in prompt] if isinstance(prompt, list) else [prompt]
+    asked = [prompt]
+    if isinstance(prompt, list):
+        asked = [turn.get("content") for turn in prompt if isinstance(turn, dict)]
     if texts and (texts == asked or texts[-1:] == asked):
         row |= {"prompt": start, "chosen": chosen[same:], "rejected": rejected[same:]}
     elif isinstance(prompt, str) and not start:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.data.file_formats import raise_first, read_rows
+from lorarlhf.data.file_formats import raise_first, read_rows, shown
 from lorarlhf.preferences.import_forms import (
     FORMS,
     LLMFAO_COLUMNS,
@@ -94,21 +94,48 @@ def _parse_rows(file: Path, numbered: list[tuple[int, Row]], parse: Parser) -> I
     found, problems = Import(), list[str]()
     for line, row in numbered:
         try:
-            votes = list(parse(row))
-            for vote in votes:
-                _check_vote(vote)
+            votes = _votes_of(row, parse)
         except RowFault as fault:
             problems.append(f", line {line}, {fault}")
-            continue
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            what = f'field "{error.args[0]}" is missing' if isinstance(error, KeyError) else error
-            problems.append(f", line {line}: {what}")
             continue
         found.votes += votes
         if not votes:
             found.left_out[UNANSWERED] += 1
     raise_first(file, problems)
     return found
+
+
+RAW_ERRORS = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
+"""What parsers and checks raise for a value of an unexpected kind."""
+
+
+def _votes_of(row: Row, parse: Parser) -> list[ImportedVote]:
+    """The checked votes of a row.
+
+    Raises:
+        RowFault: the row can't be read. Python's own words about it are never shown.
+    """
+    try:
+        votes = list(parse(row))
+    except RAW_ERRORS as error:
+        raise _odd_form(row, error) from error
+    for vote in votes:
+        try:
+            _check_vote(vote)
+        except UnicodeEncodeError as error:
+            raise RowFault("a text has half a character (a lone surrogate)") from error
+        except ValueError as error:  # in words, of the verdict
+            raise RowFault(str(error)) from error
+        except RAW_ERRORS as error:
+            raise _odd_form(row, error) from error
+    return votes
+
+
+def _odd_form(row: Row, error: Exception) -> RowFault:
+    if isinstance(error, KeyError) and isinstance(error.args[0], str):
+        return RowFault(f'field "{error.args[0]}" is missing')
+    found = "; ".join(f'"{name}" is {shown(value)}' for name, value in list(row.items())[:8])
+    return RowFault(f"expected the fields as the tool that wrote them gives them, found {found}")
 
 
 def _parse_kto(file: Path, numbered: list[tuple[int, Row]]) -> Import:

@@ -116,6 +116,6 @@ def _write_cache(path: Path, bank: str, directions: np.ndarray) -> None:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
         log_to_stderr(
-            f"The style axes can't be kept in the cache folder {path.parent} ({error}), so the next "
-            "run computes them again. Set LORARLHF_CACHE to a folder that can be written."
+            f"The style axes can't be kept in the cache folder {path.parent} ({error}), so the "
+            "next run computes them again. Set LORARLHF_CACHE to a folder that can be written."
         )
