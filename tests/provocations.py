@@ -1,4 +1,4 @@
-"""Each alarm of `lorarlhf.ppo.health` provoked by a real run of PPO on the tiny base.
+"""Each alarm of `lorarlhf.ppo.alarms` provoked by a real run of PPO on the tiny base.
 
 Used by tests/test_health.py, and by benchmarks/health_pictures.py for the pictures in the guide.
 """

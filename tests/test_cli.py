@@ -317,6 +317,8 @@ def test_memory_errors_of_a_card_get_advice() -> None:
     error = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory.")
     status, text = explain(error, "ppo")
     assert status == 1 and "micro_batch_size=1" in text
+    assert "micro_batch_size=2" in explain(error, "kto")[1]  # the smallest that KTO takes
+    assert "--set" not in explain(error, "chat")[1]  # which has no such setting
 
 
 def test_finite_keeps_what_json_knows() -> None:

@@ -128,7 +128,7 @@ def test_every_row_of_the_details_is_held_by_a_test_or_says_so() -> None:
 
 
 def test_every_alarm_is_shown_with_its_words_and_its_picture() -> None:
-    from lorarlhf.ppo.health import ALARMS
+    from lorarlhf.ppo.alarms import ALARMS
 
     guide = text_of("docs/health.md")
     words = " ".join(guide.replace("\n> ", " ").split())

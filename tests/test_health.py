@@ -2,17 +2,27 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
+from lorarlhf.cli.ppo_options import check_rewards
+from lorarlhf.cli.request import TrainRequest
 from lorarlhf.evaluation.report import write_report
-from lorarlhf.ppo.health import ALARMS, WINDOW, HealthWatch, diagnose
+from lorarlhf.ppo.alarms import ALARMS, WINDOW
+from lorarlhf.ppo.health import Finding, HealthWatch, diagnose
+from lorarlhf.project.settings import known_keys, resolve
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
+from lorarlhf.stages.inputs import RewardSpec
+from lorarlhf.stages.rloo import LOGGED
+from lorarlhf.stages.table import STAGES
+from lorarlhf.stages.trl.arguments import Placement
 from tests.provocations import CALM, PROVOCATIONS, provoke
 
 Row = dict[str, Any]
@@ -104,3 +114,68 @@ def test_the_server_may_be_as_far_off_as_an_update_goes() -> None:
     for apart in (row | {"approx_kl": 0.01}, row | {"vllm_kl": 0.06}, warm | {"vllm_kl": 0.03}):
         (found,) = diagnose([apart] * WINDOW)
         assert found.alarm.name == "server_apart" and f"KL {apart['vllm_kl']}" in found.message()
+
+
+# ---- advice that can be followed
+
+VALUES = {
+    "temperature": "1.0",
+    "learning_rate": "1e-5",
+    "score_clip": "4",
+    "kl_coef": "0.1",
+    "kl_target": "6",
+    "kl_budget": "6",
+    "max_new_tokens": "128",
+    "missing_eos_penalty": "1",
+    "num_ppo_epochs": "2",
+    "max_approx_kl": "0.02",
+    "generation": "transformers",
+    "value_learning_rate": "1e-4",
+    "critic_warmup": "4",
+    "algorithm": "rloo",
+}
+RLOO_ROW = {"kl": 1.0, "ended_fraction": 0.0, "episodes": 4, **dict.fromkeys(LOGGED, 1.0)}
+
+
+def rloo_alarms() -> set[str]:
+    """The alarms that can start on what RLOO logs."""
+    extremes = [-9.0, 0.0, 1e-3, 1.0, 1e3, math.nan]
+    starts = [RLOO_ROW | {"entropy": 5.0, "ended_fraction": 0.9}] * 3
+    found = set()
+    for name in RLOO_ROW:
+        for value in extremes:
+            rows = [*starts, *[RLOO_ROW | {"completion_length": 9.0, name: value}] * WINDOW]
+            found |= {finding.alarm.name for finding in diagnose(rows)}
+    return found
+
+
+def test_rloo_can_raise_the_alarms_of_its_figures() -> None:
+    known = {"not_a_number", "negative_kl", "kl_runaway", "entropy_collapse", "length_drift"}
+    assert rloo_alarms() == known | {"endless_answers", "clip_fraction"}
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+def test_all_advice_can_be_followed_with_the_algorithm_that_it_speaks_of(
+    algorithm: str, tmp_path: Path
+) -> None:
+    stage, tried = STAGES["ppo"], set()
+    raised = rloo_alarms() if algorithm == "rloo" else {alarm.name for alarm in ALARMS}
+    for alarm in (alarm for alarm in ALARMS if alarm.name in raised):
+        words = set(re.findall(r"[a-z_]+|--[a-z]+", Finding(alarm, 0.0).message(algorithm)))
+        words -= set(re.findall(r"[a-z_]+|--[a-z]+", alarm.problem))
+        settings = sorted(words & known_keys(stage).keys() - {"base"} | words & {"algorithm"})
+        options = {"resume": "--resume" in words, "eval": "e.jsonl" if "--eval" in words else None}
+        if alarm.name == "over_optimisation":  # is raised by judges, which need held-out prompts
+            options["eval"] = "e.jsonl"
+        for name in settings:
+            sets = [f"{name}={VALUES[name]}"]
+            if algorithm == "rloo":
+                sets.append("algorithm=rloo")
+            request = TrainRequest(stage, sets=tuple(sets), **options)
+            found = resolve(stage, sets=sets)
+            check_rewards(request, found, RewardSpec(rewards=["reward"]))
+            own = stage.make_settings(found.own, found.trl)
+            stage.make_arguments(Placement(torch.device("cpu"), torch.float32, tmp_path, 0), own)
+            tried.add(name)
+    assert tried >= {"learning_rate", "kl_coef", "max_new_tokens"}
+    assert ("score_clip" in tried) == (algorithm == "ppo")

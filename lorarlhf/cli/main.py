@@ -116,10 +116,14 @@ def explain(error: BaseException, command: str, debug: bool = False) -> tuple[in
             "continue with --resume."
         )
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return 1, (
-            f"{command} ran out of memory ({reason or 'no details'}). Make a forward smaller with "
-            "--set micro_batch_size=1, the texts shorter, or take fewer adapter_layers."
-        )
+        advice = "Close other programs, shorten the texts, or take a smaller base."
+        if command in STAGES:
+            smallest = STAGES[command].smallest_micro_batch
+            advice = (
+                f"Make a forward smaller with --set micro_batch_size={smallest}, the texts "
+                "shorter, or take fewer adapter_layers."
+            )
+        return 1, f"{command} ran out of memory ({reason or 'no details'}). {advice}"
     again = "" if debug else " Run it again with --debug for the traceback."
     return 1, f"{command} failed: {type(error).__name__}: {reason.rstrip('.')}.{again}"
 

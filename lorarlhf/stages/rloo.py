@@ -135,7 +135,7 @@ class _Log(RunCallback):
     def __init__(self, run: Run, settings: PPOConfig, samples: SampleCallback) -> None:
         super().__init__(run, "RLOO", ("score", "kl", "completion_length"))
         self.settings, self.samples, self.rows = settings, samples, list[Row]()
-        self.health = HealthWatch(run, log_beside_bars)
+        self.health = HealthWatch(run, log_beside_bars, algorithm="rloo")
         self.steps = settings.num_ppo_epochs * settings.num_minibatches  # in one update
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
