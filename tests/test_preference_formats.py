@@ -160,27 +160,6 @@ def test_arena_and_argilla_keep_sides_ties_and_raters(
     assert ours == told(votes)
 
 
-def test_arena_records_of_several_turns_are_compared(tmp_path: Path) -> None:
-    def talk(*answers: str) -> list[dict[str, str]]:
-        asked = ("Hi", "More?")
-        turns = zip(asked, answers, strict=True)
-        return [
-            {"role": role, "content": text}
-            for pair in turns
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-
-    row = {"winner": "model_b", "model_a": "x", "model_b": "y", "judge": "arena_user_1"}
-    row |= {"conversation_a": talk("A1", "A2"), "conversation_b": talk("B1", "B2")}
-    (vote,), _ = back([row], tmp_path)
-    assert vote.prompt == [{"role": "user", "content": "Hi"}]
-    assert vote.completions == [
-        "A1\n\nuser: More?\n\nassistant: A2",
-        "B1\n\nuser: More?\n\nassistant: B2",
-    ]
-    assert vote.verdict == Verdict("ranked", [[1], [0]])
-
-
 def test_crowd_comparisons_keep_ties_and_overlap(tmp_path: Path) -> None:
     pair = {"id": 3, "text": "Why?", "slug": "why", "result_x": "Because.", "result_y": "So."}
     write_jsonl(tmp_path / "pairs-crowd.jsonl", [pair])
@@ -216,7 +195,7 @@ def own(**changes: Any) -> list[dict[str, Any]]:
         (own(rater=7), 'line 2, field "rater": expected a name'),
         (own(rater=" "), 'line 2, field "rater": expected a name'),
         (own(rater="\x1b[31mred"), 'line 2, field "rater": expected a name'),
-        (own(note="\ud800"), "line 2, a text has half a character"),
+        (own(note="\ud800"), 'line 2, field "note": found text with half a character'),
         (own(milliseconds=2**70), 'line 2, field "milliseconds": expected a whole number'),
         (own(created_at="today"), 'line 2, field "created_at": expected a whole number'),
         (own(milliseconds=True), 'line 2, field "milliseconds": expected a whole number'),
@@ -230,7 +209,7 @@ def own(**changes: Any) -> list[dict[str, Any]]:
         ([HH, {**HH, "rejected": "Hi"}], 'line 2, field "rejected": expected turns'),
         ([HH, {**HH, "rejected": "\n\nHuman: Oh\n\nAssistant: No"}], "the dialogue of"),
         ([{"winner": "x", "conversation_a": [], "conversation_b": []}], 'field "winner"'),
-        ([{"prompt": "a", "completion": "b", "label": "yes"}], 'field "label": expected true'),
+        ([{"prompt": "a", "completion": "b", "label": "maybe"}], 'field "label": expected true'),
         ([{"fields": {"prompt": "a"}, "responses": {}}], 'field "fields"'),
         ([{"verdict": "tie", "completions": [], "ranking": []}], 'field "strength" is missing'),
         ([{"question": "a"}], "the columns question match no known form"),
@@ -240,7 +219,7 @@ def own(**changes: Any) -> list[dict[str, Any]]:
         ),
         ([{"prompt": "", "chosen": "b", "rejected": "c"}], 'field "prompt"'),
         ([{"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}], 'field "prompt"'),
-        ([{"prompt": "a", "chosen": "\ud800", "rejected": "c"}], "half a character"),
+        ([{"prompt": "a", "chosen": "\ud800", "rejected": "c"}], "found text with half a char"),
         ([{"chosen": HH["chosen"], "rejected": HH["chosen"]}], "expected another answer"),
     ],
 )

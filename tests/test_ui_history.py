@@ -199,6 +199,9 @@ def test_a_file_is_imported(
         history.import_file("me", str(file))
     assert str(error.value).startswith("in.jsonl, line 2") and str(tmp_path) not in str(error.value)
     assert store.count() == 6
+    message = history.import_file("me", str(file), skip_bad=True)
+    assert message.startswith("Imported 1 vote from in.jsonl. Left out: 1 rows that can't be read.")
+    assert message.splitlines()[1].startswith("in.jsonl, line 2") and str(tmp_path) not in message
 
 
 def test_nobody_imports_votes_in_the_name_of_another(store: Store, tmp_path: Path) -> None:

@@ -114,6 +114,24 @@ def test_a_file_is_imported(run: Run, project: Path, tmp_path: Path) -> None:
     assert json.loads(out) == {"added": 0, "there_already": 1, "left_out": {reason: 1}}
 
 
+def test_bad_rows_are_left_out_where_that_is_asked(run: Run, project: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    good = {"prompt": "?", "chosen": "a", "rejected": "a "}
+    file.write_text(f"{json.dumps(good)}\n{json.dumps(good | {'chosen': None})}\n")
+    status, _, err = run("votes", project, "--import", file)
+    assert status == 2 and 'line 2, field "rejected"' in err
+    status, out, _ = run("votes", project, "--import", file, "--skip-bad")
+    lines = out.splitlines()
+    assert status == 0 and lines[0] == (
+        f"Added 1 vote from {file}. Left out: 1 rows that can't be read."
+    )
+    assert "Look at these: 1 votes that prefer one of answers that differ only" in lines[1]
+    assert lines[2].startswith(f'{file}, line 2, field "rejected"') and len(lines) == 3
+    data = json.loads(run("votes", project, "--import", file, "--skip-bad", "--json")[1])
+    assert data["there_already"] == 1 and len(data["bad_rows"]) == 1
+    assert run("votes", project, "--skip-bad")[0] == 2
+
+
 def test_votes_in_the_store_are_not_imported_again(
     run: Run, project: Path, store: Store, tmp_path: Path
 ) -> None:

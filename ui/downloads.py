@@ -1,6 +1,5 @@
 """Downloads: the votes as JSON Lines, in the forms that other programs read."""
 
-import json
 from collections.abc import Iterator
 from urllib.parse import urlencode
 
@@ -10,6 +9,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from lorarlhf.preferences.exports import EXPORTS, Export
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import json_line
 from lorarlhf_ui.security import rater_of
 
 FORMS = {
@@ -90,8 +90,7 @@ def _lines(export: Export) -> Iterator[bytes]:
     """The rows as JSON Lines, in chunks of 64 KB or a little more."""
     chunk = bytearray()
     for row in export.rows:
-        # An unpaired surrogate has no UTF-8, but its \\udXXX escape is valid JSON.
-        chunk += json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        chunk += json_line(row)
         if len(chunk) >= _CHUNK:
             yield bytes(chunk)
             chunk.clear()

@@ -183,27 +183,28 @@ class History:
         key = (newest, name, form, purpose)
         if key not in self._counted:
             votes, export = exported(self.store, name, form, purpose)
-            left = [f"{count} {reason}" for reason, count in sorted(export.left_out.items())]
+            left = [f"{count} {reason}" for reason, count in export.missing().items()]
             counts = {"votes": votes, "rows": len(export.rows), "left_out": left}
             valid = {old: view for old, view in self._counted.items() if old[0] == newest}
             self._counted = valid | {key: counts}
         about = {"link": link(form, scope, purpose), "everybody": self.everybody}
         return self._counted[key] | about
 
-    def import_file(self, rater: str, path: str) -> str:
+    def import_file(self, rater: str, path: str, skip_bad: bool = False) -> str:
         """Add the votes of a file to the store.
 
         When raters log in, nobody can import votes in the name of another rater with a password.
 
         Returns:
-            A message that says how many votes were imported and what was left out.
+            A message that says how many votes were imported and what was left out. With `skip_bad`
+            it has a line for each of the first rows that can't be read.
 
         Raises:
             UserError: the file can't be read (file, line, field). The store is unchanged.
         """
         file = Path(path)
         try:
-            found = read_votes(file)
+            found = read_votes(file, skip_bad=skip_bad)
             others = set() if self.everybody else {*with_password(self.store)} - {rater}
             votes = [vote for vote in found.votes if vote.rater not in others]
             merged = merge_votes(self.store, votes)
@@ -215,7 +216,10 @@ class History:
         left |= {NOT_YOURS: len(found.votes) - len(votes), "already in the store": merged.there}
         rest = "; ".join(f"{count} {reason}" for reason, count in left.items() if count)
         imported = f"Imported {merged.added} vote{'s' * (merged.added != 1)} from {file.name}."
-        return f"{imported} Left out: {rest}." if rest else imported
+        lines = [f"{imported} Left out: {rest}." if rest else imported]
+        lines += [f"Look at these: {found.remarked()}."] if found.remarks else []
+        lines += [found.first_bad().replace(f"{file.parent}/", "")] if found.bad else []
+        return "\n".join(lines)
 
 
 def verdict_of(form: View, answers: Sequence[str]) -> Verdict:

@@ -16,7 +16,7 @@ from lorarlhf_ui.theme import static
 
 KNOWN_FORMS = (
     "A file with votes: an export of these pages, TRL preferences or KTO rows, HH dialogues, "
-    "ShareGPT preferences, Argilla records, or LMSYS arena records. Votes that are in the store "
+    "ShareGPT preferences, Argilla records, or arena records. Votes that are in the store "
     "already are not added again."
 )
 RELOAD = "() => { document.dispatchEvent(new Event('lorarlhf-votes')); return []; }"
@@ -50,6 +50,9 @@ def history_page(store: Store, changed: Callable[[str], None], everybody: bool =
 
 def _import(history: History) -> None:
     gr.Markdown(KNOWN_FORMS)
+    skip = gr.Checkbox(
+        label="Leave out rows that can't be read, and name them", elem_id="import-skip"
+    )
     upload = gr.UploadButton(
         "Choose a file",
         file_types=[".jsonl", ".json", ".csv", ".parquet"],
@@ -58,12 +61,12 @@ def _import(history: History) -> None:
     )
     message = gr.HTML(elem_id="import-message", apply_default_css=False)
 
-    def import_file(path: str, request: gr.Request) -> str:
+    def import_file(path: str, skip_bad: bool, request: gr.Request) -> str:
         try:
             rater = rater_of(request)
             if rater is None:
                 raise UserError("You are not logged in any more. Reload the page.")
-            kind, text = "done", history.import_file(rater, path)
+            kind, text = "done", history.import_file(rater, path, skip_bad)
         except UserError as error:
             kind, text = "warn", str(error)
         finally:
@@ -72,7 +75,7 @@ def _import(history: History) -> None:
         return f'<p class="import-result" role="{role}" data-kind="{kind}">{html.escape(text)}</p>'
 
     uploaded = upload.upload(
-        import_file, upload, message, api_visibility="private", concurrency_limit=None
+        import_file, [upload, skip], message, api_visibility="private", concurrency_limit=None
     )
     uploaded.then(None, js=RELOAD, api_visibility="private")
 

@@ -226,6 +226,8 @@ def _votes(sub: Parser) -> None:
     sub.add_argument(
         "--answers", metavar="FILE", help="for LLMFAO: the file of the pairs that were judged"
     )
+    text = "--import leaves out rows that it can't read, and names them"
+    sub.add_argument("--skip-bad", action="store_true", help=text)
     sub.add_argument("--out", metavar="FILE.jsonl", help="where --export writes; a new file")
     text = "what --export writes (default: train)"
     sub.add_argument("--purpose", choices=("train", "compare", "all"), help=text)

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -129,13 +130,14 @@ def _read(stage: Stage, path: str) -> list[Row]:
     try:
         return stage.read(path)
     except UserError:  # no stage's own rows: only now is the file read once more
-        if not stage.export or not holds_votes(path):
+        labels = stage.export == "trl"  # KTO's labels give pairs
+        if not stage.export or not holds_votes(path, labels):
             raise
     return _read_votes(stage, path)
 
 
 def _read_votes(stage: Stage, path: str) -> list[Row]:
-    from lorarlhf.preferences.exports import EXPORTS
+    from lorarlhf.preferences.exports import training_rows
     from lorarlhf.preferences.imports import read_votes
     from lorarlhf.preferences.merge import add_votes
     from lorarlhf.preferences.store import Store
@@ -144,9 +146,14 @@ def _read_votes(stage: Stage, path: str) -> list[Row]:
     with TemporaryDirectory() as folder:
         store = Store(Path(folder) / "votes.sqlite")
         add_votes(store, found.votes)
-        export = EXPORTS[stage.export](store.votes(purpose="train"))
+        export = training_rows(stage.export, store.votes(purpose="train"))
         store.close()
-    log_to_stderr(f"{path}: {len(found.votes)} votes give {len(export.rows)} rows.")
+    left = Counter(export.missing()) + found.left_out
+    rest = "; ".join(f"{count} {reason}" for reason, count in sorted(left.items()))
+    told = f" Not used: {rest}." if rest else ""
+    log_to_stderr(f"{path}: {len(found.votes)} votes give {len(export.rows)} rows.{told}")
+    if found.remarks:
+        log_to_stderr(f"{path}: {found.remarked()}.")
     if not export.rows:
         raise UserError(f"{path}: no vote in it gives a row for {stage.name}.")
     places = (f"{path}, row {n} of those from its votes" for n in itertools.count(1))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.cli.request import TrainRequest
-from lorarlhf.preferences.exports import EXPORTS, Export
+from lorarlhf.preferences.exports import Export, training_rows
 from lorarlhf.project.project import Project, is_project, project_settings
 from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.project.stage import Stage
@@ -142,7 +142,7 @@ def _with_sources(request: TrainRequest, project: Project) -> TrainRequest:
 def _votes(project: Project, stage: Stage) -> list[dict[str, Any]]:
     """The project's votes as the rows that the stage learns from."""
     votes = project.store().votes(purpose="train")
-    export = EXPORTS[stage.export](votes)
+    export = training_rows(stage.export, votes)
     if stage.export == "demonstrations" and not export.rows:
         raise UserError(
             f"The project {project.folder} has no demonstrations: nobody has written a better "
@@ -160,7 +160,6 @@ def _votes(project: Project, stage: Stage) -> list[dict[str, Any]]:
 
 
 def _log_counts(export: Export, votes: int, stage: str) -> None:
-    reasons = sorted(export.left_out.items())
-    left_out = "; ".join(f"{count} {reason}" for reason, count in reasons)
+    left_out = "; ".join(f"{count} {reason}" for reason, count in export.missing().items())
     rest = f" Not used: {left_out}." if left_out else ""
     log_to_stderr(f"{votes} votes give {len(export.rows)} rows for {stage}.{rest}")

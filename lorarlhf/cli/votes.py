@@ -38,7 +38,7 @@ def votes(args: Namespace) -> Output:
     store = Project(args.project).store()
     try:
         if args.import_file is not None:
-            return _import(store, args.import_file, args.answers)
+            return _import(store, args.import_file, args.answers, args.skip_bad)
         if args.export is not None:
             return _export(store, args)
         if args.backup is not None:
@@ -56,17 +56,26 @@ def _check_options(args: Namespace) -> None:
             raise UserError(f"{option} belongs to --export FORM.")
     if args.answers is not None and args.import_file is None:
         raise UserError("--answers belongs to --import FILE.")
+    if args.skip_bad and args.import_file is None:
+        raise UserError("--skip-bad belongs to --import FILE.")
     if args.export is not None and args.out is None:
         raise UserError("--export needs a file to write: --out FILE.jsonl.")
 
 
-def _import(store: Store, file: str, answers: str | None) -> Output:
-    found = read_votes(file, answers)
+def _import(store: Store, file: str, answers: str | None, skip_bad: bool) -> Output:
+    found = read_votes(file, answers, skip_bad=skip_bad)
     merged = merge_votes(store, found.votes)
     left = dict(sorted(found.left_out.items()))
     data = {"added": merged.added, "there_already": merged.there, "left_out": left}
+    data |= {"remarks": dict(sorted(found.remarks.items()))} if found.remarks else {}
+    data |= {"bad_rows": found.bad} if found.bad else {}
     rest = _rest(left | ({"already in the store": merged.there} if merged.there else {}))
-    return data, f"Added {_many(merged.added, 'vote')} from {file}.{rest}"
+    lines = [f"Added {_many(merged.added, 'vote')} from {file}.{rest}"]
+    if found.remarks:
+        lines.append(f"Look at these: {found.remarked()}.")
+    if found.bad:
+        lines.append(found.first_bad())
+    return data, "\n".join(lines)
 
 
 def _export(store: Store, args: Namespace) -> Output:
@@ -88,7 +97,7 @@ def _export(store: Store, args: Namespace) -> Output:
 
 
 def _left(export: Any, found: list[Any], wanted: list[Any]) -> dict[str, int]:
-    left = dict(sorted(export.left_out.items()))
+    left = export.missing()
     for purpose, count in Counter(v.purpose for v in found).items():
         used = sum(vote.purpose == purpose for vote in wanted)
         if count > used:

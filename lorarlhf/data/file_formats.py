@@ -10,6 +10,7 @@ import csv
 import difflib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,8 @@ Row = dict[str, Any]
 Numbered = list[tuple[int, Row]]
 Parsed = tuple[Numbered, list[str]]  # the rows and what is wrong, each ready to follow the file
 
+DEEPEST = 100
+"""How many levels of lists and objects a value may have."""
 # TRL detects the type of a row from these columns, so a column of another type misleads it.
 TYPE_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "label")
 MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]""")
@@ -47,6 +50,17 @@ def read_rows(path: str | os.PathLike[str]) -> Numbered:
     `UserError` for a file that is missing, empty, not UTF-8 or broken.
     """
     file = Path(path).expanduser()
+    rows, problems = parse_rows(file)
+    raise_first(file, problems)
+    return rows
+
+
+def parse_rows(file: Path) -> Parsed:
+    """The rows that can be read, and a problem for each one that can't, ready to follow the file.
+
+    Raises:
+        UserError: no row can be read, or the file breaks off at a place where rows may be missing.
+    """
     raw = read_bytes(file)
     ending = file.suffix.lower()
     if ending == ".parquet":
@@ -59,10 +73,40 @@ def read_rows(path: str | os.PathLike[str]) -> Numbered:
             f"{file}: expected a file ending in .jsonl, .json, .csv or .parquet, found "
             f'"{file.suffix}", which {why}; save the rows as one of those'
         )
-    raise_first(file, problems)
-    if not rows:
+    unit = unit_of(file)
+    checked = [(number, row, _odd_value(row)) for number, row in rows]
+    problems += [f", {unit} {number}, {fault}" for number, _, fault in checked if fault]
+    whole = [(number, row) for number, row, fault in checked if not fault]
+    if not whole:
+        raise_first(file, problems)
         raise UserError(f"{file}: expected at least one row, found none; add rows to the file")
-    return rows
+    return whole, problems
+
+
+def unit_of(file: Path) -> str:
+    """What the number of a row counts in this file: lines, or rows."""
+    return "row" if file.suffix.lower() in (".json", ".parquet") else "line"
+
+
+def _odd_value(row: Row) -> str:
+    """What no reader can take: NaN, an infinity, or lists in lists in lists; "" if there is none.
+
+    Python reads NaN and infinities and JSON does not have them. They come from other programs'
+    missing values, or from numbers such as 1e999.
+    """
+    for name, field in row.items():
+        values = [(field, 0)]
+        while values:
+            value, depth = values.pop()
+            if isinstance(value, float) and not math.isfinite(value):
+                found = f"found the number {value}; correct it, or write null"
+                return f'field "{name}": expected a finite number, {found}'
+            if isinstance(value, dict | list):
+                if depth == DEEPEST:
+                    return f'field "{name}": expected at most {DEEPEST} levels, found more'
+                inside = value.values() if isinstance(value, dict) else value
+                values += [(entry, depth + 1) for entry in inside]
+    return ""
 
 
 def raise_first(file: Path, problems: Sequence[str]) -> None:
@@ -74,7 +118,7 @@ def raise_problems(problems: Sequence[str]) -> None:
     """The same for problems that name their file."""
     if problems:
         more = f"\n... and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError("\n".join(problems[:3]) + more)
+        raise UserError("\n".join(map(printable, problems[:3])) + more)
 
 
 def read_bytes(file: Path) -> bytes:
@@ -156,10 +200,10 @@ def _parse_json(text: str) -> Parsed:
         value = value["data"]
     if not isinstance(value, list):
         return [], [f": expected a list of objects, found {shown(value)}; {advice}"]
-    rows = list(enumerate(value, start=1))
-    return rows, [
+    numbered = list(enumerate(value, start=1))
+    return [(number, row) for number, row in numbered if isinstance(row, dict)], [
         f", row {number}: expected an object, found {shown(row)}; {advice}"
-        for number, row in rows
+        for number, row in numbered
         if not isinstance(row, dict)
     ]
 
@@ -191,7 +235,8 @@ def _parse_csv(text: str) -> Parsed:
                 )
     except csv.Error as error:
         advice = 'put quotes around the whole cell and write a quote inside it as ""'
-        problems.append(f", line {end + 1}: broken CSV ({error}); {advice}")
+        # The rows after this place can't be told apart, so none of the file is taken.
+        rows, problems = [], [*problems, f", line {end + 1}: broken CSV ({error}); {advice}"]
     finally:
         csv.field_size_limit(limit)
     return rows, problems
@@ -229,7 +274,9 @@ def _parse_parquet(raw: bytes) -> Parsed:
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         return [], [f": expected a parquet file, found broken content ({reason}); write it again"]
-    return list(enumerate(table.to_pylist(), start=1)), _header_faults(table.column_names)
+    if faults := _header_faults(table.column_names):
+        return [], faults
+    return list(enumerate(table.to_pylist(), start=1)), []
 
 
 PARSERS: dict[str, Callable[[str], Parsed]] = {
@@ -253,6 +300,11 @@ def shown(value: Any) -> str:
     if isinstance(value, (int, float)):
         return f"the number {str(value)[:40]}"
     return f"a {type(value).__name__}"
+
+
+def printable(text: str) -> str:
+    """The text with escapes for halves of characters, which no terminal and no page takes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def excerpt(text: str) -> str:

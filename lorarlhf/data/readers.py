@@ -101,7 +101,7 @@ def _read(
         used: the columns that count; the others are said once. None are said if it is empty.
     """
     shaped = [(number, in_standard_shape(row)) for number, row in numbered]
-    rows = checked(file, shaped, inspect)
+    rows = checked(file, shaped, inspect, used)
     unused = unused_columns((row for _, row in shaped), used) if used else []
     if unused:
         log_to_stderr(f"{file}: not used: {quoted(unused)}.")

@@ -1,8 +1,8 @@
 """Rows of other tools' data sets, brought to TRL's columns before they are checked.
 
-Handled here: ShareGPT's `conversations`, dialogues as text with "Human:" and "Assistant:" turns
-(HH), answers that repeat the prompt (UltraFeedback), answers that are a single message, and a
-`system` column.
+Handled here: ShareGPT's `conversations`, Alpaca's `instruction`, dialogues as text with "Human:"
+and "Assistant:" turns (HH), answers that repeat the prompt (UltraFeedback), answers that are a
+single message, and a `system` column.
 """
 
 import json
@@ -26,6 +26,7 @@ def in_standard_shape(row: Row) -> Row:
     """
     row = dict(row)
     _rename_conversations(row)
+    _rename_instruction(row)
     answers = [name for name in ("chosen", "rejected", "completion") if name in row]
     for name in answers:
         message = as_message(row[name])
@@ -34,6 +35,7 @@ def in_standard_shape(row: Row) -> Row:
     if isinstance(row.get("tools"), list):
         row["tools"] = json.dumps(row["tools"])  # as text, since each tool has other fields
     if "chosen" in row and "rejected" in row:
+        _take_messages_as_prompt(row)
         _split_texts(row)
         _drop_repeated_prompt(row)
     _add_system(row, answers)
@@ -75,6 +77,44 @@ def _rename_conversations(row: Row) -> None:
         row[name] = [as_message(turn) for turn in row.pop("conversations")]
 
 
+def _rename_instruction(row: Row) -> None:
+    """Alpaca's `instruction` and `input` become the prompt, `output` the completion.
+
+    `history`, pairs of question and answer, makes the prompt a conversation.
+    """
+    asked, more = row.get("instruction"), row.get("input")
+    if not isinstance(asked, str) or any(row.get(name) for name in ("prompt", "messages", "text")):
+        return
+    del row["instruction"]
+    if isinstance(more, str):
+        asked = f"{asked}\n{more}" if more.strip() else asked
+        del row["input"]
+    if "output" in row and "completion" not in row and "chosen" not in row:
+        row["completion"] = row.pop("output")
+    row["prompt"] = asked
+    history = row.get("history")
+    if isinstance(history, list) and all(isinstance(t, list) and len(t) == 2 for t in history):
+        del row["history"]
+        texts = [text for turn in history for text in turn]
+        turns = [
+            {"role": "assistant" if number % 2 else "user", "content": text}
+            for number, text in enumerate([*texts, asked])
+        ]
+        if history:
+            row["prompt"] = turns
+            for name in ("chosen", "rejected", "completion"):
+                if isinstance(row.get(name), str):
+                    row[name] = [{"role": "assistant", "content": row[name]}]
+
+
+def _take_messages_as_prompt(row: Row) -> None:
+    """`messages` beside two single answers are the conversation before them."""
+    turns, answers = row.get("messages"), (row["chosen"], row["rejected"])
+    single = all(isinstance(answer, list) and len(answer) == 1 for answer in answers)
+    if isinstance(turns, list) and turns and single and row.get("prompt") is None:
+        row["prompt"] = row.pop("messages")
+
+
 def _split_texts(row: Row) -> None:
     """Texts without a prompt: dialogues become messages, others are cut where they part."""
     chosen, rejected = row["chosen"], row["rejected"]
@@ -100,9 +140,8 @@ def _drop_repeated_prompt(row: Row) -> None:
     same = min(shared_start(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     start = chosen[:same]
     texts = [turn.get("content") for turn in start if isinstance(turn, dict)]
-    asked = [prompt]
-    if isinstance(prompt, list):
-        asked = [turn.get("content") for turn in prompt if isinstance(turn, dict)]
+    asked = prompt if isinstance(prompt, list) else [{"content": prompt}]
+    asked = [turn.get("content") if isinstance(turn, dict) else turn for turn in asked]
     if texts and (texts == asked or texts[-1:] == asked):
         row |= {"prompt": start, "chosen": chosen[same:], "rejected": rejected[same:]}
     elif isinstance(prompt, str) and not start:

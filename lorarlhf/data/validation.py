@@ -16,6 +16,7 @@ from lorarlhf.data.file_formats import (
     quoted,
     raise_first,
     shown,
+    unit_of,
 )
 from lorarlhf.data.shapes import shared_start
 from lorarlhf.runtime.errors import UserError
@@ -26,17 +27,27 @@ Inspected = tuple[Row, tuple[str, ...], list[str]]  # the row, its required fiel
 ROLES = ("system", "user", "assistant", "tool")
 DEMONSTRATION_SHAPES = (("prompt", "completion"), ("messages",), ("text",))
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-LABELS = {"true": True, "1": True, "false": False, "0": False}
+LABELS = dict.fromkeys(("true", "yes", "1", "1.0"), True)
+LABELS |= dict.fromkeys(("false", "no", "0", "0.0"), False)
 FILL_IN = "fill it in or leave the row out"
 
 
-def checked(file: Path, numbered: Numbered, inspect: Callable[[Row], Inspected]) -> list[Row]:
+def checked(
+    file: Path,
+    numbered: Numbered,
+    inspect: Callable[[Row], Inspected],
+    used: Sequence[str] = (),
+) -> list[Row]:
     """The rows as `inspect` returns them, all with the same columns.
+
+    Args:
+        used: the columns that count. Other ones are left out if their values are of several kinds,
+            which no table can hold and which is no fault of a row. With none, all columns count.
 
     Raises:
         UserError: bad rows, each with its line and field.
     """
-    unit = "row" if file.suffix.lower() in (".json", ".parquet") else "line"
+    unit = unit_of(file)
     seen = [(f"{unit} {number}", *inspect(row)) for number, row in numbered]
     raise_first(file, [f", {place}, {text}" for place, _, _, texts in seen for text in texts])
     shapes = [f"{quoted(fields)} as {_form(row[fields[0]])}" for _, row, fields, _ in seen]
@@ -47,6 +58,9 @@ def checked(file: Path, numbered: Numbered, inspect: Callable[[Row], Inspected])
                 "give all rows of a file the same columns and the same form"
             )
     rows = [(place, row) for place, row, _, _ in seen]
+    if used:
+        mixed = _mixed_and_unused([row for _, row in rows], {*used, *TEMPLATE_COLUMNS})
+        rows = [(place, {n: row[n] for n in row if n not in mixed}) for place, row in rows]
     raise_first(file, list(_mixed_columns(rows)))
     columns = dict.fromkeys(name for _, row in rows for name in row)
     return [
@@ -96,7 +110,7 @@ def inspect_demonstration(row: Row) -> Inspected:
     fields = max(DEMONSTRATION_SHAPES, key=lambda f: (present >= set(f), len(present & set(f))))
     if present & set(fields):
         problems = _field_problems(row, fields) + _template_problems(row)
-        if LABELS.get(str(row.get("label")).strip().lower()) is False:
+        if as_label(row.get("label")) is False:
             problems.append(
                 'field "label": expected good answers only, found false; it would be learned as a '
                 "good one, so use the command kto, or leave bad answers out"
@@ -107,12 +121,17 @@ def inspect_demonstration(row: Row) -> Inspected:
     return row, fields, [f"{expected}, {found}"]
 
 
+def as_label(value: Any) -> bool | None:
+    """Whether an answer is called good: true, 1 or yes, as text as well; None if it is no label."""
+    return LABELS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
+
+
 def inspect_labelled(row: Row) -> Inspected:
-    """A row with `prompt`, `completion` and `label`: true or false, or 1 or 0 (text in CSV)."""
+    """A row with `prompt`, `completion` and a `label` (see `as_label`)."""
     fields = ("prompt", "completion")
     problems = _field_problems(row, fields)
     label = row.get("label")
-    meaning = LABELS.get(str(label).strip().lower())
+    meaning = as_label(label)
     if meaning is not None:
         row = {**row, "label": meaning}
     else:
@@ -256,6 +275,19 @@ def _mixed_columns(rows: Iterable[tuple[str, Row]]) -> Iterator[str]:
             elif kind != expected:
                 found = f"found {kind}; give the column one kind of value"
                 yield f', {place}, field "{field}": expected {expected} as on {where}, {found}'
+
+
+def _mixed_and_unused(rows: Iterable[Row], used: set[str]) -> set[str]:
+    """The columns that are not used and hold values of several kinds."""
+    first: dict[str, str] = {}
+    mixed = set()
+    for row in rows:
+        for name in row.keys() - used:
+            for field, kind in _kinds(row[name], name):
+                known = first.setdefault(field, kind)
+                if known != kind and not {known, kind} & {BROKEN_TEXT, HUGE_NUMBER}:
+                    mixed.add(name)
+    return mixed
 
 
 BROKEN_TEXT = "text with half a character (one surrogate such as \\ud83d without its partner)"

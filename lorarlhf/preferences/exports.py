@@ -1,29 +1,20 @@
 """Votes as rows in several file forms: a vote becomes rows, or is counted with a reason."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
 
+from lorarlhf.preferences.export_argilla import to_argilla
+from lorarlhf.preferences.export_result import SKIPPED, Export, Row
 from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, RANKED, SKIP, TIE, Prompt, Vote
 
-Row = dict[str, Any]
 MARGINS = {"slightly": 1.0, "clearly": 2.0, "much": 3.0}
 """TRL's `margin` for a strength: how much higher the chosen answer should score."""
+LARGEST_MARGIN = 1e300  # larger whole numbers are no floats, and NaN fails the comparison
 
 NOT_EXPRESSIBLE = "with empty or equal answers, or with turns that this format can't express"
-TIED, SKIPPED = "ties, which name no better answer", "skipped"
+TIED = "ties, which name no better answer"
 TOO_MANY = "rankings of more than two answers, which this format can't express"
 NOT_BAD_OR_GOOD = "ties, which call no answer good or bad"
-
-
-@dataclass
-class Export:
-    """Rows, and the number of votes that gave none, by reason."""
-
-    rows: list[Row] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def to_own(votes: Iterable[Vote]) -> Export:
@@ -86,12 +77,12 @@ def to_pairs(votes: Iterable[Vote], conversational: bool = True) -> Export:
     """
     votes = list(votes)
     # All rows of a file have the same columns.
-    margins = any(vote.verdict.strength for vote in votes)
+    margins = any(_margin(vote) for vote in votes)
 
     def rows(vote: Vote) -> list[Row]:
         pairs = list(better_and_worse(vote))
         more = {"group": vote.item_id, "weight": 1 / len(pairs) if pairs else 0.0}
-        more |= {"margin": MARGINS.get(vote.verdict.strength or "", 0.0)} if margins else {}
+        more |= {"margin": _margin(vote)} if margins else {}
         if conversational:
             start = _conversation(vote.prompt)
             return [
@@ -102,6 +93,17 @@ def to_pairs(votes: Iterable[Vote], conversational: bool = True) -> Export:
         return [{"prompt": before, "chosen": good, "rejected": bad, **more} for good, bad in pairs]
 
     return _of_ranked(votes, rows)
+
+
+def _margin(vote: Vote) -> float:
+    """The margin of a vote's strength, or the one that it was imported with."""
+    if vote.verdict.strength:
+        return MARGINS[vote.verdict.strength]
+    imported = vote.origin.get("margin")
+    # A correction that reverses the vote makes its margin invalid.
+    if vote.verdict.ranking != [[0], [1]] or not isinstance(imported, int | float):
+        return 0.0
+    return float(imported) if abs(imported) < LARGEST_MARGIN else 0.0
 
 
 def to_demonstrations(votes: Iterable[Vote]) -> Export:
@@ -118,22 +120,37 @@ def to_demonstrations(votes: Iterable[Vote]) -> Export:
 
 
 def to_kto(votes: Iterable[Vote]) -> Export:
-    """TRL's unpaired rows: `prompt`, `completion`, and `label`: whether it is a good answer."""
+    """TRL's unpaired rows: `prompt`, `completion`, and `label`: whether it is a good answer.
+
+    An answer that the rater wrote is a good one, with `written`. The rows of a vote have its number
+    in `vote`. Blank answers are left out, since no trainer takes them.
+    """
     export = Export()
     for vote in votes:
-        labels: tuple[bool, bool] | None = None
-        answers = tuple(vote.completions)
-        if vote.verdict.verdict in (BOTH_GOOD, BOTH_BAD) and len(answers) == 2:
-            labels = (vote.verdict.verdict == BOTH_GOOD,) * 2
-        elif len(answers) == 2 and (pairs := list(better_and_worse(vote))):
-            answers, labels = pairs[0], (True, False)
-        if labels is None:
-            export.left_out[_reason(vote, NOT_BAD_OR_GOOD)] += 1
-            continue
-        for answer, label in zip(answers, labels, strict=True):
+        labels = _labels(vote)
+        if not labels:
+            export.leave_out(vote, _reason(vote, NOT_BAD_OR_GOOD))
+        for answer, label, written in labels:
             row = {"prompt": _conversation(vote.prompt), "completion": _answer(answer)}
-            export.rows.append(row | {"label": label})
+            export.rows.append(row | {"label": label, "vote": vote.id, "written": written})
     return export
+
+
+def _labels(vote: Vote) -> list[tuple[str, bool, bool]]:
+    """(answer, whether it is good, whether the rater wrote it), the better answer first."""
+    verdict, answers = vote.verdict, vote.completions
+    if len(answers) > 2 or verdict.verdict == SKIP:
+        return []
+    labels = []
+    if verdict.verdict in (BOTH_GOOD, BOTH_BAD):
+        labels = [(answer, verdict.verdict == BOTH_GOOD, False) for answer in answers]
+    elif verdict.verdict == RANKED and answers[0] != answers[1]:
+        best = verdict.ranking[0][0]
+        labels = [(answers[best], True, False), (answers[1 - best], False, False)]
+        if not all(answer.strip() for answer in answers):
+            labels = []
+    written = [(verdict.edited, True, True)] if verdict.edited else []
+    return [label for label in [*labels, *written] if label[0].strip()]
 
 
 def to_hh(votes: Iterable[Vote]) -> Export:
@@ -142,8 +159,10 @@ def to_hh(votes: Iterable[Vote]) -> Export:
     def rows(vote: Vote) -> list[Row]:
         turns = [turn["content"] for turn in _conversation(vote.prompt)]
         texts = [*turns, *(text for pair in better_and_worse(vote) for text in pair)]
-        systems = any(turn["role"] == "system" for turn in _conversation(vote.prompt))
-        if systems or any("\n\nHuman:" in text or "\n\nAssistant:" in text for text in texts):
+        roles = {turn["role"] for turn in _conversation(vote.prompt)}
+        if not roles <= {"user", "assistant"} or any(
+            "\n\nHuman:" in text or "\n\nAssistant:" in text for text in texts
+        ):
             return []
         before = "".join(
             f"\n\n{'Assistant' if turn['role'] == 'assistant' else 'Human'}: {turn['content']}"
@@ -184,15 +203,20 @@ def to_sharegpt(votes: Iterable[Vote]) -> Export:
 
 
 def to_arena(votes: Iterable[Vote]) -> Export:
-    """Records as the LMSYS arena publishes them: two conversations and the `winner`."""
+    """Records as the LMSYS arena publishes them: two conversations and the `winner`.
+
+    What these records have no column for stands in further ones where a vote has it: `both_good`,
+    `strength`, `note`, and `edited`, the answer that the rater wrote.
+    """
     export = Export()
     winners = {TIE: "tie", BOTH_GOOD: "tie", BOTH_BAD: "tie (bothbad)"}
     for vote in votes:
-        if len(vote.completions) != 2 or vote.verdict.verdict == SKIP:
-            export.left_out[_reason(vote, TOO_MANY)] += 1
+        verdict = vote.verdict
+        if len(vote.completions) != 2 or verdict.verdict == SKIP:
+            export.leave_out(vote, _reason(vote, TOO_MANY))
             continue
-        best = vote.verdict.ranking[0][0] if vote.verdict.ranking else None
-        winner = ("model_a", "model_b")[best] if best is not None else winners[vote.verdict.verdict]
+        best = verdict.ranking[0][0] if verdict.ranking else None
+        winner = ("model_a", "model_b")[best] if best is not None else winners[verdict.verdict]
         start = _conversation(vote.prompt)
         row = {
             "question_id": str(vote.item_id),
@@ -205,38 +229,9 @@ def to_arena(votes: Iterable[Vote]) -> Export:
             "turn": sum(turn["role"] == "user" for turn in start),
             "tstamp": vote.created_at / 1000,
         }
-        export.rows.append(row | ({"both_good": True} if vote.verdict.verdict == BOTH_GOOD else {}))
-    return export
-
-
-def to_argilla(votes: Iterable[Vote]) -> Export:
-    """Argilla records: fields `prompt` and `response-N`, and one ranking for each rater."""
-    export, records = Export(), dict[int, Row]()
-    for vote in votes:
-        if vote.verdict.verdict == SKIP:
-            export.left_out[SKIPPED] += 1
-            continue
-        fields = {f"response-{n + 1}": text for n, text in enumerate(vote.completions)}
-        record = records.setdefault(
-            vote.item_id,
-            {
-                "id": str(vote.item_id),
-                "fields": {"prompt": vote.prompt, **fields},
-                "metadata": {"sources": vote.sources},
-                "responses": {"ranking": []},
-            },
-        )
-        everyone = [list(range(len(vote.completions)))]
-        ranks = [
-            {"value": f"response-{position + 1}", "rank": rank}
-            for rank, tier in enumerate(vote.verdict.ranking or everyone, 1)
-            for position in tier
-        ]
-        answer: Row = {"user_id": vote.rater, "value": ranks}
-        if vote.verdict.verdict in (BOTH_GOOD, BOTH_BAD):
-            answer["verdict"] = vote.verdict.verdict
-        record["responses"]["ranking"].append(answer)
-    export.rows = list(records.values())
+        more = {"both_good": verdict.verdict == BOTH_GOOD, "strength": verdict.strength}
+        more |= {"note": verdict.note, "edited": verdict.edited}
+        export.rows.append(row | {name: value for name, value in more.items() if value})
     return export
 
 
@@ -253,20 +248,30 @@ EXPORTS: dict[str, Callable[[Iterable[Vote]], Export]] = {
 }
 
 
+def training_rows(form: str, votes: Iterable[Vote]) -> Export:
+    """The rows of a form as a training command takes them: without what only an import reads."""
+    export = EXPORTS[form](votes)
+    if form == "kto":
+        names = ("prompt", "completion", "label")
+        export.rows = [{name: row[name] for name in names} for row in export.rows]
+    return export
+
+
 def _of_ranked(votes: Iterable[Vote], rows: Callable[[Vote], list[Row]]) -> Export:
     export = Export()
     for vote in votes:
         made = rows(vote)
         export.rows += made
         if not made:
-            export.left_out[_reason(vote, TIED)] += 1
+            export.leave_out(vote, _reason(vote, TIED))
     return export
 
 
 def _reason(vote: Vote, otherwise: str) -> str:
     if vote.verdict.verdict == SKIP:
         return SKIPPED
-    if vote.verdict.verdict == RANKED and otherwise == TIED:
+    pair = len(vote.completions) == 2
+    if vote.verdict.verdict == RANKED and (otherwise == TIED or pair):
         return NOT_EXPRESSIBLE
     named = {BOTH_GOOD: "both good", BOTH_BAD: "both bad"}
     if otherwise == TIED and vote.verdict.verdict in named:

@@ -1,13 +1,34 @@
-"""The file forms that `imports` reads: a parser from a row to its votes, for each form."""
+"""The file forms that `imports` reads: a parser from a row to its votes, for each form.
 
-import re
-from collections.abc import Callable, Iterator
+Parsers raise `RowFault` for a row that they can't read.
+"""
+
 from dataclasses import replace
 from typing import Any
 
+from lorarlhf.data.file_formats import shown
 from lorarlhf.data.readers import as_text
-from lorarlhf.data.shapes import as_message, dialogue, shared_start
+from lorarlhf.data.shapes import dialogue, in_standard_shape, shared_start
 from lorarlhf.preferences.exports import MARGINS
+from lorarlhf.preferences.fields import (
+    UNNAMED,
+    Message,
+    Parsed,
+    Parser,
+    Row,
+    RowFault,
+    answer_of,
+    expected,
+    messages_of,
+    name_of,
+    need,
+    prompt_of,
+    refuse_encoded,
+    text_of,
+    time_of,
+    whole_of,
+)
+from lorarlhf.preferences.import_argilla import argilla, flat_argilla, is_flat_argilla
 from lorarlhf.preferences.records import (
     BOTH_BAD,
     BOTH_GOOD,
@@ -18,30 +39,41 @@ from lorarlhf.preferences.records import (
     Verdict,
 )
 
-Row = dict[str, Any]
 OTHER_DIALOGUE = 'field "rejected": expected the dialogue of "chosen" with another answer'
 FIRST, SECOND = Verdict(RANKED, [[0], [1]]), Verdict(RANKED, [[1], [0]])
+PARTED = "battles whose sides differ before the last answer"
 
 
-class RowFault(Exception):
-    """What is wrong with a row; the reader puts the file and the line before it."""
-
-
-def _own(row: Row) -> Iterator[ImportedVote]:
+def _own(row: Row) -> Parsed:
     """Our own export, which has every field."""
-    verdict = Verdict(
-        row["verdict"], row["ranking"] or [], row["strength"], row["note"], row["edited"]
-    )
+    need(row, "completions", "verdict", "ranking", "strength", "note", "edited", "rater", "item")
+    need(row, "shown", "milliseconds", "created_at", "purpose", "origin", "prompt")
+    answers = row["completions"]
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        raise expected("completions", "a list of answers, each with text and source", answers)
+    for answer in answers:
+        need(answer, "text", "source")
+    shown_as = row["shown"]
+    if shown_as is not None and not isinstance(shown_as, list):
+        raise expected("shown", "a list of positions", shown_as)
+    prompt, note, edited = row["prompt"], row["note"], row["edited"]
+    if not all(isinstance(text, str | None) for text in (note, edited)):
+        raise RowFault('fields "note" and "edited": expected a text or null')
     yield ImportedVote(
-        prompt=row["prompt"],
-        completions=tuple((answer["text"], answer["source"]) for answer in row["completions"]),
-        sampling=tuple(answer.get("sampling", {}) for answer in row["completions"]),
+        prompt=messages_of(prompt, "prompt", any_role=True)
+        if isinstance(prompt, list)
+        else text_of(prompt, "prompt"),
+        completions=tuple(
+            (text_of(answer["text"], "text"), text_of(answer["source"], "source"))
+            for answer in answers
+        ),
+        sampling=tuple(answer.get("sampling", {}) for answer in answers),
         presentation=row.get("presentation"),
         repeats=row.get("repeats"),
-        verdict=verdict,
+        verdict=Verdict(row["verdict"], _ranking(row["ranking"]), row["strength"], note, edited),
         rater=row["rater"],
-        item=str(row["item"]),
-        shown=tuple(row["shown"]),
+        item=name_of(row["item"], "item", "") or None,
+        shown=None if shown_as is None else tuple(shown_as),
         milliseconds=row["milliseconds"],
         created_at=row["created_at"],
         purpose=row["purpose"],
@@ -49,32 +81,53 @@ def _own(row: Row) -> Iterator[ImportedVote]:
     )
 
 
-def _trl(row: Row) -> Iterator[ImportedVote]:
+def _ranking(value: Any) -> list[list[int]]:
+    tiers = value or []
+    if not isinstance(tiers, list) or not all(
+        isinstance(tier, list) and all(type(position) is int for position in tier) for tier in tiers
+    ):
+        raise expected("ranking", "lists of positions, such as [[1], [0]]", value)
+    return tiers
+
+
+def _trl(row: Row) -> Parsed:
     """TRL's preference rows, as texts or conversations, with an explicit or implicit prompt."""
+    need(row, "chosen", "rejected")
+    refuse_encoded(row, "prompt", "chosen", "rejected")
+    if row.get("system") or row.get("prompt") is None:
+        row = in_standard_shape(row)
     chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
-    if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
+    if type(chosen) is not type(rejected) or not isinstance(chosen, str | list | dict):
         raise RowFault('field "rejected": expected the same form as "chosen", text or messages')
     if isinstance(chosen, list):
-        same = shared_start(chosen, rejected)
-        if prompt is None:
-            prompt = chosen[:same]
-        elif same and as_text(chosen[:same]) != as_text(prompt):
-            raise RowFault(
-                'field "chosen": expected an answer, or a dialogue that begins as "prompt"'
-            )
-        chosen, rejected = chosen[same:], rejected[same:]
-        if len(chosen) != 1 or len(rejected) != 1 or not prompt:
-            raise RowFault(OTHER_DIALOGUE)
-    if not prompt:
-        raise RowFault('field "prompt": expected a prompt, found none')
+        prompt, chosen, rejected = _answers_apart(prompt, chosen, rejected)
+    elif not prompt:
+        raise RowFault(f'field "prompt": expected a prompt, found {shown(prompt)}')
     margin = row.get("margin")
+    if margin is not None and type(margin) not in (int, float):
+        raise expected("margin", "a number", margin)
     strength = next((name for name, known in MARGINS.items() if known == margin), None)
-    vote = _pair(prompt, as_text(chosen), as_text(rejected), Verdict(RANKED, [[0], [1]], strength))
+    answers = answer_of(chosen, "chosen"), answer_of(rejected, "rejected")
+    vote = _pair(prompt_of(prompt, "prompt"), *answers, Verdict(RANKED, [[0], [1]], strength))
     yield replace(vote, origin={"margin": margin} if margin and strength is None else {})
 
 
-def _hh(row: Row) -> Iterator[ImportedVote]:
+def _answers_apart(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    """The prompt, and the answers without the messages that both begin with."""
+    good, bad = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
+    same = shared_start(good, bad)
+    if prompt is None:
+        prompt = good[:same]
+    elif same and as_text(good[:same]) != as_text(prompt_of(prompt, "prompt")):
+        raise RowFault('field "chosen": expected an answer, or a dialogue that begins as "prompt"')
+    if len(good) - same != 1 or len(bad) - same != 1 or not prompt:
+        raise RowFault(OTHER_DIALOGUE)
+    return prompt, good[same:], bad[same:]
+
+
+def _hh(row: Row) -> Parsed:
     """Anthropic's HH dialogues as text; the vote is on the first turn in which they differ."""
+    need(row, "chosen", "rejected")
     good, bad = (_turns(row[name], name) for name in ("chosen", "rejected"))
     same = min(shared_start(good, bad), len(good) - 1, len(bad) - 1)
     prompt = good[:same]
@@ -85,147 +138,143 @@ def _hh(row: Row) -> Iterator[ImportedVote]:
     yield _pair(prompt, good[same]["content"], bad[same]["content"], FIRST)
 
 
-def _turns(text: str, name: str) -> list[dict[str, str]]:
-    turns = dialogue(text)
+def _turns(value: Any, name: str) -> list[dict[str, str]]:
+    turns = dialogue(text_of(value, name))
     if not turns:
         raise RowFault(f'field "{name}": expected turns after "Human:" and "Assistant:"')
     return turns
 
 
-def _sharegpt(row: Row) -> Iterator[ImportedVote]:
+def _sharegpt(row: Row) -> Parsed:
     """ShareGPT preferences: `conversations` with the `chosen` and the `rejected` turn."""
-    prompt = [as_message(turn) for turn in row["conversations"]]
+    need(row, "conversations", "chosen", "rejected")
+    prompt = messages_of(row["conversations"], "conversations")
     if row.get("system"):
-        prompt.insert(0, {"role": "system", "content": row["system"]})
-    yield _pair(prompt, row["chosen"]["value"], row["rejected"]["value"], FIRST)
+        prompt.insert(0, {"role": "system", "content": text_of(row["system"], "system")})
+    good, bad = answer_of(row["chosen"], "chosen"), answer_of(row["rejected"], "rejected")
+    yield _pair(prompt, good, bad, FIRST)
 
 
-def _arena(row: Row) -> Iterator[ImportedVote]:
-    """LMSYS arena records: two conversations and the `winner`."""
-    winners = {"model_a": FIRST, "model_b": SECOND, "tie": Verdict(TIE)}
-    winners |= {"tie (bothbad)": Verdict(BOTH_BAD), "both_bad": Verdict(BOTH_BAD)}
-    if row["winner"] not in winners:
-        raise RowFault(f'field "winner": expected one of {", ".join(winners)}')
-    first, second = row["conversation_a"], row["conversation_b"]
+# ---- arena records
+
+WINNERS = {"model_a": FIRST, "model_b": SECOND, "tie": Verdict(TIE)}
+WINNERS |= {"tie (bothbad)": Verdict(BOTH_BAD), "both_bad": Verdict(BOTH_BAD)}
+
+
+def _arena(row: Row) -> Parsed:
+    """LMSYS and LMArena records: two conversations and the `winner`.
+
+    The vote is on the last answers. If the sides differ before them, they are answers to different
+    conversations, which is no vote on two answers to one prompt, and the row is counted.
+    """
+    need(row, "winner", "conversation_a", "conversation_b")
+    if not isinstance(row["winner"], str) or row["winner"] not in WINNERS:
+        raise expected("winner", f"one of {', '.join(WINNERS)}", row["winner"])
+    turn = row.get("turn")
+    if isinstance(turn, float) and turn.is_integer():  # as tables with empty cells write it
+        turn = int(turn)
+    if turn is not None and (type(turn) is not int or turn < 1):
+        raise expected("turn", "the number of a turn, from 1", turn)
+    first, second = (
+        _judged_turns(row, name, turn) for name in ("conversation_a", "conversation_b")
+    )
     if first[:-1] != second[:-1]:
-        # The conversations went on differently, so everything after the first turn is compared.
-        first, second = ([first[0], _joined(talk[1:])] for talk in (first, second))
-    verdict = Verdict(BOTH_GOOD) if row.get("both_good") else winners[row["winner"]]
-    when = row.get("tstamp")
+        yield PARTED
+        return
+    verdict = WINNERS[row["winner"]]
+    if row.get("both_good") and verdict.verdict == TIE:
+        verdict = Verdict(BOTH_GOOD)
+    for name in ("strength", "note", "edited"):  # of our own export
+        if isinstance(row.get(name), str):
+            verdict = replace(verdict, **{name: row[name]})
+    time = "tstamp" if row.get("tstamp") is not None else "timestamp"
     yield ImportedVote(
         prompt=first[:-1],
         completions=(
-            (first[-1]["content"], row["model_a"]),
-            (second[-1]["content"], row["model_b"]),
+            (first[-1]["content"], name_of(row.get("model_a"), "model_a")),
+            (second[-1]["content"], name_of(row.get("model_b"), "model_b")),
         ),
         verdict=verdict,
-        rater=str(row.get("judge", "imported")),
-        item=str(row["question_id"]) if "question_id" in row else None,
-        created_at=None if when is None else round(when * 1000),
+        rater=name_of(row.get("judge"), "judge"),
+        item=name_of(row.get("question_id") or row.get("id"), "question_id", "") or None,
+        created_at=time_of(row.get(time), time),
     )
 
 
-def _joined(turns: list[dict[str, str]]) -> dict[str, str]:
-    text = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns[1:])
-    return {"role": "assistant", "content": f"{turns[0]['content']}\n\n{text}".rstrip()}
+def _judged_turns(row: Row, name: str, turn: int | None) -> list[Message]:
+    """A side's conversation up to the answer that was judged: that of the user's turn `turn`."""
+    turns = messages_of(row[name], name)
+    asked = [place for place, message in enumerate(turns) if message["role"] == "user"]
+    if turn is not None and turn < len(asked):
+        turns = turns[: asked[turn]]
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise RowFault(f'field "{name}": expected messages that end with an answer')
+    return turns
 
 
-def _argilla(row: Row) -> Iterator[ImportedVote]:
-    """Argilla records: a vote for each answer that compares the responses."""
-    fields = row["fields"]
-    names = [name for name in fields if re.fullmatch(r"(response|completion)[-_]?\w+", name)]
-    prompts = [name for name in fields if name not in names]
-    if len(names) < 2 or not prompts:
-        raise RowFault('field "fields": expected a prompt and responses, such as response-1')
-    sources = (row.get("metadata") or {}).get("sources") or ["imported"] * len(names)
-    for answers in (row.get("responses") or {}).values():
-        for answer in answers:
-            if not _compares(answer["value"], names):  # the answer to another question
-                continue
-            yield ImportedVote(
-                prompt=fields[prompts[0]],
-                completions=tuple(
-                    (fields[name], source) for name, source in zip(names, sources, strict=True)
-                ),
-                verdict=_argilla_verdict(answer, names),
-                rater=str(answer.get("user_id") or "imported"),
-                item=str(row["id"]),
-            )
+# ---- LLMFAO
 
 
-def _compares(value: Any, names: list[str]) -> bool:
-    """Whether an answer names the better response, or ranks the responses."""
-    if isinstance(value, str):
-        return value in names
-    return isinstance(value, list) and all(
-        (entry.get("value") if isinstance(entry, dict) else entry) in names for entry in value
-    )
-
-
-def _argilla_verdict(answer: Row, names: list[str]) -> Verdict:
-    value = answer["value"]
-    if isinstance(value, str):  # a label: the name of the better response
-        value = [{"value": name, "rank": 1 + (name != value)} for name in names]
-    ranks = [
-        (entry["rank"], entry["value"]) if isinstance(entry, dict) else (place, entry)
-        for place, entry in enumerate(value, 1)
-    ]
-    tiers = [
-        [names.index(name) for at, name in ranks if at == rank]
-        for rank in sorted({rank for rank, _ in ranks})
-    ]
-    if len(tiers) == 1 and len(tiers[0]) == len(names):
-        return Verdict(answer.get("verdict", TIE))
-    return Verdict(RANKED, tiers)
-
-
-def kto_pair(row: Row) -> Iterator[ImportedVote]:
-    """Two of KTO's rows, `first` and `second`, on the same prompt."""
-    first, second = row["first"], row["second"]
-    both = {(True, True): Verdict(BOTH_GOOD), (False, False): Verdict(BOTH_BAD)}
-    ranked = FIRST if first["label"] else SECOND
-    verdict = both.get((first["label"], second["label"]), ranked)
-    texts = (as_text(first["completion"]), as_text(second["completion"]))
-    yield _pair(first["prompt"], *texts, verdict)
-
-
-def crowd_vote(row: Row, pairs: dict[Any, Row]) -> Iterator[ImportedVote]:
+def crowd_vote(row: Row, pairs: dict[Any, Row]) -> Parsed:
     """One of LLMFAO's crowd comparisons; `pairs` are the rows of its file of answers, by id."""
-    number = int(row["id"])
+    need(row, "id", "winner", "worker", "left", "right")
+    number = whole_of(row["id"], "id")
     if number not in pairs:
         raise RowFault(f'field "id": there is no pair {number} in the file of answers')
     pair, winner = pairs[number], row["winner"]
+    need(pair, "text", "result_x", "result_y")
     verdicts = {"left": FIRST, "right": SECOND, "tie": Verdict(TIE)}
-    if winner not in verdicts:
+    if not isinstance(winner, str) or winner not in verdicts:
         raise RowFault('field "winner": expected left, right or tie')
+    worker = name_of(row["worker"], "worker", "")
     yield ImportedVote(  # left is always model_x
-        prompt=pair["text"],
-        completions=((pair["result_x"], row["left"]), (pair["result_y"], row["right"])),
+        prompt=text_of(pair["text"], "text"),
+        completions=(
+            (text_of(pair["result_x"], "result_x"), name_of(row["left"], "left")),
+            (text_of(pair["result_y"], "result_y"), name_of(row["right"], "right")),
+        ),
         verdict=verdicts[winner],
-        rater=f"worker {row['worker']}",
+        rater=f"worker {worker}" if worker else UNNAMED,
         item=str(number),
-        origin={"llmfao": number, "slug": pair["slug"]},
+        origin={"llmfao": number, "slug": pair.get("slug")},
     )
 
 
-def _trl_or_hh(row: Row) -> Iterator[ImportedVote]:
-    return _trl(row) if isinstance(row["chosen"], list) else _hh(row)
+def _trl_or_hh(row: Row) -> Parsed:
+    other = isinstance(row.get("chosen"), list | dict) or "instruction" in row
+    return _trl(row) if other else _hh(row)
 
 
 def _pair(prompt: Prompt, first: str, second: str, verdict: Verdict) -> ImportedVote:
-    return ImportedVote(prompt, ((first, "imported"), (second, "imported")), verdict)
+    return ImportedVote(prompt, ((first, UNNAMED), (second, UNNAMED)), verdict)
 
+
+# ---- which form a file has
 
 LLMFAO_COLUMNS = {"winner", "worker", "model_x"}
-FORMS: tuple[tuple[set[str], Callable[[Row], Iterator[ImportedVote]]], ...] = (
+KTO_COLUMNS = {"prompt", "completion", "label"}
+VOTES_ONLY: tuple[tuple[set[str], Parser], ...] = (
     ({"verdict", "completions", "ranking"}, _own),
     ({"winner", "conversation_a", "conversation_b"}, _arena),
-    ({"fields", "responses"}, _argilla),
+    ({"fields", "responses"}, argilla),
+)
+"""Forms that hold votes and are not data sets for training."""
+PAIRS: tuple[tuple[set[str], Parser], ...] = (
     ({"conversations", "chosen", "rejected"}, _sharegpt),
-    ({"prompt", "completion", "label"}, kto_pair),
     ({"prompt", "chosen", "rejected"}, _trl),
     ({"chosen", "rejected"}, _trl_or_hh),
 )
-"""The columns that show a form, and the parser of its rows; the first match counts."""
-VOTES_ONLY = FORMS[:3]
-"""Forms that hold votes and are not data sets for training."""
+"""Forms that trainers read, too. Each has the columns that show it, and the parser of its rows."""
+
+
+def votes_parser(row: Row) -> Parser | None:
+    """The parser of a row whose form holds votes and is no data set for training."""
+    for needed, parse in VOTES_ONLY:
+        if needed <= row.keys():
+            return parse
+    return flat_argilla if is_flat_argilla(row) else None
+
+
+def pairs_parser(row: Row) -> Parser | None:
+    """The parser of a row of preferences, as trainers read them."""
+    return next((parse for needed, parse in PAIRS if needed <= row.keys()), None)

@@ -1,163 +1,180 @@
 """Reading votes from files: every row becomes a vote, or is counted with a reason.
 
-A row that can't be read stops the import before anything is added, with its line and field.
+A row that can't be read stops the import before anything is added, with its line and field, unless
+bad rows are to be left out; they are counted then, and named.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.data.file_formats import raise_first, read_rows, shown
+from lorarlhf.data.file_formats import parse_rows, printable, raise_first, read_rows, unit_of
+from lorarlhf.data.validation import BROKEN_TEXT, LONE_SURROGATE
+from lorarlhf.preferences.fields import Parser, Row, RowFault, whole_of
 from lorarlhf.preferences.import_forms import (
-    FORMS,
+    KTO_COLUMNS,
     LLMFAO_COLUMNS,
-    VOTES_ONLY,
-    Row,
-    RowFault,
     crowd_vote,
-    kto_pair,
+    pairs_parser,
+    votes_parser,
 )
+from lorarlhf.preferences.import_labels import ALONE, Labelled, join, labelled
+from lorarlhf.preferences.import_remarks import remarks
 from lorarlhf.preferences.records import (
     MOST_COMPLETIONS,
     ImportedVote,
-    Prompt,
     check_verdict,
     is_name,
 )
 from lorarlhf.runtime.errors import UserError
 
-Parser = Callable[[Row], Iterator[ImportedVote]]
-ALONE = "rows without a second row on the same prompt"
-UNANSWERED = "records that nobody answered"
+Numbered = list[tuple[int, Row]]
 MAX_INTEGER = 2**53
 """All readers of the exports can hold the integers below it, also those that use floats."""
 
 
 @dataclass
 class Import:
-    """Votes, and the number of rows that gave none, by reason."""
+    """What a file gave.
+
+    Attributes:
+        left_out: the number of rows or answers that are no vote, by reason.
+        remarks: the number of votes that are imported and that a person should look at, by reason.
+        bad: what is wrong with each row that was left out because it can't be read.
+    """
 
     votes: list[ImportedVote] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+
+    def remarked(self) -> str:
+        """The remarks as text."""
+        return "; ".join(f"{count} {what}" for what, count in sorted(self.remarks.items()))
+
+    def first_bad(self) -> str:
+        """The first three bad rows, a line each, and the number of the others."""
+        more = [f"... and {len(self.bad) - 3} more"] if len(self.bad) > 3 else []
+        return "\n".join(self.bad[:3] + more)
 
 
-def read_votes(path: str | Path, answers: str | Path | None = None) -> Import:
+def read_votes(
+    path: str | Path, answers: str | Path | None = None, *, skip_bad: bool = False
+) -> Import:
     """Read the votes in a file, whose form is detected from its columns.
 
     Args:
         path: our own export, TRL preferences or KTO rows, HH dialogues, ShareGPT preferences,
-            Argilla records, LMSYS arena records, or LLMFAO's crowd comparisons.
+            Argilla records, LMSYS and LMArena records, or LLMFAO's crowd comparisons.
         answers: the file of answers that belongs to LLMFAO's comparisons; by default
             `pairs-crowd.jsonl` in the same folder.
+        skip_bad: leave out rows that can't be read, and count and name them.
 
     Raises:
-        UserError: a file or row that can't be read (file, line, field), or an unknown form.
+        UserError: a file or row that can't be read (file, line, field), or an unknown form. With
+            `skip_bad`, only if no vote is left.
     """
     file = Path(path).expanduser()
-    numbered = read_rows(file)
-    columns = set(numbered[0][1])
-    if columns >= LLMFAO_COLUMNS:
-        beside = Path(answers) if answers else file.with_name("pairs-crowd.jsonl")
-        pairs = {row.get("id"): row for _, row in read_rows(beside)}
-        return _parse_rows(file, numbered, lambda row: crowd_vote(row, pairs))
-    parse = _find_parser(file, columns)
-    if parse is kto_pair:
-        return _parse_kto(file, numbered)
-    return _parse_rows(file, numbered, parse)
+    numbered, problems = parse_rows(file)
+    if not skip_bad:
+        raise_first(file, problems)
+    found, faults = _read(file, numbered, answers)
+    problems += [f", {unit_of(file)} {line}, {fault}" for line, fault in faults]
+    if not (skip_bad and found.votes):
+        raise_first(file, problems)
+    found.bad = [printable(f"{file}{problem}") for problem in problems]
+    if problems:
+        found.left_out["rows that can't be read"] += len(problems)
+    found.remarks = remarks(found.votes)
+    return found
 
 
-def holds_votes(path: str | Path) -> bool:
+def holds_votes(path: str | Path, labels: bool = False) -> bool:
     """Whether a file has a form of votes that no trainer reads: ours, Argilla's or an arena's.
+
+    Args:
+        labels: whether KTO's rows count, which only the command `kto` reads itself.
 
     Raises:
         UserError: the file can't be read.
     """
-    columns = set(read_rows(Path(path).expanduser())[0][1])
-    return columns >= LLMFAO_COLUMNS or any(needed <= columns for needed, _ in VOTES_ONLY)
+    row = read_rows(Path(path).expanduser())[0][1]
+    kto = labels and row.keys() >= KTO_COLUMNS
+    return kto or row.keys() >= LLMFAO_COLUMNS or votes_parser(row) is not None
 
 
-def _find_parser(file: Path, columns: set[str]) -> Parser:
-    for needed, parse in FORMS:
-        if needed <= columns:
-            return parse
+def _read(
+    file: Path, numbered: Numbered, answers: str | Path | None
+) -> tuple[Import, list[tuple[int, RowFault]]]:
+    """The votes, and the bad rows; the first row of a known form decides which form it is."""
+    for _, row in numbered:
+        if row.keys() >= LLMFAO_COLUMNS:
+            beside = Path(answers) if answers else file.with_name("pairs-crowd.jsonl")
+            return _parse_rows(numbered, partial(crowd_vote, pairs=_pairs_by_id(beside)))
+        if parse := votes_parser(row):
+            return _parse_rows(numbered, parse)
+        if row.keys() >= KTO_COLUMNS:
+            return _join_labelled(numbered)
+        if parse := pairs_parser(row):
+            return _parse_rows(numbered, parse)
+    columns = printable(", ".join(sorted(numbered[0][1])))
     raise UserError(
-        f"{file}: the columns {', '.join(sorted(columns))} match no known form. Known are our own "
-        "export, TRL (chosen, rejected), KTO (completion, label), HH, ShareGPT, Argilla, LMSYS "
-        "arena records and LLMFAO's comparisons."
+        f"{file}: the columns {columns} match no known form. Known are "
+        "our own export, TRL (chosen, rejected), KTO (completion, label), HH, ShareGPT, Argilla, "
+        "LMSYS and LMArena records, and LLMFAO's comparisons."
     )
 
 
-def _parse_rows(file: Path, numbered: list[tuple[int, Row]], parse: Parser) -> Import:
-    found, problems = Import(), list[str]()
+def _parse_rows(numbered: Numbered, parse: Parser) -> tuple[Import, list[tuple[int, RowFault]]]:
+    found, faults = Import(), list[tuple[int, RowFault]]()
     for line, row in numbered:
         try:
-            votes = _votes_of(row, parse)
+            parsed = list(parse(row))
+            votes = [vote for vote in parsed if isinstance(vote, ImportedVote)]
+            for vote in votes:
+                _check_vote(vote)
         except RowFault as fault:
-            problems.append(f", line {line}, {fault}")
+            faults.append((line, fault))
             continue
         found.votes += votes
-        if not votes:
-            found.left_out[UNANSWERED] += 1
-    raise_first(file, problems)
-    return found
+        found.left_out.update(reason for reason in parsed if isinstance(reason, str))
+    return found, faults
 
 
-RAW_ERRORS = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
-"""What parsers and checks raise for a value of an unexpected kind."""
-
-
-def _votes_of(row: Row, parse: Parser) -> list[ImportedVote]:
-    """The checked votes of a row.
-
-    Raises:
-        RowFault: the row can't be read. Python's own words about it are never shown.
-    """
-    try:
-        votes = list(parse(row))
-    except RAW_ERRORS as error:
-        raise _odd_form(row, error) from error
-    for vote in votes:
+def _join_labelled(numbered: Numbered) -> tuple[Import, list[tuple[int, RowFault]]]:
+    rows, faults = list[tuple[int, Labelled]](), list[tuple[int, RowFault]]()
+    for line, row in numbered:
+        try:
+            rows.append((line, labelled(row)))
+        except RowFault as fault:
+            faults.append((line, fault))
+    votes, alone = join(rows)
+    found = Import()
+    for line, vote in votes:
         try:
             _check_vote(vote)
-        except UnicodeEncodeError as error:
-            raise RowFault("a text has half a character (a lone surrogate)") from error
-        except ValueError as error:  # in words, of the verdict
-            raise RowFault(str(error)) from error
-        except RAW_ERRORS as error:
-            raise _odd_form(row, error) from error
-    return votes
+        except RowFault as fault:
+            faults.append((line, fault))
+            continue
+        found.votes.append(vote)
+    if alone:
+        found.left_out[ALONE] += alone
+    return found, faults
 
 
-def _odd_form(row: Row, error: Exception) -> RowFault:
-    if isinstance(error, KeyError) and isinstance(error.args[0], str):
-        return RowFault(f'field "{error.args[0]}" is missing')
-    found = "; ".join(f'"{name}" is {shown(value)}' for name, value in list(row.items())[:8])
-    return RowFault(f"expected the fields as the tool that wrote them gives them, found {found}")
-
-
-def _parse_kto(file: Path, numbered: list[tuple[int, Row]]) -> Import:
-    """KTO's rows joined in pairs with the same prompt: good and bad, both good, or both bad."""
-    problems = [
-        f', line {line}, field "label": expected true or false'
-        for line, row in numbered
-        if not isinstance(row.get("label"), bool)
-    ]
-    raise_first(file, problems)
-    waiting: dict[str, Row] = {}
-    found, pairs = Import(), list[tuple[int, Row]]()
-    for line, row in numbered:
-        key = json.dumps(row.get("prompt"))
-        if key in waiting:
-            pairs.append((line, {"first": waiting.pop(key), "second": row}))
-        else:
-            waiting[key] = row
-    found = _parse_rows(file, pairs, kto_pair)
-    if waiting:
-        found.left_out[ALONE] += len(waiting)
-    return found
+def _pairs_by_id(file: Path) -> dict[int, Row]:
+    """LLMFAO's file of answers, by the number of the pair."""
+    pairs = {}
+    for line, row in read_rows(file):
+        try:
+            pairs[whole_of(row.get("id"), "id")] = row
+        except RowFault as fault:
+            raise UserError(f"{file}, {unit_of(file)} {line}, {fault}") from fault
+    return pairs
 
 
 # ---- checks
@@ -167,9 +184,8 @@ def _check_vote(vote: ImportedVote) -> None:
     """Check that the store can take the vote, and give it back unchanged.
 
     Raises:
-        RowFault, ValueError: it can't.
+        RowFault: it can't.
     """
-    _check_prompt(vote.prompt)
     _check_answers(vote)
     if vote.purpose not in ("train", "compare"):
         raise RowFault('field "purpose": expected train or compare')
@@ -179,31 +195,29 @@ def _check_vote(vote: ImportedVote) -> None:
         value = getattr(vote, name)
         if value is not None and (type(value) is not int or not 0 <= value < MAX_INTEGER):
             raise RowFault(f'field "{name}": expected a whole number or null, found {value!r}')
-    if not all(isinstance(text, str | None) for text in (vote.verdict.note, vote.verdict.edited)):
-        raise RowFault('fields "note" and "edited": expected a text or null')
-    check_verdict(vote.verdict, len(vote.completions))
-    json.dumps(asdict(vote), ensure_ascii=False).encode()  # raises for a lone surrogate
+    try:
+        check_verdict(vote.verdict, len(vote.completions))
+    except ValueError as error:
+        raise RowFault(f'field "verdict": {error}') from error
+    _check_text(vote)
 
 
-def _check_prompt(prompt: Prompt) -> None:
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if not isinstance(turns, list) or not turns:
-        raise RowFault('field "prompt": expected text or messages')
-    for turn in turns:
-        if not isinstance(turn, dict) or not all(
-            isinstance(turn.get(name), str) for name in ("role", "content")
-        ):
-            raise RowFault('field "prompt": expected messages with role and content')
+def _check_text(vote: ImportedVote) -> None:
+    """Check that all texts and values can be written as JSON in UTF-8. Raises `RowFault`."""
+    fields = {**vars(vote), **vars(vote.verdict), "verdict": vote.verdict.verdict}
+    for name, value in fields.items():
+        try:
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError):
+            raise RowFault(f'field "{name}": expected values that JSON has') from None
+        if LONE_SURROGATE.search(text):
+            raise RowFault(f'field "{name}": found {BROKEN_TEXT}')
 
 
 def _check_answers(vote: ImportedVote) -> None:
     texts = [text for text, _ in vote.completions]
-    if not all(isinstance(text, str) for text in texts):
-        raise RowFault("expected answers that are text")
     if not 2 <= len(texts) <= MOST_COMPLETIONS:
-        raise RowFault(f"expected 2 to {MOST_COMPLETIONS} answers, found {len(texts)}")
-    if not all(isinstance(source, str) for _, source in vote.completions):
-        raise RowFault('field "source": expected a text')
+        raise RowFault(f'field "completions": expected 2 to {MOST_COMPLETIONS}, found {len(texts)}')
     if not isinstance(vote.origin, dict) or not all(isinstance(s, dict) for s in vote.sampling):
         raise RowFault('fields "origin" and "sampling": expected objects')
     if vote.shown is not None and not _is_order(vote.shown, len(texts)):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorarlhf.preferences.records import ImportedVote, Verdict
+from lorarlhf.preferences.records import ImportedVote, Prompt, Verdict
 from lorarlhf.preferences.rows import prompt_text, verdict_from_row
 from lorarlhf.preferences.store import Store
 
@@ -78,7 +78,7 @@ def add_votes(store: Store, votes: Iterable[ImportedVote]) -> int:
 
 def _known_votes(store: Store, votes: Sequence[ImportedVote]) -> tuple[Counter[Any], Counter[Any]]:
     """How often each vote on these prompts was ever cast, by key with its time and without."""
-    prompts = list({prompt_text(vote.prompt) for vote in votes})
+    prompts = list({text for vote in votes for text in _spellings(vote.prompt)})
     rows = store.rows(
         "SELECT q.messages, r.name, p.item_id, j.* FROM prompt q "
         "JOIN item i ON i.prompt_id = q.id JOIN presentation p ON p.item_id = i.id "
@@ -90,7 +90,8 @@ def _known_votes(store: Store, votes: Sequence[ImportedVote]) -> tuple[Counter[A
     timed, untimed = Counter[Any](), Counter[Any]()
     for row in rows:
         verdict = _verdict_key(verdict_from_row(row))
-        key = (row["messages"], answers[row["item_id"]], row["name"], verdict)
+        prompt = _spellings(json.loads(row["messages"]))[0]
+        key = (prompt, answers[row["item_id"]], row["name"], verdict)
         timed[(*key, row["voted_at"])] += 1
         untimed[key] += 1
     return timed, untimed
@@ -112,7 +113,20 @@ def _answers(store: Store, items: list[int]) -> dict[int, tuple[str, ...]]:
 
 def _key(vote: ImportedVote) -> tuple[Any, ...]:
     texts = tuple(text for text, _ in vote.completions)
-    return (prompt_text(vote.prompt), texts, vote.rater, _verdict_key(vote.verdict))
+    return (_spellings(vote.prompt)[0], texts, vote.rater, _verdict_key(vote.verdict))
+
+
+def _spellings(prompt: Prompt) -> list[str]:
+    """The texts that a store may have for a prompt; the first is the same for all of them.
+
+    A text and a single message of a user are the same prompt, and some exports have only messages.
+    """
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    alone = len(prompt) == 1 and prompt[0].keys() == {"role", "content"}
+    if alone and prompt[0]["role"] == "user":
+        return [prompt_text(prompt), prompt_text(prompt[0]["content"])]
+    return [prompt_text(prompt)]
 
 
 def _verdict_key(verdict: Verdict) -> str:

@@ -19,7 +19,7 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
         UserError: the file can't be written.
     """
     file = Path(path).expanduser()
-    lines = [_json_line(row) for row in rows]
+    lines = [json_line(row) for row in rows]
     draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def append_jsonl(path: str | os.PathLike[str], row: Row) -> None:
         UserError: the file can't be written.
     """
     file = Path(path).expanduser()
-    line = _json_line(row)
+    line = json_line(row)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "ab+") as stream:
@@ -55,8 +55,10 @@ def append_jsonl(path: str | os.PathLike[str], row: Row) -> None:
         raise _refused(file, error) from error
 
 
-def _json_line(row: Row) -> bytes:
-    text = json.dumps(row, ensure_ascii=False, default=_iso_date)
+def json_line(row: Row) -> bytes:
+    """An object as a line of JSON, with null for numbers that JSON does not have."""
+    numbers = replace_nonfinite(row)  # null for NaN and infinities, which JSON does not have
+    text = json.dumps(numbers, ensure_ascii=False, default=_iso_date, allow_nan=False)
     # A lone surrogate has no UTF-8, but its \udXXX escape is valid JSON.
     return text.encode("utf-8", "backslashreplace") + b"\n"
 

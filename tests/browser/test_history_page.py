@@ -282,6 +282,11 @@ def test_a_file_is_imported_once_and_a_broken_one_not_at_all(
         "Imported 0 votes from good.jsonl. Left out: 3 already in the store."
     )
     assert Store(project / VOTES).count() == 77
+    page.get_by_label("Leave out rows that can't be read").check()
+    capital = broken.rename(project / "BROKEN.JSONL")  # gradio-app/gradio 10746
+    bring(page, capital)
+    expect(said).to_contain_text("1 rows that can't be read; 3 already in the store.")
+    expect(said.get_by_role("status")).to_contain_text("BROKEN.JSONL, line 4")
 
 
 def bring(page: Page, file: Path) -> None:

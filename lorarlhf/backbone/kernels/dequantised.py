@@ -167,7 +167,7 @@ def _packed_product(
 @cache
 def _packs(dtype: torch.dtype) -> bool:
     """Whether this torch can pack weights, and gets the plain product's numbers with them."""
-    if dtype not in (torch.bfloat16, torch.float32):
+    if dtype != torch.bfloat16 and dtype != torch.float32:
         return False
     places = torch.arange(64 * 64, dtype=torch.float32, device="cpu").view(64, 64)
     x, weight = places[:3].sin().to(dtype), places.cos().to(dtype)

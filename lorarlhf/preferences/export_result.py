@@ -1,0 +1,35 @@
+"""`Export`: the rows that votes become, and the counts of what they leave out."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorarlhf.preferences.records import Vote
+
+Row = dict[str, Any]
+SKIPPED = "skipped"
+WRITTEN = "answers that raters wrote, which are in demonstrations and in own"
+
+
+@dataclass
+class Export:
+    """Votes as rows.
+
+    Attributes:
+        left_out: the number of votes that gave no row, by reason.
+        lost: the number of parts of votes that the rows do not have, by kind.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+
+    def leave_out(self, vote: Vote, reason: str) -> None:
+        """Count a vote that gives no row, and the answer that its rater wrote."""
+        self.left_out[reason] += 1
+        if (vote.verdict.edited or "").strip():
+            self.lost[WRITTEN] += 1
+
+    def missing(self) -> dict[str, int]:
+        """All that is not in the rows, by reason."""
+        return dict(sorted((self.left_out + self.lost).items()))

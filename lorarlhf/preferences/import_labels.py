@@ -1,0 +1,108 @@
+"""KTO's rows as votes: answers to the same prompt, each called good or bad, joined in pairs."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lorarlhf.data.file_formats import shown
+from lorarlhf.data.shapes import in_standard_shape
+from lorarlhf.data.validation import as_label
+from lorarlhf.preferences.fields import (
+    UNNAMED,
+    Row,
+    RowFault,
+    answer_of,
+    name_of,
+    need,
+    prompt_of,
+    refuse_encoded,
+)
+from lorarlhf.preferences.records import (
+    BOTH_BAD,
+    BOTH_GOOD,
+    RANKED,
+    ImportedVote,
+    Prompt,
+    Verdict,
+)
+
+ALONE = "rows without a second row on the same prompt"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A row of KTO: an answer that was called good or bad.
+
+    Attributes:
+        vote: in our own export, the vote that the row comes from; "" elsewhere.
+        written: in our own export, whether the rater wrote the answer.
+    """
+
+    prompt: Prompt
+    text: str
+    good: bool
+    vote: str
+    written: bool
+
+
+def labelled(row: Row) -> Labelled:
+    """A checked row. Raises `RowFault`."""
+    need(row, "prompt", "completion", "label")
+    refuse_encoded(row, "prompt", "completion")
+    if row.get("system"):
+        row = in_standard_shape(row)
+    good = as_label(row["label"])
+    if good is None:
+        raise RowFault(f'field "label": expected true or false, found {shown(row["label"])}')
+    vote = name_of(row.get("vote"), "vote", "")
+    return Labelled(
+        prompt_of(row["prompt"], "prompt"),
+        answer_of(row["completion"], "completion"),
+        good,
+        vote,
+        bool(vote) and as_label(row.get("written")) is True,
+    )
+
+
+def join(rows: Iterable[tuple[int, Labelled]]) -> tuple[list[tuple[int, ImportedVote]], int]:
+    """The votes, each with the line of its last row, and the number of rows that gave none.
+
+    Rows on one prompt (in our own export: of one vote) are joined in their order: each good answer
+    with a bad one, as long as there are both, then good with good or bad with bad.
+    """
+    groups = defaultdict[tuple[str, str], list[tuple[int, Labelled]]](list)
+    for line, row in rows:
+        groups[json.dumps(row.prompt, default=str), row.vote].append((line, row))
+    votes: list[tuple[int, ImportedVote]] = []
+    alone = 0
+    for group in groups.values():
+        shown_answers = [one for one in group if not one[1].written]
+        edited = next((row.text for _, row in group if row.written), None)
+        pairs, left = _pairs(shown_answers)
+        votes += [(max(a[0], b[0]), _vote(a, b, edited)) for a, b in pairs]
+        alone += left + (edited is not None and not pairs)
+    return sorted(votes, key=lambda vote: vote[0]), alone
+
+
+def _pairs(
+    rows: Sequence[tuple[int, Labelled]],
+) -> tuple[list[tuple[tuple[int, Labelled], tuple[int, Labelled]]], int]:
+    good = [row for row in rows if row[1].good]
+    bad = [row for row in rows if not row[1].good]
+    both = min(len(good), len(bad))
+    rest = good[both:] + bad[both:]
+    same = list(zip(rest[::2], rest[1::2], strict=False))
+    return [*zip(good[:both], bad[:both], strict=True), *same], len(rest) % 2
+
+
+def _vote(
+    one: tuple[int, Labelled], other: tuple[int, Labelled], edited: str | None
+) -> ImportedVote:
+    """A vote on two answers, in the order of the file."""
+    first, second = (row for _, row in sorted((one, other), key=lambda row: row[0]))
+    if first.good == second.good:
+        verdict = Verdict(BOTH_GOOD if first.good else BOTH_BAD, edited=edited)
+    else:
+        verdict = Verdict(RANKED, [[0], [1]] if first.good else [[1], [0]], edited=edited)
+    return ImportedVote(first.prompt, ((first.text, UNNAMED), (second.text, UNNAMED)), verdict)
