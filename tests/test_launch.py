@@ -263,7 +263,7 @@ def test_a_stopped_run_says_what_goes_on(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     args = argparse.Namespace(argv=["sft", "--data", "demos.jsonl"])
-    with pytest.raises(KeyboardInterrupt), _recorded(Run(tmp_path, "sft", {}), args):
+    with pytest.raises(KeyboardInterrupt), _recorded(Run(tmp_path, "sft", {}), args, None):
         raise KeyboardInterrupt
     error = capsys.readouterr().err
     assert told in error and "--resume" in error
