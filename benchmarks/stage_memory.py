@@ -187,7 +187,7 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
         train_sft(backbone, rows, run, SFTSettings(max_tokens=4096, **sizes, **once))
     elif stage == "reward":
         settings = RewardSettings(evaluations=1, **sizes, **once)
-        train_reward_model(backbone, pairs, run, settings, pairs[:4])
+        train_reward_model(backbone, pairs[4:], run, settings, pairs[:4])
     elif stage in ("dpo", "orpo"):
         settings = DirectSettings(max_tokens=4096, **sizes, **once)
         train_direct(backbone, pairs, run, stage, settings)
