@@ -12,6 +12,7 @@ PyTorch has reserved, and `interpreter` is the GPU's context.
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import time
@@ -217,7 +218,7 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
 def words(backbone: Any, tokens: int, seed: int) -> str:
     """A text of exactly this many tokens, different for each seed."""
     start = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    text = " ".join(start[(seed * 7 + i * (seed % 5 + 1)) % len(start)] for i in range(2 * tokens))
+    text = " ".join(random.Random(seed).choices(start, k=2 * tokens))
     ids = backbone.tokenizer(f" {text}")["input_ids"][:tokens]
     return backbone.tokenizer.decode(ids)
 
