@@ -1,6 +1,6 @@
 # `make help` lists what there is. Everything lives in .venv; nothing outside this folder changes
-# (pip's and the base model's own caches aside), except that `make test` installs a Chromium on a
-# machine that has none, and says so.
+# (pip's and the base model's own caches aside), except that `make test` installs a Chromium and an
+# nginx on a machine that has none, and says so.
 PYTHON ?= python3
 ARGS ?=
 # Test processes, a file at a time each; one more than two cores, because the browser tests wait
@@ -40,6 +40,7 @@ ui: $(DEMO_STAMP) ## install, then open the rating pages (ARGS="my-assistant")
 
 test: $(TEST_STAMP) ## install the test tools, then run every test (ARGS="-k packaging")
 	@$(PY) tests/browser/chromium.py
+	@$(PY) -m tests.browser.nginx
 	@echo "Running the tests (a quarter of an hour on two cores)."
 	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 

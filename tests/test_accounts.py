@@ -1,22 +1,29 @@
 """Raters' passwords and logins: what is stored, what is refused, when a login ends."""
 
 import hashlib
+import sqlite3
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorarlhf.preferences import accounts
+from lorarlhf.preferences import accounts, schema
 from lorarlhf.preferences.accounts import (
+    OWNER,
+    RATER,
     SESSION_SECONDS,
+    is_owner,
     log_in,
     log_out,
     logged_in,
+    owners,
     password_fits,
     remove_password,
     set_password,
+    set_role,
     with_password,
 )
 from lorarlhf.preferences.store import Store
@@ -144,3 +151,55 @@ def test_a_login_outlives_the_server(store: Store) -> None:
     store.close()
     again = Store(store.path)
     assert logged_in(again, token) == "ann" and password_fits(again, "ann", PASSWORD)
+
+
+# ---- roles, and names and passwords in other Unicode forms
+
+
+def test_who_could_log_in_before_there_were_roles_is_an_owner(tmp_path: Path) -> None:
+    path = tmp_path / "preferences.sqlite"
+    old = sqlite3.connect(path)
+    old.executescript("".join(schema.MIGRATIONS[:3]) + "PRAGMA user_version = 3;")
+    old.execute("INSERT INTO rater VALUES (1, 'ann', 0, 'scrypt$00$00'), (2, 'me', 0, NULL)")
+    old.commit()
+    old.close()
+    store = Store(path)
+    assert owners(store) == ["ann"] and is_owner(store, "ann") and not is_owner(store, "me")
+    set_password(store, "me", PASSWORD)
+    assert not is_owner(store, "me")
+
+
+def test_a_role_is_set_with_the_password_or_later_and_ends_with_it(store: Store) -> None:
+    set_password(store, "ann", PASSWORD, OWNER)
+    set_password(store, "bob", PASSWORD)
+    assert owners(store) == ["ann"]
+    set_role(store, "bob", OWNER)
+    set_role(store, "ann", RATER)
+    assert owners(store) == ["bob"]
+    remove_password(store, "bob")
+    set_password(store, "bob", PASSWORD)
+    assert owners(store) == []
+    with pytest.raises(UserError, match="no rater eve with a password"):
+        set_role(store, "eve", OWNER)
+
+
+@pytest.mark.parametrize("typed", ["NFC", "NFD"])
+@pytest.mark.parametrize("stored", ["NFC", "NFD", "before"])
+def test_names_and_passwords_fit_in_any_unicode_form(store: Store, stored: str, typed: str) -> None:
+    name, password = "Zoë Müller", "größer als µ, café"
+    form = "NFD" if stored == "before" else stored
+    set_password(store, *(unicodedata.normalize(form, text) for text in (name, password)))
+    if stored == "before":  # as they were typed
+        salt, raw = "00" * 16, unicodedata.normalize("NFD", password)
+        kept = f"scrypt${salt}${accounts._hash(raw, bytes.fromhex(salt))}"
+        with store.write() as db:
+            old_name = unicodedata.normalize("NFD", name)
+            db.execute("UPDATE rater SET name = ?, password = ?", (old_name, kept))
+    asked = unicodedata.normalize(typed, name)
+    assert password_fits(store, asked, unicodedata.normalize(typed, password))
+    assert not password_fits(store, asked, "größer als m, café")
+    who = logged_in(store, log_in(store, asked))
+    assert who is not None and unicodedata.normalize("NFC", who) == name
+    assert with_password(store) == [who]  # nobody was added
+    remove_password(store, asked)
+    assert with_password(store) == []

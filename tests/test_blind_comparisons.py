@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from lorarlhf.preferences.blind_comparisons import (
-    BlindComparison,
     add_comparison,
     compared_prompts,
     comparisons,
@@ -73,11 +72,3 @@ def test_a_rater_has_finished_with_the_last_vote(store: Store) -> None:
     vote(store, comparison, Verdict("skip"))
     assert has_finished(store, "ann", item)
     assert has_finished(store, "ann", store.add_item("For training?", ANSWERS))
-
-
-def test_letters_are_fixed_and_not_always_in_one_order() -> None:
-    names = [BlindComparison(number, "base", "runs/1", 5).blind_names for number in range(60)]
-    assert names == [BlindComparison(n, "base", "runs/1", 5).blind_names for n in range(60)]
-    assert 15 < names.count(("X", "Y")) < 45 and set(names) == {("X", "Y"), ("Y", "X")}
-    # Other letters would swap the models in a comparison that is running on somebody's disk.
-    assert names[2:4] == [("X", "Y"), ("Y", "X")]

@@ -1,11 +1,13 @@
 """Statistics of a store, its settings and the reward head's guesses, worked out by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorarlhf.preferences.guesses import Guess, add_guess, newest_guesses
-from lorarlhf.preferences.records import Verdict
+from lorarlhf.preferences.merge import add_votes
+from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.settings import read_setting, write_setting
 from lorarlhf.preferences.statistics import (
     RaterCount,
@@ -13,6 +15,7 @@ from lorarlhf.preferences.statistics import (
     agreement,
     count_asked,
     count_by_rater,
+    count_to_train_on,
     count_votes,
     newest_judgement,
     self_agreement,
@@ -111,3 +114,21 @@ def test_guesses_are_those_of_current_votes_the_newest_first(store: Store) -> No
     store.correct(votes[1], SECOND)
     assert newest_guesses(store, "ann", 10) == [guesses[3], guesses[2], guesses[0]]
     assert newest_guesses(store, "ann", 1) == [guesses[3]] and newest_guesses(store, "bob", 9) == []
+
+
+def test_votes_to_train_on_are_ones_own_and_imported_ones(store: Store) -> None:
+    def cast(verdict: Verdict, rater: str = "ann", **more: Any) -> int:
+        shown = store.present(store.add_item("Why?", ANSWERS, **more), rater)
+        return store.judge(shown.token, verdict)
+
+    undone = cast(FIRST)
+    store.correct(undone, None)
+    store.correct(cast(FIRST), Verdict("tie"))
+    cast(Verdict("both_bad"))
+    cast(Verdict("skip"))
+    cast(FIRST, purpose="compare")
+    cast(FIRST, rater="bob")
+    add_votes(store, [ImportedVote("Why?", tuple(ANSWERS), FIRST)])
+    assert count_to_train_on(store, "ann", 150) == 3
+    assert count_to_train_on(store, "ann", 2) == 2
+    assert count_to_train_on(store, "eve", 150) == 1

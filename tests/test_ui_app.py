@@ -1,9 +1,11 @@
 """The command `lorarlhf ui`: who can use the pages, and what the terminal shows."""
 
+import socket
 import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,30 @@ from lorarlhf_ui import app
 def words(folder: Path, **more: object) -> Namespace:
     """The command line as the parser gives it."""
     plain = {"project": str(folder), "port": 0, "no_browser": True, "no_model": True, "set": []}
-    return Namespace(**(plain | {"rater": "me", "lan": False, "base": None} | more))
+    plain |= {"rater": "me", "lan": False, "base": None}
+    plain |= {"allowed_host": [], "root_path": ""}
+    return Namespace(**(plain | more))
+
+
+def addresses_of(sockets: list[socket.socket]) -> list[str]:
+    """Where they listen, all on one port; they are closed. A machine may have no IPv6."""
+    names = [sock.getsockname() for sock in sockets]
+    assert len({name[1] for name in names}) == 1
+    for sock in sockets:
+        sock.close()
+    return [name[0] for name in names] + ["::1"] * (not IPV6)
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+IPV6 = has_ipv6()
 
 
 def test_lan_is_refused_before_somebody_can_log_in(
@@ -30,13 +55,11 @@ def test_lan_is_refused_before_somebody_can_log_in(
     assert served == []
     set_password(project.store(), "ann", "quiet harbour 7")
     app.main(words(project.folder, lan=True))
-    ((guard, sock, _),) = served
-    assert guard._access.login and sock.getsockname()[0] == "0.0.0.0"
-    sock.close()
+    ((guard, sockets, _),) = served
+    assert guard._access.login and addresses_of(sockets) == ["0.0.0.0", "::1"]
     app.main(words(project.folder))
-    guard, sock, _ = served[1]
-    assert not guard._access.login and sock.getsockname()[0] == "127.0.0.1"
-    sock.close()
+    guard, sockets, _ = served[1]
+    assert not guard._access.login and addresses_of(sockets) == ["127.0.0.1", "::1"]
 
 
 def test_lan_prints_every_address_with_a_code(
@@ -64,3 +87,26 @@ def test_gradio_imports_without_stubs_and_is_complete() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_proxy_needs_a_login_and_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = create(tmp_path / "mine")
+    served: list[Any] = []
+    monkeypatch.setattr(app, "_serve", lambda *output: served.append(output))
+    for options in ({"allowed_host": ["rate.example.org"]}, {"root_path": "/x"}):
+        with pytest.raises(UserError, match="raters need passwords. Add one first"):
+            app.main(words(project.folder, **options))
+    set_password(project.store(), "ann", "quiet harbour 7")
+    for name in ("https://rate.example.org", "rate.example.org:8443", "a b", "", "rate.org/x"):
+        with pytest.raises(UserError, match="is no host name"):
+            app.main(words(project.folder, allowed_host=[name]))
+    for path in ("x", "/x y", "/../x", "/login", "/chat/x", "//x", "/x?", "https://x"):
+        with pytest.raises(UserError, match="can't be used"):
+            app.main(words(project.folder, root_path=path))
+    assert served == []
+    app.main(words(project.folder, allowed_host=["Rate.Example.ORG."], root_path="/rate/me/"))
+    ((guard, sockets, _),) = served
+    assert addresses_of(sockets) == ["127.0.0.1", "::1"]  # the proxy is on this machine
+    access = guard._access
+    assert access.login and access.proxied and access.root == "/rate/me"
+    assert "rate.example.org" in access.hosts and access.project == "mine"

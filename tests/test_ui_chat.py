@@ -68,6 +68,7 @@ def test_a_vote_is_stored_with_the_whole_conversation(bench: Bench) -> None:
     say(bench, "Hello?", "Hi.", "Ho.", system="Be kind.")
     bench.conversations.vote("ann", "left")
     say(bench, "Why?", "Because.", "So.", temperature=0.3, max_new_tokens=9)
+    models = bench.conversations.of("ann").turns[1].models
     conversation = bench.conversations.vote("ann", "right")
     votes = bench.store.votes()
     assert len(votes) == 2 and conversation.turns[1].vote == votes[1].id
@@ -79,9 +80,24 @@ def test_a_vote_is_stored_with_the_whole_conversation(bench: Bench) -> None:
         {"role": "user", "content": "Why?"},
     ]
     assert kept.completions == ["Because.", "So."] and kept.verdict.ranking == [[1], [0]]
-    assert kept.sources == ["base", "runs/0001-dpo"] and kept.origin == {"page": "chat"}
+    assert kept.sources == [bench.prefetch.models.label(model) for model in models]
+    assert sorted(kept.sources) == ["base", "runs/0001-dpo"] and kept.origin == {"page": "chat"}
     assert kept.sampling == [{"temperature": 0.3, "max_new_tokens": 9}] * 2
     assert kept.purpose == "train" and kept.rater == "ann" and kept.shown == [0, 1]
+
+
+def test_the_sides_say_nothing_of_the_models(bench: Bench) -> None:
+    left = set()
+    for number in range(20):
+        say(bench, f"Question {number}?", "Hi.", "Ho.")
+        conversation = bench.conversations.of("ann")
+        turn = conversation.turns[-1]
+        left.add(bench.conversations.authors(turn)[0])
+        assert sorted(bench.conversations.authors(turn)) == ["0001-dpo", "base"]
+        assert sorted(conversation.models) == sorted(turn.models)
+    assert left == {"base", "0001-dpo"}
+    orders = {tuple(conversation.models) for conversation in [bench.conversations.of("ann")]}
+    assert len(orders) == 1  # the fields keep the order that was chosen
 
 
 def test_one_vote_a_turn(bench: Bench) -> None:

@@ -1,7 +1,6 @@
 """Blind comparisons: what can be started, no names before the end, and results."""
 
 import json
-import re
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from lorarlhf.evaluation.win_rate import wilson_interval
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.compare import HELD_OUT, BlindComparison
+from lorarlhf_ui.compare import HELD_OUT
 from tests.compare_steps import HELD, OpenBench, answers, held_out, ranked, start, vote_all
 from tests.pages import FIRST, Bench, FakeEngine, add_run, pair
 
@@ -105,16 +104,9 @@ def test_no_name_reaches_a_page_before_the_end(bench: Bench) -> None:
     whole = json.dumps(views)
     for name in ("0001", "0002", "sft", "dpo", "runs/", "base", "first", "second"):
         assert name not in whole
-    assert re.search(r"[XY] against [XY]: wins (100|0)% of 2", json.dumps(views[3]))
+    assert views[3]["progress"] == "2 of 3 votes" and "win" not in whole  # nor who is ahead
     end = vote_all(bench, ["Red.", "Red."])
     assert "runs/0002-dpo against runs/0001-sft" in end["empty"]
-
-
-def test_blind_names_are_stable_and_not_always_in_one_order(bench: Bench) -> None:
-    tests = [BlindComparison(number, "base", "runs/1", 3) for number in range(1, 60)]
-    names = [test.blind_names for test in tests]
-    assert names == [BlindComparison(t.id, "other", "models", 9).blind_names for t in tests]
-    assert 15 < names.count(("X", "Y")) < 45 and set(names) == {("X", "Y"), ("Y", "X")}
 
 
 def test_sides_change_and_stay_for_a_rater(bench: Bench) -> None:

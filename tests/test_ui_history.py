@@ -15,7 +15,7 @@ from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.history import PAGE
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.queue import next_shown
-from lorarlhf.preferences.records import Verdict
+from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.history import NOT_YOURS, History
@@ -177,7 +177,7 @@ def test_what_an_export_would_contain(history: History, store: Store) -> None:
     view = history.export("me", ask)
     assert (view["votes"], view["rows"]) == (5, 6)
     assert view["left_out"] == ["1 ties, which name no better answer"]
-    assert view["link"] == "/files/votes?form=trl&scope=all&purpose=all"
+    assert view["link"] == "files/votes?form=trl&scope=all&purpose=all"
     add_votes(store, [given(8)])
     assert history.export("me", ask)["rows"] == 7  # counted again
     with pytest.raises(UserError, match="form of an export"):
@@ -205,7 +205,7 @@ def test_a_file_is_imported(
 
 
 def test_nobody_imports_votes_in_the_name_of_another(store: Store, tmp_path: Path) -> None:
-    set_password(store, "ann", PASSWORD)
+    set_password(store, "ann", PASSWORD, "owner")
     set_password(store, "bob", PASSWORD)
     file = tmp_path / "in.jsonl"
     rows = [row | {"prompt": "New?"} for row in EXPORTS["own"](store.votes()).rows]
@@ -214,3 +214,19 @@ def test_nobody_imports_votes_in_the_name_of_another(store: Store, tmp_path: Pat
     message = History(store, print).import_file("ann", str(file))
     assert message == f"Imported 2 votes from in.jsonl. Left out: 3 {NOT_YOURS}."
     assert (store.count("ann"), store.count("bob"), store.count("worker 3")) == (2, 0, 1)
+
+
+def test_words_and_names_are_found_in_any_unicode_form(store: Store, tmp_path: Path) -> None:
+    composed, decomposed = "Café", "Cafe\u0301"
+    add_votes(store, [ImportedVote(decomposed, (("a", "x"), ("b", "y")), FIRST, rater=decomposed)])
+    history = History(store, print, everybody=True)
+    assert history.search("me", {"scope": "all", "words": composed})["total"] == 1
+    assert history.search("me", {"scope": "all", "words": decomposed})["total"] == 1
+    set_password(store, composed, PASSWORD)
+    file = tmp_path / "in.jsonl"
+    rows = EXPORTS["own"](store.votes(rater=composed)).rows
+    file.write_text("".join(json.dumps(row | {"rater": decomposed}) + "\n" for row in rows))
+    set_password(store, "ann", PASSWORD, "owner")
+    # The name of another rater, spelt otherwise.
+    said = History(store, print).import_file("ann", str(file))
+    assert said == f"Imported 0 votes from in.jsonl. Left out: 1 {NOT_YOURS}."

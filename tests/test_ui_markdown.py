@@ -6,47 +6,32 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lorarlhf_ui.markdown import as_html, names_its_maker, prompt_html
+from lorarlhf_ui.markdown import names_its_maker, prompt_html, render
+from tests.odd_texts import BY_HAND, PIECES, odd_texts, seen
 
 PLAIN = {
     *("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "code"),
-    *("em", "strong", "s", "hr", "br", "a", "table", "thead", "tbody", "tr", "th", "td"),
+    *("em", "strong", "s", "a", "table", "thead", "tbody", "tr", "th", "td", "div", "span"),
 }
-ATTRIBUTES = {"href", "title", "rel", "target", "class", "start", "style"}
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "<SCRIPT SRC=//x.example/a.js></SCRIPT>",
-    "<img src=x onerror=alert(1)>",
-    '<svg onload="alert(1)"><a xlink:href="javascript:alert(1)">x</a></svg>',
-    "<iframe src='https://x.example'></iframe>",
-    "<a href='javascript:alert(1)'>x</a> <style>*{display:none}</style> <base href=//x>",
-    "<form action=//x><input autofocus onfocus=alert(1)></form>",
-    "<!-- --><math><mtext></mtext></math><![CDATA[<script>]]>",
-    "[x](javascript:alert(1)) [x](JaVaScRiPt:alert(1)) [x](java\tscript:alert(1))",
-    "[x](&#106;avascript:alert(1)) [x](\\javascript:alert(1)) <javascript:alert(1)>",
-    "[x](data:text/html;base64,PHNjcmlwdD4=) [x](data:image/png;base64,AAAA) [x](vbscript:a)",
-    "[x](data:image/svg+xml,%3Csvg/onload=alert(1)%3E) [x](file:///etc/passwd) [x](blob:a)",
-    "[x]\n\n[x]: javascript:alert(1) 'title'",
-    '[x](http://a.example "t\\" onmouseover=\\"alert(1)")',
-    '![x](https://x.example/pixel.png) ![x](x "onerror=alert(1)") ![x][y]\n\n[y]: //x.example',
-    '```"><script>alert(1)</script>\nunclosed',
-    "~~~js onload=alert(1)\n</code></pre><script>alert(1)</script>",
-    "`</code><script>alert(1)</script>",
-    "|a|b|\n|-|:-:|\n|<script>|<img src=x onerror=alert(1)>|",
-    "null \0 <scr\0ipt>alert(1)</scr\0ipt> [x](java\0script:alert(1))",
-    "\ud800 half a character [x](http://a.example/\udfff)",
-    "</p></div></article><script>alert(1)</script>",
-    "<a href=x" + " " * 500 + "onclick=alert(1)>",
-]
+ATTRIBUTES = {"href", "rel", "target", "class", "style", "dir", "data-raw", "colspan"}
 
 
 class Watcher(HTMLParser):
-    """Fails where a page would do more than show text."""
+    """Fails where a page would do more than show text; keeps the text that it would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.raw = "", ""
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag in PLAIN, tag
         for name, value in attrs:
             assert name in ATTRIBUTES, (tag, name)
+            if name == "data-raw":
+                self.raw = value or ""
             if name == "style":
                 assert value in ("text-align:center", "text-align:left", "text-align:right")
             if name == "href":
@@ -54,59 +39,112 @@ class Watcher(HTMLParser):
                 assert scheme in ("http", "https", "mailto"), value
 
 
-def checked(text: str) -> str:
-    html = as_html(text)
-    Watcher().feed(html)
+def checked(text: str) -> Watcher:
+    html = render(text)
+    watcher = Watcher()
+    watcher.feed(html)
+    watcher.close()
     for word in ("<script", "<img", "<iframe", "<svg", "<style", "<form", "\0"):
         assert word not in html.lower()
-    return html
+    return watcher
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+def test_every_visible_character_is_shown() -> None:
+    texts = odd_texts()
+    begun = time.monotonic()
+    for text in texts:
+        shown = checked(text)
+        assert seen(shown.text) == seen(text), text
+        assert seen(shown.raw) == seen(text), text
+    assert len(texts) == 500 == len(set(texts))
+    print(f"500 texts, every visible character shown, {time.monotonic() - begun:.1f} s")
+
+
+@pytest.mark.parametrize("text", BY_HAND)
 def test_hostile_text_is_shown_as_text(text: str) -> None:
-    checked(text)
-    checked(f"# Title\n\n- a list\n- {text}\n\n> {text}")
     Watcher().feed(prompt_html([{"role": "user", "content": text}] * 2))
     Watcher().feed(prompt_html([{"role": text, "content": "x"}] * 2))
 
 
 def test_no_mixture_of_markdown_and_html_gets_through() -> None:
-    parts = [part for text in HOSTILE for part in text.split(" ")]
-    parts += ["[", "](", ")", "<", ">", "`", "```", "\n", "\n\n", '"', "javascript:", "&#x41;"]
+    parts = [part for text in BY_HAND[:23] for part in text.split(" ")] + PIECES
     draw = random.Random(0)
     for _ in range(3000):
         checked("".join(draw.choice(parts) for _ in range(draw.randint(1, 9))))
 
 
-def test_markdown_is_rendered() -> None:
-    html = checked(
-        "# Head\n\nSome **bold** and *thin* `code`.\n\n- one\n- two\n\n1. first\n\n"
-        "```python\nif a < b:\n    print('x')\n```\n\n| sea | land |\n|---|---|\n| blue | green |"
+def test_markdown_is_drawn_with_its_signs() -> None:
+    html = render(
+        "# Head\n\nSome **bold** and *thin* `code`.\n\n- one\n- two\n\n7. seventh\n\n"
+        "| sea | land |\n|---|---|\n| blue | green |\n\n> quoted\n>\n> more\n\n---"
     )
+    sign = '<span class="signs">{}</span>'.format
     for part in (
-        "<h1>Head",
-        "<strong>bold",
-        "<em>thin",
-        "<code>code",
-        "<li>one",
-        "<ol>",
-        "<td>blue",
+        f'<h1 dir="auto">{sign("#")} Head</h1>',
+        f"<strong>{sign('**')}bold{sign('**')}</strong>",
+        f"<em>{sign('*')}thin{sign('*')}</em>",
+        "<code>`code`</code>",
+        f'<li dir="auto">{sign("-")} one</li>',
+        f'<ol dir="auto"><li dir="auto">{sign("7.")} seventh',
+        f'<td dir="auto">{sign("|")} blue</td>',
+        f'<td colspan="2">{sign("|---|---|")}</td>',
+        f'<blockquote dir="auto"><p dir="auto">{sign("&gt;")} quoted',
+        '<div class="signs">---</div>',
     ):
         assert part in html
-    assert "if a &lt; b:\n    print" in html
-    assert "<pre><code>unclosed" in checked("```\nunclosed")
-    assert 'class="language-' in checked("```python\nx\n```")
+
+
+def test_code_is_coloured_in_known_languages() -> None:
+    html = render("```python\nif a < b:\n    print('x')\n```")
+    assert '<span class="code-k">if</span>' in html and "&lt;" in html and "\n    <span" in html
+    assert render("```nonsense\nif a\n```").count("code-") == 0
+    assert "<code>unclosed</code></pre>" in render("```\nunclosed")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Roses are red,\nviolets are blue,\n  and indented.",
+        "def f(x):\n    # done\n    return x\n# done\nx = 1",
+        "std::vector<int> v;",
+        "<think>\nwell\n</think>\n<ANSWER>42</ANSWER>",
+        "\\*no emphasis\\* &amp; C:\\new\\table",
+        "It costs $5 and $6.",
+        "a [b] (c) [d][e]",
+    ],
+)
+def test_plain_text_stays_as_it_was_written(text: str) -> None:
+    watcher = checked(text)
+    assert watcher.text == text
+    assert 'class="signs"' not in render(text)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [r"\(a_1 * b_2 * c\)", r"$x_i * y_i$", "$$\na * b * c\n$$", "\\[\n- a &= b \\\\\n+ c\n\\]"],
+)
+def test_formulas_are_exactly_raw(formula: str) -> None:
+    html = render(f"See\n{formula}\nthere.")
+    assert f'class="formula" dir="ltr">{formula.replace("&", "&amp;")}<' in html
+
+
+def test_text_in_another_direction() -> None:
+    html = render("שלום\n\n- עולם\n\n```\nx = 1\n```")
+    for tag in ("div", "p", "ul", "li"):
+        assert f'<{tag} class="written" dir="auto"' in html or f'<{tag} dir="auto">' in html
+    assert '<pre dir="ltr">' in html
 
 
 def test_links_lead_to_the_web_alone_and_tell_it_nothing() -> None:
-    html = checked("[a](https://a.example:8080/b?c=d:e#f) [b](mailto:a@b.example) [c](/there)")
+    html = render("[a](https://a.example:8080/b?c=d:e#f) [b](mailto:a@b.example) [c](/there)")
     assert html.count("<a ") == 3 == html.count('rel="noopener noreferrer nofollow"')
-    assert checked("see https://a.example").count("<a ") == 0  # what a model wrote is no link
+    assert ">](https://a.example:8080/b?c=d:e#f)<" in html  # a link says where it leads
+    assert render("see https://a.example").count("<a ") == 0  # what a model wrote is no link
 
 
 def test_long_and_deep_texts_take_no_time() -> None:
     begun = time.monotonic()
-    assert "x" * 20_000 in checked("x" * 20_000)
+    assert "x" * 20_000 in checked("x" * 20_000).text
     for text in ("*a " * 6000, ">" * 5000, "- " * 5000, "[a](" * 5000, "<" * 20_000, "`a" * 9999):
         checked(text)
     assert time.monotonic() - begun < 10
@@ -115,8 +153,8 @@ def test_long_and_deep_texts_take_no_time() -> None:
 def test_a_conversation_says_who_said_what() -> None:
     turns = [("system", "Be <brief>."), ("user", "*Hello*"), ("assistant", "Hi.")]
     html = prompt_html([{"role": role, "content": text} for role, text in turns])
-    assert html.count('class="who"') == 3 and "Be &lt;brief&gt;" in html and "<em>Hello" in html
-    assert prompt_html("*a*") == prompt_html([{"role": "user", "content": "*a*"}]) == as_html("*a*")
+    assert html.count('class="who"') == 3 and "Be &lt;brief&gt;" in html and "<em>" in html
+    assert prompt_html("*a*") == prompt_html([{"role": "user", "content": "*a*"}]) == render("*a*")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,36 @@ def test_undo_shows_the_item_again_and_no_more(bench: Bench) -> None:
         bench.ratings.undo("ann", 9999)
 
 
+def test_what_was_typed_comes_back_with_an_undone_vote(bench: Bench) -> None:
+    for number in range(3):
+        bench.store.add_item(f"Question {number}?", [("Yes.", "base"), ("No.", "base")])
+    nothing = {"note": "", "edited": "", "strength": ""}
+    view = begin(bench)
+    assert view["draft"] == {} and view["drafts"] == begin(bench)["drafts"]
+    assert begin(bench, "bob")["drafts"] != view["drafts"]
+    typed = {"note": "Hm.", "edited": "Perhaps.", "strength": "much"}
+    after = vote(bench, view["token"], LEFT | typed)
+    assert after["draft"] == {}
+    for _ in range(2):  # the page repeats a request whose reply was lost
+        assert bench.ratings.undo("ann", after["voted"])["draft"] == typed
+    again = begin(bench)
+    assert again["draft"] == typed and again["answers"] == view["answers"]
+    after = vote(bench, again["token"], RIGHT)
+    assert bench.ratings.undo("ann", after["voted"])["draft"] == nothing  # of the last vote
+
+
+def test_another_vote_on_the_same_answers_is_told(bench: Bench) -> None:
+    bench.store.add_item("Why?", [("Because.", "base"), ("No idea.", "base")])
+    token = begin(bench)["token"]
+    assert "notice" not in vote(bench, token, LEFT | {"note": "Mine."})
+    assert "notice" not in vote(bench, token, LEFT | {"note": "Mine."})  # a lost reply
+    notice = vote(bench, token, RIGHT | {"note": "Other.", "edited": "Better."})["notice"]
+    assert "A is better. That vote stands" in notice
+    assert "note is not saved: “Other.”" in notice and "answer is not saved: “Better.”" in notice
+    assert "tie" not in notice and "Mine" not in notice
+    assert only(bench).verdict.note == "Mine."
+
+
 def test_two_raters_have_their_own_items(bench: Bench) -> None:
     pair(bench.store, "1?")
     pair(bench.store, "2?")
@@ -222,8 +252,20 @@ def test_no_name_of_a_model_reaches_a_page(bench: Bench, project: Project) -> No
     whole = json.dumps(reply)
     for name in ("base", "0001", "dpo", "policy", "runs/", "adapters", "source", "sampling"):
         assert name not in whole
-    known = {"token", "prompt", "answers", "progress", "meter", "ready", "voted", "streaming"}
-    assert {key for view in reply for key in view} == known | {"seen", "was", "last"}
+    known = {
+        "token",
+        "prompt",
+        "answers",
+        "progress",
+        "meter",
+        "ready",
+        "voted",
+        "streaming",
+        "goal",
+    }
+    assert {key for view in reply for key in view} == known | {
+        *("seen", "was", "last", "draft", "drafts")
+    }
 
 
 def test_the_reason_for_no_answers_is_shown(

@@ -243,16 +243,17 @@ def test_raters_are_added_listed_and_removed(
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
     typed(f"{PASSWORD}\n")
-    assert run("raters", project, "--add", "carol", "--password-stdin")[1] == "carol can log in.\n"
+    said = run("raters", project, "--add", "carol", "--password-stdin")[1]
+    assert said == "carol can log in as a rater.\n"
     assert password_fits(store, "carol", PASSWORD)
     assert run("raters", project)[1].splitlines() == [
         "ann    3 votes, no password",
         "bob    1 vote, no password",
-        "carol  0 votes, can log in",
+        "carol  0 votes, can log in as a rater",
     ]
     typed("another one\n")
     said = run("raters", project, "--add", "carol", "--password-stdin")[1]
-    assert said == "carol has a new password; earlier logins have ended.\n"
+    assert said == "carol has a new password and is a rater; earlier logins have ended.\n"
     assert run("raters", project, "--remove", "carol")[1].startswith("carol can't log in any more")
     assert with_password(store) == []
     status, _, err = run("raters", project, "--remove", "carol")
@@ -261,7 +262,9 @@ def test_raters_are_added_listed_and_removed(
     status, _, err = run("raters", project, "--add", "dan", "--password-stdin")
     assert status == 2 and "8 characters" in err
     data = json.loads(run("raters", project, "--json")[1])
-    assert data["raters"][0] == {"name": "ann", "votes": 3, "can_log_in": False}
+    assert data["raters"][0] == {
+        **{"name": "ann", "votes": 3, "can_log_in": False, "role": "rater"}
+    }
 
 
 def test_a_password_is_asked_for_twice(

@@ -1,6 +1,7 @@
 """`lorarlhf ui`: builds the pages and serves them."""
 
 import contextlib
+import errno
 import socket
 import threading
 import webbrowser
@@ -34,7 +35,8 @@ from lorarlhf_ui.engine_client import Engine
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
 from lorarlhf_ui.history_page import history_page
 from lorarlhf_ui.meter import Meter
-from lorarlhf_ui.network import addresses, allowed_hosts, qr_lines
+from lorarlhf_ui.network import addresses, allowed_hosts, qr_lines, root_path
+from lorarlhf_ui.page_frame import PAGES
 from lorarlhf_ui.prefetch import Prefetch
 from lorarlhf_ui.rate import Ratings
 from lorarlhf_ui.rate_page import rate_page
@@ -42,7 +44,6 @@ from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
 from lorarlhf_ui.settings_page import settings_page
 from lorarlhf_ui.theme import static, theme
 
-PAGES = ("/", "/chat", "/compare", "/history", "/settings")
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
@@ -111,22 +112,17 @@ def use_feature_space(engine: Engine, states: HiddenStates, about: dict[str, Any
 
 
 def build(pages: Pages, access: Access) -> gr.Blocks:
-    """The pages as Gradio Blocks."""
+    """The pages as Gradio Blocks; their tabs are in the frame around them (`page_frame.py`)."""
     with gr.Blocks(title="lorarlhf", analytics_enabled=False) as blocks:
-        gr.Navbar(main_page_name="Rate")
-        rate_page(pages.ratings)
-    with blocks.route("Chat", "/chat"):
-        gr.Navbar(main_page_name="Rate")
+        rate_page(pages.ratings, access.login)
+    with blocks.route("Chat", "/chat", show_in_navbar=False):
         chat_page(pages.conversations)
-    with blocks.route("Compare", "/compare"):
-        gr.Navbar(main_page_name="Rate")
+    with blocks.route("Compare", "/compare", show_in_navbar=False):
         compare_page(pages.comparisons)
-    with blocks.route("History", "/history"):
-        gr.Navbar(main_page_name="Rate")
+    with blocks.route("History", "/history", show_in_navbar=False):
         # A store of its own, so that votes do not wait while a long list is read.
         history_page(pages.project.store(), pages.meter.changed, everybody=not access.login)
-    with blocks.route("Settings", "/settings"):
-        gr.Navbar(main_page_name="Rate")
+    with blocks.route("Settings", "/settings", show_in_navbar=False):
         settings_page(pages.prefetch)
     return blocks
 
@@ -144,8 +140,9 @@ def web_app(pages: Pages, access: Access) -> Guard:
         path="/",
         auth_dependency=rater_of,
         theme=theme(),
-        css=static("pages.css"),
+        css=static("pages.css") + static("text.css") + static("welcome.css"),
         head=HEAD,
+        root_path=access.root or None,
         **SAFE_LAUNCH,
     )
     return Guard(app, pages.store, access, PAGES)
@@ -156,44 +153,106 @@ def main(args: Namespace) -> dict[str, Any]:
     project = Project(args.project)
     if not is_name(args.rater):
         raise UserError("--rater is a name in one line, without spaces at its ends.")
-    sock = listen("0.0.0.0" if args.lan else "127.0.0.1", args.port)  # fails before the slow part
+    allowed_hosts(args.lan, args.allowed_host)  # fails before the slow part, as the next lines do
+    root_path(args.root_path)
+    sockets = listen(args.lan, args.port)
     settings = None
     if not args.no_model:
         settings = partial(resolve, "ui", sets=args.set, inherited=project_settings(project))
     with hold(project.folder, "Its pages are open already: use those, or end that process first."):
-        _run(project, settings, sock, args)
+        _run(project, settings, sockets, args)
     return {"project": str(project.folder), "votes": project.store().count()}
 
 
 def _run(
-    project: Project, settings: Callable[[], Settings] | None, sock: socket.socket, args: Namespace
+    project: Project,
+    settings: Callable[[], Settings] | None,
+    sockets: list[socket.socket],
+    args: Namespace,
 ) -> None:
     pages = open_pages(project, settings)
     try:
-        if args.lan and not accounts.with_password(pages.store):
-            raise UserError(
-                "With --lan everybody in the network can open the pages, so raters need passwords. "
-                f"Add one first: `lorarlhf raters {args.project} --add NAME`."
-            )
-        access = Access(hosts=allowed_hosts(args.lan), login=args.lan, default_rater=args.rater)
-        _serve(web_app(pages, access), sock, args)
+        access = _access(pages, args)
+        if access.login:
+            _announce_owners(pages.store, args.project)
+        _serve(web_app(pages, access), sockets, args)
     finally:
         pages.close()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections from now on.
+def _access(pages: Pages, args: Namespace) -> Access:
+    """Who may use the pages.
+
+    Raises:
+        UserError: others can open the pages, and no rater has a password.
+    """
+    proxied = bool(args.allowed_host or args.root_path)
+    if (args.lan or proxied) and not accounts.with_password(pages.store):
+        option = "--lan" if args.lan else "--allowed-host or --root-path"
+        where = "in the network" if args.lan else "who reaches the proxy"
+        raise UserError(
+            f"With {option} everybody {where} can open the pages, so raters need passwords. "
+            f"Add one first: `lorarlhf raters {args.project} --add NAME`."
+        )
+    return Access(
+        hosts=allowed_hosts(args.lan, args.allowed_host),
+        login=args.lan or proxied,
+        default_rater=pages.store.rater_name(args.rater),
+        project=pages.project.folder.resolve().name,
+        root=root_path(args.root_path),
+        proxied=proxied,
+    )
+
+
+def _announce_owners(store: Store, project: str) -> None:
+    """Say who may change the project on the pages: where there were no roles, all who log in."""
+    if names := accounts.owners(store):
+        log_to_stderr(f"Owners of the project: {', '.join(names)}. The others can only rate.")
+    else:
+        log_to_stderr(
+            "None of the raters is an owner, so nobody can change the settings on the pages. "
+            f"`lorarlhf raters {project} --change NAME --role owner` makes one."
+        )
+
+
+def listen(lan: bool, port: int) -> list[socket.socket]:
+    """Sockets that accept connections from now on: on 127.0.0.1 and, if there is IPv6, on ::1.
+
+    Args:
+        lan: whether the first one accepts connections from other machines, too.
+        port: of all of them; 0 takes a free one.
 
     Raises:
         UserError: the port is in use or is not a valid port.
     """
-    sock = socket.socket()
+    sockets = [_listen(socket.AF_INET, "0.0.0.0" if lan else "127.0.0.1", port)]
+    # `localhost` may mean ::1, and nobody else must answer there.
+    with contextlib.suppress(_NoAddress):
+        try:
+            sockets.append(_listen(socket.AF_INET6, "::1", sockets[0].getsockname()[1]))
+        except UserError:
+            sockets[0].close()
+            raise
+    return sockets
+
+
+class _NoAddress(Exception):
+    """This machine does not have the address."""
+
+
+def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    try:
+        sock = socket.socket(family)
+    except OSError as error:
+        raise _NoAddress from error
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
         sock.listen()
     except (OSError, OverflowError) as error:
         sock.close()
+        if getattr(error, "errno", None) in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise _NoAddress from error
         raise UserError(
             f"The pages can't use port {port} ({getattr(error, 'strerror', None) or error}). "
             "They may be open already. Choose another port with --port N; 0 takes a free one."
@@ -201,7 +260,7 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _serve(app: Guard, sock: socket.socket, args: Namespace) -> None:
+def _serve(app: Guard, sockets: list[socket.socket], args: Namespace) -> None:
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -210,15 +269,17 @@ def _serve(app: Guard, sock: socket.socket, args: Namespace) -> None:
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
-    _announce(sock.getsockname()[1], args)
+    _announce(sockets[0].getsockname()[1], args)
     with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[sock])
+        server.run(sockets=sockets)
     log_to_stderr("The pages are closed. All votes are saved.")
 
 
 def _announce(port: int, args: Namespace) -> None:
     local = f"http://127.0.0.1:{port}"
     log_to_stderr(f"The pages are at {local} (Ctrl-C ends them).")
+    for name in args.allowed_host:
+        log_to_stderr(f"Behind a proxy: https://{name}{args.root_path.rstrip('/')}/")
     if args.lan:
         for address in addresses():
             url = f"http://{address}:{port}"

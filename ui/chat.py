@@ -4,6 +4,7 @@ Both sides answer the same conversation, so the last two answers can always be c
 conversation continues with the answer that was voted for, or with the left one.
 """
 
+import random
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Turn:
 
     Attributes:
         message: what the rater wrote.
-        models: who answers, as the engine names them.
+        models: who answers, as the engine names them, in the order of the screen.
         answers: one for each model.
         chosen: the position of the answer that the conversation continues with.
         vote: the number of the vote on the answers, if there is one.
@@ -59,12 +60,14 @@ class Conversation:
         system: the system prompt, or "".
         job: the answers that are being generated, or the last ones.
         options: temperature and max_new_tokens of the last answers.
+        models: who answers, in the order in which the rater chose them.
     """
 
     system: str = ""
     turns: list[Turn] = field(default_factory=list)
     job: Job | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    models: list[str] = field(default_factory=list)
 
     @property
     def busy(self) -> bool:
@@ -159,13 +162,16 @@ class Conversations:
             raise UserError("Type something first.")
         if len(text) > LONGEST_TEXT:
             raise UserError(f"A message has up to {LONGEST_TEXT} characters.")
-        places = [self.prefetch.models.place(name) for name in names]
+        chosen = [self.prefetch.models.place(name) for name in names]
+        # In a new order at every turn, so that a vote is blind.
+        places = random.sample(chosen, len(chosen))
         with self._lock:  # another tab may send a message at the same time
             conversation = self.of(rater)
             if conversation.busy:
                 raise UserError("Still answering. Stop that first.")
             before = conversation.system, conversation.turns, conversation.options
             turn = Turn(text, places, [""] * len(places))
+            conversation.models = chosen
             conversation.turns = [*conversation.turns[:at], turn]
             if len(conversation.turns) == 1:
                 conversation.system = storable(system or "").strip()
@@ -209,6 +215,11 @@ class Conversations:
         if not 0 <= number < len(self.of(rater).turns):
             raise UserError("The server does not know this message any more. Reload the page.")
         yield from self.send(rater, text, names, at=number, **options)
+
+    def authors(self, turn: Turn) -> list[str]:
+        """Who wrote the answers of a turn, by the names that the pages show."""
+        labels = [self.prefetch.models.label(place) for place in turn.models]
+        return [label.removeprefix("runs/") for label in labels]
 
     def vote(self, rater: str, choice: str) -> Conversation:
         """Store a vote on the last two answers; the conversation continues with the better one.

@@ -121,7 +121,7 @@ class _ChatPage:
         conversation = self.conversations.of(_name(request))
         current = names[1:2] or names[:1]
         if conversation.turns:  # the models whose answers are shown
-            places = conversation.turns[-1].models
+            places = conversation.models
             current = [models.label(place).removeprefix("runs/") for place in places]
         second = current[1] if len(current) > 1 else NOBODY
         return [
@@ -181,8 +181,11 @@ class _ChatPage:
                 conversation = self.conversations.vote(rater, choice)
             except UserError as error:
                 return self._shown(self.conversations.of(rater), str(error))
+            left, right = self.conversations.authors(conversation.turns[-1])
             return self._shown(
-                conversation, "Saved. The conversation continues with the better answer."
+                conversation,
+                f"Saved. The left answer is by {left}, the right one by {right}. The conversation "
+                "continues with the better answer.",
             )
 
         on_vote.__name__ = f"on_vote_{choice}"

@@ -19,9 +19,8 @@ from lorarlhf.preferences.undo import last_vote, undo
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import FAILED, OFF
 from lorarlhf_ui.engine_worker import describe
-from lorarlhf_ui.markdown import prompt_html
 from lorarlhf_ui.prefetch import Prefetch
-from lorarlhf_ui.votes import NO_MODEL, View, answer_view, cast, vote_number
+from lorarlhf_ui.votes import NO_MODEL, View, cast, drafts_name, item_view, vote_number
 
 HELD_OUT = "prompts_heldout.jsonl"
 """A project's own held-out prompts; without this file the bundled ones are used."""
@@ -104,13 +103,12 @@ class Comparisons:
         """The next item of the newest comparison, or its result."""
         comparison = self.newest()
         if comparison is None:
-            return {"empty": "No blind comparison yet. Choose two models below and start one."}
+            return {"empty": "No blind comparison yet. An owner of the project starts one."}
+        drafts = {"drafts": drafts_name(self.store, rater)}
         shown = queue.next_shown(self.store, rater, purpose=PURPOSE, comparison=comparison.id)
         about = self._about(comparison, rater)
         if shown is not None:
-            answers = [answer_view(text) for text in shown.completions]
-            token = shown.presentation.token
-            return {"token": token, "prompt": prompt_html(shown.prompt), "answers": answers} | about
+            return item_view(self.store, shown) | drafts | about
         made, engine = self.made(comparison), self.prefetch.engine
         if made >= comparison.wanted:
             return {"empty": self.result(comparison, rater)} | about
@@ -122,8 +120,8 @@ class Comparisons:
 
     def vote(self, rater: str, token: Any, vote: Any, milliseconds: Any = None) -> View:
         """Store a vote and return the next item."""
-        number = cast(self.store, rater, token, vote, milliseconds)
-        return self.begin(rater) | {"voted": number}
+        voted = cast(self.store, rater, token, vote, milliseconds)
+        return self.begin(rater) | voted
 
     def undo(self, rater: str, expected: Any) -> View:
         """Undo the rater's last vote in the newest comparison; earlier ones can't be changed.
@@ -142,7 +140,7 @@ class Comparisons:
         return self.begin(rater)
 
     def progress(self, rater: str) -> View:
-        """How far the newest comparison is."""
+        """How far the newest comparison is, but not who wins: that would sway the next votes."""
         comparison = self.newest()
         return {} if comparison is None else self._about(comparison, rater)
 
@@ -170,11 +168,9 @@ class Comparisons:
         )
 
     def _about(self, comparison: BlindComparison, rater: str) -> View:
-        outcomes, (first, second) = self.outcomes(comparison, rater), comparison.blind_names
-        score = f"{second} against {first}: {_won(outcomes)}" if outcomes else ""
-        progress = f"{len(outcomes)} of {comparison.wanted} votes"
+        progress = f"{len(self.outcomes(comparison, rater))} of {comparison.wanted} votes"
         last = last_vote(self.store, rater, PURPOSE, comparison.id)
-        return {"progress": progress, "score": score, "last": last}
+        return {"progress": progress, "last": last}
 
     # ---- in the thread
 

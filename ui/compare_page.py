@@ -6,8 +6,8 @@ import gradio as gr
 
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.compare import Comparisons
-from lorarlhf_ui.events import EVENT
-from lorarlhf_ui.security import rater_of
+from lorarlhf_ui.events import EVENT, for_owners
+from lorarlhf_ui.security import is_owner, rater_of
 from lorarlhf_ui.vote_widget import vote_widget
 
 RELOAD = "() => document.querySelector('.vote-widget')?.dispatchEvent(new Event('reload'))"
@@ -16,7 +16,10 @@ RELOAD = "() => document.querySelector('.vote-widget')?.dispatchEvent(new Event(
 def compare_page(comparisons: Comparisons) -> None:
     """Put the page's components into the Blocks that are being built."""
     _widget(comparisons)
-    with gr.Accordion("New blind comparison", open=True, elem_id="compare-new"):
+    # Hidden until `fill` knows that an owner is here.
+    with gr.Accordion(
+        "New blind comparison", open=True, elem_id="compare-new", visible=False
+    ) as new:
         with gr.Row():
             first = gr.Dropdown(label="One model", elem_id="compare-first", interactive=True)
             second = gr.Dropdown(label="The other", elem_id="compare-second", interactive=True)
@@ -30,25 +33,29 @@ def compare_page(comparisons: Comparisons) -> None:
         earlier = gr.Markdown(elem_id="compare-results")
 
     def fill(request: gr.Request) -> list[Any]:
+        results = _earlier(comparisons, rater_of(request))
+        if not is_owner(request):
+            return [gr.skip(), gr.skip(), gr.skip(), results, gr.skip(), gr.skip()]
         names = comparisons.prefetch.models.names()
         newest = names[1] if len(names) > 1 else names[0]
         return [
             gr.Dropdown(choices=names, value=names[0]),
             gr.Dropdown(choices=names, value=newest),
             gr.Slider(maximum=len(comparisons.prompts())),
-            _earlier(comparisons, rater_of(request)),
+            results,
             gr.Button(interactive=True),
+            gr.Accordion(visible=True),
         ]
 
-    def begin(one: str, other: str, count: int) -> str:
+    def start_comparison(one: str, other: str, count: int) -> str:
         try:
             comparisons.start(one, other, int(count))
         except UserError as error:
             return str(error)
         return "The answers are being generated. Vote as they appear; names are shown at the end."
 
-    gr.on(None, fill, None, [first, second, wanted, earlier, start], **EVENT)
-    started = start.click(begin, [first, second, wanted], message, **EVENT)
+    gr.on(None, fill, None, [first, second, wanted, earlier, start, new], **EVENT)
+    started = start.click(for_owners(start_comparison), [first, second, wanted], message, **EVENT)
     started.then(None, None, None, js=RELOAD)
 
 

@@ -24,7 +24,8 @@ FORMS = {
     "own": "Everything, for a later import",
 }
 PURPOSES = {"train": "training", "compare": "blind comparisons", "all": "both"}
-SCOPES = ("mine", "all")
+SCOPES = ("mine", "all", "visible")
+"""Whose votes; `visible` are those of everybody if the rater may see them, or else the rater's."""
 _CHUNK = 2**16
 
 
@@ -61,10 +62,10 @@ def whose(rater: str, scope: str, everybody: bool) -> str | None:
         UserError: the scope is unknown or not allowed.
     """
     if scope not in SCOPES:
-        raise UserError(f"The scope of an export is {' or '.join(SCOPES)}.")
+        raise UserError(f"The scope of an export is one of {', '.join(SCOPES)}.")
     if scope == "all" and not everybody:
         raise UserError("When raters log in, each of them sees their own votes only.")
-    return rater if scope == "mine" else None
+    return None if everybody and scope != "mine" else rater
 
 
 def exported(store: Store, rater: str | None, form: str, purpose: str) -> tuple[int, Export]:
@@ -82,8 +83,8 @@ def exported(store: Store, rater: str | None, form: str, purpose: str) -> tuple[
 
 
 def link(form: str, scope: str, purpose: str) -> str:
-    """The address of a download."""
-    return f"/files/votes?{urlencode({'form': form, 'scope': scope, 'purpose': purpose})}"
+    """The address of a download, relative to a page: a proxy may put a path before it."""
+    return f"files/votes?{urlencode({'form': form, 'scope': scope, 'purpose': purpose})}"
 
 
 def _lines(export: Export) -> Iterator[bytes]:

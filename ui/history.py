@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.preferences.accounts import with_password
+from lorarlhf.preferences.accounts import is_owner, with_password
 from lorarlhf.preferences.blind_comparisons import has_finished
 from lorarlhf.preferences.exports import as_plain
 from lorarlhf.preferences.history import (
@@ -28,12 +28,13 @@ from lorarlhf.preferences.store import Store
 from lorarlhf.preferences.undo import present_again
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.downloads import exported, link, whose
-from lorarlhf_ui.markdown import as_html, prompt_html
-from lorarlhf_ui.votes import LONGEST_TEXT, View, edited
+from lorarlhf_ui.markdown import prompt_html, render
+from lorarlhf_ui.votes import LONGEST_TEXT, View, drafts_name, edited
 
 LONGEST_SEARCH = 200
 LONGEST_EXCERPT = 160
 NOT_YOURS = "in the name of another rater with a password"
+NOT_OWNER = "in other names, which only an owner of the project may import"
 _GONE = "This vote was changed elsewhere in the meantime. Reload the page."
 
 
@@ -65,6 +66,7 @@ class History:
             str(data.get("purpose") or ""),
             str(data.get("verdict") or ""),
             str(data.get("words") or "")[:LONGEST_SEARCH],
+            without_login=is_owner(self.store, rater),
         )
         start = data.get("start")
         found = find(self.store, wanted, start if isinstance(start, int) else 0)
@@ -75,6 +77,7 @@ class History:
             "page": PAGE,
             "everybody": self.everybody,
             "rater": rater,
+            "drafts": drafts_name(self.store, rater),
         }
 
     def open(self, rater: str, data: View) -> View:
@@ -129,7 +132,7 @@ class History:
     def _vote(self, rater: str, data: View) -> Vote:
         number = data.get("id")
         vote = self.store.vote(number) if isinstance(number, int) else None
-        if vote is None or not (self.everybody or vote.rater == rater):
+        if vote is None or not self._may_see(rater, vote):
             raise UserError(_GONE)
         return vote
 
@@ -138,6 +141,12 @@ class History:
         if not self._may_change(rater, vote):
             raise UserError(f"This is {vote.rater}'s vote; only {vote.rater} can change it.")
         return vote
+
+    def _may_see(self, rater: str, vote: Vote) -> bool:
+        """Whether the list shows it: an owner who logs in sees imported votes, too."""
+        if self.everybody or vote.rater == rater:
+            return True
+        return is_owner(self.store, rater) and vote.rater not in with_password(self.store)
 
     def _may_change(self, rater: str, vote: Vote) -> bool:
         """Whether it is the rater's own vote, or that of a name without a password."""
@@ -151,19 +160,20 @@ class History:
         return {
             "id": vote.id,
             "prompt": prompt_html(vote.prompt),
-            "answers": [{"html": as_html(text), "source": source} for text, source in answers],
+            "answers": [{"html": render(text), "source": source} for text, source in answers],
             "summary": describe(verdict, len(vote.completions)),
             "verdict": verdict.verdict,
             "ranking": ranking_text(verdict.ranking),
             "strength": verdict.strength or "",
             "note": verdict.note or "",
             "edited": verdict.edited or "",
-            "edited_html": as_html(verdict.edited) if verdict.edited else "",
+            "edited_html": render(verdict.edited) if verdict.edited else "",
             "when": vote.created_at,
             "milliseconds": vote.milliseconds,
             "rater": "" if vote.rater == rater else vote.rater,
             "purpose": vote.purpose,
             "repeat": vote.repeats is not None,
+            "imported": vote.imported,
             "yours": self._may_change(rater, vote),
         }
 
@@ -193,7 +203,8 @@ class History:
     def import_file(self, rater: str, path: str, skip_bad: bool = False) -> str:
         """Add the votes of a file to the store.
 
-        When raters log in, nobody can import votes in the name of another rater with a password.
+        When raters log in, nobody can import votes in the name of another rater with a password,
+        and who is no owner can import their own votes only.
 
         Returns:
             A message that says how many votes were imported and what was left out. With `skip_bad`
@@ -205,21 +216,27 @@ class History:
         file = Path(path)
         try:
             found = read_votes(file, skip_bad=skip_bad)
-            others = set() if self.everybody else {*with_password(self.store)} - {rater}
-            votes = [vote for vote in found.votes if vote.rater not in others]
+            votes = [vote for vote in found.votes if self._may_import(rater, vote.rater)]
             merged = merge_votes(self.store, votes)
         except UserError as error:  # the path of the upload is of no use to the rater
             raise UserError(str(error).replace(f"{file.parent}/", "")) from error
-        if any(vote.rater == rater for vote in votes):
+        if any(self.store.rater_name(vote.rater) == rater for vote in votes):
             self.changed(rater)
         left = dict(sorted(found.left_out.items()))
-        left |= {NOT_YOURS: len(found.votes) - len(votes), "already in the store": merged.there}
+        why = NOT_YOURS if is_owner(self.store, rater) else NOT_OWNER
+        left |= {why: len(found.votes) - len(votes), "already in the store": merged.there}
         rest = "; ".join(f"{count} {reason}" for reason, count in left.items() if count)
         imported = f"Imported {merged.added} vote{'s' * (merged.added != 1)} from {file.name}."
         lines = [f"{imported} Left out: {rest}." if rest else imported]
         lines += [f"Look at these: {found.remarked()}."] if found.remarks else []
         lines += [found.first_bad().replace(f"{file.parent}/", "")] if found.bad else []
         return "\n".join(lines)
+
+    def _may_import(self, rater: str, name: str) -> bool:
+        name = self.store.rater_name(name)
+        if self.everybody or name == rater:
+            return True
+        return is_owner(self.store, rater) and name not in with_password(self.store)
 
 
 def verdict_of(form: View, answers: Sequence[str]) -> Verdict:
@@ -261,6 +278,7 @@ def _row(vote: Vote) -> View:
         "purpose": vote.purpose,
         "noted": bool(vote.verdict.note),
         "edited": bool(vote.verdict.edited),
+        "imported": vote.imported,
     }
 
 

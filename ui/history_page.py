@@ -9,9 +9,8 @@ import gradio as gr
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.downloads import FORMS, PURPOSES
-from lorarlhf_ui.events import served
+from lorarlhf_ui.events import allowed, served
 from lorarlhf_ui.history import History
-from lorarlhf_ui.security import rater_of
 from lorarlhf_ui.theme import static
 
 KNOWN_FORMS = (
@@ -19,6 +18,8 @@ KNOWN_FORMS = (
     "ShareGPT preferences, Argilla records, or arena records. Votes that are in the store "
     "already are not added again."
 )
+SCRIPTS = ("reach.js", "drafts.js", "raw.js", "history.js")
+"""They run as one script, in this order."""
 RELOAD = "() => { document.dispatchEvent(new Event('lorarlhf-votes')); return []; }"
 
 
@@ -41,7 +42,7 @@ def history_page(store: Store, changed: Callable[[str], None], everybody: bool =
     requests = ("search", "open", "correct", "undo")
     gr.HTML(
         html_template=static("history.html"),
-        js_on_load=static("reach.js") + static("history.js"),
+        js_on_load="".join(static(name) for name in SCRIPTS),
         server_functions=[served(name, getattr(history, name)) for name in requests],
         apply_default_css=False,
         elem_id="history",
@@ -63,10 +64,7 @@ def _import(history: History) -> None:
 
     def import_file(path: str, skip_bad: bool, request: gr.Request) -> str:
         try:
-            rater = rater_of(request)
-            if rater is None:
-                raise UserError("You are not logged in any more. Reload the page.")
-            kind, text = "done", history.import_file(rater, path, skip_bad)
+            kind, text = "done", history.import_file(allowed(request), path, skip_bad)
         except UserError as error:
             kind, text = "warn", str(error)
         finally:

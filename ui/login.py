@@ -15,8 +15,17 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
-from lorarlhf.preferences.accounts import SESSION_SECONDS, log_in, log_out, logged_in, password_fits
+from lorarlhf.preferences.accounts import (
+    SESSION_SECONDS,
+    is_owner,
+    log_in,
+    log_out,
+    logged_in,
+    password_fits,
+)
+from lorarlhf.preferences.records import spellings
 from lorarlhf.preferences.store import Store
+from lorarlhf_ui.page_frame import Visitor
 
 COOKIE = "lorarlhf"
 MOST_FAILURES = 5
@@ -98,25 +107,34 @@ class Login:
     Args:
         store: the raters with their passwords and sessions.
         pages: the paths that a login may lead to; the first is the default.
+        root: the path under which a proxy serves the pages, or "".
+        proxied: whether a proxy on this machine names the sender of a request.
     """
 
-    def __init__(self, store: Store, pages: Collection[str]) -> None:
+    def __init__(
+        self, store: Store, pages: Collection[str], root: str = "", proxied: bool = False
+    ) -> None:
         self.attempts = Attempts()
         self._store, self._pages = store, tuple(pages)
+        self._root, self._proxied = root, proxied
         self._hashing = anyio.CapacityLimiter(_MOST_HASHES)
 
-    async def rater(self, request: Request) -> str | None:
-        """The rater who is logged in, according to the store; the cookie holds only a token."""
+    async def visitor(self, request: Request) -> Visitor | None:
+        """Who is logged in, according to the store; the cookie holds only a token."""
         token = request.cookies.get(COOKIE, "")
         if not token:
             return None
         # In a thread, because it may have to wait for the store.
-        return await anyio.to_thread.run_sync(logged_in, self._store, token)
+        return await anyio.to_thread.run_sync(self._visitor, token)
+
+    def _visitor(self, token: str) -> Visitor | None:
+        name = logged_in(self._store, token)
+        return None if name is None else Visitor(name, is_owner(self._store, name))
 
     def elsewhere(self, page: str) -> Response:
         """Redirect a page's visitor to the login, which leads back to the page."""
         to = "" if page == self._pages[0] else f"?to={quote(page)}"
-        return RedirectResponse(f"/login{to}", 303)
+        return RedirectResponse(f"{self._root}/login{to}", 303)
 
     async def answer(self, request: Request) -> Response:
         """The response to /login and /logout."""
@@ -125,25 +143,37 @@ class Login:
         if request.method == "POST":
             return await self._in(request)
         to = self._known(request.query_params.get("to", ""))
-        if await self.rater(request) is not None:
-            return RedirectResponse(to, 303)
-        return _page(to=to)
+        if await self.visitor(request) is not None:
+            return RedirectResponse(self._root + to, 303)
+        return self._page(to=to)
 
     async def _in(self, request: Request) -> Response:
         form = parse_qs((await request.body()).decode(errors="replace"))
         name, password = (form.get(key, [""])[0] for key in ("name", "password"))
-        name, to = name.strip(), self._known(form.get("to", [""])[0])
-        address = request.client.host if request.client else ""
+        name, to = spellings(name.strip())[0], self._known(form.get("to", [""])[0])
+        address = self._address(request)
         if self._hashing.statistics().tasks_waiting >= _MOST_WAITING:
-            return _wait(5, name, to)
+            return self._wait(5, name, to)
         if seconds := self.attempts.begin(address, name):
-            return _wait(seconds, name, to)
+            return self._wait(seconds, name, to)
         if not await self._fits(name, password):
-            return _page(WRONG, name, to, 401)
+            return self._page(WRONG, name, to, 401)
         self.attempts.succeeded(address, name)
         await self._end(request)
         token = await anyio.to_thread.run_sync(log_in, self._store, name)
-        return _keep(RedirectResponse(to, 303), token, SESSION_SECONDS)
+        return self._keep(RedirectResponse(self._root + to, 303), token, SESSION_SECONDS)
+
+    def _address(self, request: Request) -> str:
+        """Where a request came from.
+
+        Otherwise all who come through a proxy would share five attempts. The last address is the
+        one that the proxy added; those before it are whatever the sender wrote.
+        """
+        peer = request.client.host if request.client else ""
+        senders = request.headers.getlist("x-forwarded-for")
+        if self._proxied and senders and peer in ("127.0.0.1", "::1"):
+            return senders[-1].rpartition(",")[2].strip()
+        return peer
 
     async def _fits(self, name: str, password: str) -> bool:
         args = (self._store, name, password)
@@ -151,7 +181,7 @@ class Login:
 
     async def _out(self, request: Request) -> Response:
         await self._end(request)
-        return _keep(RedirectResponse("/login", 303), "", 0)
+        return self._keep(RedirectResponse(f"{self._root}/login", 303), "", 0)
 
     async def _end(self, request: Request) -> None:
         """End the session of the browser's cookie."""
@@ -161,36 +191,43 @@ class Login:
     def _known(self, page: str) -> str:
         return page if page in self._pages else self._pages[0]
 
+    def _keep(self, response: Response, token: str, seconds: int) -> Response:
+        # Not `secure`, because the pages use plain http on a LAN.
+        response.set_cookie(
+            COOKIE,
+            token,
+            max_age=seconds,
+            path=self._root or "/",
+            httponly=True,
+            samesite="strict",
+        )
+        return response
 
-def _keep(response: Response, token: str, seconds: int) -> Response:
-    # Not `secure`, because the pages use plain http on a LAN.
-    response.set_cookie(COOKIE, token, max_age=seconds, path="/", httponly=True, samesite="strict")
-    return response
+    def _wait(self, seconds: int, name: str, to: str) -> Response:
+        minutes = -(-seconds // 60)
+        span = "a few seconds" if seconds < 10 else f"{minutes} minute{'s' * (minutes > 1)}"
+        response = self._page(f"Too many tries. Try again in {span}.", name, to, 429)
+        response.headers["Retry-After"] = str(seconds)
+        return response
+
+    def _page(
+        self, problem: str = "", name: str = "", to: str = "/", status: int = 200
+    ) -> Response:
+        said = f'<p class="problem" id="problem" role="alert">{html.escape(problem)}</p>'
+        text = _PAGE.format(
+            style=_STYLE,
+            problem=said if problem else "",
+            name=html.escape(name[:_LONGEST_NAME]),
+            described=' aria-describedby="problem"' if problem else "",
+            to=html.escape(to),
+            action=f"{self._root}/login",
+        )
+        return HTMLResponse(text, status, {"Content-Security-Policy": _CSP})
 
 
 def not_logged_in() -> Response:
     """The response to a request of a page whose session has ended."""
     return PlainTextResponse("You are not logged in any more. Reload the page.", 401)
-
-
-def _wait(seconds: int, name: str, to: str) -> Response:
-    minutes = -(-seconds // 60)
-    span = "a few seconds" if seconds < 10 else f"{minutes} minute{'s' * (minutes > 1)}"
-    response = _page(f"Too many tries. Try again in {span}.", name, to, 429)
-    response.headers["Retry-After"] = str(seconds)
-    return response
-
-
-def _page(problem: str = "", name: str = "", to: str = "/", status: int = 200) -> Response:
-    said = f'<p class="problem" id="problem" role="alert">{html.escape(problem)}</p>'
-    text = _PAGE.format(
-        style=_STYLE,
-        problem=said if problem else "",
-        name=html.escape(name[:_LONGEST_NAME]),
-        described=' aria-describedby="problem"' if problem else "",
-        to=html.escape(to),
-    )
-    return HTMLResponse(text, status, {"Content-Security-Policy": _CSP})
 
 
 _STYLE = """
@@ -219,7 +256,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,"><style>{style}</style></head>
 <body><main><h1>Log in</h1>{problem}
-<form method="post" action="/login">
+<form method="post" action="{action}">
 <label for="name">Name</label>
 <input id="name" name="name" value="{name}" required maxlength="200" autocomplete="username"
  autocapitalize="none" spellcheck="false"{described}>

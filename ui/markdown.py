@@ -2,12 +2,14 @@
 
 import html
 import re
-from functools import cache
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
-from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from lorarlhf.preferences.records import Prompt
+from lorarlhf_ui.markdown_html import block_html, plain_html, visible
+from lorarlhf_ui.markdown_parser import parser
 
 MAKERS = (
     *("openai", "chatgpt", "gpt-?[345]\\w*", "anthropic", "claude", "bard", "gemini", "gemma"),
@@ -25,41 +27,52 @@ _SELF = re.compile(
 _NEAR = 60
 
 
-@cache
-def _markdown() -> MarkdownIt:
-    # "js-default" without raw HTML: tags are shown as text. No images, because the browser would
-    # fetch an address that a model wrote.
-    rules = MarkdownIt("js-default", {"html": False, "linkify": False, "typographer": False})
-    rules.disable("image")
-    rules.validateLink = _is_web_link  # type: ignore[assignment]
-    rules.add_render_rule("link_open", _link)
-    return rules
+@lru_cache(maxsize=64)  # while answers are written, all that stands beside them stays the same
+def render(text: str) -> str:
+    """What a model or a person wrote, as HTML for every page; "" for a blank text.
+
+    Markdown is drawn where it is meant. Every visible character of the text is a visible character
+    of the HTML, in the same order; a block of which that is not true is shown without any markup.
+    The HTML has no scripts, images, raw tags or `javascript:` links. `data-raw` is the text itself.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+    if not text.strip():
+        return ""
+    lines = text.split("\n")
+    out, done = [], 0
+    for block in _blocks(parser().parse(text)):
+        first, after = block[0].map or (done, done)
+        out += [plain_html(lines[done:first]), _block(block, lines, max(first, done), after)]
+        done = max(done, after)
+    out.append(plain_html(lines[done:]))
+    return f'<div class="written" dir="auto" data-raw="{html.escape(text)}">{"".join(out)}</div>'
 
 
-def _is_web_link(address: str) -> bool:
-    scheme = re.match(r"\s*([^/?#]*):", address)
-    return scheme is None or scheme[1].lower() in ("http", "https", "mailto")
+def _blocks(tokens: Sequence[Token]) -> Iterator[list[Token]]:
+    """The tokens of one block of the text after the other."""
+    block: list[Token] = []
+    for token in tokens:
+        block.append(token)
+        if token.level == 0 and token.nesting != 1:
+            yield block
+            block = []
 
 
-def _link(self: Any, tokens: Any, place: int, options: Any, env: Any) -> str:
-    tokens[place].attrSet("rel", "noopener noreferrer nofollow")
-    tokens[place].attrSet("target", "_blank")
-    return self.renderToken(tokens, place, options, env)
-
-
-def as_html(text: str) -> str:
-    """Markdown as HTML without scripts, images, raw tags or `javascript:` links."""
-    return _markdown().render(text)
+def _block(block: Sequence[Token], lines: Sequence[str], first: int, after: int) -> str:
+    written = lines[first:after]
+    drawn = block_html(block, lines)
+    whole = visible(drawn) == "".join("".join(written).split())
+    return drawn if whole else plain_html(written)
 
 
 def prompt_html(prompt: Prompt) -> str:
     """A prompt as HTML; each message of a conversation stands under its role."""
     if isinstance(prompt, str):
-        return as_html(prompt)
+        return render(prompt)
     if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return as_html(prompt[0]["content"])
+        return render(prompt[0]["content"])
     turns = (
-        f'<p class="who">{html.escape(turn["role"])}</p>{as_html(turn["content"])}'
+        f'<p class="who" dir="auto">{html.escape(turn["role"])}</p>{render(turn["content"])}'
         for turn in prompt
     )
     return "".join(turns)

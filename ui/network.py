@@ -2,12 +2,19 @@
 
 import io
 import ipaddress
+import re
 import socket
+from collections.abc import Sequence
 
 import psutil
 import segno
 
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.page_frame import PAGES
+
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_OWN_PATHS = {"assets", "static", "files", "gradio_api", "config", "login", "logout"}
+_OWN_PATHS |= {path.strip("/") for path in PAGES}
 
 
 def addresses() -> list[str]:
@@ -19,17 +26,49 @@ def addresses() -> list[str]:
     return list(dict.fromkeys(address for address in found if _reachable(address)))
 
 
-def allowed_hosts(lan: bool) -> frozenset[str]:
+def allowed_hosts(lan: bool, more: Sequence[str] = ()) -> frozenset[str]:
     """The host names that requests may have, in lower case and without a port.
 
     Args:
         lan: whether other machines may use the pages, by address or by this machine's name.
+        more: names under which a proxy or a tailnet serves the pages.
+
+    Raises:
+        UserError: one of `more` is no host name.
     """
+    known = _LOOPBACK | {_host(name) for name in more}
     if not lan:
-        return _LOOPBACK
+        return known
     name = socket.gethostname().lower().rstrip(".")
     names = {name, f"{name.partition('.')[0]}.local"} if name else set()
-    return _LOOPBACK | names | set(addresses())
+    return known | names | set(addresses())
+
+
+def _host(name: str) -> str:
+    plain = name.lower().rstrip(".").strip("[]")
+    # A name without its scheme, port and path: those are the proxy's.
+    if not re.fullmatch(r"[0-9a-f:]*:[0-9a-f:.]*|[\w-]+(\.[\w-]+)*", plain, re.A):
+        raise UserError(
+            f"--allowed-host {name} is no host name. Give it as rate.example.org, without https:// "
+            "and without a port."
+        )
+    return plain
+
+
+def root_path(text: str) -> str:
+    """The path under which a proxy serves the pages, such as `/x`; "" for none.
+
+    Raises:
+        UserError: it is no path, or begins with a path of the pages themselves.
+    """
+    path = text.rstrip("/")
+    first = path.split("/")[1] if path.startswith("/") else ""
+    if path and (not re.fullmatch(r"(/[\w.~-]*[\w~-])+", path, re.A) or first in _OWN_PATHS):
+        raise UserError(
+            f"--root-path {text} can't be used. Give a path of letters and digits that is none of "
+            "the pages' own, such as /lorarlhf."
+        )
+    return path
 
 
 def qr_lines(url: str) -> str:

@@ -170,11 +170,15 @@ class Prefetch:
         with self._file_lock:  # `add_prompt` may be writing the file
             return [as_conversation(row["prompt"]) for row in read_prompts(self.project.prompts)]
 
-    def add_prompt(self, text: str, rater: str) -> Prompt:
-        """Keep a prompt that a rater typed, in the project's file and in the store."""
+    def add_prompt(self, text: str, rater: str, for_all: bool = True) -> Prompt:
+        """Keep a prompt that a rater typed, in the store.
+
+        Args:
+            for_all: keep it in the project's file, too, so that others are asked it.
+        """
         prompt = as_conversation(text)
         with self._file_lock:
-            if _key(prompt) not in {_key(known) for known in self.prompts()}:
+            if for_all and _key(prompt) not in {_key(known) for known in self.prompts()}:
                 append_jsonl(self.project.prompts, {"prompt": text})
         self.store.add_prompt(prompt, f"typed by {rater}")
         return prompt

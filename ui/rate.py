@@ -12,6 +12,7 @@ from typing import Any
 
 from lorarlhf.preferences import queue
 from lorarlhf.preferences.records import SKIP, Prompt
+from lorarlhf.preferences.statistics import count_to_train_on
 from lorarlhf.preferences.store import Store
 from lorarlhf.preferences.undo import last_vote, undo
 from lorarlhf.runtime.errors import UserError
@@ -26,6 +27,8 @@ from lorarlhf_ui.votes import (
     View,
     answer_view,
     cast,
+    drafts_name,
+    item_view,
     storable,
     vote_number,
 )
@@ -34,6 +37,8 @@ SECONDS_TO_READ = 6
 """How long a page shows why there are no answers before it asks for others."""
 STREAM_SECONDS = 1.0
 """How long the server waits for new text before it answers a page's request for more."""
+GOALS = (50, 150)
+"""How many votes are worth it: to begin with, and as many as the demo has."""
 TOO_EARLY = "The answers are still empty or identical. Wait for more text, or skip."
 
 
@@ -91,7 +96,7 @@ class Ratings:
 
     def begin(self, rater: str) -> View:
         """What a page shows first: an item, or the reason why there is none."""
-        return self._next(rater)
+        return self._next(rater) | {"drafts": drafts_name(self.store, rater)}
 
     def vote(self, rater: str, token: Any, vote: Any, milliseconds: Any = None) -> View:
         """Store a vote and return the next item.
@@ -108,10 +113,10 @@ class Ratings:
             token = self._item_token(rater, token)
             if token is None:
                 return self._too_early(rater, vote)
-        number = cast(self.store, rater, token, vote, milliseconds)
-        self.meter.voted(rater, number)
+        voted = cast(self.store, rater, token, vote, milliseconds)
+        self.meter.voted(rater, voted["voted"])
         self.prefetch.wake()
-        return self._next(rater) | {"voted": number}
+        return self._next(rater) | voted
 
     def undo(self, rater: str, expected: Any) -> View:
         """Undo the rater's last vote and show its item again.
@@ -129,10 +134,13 @@ class Ratings:
             raise UserError("You have no vote to undo.")
         self.meter.changed(rater)
         shown = queue.read_shown(self.store, presentation)
-        return self._item_view(shown) | self._status(rater)
+        return self._item_view(rater, shown) | self._status(rater)
 
-    def ask(self, rater: str, text: Any) -> View:
+    def ask(self, rater: str, text: Any, for_all: bool = True) -> View:
         """Store the rater's own prompt and start answers to it.
+
+        Args:
+            for_all: whether it becomes one of the project's prompts, which others are asked.
 
         Raises:
             UserError: the prompt is empty or too long.
@@ -142,7 +150,7 @@ class Ratings:
             raise UserError("Type a prompt first.")
         if len(text) > LONGEST_TEXT:
             raise UserError(f"A prompt has up to {LONGEST_TEXT} characters.")
-        prompt = self.prefetch.add_prompt(text, rater)
+        prompt = self.prefetch.add_prompt(text, rater, for_all)
         self._drop_live(rater)
         return self._start_live(rater, prompt, own=True) | self._status(rater)
 
@@ -168,7 +176,7 @@ class Ratings:
             view = self._current_live(rater)
         if view is None:
             shown = queue.next_shown(self.store, rater)
-            view = self._nothing_ready(rater) if shown is None else self._item_view(shown)
+            view = self._nothing_ready(rater) if shown is None else self._item_view(rater, shown)
         return view | self._status(rater)
 
     def _current_live(self, rater: str) -> View | None:
@@ -182,7 +190,7 @@ class Ratings:
         if live.job.error is None and (token := self._store_live(rater, live)):
             presentation = self.store.presentation(token, rater)
             shown = queue.read_shown(self.store, presentation)
-            return self._item_view(shown) | {"was": live.token}
+            return self._item_view(rater, shown)
         del self._live[rater]
         self.prefetch.failed(live.prompt)
         if live.job.error is not None:
@@ -262,12 +270,11 @@ class Ratings:
 
     # ---- what a page receives
 
-    def _item_view(self, shown: queue.Shown) -> View:
-        return {
-            "token": shown.presentation.token,
-            "prompt": prompt_html(shown.prompt),
-            "answers": [answer_view(text) for text in shown.completions],
-        }
+    def _item_view(self, rater: str, shown: queue.Shown) -> View:
+        """An item; with the token that its answers had on the page while they were written."""
+        view = item_view(self.store, shown)
+        was, token = self._stored.get(rater, ("", ""))
+        return view | ({"was": was} if token == view["token"] else {})
 
     def _live_view(self, live: LiveAnswers) -> View:
         texts = live.show()
@@ -279,6 +286,12 @@ class Ratings:
             "seen": texts,
         }
 
+    def _goal(self, rater: str) -> View:
+        """How many votes there are to train on, and how many are worth it next."""
+        votes = count_to_train_on(self.store, rater, most=GOALS[-1])
+        of = next((goal for goal in GOALS if votes < goal), None)
+        return {"votes": votes, "of": of, "reached": GOALS[-1]}
+
     def _status(self, rater: str) -> View:
         midnight = time.mktime((*time.localtime()[:3], 0, 0, 0, 0, 0, -1))
         now = time.time()
@@ -287,6 +300,7 @@ class Ratings:
         names = ("all", "today", "hour")
         return {
             "progress": dict(zip(names, counts, strict=True)),
+            "goal": self._goal(rater),
             "meter": self.meter.report(rater),
             "ready": queue.waiting(self.store),
             "last": last_vote(self.store, rater),

@@ -5,21 +5,26 @@ many more paths than its pages use. `Guard` passes on only requests that pass ev
 plain ASGI because Starlette's BaseHTTPMiddleware buffers streams.
 """
 
-import base64
-import hashlib
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui.login import Login, not_logged_in
+from lorarlhf_ui.page_frame import (
+    OWNER_PAGES,
+    PageFrame,
+    Visitor,
+    put_visitor,
+    refusal_page,
+    visitor_in,
+)
+from lorarlhf_ui.responses import ASSETS, SINGLE_ASSETS, Answer, host_name
 
 MOST_UPLOAD_BYTES = 20 * 2**20
 
@@ -36,42 +41,16 @@ SAFE_LAUNCH: dict[str, Any] = {
 }
 """The arguments of `gr.mount_gradio_app` that belong to the guard."""
 
-_RATER = "lorarlhf_rater"
 _API = "/gradio_api/"
 _READ = re.compile(_API + r"(queue/data|upload_progress|heartbeat/[\w-]+|app_id)|/config", re.A)
 _WRITE = re.compile(_API + r"(queue/join|component_server/?|upload|cancel|reset)", re.A)
-_ASSETS = re.compile(r"/(assets|static)(/[\w.@+-]+)+", re.A)
-_SINGLE_ASSETS = ("/theme.css", "/favicon.ico", "/manifest.json")
 _FILES = re.compile(r"/files(/[\w.@+-]+)+", re.A)
-_NAME = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@?#\s]+)(:\d{1,5})?")
 
 _SMALL = 2**20
 _FORM = 8 * 2**10  # a name and a password
 
-# Gradio derives the page's address from these headers, and there is no proxy that could set them.
+# Gradio derives the page's address from these headers. Behind a proxy it has the root path.
 _MISLEADING = (b"x-forwarded-", b"forwarded", b"x-gradio-server")
-
-# What a page may load, send and run: nothing from or to another host, whatever a model wrote.
-# Gradio needs its own files, inline styles, data: for fonts and plots, and `eval` for gr.HTML. An
-# inline script needs a known hash, so an `onerror=` that Gradio's cleaning misses does not run.
-_POLICY = (
-    "default-src 'none'; script-src 'self' 'unsafe-eval'{hashes}; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; "
-    "connect-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'self'; "
-    "frame-ancestors 'none'"
-)
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    # With `no-referrer` a form's Origin would be `null`, and the guard would refuse the login.
-    "Referrer-Policy": "same-origin",
-    "X-Frame-Options": "DENY",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-    "X-DNS-Prefetch-Control": "off",
-}
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_INLINE = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.S)
-_CONFIG = "window.gradio_config = "
 
 
 @dataclass(frozen=True)
@@ -81,14 +60,20 @@ class Access:
     Args:
         hosts: the host names and addresses that requests may have; lower case, no port.
         login: whether every request needs a login.
-        default_rater: the rater if there is no login.
+        default_rater: the rater if there is no login: an owner.
         max_body_bytes: the largest upload; other bodies may have up to 1 MB.
+        project: its name, as the pages show it.
+        root: the path under which a proxy serves the pages, such as `/x`, or "".
+        proxied: whether a proxy on this machine passes requests on, with the sender's address.
     """
 
     hosts: frozenset[str]
     login: bool
     default_rater: str
     max_body_bytes: int = MOST_UPLOAD_BYTES
+    project: str = ""
+    root: str = ""
+    proxied: bool = False
 
 
 def rater_of(request: Any) -> str | None:
@@ -98,9 +83,19 @@ def rater_of(request: Any) -> str | None:
         request: Starlette's, as FastAPI passes it to routes and to `auth_dependency` and Gradio to
             the server functions of gr.HTML; or Gradio's own, as events receive it.
     """
-    if isinstance(request, HTTPConnection):
-        return request.scope.get(_RATER)
-    return getattr(request, "username", None)  # what auth_dependency returned
+    visitor = _visitor(request)
+    return None if visitor is None else visitor.name
+
+
+def is_owner(request: Any) -> bool:
+    """Whether the rater of a request, as in `rater_of`, is an owner of the project."""
+    visitor = _visitor(request)
+    return visitor is not None and visitor.owner
+
+
+def _visitor(request: Any) -> Visitor | None:
+    inner = request if isinstance(request, HTTPConnection) else getattr(request, "request", None)
+    return visitor_in(inner.scope) if isinstance(inner, HTTPConnection) else None
 
 
 class Guard:
@@ -117,7 +112,8 @@ class Guard:
         self, app: ASGIApp, store: Store, access: Access, pages: Collection[str] = ("/",)
     ) -> None:
         self._app, self._access, self._pages = app, access, tuple(pages)
-        self._login = Login(store, self._pages)
+        self._login = Login(store, self._pages, access.root, access.proxied)
+        self._frame = PageFrame(access.project, access.root, access.login, self._pages)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -125,10 +121,19 @@ class Guard:
         elif scope["type"] == "websocket":  # no page has one
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            is_page = self._kind(scope["path"]) == "page"
-            await self._http(scope, receive, _Answer(scope, send, is_page))
+            scope = self._below_root(scope)
+            frame = self._frame if self._kind(scope["path"]) == "page" else None
+            await self._http(scope, receive, Answer(scope, send, frame))
 
-    async def _http(self, scope: Scope, receive: Receive, send: "_Answer") -> None:
+    def _below_root(self, scope: Scope) -> Scope:
+        """The request without the root path, which some proxies pass on and others do not."""
+        root, path = self._access.root, scope["path"]
+        if not root or not path.startswith(f"{root}/"):
+            return scope
+        raw = (scope.get("raw_path") or path.encode()).removeprefix(root.encode())
+        return {**scope, "path": path.removeprefix(root), "raw_path": raw}
+
+    async def _http(self, scope: Scope, receive: Receive, send: Answer) -> None:
         refused = self._refusal(Request(scope))
         if refused is None:
             body = _Body(receive, send, self._most_bytes(scope["path"]))
@@ -147,20 +152,22 @@ class Guard:
 
     async def _at_login(self, request: Request) -> Response:
         if not self._access.login:
-            return RedirectResponse(self._pages[0], 303)
+            return RedirectResponse(self._access.root + self._pages[0], 303)
         return await self._login.answer(request)
 
     async def _who(self, request: Request) -> Response | None:
-        """Set the rater of the request; returns a refusal if a login is required and missing."""
+        """Set the visitor of the request; returns a refusal if a login or a role is missing."""
         scope, path = request.scope, request.scope["path"]
-        rater: str | None = self._access.default_rater
+        visitor: Visitor | None = Visitor(self._access.default_rater, owner=True)
         is_page = self._kind(path) == "page"
         if self._access.login:
-            rater = await self._login.rater(request)
+            visitor = await self._login.visitor(request)
             # Browsers request the manifest without cookies; it holds the title and an icon.
-            if rater is None and path != "/manifest.json":
+            if visitor is None and path != "/manifest.json":
                 return self._login.elsewhere(path) if is_page else not_logged_in()
-        scope[_RATER] = rater
+        put_visitor(scope, visitor)
+        if path in OWNER_PAGES and not (visitor and visitor.owner):
+            return HTMLResponse(refusal_page(path), 403)
         dropped = _MISLEADING if not is_page else (*_MISLEADING, b"accept-encoding")
         scope["headers"] = [h for h in scope["headers"] if not h[0].lower().startswith(dropped)]
         return None
@@ -191,11 +198,17 @@ class Guard:
         # On plain http beyond localhost there is no Sec-Fetch-Site; Origin and cookie are checked.
         if ours and (linked or fetch_site in ("same-origin", "none")):
             return None
-        return PlainTextResponse("Refused: this request comes from another site.", 403)
+        return PlainTextResponse(
+            "Refused: this request comes from another site. A proxy has to pass the Host header on "
+            "as it came.",
+            403,
+        )
 
     def _path(self, request: Request) -> Response | None:
         path = request.scope["path"]
         kind = self._kind(path)
+        if path and path == self._access.root:  # without the slash, a page finds no files
+            return RedirectResponse(f"{path}/", 308)
         if not kind:
             return PlainTextResponse("There is nothing here.", 404)
         allowed = _METHODS[kind] if path != "/logout" else ("POST",)
@@ -220,7 +233,7 @@ class Guard:
             return "page"
         if path in ("/login", "/logout"):
             return "login"
-        if path in _SINGLE_ASSETS or _ASSETS.fullmatch(path):
+        if path in SINGLE_ASSETS or ASSETS.fullmatch(path):
             return "asset"
         patterns = (("read", _READ), ("write", _WRITE), ("file", _FILES))
         return next((kind for kind, pattern in patterns if pattern.fullmatch(path)), "")
@@ -241,12 +254,6 @@ _METHODS = {
 # ---- requests
 
 
-def host_name(header: str) -> str:
-    """The name in a Host header: lower case, without port, brackets and a final dot."""
-    found = _NAME.fullmatch(header.lower())
-    return found[1].strip("[]").removesuffix(".") if found else ""
-
-
 def _same(origin: str, host: str) -> bool:
     scheme, _, name = origin.lower().partition("://")
     return scheme in ("http", "https") and name == host.lower()
@@ -259,7 +266,7 @@ def _too_large() -> Response:
 class _Body:
     """A request's body up to a limit. It is counted, since Content-Length may be wrong."""
 
-    def __init__(self, receive: Receive, send: "_Answer", limit: int) -> None:
+    def __init__(self, receive: Receive, send: Answer, limit: int) -> None:
         self._receive, self._send = receive, send
         self._left = limit
 
@@ -281,70 +288,3 @@ class _Body:
         # The app's answer to a truncated body would be misleading.
         if self._left >= 0 or self._send.started:
             await self._send(message)
-
-
-# ---- answers
-
-
-class _Answer:
-    """Sends a response on, with the headers that every response gets.
-
-    A page is buffered until it is complete, because its policy contains the hashes of its scripts.
-    """
-
-    def __init__(self, scope: Scope, send: Send, is_page: bool) -> None:
-        self._path, self._send, self._is_page = scope["path"], send, is_page
-        self._loopback = host_name(Headers(scope=scope).get("host", "")) in _LOOPBACK
-        self._start: Message | None = None
-        self._page = bytearray()
-        self.started = False
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.started = True
-            headers = self._marked(message)
-            if self._is_page and headers.get("content-type", "").startswith("text/html"):
-                self._start = message
-                return
-        elif self._start is not None and message["type"] == "http.response.body":
-            self._page += message.get("body", b"")
-            if message.get("more_body"):
-                return
-            message = {"type": "http.response.body", "body": bytes(self._page)}
-            await self._send(self._with_hashes(self._start))
-        await self._send(message)
-
-    def _marked(self, message: Message) -> MutableHeaders:
-        message["headers"] = [
-            pair
-            for pair in message.get("headers", ())
-            if not pair[0].lower().startswith((b"access-control-", b"server"))
-        ]
-        headers = MutableHeaders(scope=message)
-        headers.update(_HEADERS)
-        if self._loopback:  # on plain http elsewhere, browsers ignore it and log an error
-            headers["Cross-Origin-Opener-Policy"] = "same-origin"
-        headers.setdefault("Content-Security-Policy", _POLICY.format(hashes=""))
-        if not _ASSETS.fullmatch(self._path) and self._path not in _SINGLE_ASSETS:
-            headers["Cache-Control"] = "no-store"
-        return headers
-
-    def _with_hashes(self, start: Message) -> Message:
-        hashes = "".join(f" '{digest}'" for digest in script_hashes(self._page.decode()))
-        headers = MutableHeaders(scope=start)
-        headers["Content-Security-Policy"] = _POLICY.format(hashes=hashes)
-        return start
-
-
-def script_hashes(page: str) -> list[str]:
-    """The hashes of a Gradio page's inline scripts, and of those in its `head=`.
-
-    The page contains text of raters and models only as JSON with each `<` escaped, so none of it
-    can be taken for a script.
-    """
-    scripts = _INLINE.findall(page)
-    for config in [script for script in scripts if script.startswith(_CONFIG)]:
-        settings = json.loads(config.removeprefix(_CONFIG).rstrip(";"))
-        scripts += _INLINE.findall(settings.get("head") or "")
-    digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
-    return sorted({"sha256-" + base64.b64encode(digest).decode() for digest in digests})

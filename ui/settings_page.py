@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.events import EVENT
+from lorarlhf_ui.events import EVENT, for_owners
 from lorarlhf_ui.models import AnswerSettings
 from lorarlhf_ui.prefetch import Prefetch
 
@@ -19,20 +19,21 @@ def settings_page(prefetch: Prefetch) -> None:
     The fields are disabled until they show the current settings, which would overwrite what was
     typed before.
     """
-    gr.Markdown("### How answers for the Rate page are generated")
+    gr.Markdown("How answers for the Rate page are generated:")
     off: dict[str, Any] = {"interactive": False}
+    wide = off | {"min_width": 260}  # a narrower slider has no room for its label
     with gr.Row():
         model = gr.Dropdown(label="Model", elem_id="settings-model", **off)
         against = gr.Dropdown(label="Model of the second answer", elem_id="settings-against", **off)
         label = "Answers to each prompt (three or more are ranked)"
-        answers = gr.Slider(2, 6, step=1, label=label, elem_id="settings-answers", **off)
+        answers = gr.Slider(2, 6, step=1, label=label, elem_id="settings-answers", **wide)
     with gr.Row():
-        temperature = gr.Slider(0.0, 2.0, step=0.1, label="Temperature", **off)
-        tokens = gr.Slider(16, 1024, step=16, label="Longest answer, in tokens", **off)
+        temperature = gr.Slider(0.0, 2.0, step=0.1, label="Temperature", **wide)
+        tokens = gr.Slider(16, 1024, step=16, label="Longest answer, in tokens", **wide)
         label = "Share of prompts that every rater gets"
-        overlap = gr.Slider(0.0, 1.0, step=0.05, label=label, **off)
-    save = gr.Button("Save", size="sm", elem_id="settings-save", **off)
-    message = gr.Markdown(elem_id="settings-message")
+        overlap = gr.Slider(0.0, 1.0, step=0.05, label=label, **wide)
+    save = gr.Button("Save", variant="primary", elem_id="settings-save", **off)
+    message = gr.Markdown(elem_id="settings-message", elem_classes="page-message")
     fields = [model, against, answers, temperature, tokens, overlap]
 
     def fill() -> list[Any]:
@@ -47,7 +48,7 @@ def settings_page(prefetch: Prefetch) -> None:
             gr.Button(interactive=True),
         ]
 
-    def change(
+    def change_settings(
         model: str, against: str, answers: int, temperature: float, tokens: int, overlap: float
     ) -> str:
         second = "" if against == SAME else against
@@ -60,5 +61,5 @@ def settings_page(prefetch: Prefetch) -> None:
             return str(error)
         return "Saved. Answers that are ready already come first."
 
-    gr.on(None, fill, None, [*fields, save], **EVENT)
-    save.click(change, fields, message, **EVENT)
+    gr.on(None, for_owners(fill), None, [*fields, save], **EVENT)
+    save.click(for_owners(change_settings), fields, message, **EVENT)

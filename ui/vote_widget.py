@@ -5,7 +5,10 @@ import gradio as gr
 from lorarlhf_ui.events import Handler, served
 from lorarlhf_ui.theme import static
 
-SCRIPTS = ("reach.js", "vote_ranking.js", "vote_widget.js")
+SCRIPTS = (
+    *("reach.js", "keys.js", "drafts.js", "raw.js"),
+    *("vote_cards.js", "vote_ranking.js", "vote_widget.js"),
+)
 """They run as one script, in this order."""
 
 

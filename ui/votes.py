@@ -3,15 +3,17 @@
 A page sends a verdict in the order of its screen. The store keeps it in the order of the item.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 from lorarlhf.preferences import queue
-from lorarlhf.preferences.history import remap
+from lorarlhf.preferences.history import as_shown, describe, remap
 from lorarlhf.preferences.records import RANKED, Verdict
 from lorarlhf.preferences.store import Store
+from lorarlhf.preferences.undo import typed_before
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.markdown import as_html, names_its_maker
+from lorarlhf_ui.markdown import names_its_maker, prompt_html, render
 
 View = dict[str, Any]
 """What a page's script receives, as JSON."""
@@ -24,8 +26,10 @@ NO_MODEL = (
 _UNKNOWN_PAGE = "The server does not know this page any more. Reload it."
 
 
-def cast(store: Store, rater: str, token: Any, vote: Any, milliseconds: Any) -> int:
+def cast(store: Store, rater: str, token: Any, vote: Any, milliseconds: Any) -> View:
     """Store a vote that a page sent.
+
+    A page repeats a vote whose reply was lost, so the first vote with a token stands.
 
     Args:
         token: names the presentation that the rater saw.
@@ -33,7 +37,7 @@ def cast(store: Store, rater: str, token: Any, vote: Any, milliseconds: Any) -> 
         milliseconds: how long the rater took; anything that is not a number counts as unknown.
 
     Returns:
-        The number of the vote.
+        `voted`, the number of the vote; and `notice`, if the rater had cast another vote before.
 
     Raises:
         UserError: the page is out of date, or the verdict does not fit the item.
@@ -42,9 +46,46 @@ def cast(store: Store, rater: str, token: Any, vote: Any, milliseconds: Any) -> 
         raise UserError(_UNKNOWN_PAGE)
     shown = queue.read_shown(store, store.presentation(token, rater))
     try:
-        return store.judge(token, verdict_of(vote, shown), _milliseconds(milliseconds))
+        verdict = verdict_of(vote, shown)
+        number = store.judge(token, verdict, _milliseconds(milliseconds))
     except (ValueError, TypeError, LookupError, OverflowError) as error:
         raise UserError(f"This vote can't be stored: {error}.") from error
+    notice = _kept_instead(store, number, verdict)
+    return {"voted": number} | ({"notice": notice} if notice else {})
+
+
+def _kept_instead(store: Store, number: int, verdict: Verdict) -> str:
+    """What to tell a rater whose verdict is not the one that is stored; "" if it is."""
+    stored = store.vote(number)
+    if stored is None or stored.verdict == verdict:
+        return ""
+    kept = stored.verdict
+    lost = {"note": (verdict.note, kept.note), "better answer": (verdict.edited, kept.edited)}
+    typed = "".join(
+        f" Your {name} is not saved: “{mine}”"
+        for name, (mine, other) in lost.items()
+        if mine and mine != other
+    )
+    summary = describe(as_shown(stored).verdict, len(stored.completions))
+    return (
+        f"You have voted on these answers already, perhaps in another tab: {summary}. That vote "
+        f"stands. To change it, press Undo or open the History page.{typed}"
+    )
+
+
+def item_view(store: Store, shown: queue.Shown) -> View:
+    """An item as a page shows it, with what the rater typed if a vote on it was taken back."""
+    return {
+        "token": shown.presentation.token,
+        "prompt": prompt_html(shown.prompt),
+        "answers": [answer_view(text) for text in shown.completions],
+        "draft": typed_before(store, shown.presentation),
+    }
+
+
+def drafts_name(store: Store, rater: str) -> str:
+    """A name for a rater's drafts in the browser; it differs between projects and raters."""
+    return hashlib.sha256(f"{store.path.resolve()}\n{rater}".encode()).hexdigest()[:16]
 
 
 def verdict_of(vote: dict[str, Any], shown: queue.Shown) -> Verdict:
@@ -105,4 +146,4 @@ def _milliseconds(value: Any) -> int | None:
 
 def answer_view(text: str) -> View:
     """An answer as a page shows it: safe HTML, the text itself, and whether it names its maker."""
-    return {"html": as_html(text), "text": text, "flag": names_its_maker(text)}
+    return {"html": render(text), "text": text, "flag": names_its_maker(text)}

@@ -238,7 +238,10 @@ def _raters(sub: Parser) -> None:
     sub.add_argument("project", metavar="PROJECT", help="the project's folder")
     one = sub.add_mutually_exclusive_group()
     one.add_argument("--add", metavar="NAME", help="a rater who can log in, or a new password")
+    one.add_argument("--change", metavar="NAME", help="gives a rater another --role")
     one.add_argument("--remove", metavar="NAME", help="ends the logins; the votes stay")
+    text = "an owner may change settings, start comparisons and import votes (default: rater)"
+    sub.add_argument("--role", choices=("owner", "rater"), help=text)
     text = "--add takes the password from a line of standard input"
     sub.add_argument("--password-stdin", action="store_true", help=text)
 
@@ -252,5 +255,9 @@ def _ui(sub: Parser) -> None:
     sub.add_argument("--rater", metavar="NAME", default="me", help="who votes (default: me)")
     text = "allow others on this network; raters then log in (see `lorarlhf raters`)"
     sub.add_argument("--lan", action="store_true", help=text)
+    text = "a name under which a proxy or a tailnet serves the pages; raters then log in"
+    sub.add_argument("--allowed-host", metavar="NAME", action="append", default=[], help=text)
+    text = "the path under which a proxy serves the pages; raters then log in"
+    sub.add_argument("--root-path", metavar="/PATH", default="", help=text)
     sub.add_argument("--base", help="the base of a new project")
     _set_option(sub)

@@ -8,7 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.preferences.accounts import remove_password, set_password, with_password
+from lorarlhf.preferences.accounts import (
+    OWNER,
+    remove_password,
+    set_password,
+    set_role,
+    with_password,
+)
 from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.merge import merge_votes
@@ -82,7 +88,7 @@ def _export(store: Store, args: Namespace) -> Output:
     out, purpose = Path(args.out).expanduser(), args.purpose or "train"
     if out.exists():
         raise UserError(f"{out} exists already. Name another file with --out.")
-    found = store.votes(rater=args.rater)
+    found = store.votes(rater=args.rater and store.rater_name(args.rater))
     if args.rater is not None and not found:
         raise UserError(f"There are no votes of {args.rater}.{_names(store)}")
     wanted = [vote for vote in found if purpose in ("all", vote.purpose)]
@@ -134,13 +140,20 @@ def _summary(store: Store) -> Output:
 
 
 def raters(args: Namespace) -> Output:
-    """One of: a list, --add, --remove."""
+    """One of: a list, --add, --change, --remove."""
     if args.password_stdin and args.add is None:
         raise UserError("--password-stdin belongs to --add NAME.")
+    if args.role is not None and args.add is None and args.change is None:
+        raise UserError("--role belongs to --add NAME or --change NAME.")
+    if args.change is not None and args.role is None:
+        raise UserError("--change NAME needs the new role: --role owner or --role rater.")
     store = Project(args.project).store()
     try:
         if args.add is not None:
-            return _add(store, args.add, args.password_stdin)
+            return _add(store, args)
+        if args.change is not None:
+            set_role(store, args.change, args.role)
+            return {"changed": args.change, "role": args.role}, f"{args.change} is {_a(args.role)}."
         if args.remove is not None:
             remove_password(store, args.remove)
             text = f"{args.remove} can't log in any more. The votes stay."
@@ -150,11 +163,19 @@ def raters(args: Namespace) -> Output:
         store.close()
 
 
-def _add(store: Store, name: str, from_stdin: bool) -> Output:
-    known = name in with_password(store)
-    set_password(store, name, _password(name, from_stdin))
-    new = "has a new password; earlier logins have ended" if known else "can log in"
-    return {"added": name, "had_password": known}, f"{name} {new}."
+def _add(store: Store, args: Namespace) -> Output:
+    name = args.add
+    known = store.rater_name(name) in with_password(store)
+    set_password(store, name, _password(name, args.password_stdin), args.role)
+    found = next(one for one in count_by_rater(store) if one.name == store.rater_name(name))
+    role = _a(found.role)
+    new = f"has a new password and is {role}; earlier logins have ended"
+    text = f"{name} {new if known else f'can log in as {role}'}."
+    return {"added": name, "had_password": known, "role": found.role}, text
+
+
+def _a(role: str) -> str:
+    return "an owner" if role == OWNER else "a rater"
 
 
 def _password(name: str, from_stdin: bool) -> str:
@@ -180,7 +201,7 @@ def _list(store: Store) -> Output:
     width = max((len(rater.name) for rater in raters), default=0)
     lines = [
         f"{rater.name:{width}}  {_many(rater.votes, 'vote')}, "
-        f"{'can log in' if rater.can_log_in else 'no password'}"
+        f"{f'can log in as {_a(rater.role)}' if rater.can_log_in else 'no password'}"
         for rater in raters
     ]
     text = "\n".join(lines) or "Nobody has voted yet. Add raters with --add NAME."

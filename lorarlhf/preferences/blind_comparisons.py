@@ -4,7 +4,6 @@ Their items have the purpose `compare`. The tables call a blind comparison a `ta
 """
 
 import json
-import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +20,6 @@ class BlindComparison:
     first: str
     second: str
     wanted: int
-
-    @property
-    def blind_names(self) -> tuple[str, str]:
-        """The letters that stand for first and second until the end, in an order drawn by id."""
-        # This text is the seed: with another one, the letters of a running comparison would swap.
-        swapped = random.Random(f"taste test {self.id}").random() < 0.5
-        return ("Y", "X") if swapped else ("X", "Y")
 
 
 def add_comparison(store: Store, first: str, second: str, wanted: int) -> BlindComparison:

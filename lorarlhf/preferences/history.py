@@ -13,6 +13,7 @@ from lorarlhf.preferences.records import (
     Ranking,
     Verdict,
     Vote,
+    spellings,
 )
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
@@ -27,6 +28,7 @@ class VoteFilter:
     """Which votes to find; None and "" exclude none.
 
     Attributes:
+        without_login: beside the rater's, the votes of all names that nobody can log in with.
         words: each of them occurs in the prompt, an answer, the note or the edited answer; upper
             and lower case are the same.
     """
@@ -35,6 +37,7 @@ class VoteFilter:
     purpose: str | None = None
     verdict: str | None = None
     words: str = ""
+    without_login: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def find(store: Store, wanted: VoteFilter, start: int = 0, count: int = PAGE) ->
     query = f"{_IDS} {words} ORDER BY c.voted_at DESC, c.id DESC LIMIT :count OFFSET :start"
     values |= {"rater": wanted.rater or None, "purpose": wanted.purpose or None}
     values |= {"verdict": wanted.verdict or None, "count": count, "start": max(0, start)}
+    values |= {"without_login": wanted.without_login}
     rows = store.rows(query, values)
     if not rows and start > 0:
         total = len(store.rows(query, values | {"start": 0, "count": -1}))
@@ -72,7 +76,8 @@ _IDS = """
     JOIN rater r ON r.id = p.rater_id
     JOIN item i ON i.id = p.item_id
     JOIN prompt q ON q.id = i.prompt_id
-    WHERE c.verdict != 'undone' AND (:rater IS NULL OR r.name = :rater)
+    WHERE c.verdict != 'undone'
+    AND (:rater IS NULL OR r.name = :rater OR (:without_login AND r.password IS NULL))
     AND (:purpose IS NULL OR i.purpose = :purpose) AND (:verdict IS NULL OR c.verdict = :verdict)
 """
 # A prompt is JSON, in which only the contents are searched and not roles and keys.
@@ -91,7 +96,8 @@ def _words(text: str) -> tuple[str, dict[str, object]]:
     parts, values = [], dict[str, object]()
     for number, word in enumerate(text.split()[:MOST_WORDS]):
         # SQLite's LIKE ignores case in ASCII only.
-        forms = dict.fromkeys((word.lower(), word.upper(), word.capitalize()))
+        cases = (word.lower(), word.upper(), word.capitalize())
+        forms = dict.fromkeys(form for case in cases for form in spellings(case))
         forms = forms if not word.isascii() else {word: None}
         either = []
         for form_number, form in enumerate(forms):

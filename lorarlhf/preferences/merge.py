@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorarlhf.preferences.records import ImportedVote, Prompt, Verdict
@@ -30,6 +30,7 @@ def merge_votes(store: Store, votes: Sequence[ImportedVote]) -> Merged:
         votes: as checked by `imports.read_votes`.
     """
     with store.write():  # so that nobody else imports the same file in between
+        votes = [replace(vote, rater=store.rater_name(vote.rater)) for vote in votes]
         timed, untimed = _known_votes(store, votes)
         new = []
         for vote in votes:

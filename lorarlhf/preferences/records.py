@@ -64,6 +64,7 @@ class Vote:
     sampling: list[dict[str, Any]]  # of each completion
     repeats: int | None
     origin: dict[str, Any]
+    imported: bool = False  # from a file, and not cast on the pages
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,19 @@ def check_verdict(verdict: Verdict, count: int) -> None:
         raise ValueError("a ranking has at least one tier, and none is empty")
     if len(verdict.ranking) == 1 and len(placed) == count:
         raise ValueError("a ranking that prefers nothing is a tie: use the verdict tie")
+
+
+def spellings(text: str) -> list[str]:
+    """The text in Unicode's composed form (NFC), as it is, and decomposed (NFD); each once.
+
+    They look the same and have the same meaning, and which one a person types depends on the
+    keyboard and the system.
+    """
+    return list(
+        dict.fromkeys(
+            (unicodedata.normalize("NFC", text), text, unicodedata.normalize("NFD", text))
+        )
+    )
 
 
 def is_name(name: Any) -> bool:

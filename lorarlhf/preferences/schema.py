@@ -132,6 +132,11 @@ MIGRATIONS = (
     """
     ALTER TABLE presentation ADD COLUMN imported INTEGER NOT NULL DEFAULT 0;  -- not cast here
     """,
+    """
+    ALTER TABLE rater ADD COLUMN role TEXT NOT NULL DEFAULT 'rater';  -- at the pages; or owner
+    -- Whoever could log in before there were roles could do everything.
+    UPDATE rater SET role = 'owner' WHERE password IS NOT NULL;
+    """,
 )
 
 

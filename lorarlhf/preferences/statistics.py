@@ -24,6 +24,7 @@ class RaterCount:
     name: str
     votes: int
     can_log_in: bool
+    role: str = "rater"  # at the pages; see `accounts`
 
 
 def count_votes(store: Store) -> list[VoteCount]:
@@ -39,11 +40,14 @@ def count_votes(store: Store) -> list[VoteCount]:
 def count_by_rater(store: Store) -> list[RaterCount]:
     """All raters by name, with the number of their votes and whether they have a password."""
     rows = store.rows(
-        "SELECT r.name, count(c.id) AS votes, r.password IS NOT NULL AS can_log_in FROM rater r "
+        "SELECT r.name, count(c.id) AS votes, r.password IS NOT NULL AS can_log_in, "
+        "r.role FROM rater r "
         "LEFT JOIN presentation p ON p.rater_id = r.id LEFT JOIN current_judgement c "
         "ON c.presentation_id = p.id AND c.verdict != 'undone' GROUP BY r.id ORDER BY r.name"
     )
-    return [RaterCount(row["name"], row["votes"], bool(row["can_log_in"])) for row in rows]
+    return [
+        RaterCount(row["name"], row["votes"], bool(row["can_log_in"]), row["role"]) for row in rows
+    ]
 
 
 def agreement(store: Store) -> dict[str, int]:
@@ -83,6 +87,22 @@ def count_asked(store: Store) -> list[tuple[Prompt, int]]:
         "WHERE i.purpose = 'train' GROUP BY q.id"
     )
     return [(json.loads(row["messages"]), row["asked"]) for row in rows]
+
+
+def count_to_train_on(store: Store, rater: str, most: int) -> int:
+    """How many votes of a rater, or imported ones, there are to train on; `most` at most.
+
+    It stops counting there, since this happens at every vote.
+    """
+    rows = store.rows(
+        "SELECT count(*) FROM (SELECT 1 FROM judgement j "
+        "JOIN presentation p ON p.id = j.presentation_id JOIN rater r ON r.id = p.rater_id "
+        "JOIN item i ON i.id = p.item_id WHERE i.purpose = 'train' "
+        "AND j.verdict NOT IN ('skip', 'undone') AND (r.name = ? OR p.imported = 1) "
+        "AND NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id) LIMIT ?)",
+        (rater, most),
+    )
+    return rows[0][0]
 
 
 def newest_judgement(store: Store) -> int | None:

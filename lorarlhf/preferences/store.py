@@ -19,6 +19,7 @@ from lorarlhf.preferences.records import (
     Verdict,
     Vote,
     check_verdict,
+    spellings,
     stable_order,
 )
 from lorarlhf.preferences.rows import (
@@ -98,13 +99,27 @@ class Store(Database):
         return int(item or 0)
 
     def rater(self, name: str) -> int:
-        """The id of the rater with this name, who is added if new."""
+        """The id of the rater with this name, who is added if new; see `rater_name`."""
         with self.write() as db:
+            name = self.rater_name(name)
             db.execute(
                 "INSERT INTO rater (name, created_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
                 (name, now()),
             )
             return db.execute("SELECT id FROM rater WHERE name = ?", (name,)).fetchone()[0]
+
+    def rater_name(self, name: str) -> str:
+        """A rater's name as the store has it, in whatever Unicode form it is given.
+
+        New names are stored composed (NFC); older stores may have others.
+        """
+        forms = spellings(name)
+        rows = self.rows(
+            "SELECT name FROM rater WHERE name IN (SELECT value FROM json_each(?))",
+            (json.dumps(forms),),
+        )
+        known = {row["name"] for row in rows}
+        return next((form for form in (name, *forms) if form in known), forms[0])
 
     # ---- showing and judging
 

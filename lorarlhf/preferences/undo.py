@@ -56,6 +56,24 @@ def present_again(store: Store, presentation_id: int) -> Presentation:
         return store.present(row["item_id"], row["name"], row["repeats"], order)
 
 
+def typed_before(store: Store, presentation: Presentation) -> dict[str, str]:
+    """The note, the better answer and the strength of the vote on this item that was taken back.
+
+    Empty if the rater's last vote on the item stands, or if there was none.
+    """
+    rows = store.rows(
+        "SELECT j.verdict, old.note, old.edited, old.strength FROM presentation now "
+        "JOIN presentation p ON p.item_id = now.item_id AND p.rater_id = now.rater_id "
+        "JOIN judgement j ON j.presentation_id = p.id "
+        "LEFT JOIN judgement old ON old.id = j.supersedes "
+        "WHERE now.id = ? ORDER BY j.id DESC LIMIT 1",
+        (presentation.id,),
+    )
+    if not rows or rows[0]["verdict"] != UNDONE:
+        return {}
+    return {name: rows[0][name] or "" for name in ("note", "edited", "strength")}
+
+
 def last_vote(
     store: Store, rater: str, purpose: str = "train", comparison: int | None = None
 ) -> int | None:

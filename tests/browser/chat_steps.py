@@ -16,7 +16,10 @@ RUN = "0001-sft"
 LONGEST = 2048  # takes many seconds
 # Gradio loses what is asked in the very moment in which its stream of answers is being closed.
 SETTLED_MS = 300
-KEPT = "Saved. The conversation continues with the better answer."
+KEPT = re.compile(
+    r"^\s*Saved\. The left answer is by \S+, the right one by \S+\. "
+    r"The conversation continues with the better answer\.\s*$"
+)
 
 
 @contextlib.contextmanager

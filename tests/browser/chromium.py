@@ -60,7 +60,7 @@ def provide() -> str:
     """
     tried: list[str] = []
     path = _look(tried)
-    for name, install in (("the download", _download), ("Debian's package", _install_package)):
+    for name, install in (("the download", _download), ("Debian's package", install_package)):
         if path or os.environ.get(VARIABLE):
             break
         problem = install()
@@ -163,14 +163,14 @@ def _download() -> str:
     return _report(f"`python -m playwright install chromium` failed ({reason})")
 
 
-def _install_package() -> str:
+def install_package(name: str = "chromium") -> str:
     """Install Debian's package, as root or by sudo. Returns what went wrong, or an empty text."""
     if not shutil.which("apt-get"):
         return _report("Debian's package was not tried (there is no apt-get)")
     rights = _rights()
     if rights is None:
         return _report("Debian's package was not tried (not root, and no sudo without a password)")
-    command = [*rights, "apt-get", "install", "-y", "--no-install-recommends", "chromium"]
+    command = [*rights, "apt-get", "install", "-y", "--no-install-recommends", name]
     _say(f"Installing Debian's package: {' '.join(command)}")
     status, output = _run(command, APT_SECONDS)
     if status not in (0, TIMED_OUT):

@@ -139,7 +139,7 @@ def test_a_vote_lands_with_both_sources(
     (vote,) = project.votes()
     assert project.rows() == 1
     assert vote.prompt == [{"role": "user", "content": "A colour?"}]
-    assert vote.sources == ["base", f"runs/{RUN}"]
+    assert sorted(vote.sources) == ["base", f"runs/{RUN}"]  # the sides are shuffled
     assert list(map(letters, vote.completions)) == list(map(letters, shown))
     assert (vote.verdict.verdict, vote.verdict.ranking) == ("ranked", [[best], [1 - best]])
     assert (vote.purpose, vote.rater, vote.origin) == ("train", ME, {"page": "chat"})

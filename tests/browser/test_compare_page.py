@@ -12,7 +12,6 @@ from playwright.sync_api import Page, expect
 
 from lorarlhf.data.readers import bundled, read_prompts
 from lorarlhf.preferences.records import Vote
-from lorarlhf_ui.compare import BlindComparison
 from tests.browser.projects import (
     ServedProject,
     bodies,
@@ -122,13 +121,9 @@ def test_a_comparison_from_start_to_end(open_page: Any, project: ServedProject) 
     chosen = []
     for number, key in enumerate(["1", "2", "t", "ArrowRight", "g"]):
         asked(page, number)
-        if number:
-            expect(part(page, "meter")).to_have_text(
-                re.compile(rf"^[XY] against [XY]: wins \d+% of {number} \(\d+ to \d+%\)\.$")
-            )
         blind(page)
         chosen.append(bodies(page)[key in ("2", "ArrowRight")])
-        score = part(page, "meter").inner_text()
+        expect(judge(page)).not_to_contain_text("wins")  # who is ahead would sway the next vote
         page.keyboard.press(key)
     ends(page, f"runs/{SECOND} against runs/{FIRST}: wins ")
     expect(part(page, "progress")).to_have_text("5 of 5 votes")
@@ -146,11 +141,8 @@ def test_a_comparison_from_start_to_end(open_page: Any, project: ServedProject) 
     assert f"wins {round(100 * (won + 1) / 5)}% of 5 (" in said
     assert f"Wins of runs/{SECOND}: {won}, of runs/{FIRST}: {lost}, ties: 2." in said
 
-    # X and Y are who they were.
     row = project.store.rows("SELECT * FROM taste_test")[0]
-    names = BlindComparison(row["id"], row["first"], row["second"], row["wanted"]).blind_names
     assert (row["first"], row["second"], row["wanted"]) == (f"runs/{FIRST}", f"runs/{SECOND}", 5)
-    assert score.startswith(f"{names[1]} against {names[0]}: ")
 
 
 def blind(page: Page) -> None:
@@ -161,7 +153,7 @@ def blind(page: Page) -> None:
     views = [json.loads(text) for text in heard if text.startswith('{"token"')]
     assert views
     for view in views:
-        assert set(view) <= {"token", "prompt", "answers", "progress", "score", "voted", "last"}
+        assert set(view) <= {"token", "prompt", "answers", "progress", "voted", "last"}
         assert all(set(answer) == {"html", "text", "flag"} for answer in view["answers"])
     assert any("names are shown at the end" in text for text in heard)  # the stream was heard
 
@@ -199,11 +191,9 @@ def test_a_reload_in_the_middle_goes_on(open_page: Any, project: ServedProject) 
     page.keyboard.press("2")
     asked(page, 1)
     before, prompt = bodies(page), part(page, "prompt").inner_text()
-    score = part(page, "meter").inner_text()
     page.reload()
     asked(page, 1)
     assert (bodies(page), part(page, "prompt").inner_text()) == (before, prompt)
-    expect(part(page, "meter")).to_have_text(score)
     page.keyboard.press("s")
     expect(part(page, "prompt")).not_to_have_text(prompt)
     asked(page, 1)  # a skip counts for nothing
@@ -218,7 +208,6 @@ def test_undo_in_the_middle_and_at_the_end(open_page: Any, project: ServedProjec
     page.keyboard.press("u")
     asked(page, 0)
     assert bodies(page) == before and compared(project) == [] and project.rows() == 2
-    expect(part(page, "meter")).to_have_text("")
     for number in range(5):
         asked(page, number)
         press(page, "tie")

@@ -43,7 +43,7 @@ with blocks.route("History", "/history"):
 app = fastapi.FastAPI()
 add_files(app, store, not login)
 app = gr.mount_gradio_app(app, blocks, path="/", auth_dependency=rater_of, theme=theme(),
-    css=static("pages.css"),
+    css=static("pages.css") + static("text.css"),
     head='<meta name="viewport" content="width=device-width, initial-scale=1">', **SAFE_LAUNCH)
 access = Access(frozenset({"127.0.0.1"}), login, "me")
 uvicorn.run(Guard(app, store, access, ("/", "/history")), port=port, log_level="warning")
@@ -110,6 +110,9 @@ def no_sideways(page: Page) -> None:
 
 def test_votes_are_listed_in_pages_and_filtered(open_page: Any, server: Any) -> None:
     page = open_page(f"{server.url}/history")
+    # Everybody's where nobody logs in, so that imported votes are seen.
+    expect(status(page)).to_have_text("Votes 1 to 50 of 74, the newest first.")
+    page.locator("#history").get_by_label("Whose").select_option("mine")
     expect(status(page)).to_have_text("Votes 1 to 50 of 73, the newest first.")
     expect(rows(page)).to_have_count(50)
     page.get_by_role("button", name="Older").click()
@@ -126,6 +129,23 @@ def test_votes_are_listed_in_pages_and_filtered(open_page: Any, server: Any) -> 
     page.get_by_label("Words in").fill("ÜBER GREEN.")
     expect(rows(page)).to_have_count(1)
     expect(rows(page)).to_contain_text("B > A = C")
+
+
+def test_the_first_click_on_a_result_opens_it(open_page: Any, server: Any) -> None:
+    page = open_page(f"{server.url}/history")
+    expect(rows(page)).to_have_count(50)
+    words = page.get_by_label("Words in")
+    words.press_sequentially("Über green.")
+    expect(rows(page)).to_have_count(1)
+    rows(page).first.get_by_role("button").first.click()  # the field reports its change only now
+    expect(rows(page).first.locator(".details")).to_be_visible()
+    page.wait_for_timeout(700)
+    expect(rows(page).first.locator(".details")).to_be_visible()
+    words.press_sequentially(" ")  # and while the next search is on its way
+    rows(page).first.get_by_role("button").first.click()
+    rows(page).first.get_by_role("button").first.click()
+    page.wait_for_timeout(700)
+    expect(rows(page).first.locator(".details")).to_be_visible()
 
 
 def test_a_vote_is_opened_with_the_keyboard(open_page: Any, server: Any) -> None:

@@ -97,7 +97,7 @@ def test_votes_by_mouse_name_the_answer_that_was_clicked(
     assert all(0 < (vote.milliseconds or 0) < 60_000 for vote in project.votes())
     assert {vote.purpose for vote in project.votes()} == {"train"}
     assert project.rows() == 6
-    expect(part(page, "progress")).to_have_text("6 today · 6 in all · 6 in the last hour")
+    expect(part(page, "progress")).to_have_text("5 of 50 votes · 6 today · 6 in the last hour")
 
 
 def test_votes_by_key(open_page: Any, project: ServedProject) -> None:
@@ -156,7 +156,7 @@ def test_undo_brings_the_same_pair_back(
     shows(page, "First?")
     assert bodies(page) == before
     assert project.votes() == [] and project.rows() == 2
-    expect(part(page, "progress")).to_have_text("0 today · 0 in all · 0 in the last hour")
+    expect(part(page, "progress")).to_have_text("0 of 50 votes · 0 today · 0 in the last hour")
     undo()
     expect(part(page, "status")).to_have_text("You have no vote to undo.")
     page.keyboard.press("2")
@@ -237,7 +237,7 @@ def test_notes_and_edited_answers_are_kept(open_page: Any, project: ServedProjec
     project.ask("Second?")
     page = open_page(project.url)
     shows(page, "First?")
-    place = bodies(page).index("Red is best.")
+    place = bodies(page).index("Red *is* best.")
     page.get_by_role("article", name=f"Answer {LETTERS[place]}").get_by_role("button").first.click()
     expect(part(page, "edited")).to_be_focused()
     expect(part(page, "edited")).to_have_value("Red *is* best.")
@@ -288,11 +288,16 @@ def test_two_tabs_cast_one_vote_a_pair(open_page: Any, project: ServedProject) -
     one.keyboard.press("1")
     shows(one, "Question 2?")
     two.keyboard.press("2")  # too late: the first one stands
+    expect(part(two, "status")).to_contain_text(
+        "You have voted on these answers already, perhaps in another tab: A is better."
+    )
     shows(two, "Question 2?")
     assert verdicts(project) == [("A", None)]
     two.keyboard.press("t")
     shows(two, "Question 3?")
-    expect(part(one, "progress")).to_contain_text("2 in all")  # it has heard of the other's vote
+    expect(part(one, "progress")).to_contain_text(
+        "2 of 50 votes"
+    )  # it has heard of the other's vote
     one.keyboard.press("u")  # takes back the vote that this tab saw, not the other's
     shows(one, "Question 1?")
     assert verdicts(project) == [("tie", None)]

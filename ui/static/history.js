@@ -7,11 +7,13 @@ const find = (name) => root.querySelector(`[data-part="${name}"]`);
 const filter = find("filter");
 const list = find("rows");
 const LETTERS = "ABCDEF";
+const FIELDS = ["ranking", "strength", "note", "edited"];
 const TYPING_MS = 300;
 const RETRY_MS = 1500;
 const NO_ANSWER = "The server does not answer. Your votes are saved; trying again …";
 
 let start = 0;
+let searched = ""; // the last search
 let searches = 0; // replies to earlier searches are not shown
 let opened = null; // the row whose details are shown
 
@@ -26,7 +28,7 @@ async function read(name, data, wanted) {
     } catch (error) {
       // Handled below, as a missing answer.
     }
-    if ((await reach()) === 401) return { error: "You are not logged in any more. Reload the page." };
+    if ((await reach()) === 401) return { error: LOGGED_OUT, login: true };
     if (wanted()) showStatus(NO_ANSWER, "warn");
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
@@ -40,6 +42,7 @@ async function write(name, data) {
   } catch (error) {
     // Handled below, as a missing answer.
   }
+  if ((await reach()) === 401) return { error: LOGGED_OUT, login: true };
   return { error: "The server does not answer. Open the vote again to see what was saved." };
 }
 
@@ -48,20 +51,27 @@ function showStatus(text, kind) {
   find("status").dataset.kind = kind || "";
 }
 
+function showProblem(reply) {
+  showStatus(reply.error, "warn");
+  if (reply.login) addLogin(find("status"));
+}
+
 // ---- the list
 
 async function search(from, message) {
   const number = (searches += 1);
   const data = { ...Object.fromEntries(new FormData(filter)), start: from };
+  if (find("whose").hidden) data.scope = "visible"; // until the server says whose votes one may see
+  searched = JSON.stringify(data);
   list.setAttribute("aria-busy", "true");
   const reply = await read("search", data, () => number === searches);
   if (!reply || number !== searches) return;
   list.removeAttribute("aria-busy");
-  if (reply.error) return showStatus(reply.error, "warn");
+  if (reply.error) return showProblem(reply);
   start = reply.start;
-  opened = null;
+  draftsOf = reply.drafts;
   find("whose").hidden = !reply.everybody;
-  list.replaceChildren(...reply.rows.map((row) => makeRow(row, reply.rater)));
+  drawRows(reply.rows, reply.rater);
   const last = start + reply.rows.length;
   const range = reply.total ? `Votes ${start + 1} to ${last} of ${reply.total.toLocaleString("en")}` : "";
   showStatus(message || (range ? `${range}, the newest first.` : nothing(reply)));
@@ -74,12 +84,24 @@ async function search(from, message) {
   find("older").onclick = () => turn(start + reply.page);
 }
 
+// Rows that are there already stay the same elements: one may be open, or under a finger.
+function drawRows(rows, rater) {
+  const known = new Map([...list.children].map((item) => [item.dataset.id, item]));
+  const items = rows.map((row) => known.get(String(row.id)) || makeRow(row, rater));
+  items.forEach((item, place) => fill(item, rows[place], rater));
+  for (const item of known.values()) if (!items.includes(item)) item.remove();
+  items.forEach((item, place) => {
+    if (list.children[place] !== item) list.insertBefore(item, list.children[place] || null);
+  });
+  if (opened && !items.includes(opened)) opened = null;
+}
+
 function nothing(reply) {
   const fields = Object.entries(Object.fromEntries(new FormData(filter)));
   const filtered = fields.some(([name, value]) => value && name !== "scope");
   if (filtered) return "No votes match. Change the filters above.";
   const others = reply.everybody && filter.elements.scope.value === "mine";
-  return `There are no votes${others ? " of yours" : ""} yet.` + (others ? " Choose everybody's votes above." : "");
+  return `There are no votes${others ? " of yours" : ""} yet.` + (others ? " Choose all votes above." : "");
 }
 
 async function turn(from) {
@@ -103,6 +125,7 @@ function makeRow(row, rater) {
   button.type = "button";
   button.setAttribute("aria-expanded", "false");
   button.append(make("span", "verdict"), make("span", "question"), make("span", "about"));
+  button.querySelector(".question").dir = "auto";
   button.addEventListener("click", () => (item === opened ? close() : open(item)));
   item.append(button);
   fill(item, row, rater);
@@ -115,6 +138,7 @@ function fill(item, row, rater) {
   item.querySelector(".question").textContent = row.prompt || "(an empty prompt)";
   const about = [when(row.when)];
   if (row.rater !== rater) about.push(row.rater);
+  if (row.imported && row.rater !== "imported") about.push("imported");
   if (row.purpose === "compare") about.push("blind comparison");
   if (row.noted) about.push("note");
   if (row.edited) about.push("better answer");
@@ -150,7 +174,7 @@ async function open(item) {
   if (!reply || opened !== item) return;
   if (reply.error) {
     close();
-    return showStatus(reply.error, "warn");
+    return showProblem(reply);
   }
   draw(item, reply);
 }
@@ -180,6 +204,7 @@ function facts(vote) {
   if (vote.rater) parts.push(`by ${vote.rater}`);
   if (vote.milliseconds !== null) parts.push(`after ${duration(vote.milliseconds)}`);
   if (vote.repeat) parts.push("shown a second time");
+  if (vote.imported) parts.push("imported from a file");
   return parts.join(" · ");
 }
 
@@ -216,19 +241,30 @@ function prepare(form, vote, item) {
     label.append(radio, text);
     form.querySelector(".verdicts").append(label);
   }
-  for (const name of ["ranking", "strength", "note", "edited"]) form.elements[name].value = vote[name];
+  const draft = readDraft(`vote ${vote.id}`) || {};
+  for (const name of FIELDS) form.elements[name].value = draft[name] ?? vote[name];
+  if (draft.verdict) form.elements.verdict.value = draft.verdict;
+  form.closest("details").open = Boolean(draft.verdict);
+  const keep = () => keepDraft(`vote ${vote.id}`, readFields(form));
   const update = () => {
     const chosen = form.elements.verdict.value;
     form.querySelector(".ranking").hidden = chosen !== "ranked";
     form.elements.strength.disabled = !(chosen === "ranked" || chosen.includes(">"));
   };
   form.addEventListener("change", update);
+  form.addEventListener("change", keep);
+  form.addEventListener("input", keep);
   update();
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     send(form, "correct", { id: vote.id, vote: readForm(form) }, item);
   });
   form.querySelector(".undo").addEventListener("click", () => send(form, "undo", { id: vote.id }, item));
+}
+
+function readFields(form) {
+  const names = ["verdict", ...FIELDS];
+  return Object.fromEntries(names.map((name) => [name, form.elements[name].value]));
 }
 
 function readForm(form) {
@@ -247,8 +283,10 @@ async function send(form, name, data, item) {
   form.removeAttribute("aria-busy");
   if (reply.error) {
     form.querySelector(".problem").textContent = reply.error;
+    if (reply.login) addLogin(form.querySelector(".problem"));
     return;
   }
+  dropDraft(`vote ${data.id}`);
   document.dispatchEvent(new CustomEvent("lorarlhf-votes", { detail: root }));
   if (reply.gone) return removeRow(item, reply.message);
   showStatus(reply.message);
@@ -271,7 +309,11 @@ async function removeRow(item, text) {
 
 let typing = null;
 filter.addEventListener("submit", (event) => event.preventDefault());
-filter.addEventListener("change", () => search(0));
+// The field of words reports a change only when it is left, as by a click on what it found.
+filter.addEventListener("change", () => {
+  const data = { ...Object.fromEntries(new FormData(filter)), start };
+  if (JSON.stringify(data) !== searched) search(0);
+});
 filter.elements.words.addEventListener("input", () => {
   clearTimeout(typing);
   typing = setTimeout(() => search(0), TYPING_MS);

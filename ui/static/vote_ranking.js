@@ -126,7 +126,7 @@ function rowKey(event, position) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const steps = { ArrowUp: -1, ArrowDown: 1 };
   if (event.key in steps) move(position, steps[event.key]);
-  else if (event.key === "=") tie(position);
+  else if (keyOf(event) === "=") tie(position);
   else return;
   event.preventDefault();
   event.stopPropagation();

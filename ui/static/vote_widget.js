@@ -1,6 +1,7 @@
 // The widget that shows an item and takes a vote, for the Rate page and the Compare page.
 // It runs inside a gr.HTML: `element` is its root, `server` calls the page's Python functions.
-// vote_ranking.js comes before it: the rows with which three or more answers are ranked.
+// Before it come drafts.js, raw.js, vote_cards.js (the answers) and vote_ranking.js (the rows with
+// which three or more of them are ranked).
 
 const root = element.querySelector(".vote-widget");
 const find = (name) => root.querySelector(`[data-part="${name}"]`);
@@ -23,16 +24,16 @@ async function call(name, data) {
     try {
       const answer = await server[name](data);
       if (answer === undefined || answer === null) throw new Error("no answer");
-      showStatus("");
+      if (find("status").dataset.kind === "trouble") showStatus("");
       return answer;
     } catch (error) {
       const status = await reach();
-      if (status === 401) return { error: "You are not logged in any more. Reload the page." };
+      if (status === 401) return { error: LOGGED_OUT, login: true };
       if (status) refused += 1;
       if (refused > 2)
         return { error: "The server refuses this request. Reload the page; your votes are saved." };
       if (!status)
-        showStatus("The server does not answer. Your votes are saved; trying again …", "warn");
+        showStatus("The server does not answer. Your votes are saved; trying again …", "trouble");
       await pause(RETRY_MS);
     }
   }
@@ -52,10 +53,13 @@ async function go(name, data) {
   if (reply.error) {
     if (reply.reload) show(reply.reload);
     showStatus(reply.error, "warn");
-    if (view?.streaming) watch();
+    if (reply.login) addLogin(find("status"));
+    else if (view?.streaming) watch();
     return false;
   }
   show(reply);
+  if (reply.notice) showStatus(reply.notice, "warn");
+  else if (name !== "begin") showStatus("");
   return true;
 }
 
@@ -64,6 +68,7 @@ async function go(name, data) {
 function show(reply) {
   // Live answers get another token when they are complete.
   const same = view && reply.answers && [reply.token, reply.was].includes(view.token);
+  if (reply.drafts) useDrafts(reply.drafts);
   view = reply;
   if (reply.last !== undefined) lastVote = reply.last;
   showProgress(reply);
@@ -84,75 +89,41 @@ function show(reply) {
   root.dataset.streaming = reply.streaming ? "yes" : "no";
   find("prompt").innerHTML = reply.prompt;
   draw(reply.answers);
+  const early = isEarly();
+  for (const button of root.querySelectorAll("[data-do]"))
+    if (NEED_TEXT.includes(button.dataset.do)) button.disabled = early;
   root.dataset.token = reply.token;
   if (!same) start(reply.answers.length);
+  if (reply.was) moveDraft(reply.was, reply.token);
   if (reply.streaming) watch();
 }
 
-// Reset everything that belonged to the item before.
+// Reset everything that belonged to the item before, and bring back what was typed for this one.
 function start(count) {
   shownAt = performance.now();
-  choose(null);
-  find("note").value = "";
-  find("edited").value = "";
-  find("more").open = false;
+  const typed = readDraft(view.token) || readDraft(view.was) || view.draft || {};
+  find("note").value = typed.note || "";
+  find("edited").value = typed.edited || "";
+  find("more").open = Boolean(typed.note || typed.edited);
+  strength = null;
+  choose(typed.strength || null);
   startRanking(count);
-  for (const card of root.querySelectorAll(".answer")) card.classList.remove("open");
-  fold();
-}
-
-function draw(answers) {
-  const grid = find("answers");
-  while (grid.children.length > answers.length) grid.lastElementChild.remove();
-  answers.forEach((answer, position) => {
-    const card = grid.children[position] || grid.appendChild(makeCard(position));
-    card.querySelector(".body").innerHTML = answer.html || "<p class='faint'>…</p>";
-    card.querySelector(".flag").hidden = !answer.flag;
-  });
-  fold();
-}
-
-function makeCard(position) {
-  const card = document.createElement("article");
-  card.className = "answer";
-  card.setAttribute("aria-label", `Answer ${LETTERS[position]}`);
-  card.innerHTML =
-    `<header><span class="letter">${LETTERS[position]}</span>` +
-    `<button type="button" class="quiet edit">Edit a copy</button></header>` +
-    `<p class="flag" hidden>This answer names its maker. Skip it if that influences you.</p>` +
-    `<div class="body"></div><button type="button" class="quiet unfold" hidden>Show all</button>`;
-  card.querySelector(".unfold").addEventListener("click", () => {
-    card.classList.toggle("open");
-    fold();
-    card.scrollIntoView({ block: "nearest" });
-  });
-  card.querySelector(".edit").addEventListener("click", () => {
-    find("more").open = true;
-    find("edited").value = view.answers[position].text;
-    find("edited").focus();
-  });
-  return card;
-}
-
-function fold() {
-  for (const card of root.querySelectorAll(".answer")) {
-    const [body, unfold] = [card.querySelector(".body"), card.querySelector(".unfold")];
-    const open = card.classList.contains("open");
-    const long = !open && body.scrollHeight > body.clientHeight + 8;
-    unfold.hidden = !long && !open;
-    unfold.textContent = open ? "Show less" : "Show all";
-    card.classList.toggle("long", long);
-  }
+  startCards();
 }
 
 function showProgress(reply) {
   if (typeof reply.progress === "string") find("progress").textContent = reply.progress;
   else if (reply.progress) {
-    const { today, all, hour } = reply.progress;
-    find("progress").textContent = `${today} today · ${all} in all · ${hour} in the last hour`;
+    const { today, hour } = reply.progress;
+    find("progress").textContent = `${goalLine(reply.goal)} · ${today} today · ${hour} in the last hour`;
+    find("welcome").hidden = reply.goal.votes > 0;
   }
-  if (reply.score !== undefined) find("meter").textContent = reply.score;
   if (reply.meter) drawMeter(reply.meter);
+}
+
+function goalLine(goal) {
+  if (goal.of) return `${goal.votes} of ${goal.of} votes`;
+  return `${goal.reached} votes reached`;
 }
 
 function drawMeter(meter) {
@@ -160,13 +131,13 @@ function drawMeter(meter) {
   const bar = find("bar");
   bar.hidden = !meter.guesses;
   if (!meter.guesses) {
-    find("meter").textContent = "After a few votes this shows how often your next vote is predicted correctly.";
+    find("meter").textContent = "After a few votes, this shows how often your next vote is predicted correctly.";
     return;
   }
   find("meter").textContent =
-    `A reward head fitted to ${meter.votes} votes predicted ${percent(meter.right)} ` +
-    `(${percent(meter.low)} to ${percent(meter.high)}) of your last ${meter.guesses} · ` +
-    `“the longer one” ${percent(meter.longer)} · chance ${percent(meter.chance)}`;
+    `${percent(meter.right)} of your last ${meter.guesses} votes were predicted correctly ` +
+    `(${percent(meter.low)} to ${percent(meter.high)}). Guessing gets ${percent(meter.chance)}, ` +
+    `“the longer one” ${percent(meter.longer)}.`;
   bar.querySelector(".range").style.left = percent(meter.low);
   bar.querySelector(".range").style.width = percent(meter.high - meter.low);
   bar.querySelector(".point").style.left = percent(meter.right);
@@ -188,24 +159,52 @@ async function watch() {
   while (view.token === token && view.streaming) {
     const reply = await call("watch", { seen: view.seen });
     if (view.token !== token) break; // the rater voted in the meantime
-    if (reply.error) showStatus(reply.error, "warn");
-    if (reply.error) break;
+    if (reply.error) {
+      showStatus(reply.error, "warn");
+      if (reply.login) addLogin(find("status"));
+      break;
+    }
     if (busy) await pause(100); // the reply to that request decides what is shown
     else show(reply);
   }
   if (watched === token) watched = "";
 }
 
+// ---- drafts
+
+function useDrafts(name) {
+  if (draftsOf !== null) return;
+  draftsOf = name;
+  if (find("own")) draftField(find("own"), "own prompt");
+}
+
+const typedFields = () => ({ strength, note: find("note").value, edited: find("edited").value });
+const keepTyped = () => view?.answers && keepDraft(view.token, typedFields());
+
+// Live answers have become an item.
+function moveDraft(from, to) {
+  if (!readDraft(from)) return;
+  keepDraft(to, readDraft(from));
+  dropDraft(from);
+}
+
+for (const name of ["note", "edited"]) find(name).addEventListener("input", keepTyped);
+
 // ---- voting
 
 const READY = () => view && view.answers && !busy && performance.now() - shownAt > DOUBLE_CLICK_MS;
+const NEED_TEXT = ["first", "second", "rank", "tie", "both_good", "both_bad"];
+const isEarly = () => Boolean(view.streaming) && view.answers.some((answer) => !answer.text.trim());
 
-function send(verdict) {
+async function send(verdict) {
   if (!READY()) return;
+  if (isEarly() && verdict.verdict !== "skip")
+    return showStatus("An answer is still empty. Wait for its text, or skip.", "warn");
   showStatus("");
-  const more = { strength, note: find("note").value, edited: find("edited").value };
+  const { token } = view;
   const milliseconds = Math.round(performance.now() - shownAt);
-  go("vote", { token: view.token, vote: { ...verdict, ...more }, milliseconds });
+  const vote = { ...verdict, ...typedFields() };
+  if (await go("vote", { token, vote, milliseconds })) dropDraft(token);
 }
 
 function prefer(position) {
@@ -228,6 +227,7 @@ function undo() {
 
 function choose(name) {
   strength = name === strength ? null : name;
+  keepTyped();
   for (const button of root.querySelectorAll("[data-strength]"))
     button.setAttribute("aria-pressed", String(button.dataset.strength === strength));
 }
@@ -245,7 +245,9 @@ const ACTIONS = {
     const text = find("own").value;
     if (!text.trim()) return showStatus("Type a prompt first.", "warn");
     while (busy) await pause(50); // the page may be checking for new items
-    if ((await go("ask", { text })) && find("own").value === text) find("own").value = "";
+    if (!(await go("ask", { text })) || find("own").value !== text) return;
+    find("own").value = "";
+    dropDraft("own prompt");
   },
 };
 for (const button of root.querySelectorAll("[data-do]"))
@@ -266,7 +268,7 @@ function onKey(event) {
   const typing = target.closest("input, textarea, select, [contenteditable='true']");
   if (typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   const onButton = target.closest("button, a, summary, [role='tab']");
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const key = keyOf(event);
   const many = view && view.answers && view.answers.length > 2;
   if (key === "Enter" && (!many || onButton)) return;
   if (key === "Enter") sendRanking();
