@@ -3,10 +3,12 @@
 import threading
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.chat_page import NOBODY, _ChatPage
 from tests.chat_steps import BOTH, Asking, OpenBench, say, turns
 from tests.pages import Bench, FakeEngine, add_run, until
 
@@ -228,16 +230,50 @@ def test_stop_keeps_what_is_there(bench: Bench) -> None:
     assert bench.engine.stopped == [asked.job]
 
 
-def test_a_page_that_goes_away_stops_its_answers(bench: Bench) -> None:
+def test_answers_go_on_while_a_page_is_reloaded(bench: Bench) -> None:
     updates = bench.conversations.send("ann", "Hello?", BOTH)
     next(updates)
     asked = bench.engine.live[0]
     asked.write("Hi", "Ho")
     next(updates)
     updates.close()
-    assert bench.engine.stopped == [asked.job]
-    assert turns(bench.conversations.of("ann")) == [("Hello?", ["Hi", "Ho"])]
-    say(bench, "And?", "x", "y")
+    assert bench.engine.stopped == [] and bench.conversations.of("ann").busy
+    asked.write("Hi, I", "Ho")
+    again = Asking(bench.conversations.watch("ann"))
+    until(lambda: ["Hi, I", "Ho"] in again.seen)
+    asked.end("Hi, I am.", "Ho.")
+    again.end()
+    assert again.seen[-1] == ["Hi, I am.", "Ho."]
+    assert turns(bench.conversations.of("ann")) == [("Hello?", ["Hi, I am.", "Ho."])]
+    bench.conversations.vote("ann", "left")
+
+
+def test_answers_that_nobody_watches_are_kept_whole(bench: Bench) -> None:
+    for text in ("Hello?", "And?"):
+        updates = bench.conversations.send("ann", text, BOTH)
+        next(updates)
+        updates.close()
+        bench.engine.live[-1].end("Hi.", "Ho.")
+    assert turns(bench.conversations.of("ann"))[-1] == ("And?", ["Hi.", "Ho."])
+    updates = bench.conversations.send("ann", "More?", BOTH)
+    next(updates)
+    updates.close()
+    bench.engine.live[-1].fail("There is not enough memory.")
+    assert len(bench.conversations.of("ann").turns) == 2
+    with pytest.raises(UserError, match="not enough memory"):
+        list(bench.conversations.watch("ann"))
+
+
+def test_a_message_that_fails_late_is_said_with_its_text(bench: Bench) -> None:
+    page = _ChatPage.__new__(_ChatPage)  # its handlers alone, without components
+    page.conversations = bench.conversations
+    options = ("base", NOBODY, "", 0.7, 16, False)
+    events = page.on_send(gr.Request(username="ann"), "Why <think> {{x}}?", *options)
+    assert next(events)[0] == ""  # the field is empty, and may hold the next message
+    bench.engine.live[-1].fail("There is not enough memory.")
+    shown = [event[3] for event in events]
+    assert "not enough memory. Your message is not answered: “Why &lt;think&gt; &#123;" in shown[-1]
+    assert bench.conversations.of("ann").turns == []
 
 
 def test_two_tabs_can_not_ask_at_once(bench: Bench) -> None:

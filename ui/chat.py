@@ -61,6 +61,8 @@ class Conversation:
         job: the answers that are being generated, or the last ones.
         options: temperature and max_new_tokens of the last answers.
         models: who answers, in the order in which the rater chose them.
+        before: system, turns and options before the last message, for the case that it fails.
+        settled: whether the result of `job` is taken over.
     """
 
     system: str = ""
@@ -68,6 +70,8 @@ class Conversation:
     job: Job | None = None
     options: dict[str, Any] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
+    before: tuple[str, list[Turn], dict[str, Any]] | None = None
+    settled: bool = True
 
     @property
     def busy(self) -> bool:
@@ -89,7 +93,7 @@ class Conversation:
             last = number == len(self.turns) - 1
             position = min(side, len(turn.answers) - 1) if last else turn.chosen
             messages.append({"role": "user", "content": turn.message})
-            messages.append({"role": "assistant", "content": turn.answers[position] or "…"})
+            messages.append({"role": "assistant", "content": turn.answers[position]})
         return messages
 
 
@@ -108,9 +112,11 @@ class Conversations:
         self._lock = threading.RLock()
 
     def of(self, rater: str) -> Conversation:
-        """The rater's conversation; a new one if there is none."""
+        """The rater's conversation as it is now; a new one if there is none."""
         with self._lock:
-            return self._conversations.setdefault(rater, Conversation())
+            conversation = self._conversations.setdefault(rater, Conversation())
+            self._update(conversation)
+            return conversation
 
     def restart(self, rater: str) -> Conversation:
         """Replace the rater's conversation by a new one."""
@@ -169,7 +175,7 @@ class Conversations:
             conversation = self.of(rater)
             if conversation.busy:
                 raise UserError("Still answering. Stop that first.")
-            before = conversation.system, conversation.turns, conversation.options
+            conversation.before = conversation.system, conversation.turns, conversation.options
             turn = Turn(text, places, [""] * len(places))
             conversation.models = chosen
             conversation.turns = [*conversation.turns[:at], turn]
@@ -180,19 +186,32 @@ class Conversations:
                 "max_new_tokens": int(max_new_tokens),
             }
             prompt = conversation.prompt(len(conversation.turns) - 1)
-            job = conversation.job = self.prefetch.engine.answer(
+            conversation.job = self.prefetch.engine.answer(
                 prompt, places, urgent=True, features=len(places) > 1, **conversation.options
             )
-        for _ in self._follow(turn, job):
-            if self.of(rater) is conversation:
-                yield conversation
-        if job.value is not None and job.value.get("features") and job.texts == turn.answers:
-            self.prefetch.states.put(prompt, turn.answers, job.value["features"])
-        if job.error is not None and not job.stopping:
-            with self._lock:
-                if conversation.job is job:
-                    conversation.system, conversation.turns, conversation.options = before
-            raise UserError(job.error)
+            conversation.settled = False
+        yield from self.watch(rater)
+
+    def watch(self, rater: str) -> Iterator[Conversation]:
+        """Yield the conversation repeatedly while its answers grow, and once at their end.
+
+        The answers go on if nobody watches, so a page that was reloaded finds them again.
+
+        Raises:
+            UserError: the engine failed, and the conversation is as it was before the message.
+        """
+        conversation = self.of(rater)
+        job = conversation.job
+        while job is not None:
+            ended = job.done or job.stopping
+            if self.of(rater) is not conversation or conversation.job is not job:
+                return
+            if job.error is not None and not job.stopping:
+                raise UserError(job.error)
+            yield conversation
+            if ended:
+                return
+            job.wait_for_more(conversation.turns[-1].answers, UPDATE_SECONDS)
 
     def is_answering(self, rater: str, text: str) -> bool:
         """Whether this very message is being answered."""
@@ -281,22 +300,18 @@ class Conversations:
                 raise UserError("The model is busy. Ask for the scores again later.") from error
         return conversation
 
-    def _follow(self, turn: Turn, job: Job) -> Iterator[None]:
-        """Yield while a turn's answers grow, and once more at the end, unless they failed."""
-        try:
-            while not job.done and not job.stopping:
-                yield
-                job.wait_for_more(turn.answers, UPDATE_SECONDS)
-                self._grow(turn, job)
-        finally:
-            if not job.done and not job.stopping:  # the page was closed
-                self.prefetch.engine.stop(job)
-        self._grow(turn, job)
-        if job.error is None or job.stopping:
-            yield
-
-    def _grow(self, turn: Turn, job: Job) -> None:
-        """Take over what was generated, unless somebody has stopped it."""
-        with self._lock:
-            if not job.stopping and job.error is None:
-                turn.answers = list(job.texts)
+    def _update(self, conversation: Conversation) -> None:
+        """Take over what was generated, unless somebody has stopped it, and what goes with it."""
+        job = conversation.job
+        if job is None or conversation.settled:
+            return
+        turn, conversation.settled = conversation.turns[-1], job.done
+        if job.error is None and not job.stopping:
+            turn.answers = list(job.texts)
+        if not conversation.settled:
+            return
+        if job.error is not None and not job.stopping and conversation.before is not None:
+            conversation.system, conversation.turns, conversation.options = conversation.before
+        elif job.value is not None and job.value.get("features") and job.texts == turn.answers:
+            prompt = conversation.prompt(len(conversation.turns) - 1)
+            self.prefetch.states.put(prompt, turn.answers, job.value["features"])

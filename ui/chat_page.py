@@ -1,17 +1,22 @@
 """The Chat page: one or two models answer the same conversation, side by side."""
 
-from collections.abc import Iterator
+import html
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.chat import Conversation, Conversations
+from lorarlhf_ui.chat import Conversation, Conversations, Message
 from lorarlhf_ui.events import IN_TURN, NEVER_DROPPED
+from lorarlhf_ui.markdown import render
 from lorarlhf_ui.security import rater_of
+from lorarlhf_ui.theme import static
+from lorarlhf_ui.votes import drafts_name
 
 NOBODY = "nobody"
 """The choice of no second model."""
+EMPTY = "One of the answers is empty, so there is nothing to compare. Answer again."
 VOTES = {
     "left": "Left is better",
     "right": "Right is better",
@@ -19,13 +24,8 @@ VOTES = {
     "both_good": "Both good",
     "both_bad": "Both bad",
 }
-# These tags are shown as text. Of these, Markdown produces only images. Gradio removes scripts,
-# and pages.css keeps the styles of the remaining tags inside their message.
-AS_TEXT = """
-    img image picture source audio video track canvas iframe object embed map area style form input
-    textarea select option label fieldset legend output meter progress link dialog details summary
-    b i u s small big sub sup mark font center marquee meta base
-"""
+SCRIPTS = ("reach.js", "drafts.js", "raw.js", "chat_thread.js")
+"""They run as one script on each side, in this order."""
 
 # Shows or hides the second side. It runs in the browser: Gradio can lose an event that is sent
 # while the previous one ends, and a message may follow at once.
@@ -54,8 +54,10 @@ class _ChatPage:
                 for label, name in (("Model", "left"), ("Second model", "right"))
             ]
         with gr.Row():
-            self.chatbots = [_chatbot("left", True), _chatbot("right", False)]
-        self.message = gr.Markdown(elem_id="chat-message", elem_classes="page-message")
+            self.sides = [_side("left", True), _side("right", False)]
+        self.message = gr.HTML(
+            elem_id="chat-message", elem_classes="page-message", apply_default_css=False
+        )
         with gr.Row(
             elem_id="chat-votes", elem_classes="small-buttons", visible=False
         ) as self.votes:
@@ -95,7 +97,7 @@ class _ChatPage:
 
     def _connect(self) -> None:
         options = [*self.models, self.system, self.temperature, self.tokens, self.scored]
-        shown = [*self.chatbots, self.message, self.votes]
+        shown = [*self.sides, self.message, self.votes]
         gr.on(None, self.fill, None, [*self.models, *shown], **NEVER_DROPPED)
         gr.on(
             [self.text.submit, self.send.click],
@@ -106,29 +108,33 @@ class _ChatPage:
         )
         self.stop.click(self.on_stop, None, None, **IN_TURN)
         self.retry.click(self.on_retry, options, shown, **NEVER_DROPPED)
-        self.chatbots[0].edit(self.on_edit, options, shown, **NEVER_DROPPED)
+        self.sides[0].edit(self.on_edit, options, shown, **NEVER_DROPPED)
         self.restart.click(self.on_restart, None, shown, **IN_TURN)
-        self.models[1].change(None, self.models[1], self.chatbots[1], js=SHOW_SECOND)
+        self.models[1].change(None, self.models[1], self.sides[1], js=SHOW_SECOND)
         for choice, button in self.vote_buttons.items():
             button.click(self._voting(choice), None, shown, **IN_TURN)
 
     # ---- events
 
-    def fill(self, request: gr.Request) -> list[Any]:
-        """The choices of models, and the rater's conversation."""
+    def fill(self, request: gr.Request) -> Iterator[list[Any]]:
+        """The choices of models, and the rater's conversation, whose answers may still grow."""
+        rater = _name(request)
         models = self.conversations.prefetch.models
         names = models.names()
-        conversation = self.conversations.of(_name(request))
+        conversation = self.conversations.of(rater)
         current = names[1:2] or names[:1]
         if conversation.turns:  # the models whose answers are shown
             places = conversation.models
             current = [models.label(place).removeprefix("runs/") for place in places]
         second = current[1] if len(current) > 1 else NOBODY
-        return [
+        yield [
             gr.Dropdown(choices=names, value=current[0] if current[0] in names else names[0]),
             gr.Dropdown(choices=[NOBODY, *names], value=second if second in names else NOBODY),
-            *self._shown(conversation, two=len(current) > 1),
+            *self._shown(rater, two=len(current) > 1),
         ]
+        if conversation.job is not None:
+            for shown in self._follow(rater, self.conversations.watch(rater), scored=False):
+                yield [gr.skip(), gr.skip(), *shown]
 
     def on_send(self, request: gr.Request, text: str, *options: Any) -> Iterator[Any]:
         """Send a message, and show the answers while they are written."""
@@ -139,15 +145,13 @@ class _ChatPage:
             return
         first = True
         try:
-            for conversation in self.conversations.send(rater, text, names, **more):
-                yield [
-                    "" if first else gr.skip(),
-                    *self._shown(conversation, "" if first else None),
-                ]
+            for _ in self.conversations.send(rater, text, names, **more):
+                yield ["" if first else gr.skip(), *self._shown(rater, "" if first else None)]
                 first = False
         except UserError as error:
-            shown = self._shown(self.conversations.of(rater), str(error))
-            yield [text if first else gr.skip(), *shown]
+            # What was typed since is in the field now, so the message comes back beside it.
+            lost = "" if first else f" Your message is not answered: “{text.strip()}”"
+            yield [text if first else gr.skip(), *self._shown(rater, f"{error}{lost}")]
             return
         yield ["" if first else gr.skip(), *self._final(rater, scored)]
 
@@ -157,13 +161,12 @@ class _ChatPage:
         rater = _name(request)
         yield from self._follow(rater, self.conversations.retry(rater, names, **more), scored)
 
-    def on_edit(self, request: gr.Request, data: gr.EditData, *options: Any) -> Iterator[Any]:
+    def on_edit(self, request: gr.Request, data: gr.EventData, *options: Any) -> Iterator[Any]:
         """Replace a message, and show the new answers."""
         names, more, scored = _options(options)
-        index = data.index if isinstance(data.index, int) else data.index[0]
-        number, text = index // 2, str(data.value)
         rater = _name(request)
-        edited = self.conversations.edit(rater, number, text, names, **more)
+        number = data.turn if isinstance(data.turn, int) else -1
+        edited = self.conversations.edit(rater, number, str(data.text), names, **more)
         yield from self._follow(rater, edited, scored)
 
     def on_stop(self, request: gr.Request) -> None:
@@ -172,7 +175,9 @@ class _ChatPage:
 
     def on_restart(self, request: gr.Request) -> list[Any]:
         """Start a new conversation."""
-        return self._shown(self.conversations.restart(_name(request)))
+        rater = _name(request)
+        self.conversations.restart(rater)
+        return self._shown(rater)
 
     def _voting(self, choice: str) -> Any:
         def on_vote(request: gr.Request) -> list[Any]:
@@ -180,10 +185,10 @@ class _ChatPage:
             try:
                 conversation = self.conversations.vote(rater, choice)
             except UserError as error:
-                return self._shown(self.conversations.of(rater), str(error))
+                return self._shown(rater, str(error))
             left, right = self.conversations.authors(conversation.turns[-1])
             return self._shown(
-                conversation,
+                rater,
                 f"Saved. The left answer is by {left}, the right one by {right}. The conversation "
                 "continues with the better answer.",
             )
@@ -198,60 +203,78 @@ class _ChatPage:
     ) -> Iterator[list[Any]]:
         try:
             first = True
-            for conversation in updates:
-                yield self._shown(conversation, "" if first else None)
+            for _ in updates:
+                yield self._shown(rater, "" if first else None)
                 first = False
         except UserError as error:
-            yield self._shown(self.conversations.of(rater), str(error))
+            yield self._shown(rater, str(error))
             return
         yield self._final(rater, scored)
 
     def _final(self, rater: str, scored: bool) -> list[Any]:
         """The rater's current conversation, which may have been replaced in the meantime."""
         if not scored:
-            return self._shown(self.conversations.of(rater))
+            return self._shown(rater)
         try:
-            return self._shown(self.conversations.score(rater))
+            self.conversations.score(rater)
+            return self._shown(rater)
         except UserError as error:
-            return self._shown(self.conversations.of(rater), str(error))
+            return self._shown(rater, str(error))
 
-    def _shown(
-        self, conversation: Conversation, message: str | None = "", two: bool | None = None
-    ) -> list[Any]:
+    def _shown(self, rater: str, message: str | None = "", two: bool | None = None) -> list[Any]:
         """Values of both sides, the message and the row of vote buttons.
 
         Args:
             message: None leaves the one that is there, which may answer another event.
             two: whether the second side is visible; None leaves that as it is.
         """
+        conversation = self.conversations.of(rater)
         turn = conversation.turns[-1] if conversation.turns else None
         if turn is not None and turn.scores and message == "":
             scores = " and ".join(f"{score:.2f}" for score in turn.scores)
             message = f"Reward role's score: {scores}."
-        done = not conversation.busy
-        can_vote = turn is not None and len(turn.answers) > 1 and done and turn.vote is None
-        shown = gr.skip() if message is None else message
-        right: Any = conversation.side(1)
-        if two is not None:
-            right = gr.Chatbot(value=right, visible=two)
-        return [conversation.side(0), right, shown, gr.Row(visible=can_vote)]
+        pair = turn is not None and len(turn.answers) > 1 and turn.vote is None
+        can_vote = pair and not conversation.busy
+        if can_vote and not all(answer.strip() for answer in conversation.turns[-1].answers):
+            can_vote, message = False, message or EMPTY
+        shown = gr.skip() if message is None else message_html(message)
+        drafts = drafts_name(self.conversations.store, rater)
+        left, right = (thread_html(conversation.side(side), drafts) for side in (0, 1))
+        both: Any = right if two is None else gr.HTML(value=right, visible=two)
+        return [left, both, shown, gr.Row(visible=can_vote)]
 
 
-def _chatbot(name: str, first: bool) -> gr.Chatbot:
-    return gr.Chatbot(
-        label=f"The {name} model's answers",
-        show_label=False,
+def _side(name: str, first: bool) -> gr.HTML:
+    return gr.HTML(
+        value="",
+        html_template=static("chat_thread.html").replace("NAME", name),
+        js_on_load="".join(static(script) for script in SCRIPTS),
+        apply_default_css=False,
         visible=first,
-        height=460,
         min_width=300,
-        editable="user" if first else None,
-        buttons=["copy"],
-        allow_tags=AS_TEXT.split(),  # "allowed" tags are preserved, and so shown as text
-        feedback_options=None,
-        layout="bubble",
-        placeholder="Write a message below.",
         elem_id=f"chat-{name}-side",
     )
+
+
+def message_html(message: str) -> str:
+    """A message as text: it may quote what somebody wrote, which is no template of Gradio's."""
+    return f'<p role="status">{html.escape(message).replace("{", "&#123;")}</p>' if message else ""
+
+
+def thread_html(messages: Sequence[Message], drafts: str) -> str:
+    """The messages on one side as HTML; see `drafts_name`."""
+    out = [f'<div data-drafts="{drafts}"></div>']
+    for number, message in enumerate(messages):
+        user = message["role"] == "user"
+        kind, who = ("user", "You") if user else ("bot", "Answer")
+        edit = '<button type="button" data-do="edit">Edit</button>' if user else ""
+        text = render(message["content"]) or '<p class="faint">…</p>'
+        out.append(
+            f'<article class="message {kind}" data-testid="{kind}" data-turn="{number // 2}" '
+            f'aria-label="{who}">{text}<div class="line">{edit}'
+            '<button type="button" data-do="copy">Copy</button></div></article>'
+        )
+    return "".join(out)
 
 
 def _name(request: gr.Request) -> str:

@@ -94,8 +94,14 @@ def text(message: Locator) -> str:
     return written(message).rstrip("\ufffd")
 
 
+def said(page: Page, side: str = "left", who: str = "") -> Locator:
+    """The texts of the messages on a side; an answer that is still empty has none."""
+    return messages(page, side, who).locator(".written")
+
+
 def written(message: Locator) -> str:
-    return (message.get_attribute("aria-label") or "").partition("'s message: ")[2]
+    text = message.locator(".written")
+    return (text.get_attribute("data-raw") or "") if text.count() else ""
 
 
 def texts(page: Page, side: str = "left") -> list[str]:
@@ -114,9 +120,10 @@ def ask(page: Page, question: str) -> None:
 
 def grows(message: Locator) -> str:
     """Wait until there is a text and then more of it; gives the first of the two."""
-    expect(message).to_have_attribute("aria-label", re.compile(r": [^…]"))
+    shown = message.locator(".written")
+    expect(shown).to_have_attribute("data-raw", re.compile(r"\S"))
     first = text(message)
-    expect(message).not_to_have_attribute("aria-label", re.compile(f"{re.escape(first)}\ufffd*$"))
+    expect(shown).not_to_have_attribute("data-raw", re.compile(f"{re.escape(first)}\ufffd*$"))
     assert text(message).startswith(first)
     return first
 
@@ -129,8 +136,9 @@ def answered(page: Page, turns: int = 1) -> None:
     for _ in range(6):
         for side in ("left", "right"):
             expect(messages(page, side, "bot")).to_have_count(turns)
-        expect(page.locator("#chat-votes")).to_be_visible()
-        if all(text(messages(page, side, "bot").last).strip("… ") for side in ("left", "right")):
+        done = page.locator("#chat-votes:visible").or_(page.get_by_text("answers is empty"))
+        expect(done.first).to_be_visible()
+        if page.locator("#chat-votes").is_visible():
             return
         page.get_by_role("button", name="Answer again").click()
         page.wait_for_timeout(SETTLED_MS)

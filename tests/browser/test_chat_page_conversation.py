@@ -22,6 +22,7 @@ from tests.browser.chat_steps import (
     new_conversation,
     number,
     ready,
+    said,
     text,
     texts,
     vote,
@@ -35,12 +36,7 @@ HOSTILE = (
     "<svg onload=\"document.title='taken'\"></svg> <iframe src=/></iframe> "
     "<form action=/logout method=post><input name=password></form> <style>#root{}</style>"
 )
-# Gradio's cleaning leaves some handlers in, and the content policy keeps them from running.
-REFUSED = (
-    "^console error: (Refused to execute inline event handler because it violates|"
-    "Executing inline event handler violates) "
-    "the following Content Security Policy directive:? ['\"]script-src 'self' "
-)
+TAGS = "{{value}} ${1+1} vector<int> <think>Hm.</think> <ANSWER>4</ANSWER> \\(a_1 * b\\) and more"
 COVER = '<div style="position: fixed; inset: 0; background: red; z-index: 9999">cover</div>'
 MARKDOWN = (
     "# Head\n\nSome **bold**.\n\n- one\n\n```python\nprint('<b>')\n```\n\n| sea |\n|---|\n| blue |"
@@ -93,7 +89,7 @@ def test_a_question_is_asked_in_other_words(chat: Any, project: ServedProject) -
         answered(page, turn)
     edit = page.locator("#chat-left-side").get_by_role("button", name="Edit")
     edit.first.click()
-    field = page.locator("#chat-left-side textarea")
+    field = page.get_by_label("Your message in other words")
     expect(field).to_have_value("First?")
     field.fill("Other?")
     page.get_by_role("button", name="Submit").click()
@@ -116,8 +112,8 @@ def test_a_new_conversation_ends_the_old_one(
     expect(messages(page)).to_have_count(0)
     number(page, "Longest answer, in tokens", 16)
     ask(page, "A short one?")
-    expect(messages(page, who="user")).to_have_text("A short one?")
-    expect(messages(page, who="bot")).to_have_attribute("aria-label", re.compile(r": [^…]"))
+    expect(said(page, who="user")).to_have_text("A short one?")
+    expect(said(page, who="bot")).to_have_attribute("data-raw", re.compile(r"\S"))
 
 
 def test_no_message_is_dropped_while_an_earlier_answer_ends(chat: Any) -> None:
@@ -135,7 +131,7 @@ def test_no_message_is_dropped_while_an_earlier_answer_ends(chat: Any) -> None:
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("button", name="New conversation").click()
     page.get_by_role("button", name="Send").click()
-    expect(messages(page, who="user")).to_have_text("And now?")
+    expect(said(page, who="user")).to_have_text("And now?")
     grows(messages(page, who="bot"))
 
 
@@ -152,39 +148,51 @@ def test_a_reload_keeps_the_conversation_and_who_answered(chat: Any) -> None:
     expect(page.locator("#chat-right-model input")).to_have_value(RUN)
 
 
+def test_a_reload_in_the_middle_of_an_answer_goes_on(chat: Any, open_page: Any) -> None:
+    open_page.allow("AbortError: BodyStreamBuffer was aborted")  # Gradio's stream, by the reload
+    page = chat(tokens=LONGEST, temperature=0)
+    ask(page, "A long story?")
+    before = grows(messages(page, who="bot"))
+    page.reload()
+    ready(page)
+    expect(said(page, who="user")).to_have_text("A long story?")
+    assert grows(messages(page, who="bot")).startswith(before)  # it is still being written
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(1000)
+    kept = written(messages(page, who="bot"))
+    page.get_by_role("button", name="New conversation").click()
+    page.get_by_label("Your message").fill("And now?")
+    page.get_by_role("button", name="Send").click()
+    expect(said(page, who="user")).to_have_text("And now?")
+    grows(messages(page, who="bot"))
+    assert len(kept) > len(before)
+
+
 # ---- what is shown
 
 
 def test_markdown_is_drawn(chat: Any) -> None:
     page = chat()
     ask(page, MARKDOWN)  # a question is drawn as an answer is
-    shown = messages(page, who="user")
-    for tag, inner in {"h1": "Head", "strong": "bold", "li": "one", "td": "blue"}.items():
+    shown = said(page, who="user")
+    for tag, inner in {"h1": "# Head", "strong": "**bold**", "li": "- one"}.items():
         expect(shown.locator(tag)).to_have_text(inner)
+    expect(shown.locator("td").last).to_have_text("| blue |")
     expect(shown.locator("pre code")).to_have_text("print('<b>')\n")
-    expect(shown.locator("pre").locator("..").get_by_role("button")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Raw text").click()
+    assert shown.inner_text() == MARKDOWN
+    page.get_by_role("button", name="Raw text").click()
+    expect(shown.locator("h1")).to_have_count(1)
 
 
-def test_hostile_text_does_nothing(chat: Any, open_page: Any) -> None:
-    open_page.allow(REFUSED)
+def test_hostile_text_does_nothing(chat: Any) -> None:
     page = chat()
-    ask(page, HOSTILE)
-    shown = messages(page, who="user")
-    expect(shown).to_contain_text("<img src=x onerror=")
-    expect(shown).to_contain_text("<form action=/logout method=post>")
+    ask(page, f"{HOSTILE} {COVER} {TAGS}")
+    shown = said(page, who="user")
+    for part in (HOSTILE, COVER, TAGS):
+        expect(shown).to_contain_text(part)
     tags = "img, script, iframe, form, input, style, [onerror], [onload], [href^=javascript]"
     expect(shown.locator(tags)).to_have_count(0)
     assert page.title() == "lorarlhf"
-    assert written(shown) == HOSTILE  # kept as it was typed
-
-
-def test_no_text_covers_the_page(chat: Any, open_page: Any) -> None:
-    open_page.allow(REFUSED)  # of the conversation before, until a new one begins
-    page = chat()
-    ask(page, COVER)
-    cover = messages(page, who="user").get_by_text("cover")
-    expect(cover).to_be_attached()
-    box, message = cover.bounding_box(), messages(page, who="user").bounding_box()
-    assert box is None or (message and box["height"] <= message["height"] + 1)
-    page.get_by_role("button", name="Stop").click()  # nothing lies over it
-    page.locator("#chat-left-model input").click()
+    assert written(messages(page, who="user")) == f"{HOSTILE} {COVER} {TAGS}"

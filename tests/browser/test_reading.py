@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from lorarlhf.preferences.accounts import set_password
 from lorarlhf.preferences.merge import add_votes
@@ -19,10 +19,16 @@ PASSWORD = "quiet harbour 7"
 POEM = "Roses are red,\nviolets are blue;\n  vector<int> is no tag\n# done\n\\(a_1 * b_2 * c\\)"
 HEBREW = "שלום עולם\n\n```python\nx = 1\n```"
 LONG = "\n\n".join(f"Paragraph {n}. " + "The tide comes and goes again. " * 12 for n in range(14))
+PAGES = {
+    "/": ".vote-widget",
+    "/compare": ".vote-widget",
+    "/chat": ".thread",
+    "/history": ".history",
+}
 # The 500 texts as the page's own styles draw them: those of which a character is not seen.
-UNSEEN = """([markup]) => {
+UNSEEN = """([host, markup]) => {
   const place = document.createElement("div");
-  document.querySelector(".vote-widget").append(place);
+  document.querySelector(host).append(place);
   const found = markup.map((html) => { place.innerHTML = html; return place.innerText; });
   const active = place.querySelectorAll("script, img, svg, iframe, [onerror], [onload]").length;
   place.remove();
@@ -49,13 +55,15 @@ def test_every_character_of_five_hundred_texts_is_seen(
     open_page: Any, project: ServedProject
 ) -> None:
     project.ask("Question?")
-    page = open_page(project.url)
-    shows(page, "Question?")
     texts = odd_texts()
-    found, active = page.evaluate(UNSEEN, [[render(text) for text in texts]])
-    wrong = [text for text, drawn in zip(texts, found, strict=True) if seen(drawn) != seen(text)]
-    assert len(texts) == 500 and not wrong and not active
-    print(f"{len(texts)} texts in the page, {len(wrong)} with a character that is not seen")
+    markup = [render(text) for text in texts]
+    for path, host in PAGES.items():
+        page = open_page(project.url + path)
+        page.locator(host).first.wait_for()
+        found, active = page.evaluate(UNSEEN, [host, markup])
+        wrong = [one for one, drawn in zip(texts, found, strict=True) if seen(drawn) != seen(one)]
+        assert len(texts) == 500 and not wrong and not active
+        print(f"{path}: {len(texts)} texts, {len(wrong)} with a character that is not seen")
 
 
 def test_texts_are_drawn_and_shown_raw(open_page: Any, project: ServedProject) -> None:
@@ -126,6 +134,45 @@ UNCOVERED = """node => {
   const at = document.elementFromPoint(box.left + box.width / 2, middle);
   return at === node;
 }"""
+
+
+def test_no_vote_while_an_answer_is_still_empty(open_page: Any, project: ServedProject) -> None:
+    def answer(text: str) -> dict[str, Any]:
+        return {"html": render(text), "text": text, "flag": False}
+
+    live: dict[str, Any] = {
+        "token": "live-1",
+        "streaming": True,
+        "prompt": render("Question?"),
+        "seen": ["", ""],
+    }
+    watched: list[Route] = []
+
+    def stand_in(route: Route) -> None:
+        """The server while a model writes: one answer has text, then both."""
+        name = (route.request.post_data_json or {}).get("fn_name")
+        if name == "begin":
+            route.fulfill(json=live | {"answers": [answer("Red."), answer("")]})
+        elif name == "watch":
+            watched.append(route)
+        else:
+            route.continue_()
+
+    page = open_page(f"{project.url}/manifest.json")
+    page.route(re.compile("component_server"), stand_in)
+    page.goto(project.url)
+    shows(page, "Question?")
+    for name in ("first", "second", "tie", "both_good", "both_bad"):
+        expect(page.locator(f'.vote-widget [data-do="{name}"]')).to_be_disabled()
+    expect(page.locator('.vote-widget [data-do="skip"]')).to_be_enabled()
+    page.keyboard.press("1")
+    expect(part(page, "status")).to_have_text(
+        "An answer is still empty. Wait for its text, or skip."
+    )
+    watched[0].fulfill(json=live | {"answers": [answer("Red."), answer("Blue.")]})
+    for name in ("first", "second", "tie", "both_good", "both_bad"):
+        expect(page.locator(f'.vote-widget [data-do="{name}"]')).to_be_enabled()
+    assert project.rows() == 0
 
 
 # ---- what is typed
@@ -211,6 +258,13 @@ def test_a_lost_login_loses_nothing(open_page: Any, serve: Any, tmp_path: Any) -
     log_in(page)
     row.get_by_role("button").first.click()
     expect(row.get_by_label("Note")).to_have_value("A later thought.")
+    page.goto(f"{server.url}/chat")
+    page.get_by_label("Your message").fill("Hello?")
+    page.context.clear_cookies()
+    page.keyboard.press("Enter")
+    page.locator("#chat-left-side").get_by_role("link", name="Log in again").click()
+    log_in(page)
+    expect(page.get_by_label("Your message")).to_have_value("Hello?")
     assert [vote.verdict.note for vote in store.votes(rater="ann")] == [None, "Do not lose me."]
 
 

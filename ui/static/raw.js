@@ -41,7 +41,7 @@ function onRawKey(event) {
   if (event.key.toLowerCase() === "r" || event.code === "KeyR") toggleRaw();
 }
 
-document.addEventListener("keydown", onRawKey);
+if (element.querySelector("[data-raw-toggle]")) document.addEventListener("keydown", onRawKey);
 element.addEventListener("click", (event) => {
   if (event.target.closest("[data-raw-toggle]")) toggleRaw();
 });

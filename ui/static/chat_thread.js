@@ -1,0 +1,97 @@
+// One side of a conversation. It runs inside a gr.HTML for each side: `element` is its root, and
+// `props.value` the messages as HTML that the server made safe. The left side can be edited.
+// The value is not a part of the template, which would read `{{` in a message as its own.
+
+const NEAR_END = 40; // pixels from the end at which a reader still follows the text
+const thread = element.querySelector(".thread");
+const field = () => document.querySelector("#chat-text textarea");
+const IS_LEFT = thread.dataset.editable === "left"; // it has what both sides have once
+let editing = null; // {turn, text}: the message that is being written anew
+
+function draw() {
+  const follows = thread.scrollHeight - thread.scrollTop - thread.clientHeight < NEAR_END;
+  thread.innerHTML = props.value || '<p class="faint">Write a message below.</p>';
+  if (follows) thread.scrollTop = thread.scrollHeight;
+  const name = thread.querySelector("[data-drafts]")?.dataset.drafts;
+  if (name && IS_LEFT) keepMessage(name);
+  const message = editing && thread.querySelector(`.message.user[data-turn="${editing.turn}"]`);
+  if (message && shownText(message) !== editing.text.trim()) edit(editing.turn, editing.text);
+  else editing = null;
+}
+
+// The server empties the field when it has the message.
+function keepMessage(name) {
+  if (draftsOf === null) {
+    draftsOf = name;
+    const empty = !field().value;
+    draftField(field(), "chat message");
+    if (empty && field().value) field().dispatchEvent(new Event("input", { bubbles: true }));
+    field().dir = "auto";
+  }
+  setTimeout(() => field()?.value === "" && dropDraft("chat message"), 300);
+}
+
+const shownText = (message) => message.querySelector(".written")?.dataset.raw || "";
+
+// The field stays until the message is the one that was written in it: the server may refuse it.
+function edit(turn, text) {
+  const message = thread.querySelector(`.message.user[data-turn="${turn}"]`);
+  editing = message ? { turn, text } : null;
+  if (!message) return;
+  const form = document.createElement("form");
+  form.innerHTML =
+    `<textarea aria-label="Your message in other words" dir="auto" rows="3"></textarea>` +
+    `<button type="submit">Submit</button> <button type="button">Cancel</button>`;
+  const area = form.querySelector("textarea");
+  area.value = text;
+  area.addEventListener("input", () => (editing.text = area.value));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    trigger("edit", { turn, text: area.value });
+  });
+  form.querySelector("[type=button]").addEventListener("click", () => {
+    editing = null;
+    draw();
+  });
+  message.replaceChildren(form);
+  area.focus();
+}
+
+async function copy(button) {
+  const message = button.closest(".message");
+  try {
+    await navigator.clipboard.writeText(shownText(message));
+    button.textContent = "Copied";
+  } catch (error) {
+    // Without https a page on another machine may not write there: select the text instead.
+    getSelection().selectAllChildren(message.querySelector(".written"));
+  }
+}
+
+if (!IS_LEFT) element.querySelector(".raw").remove();
+thread.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  const message = button?.closest(".message");
+  if (button?.dataset.do === "copy") copy(button);
+  if (button?.dataset.do !== "edit") return;
+  edit(Number(message.dataset.turn), shownText(message));
+});
+
+// Gradio sends what is typed; if the login is lost, it says nothing of use.
+async function checkLogin() {
+  if (!element.isConnected || (await reach()) !== 401) return;
+  const lost = element.querySelector(".lost");
+  lost.textContent = LOGGED_OUT;
+  addLogin(lost);
+}
+if (IS_LEFT) {
+  const asks = (event) =>
+    event.type === "click"
+      ? event.target.closest("#chat-send, #chat-retry, #chat-restart, #chat-votes button")
+      : event.key === "Enter" && event.target.closest("#chat-text");
+  document.addEventListener("click", (event) => asks(event) && checkLogin(), true);
+  document.addEventListener("keydown", (event) => asks(event) && checkLogin(), true);
+}
+
+watch("value", draw);
+draw();
