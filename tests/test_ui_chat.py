@@ -5,10 +5,12 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from starlette.requests import Request
 
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.chat_page import NOBODY, _ChatPage
+from lorarlhf_ui.page_frame import Visitor, put_visitor
 from tests.chat_steps import BOTH, Asking, OpenBench, say, turns
 from tests.pages import Bench, FakeEngine, add_run, until
 
@@ -268,7 +270,9 @@ def test_a_message_that_fails_late_is_said_with_its_text(bench: Bench) -> None:
     page = _ChatPage.__new__(_ChatPage)  # its handlers alone, without components
     page.conversations = bench.conversations
     options = ("base", NOBODY, "", 0.7, 16, False)
-    events = page.on_send(gr.Request(username="ann"), "Why <think> {{x}}?", *options)
+    scope: dict[str, Any] = {"type": "http"}
+    put_visitor(scope, Visitor("ann", owner=False))
+    events = page.on_send(gr.Request(Request(scope)), "Why <think> {{x}}?", *options)
     assert next(events)[0] == ""  # the field is empty, and may hold the next message
     bench.engine.live[-1].fail("There is not enough memory.")
     shown = [event[3] for event in events]

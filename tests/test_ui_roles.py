@@ -1,6 +1,7 @@
 """What owners and raters may do: every page, every event and every server function, as both."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from lorarlhf.preferences.imports import read_votes
 from lorarlhf.project.project import Project
 from lorarlhf_ui.app import Pages, open_pages, web_app
 from lorarlhf_ui.history import NOT_OWNER
-from lorarlhf_ui.page_frame import OWNER_PAGES, PAGES
+from lorarlhf_ui.page_frame import OWNER_PAGES, PAGES, PageFrame, Visitor
 from lorarlhf_ui.security import Access, Guard
 from tests.guarded import PASSWORD, browser, enter
 from tests.pages import pair
@@ -159,3 +160,13 @@ def test_roles_last_and_end(pages: Pages) -> None:
     assert is_owner(pages.store, "ann")  # a new password changes no role
     set_role(pages.store, "ann", "rater")
     assert not is_owner(pages.store, "ann") and not is_owner(pages.store, "nobody")
+
+
+def test_what_is_typed_is_kept_for_one_rater_of_one_project() -> None:
+    kept = set()
+    for votes in ("one", "other"):
+        for name in ("ann", "bob"):
+            frame = PageFrame("mine", votes=votes)
+            page = frame.around("<head></head><body></body>", "/", Visitor(name, owner=False))
+            kept |= set(re.findall(r'data-drafts="(\w+)"', page))
+    assert len(kept) == 4

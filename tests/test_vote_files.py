@@ -11,7 +11,6 @@ import pytest
 from lorarlhf.cli.prepare import _read
 from lorarlhf.data.readers import read_demonstrations, read_labelled, read_preferences
 from lorarlhf.preferences.exports import EXPORTS, better_and_worse
-from lorarlhf.preferences.import_argilla import NOT_SUBMITTED, OTHER_QUESTION, UNANSWERED
 from lorarlhf.preferences.import_forms import PARTED
 from lorarlhf.preferences.import_labels import ALONE
 from lorarlhf.preferences.imports import Import, read_votes
@@ -21,141 +20,7 @@ from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_jsonl
 from lorarlhf.stages.table import STAGES
-
-FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
-Row = dict[str, Any]
-
-
-def read(folder: Path, *rows: Row, name: str = "rows.jsonl", **how: Any) -> Import:
-    (folder / name).write_text("\n".join(json.dumps(row) for row in rows))
-    return read_votes(folder / name, **how)
-
-
-def only(found: Import) -> ImportedVote:
-    (vote,) = found.votes
-    return vote
-
-
-def talk(*texts: str) -> list[Row]:
-    roles = ("user", "assistant") * len(texts)
-    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-
-
-# ---- Argilla
-
-RANKED_BY = [{"value": "response2", "rank": 1}, {"value": "response1", "rank": 2}]
-
-
-def record(value: Any = None, fields: Row | None = None, **more: Any) -> Row:
-    """A record of Argilla's version 2 with one answer, to the question "preference"."""
-    fields = fields or {"prompt": "Why?", "response1": "A", "response2": "B"}
-    value = RANKED_BY if value is None else value
-    answer = {"user_id": "u-1", "value": value} | more
-    return {"id": "r-1", "fields": fields, "responses": {"preference": [answer]}}
-
-
-@pytest.mark.parametrize(
-    ("fields", "prompt", "unused"),
-    [
-        ({"source": "evol_instruct", "instruction": "Why?"}, "Why?", {"source": "evol_instruct"}),
-        ({"id2": "x", "Question": "Why?", "lang": "en"}, "Why?", {"id2": "x", "lang": "en"}),
-        ({"anything": "Why?"}, "Why?", {}),
-        ({"prompt": "Why?", "context": "It rains."}, "Why?\n\nIt rains.", {}),
-        ({"context": "It rains.", "prompt": "Why?"}, "It rains.\n\nWhy?", {}),
-        ({"prompt": "Why?", "context": None}, "Why?", {}),
-        ({"instruction": "Translate.", "input": "Ja."}, "Translate.\n\nJa.", {}),
-        (
-            {"system_prompt": "Be brief.", "prompt": "Why?"},
-            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}],
-            {},
-        ),
-        ({"chat": talk("Hi", "Hello", "Why?")}, talk("Hi", "Hello", "Why?"), {}),
-        ({"chat": talk("Hi"), "context": "Rain."}, talk("Hi\n\nRain."), {}),
-    ],
-)
-def test_the_prompt_of_an_argilla_record(
-    fields: Row, prompt: Any, unused: Row, tmp_path: Path
-) -> None:
-    vote = only(read(tmp_path, record(fields=fields | {"response1": "A", "response2": "B"})))
-    assert vote.prompt == prompt and vote.verdict == SECOND and vote.rater == "u-1"
-    assert vote.origin == ({"fields": unused} if unused else {})
-    assert [text for text, _ in vote.completions] == ["A", "B"]
-
-
-def test_an_argilla_record_without_a_clear_prompt_is_refused(tmp_path: Path) -> None:
-    fields = {"source": "x", "topic": "y", "response1": "A", "response2": "B"}
-    with pytest.raises(UserError, match='line 1, field "fields": expected one that holds the pro'):
-        read(tmp_path, record(fields=fields))
-
-
-@pytest.mark.parametrize(
-    ("value", "verdict"),
-    [
-        ("Response 2", SECOND),
-        ("response-1", FIRST),
-        ("Assistant response 2", SECOND),
-        ("2", SECOND),
-        ("tie", Verdict("tie")),
-        ("Both bad", Verdict("both_bad")),
-        (["response2", "response1"], SECOND),
-        ({"value": ["response1", "response2"], "rank": [2, 1]}, SECOND),
-        ([{"value": "Response 1", "rank": 1}, {"value": "Response 2", "rank": 1}], Verdict("tie")),
-        ([{"value": "response2", "rank": 1}], Verdict("ranked", [[1]])),
-        ([{"value": "response2", "rank": 1}, {"value": "response1", "rank": None}], [[1]]),
-        (5, OTHER_QUESTION),
-        ("helpful", OTHER_QUESTION),
-        ([], OTHER_QUESTION),
-        ({"start": 1}, OTHER_QUESTION),
-    ],
-)
-def test_what_an_argilla_answer_says(value: Any, verdict: Any, tmp_path: Path) -> None:
-    found = read(tmp_path, record(value))
-    if isinstance(verdict, str):
-        assert found.votes == [] and found.left_out == {verdict: 1}
-    else:
-        wanted = Verdict("ranked", verdict) if isinstance(verdict, list) else verdict
-        assert only(found).verdict == wanted
-
-
-def test_the_shapes_of_argilla_exports_give_the_same_vote(tmp_path: Path) -> None:
-    fields = {"prompt": "Why?", "response1": "A", "response2": "B"}
-    by_rater = [{"user_id": "u-1", "values": {"preference": {"value": RANKED_BY}}}]
-    by_rater[0]["status"] = "submitted"
-    answers = [{"user_id": "u-1", "value": RANKED_BY, "status": "submitted"}]
-    flat = {"preference.responses": [["response2", "response1"]]}
-    flat |= {"preference.responses.users": ["u-1"], "preference.responses.status": ["submitted"]}
-    flat |= {"id": "1", "status": "completed", "source": "evol", "score": 0.5}
-    suggested = {"preference-suggestion": None, "preference-suggestion-metadata": {"agent": "x"}}
-    rows = [
-        record(),
-        {"fields": fields, "responses": by_rater, "metadata": {}, "suggestions": []},
-        {**fields, "preference": answers, **suggested, "external_id": None, "metadata": "{}"},
-        {**fields, **flat},
-    ]
-    for row in rows:
-        vote = only(read(tmp_path, row))
-        assert (vote.prompt, vote.verdict, vote.rater) == ("Why?", SECOND, "u-1")
-    assert only(read(tmp_path, rows[3])).origin == {"fields": {"source": "evol"}}
-
-
-def test_argilla_answers_that_are_no_votes_are_counted(tmp_path: Path) -> None:
-    drafts = record(status="draft")
-    discarded = {**drafts, "responses": [{"user_id": "u", "values": None, "status": "discarded"}]}
-    open_one = {**drafts, "responses": None}
-    found = read(tmp_path, record(status="submitted"), drafts, discarded, open_one, record(3))
-    assert len(found.votes) == 1
-    assert found.left_out == {NOT_SUBMITTED: 1, UNANSWERED: 3, OTHER_QUESTION: 1}
-
-
-def test_two_raters_of_a_record_without_a_name_vote_on_one_item(tmp_path: Path) -> None:
-    row = record() | {"id": None}
-    row["responses"]["preference"].append({"user_id": None, "value": "Response 1"})
-    found = read(tmp_path, row)
-    assert [vote.rater for vote in found.votes] == ["u-1", "imported"]
-    store = Store(tmp_path / "store.sqlite")
-    add_votes(store, found.votes)
-    assert len({vote.item_id for vote in store.votes()}) == 1
-
+from tests.vote_files import FIRST, SECOND, Row, only, read, talk
 
 # ---- arena
 
@@ -413,7 +278,7 @@ def test_training_commands_read_labels_as_pairs_where_they_need_pairs(
         told = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in read_rows]
         assert told == [("A", "C"), ("B", "D")]
         said = capsys.readouterr().err
-        assert f"2 votes give 2 rows. Not used: 1 {ALONE}." in said
+        assert f"2 votes give 2 rows for {name}. Not used: 1 {ALONE}." in said
     assert len(_read(STAGES["kto"], str(file))) == 5
     battles = tmp_path / "battles.jsonl"  # which no stage reads itself
     battles.write_text(json.dumps(battle(talk("Hi", "A"), talk("Hi", "B"), edited="Mine.")))

@@ -12,7 +12,6 @@ from lorarlhf_ui.events import IN_TURN, NEVER_DROPPED
 from lorarlhf_ui.markdown import render
 from lorarlhf_ui.security import rater_of
 from lorarlhf_ui.theme import static
-from lorarlhf_ui.votes import drafts_name
 
 NOBODY = "nobody"
 """The choice of no second model."""
@@ -238,8 +237,7 @@ class _ChatPage:
         if can_vote and not all(answer.strip() for answer in conversation.turns[-1].answers):
             can_vote, message = False, message or EMPTY
         shown = gr.skip() if message is None else message_html(message)
-        drafts = drafts_name(self.conversations.store, rater)
-        left, right = (thread_html(conversation.side(side), drafts) for side in (0, 1))
+        left, right = (thread_html(conversation.side(side)) for side in (0, 1))
         both: Any = right if two is None else gr.HTML(value=right, visible=two)
         return [left, both, shown, gr.Row(visible=can_vote)]
 
@@ -261,9 +259,9 @@ def message_html(message: str) -> str:
     return f'<p role="status">{html.escape(message).replace("{", "&#123;")}</p>' if message else ""
 
 
-def thread_html(messages: Sequence[Message], drafts: str) -> str:
-    """The messages on one side as HTML; see `drafts_name`."""
-    out = [f'<div data-drafts="{drafts}"></div>']
+def thread_html(messages: Sequence[Message]) -> str:
+    """The messages on one side as HTML."""
+    out = []
     for number, message in enumerate(messages):
         user = message["role"] == "user"
         kind, who = ("user", "You") if user else ("bot", "Answer")

@@ -20,7 +20,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import FAILED, OFF
 from lorarlhf_ui.engine_worker import describe
 from lorarlhf_ui.prefetch import Prefetch
-from lorarlhf_ui.votes import NO_MODEL, View, cast, drafts_name, item_view, vote_number
+from lorarlhf_ui.votes import NO_MODEL, View, cast, item_view, vote_number
 
 HELD_OUT = "prompts_heldout.jsonl"
 """A project's own held-out prompts; without this file the bundled ones are used."""
@@ -104,11 +104,10 @@ class Comparisons:
         comparison = self.newest()
         if comparison is None:
             return {"empty": "No blind comparison yet. An owner of the project starts one."}
-        drafts = {"drafts": drafts_name(self.store, rater)}
         shown = queue.next_shown(self.store, rater, purpose=PURPOSE, comparison=comparison.id)
         about = self._about(comparison, rater)
         if shown is not None:
-            return item_view(self.store, shown) | drafts | about
+            return item_view(self.store, shown) | about
         made, engine = self.made(comparison), self.prefetch.engine
         if made >= comparison.wanted:
             return {"empty": self.result(comparison, rater)} | about

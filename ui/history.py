@@ -29,7 +29,7 @@ from lorarlhf.preferences.undo import present_again
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.downloads import exported, link, whose
 from lorarlhf_ui.markdown import prompt_html, render
-from lorarlhf_ui.votes import LONGEST_TEXT, View, drafts_name, edited
+from lorarlhf_ui.votes import LONGEST_TEXT, View, edited
 
 LONGEST_SEARCH = 200
 LONGEST_EXCERPT = 160
@@ -77,7 +77,6 @@ class History:
             "page": PAGE,
             "everybody": self.everybody,
             "rater": rater,
-            "drafts": drafts_name(self.store, rater),
         }
 
     def open(self, rater: str, data: View) -> View:

@@ -3,6 +3,7 @@
 The server puts it into the page that Gradio wrote, so it is there before any script runs.
 """
 
+import hashlib
 import html
 import re
 from dataclasses import dataclass
@@ -54,12 +55,14 @@ class PageFrame:
         root: the path under which a proxy serves the pages, or "".
         login: whether raters log in, and so can log out.
         pages: the paths of the pages that have a tab.
+        votes: the file of the project's votes; it tells projects apart.
     """
 
     project: str = ""
     root: str = ""
     login: bool = False
     pages: tuple[str, ...] = tuple(PAGES)
+    votes: str = ""
 
     def around(self, page: str, path: str, visitor: Visitor | None) -> str:
         """The page with the frame; unchanged if it is no page of the project."""
@@ -86,13 +89,17 @@ class PageFrame:
         )
         out = f'<form method="post" action="{self.root}/logout"><button>Log out</button></form>'
         return (
-            f'<header class="site"><div class="line">'
+            f'<header class="site" data-drafts="{self._drafts(visitor)}"><div class="line">'
             f'<p class="project" title="The project">{html.escape(self.project)}</p>'
             f'<nav aria-label="Pages">{tabs}</nav>'
             f'<div class="who"><p title="Votes are stored under this name">Rater: '
             f"<b>{html.escape(visitor.name)}</b></p>{out if self.login else ''}</div></div>"
             f"<h1>{PAGES[path][1]}</h1></header>"
         )
+
+    def _drafts(self, visitor: Visitor) -> str:
+        """Names what this rater typed in this project and the browser keeps (drafts.js)."""
+        return hashlib.sha256(f"{self.votes}\n{visitor.name}".encode()).hexdigest()[:16]
 
 
 def refusal_page(path: str) -> str:

@@ -27,7 +27,6 @@ from lorarlhf_ui.votes import (
     View,
     answer_view,
     cast,
-    drafts_name,
     item_view,
     storable,
     vote_number,
@@ -96,7 +95,7 @@ class Ratings:
 
     def begin(self, rater: str) -> View:
         """What a page shows first: an item, or the reason why there is none."""
-        return self._next(rater) | {"drafts": drafts_name(self.store, rater)}
+        return self._next(rater)
 
     def vote(self, rater: str, token: Any, vote: Any, milliseconds: Any = None) -> View:
         """Store a vote and return the next item.

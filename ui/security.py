@@ -113,7 +113,9 @@ class Guard:
     ) -> None:
         self._app, self._access, self._pages = app, access, tuple(pages)
         self._login = Login(store, self._pages, access.root, access.proxied)
-        self._frame = PageFrame(access.project, access.root, access.login, self._pages)
+        self._frame = PageFrame(
+            access.project, access.root, access.login, self._pages, str(store.path.resolve())
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

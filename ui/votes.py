@@ -3,7 +3,6 @@
 A page sends a verdict in the order of its screen. The store keeps it in the order of the item.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,11 +80,6 @@ def item_view(store: Store, shown: queue.Shown) -> View:
         "answers": [answer_view(text) for text in shown.completions],
         "draft": typed_before(store, shown.presentation),
     }
-
-
-def drafts_name(store: Store, rater: str) -> str:
-    """A name for a rater's drafts in the browser; it differs between projects and raters."""
-    return hashlib.sha256(f"{store.path.resolve()}\n{rater}".encode()).hexdigest()[:16]
 
 
 def verdict_of(vote: dict[str, Any], shown: queue.Shown) -> Verdict:

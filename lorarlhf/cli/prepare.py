@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -148,10 +147,7 @@ def _read_votes(stage: Stage, path: str) -> list[Row]:
         add_votes(store, found.votes)
         export = training_rows(stage.export, store.votes(purpose="train"))
         store.close()
-    left = Counter(export.missing()) + found.left_out
-    rest = "; ".join(f"{count} {reason}" for reason, count in sorted(left.items()))
-    told = f" Not used: {rest}." if rest else ""
-    log_to_stderr(f"{path}: {len(found.votes)} votes give {len(export.rows)} rows.{told}")
+    log_to_stderr(f"{path}: {export.summary(len(found.votes), stage.name, found.left_out)}")
     if found.remarks:
         log_to_stderr(f"{path}: {found.remarked()}.")
     if not export.rows:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.cli.request import TrainRequest
-from lorarlhf.preferences.exports import Export, training_rows
+from lorarlhf.preferences.exports import training_rows
 from lorarlhf.project.project import Project, is_project, project_settings
 from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.project.stage import Stage
@@ -155,11 +155,5 @@ def _votes(project: Project, stage: Stage) -> list[dict[str, Any]]:
             f"The project {project.folder} has votes that {which} on {prompts} prompts, and "
             f"{stage.name} needs {FEWEST_PROMPTS} or more. Rate some answers, or name --data FILE."
         )
-    _log_counts(export, len(votes), stage.name)
+    log_to_stderr(export.summary(len(votes), stage.name))
     return export.rows
-
-
-def _log_counts(export: Export, votes: int, stage: str) -> None:
-    left_out = "; ".join(f"{count} {reason}" for reason, count in export.missing().items())
-    rest = f" Not used: {left_out}." if left_out else ""
-    log_to_stderr(f"{votes} votes give {len(export.rows)} rows for {stage}.{rest}")

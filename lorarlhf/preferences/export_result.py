@@ -33,3 +33,10 @@ class Export:
     def missing(self) -> dict[str, int]:
         """All that is not in the rows, by reason."""
         return dict(sorted((self.left_out + self.lost).items()))
+
+    def summary(self, votes: int, stage: str, also: Counter[str] | None = None) -> str:
+        """How many rows `votes` give, and what is not used; `also` is what was left before."""
+        left = self.left_out + self.lost + (also or Counter())
+        reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(left.items()))
+        rest = f" Not used: {reasons}." if reasons else ""
+        return f"{votes} votes give {len(self.rows)} rows for {stage}.{rest}"

@@ -68,6 +68,7 @@ def tiers(project: ServedProject, page_order: list[str]) -> list[list[str]]:
 
 def drag(page: Page, row: str, onto: str) -> None:
     """With the mouse, from the middle of one row past the middle of another."""
+    part(page, "ranking").scroll_into_view_if_needed()
     start, end = (_middle(page, name) for name in (row, onto))
     page.mouse.move(*start)
     page.mouse.down()

@@ -6,30 +6,34 @@ const NEAR_END = 40; // pixels from the end at which a reader still follows the 
 const thread = element.querySelector(".thread");
 const field = () => document.querySelector("#chat-text textarea");
 const IS_LEFT = thread.dataset.editable === "left"; // it has what both sides have once
+const MESSAGE = "chat message"; // its draft
+let restored = false; // whether the message field has its draft
 let editing = null; // {turn, text}: the message that is being written anew
 
 function draw() {
   const follows = thread.scrollHeight - thread.scrollTop - thread.clientHeight < NEAR_END;
   thread.innerHTML = props.value || '<p class="faint">Write a message below.</p>';
   if (follows) thread.scrollTop = thread.scrollHeight;
-  const name = thread.querySelector("[data-drafts]")?.dataset.drafts;
-  if (name && IS_LEFT) keepMessage(name);
+  if (IS_LEFT) dropSent();
   const message = editing && thread.querySelector(`.message.user[data-turn="${editing.turn}"]`);
   if (message && shownText(message) !== editing.text.trim()) edit(editing.turn, editing.text);
   else editing = null;
 }
 
-// The server empties the field when it has the message.
-function keepMessage(name) {
-  if (draftsOf === null) {
-    draftsOf = name;
-    const empty = !field().value;
-    draftField(field(), "chat message");
-    if (empty && field().value) field().dispatchEvent(new Event("input", { bubbles: true }));
-    field().dir = "auto";
+// The field comes back as it was left. It may be there a moment later than this side.
+function restoreMessage() {
+  if (!field()) return setTimeout(restoreMessage, 50);
+  const kept = readDraft(MESSAGE)?.text;
+  if (kept && !field().value) {
+    field().value = kept;
+    field().dispatchEvent(new Event("input", { bubbles: true }));
   }
-  setTimeout(() => field()?.value === "" && dropDraft("chat message"), 300);
+  field().dir = "auto";
+  restored = true;
 }
+
+// The server empties the field when it has the message.
+const dropSent = () => restored && setTimeout(() => field()?.value === "" && dropDraft(MESSAGE), 300);
 
 const shownText = (message) => message.querySelector(".written")?.dataset.raw || "";
 
@@ -85,12 +89,16 @@ async function checkLogin() {
   addLogin(lost);
 }
 if (IS_LEFT) {
+  restoreMessage();
   const asks = (event) =>
     event.type === "click"
       ? event.target.closest("#chat-send, #chat-retry, #chat-restart, #chat-votes button")
       : event.key === "Enter" && event.target.closest("#chat-text");
   document.addEventListener("click", (event) => asks(event) && checkLogin(), true);
   document.addEventListener("keydown", (event) => asks(event) && checkLogin(), true);
+  document.addEventListener("input", ({ target }) => {
+    if (target.closest("#chat-text")) keepDraft(MESSAGE, { text: target.value });
+  });
 }
 
 watch("value", draw);

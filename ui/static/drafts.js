@@ -3,10 +3,9 @@
 
 const DRAFT = "lorarlhf draft ";
 const DRAFT_MS = 30 * 24 * 3600 * 1000; // nobody comes back for older ones
-let draftsOf = null; // names the project and the rater; known after the first reply
+const draftsOf = document.querySelector("[data-drafts]")?.dataset.drafts; // the project and the rater
 
 function keepDraft(name, fields) {
-  if (draftsOf === null) return;
   if (!Object.values(fields).some(Boolean)) return dropDraft(name);
   try {
     localStorage.setItem(`${DRAFT}${draftsOf} ${name}`, JSON.stringify({ at: Date.now(), fields }));

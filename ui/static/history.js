@@ -69,7 +69,6 @@ async function search(from, message) {
   list.removeAttribute("aria-busy");
   if (reply.error) return showProblem(reply);
   start = reply.start;
-  draftsOf = reply.drafts;
   find("whose").hidden = !reply.everybody;
   drawRows(reply.rows, reply.rater);
   const last = start + reply.rows.length;

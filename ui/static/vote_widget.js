@@ -68,7 +68,6 @@ async function go(name, data) {
 function show(reply) {
   // Live answers get another token when they are complete.
   const same = view && reply.answers && [reply.token, reply.was].includes(view.token);
-  if (reply.drafts) useDrafts(reply.drafts);
   view = reply;
   if (reply.last !== undefined) lastVote = reply.last;
   showProgress(reply);
@@ -171,12 +170,6 @@ async function watch() {
 }
 
 // ---- drafts
-
-function useDrafts(name) {
-  if (draftsOf !== null) return;
-  draftsOf = name;
-  if (find("own")) draftField(find("own"), "own prompt");
-}
 
 const typedFields = () => ({ strength, note: find("note").value, edited: find("edited").value });
 const keepTyped = () => view?.answers && keepDraft(view.token, typedFields());
@@ -306,5 +299,6 @@ setInterval(async () => {
   }
 }, 3000);
 
+if (find("own")) draftField(find("own"), "own prompt");
 root.addEventListener("reload", () => go("begin", {})); // a blind comparison was started
 go("begin", {});
