@@ -6,7 +6,6 @@ A process that imports torch, Transformers, PEFT and TRL itself takes some ten s
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from tests.ports import free_port
 
 GRACE = 2  # seconds that the others have to end once one process has failed
 PRELOADED = [
@@ -55,8 +56,7 @@ def run_group(
     Returns:
         `returncode` (the first that is not 0), `stdout` and `stderr` of all of them.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     files = [folder / f"{name}-{port}.txt" for name in ("stdout", "stderr")]
     for file in files:
         file.touch()

@@ -1,7 +1,7 @@
 """The training commands under `accelerate launch`: two CPU processes give what one gives.
 
-PPO and a mistake go through the launcher itself. The other stages get the processes and variables
-that it starts them with, but their processes come from a server that has imported everything.
+PPO goes through the launcher itself. The others get the processes and variables that it starts them
+with, but their processes come from a server that has imported everything.
 """
 
 import argparse
@@ -187,10 +187,9 @@ def test_ppo_equals_one_process(tiny_base: Path, work: Path, alone: Any) -> None
     assert samples[0] == samples[1] and samples[0].count("\n") == 8
 
 
-@pytest.mark.slow
 def test_a_mistake_is_told_once_and_ends_both(tiny_base: Path, work: Path) -> None:
     words = words_of("dpo", tiny_base, "mistaken", ("batch_size=3",))
-    result = launch(work, words)
+    result = fork(work, words)
     assert result.returncode != 0 and result.stdout == ""
     assert result.stderr.count("make it a multiple of 2") == 1
     assert not (work / "mistaken").exists()

@@ -172,4 +172,4 @@ def test_three_people_talk_at_once(real: Bench) -> None:
         vote = found[f"r{number}"]
         assert vote.prompt == [{"role": "user", "content": f"I am r{number}."}]
         places = [real.prefetch.models.place(name) for name in names[number]]
-        assert vote.sources == [real.prefetch.models.label(place) for place in places]
+        assert sorted(vote.sources) == sorted(map(real.prefetch.models.label, places))

@@ -15,7 +15,7 @@ from lorarlhf.preferences.accounts import set_password
 from lorarlhf.project.project import create
 from tests.browser import nginx
 from tests.browser.projects import part, ready
-from tests.browser.servers import free_port
+from tests.ports import free_port
 
 PASSWORD = "quiet harbour 7"
 NAME = "rate.localhost"  # browsers find every name below localhost on this machine
