@@ -168,7 +168,7 @@ def fitted_scores(
         np.stack([features[place, a] for place, a, _ in votes]),
         np.stack([features[place, b] for place, _, b in votes]),
         [place for place, _, _ in votes],
-        background=features[seen].reshape(-1, features.shape[-1]),
+        background=[features[seen].reshape(-1, features.shape[-1])],
         axes=axes,
     )
     return fit.score(features)

@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorarlhf.rewards.bradley_terry import solve_dual
-from lorarlhf.rewards.fit import (
+from lorarlhf.rewards import priors
+from lorarlhf.rewards.bradley_terry import solve_dual, solve_primal
+from lorarlhf.rewards.fit import fit_head
+from lorarlhf.rewards.priors import (
     PRIORS_WITHOUT_AXES,
     Blend,
     Prior,
-    VoteFit,
+    VoteMatrix,
     blend_priors,
-    fit_head,
     split_groups,
+    spread_groups,
 )
+from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
 
 
@@ -55,6 +58,10 @@ def weight_of(d: np.ndarray, l2: float) -> np.ndarray:
     return d.T @ solve_dual(d @ d.T / l2) / l2
 
 
+def votes_of(d: np.ndarray) -> VoteMatrix:
+    return VoteMatrix(d, d.shape[1])
+
+
 def test_a_single_vote() -> None:
     # One feature, difference 1, l2 1: w = sigmoid(-w), which w = 0.4010581 solves.
     (w,) = weight_of(np.array([[1.0]]), 1.0)
@@ -66,6 +73,38 @@ def test_dual_equals_primal() -> None:
     d = np.random.default_rng(0).normal(size=(12, 4))
     for l2 in (0.05, 1.0, 30.0):
         np.testing.assert_allclose(weight_of(d, l2), primal_newton(d, l2), rtol=1e-6, atol=1e-9)
+
+
+def test_both_ways_find_the_same_weights_from_any_start() -> None:
+    rng = np.random.default_rng(3)
+    d, scale = rng.normal(size=(40, 9)), np.array([0.0, 0.3, 1.0, 1.0, 1.0, 2.0, 2.0, 5.0, 0.0])
+    dual = solve_dual(d * scale**2 @ d.T)
+    wanted = scale**2 * (dual @ d)
+    for start in (None, rng.normal(size=9), 50 * rng.normal(size=9)):
+        found = scale * solve_primal(d, scale, start)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9)
+    for start in (rng.normal(size=40), 50 * rng.normal(size=40)):
+        again = solve_dual(d * scale**2 @ d.T, start)
+        np.testing.assert_allclose(scale**2 * (again @ d), wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_many_votes_are_fitted_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    columns = rng.normal(size=(300, 12)) + 0.2
+    matrix = VoteMatrix(columns, 9)  # the primal; the last three columns are scores along axes
+    tried = (Prior(1.0, 0.01), Prior(3.0, 0.3), Prior(0.3))
+    for prior, found in zip(tried, matrix.fits(tried), strict=True):
+        variance = np.array([1 / prior.l2] * 9 + [prior.axis_strength] * 3)
+        wanted = variance * (solve_dual(columns * variance @ columns.T) @ columns)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9)
+    groups = [f"prompt {place // 2}" for place in range(300)]
+    whole = blend_priors(matrix, groups)
+    monkeypatch.setattr(priors, "MOST_WEIGHED", 100)
+    part = blend_priors(matrix, groups)
+    taken = spread_groups(groups, 100)
+    kept = [group for group, wanted in zip(groups, taken, strict=True) if wanted]
+    assert len(kept) == 100 and all(kept.count(group) == 2 for group in kept)
+    assert part == blend_priors(matrix.part(taken), kept) != whole
 
 
 @pytest.mark.parametrize("shape", [(3, 50), (80, 7), (200, 576)])
@@ -90,13 +129,13 @@ def test_scores_do_not_depend_on_scale_or_shift_of_the_features() -> None:
     axes = np.array([[1.0, -1.0, 0.0, 0.0]])
     background = np.vstack([chosen, rejected])
     groups = list(range(40))
-    plain = fit_head(chosen, rejected, groups, background=background, axes=axes)
+    plain = fit_head(chosen, rejected, groups, background=[background], axes=axes)
     scale, shift = np.array([10.0, 0.01, 3.0, 1.0]), np.array([100.0, -1.0, 0.0, 7.0])
     moved = fit_head(
         chosen * scale + shift,
         rejected * scale + shift,
         groups,
-        background=background * scale + shift,
+        background=[background * scale + shift],
         axes=axes * scale,
     )
     # float32 weights at features of size 100: 1e-5 of a score's spread.
@@ -121,8 +160,8 @@ def test_copies_of_a_vote_do_not_improve_cross_validation() -> None:
     rng = np.random.default_rng(5)
     d = np.repeat(rng.normal(size=(40, 400)), 4, axis=0)
     by_prompt = [place // 4 for place in range(160)]
-    assert blend_priors(d, by_prompt, priors=[Prior(0.1)]).cv_accuracy < 0.7
-    leaky = blend_priors(d, list(range(160)), priors=[Prior(0.1)])
+    assert blend_priors(votes_of(d), by_prompt, priors=[Prior(0.1)]).cv_accuracy < 0.7
+    leaky = blend_priors(votes_of(d), list(range(160)), priors=[Prior(0.1)])
     assert leaky.cv_accuracy > 0.95
 
 
@@ -131,8 +170,8 @@ def test_shares_follow_the_held_out_loss() -> None:
     truth[0] = 1.0
     chosen, rejected = planted(3, 200, truth, noise=0.0)
     d, groups = chosen - rejected, list(range(200))
-    alone = [blend_priors(d, groups, priors=[Prior(l2)]) for l2 in (1.0, 1.2, 1e5)]
-    blend = blend_priors(d, groups, priors=[Prior(1.0), Prior(1.2), Prior(1e5)])
+    alone = [blend_priors(votes_of(d), groups, priors=[Prior(l2)]) for l2 in (1.0, 1.2, 1e5)]
+    blend = blend_priors(votes_of(d), groups, priors=[Prior(1.0), Prior(1.2), Prior(1e5)])
     shares = {prior.l2: share for prior, share in blend.priors}
     assert set(shares) == {1.0, 1.2}  # the one that is far off has no say
     assert sum(shares.values()) == pytest.approx(1)
@@ -146,11 +185,14 @@ def test_shares_follow_the_held_out_loss() -> None:
 def test_a_blend_s_weight_is_the_average_of_its_fits() -> None:
     chosen, rejected = planted(0, 60, np.ones(6))
     axes, both = np.eye(6)[:2], np.vstack([chosen, rejected])
-    fit = fit_head(chosen, rejected, range(60), background=both, axes=axes)
+    fit = fit_head(chosen, rejected, range(60), background=[both], axes=axes)
     wanted = sum(
         share
         * fit_head(
-            *(chosen, rejected, range(60)), background=both, axes=axes, blend=Blend(((prior, 1.0),))
+            *(chosen, rejected, range(60)),
+            background=[both],
+            axes=axes,
+            blend=Blend(((prior, 1.0),)),
         ).weight
         for prior, share in fit.blend.priors
     )
@@ -161,7 +203,9 @@ def test_a_blend_s_weight_is_the_average_of_its_fits() -> None:
 @pytest.mark.parametrize("votes", [1, 2, 30])
 def test_few_votes_or_a_single_prompt_give_equal_shares(votes: int) -> None:
     chosen, rejected = planted(0, votes, np.ones(6))
-    fit = fit_head(chosen, rejected, ["the same"] * votes, background=np.vstack([chosen, rejected]))
+    fit = fit_head(
+        chosen, rejected, ["the same"] * votes, background=[np.vstack([chosen, rejected])]
+    )
     assert [prior for prior, _ in fit.blend.priors] == list(PRIORS_WITHOUT_AXES)
     assert len({share for _, share in fit.blend.priors}) == 1
     assert fit.blend.cv_accuracy is None and fit.blend.cv_loss is None
@@ -174,17 +218,17 @@ def test_features_that_never_vary_get_no_weight() -> None:
     chosen[:, 2] = rejected[:, 2] = 5.0
     background = np.vstack([chosen, rejected])
     axes = np.array([[0.0, 0, 1, 0], [0.0, 0, 0, 0]])
-    fit = fit_head(chosen, rejected, range(20), background=background, axes=axes)
+    fit = fit_head(chosen, rejected, range(20), background=[background], axes=axes)
     assert fit.weight[2] == 0 and np.isfinite(fit.weight).all()
     same = np.ones((3, 4))
-    flat = fit_head(same, same, [1, 2, 3], background=same[:1])
+    flat = fit_head(same, same, [1, 2, 3], background=[same[:1]])
     assert np.isfinite(flat.weight).all() and flat.score(same).tolist() == [0, 0, 0]
 
 
 def test_recovers_a_planted_direction() -> None:
     truth = np.random.default_rng(7).normal(size=10)
     chosen, rejected = planted(1, 400, truth)
-    fit = fit_head(chosen, rejected, range(400), background=np.vstack([chosen, rejected]))
+    fit = fit_head(chosen, rejected, range(400), background=[np.vstack([chosen, rejected])])
     assert accuracy(fit.weight, truth) > 0.9
     assert fit.blend.cv_accuracy > 0.75  # of 90%: one vote in ten is flipped
 
@@ -204,8 +248,8 @@ def test_axes_gain_much_along_them_and_cost_less_across(
         for seed in range(10):
             chosen, rejected = planted(seed, votes, truth)
             both, groups = np.vstack([chosen, rejected]), range(votes)
-            plain = fit_head(chosen, rejected, groups, background=both)
-            helped = fit_head(chosen, rejected, groups, background=both, axes=axes)
+            plain = fit_head(chosen, rejected, groups, background=[both])
+            helped = fit_head(chosen, rejected, groups, background=[both], axes=axes)
             found.append(accuracy(helped.weight, truth) - accuracy(plain.weight, truth))
         differences[name] = np.mean(found)
     assert differences["along"] > gain
@@ -220,9 +264,9 @@ def test_votes_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="3 features"):
         votes.add(np.ones(4), np.zeros(4), "p")
     with pytest.raises(ValueError, match="background"):
-        fit_head(np.ones((1, 3)), np.zeros((1, 3)), ["p"], background=np.ones((2, 4)))
+        fit_head(np.ones((1, 3)), np.zeros((1, 3)), ["p"], background=[np.ones((2, 4))])
     with pytest.raises(ValueError, match="finite"):
-        fit_head(np.full((1, 3), np.nan), np.zeros((1, 3)), ["p"], background=np.ones((2, 3)))
+        fit_head(np.full((1, 3), np.nan), np.zeros((1, 3)), ["p"], background=[np.ones((2, 3))])
 
 
 def voted(votes: int, width: int, **given: np.ndarray) -> VoteFit:

@@ -20,7 +20,8 @@ from lorarlhf_ui.hidden_states import HiddenStates
 if TYPE_CHECKING:
     import numpy as np
 
-    from lorarlhf.rewards.fit import HeadFit, VoteFit
+    from lorarlhf.rewards.fit import HeadFit
+    from lorarlhf.rewards.vote_fit import VoteFit
 
 MAX_PAIRS = 400
 """The head is fitted to at most so many of the newest pairs; its time grows with their cube."""
@@ -167,7 +168,7 @@ class Meter:
         self, rater: str, before: Vote | None = None, most: int = MAX_PAIRS
     ) -> RaterHead:
         """Fit a head to the rater's newest votes; only to those cast before the vote `before`."""
-        from lorarlhf.rewards.fit import VoteFit
+        from lorarlhf.rewards.vote_fit import VoteFit
 
         found: list[Vote] = []
         pairs = 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lorarlhf.rewards.fit import VoteFit
+from lorarlhf.rewards.vote_fit import VoteFit
 
 COUNTS = (10, 25, 50, 100, 150, 200, 400, 800)
 

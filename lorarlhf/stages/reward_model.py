@@ -16,9 +16,10 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.data.readers import split_by_prompt
 from lorarlhf.data.twins import leave_out_shared
 from lorarlhf.rewards.axes import style_axes
-from lorarlhf.rewards.fit import HeadFit, VoteFit
+from lorarlhf.rewards.fit import HeadFit
 from lorarlhf.rewards.learning_curve import learning_curve
 from lorarlhf.rewards.role import EncodedAnswer, pooled_states, score_encoded
+from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
@@ -172,8 +173,7 @@ def start_from_fit(
     axes = style_axes(backbone)[1] if pooling == "mean" else None
     votes = VoteFit(axes)
     states = pooled_states(backbone, answers_of(pairs), pooling)
-    for pair, chosen, rejected in zip(pairs, states[::2], states[1::2], strict=True):
-        votes.add(chosen, rejected, pair.group)
+    votes.add_all(states[::2], states[1::2], [pair.group for pair in pairs])
     fit = votes.fit()
     put_fit(backbone, fit)
     return fit, votes
