@@ -62,14 +62,14 @@ def pooled_states(
     answers: Sequence[EncodedAnswer],
     pooling: str = "mean",
     batch_size: int = 16,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
     """The inputs of a head with this pooling, from the base without adapters -> float32 (N, F).
 
     `mean`: F = 2H, the trunk's output and the final state (H without a trunk); `last`: the final
     state, F = H.
     """
-    states: list[np.ndarray] = [np.empty(0)] * len(answers)
+    states: np.ndarray | None = None
     with backbone.role("base"):
         for rows, hidden, mask, trunk in _batches(backbone, answers, batch_size):
             if pooling == "last":
@@ -77,22 +77,30 @@ def pooled_states(
             weights = mask.float() / mask.sum(dim=1, keepdim=True)
             parts = [hidden] if pooling == "last" or trunk is None else [normed(trunk), hidden]
             pooled = [torch.einsum("bth,bt->bh", part.float(), weights) for part in parts]
-            for row, state in zip(rows, torch.cat(pooled, dim=1).cpu().numpy(), strict=True):
-                states[row] = state
+            some = torch.cat(pooled, dim=1).cpu().numpy()
+            if states is None:
+                states = np.empty((len(answers), some.shape[1]), some.dtype)
+            states[rows] = some
             progress(len(rows))
-    return np.stack(states)
+    if states is None:
+        raise ValueError("there are no answers")
+    return states
 
 
 @torch.no_grad()
 def score_encoded(
-    backbone: Backbone, answers: Sequence[EncodedAnswer], batch_size: int = 16
+    backbone: Backbone,
+    answers: Sequence[EncodedAnswer],
+    batch_size: int = 16,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> list[float]:
-    """Raw scores of the reward role."""
+    """Raw scores of the reward role; `progress` gets the number of answers of each batch."""
     scores = torch.zeros(len(answers), device="cpu")
     head = backbone.heads["reward"]
     with backbone.role("reward"):
         for rows, hidden, mask, trunk in _batches(backbone, answers, batch_size):
             scores[rows] = head.pool(hidden, mask, trunk).cpu()
+            progress(len(rows))
     return scores.tolist()
 
 

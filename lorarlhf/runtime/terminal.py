@@ -2,7 +2,10 @@
 
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lorarlhf.runtime import distributed
 
@@ -27,3 +30,12 @@ def log_to_stderr(text: str) -> None:
     """Print one line to standard error, in the main process; standard output is for results."""
     if distributed.is_main():
         print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], Any]]:
+    """A bar on standard error, in the main process; yields what moves it on by so many."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=title, disable=not distributed.is_main()) as bar:
+        yield bar.update

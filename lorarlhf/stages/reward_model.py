@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
@@ -24,6 +25,7 @@ from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.setting_types import NonNegativeFloat, OpenFraction, PositiveInt, one_of
+from lorarlhf.runtime.terminal import progress_bar
 from lorarlhf.stages.callbacks import RunCallback
 from lorarlhf.stages.conversations import Row, conversational
 from lorarlhf.stages.inputs import StageInputs
@@ -172,17 +174,24 @@ def start_from_fit(
     # The style axes are directions of states averaged over an answer; a last token has none.
     axes = style_axes(backbone)[1] if pooling == "mean" else None
     votes = VoteFit(axes)
-    states = pooled_states(backbone, answers_of(pairs), pooling)
+    states = _states_of(backbone, pairs, pooling, "hidden states")
     votes.add_all(states[::2], states[1::2], [pair.group for pair in pairs])
     fit = votes.fit()
     put_fit(backbone, fit)
     return fit, votes
 
 
+def _states_of(backbone: Backbone, pairs: Sequence[Pair], pooling: str, title: str) -> np.ndarray:
+    """Pooled states of both answers of each pair, with a bar: chosen, rejected, chosen, ..."""
+    answers = answers_of(pairs)
+    with progress_bar(title, len(answers)) as advance:
+        return pooled_states(backbone, answers, pooling, progress=advance)
+
+
 def _log_learning_curve(
     backbone: Backbone, votes: VoteFit, test: Sequence[Pair], run: Run, pooling: str
 ) -> None:
-    states = pooled_states(backbone, answers_of(test), pooling)
+    states = _states_of(backbone, test, pooling, "held-out pairs")
     for count, accuracy in learning_curve(votes, states[::2], states[1::2]):
         run.log({"step": count, "heldout_accuracy": accuracy}, stage="reward_curve")
 
@@ -197,7 +206,9 @@ def put_fit(backbone: Backbone, fit: HeadFit) -> None:
 
 def set_score_scale(backbone: Backbone, answers: Sequence[EncodedAnswer]) -> None:
     """Keep the mean and deviation of the scores of these (the base's) answers with the head."""
-    scores = torch.tensor(score_encoded(backbone, answers), device=backbone.device)
+    with progress_bar("scale of the scores", len(answers)) as advance:
+        found = score_encoded(backbone, answers, progress=advance)
+    scores = torch.tensor(found, device=backbone.device)
     head = backbone.heads["reward"]
     head.score_mean.fill_(scores.mean().item())
     head.score_std.fill_(max(scores.std(unbiased=False).item(), 1e-6))
@@ -205,7 +216,9 @@ def set_score_scale(backbone: Backbone, answers: Sequence[EncodedAnswer]) -> Non
 
 def pair_accuracy(backbone: Backbone, pairs: Sequence[Pair]) -> float:
     """Share of pairs whose chosen answer has the higher score; ties count half."""
-    scores = score_encoded(backbone, answers_of(pairs))
+    answers = answers_of(pairs)
+    with progress_bar("accuracy", len(answers)) as advance:
+        scores = score_encoded(backbone, answers, progress=advance)
     right = [(c > r) + 0.5 * (c == r) for c, r in zip(scores[::2], scores[1::2], strict=True)]
     return sum(right) / len(right)
 

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.rewards.role import EncodedAnswer, encode_answer
+from lorarlhf.runtime.terminal import progress_bar
 from lorarlhf.stages.conversations import Row
 
 
@@ -30,15 +31,17 @@ def encode_pairs(backbone: Backbone, rows: Sequence[Row], pooling: str) -> list[
     Args:
         rows: as `conversational` gives them.
     """
-    return [
-        Pair(
-            encode_answer(backbone, row["prompt"], row["chosen"], pooling),
-            encode_answer(backbone, row["prompt"], row["rejected"], pooling),
-            group=repr(row["prompt"]),
-            margin=float(row.get("margin") or 0.0),
-        )
-        for row in rows
-    ]
+    pairs = []
+    with progress_bar("reading pairs", len(rows)) as advance:
+        for row in rows:
+            chosen, rejected = (
+                encode_answer(backbone, row["prompt"], row[name], pooling)
+                for name in ("chosen", "rejected")
+            )
+            margin = float(row.get("margin") or 0.0)
+            pairs.append(Pair(chosen, rejected, repr(row["prompt"]), margin))
+            advance(1)
+    return pairs
 
 
 def answers_of(pairs: Sequence[Pair]) -> list[EncodedAnswer]:
