@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorarlhf.rewards import priors
+from lorarlhf.rewards import priors, vote_fit
 from lorarlhf.rewards.bradley_terry import solve_dual, solve_primal
 from lorarlhf.rewards.fit import fit_head
 from lorarlhf.rewards.priors import (
@@ -298,6 +298,27 @@ def test_a_subset_is_fitted_to_its_votes_alone() -> None:
         alone.add(votes.chosen[place], votes.rejected[place], votes.groups[place])
     np.testing.assert_array_equal(part.fit().weight, alone.fit().weight)
     assert len(votes) == 30 and not np.array_equal(votes.fit().weight, part.fit().weight)
+
+
+def test_a_large_subset_keeps_the_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vote_fit, "MANY", 20)
+    votes = voted(60, 5)
+    whole = votes.fit()
+    assert votes.subset(range(30)).fit().blend is whole.blend
+    assert votes.subset(range(19)).fit().blend != whole.blend
+
+
+def test_votes_can_be_added_to_many() -> None:
+    chosen, rejected = planted(2, 40, np.ones(5))
+    one, by_one = VoteFit(), VoteFit()
+    one.add_all(chosen[:30].astype(np.float32), rejected[:30].astype(np.float32), range(30))
+    one.add_all(chosen[30:].astype(np.float32), rejected[30:].astype(np.float32), range(30, 40))
+    for place in range(40):
+        by_one.add(chosen[place], rejected[place], place)
+    np.testing.assert_array_equal(one.fit().weight, by_one.fit().weight)
+    np.testing.assert_array_equal(one.chosen, chosen.astype(np.float32))
+    with pytest.raises(ValueError, match="two rows each"):
+        VoteFit().add_all(one.chosen, one.rejected[:3], range(40))
 
 
 def test_unreadable_votes_are_a_clear_error(tmp_path: Path) -> None:

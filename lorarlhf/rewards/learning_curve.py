@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lorarlhf.rewards.vote_fit import VoteFit
 
-COUNTS = (10, 25, 50, 100, 150, 200, 400, 800)
+COUNTS = (10, 25, 50, 100, 150, 200, 400, 800, 2000, 5000, 10_000, 20_000, 50_000)
 
 
 def learning_curve(

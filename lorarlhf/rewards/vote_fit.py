@@ -13,6 +13,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import replace_nonfinite
 
 VOTES = ("chosen", "rejected")
+MANY = 1000
 
 
 class VoteFit:
@@ -76,11 +77,17 @@ class VoteFit:
         self.groups = [str(group) for group in groups]
 
     def subset(self, wanted: Sequence[int]) -> "VoteFit":
-        """A new `VoteFit` with some of these votes, by index; its priors are weighted anew."""
+        """A new `VoteFit` with some of these votes, by index.
+
+        Its priors are weighted anew, unless there are `MANY`: then their shares hardly differ, and
+        those of the last fit to all votes are used.
+        """
         part, places = VoteFit(self.axes, self.background), list(wanted)
         part.add_all(
             self.chosen[places], self.rejected[places], [self.groups[place] for place in places]
         )
+        if len(places) >= MANY and self._blend is not None:
+            part._blend, part._weighted_at = self._blend, len(places)
         return part
 
     def fit(self) -> HeadFit:
