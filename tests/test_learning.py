@@ -96,11 +96,14 @@ def test_it_learns_in_float16(tiny_base: Path, tmp_path: Path) -> None:
     assert sum(row["policy_steps"] for row in rows) > 0.95 * 8 * 24
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_it_learns_with_a_quarter_of_the_episodes_lost(
     tiny_base: Path, tmp_path: Path, seed: int
 ) -> None:
-    """As many episodes as above are sampled, and the last quarter before the kill is lost."""
+    """As many episodes as above are sampled, and the last quarter before the kill is lost.
+
+    Two seeds are enough: tests/invariants/test_kills.py holds that a resumed run is the same run.
+    """
     process = context().Process(target=train_until_killed, args=(tiny_base, tmp_path, seed))
     process.start()
     process.join()
