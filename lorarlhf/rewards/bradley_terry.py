@@ -7,6 +7,9 @@ Both ways find the same w. A step of the dual takes a time of N^3 and the memory
 the primal takes a time of N H^2 + H^3 and the memory of H^2.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,29 +34,19 @@ def solve_dual(kernel: Array, start: Array | None = None) -> Array:
         kernel: K (N, N).
         start: an a (N,) to begin at, such as the solution for a similar kernel; 0 by default.
     """
-    dual = np.zeros(len(kernel)) if start is None else start
-    margins = kernel @ dual
-    objective = _objective(margins, dual, margins)
-    for _ in range(NEWTON_STEPS):
+
+    def change(dual: Array, margins: Array) -> Array:
         probability, curvature = _slopes(margins)
         root = np.sqrt(curvature)
         target = curvature * margins + probability
         system = root[:, None] * kernel * root
         system.flat[:: len(kernel) + 1] += 1
-        newton = target - root * np.linalg.solve(system, root * (kernel @ target))
-        change = newton - dual
-        along = kernel @ change
-        step = 1.0
-        while True:
-            tried, reached_margins = dual + step * change, margins + step * along
-            reached = _objective(reached_margins, tried, reached_margins)
-            if reached <= objective or step < 1e-6:
-                break
-            step /= 2
-        gain, dual, margins, objective = objective - reached, tried, reached_margins, reached
-        if gain <= GAIN * (1 + abs(objective)):
-            break
-    return dual
+        return target - root * np.linalg.solve(system, root * (kernel @ target)) - dual
+
+    begin = np.zeros(len(kernel)) if start is None else start
+    return _minimise(
+        begin, lambda dual: kernel @ dual, change, lambda dual, margins: dual @ margins
+    )
 
 
 def solve_primal(differences: Array, scale: Array, start: Array | None = None) -> Array:
@@ -67,20 +60,45 @@ def solve_primal(differences: Array, scale: Array, start: Array | None = None) -
         scale: s (H,), the deviation of each weight under the prior; 0 or more.
         start: a u (H,) to begin at; 0 by default.
     """
-    point = np.zeros(len(scale)) if start is None else start
-    margins = differences @ (scale * point)
-    objective = _objective(margins, point, point)
-    for _ in range(NEWTON_STEPS):
+
+    def change(point: Array, margins: Array) -> Array:
         probability, curvature = _slopes(margins)
         system = scale[:, None] * _curved_gram(differences, curvature) * scale
         system.flat[:: len(scale) + 1] += 1
-        downhill = scale * (probability @ differences) - point
-        change = np.linalg.solve(system, downhill)
-        along = differences @ (scale * change)
-        step = 1.0
+        downhill: Array = scale * (probability @ differences) - point
+        return np.asarray(np.linalg.solve(system, downhill), dtype=np.float64)
+
+    begin = np.zeros(len(scale)) if start is None else start
+    return _minimise(
+        begin, lambda point: differences @ (scale * point), change, lambda point, _: point @ point
+    )
+
+
+def _minimise(
+    point: Array,
+    margins_of: Callable[[Array], Array],
+    change: Callable[[Array, Array], Array],
+    penalty: Callable[[Array, Array], Any],
+) -> Array:
+    """Newton's method from a point; a step that overshoots is halved.
+
+    Args:
+        margins_of: the margins (N,) at a point, linear in it.
+        change: Newton's step from a point and its margins.
+        penalty: twice what the prior adds to the loss, from a point and its margins.
+    """
+
+    def objective_at(point: Array, margins: Array) -> float:
+        return float(np.logaddexp(0, -margins).sum() + penalty(point, margins) / 2)
+
+    margins = margins_of(point)
+    objective = objective_at(point, margins)
+    for _ in range(NEWTON_STEPS):
+        whole = change(point, margins)
+        along, step = margins_of(whole), 1.0
         while True:
-            tried, reached_margins = point + step * change, margins + step * along
-            reached = _objective(reached_margins, tried, tried)
+            tried, reached_margins = point + step * whole, margins + step * along
+            reached = objective_at(tried, reached_margins)
             if reached <= objective or step < 1e-6:
                 break
             step /= 2
@@ -104,7 +122,3 @@ def _curved_gram(differences: Array, curvature: Array) -> Array:
         rooted = rows * np.sqrt(curvature[first : first + ROWS])[:, None]
         gram += rooted.T @ rooted  # numpy computes one half of a product with itself
     return gram
-
-
-def _objective(margins: Array, left: Array, right: Array) -> float:
-    return float(np.logaddexp(0, -margins).sum() + left @ right / 2)
