@@ -25,6 +25,7 @@ from playwright.sync_api import (
 from playwright.sync_api import Error as PlaywrightError
 
 from tests.browser import chromium
+from tests.browser.projects import ServedProject, running
 from tests.browser.servers import Servers
 
 SCREENSHOTS = "LORARLHF_SCREENSHOTS"
@@ -218,3 +219,20 @@ def _show_pages(item: pytest.Item, pages: Pages) -> None:
     folder = os.environ.get(SCREENSHOTS)
     if folder:
         pages.save_pictures(Path(folder), item.nodeid.removeprefix("tests/browser/"))
+
+
+# ---- projects
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
+    """A project without a model, and its server, for all tests of a file."""
+    with running(tmp_path_factory) as project:
+        yield project
+
+
+@pytest.fixture
+def project(shared: ServedProject) -> ServedProject:
+    """The file's project, as if nobody had been there."""
+    shared.forget()
+    return shared

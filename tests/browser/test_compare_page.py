@@ -62,12 +62,6 @@ def shared(
         yield project
 
 
-@pytest.fixture
-def project(shared: ServedProject) -> ServedProject:
-    shared.forget()
-    return shared
-
-
 def begin(page: Page, first: str = FIRST, second: str = SECOND, wanted: int = 5) -> None:
     """Choose two models and press Start."""
     for side, name in (("first", first), ("second", second)):

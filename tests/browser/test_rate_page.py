@@ -1,7 +1,6 @@
 """The Rate page in a real browser: every way to vote, and exactly the right rows in the store."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,24 +14,11 @@ from tests.browser.projects import (
     part,
     press,
     ready,
-    running,
     shows,
 )
 
 LETTERS = "ABCDEF"
 GONE = r"ERR_(CONNECTION|FAILED|EMPTY_RESPONSE|INCOMPLETE)|Failed to fetch|network error|Connection"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
-    with running(tmp_path_factory) as project:
-        yield project
-
-
-@pytest.fixture
-def project(shared: ServedProject) -> ServedProject:
-    shared.forget()
-    return shared
 
 
 def winner(vote: Vote) -> str:

@@ -1,10 +1,8 @@
 """The Rate page in a real browser: three or more answers are ranked."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.projects import (
@@ -12,23 +10,10 @@ from tests.browser.projects import (
     bodies,
     part,
     press,
-    running,
     shows,
 )
 
 LETTERS = "ABCDEF"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
-    with running(tmp_path_factory) as project:
-        yield project
-
-
-@pytest.fixture
-def project(shared: ServedProject) -> ServedProject:
-    shared.forget()
-    return shared
 
 
 # ---- rankings

@@ -35,18 +35,6 @@ MARKDOWN = (
 LONG = "\n\n".join(f"Paragraph {n}. " + "The tide comes and goes again. " * 12 for n in range(14))
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
-    with running(tmp_path_factory) as project:
-        yield project
-
-
-@pytest.fixture
-def project(shared: ServedProject) -> ServedProject:
-    shared.forget()
-    return shared
-
-
 # ---- what is shown
 
 

@@ -1,10 +1,8 @@
 """What a rater sees and types: texts whole and raw, the place, drafts, a lost login."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from playwright.sync_api import Page, Route, expect
 
 from lorarlhf.preferences.accounts import set_password
@@ -12,7 +10,7 @@ from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.project.project import create
 from lorarlhf_ui.markdown import render
-from tests.browser.projects import ME, ServedProject, ends, part, press, running, shows
+from tests.browser.projects import ME, ServedProject, ends, part, press, shows
 from tests.odd_texts import odd_texts, seen
 
 PASSWORD = "quiet harbour 7"
@@ -34,18 +32,6 @@ UNSEEN = """([host, markup]) => {
   place.remove();
   return [found, active];
 }"""
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
-    with running(tmp_path_factory) as project:
-        yield project
-
-
-@pytest.fixture
-def project(shared: ServedProject) -> ServedProject:
-    shared.forget()
-    return shared
 
 
 # ---- texts
