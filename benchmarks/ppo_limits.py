@@ -175,7 +175,7 @@ def matrix_speed(backbone: Any) -> float:
     """
     import torch
 
-    from lorarlhf.backbone.kernels.dequantised import _packed, _packed_product, _packs
+    from lorarlhf.backbone.kernels.dequantised import _can_pack, _packed, _packed_product
 
     hidden, wide = backbone.hidden_size, backbone.causal.config.intermediate_size
     best = 0.0
@@ -183,7 +183,7 @@ def matrix_speed(backbone: Any) -> float:
         like: Any = {"dtype": backbone.compute_dtype, "device": backbone.device}
         a, b = torch.randn(rows, inner, **like), torch.randn(outer, inner, **like)
         products: list[Callable[[], Any]] = [lambda a=a, b=b: a @ b.T]  # type: ignore[misc]
-        if backbone.device.type == "cpu" and _packs(a.dtype):
+        if backbone.device.type == "cpu" and _can_pack(a.dtype):
             weight = _packed(b)
             products.append(lambda a=a, b=weight: _packed_product(a, b, None))  # type: ignore[misc]
         work = 2 * rows * inner * outer

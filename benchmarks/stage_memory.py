@@ -206,6 +206,7 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
             max_prompt_tokens=4096,
             max_new_tokens=args.answer_tokens,
             critic_warmup=0,
+            num_ppo_epochs=1,  # more take time, not memory
             gradient_checkpointing=args.gradient_checkpointing,
             use_cpu=backbone.device.type == "cpu",
             disable_tqdm=True,

@@ -195,7 +195,7 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_demo_without_options_takes_its_own_defaults(
     demo: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lorarlhf.cli.demo import DemoOptions
+    from lorarlhf.cli.demo_options import DemoOptions
 
     assert run(capsys, "demo") == (0, "a line of the demo\n", "")
     assert demo == [DemoOptions()]

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from tiny import SPECIALS
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.cli.demo import DemoOptions, run_demo
+from lorarlhf.cli.demo import run_demo
+from lorarlhf.cli.demo_options import DemoOptions
 from lorarlhf.cli.main import main
 from lorarlhf.runtime.errors import UserError
 
@@ -74,7 +75,7 @@ def test_summary_has_every_key(finished: Path, small_base: Backbone) -> None:
     assert 0 <= summary["reward_model"]["heldout_accuracy"] <= 1
     assert summary["reward_model"]["n"] > 0
     ppo = summary["ppo"]
-    assert ppo["updates"] == 2 and ppo["episodes"] == 32
+    assert ppo["updates"] == 2 and ppo["episodes"] == 16
     for key in ("kl_per_sequence", "mean_length_before", "mean_length_after", "seconds_per_update"):
         assert isinstance(ppo[key], float)
     won = summary["win_rate"]
@@ -131,7 +132,7 @@ def endings(make_base: Callable[..., Path]) -> list[str]:
     """Words for a demo on a tiny base whose answers end here and there, which a rater can judge."""
     folder = make_base(num_hidden_layers=12)
     weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"][SPECIALS.index("<|im_end|>")] *= 6
+    weights["lm_head.weight"][SPECIALS.index("<|im_end|>")] *= 20
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return ["demo", "--quick", "--base", str(folder), "--rater", "brief"]
 

@@ -15,6 +15,11 @@ from lorarlhf.ppo.objective import token_logprobs
 PLAIN = {True: "packed_forward", False: "dequantised"}
 
 
+@pytest.fixture(autouse=True)
+def small_weights_pack_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dequantised, "SMALL", 0)
+
+
 @pytest.fixture(params=["float32", "bfloat16"])
 def backbone(
     request: pytest.FixtureRequest, tiny_base: Path, randomise: Callable[..., None]
@@ -63,7 +68,7 @@ def test_no_number_changes(backbone: Backbone, backward: bool) -> None:
         assert len(kept(backbone)) == len(four_bit(backbone.decoder))
         names = {name for module in kept(backbone) for name in module.__dict__} & set(CACHED)
         packs = "packed_forward" in names
-        assert packs == dequantised._packs(backbone.compute_dtype)
+        assert packs == dequantised._can_pack(backbone.compute_dtype)
         assert names == (
             {"packed_forward", "packed_backward"} if packs and backward else {PLAIN[packs]}
         )
@@ -80,12 +85,26 @@ def test_no_number_changes(backbone: Backbone, backward: bool) -> None:
 def test_where_nothing_packs_no_number_changes(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dequantised, "_packs", lambda dtype: False)
+    monkeypatch.setattr(dequantised, "_can_pack", lambda dtype: False)
     wanted = list(states_and_gradients(backbone))
     with backbone.dequantised(backward=True):
         assert all("dequantised" in module.__dict__ for module in kept(backbone))
         ours = list(states_and_gradients(backbone))
     assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+
+
+def test_small_weights_in_float32_are_not_packed(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Backbone.load(str(tiny_base), bits=4, compute_dtype="float32")
+    small = backbone.hidden_size**2
+    monkeypatch.setattr(dequantised, "SMALL", small + 1)
+    with backbone.dequantised(backward=True):
+        for module in kept(backbone):
+            numbers = module.in_features * module.out_features
+            packed = {"packed_forward", "packed_backward"} <= set(module.__dict__)
+            assert packed == (numbers > small and dequantised._can_pack(torch.float32))
+            assert packed != ("dequantised" in module.__dict__)
 
 
 def test_everything_is_as_it_was_afterwards(backbone: Backbone) -> None:
@@ -117,7 +136,7 @@ def test_as_many_of_the_last_layers_as_there_is_room_for(backbone: Backbone) -> 
     layers = backbone.decoder.layers
     size = sum(module.weight.quant_state.shape.numel() for module in four_bit(layers[-1]))
     room = 2 * size
-    both = room * (2 if dequantised._packs(backbone.compute_dtype) else 1)
+    both = room * (2 if dequantised._can_pack(backbone.compute_dtype) else 1)
     for given, count, backward in (
         *((room, 2, False), (room - 1, 1, False), (0, 0, False)),
         *((both, 2, True), (both - 1, 1, True)),
@@ -133,11 +152,13 @@ def test_as_many_of_the_last_layers_as_there_is_room_for(backbone: Backbone) -> 
 def test_the_head_is_packed_in_float32_alone(tiny_base: Path, bits: int) -> None:
     for dtype in ("float32", "bfloat16"):
         backbone = Backbone.load(str(tiny_base), bits=bits, compute_dtype=dtype)
-        packs = dtype == "float32" and dequantised._packs(torch.float32)
+        packs = dtype == "float32" and dequantised._can_pack(torch.float32)
         with backbone.dequantised():
             assert isinstance(head(backbone), DequantisedLinear) == packs
             assert backbone.lm_head.products is None
-            assert bool(kept(backbone)) == (bits == 4 or dequantised._packs(backbone.compute_dtype))
+            assert bool(kept(backbone)) == (
+                bits == 4 or dequantised._can_pack(backbone.compute_dtype)
+            )
         with backbone.dequantised(backward=True):
             assert (backbone.lm_head.products is not None) == packs
         assert type(head(backbone)) is torch.nn.Linear and backbone.lm_head.products is None
@@ -160,6 +181,6 @@ def test_log_probabilities_are_the_plain_head_s(tiny_base: Path, softcap: float 
 
     plain = results()
     with backbone.dequantised(backward=True):
-        assert (backbone.lm_head.products is not None) == dequantised._packs(torch.float32)
+        assert (backbone.lm_head.products is not None) == dequantised._can_pack(torch.float32)
         for mine, theirs in zip(results(), plain, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)

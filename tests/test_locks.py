@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.cli.demo import DemoOptions, run_demo
+from lorarlhf.cli.demo import run_demo
+from lorarlhf.cli.demo_options import DemoOptions
 from lorarlhf.cli.main import main
 from lorarlhf.project.project import create
 from lorarlhf.runtime import lock

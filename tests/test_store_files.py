@@ -117,13 +117,12 @@ def test_a_read_only_folder_is_reported(store: Store) -> None:
 
 
 def test_several_processes_may_create_the_same_store(tmp_path: Path) -> None:
-    path = tmp_path / "new.sqlite"
-    words = (
-        "import sys; from lorarlhf.preferences.store import Store; Store(sys.argv[1]).rater('x')"
-    )
-    processes = [subprocess.Popen([sys.executable, "-c", words, str(path)]) for _ in range(6)]
+    words = "import sys; from lorarlhf.preferences.store import Store\n"
+    words += "for path in sys.argv[1:]: Store(path).rater('x')"
+    paths = [str(tmp_path / f"{number}.sqlite") for number in range(40)]
+    processes = [subprocess.Popen([sys.executable, "-c", words, *paths]) for _ in range(6)]
     assert [process.wait() for process in processes] == [0] * 6
-    assert Store(path).rater("x") == 1
+    assert [Store(path).rater("x") for path in paths] == [1] * 40
 
 
 def test_the_store_loads_no_torch() -> None:

@@ -98,6 +98,7 @@ class _ChatPage:
         options = [*self.models, self.system, self.temperature, self.tokens, self.scored]
         shown = [*self.sides, self.message, self.votes]
         gr.on(None, self.fill, None, [*self.models, *shown], **NEVER_DROPPED)
+        self.sides[0].tick(self.fill, None, [*self.models, *shown], **NEVER_DROPPED)
         gr.on(
             [self.text.submit, self.send.click],
             self.on_send,

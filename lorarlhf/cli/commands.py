@@ -20,7 +20,8 @@ from lorarlhf.stages.table import STAGES
 
 def demo(args: Namespace) -> Result:
     """The complete loop; it prints its own progress."""
-    from lorarlhf.cli.demo import DemoOptions, run_demo
+    from lorarlhf.cli.demo import run_demo
+    from lorarlhf.cli.demo_options import DemoOptions
     from lorarlhf.project.settings import BACKBONE_LIMITS
     from lorarlhf.runtime.setting_types import at_least
 

@@ -4,12 +4,10 @@ Each step saves its result in the run's folder, and `--resume` continues at the 
 one. A simulated rater replaces the person, so the loop can be measured.
 """
 
-import itertools
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from tqdm import tqdm
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import encode_prompts, generate_encoded
+from lorarlhf.cli.demo_options import DemoOptions, prepare_folder, resume_command
 from lorarlhf.data.readers import bundled, read_prompts, read_rows
 from lorarlhf.evaluation.comparison import as_text, judge
 from lorarlhf.evaluation.report import write_report
@@ -25,11 +24,11 @@ from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json, write_jsonl
-from lorarlhf.runtime.lock import LOCK, hold
+from lorarlhf.runtime.lock import hold
 from lorarlhf.runtime.machine import peak_rss_mb
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import drop_later_rows, keep_rows
-from lorarlhf.runtime.terminal import log_to_stderr, program_name
+from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf.stages.conversations import prompt_conversations
 from lorarlhf.stages.ppo import train_ppo
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
@@ -38,29 +37,12 @@ from lorarlhf.stages.trl.arguments import Placement, trl_arguments
 Row = dict[str, Any]
 
 
-@dataclass
-class DemoOptions:
-    """The options of `lorarlhf demo`."""
-
-    out: str = "runs/demo"
-    rater: str = "cheerful"
-    noise: float = 0.1  # share of votes that are reversed
-    pairs: int = 150  # votes
-    updates: int = 36  # of PPO
-    seed: int = 0
-    base: str = "smollm2-135m"
-    bits: int = 4
-    adapter_layers: int | str = "upper-half"
-    quick: bool = False  # a minute on two cores: shows that it works, not that it learns
-    resume: bool = False
-
-
 # Settings of the demo's PPO; measured by benchmarks/demo_seeds.py.
 PPO_SETTINGS: Row = {
     "learning_rate": 5e-4,
     "value_learning_rate": 5e-4,
-    "kl_coef": 0.18,
-    "temperature": 1.0,
+    "kl_coef": 0.1,
+    "temperature": 0.7,
     "critic_warmup": 2,
     "rollout_batch_size": 16,
     "micro_batch_size": 8,
@@ -68,7 +50,8 @@ PPO_SETTINGS: Row = {
     "gradient_checkpointing": False,
 }
 # Lists and endings come late in an answer; friendly words are there from the start.
-MAX_NEW_TOKENS = {"cheerful": 32, "brief": 64, "plain": 64}
+MAX_NEW_TOKENS = {"cheerful": 48, "brief": 64, "plain": 64}
+QUICK: Row = {"max_new_tokens": 12, "rollout_batch_size": 8}
 BATCH_SIZE = 60
 IN_USE = "Wait until that demo ends, or name another folder with --out."
 SAMPLES = 2  # answers a prompt, for the votes and for the taste test
@@ -84,7 +67,7 @@ def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -
     """
     rater = Rater.named(options.rater, noise=options.noise, seed=options.seed)
     with hold(Path(options.out), IN_USE):
-        _prepare_folder(options, log)
+        options = prepare_folder(options, log)
         demo = _Demo(options, rater, log)
         try:
             return demo.run_all()
@@ -92,46 +75,8 @@ def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -
             stopped = isinstance(error, KeyboardInterrupt)
             demo.run.finish("stopped" if stopped else "failed")
             if stopped:
-                log(f"Stopped. To resume where it ended:\n  {_resume_command(options)}")
+                log(f"Stopped. To resume where it ended:\n  {resume_command(options)}")
             raise
-
-
-def _prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> None:
-    """Refuse folders that hold something else; rename an earlier demo unless it is resumed."""
-    out = Path(options.out)
-    about = read_json(out / "run.json")
-    here = [path for path in out.iterdir() if path.name != LOCK]
-    if here and about.get("stage") != "demo":
-        raise UserError(f"The folder {out} holds something else, not a demo. Name another --out.")
-    if options.resume:
-        now = {name: value for name, value in asdict(options).items() if name != "resume"}
-        before = about.get("config", now)
-        changed = [name for name in now if name != "out" and before.get(name) != now[name]]
-        if not about:
-            log(f"There is no demo in {out} to resume; a new one begins.")
-        if earlier := ", ".join(f"{name} was {before.get(name)}" for name in changed):
-            raise UserError(
-                f"The run in {out} was started with other options ({earlier}). Resume it with the "
-                "same ones, or start again without --resume."
-            )
-    elif about:
-        names = (out.with_name(f"{out.name}-{number}") for number in itertools.count(1))
-        kept = next(name for name in names if not name.exists())
-        kept.mkdir()
-        for path in here:
-            path.rename(kept / path.name)
-        log(f"{out} holds an earlier demo; it is kept in {kept}.")
-
-
-def _resume_command(options: DemoOptions) -> str:
-    """The command that resumes: every option that is not the default, and `--resume`."""
-    given = asdict(options) | {"resume": True}
-    defaults = asdict(DemoOptions())
-    words = [program_name(), "demo"]
-    for name, value in given.items():
-        if value != defaults[name]:
-            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
-    return shlex.join(words)
 
 
 def _advance(bar: tqdm, before: int, done: int) -> None:
@@ -152,8 +97,10 @@ class _Demo:
         prompts = read_prompts(bundled("prompts"))
         heldout = read_prompts(bundled("prompts_heldout"))
         self.pairs = min(options.pairs, 16) if options.quick else options.pairs
-        self.updates = min(options.updates, 2) if options.quick else options.updates
-        self.max_new_tokens = 12 if options.quick else MAX_NEW_TOKENS[rater.name]
+        own = {"updates": options.updates, "max_new_tokens": MAX_NEW_TOKENS[rater.name]}
+        self.ppo = PPO_SETTINGS | own
+        if options.quick:
+            self.ppo |= {"updates": min(options.updates, 2)} | QUICK
         self.prompts = prompts[:24] if options.quick else prompts
         self.heldout = heldout[:6] if options.quick else heldout
 
@@ -218,8 +165,8 @@ class _Demo:
                     completions = generate_encoded(
                         self.backbone,
                         encoded,
-                        max_new_tokens=self.max_new_tokens,
-                        temperature=PPO_SETTINGS["temperature"],
+                        max_new_tokens=self.ppo["max_new_tokens"],
+                        temperature=self.ppo["temperature"],
                         batch_size=BATCH_SIZE,
                         seed=seed + sample,
                         progress=partial(_advance, bar, sample * len(rows)),
@@ -292,14 +239,13 @@ class _Demo:
             self.backbone.load_role("policy", self.out / "adapters" / "policy")
             return done
         self.log(
-            f"4. PPO: in each of {self.updates} updates the policy answers 16 prompts, the reward "
-            "role scores them, and the policy moves towards what scored well, while staying near "
-            "the base (KL)."
+            f"4. PPO: in each of {self.ppo['updates']} updates the policy answers "
+            f"{self.ppo['rollout_batch_size']} prompts, the reward role scores them, and the "
+            "policy moves towards what scored well, while staying near the base (KL)."
         )
         if self.options.resume:
             drop_later_rows(self.out)
-        own = PPO_SETTINGS | {"updates": self.updates, "max_new_tokens": self.max_new_tokens}
-        args = trl_arguments(PPOConfig, Placement.of(self.backbone, self.run), own, {})
+        args = trl_arguments(PPOConfig, Placement.of(self.backbone, self.run), self.ppo, {})
         rows = prompt_conversations(self.prompts, plain=False)
         summary = train_ppo(
             self.backbone, rows, self.run, args, resume=self.options.resume, samples=False
@@ -326,20 +272,16 @@ class _Demo:
     def _finish(self, votes: list[Row], reward: Row, ppo: Row, verdict: Row) -> Row:
         lengths = {key: verdict.pop(key) for key in ("mean_length_before", "mean_length_after")}
         base = self.backbone.footprint
-        summary = {
-            "base": self.options.base,
-            "bits": self.options.bits,
+        asked = ("base", "bits", "rater", "noise", "seed")
+        summary = {name: getattr(self.options, name) for name in asked} | {
             "adapter_layers": self.backbone.adapter_layers,
-            "rater": self.options.rater,
-            "noise": self.options.noise,
-            "seed": self.options.seed,
             "pairs": len(votes),
             "reward_model": reward,
             "ppo": ppo | lengths,
             **verdict,
             "backbone": {"copies": base.copies(), "bytes": base.bytes()},
             "seconds": self.seconds | {"total": round(sum(self.seconds.values()), 1)},
-            "settings": PPO_SETTINGS | {"max_new_tokens": self.max_new_tokens},
+            "settings": self.ppo,
         }
         summary["peak_rss_mb"] = max(self.peak_rss_mb, peak_rss_mb())
         self.run.finish("done", summary)

@@ -6,6 +6,7 @@ the row it `supersedes`. SQLite's `user_version` holds the number of the schema.
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,13 +146,26 @@ def connect(path: Path) -> sqlite3.Connection:
     # Threads share the connection; `Database` has a lock for it.
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
-    db.execute("PRAGMA journal_mode = WAL")
+    _keep_a_log(db)
     db.execute("PRAGMA synchronous = FULL")
     # Each commit moves the log (the file that ends in -wal) into the file itself, so that a copy of
     # the file alone has all votes.
     db.execute("PRAGMA wal_autocheckpoint = 1")
     db.execute("PRAGMA foreign_keys = ON")
     return db
+
+
+def _keep_a_log(db: sqlite3.Connection) -> None:
+    """Turn on WAL; SQLite itself does not wait where several processes do so at once."""
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def prepare(path: Path) -> None:

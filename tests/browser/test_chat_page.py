@@ -13,6 +13,7 @@ from tests.browser.chat_steps import (
     KEPT,
     LONGEST,
     RUN,
+    SETTLED_MS,
     answered,
     ask,
     chat_project,
@@ -118,9 +119,24 @@ def test_a_question_that_comes_before_the_page_is_filled_is_answered(
     ask(page, "Early?")
     expect(said(page, who="user")).to_have_text("Early?")
     expect(said(page, who="bot")).to_have_attribute("data-raw", re.compile(r"\S"))
+    page.wait_for_timeout(SETTLED_MS)
     held[0].continue_()
     ready(page)
     expect(said(page, who="user")).to_have_text("Early?")
+
+
+def test_the_models_are_asked_for_again_if_the_question_was_lost(
+    open_page: Any, project: ServedProject
+) -> None:
+    page = open_page(f"{project.url}/history")
+    lost = []
+    page.route(
+        re.compile("queue/join"),
+        lambda route: route.continue_() if lost else lost.append(route),
+    )
+    page.goto(f"{project.url}/chat")
+    ready(page)
+    assert len(lost) == 1
 
 
 # ---- side by side

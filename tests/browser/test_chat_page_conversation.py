@@ -131,7 +131,7 @@ def test_no_message_is_dropped_while_an_earlier_answer_ends(chat: Any) -> None:
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("button", name="New conversation").click()
     page.get_by_role("button", name="Send").click()
-    expect(said(page, who="user")).to_have_text("And now?")
+    expect(said(page, who="user")).to_have_text(["And now?"])  # alone
     grows(messages(page, who="bot"))
 
 
@@ -149,9 +149,7 @@ def test_a_reload_keeps_the_conversation_and_who_answered(chat: Any) -> None:
 
 
 def test_a_reload_in_the_middle_of_an_answer_goes_on(chat: Any, open_page: Any) -> None:
-    open_page.allow(
-        "AbortError: BodyStreamBuffer was aborted|Connection errored out"
-    )  # Gradio's stream, by the reload
+    open_page.allow("Connection errored out")  # Gradio's stream, by the reload
     page = chat(tokens=LONGEST, temperature=0)
     ask(page, "A long story?")
     before = grows(messages(page, who="bot"))
@@ -165,7 +163,7 @@ def test_a_reload_in_the_middle_of_an_answer_goes_on(chat: Any, open_page: Any) 
     page.get_by_role("button", name="New conversation").click()
     page.get_by_label("Your message").fill("And now?")
     page.get_by_role("button", name="Send").click()
-    expect(said(page, who="user")).to_have_text("And now?")
+    expect(said(page, who="user")).to_have_text(["And now?"])  # alone
     grows(messages(page, who="bot"))
     assert len(kept) > len(before)
 

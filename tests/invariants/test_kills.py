@@ -22,10 +22,10 @@ from tests.forked import context
 
 PHASES = ("rollout", "update", "saving")
 KILLS = 24
-UPDATES = 60
+UPDATES = 36
 SETS = ["bits=16", "compute_dtype=float32", "lora_rank=4", f"updates={UPDATES}", "save_steps=2"]
 SETS += ["rollout_batch_size=4", "micro_batch_size=2", "max_new_tokens=8", "num_minibatches=2"]
-SETS += ["critic_warmup=1", "kl_target=0.5", "eval_steps=3", "kl_budget=1000"]
+SETS += ["num_ppo_epochs=2", "critic_warmup=1", "kl_target=0.5", "eval_steps=3", "kl_budget=1000"]
 REWARD = """
 import random
 def lucky(completions, **columns):

@@ -7,6 +7,7 @@ const thread = element.querySelector(".thread");
 const field = () => document.querySelector("#chat-text textarea");
 const IS_LEFT = thread.dataset.editable === "left"; // it has what both sides have once
 const MESSAGE = "chat message"; // its draft
+const ASK_AGAIN = 5000; // milliseconds
 let restored = false; // whether the message field has its draft
 let editing = null; // {turn, text}: the message that is being written anew
 
@@ -30,6 +31,14 @@ function restoreMessage() {
   }
   field().dir = "auto";
   restored = true;
+}
+
+// Gradio loses what is asked in the moment in which its stream of answers closes: if that was the
+// page's own question for the models, it is asked again.
+function askForModels() {
+  if (!element.isConnected || document.querySelector("#chat-left-model input")?.value) return;
+  trigger("tick");
+  setTimeout(askForModels, ASK_AGAIN);
 }
 
 // The server empties the field when it has the message.
@@ -90,6 +99,7 @@ async function checkLogin() {
 }
 if (IS_LEFT) {
   restoreMessage();
+  setTimeout(askForModels, ASK_AGAIN);
   const asks = (event) =>
     event.type === "click"
       ? event.target.closest("#chat-send, #chat-retry, #chat-restart, #chat-votes button")

@@ -21,6 +21,9 @@ from torch import nn
 
 PACKED_ROWS = 16
 """How many rows of input the packed layout is made for; AVX512's is the same for any number."""
+SMALL = 2**19
+"""Float32 weights of fewer numbers are not packed: there the plain product is as fast, and a packed
+one takes up to a millisecond more for each number of rows that is new to oneDNN."""
 CACHED = ("dequantised", "packed_forward", "packed_backward")
 """Attributes that hold a module's dequantised weight, and the weight packed for `x W^T` and for
 `grad W`."""
@@ -52,7 +55,7 @@ def keep_dequantised(
         chosen = weights + chosen
     if head is not None and _gains_as_head(head):
         chosen.append(head)
-    plain = [module for module in chosen if not _packs(_dtype(module))]
+    plain = [module for module in chosen if not _packs(module)]
     # One allocation for all of them, because the system gets it back as soon as it is freed.
     sizes = [_size(module, backward) for module in plain]
     buffer = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu")
@@ -126,7 +129,7 @@ def _gains(module: Any) -> bool:
     """Whether there is something to keep for this module: it is 4-bit, or plain and packs."""
     if type(module) is nn.Linear:
         frozen = not module.weight.requires_grad
-        return frozen and module.weight.device.type == "cpu" and _packs(module.weight.dtype)
+        return frozen and module.weight.device.type == "cpu" and _packs(module)
     if type(module).__name__ != "Linear4bit" or module.weight.device.type != "cpu":
         return False
     state = getattr(module.weight, "quant_state", None)
@@ -144,10 +147,22 @@ def _dtype(module: Any) -> torch.dtype:
     return module.weight.dtype if state is None else state.dtype
 
 
+def _numbers(module: Any) -> int:
+    """How many numbers a layer's weight has."""
+    state = getattr(module.weight, "quant_state", None)
+    return int((module.weight if state is None else state).shape.numel())
+
+
 def _size(module: Any, backward: bool) -> int:
-    dtype, state = _dtype(module), getattr(module.weight, "quant_state", None)
-    weights = (module.weight if state is None else state).shape.numel()
-    return (2 if backward and _packs(dtype) else 1) * weights * dtype.itemsize
+    """Bytes of what is kept for this module."""
+    copies = 2 if backward and _packs(module) else 1
+    return copies * _numbers(module) * _dtype(module).itemsize
+
+
+def _packs(module: Any) -> bool:
+    """Whether this layer's weight is kept packed."""
+    dtype = _dtype(module)
+    return _can_pack(dtype) and (dtype != torch.float32 or _numbers(module) >= SMALL)
 
 
 # ---- oneDNN's packed layout: the same operators that torch's compiler calls for frozen weights
@@ -165,7 +180,7 @@ def _packed_product(
 
 
 @cache
-def _packs(dtype: torch.dtype) -> bool:
+def _can_pack(dtype: torch.dtype) -> bool:
     """Whether this torch can pack weights, and gets the plain product's numbers with them."""
     if dtype != torch.bfloat16 and dtype != torch.float32:
         return False
