@@ -26,6 +26,10 @@ PRELOADED = [
     "trl.trainer.reward_trainer",
     "trl.trainer.sft_trainer",
     "transformers.models.llama.modeling_llama",
+    "lorarlhf.cli.demo",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "tests.frozen",
 ]
 
 
