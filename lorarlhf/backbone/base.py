@@ -99,6 +99,7 @@ class Backbone:
         device: str | None = None,
         compute_dtype: str | None = None,
         chat_template: str | None = None,
+        thinking: bool = False,
         seed: int = 0,
         log: Callable[[str], None] = lambda text: None,
     ) -> "Backbone":
@@ -114,6 +115,8 @@ class Backbone:
             compute_dtype: `bfloat16`, `float16` or `float32`; the fastest that the device supports
                 by default.
             chat_template: a Jinja file for bases without a chat template.
+            thinking: let a base whose chat template knows `enable_thinking` think before it
+                answers; its thoughts count as a part of the answer.
             seed: of the adapters' initial weights.
             log: called with one line before each slow step.
 
@@ -129,6 +132,7 @@ class Backbone:
                 device=device,
                 compute_dtype=compute_dtype,
                 chat_template=chat_template,
+                thinking=thinking,
                 log=log,
             )
         settings = {
@@ -154,6 +158,12 @@ class Backbone:
             yield (
                 f"{self.base} is of a family whose lower layers can't be run separately: each pass "
                 "runs all layers, which is slower, and a reward role reads only the final states."
+            )
+        experts = sum(weight.nbytes for weight in self.causal.parameters() if weight.dim() == 3)
+        if experts and self.bits < 16:
+            yield (
+                f"{self.base} is a mixture of experts. They take {experts / 1e9:.1f} GB, because "
+                "bitsandbytes does not quantise them."
             )
 
     # ---- roles

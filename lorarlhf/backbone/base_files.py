@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lorarlhf.backbone.devices import compute_dtype_for, find_device
+from lorarlhf.backbone.devices import compute_dtype_for, find_device, unused_card
 from lorarlhf.backbone.fetch import PACKAGED, find_base
 from lorarlhf.backbone.loading import load_config, load_tokenizer
 from lorarlhf.backbone.tokenizer import RESIZE, PromptEncoder
@@ -66,6 +66,7 @@ def open_base(
     device: str | None = None,
     compute_dtype: str | None = None,
     chat_template: str | None = None,
+    thinking: bool = False,
     log: Callable[[str], None] = lambda text: None,
 ) -> BaseFiles:
     """Find a base, download it if needed, and read its configuration and tokenizer.
@@ -77,12 +78,14 @@ def open_base(
             or a tokenizer whose special tokens the embedding has no rows for.
     """
     target = find_device(device, bits)
+    if device is None and (notice := unused_card()):
+        log(notice)
     path = distributed.main_process_first(lambda: find_base(name, log))
     base = BaseFiles(
         name,
         path,
         load_config(path),
-        load_tokenizer(path, chat_template),
+        load_tokenizer(path, chat_template, thinking),
         target,
         compute_dtype_for(target, compute_dtype),
     )

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import sys
 
 import torch
@@ -24,17 +25,34 @@ def best_device(bits: int) -> torch.device:
     return torch.device("cpu")
 
 
+def unused_card() -> str | None:
+    """What to say if there is an NVIDIA card that this PyTorch can't use; None if all is well."""
+    if torch.version.cuda is None or torch.cuda.is_available() or not shutil.which("nvidia-smi"):
+        return None
+    return (
+        "PyTorch can't use this machine's NVIDIA card, so everything runs on the CPU. The driver "
+        "may be older than PyTorch needs: run `lorarlhf doctor`."
+    )
+
+
 def find_device(name: str | None, bits: int) -> torch.device:
     """The device with this name, or the best one if there is no name.
 
     Raises:
-        UserError: this machine does not have the device.
+        UserError: this machine does not have the device, or it is a card that has to be named in
+            another way.
     """
     if name is None:
         return best_device(bits)
     missing = (name.startswith("cuda") and not torch.cuda.is_available()) or (
         name == "mps" and not torch.backends.mps.is_available()
     )
+    if name.startswith("cuda:") and name != "cuda:0":
+        number = name.removeprefix("cuda:")
+        raise UserError(
+            f"device is {name}, and the trainers use the first card that they see. Leave device "
+            f"out and start the command with CUDA_VISIBLE_DEVICES={number} in front."
+        )
     if missing:
         raise UserError(
             f"device is {name}, and this machine has none that PyTorch can use. Leave device "

@@ -30,7 +30,7 @@ def load_model(
 
     if bits not in (4, 8, 16):
         raise UserError(f"bits is 4, 8 or 16, not {bits}.")
-    load_config(path)
+    stored = _check_stored(path, load_config(path), bits)
     model = _explained(
         path,
         lambda: AutoModelForCausalLM.from_pretrained(
@@ -44,6 +44,8 @@ def load_model(
         ),
     )
     model.requires_grad_(False)
+    if stored:
+        _set_dtype(model, dtype)
     if bits < 16:
         _copy_out_of_memory_map(model)
     if bits == 8 and device.type == "cpu":
@@ -125,6 +127,38 @@ def _check_causal(path: str, config: Any) -> None:
         )
 
 
+def _set_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Weights that were stored in 4 or 8 bit are loaded with the compute dtype of that time."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            layer: Any = module
+            layer.compute_dtype = layer.weight.quant_state.dtype = dtype
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
+
+
+def _check_stored(path: str, config: Any, bits: int) -> bool:
+    """Whether the weights were stored in a quantised form; refuse one that was not asked for."""
+    stored = getattr(config, "quantization_config", None) or {}
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    method = str(stored.get("quant_method", "")).rpartition(".")[2].lower()
+    if not method:
+        return False
+    if method != "bitsandbytes":
+        raise UserError(
+            f"The weights in {path} are quantised by {method}, and lorarlhf trains on top of "
+            "bitsandbytes' 4 or 8 bit. Name the original model; it is quantised while it is loaded."
+        )
+    own = 8 if stored.get("load_in_8bit") else 4
+    if bits != own:
+        raise UserError(
+            f"The weights in {path} are stored in {own} bit, and bits is {bits}. Use bits={own}, "
+            "or name the original model."
+        )
+    return True
+
+
 def _explained(path: str, load: Any) -> Any:
     """Run a loader of transformers and turn its errors into `UserError`s."""
     try:
@@ -133,6 +167,11 @@ def _explained(path: str, load: Any) -> Any:
         first = str(error).strip().splitlines()[0]
         if Path(path).is_dir():
             raise UserError(f"The model in {path} can't be loaded: {first}") from error
+        if "gated" in str(error).lower():
+            raise UserError(
+                f"The model {path} is gated. Accept its terms on its page at huggingface.co, and "
+                "log in with `hf auth login`."
+            ) from error
         raise UserError(
             f"The model {path} is neither in the local Hugging Face cache nor reachable ({first}). "
             "Check the name and the network connection, or name a folder that holds the model."
@@ -145,10 +184,19 @@ def _explained(path: str, load: Any) -> Any:
         ) from error
 
 
-def load_tokenizer(path: str, chat_template: str | None) -> Any:
+THINKING = "enable_thinking"
+"""The variable by which chat templates let a model write its thoughts before an answer."""
+
+
+def load_tokenizer(path: str, chat_template: str | None, thinking: bool = False) -> Any:
     """The tokenizer, padding on the left.
 
     Its padding token is not the stop token, unless the tokenizer has no other.
+
+    Args:
+        chat_template: a Jinja file to be used in place of the tokenizer's own template.
+        thinking: leave it to the template whether an answer begins with thoughts. Otherwise a
+            template that knows `enable_thinking` is told not to, wherever it is used.
 
     Raises:
         UserError: the chat template's file is missing.
@@ -162,7 +210,17 @@ def load_tokenizer(path: str, chat_template: str | None) -> Any:
         if not file.is_file():
             raise UserError(f"There is no chat template file {file}. Name a Jinja file.")
         tokenizer.chat_template = file.read_text(encoding="utf-8")
+    if not thinking and has_thinking(tokenizer):
+        # A row of data may still ask for it. The `+` keeps a line break that the template begins
+        # with.
+        unset = f"{{% if {THINKING} is not defined %}}{{% set {THINKING} = false %}}{{% endif +%}}"
+        tokenizer.chat_template = unset + tokenizer.chat_template
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         spare = tokenizer.unk_token if tokenizer.unk_token_id != tokenizer.eos_token_id else None
         tokenizer.pad_token = spare or tokenizer.eos_token
     return tokenizer
+
+
+def has_thinking(tokenizer: Any) -> bool:
+    """Whether the chat template can let a model think before it answers."""
+    return isinstance(tokenizer.chat_template, str) and THINKING in tokenizer.chat_template

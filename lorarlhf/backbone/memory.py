@@ -217,7 +217,7 @@ def base_bytes(shape: Shape, bits: int, float_bytes: int = 2) -> int:
     """The frozen weights; embeddings and LM head stay in the compute dtype."""
     # NF4 with double quantisation: an 8-bit scale for 64 weights, a float for 256 scales.
     each = {4: 0.5 + 1 / 64 + FLOAT32 / (64 * 256), 8: 1.0, 16: float_bytes}[bits]
-    plain = shape.plain_weights if bits == 4 else 0
+    plain = shape.plain_weights if bits == 4 or (bits == 8 and shape.experts > 1) else 0
     linear = shape.layers * sum(a * b for a, b in shape.matrices) - plain
     words = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
     norms = (2 * shape.layers + 1) * shape.hidden

@@ -17,7 +17,8 @@ class Shape:
     Attributes:
         tied: whether the LM head is the embedding matrix.
         experts: MLPs in each layer; 1 unless it is a mixture of experts.
-        plain_weights: of the layers' weights, those that 4 bit leaves in the compute dtype.
+        plain_weights: of the layers' weights, those that 4 bit leaves in the compute dtype, and
+            8 bit, too, if they are experts.
     """
 
     hidden: int
@@ -43,17 +44,21 @@ class Shape:
         default = str(config.get("model_type", "")).startswith(("gemma", "cohere"))
         tied = config.get("tie_word_embeddings", whole.get("tie_word_embeddings", default))
         heads = config["num_attention_heads"]
-        experts = ("num_local_experts", "num_experts", "n_routed_experts")
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
+        experts = max((config.get(name) or 1 for name in names), default=1)
+        width = config.get("moe_intermediate_size") or config["intermediate_size"]
+        mixed = experts * 3 * config["hidden_size"] * width if experts > 1 else 0
         return cls(
             hidden=config["hidden_size"],
             layers=config["num_hidden_layers"],
             heads=heads,
             key_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            intermediate=config.get("moe_intermediate_size") or config["intermediate_size"],
+            intermediate=width,
             vocabulary=config["vocab_size"],
             tied=tied,
-            experts=max((config.get(name) or 1 for name in experts), default=1),
+            experts=experts,
+            plain_weights=mixed * config["num_hidden_layers"],  # bitsandbytes quantises no experts
         )
 
     @property
@@ -74,8 +79,8 @@ def read_shape(base: str) -> Shape:
     path = config_file(base)
     try:
         shape = Shape.of(json.loads(path.read_text(encoding="utf-8")))
-        plain = PACKAGED[base].plain_weights if base in PACKAGED else 0
-        return replace(shape, plain_weights=plain)
+        packaged = PACKAGED.get(base)
+        return shape if packaged is None else replace(shape, plain_weights=packaged.plain_weights)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON ({error}).") from error
     except (KeyError, TypeError, AttributeError) as error:

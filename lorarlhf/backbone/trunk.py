@@ -183,9 +183,7 @@ def adopt_packing(model: Any, device: torch.device, vocabulary: int) -> bool:
         window = getattr(config, "sliding_window", None)
         slides = window is not None and (kinds is None or "sliding_attention" in kinds)
         window_passed = bool(pack.windows) or not slides
-        # Other shapes are summed in another order: equal up to the compute dtype's rounding.
-        near = 1e-3 if next(decoder.parameters()).dtype == torch.float32 else 0.1
-        exact = all(torch.allclose(x, wanted, rtol=near, atol=near) for x in (unpacked, packed))
+        exact = all(_same_numbers(x, wanted, decoder) for x in (unpacked, packed))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -193,3 +191,14 @@ def adopt_packing(model: Any, device: torch.device, vocabulary: int) -> bool:
     if not (window_passed and exact):
         model.set_attn_implementation(own_attention)
     return window_passed and exact
+
+
+def _same_numbers(states: torch.Tensor, wanted: torch.Tensor, decoder: Any) -> bool:
+    """Whether states (n, H) differ by rounding alone: other shapes are summed in another order.
+
+    In 16 bit between two attention kernels single elements of a real base move by more than one,
+    and the states by two hundredths of their norm; a wrong mask moves them by far more.
+    """
+    if next(decoder.parameters()).dtype == torch.float32:
+        return torch.allclose(states, wanted, rtol=1e-3, atol=1e-3)
+    return bool((states - wanted).norm() <= 0.05 * wanted.norm())

@@ -10,7 +10,7 @@ from lorarlhf.stages.table import STAGES
 
 BACKBONE_KEYS = (
     "base, seed, bits, adapter_layers, lora_rank, lora_alpha, lora_dropout, device, compute_dtype, "
-    "chat_template"
+    "chat_template, thinking"
 )
 # Settings of the commands that train nothing, for --help; a test compares them with settings.py.
 COMMAND_KEYS = {

@@ -134,6 +134,7 @@ def _settings(about: dict[str, Any], note: dict[str, Any], peft: dict[str, Any])
         # What the user set for this base.
         "compute_dtype": config.get("compute_dtype"),
         "chat_template": config.get("chat_template"),
+        "thinking": config.get("thinking"),
         "plain": config.get("plain"),
     }
     return {name: value for name, value in found.items() if value is not None}

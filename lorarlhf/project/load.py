@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
     from lorarlhf.backbone.base_files import BaseFiles
 
-FILE_SETTINGS = ("bits", "device", "compute_dtype", "chat_template")
+FILE_SETTINGS = ("bits", "device", "compute_dtype", "chat_template", "thinking")
 """The settings that `open_base` takes."""
 
 

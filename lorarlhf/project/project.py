@@ -14,7 +14,10 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 
 PROJECT, PROMPTS, VOTES, RUNS = "project.yaml", "prompts.jsonl", "preferences.sqlite", "runs"
-KEYS = ("base", "bits", "adapter_layers", "lora_rank", "lora_alpha", "chat_template", "seed")
+KEYS = (
+    *("base", "bits", "adapter_layers", "lora_rank", "lora_alpha", "chat_template", "thinking"),
+    "seed",
+)
 _TEMPLATE = """\
 # A lorarlhf project. The training commands, chat and score take its folder: lorarlhf reward {name}
 # These settings apply to its runs. The run that one starts from, --config and --set override them.
@@ -33,6 +36,9 @@ seed: 0
 
 # For a base without a chat template: a Jinja file.
 # chat_template: chat.jinja
+
+# Some bases can write their thoughts before an answer. They are rated and trained with it.
+# thinking: true
 """
 _RUN = re.compile(r"(\d{4,})-(\w+)")
 

@@ -101,6 +101,8 @@ def trl_arguments(
     }
     made = config_class(**(defaults | own | extra))
     _check_services(made.report_to)
+    if made.n_gpu > 1:  # the Trainer would copy the model to each card that it sees
+        made._n_gpu = 1
     return made
 
 

@@ -1,0 +1,131 @@
+"""What waits on machines with cards: several of them, other people's weights, 16-bit rounding."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from trl import SFTConfig
+
+from lorarlhf.backbone import trunk
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.base_files import open_base
+from lorarlhf.backbone.devices import find_device
+from lorarlhf.backbone.loading import load_model
+from lorarlhf.backbone.memory import base_bytes
+from lorarlhf.backbone.shape import read_shape
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.stages.trl.arguments import Placement, trl_arguments
+from tests.tiny import write_base
+
+CPU = torch.device("cpu")
+
+
+def test_one_of_several_cards_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer copies the model to as many cards as its arguments count."""
+    monkeypatch.setattr(SFTConfig, "n_gpu", property(lambda self: self.__dict__.get("_n_gpu") or 2))
+    made = trl_arguments(SFTConfig, Placement(CPU, torch.float32, tmp_path, 0), {}, {})
+    assert made._n_gpu == made.n_gpu == 1
+
+
+def test_another_card_is_chosen_outside() -> None:
+    with pytest.raises(UserError, match="with CUDA_VISIBLE_DEVICES=1 in front"):
+        find_device("cuda:1", 4)
+    with pytest.raises(UserError, match="none that PyTorch can use"):
+        find_device("cuda:0", 4)
+
+
+def test_a_card_that_torch_cannot_use_is_told(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a driver that is older than this build of torch."""
+    said: list[str] = []
+    open_base(str(tiny_base), log=said.append)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert not any("NVIDIA" in text for text in said)
+    open_base(str(tiny_base), device="cpu", log=said.append)
+    assert not any("NVIDIA" in text for text in said)
+    open_base(str(tiny_base), log=said.append)
+    assert any("can't use this machine's NVIDIA card" in text for text in said)
+
+
+# ---- other people's weights
+
+
+def test_a_gated_model_says_how_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object, **kwargs: object) -> None:
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refused)
+    with pytest.raises(UserError, match="is gated. Accept its terms .* `hf auth login`"):
+        Backbone.load("someone/gated")
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose weights were stored in 4 bit, with another compute dtype."""
+    folder = tmp_path_factory.mktemp("stored")
+    write_base(folder / "base")
+    model = load_model(str(folder / "base"), 4, CPU, torch.bfloat16)
+    shutil.copytree(folder / "base", folder / "4bit")
+    (folder / "4bit" / "model.safetensors").unlink()
+    model.save_pretrained(folder / "4bit")  # type: ignore[operator]
+    return folder / "4bit"
+
+
+def test_weights_stored_in_4_bit_compute_as_asked(stored: Path) -> None:
+    backbone = Backbone.load(str(stored), compute_dtype="float32")
+    kinds = [m for m in backbone.causal.modules() if type(m).__name__ == "Linear4bit"]
+    assert len(kinds) == 4 * 7 and {m.compute_dtype for m in kinds} == {torch.float32}
+    ids = torch.arange(12)[None] + 4
+    whole = Backbone.load(str(stored.parent / "base"), compute_dtype="bfloat16")
+    mine, theirs = (b.forward.hidden(ids, torch.ones_like(ids)) for b in (backbone, whole))
+    assert mine.dtype == torch.float32
+    assert (mine - theirs.float()).norm() < 0.03 * mine.norm()
+
+
+def test_weights_stored_in_another_form_are_refused(stored: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"stored in 4 bit, and bits is 16. Use bits=4"):
+        Backbone.load(str(stored), bits=16)
+    folder = write_base(tmp_path / "gptq")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="quantised by gptq.* Name the original model"):
+        Backbone.load(str(folder))
+
+
+def test_experts_stay_in_16_bit_and_are_counted_so(tmp_path: Path) -> None:
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    folder = write_base(tmp_path / "experts", family="qwen3_moe", decoder_sparse_step=1, **sizes)
+    said: list[str] = []
+    backbone = Backbone.load(str(folder), compute_dtype="float32", log=said.append)
+    assert any("mixture of experts. They take 0.0 GB" in text for text in said)
+    weights = {
+        weight.data_ptr(): weight.nbytes
+        for name, weight in backbone.causal.named_parameters()
+        if "lora_" not in name
+    }
+    assert base_bytes(read_shape(str(folder)), 4, 4) == pytest.approx(
+        sum(weights.values()), rel=0.05
+    )
+
+
+# ---- rounding
+
+
+def test_rounding_is_told_from_a_wrong_mask(tiny_base: Path) -> None:
+    backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="bfloat16")
+    one, two = torch.arange(9)[None] + 4, torch.arange(30, 37)[None]
+    with torch.no_grad():
+        alone, both = (
+            backbone.decoder(input_ids=ids).last_hidden_state[0, -7:].float()
+            for ids in (two, torch.cat([one, two], dim=1))
+        )
+    noise = torch.randn(alone.shape, generator=torch.Generator().manual_seed(0))
+    rounded = alone + 0.02 * noise * alone.norm() / noise.norm()
+    rounded[0, 0] += 0.3  # a single element of a large model's moves by more
+    assert trunk._same_numbers(rounded, alone, backbone.decoder)
+    assert not trunk._same_numbers(both, alone, backbone.decoder)
