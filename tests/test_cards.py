@@ -1,8 +1,10 @@
 """What waits on machines with cards: several of them, other people's weights, 16-bit rounding."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,10 @@ from lorarlhf.backbone.loading import load_model
 from lorarlhf.backbone.memory import base_bytes
 from lorarlhf.backbone.shape import read_shape
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.run import Run
+from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
+from lorarlhf.stages.sft import SFTSettings, train_sft
+from lorarlhf.stages.trl import trainer
 from lorarlhf.stages.trl.arguments import Placement, trl_arguments
 from tests.tiny import write_base
 
@@ -111,6 +117,42 @@ def test_experts_stay_in_16_bit_and_are_counted_so(tmp_path: Path) -> None:
     assert base_bytes(read_shape(str(folder)), 4, 4) == pytest.approx(
         sum(weights.values()), rel=0.05
     )
+
+
+# ---- gradient checkpointing, which is on by default on a card
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "orpo"])
+def test_no_gradient_goes_through_the_frozen_layers(
+    stage: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    for stops in (True, False):
+        backbone = Backbone.load(
+            str(tiny_base), bits=16, compute_dtype="float32", adapter_layers=2, lora_rank=4
+        )
+        embedded: list[torch.Tensor] = []
+        backbone.causal.get_input_embeddings().register_forward_hook(
+            lambda module, args, output, found=embedded: found.append(output)
+        )
+        if not stops:
+            monkeypatch.setattr(trainer, "no_input_gradients", contextlib.nullcontext)
+        train(stage, backbone, Run(tmp_path / str(stops), stage, {"seed": 0}))
+        assert any(output.requires_grad for output in embedded) != stops
+        weights.append([weight.detach().clone() for weight in backbone.parameters_of("policy")])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert any(weight.abs().sum() > 0 for weight in weights[0])
+
+
+def train(stage: str, backbone: Backbone, run: Run) -> None:
+    rows = [{"prompt": f"What is {n}?", "completion": "A sum."} for n in range(4)]
+    sizes: dict[str, Any] = {"epochs": 1.0, "batch_size": 2, "micro_batch_size": 2}
+    sizes |= {"trl": {"gradient_checkpointing": True}}
+    if stage == "sft":
+        train_sft(backbone, rows, run, SFTSettings(**sizes))
+    else:
+        pairs = [row | {"chosen": "A sum.", "rejected": "No."} for row in rows]
+        train_direct(backbone, pairs, run, stage, DirectSettings(**sizes))
 
 
 # ---- rounding
