@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 from trl import SFTConfig
 
-from lorarlhf.backbone import trunk
+from lorarlhf.backbone import devices, trunk
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.base_files import open_base
 from lorarlhf.backbone.devices import find_device
 from lorarlhf.backbone.loading import load_model
-from lorarlhf.backbone.memory import base_bytes
+from lorarlhf.backbone.memory import Plan, adapter_bytes, base_bytes
 from lorarlhf.backbone.shape import read_shape
+from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
@@ -47,14 +50,18 @@ def test_a_card_that_torch_cannot_use_is_told(
 ) -> None:
     """As with a driver that is older than this build of torch."""
     said: list[str] = []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     open_base(str(tiny_base), log=said.append)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(devices, "nvidia_card", lambda: "GPU 0: NVIDIA A10")
     assert not any("NVIDIA" in text for text in said)
     open_base(str(tiny_base), device="cpu", log=said.append)
     assert not any("NVIDIA" in text for text in said)
     open_base(str(tiny_base), log=said.append)
     assert any("can't use this machine's NVIDIA card" in text for text in said)
+    for value, told in (("", False), ("-1", False), ("0", True)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert (devices.unused_card() is not None) == told
 
 
 # ---- other people's weights
@@ -108,15 +115,19 @@ def test_experts_stay_in_16_bit_and_are_counted_so(tmp_path: Path) -> None:
     folder = write_base(tmp_path / "experts", family="qwen3_moe", decoder_sparse_step=1, **sizes)
     said: list[str] = []
     backbone = Backbone.load(str(folder), compute_dtype="float32", log=said.append)
-    assert any("mixture of experts. They take 0.0 GB" in text for text in said)
+    assert any("is a mixture of experts. They take" in text for text in said)
+    said.clear()
+    Backbone.load(str(folder), bits=16, compute_dtype="float32", log=said.append)
+    assert not any("experts" in text for text in said)
+    real = sum(p.nbytes for p in backbone.parameters_of("policy"))
+    shape = read_shape(str(folder))
+    assert adapter_bytes(shape, Plan("sft", lora_rank=16)) == real
     weights = {
         weight.data_ptr(): weight.nbytes
         for name, weight in backbone.causal.named_parameters()
         if "lora_" not in name
     }
-    assert base_bytes(read_shape(str(folder)), 4, 4) == pytest.approx(
-        sum(weights.values()), rel=0.05
-    )
+    assert base_bytes(shape, 4, 4) == pytest.approx(sum(weights.values()), rel=0.05)
 
 
 # ---- gradient checkpointing, which is on by default on a card
@@ -144,14 +155,29 @@ def test_no_gradient_goes_through_the_frozen_layers(
     assert any(weight.abs().sum() > 0 for weight in weights[0])
 
 
-def train(stage: str, backbone: Backbone, run: Run) -> None:
+def test_ppo_leaves_no_gradient_at_the_embeddings(tiny_base: Path, tmp_path: Path) -> None:
+    backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32", adapter_layers=2)
+    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, updates=1)
+    args = replace(args, rollout_batch_size=4, max_new_tokens=4, gradient_checkpointing=True)
+    PPOTrainer(backbone, args, [{"prompt": "Why?"}], [lambda prompts, **_: [1.0] * 4]).train()
+    assert not backbone.causal.get_input_embeddings()._forward_hooks
+
+
+def test_the_old_kind_of_checkpointing_trains_too(tiny_base: Path, tmp_path: Path) -> None:
+    backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32", adapter_layers=2)
+    reentrant = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    train("sft", backbone, Run(tmp_path, "sft", {"seed": 0}), **reentrant)
+    assert any(weight.abs().sum() > 0 for weight in backbone.parameters_of("policy"))
+
+
+def train(stage: str, backbone: Backbone, run: Run, **trl: Any) -> None:
     rows = [{"prompt": f"What is {n}?", "completion": "A sum."} for n in range(4)]
     sizes: dict[str, Any] = {"epochs": 1.0, "batch_size": 2, "micro_batch_size": 2}
-    sizes |= {"trl": {"gradient_checkpointing": True}}
+    sizes |= {"trl": {"gradient_checkpointing": True} | trl}
     if stage == "sft":
         train_sft(backbone, rows, run, SFTSettings(**sizes))
     else:
-        pairs = [row | {"chosen": "A sum.", "rejected": "No."} for row in rows]
+        pairs = [{"prompt": r["prompt"], "chosen": "A sum.", "rejected": "No."} for r in rows]
         train_direct(backbone, pairs, run, stage, DirectSettings(**sizes))
 
 
@@ -171,3 +197,6 @@ def test_rounding_is_told_from_a_wrong_mask(tiny_base: Path) -> None:
     rounded[0, 0] += 0.3  # a single element of a large model's moves by more
     assert trunk._same_numbers(rounded, alone, backbone.decoder)
     assert not trunk._same_numbers(both, alone, backbone.decoder)
+    one_row = alone.clone()
+    one_row[3] = both[3]
+    assert not trunk._same_numbers(one_row, alone, backbone.decoder)

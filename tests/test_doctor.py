@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from lorarlhf.backbone import devices
 from lorarlhf.backbone.devices import compute_dtype_for
 from lorarlhf.cli import doctor
 from lorarlhf.cli.main import main
@@ -136,7 +137,7 @@ def test_a_driver_that_hangs_counts_as_no_card(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(doctor.subprocess, "run", hangs)
-    assert doctor._nvidia_card() == ""
+    assert devices.nvidia_card() == ""
 
 
 def test_a_full_card_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

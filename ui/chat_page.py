@@ -98,7 +98,7 @@ class _ChatPage:
         options = [*self.models, self.system, self.temperature, self.tokens, self.scored]
         shown = [*self.sides, self.message, self.votes]
         gr.on(None, self.fill, None, [*self.models, *shown], **NEVER_DROPPED)
-        self.sides[0].tick(self.fill, None, [*self.models, *shown], **NEVER_DROPPED)
+        self.sides[0].tick(self.on_tick, self.models, [*self.models, *shown], **NEVER_DROPPED)
         gr.on(
             [self.text.submit, self.send.click],
             self.on_send,
@@ -135,6 +135,13 @@ class _ChatPage:
         if conversation.job is not None:
             for shown in self._follow(rater, self.conversations.watch(rater), scored=False):
                 yield [gr.skip(), gr.skip(), *shown]
+
+    def on_tick(self, request: gr.Request, left: str, right: str) -> Iterator[list[Any]]:
+        """`fill` once more, unless it has come in the meantime and the person has chosen."""
+        if left:
+            yield [gr.skip()] * 6
+            return
+        yield from self.fill(request)
 
     def on_send(self, request: gr.Request, text: str, *options: Any) -> Iterator[Any]:
         """Send a message, and show the answers while they are written."""

@@ -159,7 +159,8 @@ class Backbone:
                 f"{self.base} is of a family whose lower layers can't be run separately: each pass "
                 "runs all layers, which is slower, and a reward role reads only the final states."
             )
-        experts = sum(weight.nbytes for weight in self.causal.parameters() if weight.dim() == 3)
+        weights = self.causal.named_parameters()
+        experts = sum(w.nbytes for name, w in weights if ".experts." in name and w.dim() == 3)
         if experts and self.bits < 16:
             yield (
                 f"{self.base} is a mixture of experts. They take {experts / 1e9:.1f} GB, because "

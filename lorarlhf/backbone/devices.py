@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shutil
+import subprocess
 import sys
 
 import torch
@@ -25,9 +26,22 @@ def best_device(bits: int) -> torch.device:
     return torch.device("cpu")
 
 
+def nvidia_card() -> str:
+    """The name of an NVIDIA card that the driver sees; empty where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    first = (done.stdout.splitlines() or [""])[0]
+    return first.split(" (UUID")[0] if done.returncode == 0 and first.startswith("GPU") else ""
+
+
 def unused_card() -> str | None:
     """What to say if there is an NVIDIA card that this PyTorch can't use; None if all is well."""
-    if torch.version.cuda is None or torch.cuda.is_available() or not shutil.which("nvidia-smi"):
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or torch.version.cuda is None or torch.cuda.is_available() or not nvidia_card():
         return None
     return (
         "PyTorch can't use this machine's NVIDIA card, so everything runs on the CPU. The driver "

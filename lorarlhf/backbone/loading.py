@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorarlhf.backbone.fetch import GATED
 from lorarlhf.runtime.errors import UserError
 
 
@@ -134,7 +135,8 @@ def _set_dtype(model: nn.Module, dtype: torch.dtype) -> None:
             layer: Any = module
             layer.compute_dtype = layer.weight.quant_state.dtype = dtype
     for weight in model.parameters():
-        if weight.is_floating_point():
+        # Packed weights may be stored in a floating-point dtype, too; they are no numbers.
+        if weight.is_floating_point() and type(weight).__name__ != "Params4bit":
             weight.data = weight.data.to(dtype)
 
 
@@ -167,11 +169,8 @@ def _explained(path: str, load: Any) -> Any:
         first = str(error).strip().splitlines()[0]
         if Path(path).is_dir():
             raise UserError(f"The model in {path} can't be loaded: {first}") from error
-        if "gated" in str(error).lower():
-            raise UserError(
-                f"The model {path} is gated. Accept its terms on its page at huggingface.co, and "
-                "log in with `hf auth login`."
-            ) from error
+        if "gated repo" in str(error):
+            raise UserError(GATED.format(path)) from error
         raise UserError(
             f"The model {path} is neither in the local Hugging Face cache nor reachable ({first}). "
             "Check the name and the network connection, or name a folder that holds the model."

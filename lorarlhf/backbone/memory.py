@@ -226,7 +226,7 @@ def base_bytes(shape: Shape, bits: int, float_bytes: int = 2) -> int:
 
 def adapter_bytes(shape: Shape, plan: Plan) -> int:
     """The LoRA weights of one role, in float32."""
-    return _upper(shape, plan) * plan.lora_rank * sum(map(sum, shape.matrices)) * FLOAT32
+    return _upper(shape, plan) * plan.lora_rank * sum(map(sum, shape.adapted)) * FLOAT32
 
 
 def _upper(shape: Shape, plan: Plan) -> int:
@@ -266,7 +266,7 @@ def _scratch(shape: Shape, plan: Plan) -> int:
         return 0
     kept = 0
     if plan.needs.rollouts and plan.device == "cpu" and plan.bits == 4:
-        layer = sum(a * b for a, b in shape.matrices) * plan.float_bytes
+        layer = sum(a * b for a, b in shape.adapted) * plan.float_bytes
         room = DEQUANTISED_WEIGHTS * plan.float_bytes
         both = 2 * layer  # packed for forward and backward
         trained = max(_trained(shape, plan))
@@ -277,7 +277,7 @@ def _scratch(shape: Shape, plan: Plan) -> int:
         kept += max(holes, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
         if plan.float_bytes == FLOAT32:  # the LM head is packed for both as well
             kept += 2 * FLOAT32 * shape.vocabulary * shape.hidden
-    return kept + 2 * max(a * b for a, b in shape.matrices) * plan.float_bytes
+    return kept + 2 * max(a * b for a, b in shape.adapted) * plan.float_bytes
 
 
 # ---- states
@@ -314,7 +314,7 @@ def token_bytes(shape: Shape, plan: Plan) -> int:
     # its output instead, and keys and values once for each query head.
     attended = shape.heads * length if plan.device == "cpu" else 3 * queries
     products = 4 * shape.hidden + 2 * queries + 2 * keys + attended
-    low_rank = len(shape.matrices) * plan.lora_rank
+    low_rank = len(shape.adapted) * plan.lora_rank
     kept = products + low_rank + 4 * shape.intermediate
     return kept * plan.float_bytes
 

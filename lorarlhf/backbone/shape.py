@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.backbone.fetch import PACKAGED, find_base
+from lorarlhf.backbone.fetch import GATED, PACKAGED, find_base
 from lorarlhf.runtime.errors import UserError
 
 
@@ -69,6 +69,12 @@ class Shape:
         mlp = [(self.hidden, self.intermediate)] * 2 + [(self.intermediate, self.hidden)]
         return attention + mlp * self.experts
 
+    @property
+    def adapted(self) -> list[tuple[int, int]]:
+        """Of `matrices`, those that bitsandbytes quantises and LoRA adapts: not those of experts,
+        which are no linear layers."""
+        return self.matrices if self.experts == 1 else self.matrices[:4]
+
 
 def read_shape(base: str) -> Shape:
     """The sizes of a base: a `config.json`, a folder with one, a packaged name or a hub id.
@@ -106,6 +112,8 @@ def config_file(base: str) -> Path:
     try:
         return Path(hf_hub_download(found, "config.json"))
     except Exception as error:  # of many kinds: offline, gated, no such repository
+        if "gated repo" in str(error):
+            raise UserError(GATED.format(base)) from error
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"The config.json of {base} is neither in the local Hugging Face cache nor reachable "

@@ -1,5 +1,7 @@
 """Find the parts of a causal language model, and settings that are applied once after loading."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,3 +47,22 @@ def layers_of(model: Any, name: str) -> Any:
 def decoder_of(model: Any) -> Any:
     """The stack of layers inside a causal language model."""
     return model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+
+
+@contextmanager
+def no_input_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no gradient go through the layers below the lowest adapter.
+
+    With gradient checkpointing TRL and transformers make the embeddings' output require one, which
+    only the old, reentrant kind of checkpointing needs. The weights come out the same, and the
+    backward of the lower layers and the inputs stored for it are saved.
+    """
+    name = "enable_input_require_grads"
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, name)]
+    for module in modules:
+        module.__dict__[name] = lambda: None
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.__dict__[name]

@@ -197,8 +197,9 @@ def _same_numbers(states: torch.Tensor, wanted: torch.Tensor, decoder: Any) -> b
     """Whether states (n, H) differ by rounding alone: other shapes are summed in another order.
 
     In 16 bit between two attention kernels single elements of a real base move by more than one,
-    and the states by two hundredths of their norm; a wrong mask moves them by far more.
+    and the states by two hundredths of their norm; a wrong mask moves a row by far more.
     """
     if next(decoder.parameters()).dtype == torch.float32:
         return torch.allclose(states, wanted, rtol=1e-3, atol=1e-3)
-    return bool((states - wanted).norm() <= 0.05 * wanted.norm())
+    off = (states - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    return bool((off <= 0.1).all() and off.mean() <= 0.05)

@@ -65,9 +65,10 @@ def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -
             resume.
         KeyboardInterrupt: after noting in `run.json` that the run was stopped.
     """
-    rater = Rater.named(options.rater, noise=options.noise, seed=options.seed)
+    Rater.named(options.rater)  # an unknown one is refused before there is a folder
     with hold(Path(options.out), IN_USE):
         options = prepare_folder(options, log)
+        rater = Rater.named(options.rater, noise=options.noise, seed=options.seed)
         demo = _Demo(options, rater, log)
         try:
             return demo.run_all()

@@ -122,13 +122,13 @@ def device() -> Check:
     """The device that training would use; a failure if there is a card that PyTorch can't use."""
     import torch
 
-    from lorarlhf.backbone.devices import best_device
+    from lorarlhf.backbone.devices import best_device, nvidia_card
 
     best = best_device(4)
     if best.type == "cuda":
         return Check("device", True, f"{torch.cuda.get_device_name(best)} ({best})")
     threads = f"CPU, {torch.get_num_threads()} threads"
-    if card := _nvidia_card():
+    if card := nvidia_card():
         fix = (
             "install a PyTorch with CUDA: "
             f"{sys.executable} -m pip install --force-reinstall torch "
@@ -136,18 +136,6 @@ def device() -> Check:
         )
         return Check("device", False, f"{threads}; found {card}, but torch can't use it", fix)
     return Check("device", True, f"{threads} (no CUDA card found)")
-
-
-def _nvidia_card() -> str:
-    """The name of an NVIDIA card that the driver sees; empty where there is none."""
-    if shutil.which("nvidia-smi") is None:
-        return ""
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    first = (done.stdout.splitlines() or [""])[0]
-    return first.split(" (UUID")[0] if done.returncode == 0 and first.startswith("GPU") else ""
 
 
 def compute_dtype() -> Check:

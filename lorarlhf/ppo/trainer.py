@@ -21,6 +21,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory, hold_freed_memory
 from lorarlhf.backbone.generation import encode_prompts
+from lorarlhf.backbone.structure import no_input_gradients
 from lorarlhf.ppo import checkpoint, heldout, objective
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.kl import KLBudget, KLControl
@@ -133,7 +134,8 @@ class PPOTrainer(_BaseTrainer):
         if resume_from_checkpoint:
             checkpoint.load_newest(self, resume_from_checkpoint)
         if args.gradient_checkpointing:
-            self.backbone.causal.gradient_checkpointing_enable({"use_reentrant": False})
+            with no_input_gradients(self.backbone.causal):
+                self.backbone.causal.gradient_checkpointing_enable({"use_reentrant": False})
         self.control = self.callback_handler.on_train_begin(args, self.state, self.control)
         try:
             self._memory_dry_run()

@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.structure import no_input_gradients
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.health import HealthWatch
 from lorarlhf.ppo.samples import SampleCallback
@@ -82,7 +83,7 @@ def train_rloo(
     weighed = Rewards(backbone, spec.rewards, spec.weights)
     samples = SampleCallback(backbone, rows, args, weighed, run.folder)
     log = _Log(run, args, samples)
-    with backbone.stage("policy") as model:
+    with backbone.stage("policy") as model, no_input_gradients(model):
         trainer = RLOOTrainer(
             model=model,
             reward_funcs=[_function(backbone, reward) for reward in spec.rewards],

@@ -7,7 +7,7 @@ const thread = element.querySelector(".thread");
 const field = () => document.querySelector("#chat-text textarea");
 const IS_LEFT = thread.dataset.editable === "left"; // it has what both sides have once
 const MESSAGE = "chat message"; // its draft
-const ASK_AGAIN = 5000; // milliseconds
+const ASK_AGAIN = [5000, 10000, 20000]; // milliseconds
 let restored = false; // whether the message field has its draft
 let editing = null; // {turn, text}: the message that is being written anew
 
@@ -38,7 +38,10 @@ function restoreMessage() {
 function askForModels() {
   if (!element.isConnected || document.querySelector("#chat-left-model input")?.value) return;
   trigger("tick");
-  setTimeout(askForModels, ASK_AGAIN);
+  waitForModels();
+}
+function waitForModels() {
+  if (ASK_AGAIN.length) setTimeout(askForModels, ASK_AGAIN.shift());
 }
 
 // The server empties the field when it has the message.
@@ -99,7 +102,7 @@ async function checkLogin() {
 }
 if (IS_LEFT) {
   restoreMessage();
-  setTimeout(askForModels, ASK_AGAIN);
+  waitForModels();
   const asks = (event) =>
     event.type === "click"
       ? event.target.closest("#chat-send, #chat-retry, #chat-restart, #chat-votes button")

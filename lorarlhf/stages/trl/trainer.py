@@ -1,14 +1,13 @@
 """One way to run TRL's trainers on the shared backbone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.structure import no_input_gradients
 from lorarlhf.stages.trl.checkpointing import CheckpointingMixin
 from lorarlhf.stages.trl.even_steps import EvenStepsMixin
 from lorarlhf.stages.trl.oom_retry import OOMRetryMixin
@@ -39,7 +38,11 @@ def run_trl_trainer(
     """
     # TRL writes the class's name into logs, so it stays.
     kind = type(trainer_class.__name__, (*MIXINS, trainer_class), {})
-    with backbone.stage(role) as model, no_input_gradients(named.get("model", model)):
+    # The old kind of checkpointing, which `trl:` can ask for, needs such gradients.
+    reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    with backbone.stage(role) as model, ExitStack() as stack:
+        if not reentrant:
+            stack.enter_context(no_input_gradients(named.get("model", model)))
         trainer = kind(
             **{"model": model, "args": args, "processing_class": backbone.tokenizer, **named}
         )
@@ -52,25 +55,6 @@ def run_trl_trainer(
                 weight.data = weight.data.float()
         trainer.train(resume)
     return trainer
-
-
-@contextmanager
-def no_input_gradients(model: nn.Module) -> Iterator[None]:
-    """Let no gradient go through the layers below the lowest adapter.
-
-    With gradient checkpointing TRL and transformers make the embeddings' output require one, which
-    only the old, reentrant kind of checkpointing needs. The weights come out the same, and the
-    backward of the lower layers and the inputs stored for it are saved.
-    """
-    name = "enable_input_require_grads"
-    modules: list[Any] = [module for module in model.modules() if hasattr(module, name)]
-    for module in modules:
-        module.__dict__[name] = lambda: None
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.__dict__[name]
 
 
 def remove_library_output(trainer: Any) -> None:
