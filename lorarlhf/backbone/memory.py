@@ -301,9 +301,7 @@ def _activations(shape: Shape, plan: Plan) -> int:
     layer = tokens * token_bytes(shape, plan)
     if not plan.checkpointed:
         return trained * layer
-    # TRL's trainers start at the embeddings.
-    through = trained if plan.needs.rollouts else shape.layers
-    return through * tokens * shape.hidden * plan.float_bytes + layer
+    return trained * tokens * shape.hidden * plan.float_bytes + layer
 
 
 def token_bytes(shape: Shape, plan: Plan) -> int:
