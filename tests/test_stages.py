@@ -277,6 +277,9 @@ def test_plain_rows_become_conversations(tiny: Backbone) -> None:
     talk = [{"messages": [{"role": "user", "content": "Hi"}]}]
     assert conversational(talk, tiny, plain=False) == talk
     assert conversational([{"text": "as it is"}], tiny, plain=False) == [{"text": "as it is"}]
+    pair = {"prompt": "Hi", "chosen": "Ho", "rejected": "No", "margin": 1.0}
+    also_single = pair | {"completion": "Ho", "label": True}
+    assert conversational([also_single], tiny, plain=True) == [pair]
 
 
 def test_without_a_chat_template_plain_texts_still_train(tiny: Backbone, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from lorarlhf.runtime.errors import UserError
 Row = dict[str, Any]
 COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "margin", "label")
 """TRL's columns; those for the chat template come on top."""
+PAIR = ("prompt", "chosen", "rejected", "margin")
+"""Of them, those of a pair: some of TRL's trainers refuse one that also has a single answer."""
 
 
 def prompt_conversations(rows: Sequence[Row], plain: bool) -> list[Row]:
@@ -36,7 +38,10 @@ def conversational(
     Raises:
         UserError: conversations, and the base has no chat template.
     """
-    kept = [{name: row[name] for name in COLUMNS if row.get(name) is not None} for row in rows]
+    kept = [
+        {n: row[n] for n in (PAIR if "chosen" in row else COLUMNS) if row.get(n) is not None}
+        for row in rows
+    ]
     if plain:
         return kept
     made = [{name: _as_messages(name, value) for name, value in row.items()} for row in kept]
