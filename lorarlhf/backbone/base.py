@@ -115,8 +115,7 @@ class Backbone:
             compute_dtype: `bfloat16`, `float16` or `float32`; the fastest that the device supports
                 by default.
             chat_template: a Jinja file for bases without a chat template.
-            thinking: let a base whose chat template knows `enable_thinking` think before it
-                answers; its thoughts count as a part of the answer.
+            thinking: let a base whose chat template knows `enable_thinking` think first.
             seed: of the adapters' initial weights.
             log: called with one line before each slow step.
 

@@ -58,15 +58,15 @@ def find_device(name: str | None, bits: int) -> torch.device:
     """
     if name is None:
         return best_device(bits)
-    missing = (name.startswith("cuda") and not torch.cuda.is_available()) or (
-        name == "mps" and not torch.backends.mps.is_available()
-    )
     if name.startswith("cuda:") and name != "cuda:0":
         number = name.removeprefix("cuda:")
         raise UserError(
             f"device is {name}, and the trainers use the first card that they see. Leave device "
             f"out and start the command with CUDA_VISIBLE_DEVICES={number} in front."
         )
+    missing = (name.startswith("cuda") and not torch.cuda.is_available()) or (
+        name == "mps" and not torch.backends.mps.is_available()
+    )
     if missing:
         raise UserError(
             f"device is {name}, and this machine has none that PyTorch can use. Leave device "

@@ -50,13 +50,21 @@ def decoder_of(model: Any) -> Any:
 
 
 @contextmanager
-def no_input_gradients(model: nn.Module) -> Iterator[None]:
+def no_input_gradients(
+    model: nn.Module, checkpointing: dict[str, Any] | None = None
+) -> Iterator[None]:
     """Let no gradient go through the layers below the lowest adapter.
 
     With gradient checkpointing TRL and transformers make the embeddings' output require one, which
     only the old, reentrant kind of checkpointing needs. The weights come out the same, and the
     backward of the lower layers and the inputs stored for it are saved.
+
+    Args:
+        checkpointing: arguments of gradient checkpointing; with `use_reentrant` nothing changes.
     """
+    if (checkpointing or {}).get("use_reentrant"):
+        yield
+        return
     name = "enable_input_require_grads"
     modules: list[Any] = [module for module in model.modules() if hasattr(module, name)]
     for module in modules:

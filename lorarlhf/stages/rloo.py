@@ -83,7 +83,8 @@ def train_rloo(
     weighed = Rewards(backbone, spec.rewards, spec.weights)
     samples = SampleCallback(backbone, rows, args, weighed, run.folder)
     log = _Log(run, args, samples)
-    with backbone.stage("policy") as model, no_input_gradients(model):
+    checkpointing = config.gradient_checkpointing_kwargs
+    with backbone.stage("policy") as model, no_input_gradients(model, checkpointing):
         trainer = RLOOTrainer(
             model=model,
             reward_funcs=[_function(backbone, reward) for reward in spec.rewards],

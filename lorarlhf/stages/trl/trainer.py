@@ -1,6 +1,5 @@
 """One way to run TRL's trainers on the shared backbone."""
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -38,11 +37,11 @@ def run_trl_trainer(
     """
     # TRL writes the class's name into logs, so it stays.
     kind = type(trainer_class.__name__, (*MIXINS, trainer_class), {})
-    # The old kind of checkpointing, which `trl:` can ask for, needs such gradients.
-    reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
-    with backbone.stage(role) as model, ExitStack() as stack:
-        if not reentrant:
-            stack.enter_context(no_input_gradients(named.get("model", model)))
+    checkpointing = args.gradient_checkpointing_kwargs
+    with (
+        backbone.stage(role) as model,
+        no_input_gradients(named.get("model", model), checkpointing),
+    ):
         trainer = kind(
             **{"model": model, "args": args, "processing_class": backbone.tokenizer, **named}
         )
