@@ -1,5 +1,6 @@
 """Splitting rows by prompt, and writing them as JSONL."""
 
+import json
 import os
 from datetime import date
 
@@ -7,7 +8,7 @@ import pytest
 
 from lorarlhf.data import readers as data
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import append_jsonl, write_jsonl
+from lorarlhf.runtime.files import append_jsonl, readable_rows, write_jsonl
 from tests.data_steps import ASK, BAD, CHAT, GOOD, PLAIN, complaint, jsonl, run_python
 
 
@@ -80,7 +81,7 @@ def test_written_rows_are_utf8_lines_and_read_back(tmp_path):
     rows: list[dict] = [{"prompt": "Grüße 👋\nzwei\u2028drei"}, {"prompt": "half \ud83d", "n": 1}]
     write_jsonl(path, rows)
     assert path.read_bytes() == (
-        '{"prompt": "Grüße 👋\\nzwei\u2028drei"}\n{"prompt": "half \\ud83d", "n": 1}\n'.encode()
+        '{"prompt": "Grüße 👋\\nzwei\\u2028drei"}\n{"prompt": "half \\ud83d", "n": 1}\n'.encode()
     )
     assert [row for _, row in data.read_rows(path)] == rows
     assert os.listdir(path.parent) == ["rows.jsonl"]
@@ -107,6 +108,19 @@ def test_writing_below_a_file_is_a_mistake_of_the_user(tmp_path):
     path = jsonl(tmp_path, PLAIN)
     for write in (lambda p: write_jsonl(p, [PLAIN]), lambda p: append_jsonl(p, PLAIN)):
         assert "cannot be written (" in complaint(write, path / "rows.jsonl")
+
+
+def test_no_line_holds_what_other_programs_take_for_its_end(tmp_path):
+    """`str.splitlines` ends a line at U+2028 too; a model of random weights writes it often."""
+    path, texts = tmp_path / "rows.jsonl", ["a\x85b", "a\u2028b\u2029", "a\x1cb\x0c", "é\ud800"]
+    write_jsonl(path, [{"text": text} for text in texts[:2]])
+    for text in texts[2:]:
+        append_jsonl(path, {"text": text})
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == texts
+    # Files of others and of earlier versions have them bare; a killed run leaves half a line.
+    path.write_text('{"text": "a\u2028b"}\n{"te', encoding="utf-8")
+    assert list(readable_rows(path)) == [{"text": "a\u2028b"}]
 
 
 def test_appending_adds_a_line_and_spares_one_that_was_cut_off(tmp_path):

@@ -1,6 +1,5 @@
 """Answers to the same few prompts at several points of the training."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.micro_batches import make_micro_batches
 from lorarlhf.ppo.rollout import Answers
 from lorarlhf.ppo.scores import Rewards
-from lorarlhf.runtime.files import append_jsonl, write_jsonl
+from lorarlhf.runtime.files import append_jsonl, readable_rows, write_jsonl
 
 PROMPTS = 4
 FILE = "samples.jsonl"
@@ -55,8 +54,7 @@ class SampleCallback(TrainerCallback):
         """Whether the file has all samples of a step; an incomplete set is removed."""
         if not self.file.exists():
             return False
-        lines = self.file.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = list(readable_rows(self.file))
         now = [row for row in rows if row["step"] == step]
         if now and len(now) < len(self.rows):
             write_jsonl(self.file, [row for row in rows if row["step"] != step])

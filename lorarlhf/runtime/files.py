@@ -1,15 +1,19 @@
 """Write JSON, JSON lines and bytes atomically: after a crash a file is complete or unchanged."""
 
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.runtime.errors import UserError
 
 Row = dict[str, Any]
+
+# JSON allows these inside of texts; many programs, `str.splitlines` among them, end a line there.
+LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
@@ -56,11 +60,27 @@ def append_jsonl(path: str | os.PathLike[str], row: Row) -> None:
 
 
 def json_line(row: Row) -> bytes:
-    """An object as a line of JSON, with null for numbers that JSON does not have."""
+    """An object as a line of JSON, with null for numbers that JSON does not have.
+
+    The line has no line separator of Unicode within it.
+    """
     numbers = replace_nonfinite(row)  # null for NaN and infinities, which JSON does not have
     text = json.dumps(numbers, ensure_ascii=False, default=_iso_date, allow_nan=False)
     # A lone surrogate has no UTF-8, but its \udXXX escape is valid JSON.
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    return text.translate(LINE_ENDS).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def readable_rows(file: Path) -> Iterator[Row]:
+    """The objects in a JSONL file that a run wrote; damaged lines are left out.
+
+    A killed run can leave half a line.
+    """
+    # Not splitlines(): a text may contain U+2028 and other line separators.
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield row
 
 
 def _iso_date(value: Any) -> str:

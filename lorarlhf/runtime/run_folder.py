@@ -1,19 +1,16 @@
 """Earlier results in a run's folder: archived before a new run, or continued by `--resume`."""
 
-import contextlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import read_json, write_jsonl
+from lorarlhf.runtime.files import Row, read_json, readable_rows, write_jsonl
 from lorarlhf.runtime.terminal import log_to_stderr
 
-Row = dict[str, Any]
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html")
 IN_USE = "Wait until that run ends, or name another folder with --out."
 """Advice for a folder that another run holds."""
@@ -135,13 +132,4 @@ def drop_later_rows(folder: Path, stage: str = "ppo") -> None:
 def keep_rows(file: Path, wanted: Callable[[Row], bool]) -> None:
     """Rewrite a JSONL file with the rows that are wanted; damaged lines are dropped."""
     if file.exists():
-        rows = _readable_rows(file.read_text(encoding="utf-8", errors="replace"))
-        write_jsonl(file, [row for row in rows if wanted(row)])
-
-
-def _readable_rows(text: str) -> Iterator[Row]:
-    for line in text.split("\n"):
-        with contextlib.suppress(ValueError):  # a killed run can leave half a line
-            row = json.loads(line)
-            if isinstance(row, dict):
-                yield row
+        write_jsonl(file, [row for row in readable_rows(file) if wanted(row)])
