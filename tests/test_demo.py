@@ -75,7 +75,7 @@ def test_summary_has_every_key(finished: Path, small_base: Backbone) -> None:
     assert 0 <= summary["reward_model"]["heldout_accuracy"] <= 1
     assert summary["reward_model"]["n"] > 0
     ppo = summary["ppo"]
-    assert ppo["updates"] == 2 and ppo["episodes"] == 16
+    assert ppo["updates"] == 2 and ppo["episodes"] == 8
     for key in ("kl_per_sequence", "mean_length_before", "mean_length_after", "seconds_per_update"):
         assert isinstance(ppo[key], float)
     won = summary["win_rate"]
@@ -102,19 +102,6 @@ def test_metrics_have_steps_and_the_report_shows_samples(finished: Path) -> None
     assert "<svg" in page and "held-out" in page
 
 
-def test_score_and_chat_open_the_demo_s_run(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = ["--prompt", "How do I cheer up a friend?"]
-    answers = ["--answer", "What a lovely thing to do!", "--answer", "It is hopeless."]
-    assert main(["score", str(finished), *asked, *answers, "--json"]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    assert len(scores) == 2 and scores[0] != scores[1]
-    chat = ["chat", str(finished), *asked, "--role", "policy", "--seed", "1", "--json"]
-    assert main([*chat, "--max-new-tokens", "8"]) == 0
-    assert json.loads(capsys.readouterr().out)["answer"]
-
-
 def test_resume_with_other_options_is_refused(finished: Path) -> None:
     with pytest.raises(UserError, match="noise was 0.1"):
         run_demo(DemoOptions(out=str(finished), noise=0.2, quick=True, resume=True))
@@ -137,6 +124,27 @@ def endings(make_base: Callable[..., Path]) -> list[str]:
     return ["demo", "--quick", "--base", str(folder), "--rater", "brief"]
 
 
+@pytest.fixture(scope="module")
+def whole(endings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished demo on the tiny base."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*endings, "--out", str(out)]) == 0
+    return out
+
+
+def test_score_and_chat_open_the_demo_s_run(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--prompt", "How do I cheer up a friend?"]
+    answers = ["--answer", "What a lovely thing to do!", "--answer", "It is hopeless."]
+    assert main(["score", str(whole), *asked, *answers, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert len(scores) == 2 and scores[0] != scores[1]
+    chat = ["chat", str(whole), *asked, "--role", "policy", "--seed", "1", "--json"]
+    assert main([*chat, "--max-new-tokens", "8"]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"]
+
+
 def started(words: list[str], file: Path, **options: Any) -> subprocess.Popen[str]:
     """A command that has come as far as to write this file."""
     command = [sys.executable, "-m", "lorarlhf.cli", *words]
@@ -147,9 +155,10 @@ def started(words: list[str], file: Path, **options: Any) -> subprocess.Popen[st
     return process
 
 
-def test_killed_in_ppo_it_resumes_to_the_same_metrics(endings: list[str], tmp_path: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    assert main([*endings, "--out", str(whole)]) == 0
+def test_killed_in_ppo_it_resumes_to_the_same_metrics(
+    endings: list[str], whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
     process = started([*endings, "--out", str(out)], out / "checkpoints" / "checkpoint-1")
     process.kill()
     process.communicate()

@@ -187,7 +187,7 @@ def test_the_weights_of_the_small_base(small_base: Backbone) -> None:
 def test_the_peak_of_ppo_is_estimated() -> None:
     """The figures are made by this benchmark; here only that code and counts have not parted."""
     command = [sys.executable, str(ROOT / "benchmarks" / "stage_memory.py"), "--stages", "ppo"]
-    command += ["--prompt-tokens", "24", "--answer-tokens", "24"]
+    command += ["--prompt-tokens", "16", "--answer-tokens", "16", "--micro", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     row = dict(zip(done.stdout.split()[::2], done.stdout.split()[1::2], strict=True))

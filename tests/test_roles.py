@@ -254,8 +254,12 @@ def test_pooling_by_hand() -> None:
     # mean of (1, 0) and (3, 2) is (2, 1): 2 + 10 + 0.5; drawn to 0 by 2/(2+16) and 1/(1+16)
     expected = [12.5 * 2 / 18, 42.5 / 17]
     assert head.pool(hidden, mask).tolist() == pytest.approx(expected)
+    pooled = torch.tensor([[2.0, 1.0], [2.0, 4.0]]), torch.tensor([2, 1])
+    assert head.score_pooled(*pooled).tolist() == pytest.approx(expected)
     head.pooling = "last"
     assert head.pool(hidden, mask).tolist() == [23.5, 42.5]
+    last = torch.tensor([[3.0, 2.0], [2.0, 4.0]])
+    assert head.score_pooled(last, pooled[1]).tolist() == [23.5, 42.5]
 
 
 def test_a_head_on_the_trunk_by_hand() -> None:

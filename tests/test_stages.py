@@ -13,6 +13,7 @@ from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
+from lorarlhf.stages import reward_model
 from lorarlhf.stages.conversations import conversational
 from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
 from lorarlhf.stages.kto import KTOSettings, balance, shuffled, train_kto
@@ -218,6 +219,24 @@ def test_an_unknown_trl_key_names_the_nearest(tiny: Backbone, tmp_path: Path, me
 def test_a_trl_key_reaches_trls_config(tiny: Backbone, tmp_path: Path) -> None:
     summary = train("sft", tiny, Run(tmp_path, "sft", {}), trl={"max_steps": 2})
     assert summary["steps"] == 2
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_fitted_role_scores_by_the_states_that_it_was_fitted_to(
+    tiny: Backbone, pooling: str
+) -> None:
+    """Forwards are saved; the scores are those of the role itself."""
+    pairs = reward_model.encode_pairs(tiny, conversational(PREFERENCES, tiny, False), pooling)
+    _, votes = reward_model.start_from_fit(tiny, pairs, pooling)
+    by_states = reward_model.score_states(tiny, pairs, votes.chosen, votes.rejected)
+    by_forwards = reward_model.score_pairs(tiny, pairs, "scores")
+    assert by_states == pytest.approx(by_forwards, abs=1e-5)
+    assert reward_model.pair_accuracy(by_states) == 1.0  # of the pairs that it was fitted to
+    assert reward_model.pair_accuracy(by_states[[1, 0, 2, 2, 3, 3, 4, 5]]) == 0.5
+    reward_model.set_score_scale(tiny, by_states)
+    head = tiny.heads["reward"]
+    assert head.score_mean.item() == pytest.approx(by_forwards.mean(), abs=1e-5)
+    assert head.score_std.item() == pytest.approx(by_forwards.std(), abs=1e-5)
 
 
 def test_an_unknown_method_is_refused(tiny: Backbone, tmp_path: Path) -> None:

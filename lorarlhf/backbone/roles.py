@@ -130,6 +130,11 @@ class ScalarHead(nn.Module):
         total = (self(hidden, trunk) * mask).sum(dim=1)
         return total / (mask.sum(dim=1).clamp(min=1) + SHRINK_TOKENS)
 
+    def score_pooled(self, states: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """`pool` from states that are pooled already: (N, F) of counts (N,) of tokens -> (N,)."""
+        scores = states.float() @ self.full_weight + self.bias.detach()
+        return scores if self.pooling == "last" else scores * counts / (counts + SHRINK_TOKENS)
+
 
 def reads_trunk(pooling: str, keeps_trunk: bool) -> bool:
     """Whether a head with this pooling reads the trunk; `last` keeps the shape other tools know."""
@@ -238,7 +243,7 @@ def switched(
             weight does.
     """
     layers = lora_layers(model)
-    grads = [(p, p.requires_grad) for layer in layers for p in _weights(layer)]
+    grads = [(p, p.requires_grad) for layer in layers for _, p in _weights(layer)]
     checkpointed = _checkpointed(model) if train else []
     modes: dict[nn.Module, bool] = {}
     if model.training or checkpointed:
@@ -262,22 +267,31 @@ def switched(
         for module, training in modes.items():
             module.training = training
         for weight, flag in grads:
-            weight.requires_grad_(flag)
+            weight.requires_grad = flag
 
 
 def _activate(model: PeftModel, adapter: str | None, train: bool, first: int) -> None:
     for number, layer in _numbered(model):
-        names = layer._active_adapter if adapter is None else adapter
-        trains = adapter is not None and train and number >= first
-        layer.set_adapter(names, inference_mode=not trains)
+        # Not layer.set_adapter(), which takes twenty times as long.
+        for name, weight in _weights(layer):
+            weight.requires_grad = train and name == adapter and number >= first
+        if adapter is not None:
+            layer._active_adapter = [adapter]
         layer._disable_adapters = adapter is None
     if adapter is not None:
         model.active_adapter = _tuner(model).active_adapter = adapter
 
 
-def _weights(layer: LoraLayer) -> Iterator[nn.Parameter]:
+def _weights(layer: LoraLayer) -> Iterator[tuple[str, nn.Parameter]]:
+    """The LoRA weights, each with its adapter's name."""
     for part in layer.adapter_layer_names:
-        yield from getattr(layer, part).parameters()
+        for name, held in getattr(layer, part).items():
+            if isinstance(held, nn.Parameter):
+                yield name, held
+            else:  # without a search through submodules: roles are switched often
+                for weight in held._parameters.values():
+                    if weight is not None:
+                        yield name, weight
 
 
 def _checkpointed(model: PeftModel) -> list[nn.Module]:

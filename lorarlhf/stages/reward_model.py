@@ -19,7 +19,7 @@ from lorarlhf.data.twins import leave_out_shared
 from lorarlhf.rewards.axes import style_axes
 from lorarlhf.rewards.fit import HeadFit
 from lorarlhf.rewards.learning_curve import learning_curve
-from lorarlhf.rewards.role import EncodedAnswer, pooled_states, score_encoded
+from lorarlhf.rewards.role import pooled_states, score_encoded
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
@@ -150,12 +150,19 @@ def run_reward_model(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[
     fit, votes = start_from_fit(backbone, train, settings.pooling)
     if distributed.is_main():
         votes.save(run.folder / "votes.safetensors")
+    heldout = _states_of(backbone, test, settings.pooling, "held-out pairs")
     if not (inputs.resume and has_checkpoint(run.folder)):  # else it is in the log
-        _log_learning_curve(backbone, votes, test, run, settings.pooling)
+        for count, accuracy in learning_curve(votes, heldout[::2], heldout[1::2]):
+            run.log({"step": count, "heldout_accuracy": accuracy}, stage="reward_curve")
     kept = _train_on_top(backbone, train, votes, run, inputs) if settings.epochs > 0 else 0
-    set_score_scale(backbone, answers_of(train))
+    if kept:  # by an adapter, which changes the states
+        set_score_scale(backbone, score_pairs(backbone, train, "scale of the scores"))
+        scores = score_pairs(backbone, test, "accuracy")
+    else:
+        set_score_scale(backbone, score_states(backbone, train, votes.chosen, votes.rejected))
+        scores = score_states(backbone, test, heldout[::2], heldout[1::2])
+    accuracy = pair_accuracy(scores)
     backbone.save("reward", run.folder / "adapters" / "reward")
-    accuracy = pair_accuracy(backbone, test)
     run.log({"step": kept, "heldout_accuracy": accuracy}, stage="reward")
     return {
         "pairs": len(train),
@@ -184,16 +191,8 @@ def start_from_fit(
 def _states_of(backbone: Backbone, pairs: Sequence[Pair], pooling: str, title: str) -> np.ndarray:
     """Pooled states of both answers of each pair, with a bar: chosen, rejected, chosen, ..."""
     answers = answers_of(pairs)
-    with progress_bar(title, len(answers)) as advance:
+    with progress_bar(title, len(answers)) as advance, backbone.dequantised():
         return pooled_states(backbone, answers, pooling, progress=advance)
-
-
-def _log_learning_curve(
-    backbone: Backbone, votes: VoteFit, test: Sequence[Pair], run: Run, pooling: str
-) -> None:
-    states = _states_of(backbone, test, pooling, "held-out pairs")
-    for count, accuracy in learning_curve(votes, states[::2], states[1::2]):
-        run.log({"step": count, "heldout_accuracy": accuracy}, stage="reward_curve")
 
 
 def put_fit(backbone: Backbone, fit: HeadFit) -> None:
@@ -204,23 +203,38 @@ def put_fit(backbone: Backbone, fit: HeadFit) -> None:
     head.bias.data.fill_(0.0 if head.pooling == "last" else float(fit.bias))
 
 
-def set_score_scale(backbone: Backbone, answers: Sequence[EncodedAnswer]) -> None:
-    """Keep the mean and deviation of the scores of these (the base's) answers with the head."""
-    with progress_bar("scale of the scores", len(answers)) as advance:
-        found = score_encoded(backbone, answers, progress=advance)
-    scores = torch.tensor(found, device=backbone.device)
-    head = backbone.heads["reward"]
-    head.score_mean.fill_(scores.mean().item())
-    head.score_std.fill_(max(scores.std(unbiased=False).item(), 1e-6))
-
-
-def pair_accuracy(backbone: Backbone, pairs: Sequence[Pair]) -> float:
-    """Share of pairs whose chosen answer has the higher score; ties count half."""
+def score_pairs(backbone: Backbone, pairs: Sequence[Pair], title: str) -> np.ndarray:
+    """Raw scores of the reward role, with a bar: (2N,), chosen, rejected, chosen, ..."""
     answers = answers_of(pairs)
-    with progress_bar("accuracy", len(answers)) as advance:
-        scores = score_encoded(backbone, answers, progress=advance)
-    right = [(c > r) + 0.5 * (c == r) for c, r in zip(scores[::2], scores[1::2], strict=True)]
-    return sum(right) / len(right)
+    with progress_bar(title, len(answers)) as advance, backbone.dequantised():
+        return np.array(score_encoded(backbone, answers, progress=advance))
+
+
+def score_states(
+    backbone: Backbone, pairs: Sequence[Pair], chosen: np.ndarray, rejected: np.ndarray
+) -> np.ndarray:
+    """`score_pairs` of a role whose adapter changes nothing, from the base's states (N, F)."""
+    head = backbone.heads["reward"]
+    counts = torch.tensor([answer.end - answer.start for answer in answers_of(pairs)])
+    scores = np.empty(2 * len(pairs))
+    for first, states in enumerate((chosen, rejected)):
+        on_head = torch.as_tensor(states), counts[first::2]
+        found = head.score_pooled(*(part.to(head.weight.device) for part in on_head))
+        scores[first::2] = found.cpu().numpy()
+    return scores
+
+
+def set_score_scale(backbone: Backbone, scores: np.ndarray) -> None:
+    """Keep the mean and deviation of these scores (of the base's answers) with the head."""
+    head = backbone.heads["reward"]
+    head.score_mean.fill_(float(scores.mean()))
+    head.score_std.fill_(max(float(scores.std()), 1e-6))
+
+
+def pair_accuracy(scores: np.ndarray) -> float:
+    """Share of pairs (chosen, rejected, chosen, ...) in the right order; ties count half."""
+    chosen, rejected = scores[::2], scores[1::2]
+    return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean())
 
 
 # ---- training on top
