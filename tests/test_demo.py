@@ -133,7 +133,7 @@ def whole(endings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_score_and_chat_open_the_demo_s_run(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["--prompt", "How do I cheer up a friend?"]
     answers = ["--answer", "What a lovely thing to do!", "--answer", "It is hopeless."]
