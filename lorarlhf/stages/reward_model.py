@@ -215,11 +215,12 @@ def score_states(
 ) -> np.ndarray:
     """`score_pairs` of a role whose adapter changes nothing, from the base's states (N, F)."""
     head = backbone.heads["reward"]
-    counts = torch.tensor([answer.end - answer.start for answer in answers_of(pairs)])
+    place = head.weight.device
+    counts = [answer.end - answer.start for answer in answers_of(pairs)]
     scores = np.empty(2 * len(pairs))
     for first, states in enumerate((chosen, rejected)):
-        on_head = torch.as_tensor(states), counts[first::2]
-        found = head.score_pooled(*(part.to(head.weight.device) for part in on_head))
+        on_head = torch.as_tensor(states, device=place)
+        found = head.score_pooled(on_head, torch.tensor(counts[first::2], device=place))
         scores[first::2] = found.cpu().numpy()
     return scores
 
