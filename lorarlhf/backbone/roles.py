@@ -272,7 +272,7 @@ def switched(
 
 def _activate(model: PeftModel, adapter: str | None, train: bool, first: int) -> None:
     for number, layer in _numbered(model):
-        # Not layer.set_adapter(), which takes twenty times as long.
+        # Not layer.set_adapter(), which searches through submodules: roles are switched often.
         for name, weight in _weights(layer):
             weight.requires_grad = train and name == adapter and number >= first
         if adapter is not None:
@@ -288,7 +288,7 @@ def _weights(layer: LoraLayer) -> Iterator[tuple[str, nn.Parameter]]:
         for name, held in getattr(layer, part).items():
             if isinstance(held, nn.Parameter):
                 yield name, held
-            else:  # without a search through submodules: roles are switched often
+            else:
                 for weight in held._parameters.values():
                     if weight is not None:
                         yield name, weight

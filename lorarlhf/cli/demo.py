@@ -223,7 +223,7 @@ class _Demo:
         )
         # A killed run may have left some.
         keep_rows(self.out / "metrics.jsonl", lambda row: row.get("stage") == "ppo")
-        # In no seed did training on top of the fit help on votes that it had not seen.
+        # In none of three seeds did training on top of the fit help on votes that it had not seen.
         settings = RewardSettings(epochs=0.0)
         heldout = self._pairs(self.heldout, self._heldout_base(), noise=False)
         summary = train_reward_model(self.backbone, votes, self.run, settings, eval_rows=heldout)

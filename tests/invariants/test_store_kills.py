@@ -12,7 +12,7 @@ import pytest
 
 from lorarlhf.preferences.store import Store
 
-WRITERS, KILLS, VOTES = 4, 24, 2500
+WRITERS, KILLS, VOTES = 4, 24, 5000
 WRITER = """
 import os, sys
 from lorarlhf.preferences.records import Verdict
