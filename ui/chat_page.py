@@ -97,8 +97,9 @@ class _ChatPage:
     def _connect(self) -> None:
         options = [*self.models, self.system, self.temperature, self.tokens, self.scored]
         shown = [*self.sides, self.message, self.votes]
-        gr.on(None, self.fill, None, [*self.models, *shown], **NEVER_DROPPED)
-        self.sides[0].tick(self.on_tick, self.models, [*self.models, *shown], **NEVER_DROPPED)
+        filled = [*self.models, self.system, self.temperature, self.tokens, *shown]
+        gr.on(None, self.fill, None, filled, **NEVER_DROPPED)
+        self.sides[0].tick(self.on_tick, self.models, filled, **NEVER_DROPPED)
         gr.on(
             [self.text.submit, self.send.click],
             self.on_send,
@@ -117,7 +118,7 @@ class _ChatPage:
     # ---- events
 
     def fill(self, request: gr.Request) -> Iterator[list[Any]]:
-        """The choices of models, and the rater's conversation, whose answers may still grow."""
+        """The models, and the rater's conversation with its settings; answers may still grow."""
         rater = _name(request)
         models = self.conversations.prefetch.models
         names = models.names()
@@ -130,16 +131,17 @@ class _ChatPage:
         yield [
             gr.Dropdown(choices=names, value=current[0] if current[0] in names else names[0]),
             gr.Dropdown(choices=[NOBODY, *names], value=second if second in names else NOBODY),
+            *_settings(conversation),
             *self._shown(rater, two=len(current) > 1),
         ]
         if conversation.job is not None:
             for shown in self._follow(rater, self.conversations.watch(rater), scored=False):
-                yield [gr.skip(), gr.skip(), *shown]
+                yield [gr.skip()] * 5 + shown
 
     def on_tick(self, request: gr.Request, left: str, right: str) -> Iterator[list[Any]]:
         """`fill` once more, unless it has come in the meantime and the person has chosen."""
         if left:
-            yield [gr.skip()] * 6
+            yield [gr.skip()] * 9
             return
         yield from self.fill(request)
 
@@ -288,6 +290,14 @@ def _name(request: gr.Request) -> str:
     if rater is None:
         raise gr.Error("You are not logged in any more. Reload the page.")
     return rater
+
+
+def _settings(conversation: Conversation) -> list[Any]:
+    """System prompt, temperature and length of the last answers, or the fields as they are."""
+    if not conversation.turns:
+        return [gr.skip()] * 3
+    options = conversation.options
+    return [conversation.system, options["temperature"], options["max_new_tokens"]]
 
 
 def _options(values: tuple[Any, ...]) -> tuple[list[str], dict[str, Any], bool]:

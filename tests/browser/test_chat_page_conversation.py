@@ -146,6 +146,9 @@ def test_a_reload_keeps_the_conversation_and_who_answered(chat: Any) -> None:
     assert [texts(page, side) for side in ("left", "right")] == shown
     expect(page.locator("#chat-left-model input")).to_have_value("base")
     expect(page.locator("#chat-right-model input")).to_have_value(RUN)
+    page.get_by_role("button", name="System prompt and sampling").click()
+    for label, value in {"Longest answer, in tokens": "16", "Temperature": "0"}.items():
+        expect(page.get_by_label(f"number input for {label}")).to_have_value(value)
 
 
 def test_a_reload_in_the_middle_of_an_answer_goes_on(chat: Any, open_page: Any) -> None:
