@@ -1,6 +1,6 @@
 """Runs doctor, the quick demo and every stage, and writes a report with the peaks of memory.
 
-    .venv/bin/python benchmarks/on_gpu.py --preset 12gb-8b
+    .venv/bin/python benchmarks/on_gpu.py --preset 12gb-7b
     .venv/bin/python benchmarks/on_gpu.py --everything        # all presets of this card's size,
                                                              # ppo_vs_trl.py and ppo_limits.py
     .venv/bin/python benchmarks/on_gpu.py --device cpu        # to test this script
@@ -32,7 +32,7 @@ GB = 1e9
 def main() -> None:
     """Run the steps, then write and print the report. Exits with 1 if a step failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", help="for example 12gb-8b (default: the small base)")
+    parser.add_argument("--preset", help="for example 12gb-7b (default: the small base)")
     parser.add_argument("--everything", action="store_true", help="takes hours; see above")
     parser.add_argument("--base", default="smollm2-135m", help="used without --preset")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -82,7 +82,7 @@ def what_to_run(preset: str | None, base: str) -> tuple[str, dict[str, Plan]]:
     if not card.isdecimal() or name not in presets.BASES:
         raise SystemExit(f"There is no preset {preset}. Choose one from recipes/presets.")
     base, shape = presets.BASES[name]
-    return base, presets.plans_for(shape, presets.USABLE * int(card) * 2**30)
+    return base, presets.plans_for(shape, int(card))
 
 
 def lorarlhf(*words: str) -> list[str]:

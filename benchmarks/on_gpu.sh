@@ -2,7 +2,7 @@
 # Run this first on a new GPU: it runs doctor, the quick demo and every stage, compares measured and
 # computed peaks of memory, and writes a text for a bug report.
 #   bash benchmarks/on_gpu.sh                       # the small base, about five minutes
-#   bash benchmarks/on_gpu.sh --preset 12gb-8b      # a preset; downloads its base from the hub
+#   bash benchmarks/on_gpu.sh --preset 12gb-7b      # a preset; downloads its base from the hub
 #   bash benchmarks/on_gpu.sh --everything          # all presets of this card's size, and PPO against
 #                                                   # TRL's: hours, and a hundred gigabytes of bases
 set -euo pipefail

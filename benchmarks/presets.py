@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/presets.py --check    # only check that they are up to date
 
 For each card and base the script takes the longest rows and then the largest micro-batch that fit,
-with adapters on the upper half of the layers if possible, and on a quarter otherwise. Peaks that
-were measured on a card (`measured.json`, written by benchmarks/on_gpu.sh) are in the table too.
+and for PPO then the largest rollout, with adapters on the upper half of the layers if possible, and
+on a quarter otherwise. Peaks that were measured on a card (`measured.json`, written by
+benchmarks/on_gpu.sh) are in the table too.
 """
 
 import argparse
@@ -19,61 +20,84 @@ from lorarlhf.backbone.shape import Shape
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "presets"
 CARDS = (8, 12, 16, 24)  # gigabytes of 2^30 bytes, as cards are sold
-USABLE = 0.92  # share of a card; the rest is for desktop, driver and fragmentation
+USABLE = 0.85  # share of a card; the rest is for desktop, driver and fragmentation
+TIGHT = 0.92  # share that is taken where rows of that length do not fit otherwise
 GB = 1e9
-LENGTHS = (1024, 512, 256)  # tokens of a prompt and its answer, half for each
-MICRO = (8, 4, 2, 1)
+LENGTHS = {  # tokens of a prompt and its answer, half for each, and what they are enough for
+    1024: "chat answers of a page",
+    512: "short answers",
+}
+MICRO = (8, 4, 2, 1)  # TRL's stages take 8 rows in a step
+MICRO_PPO = (32, 16, *MICRO)
+ROLLOUTS = (64, 32, 16)  # prompts in an update of PPO
 SMALLEST = {"kto": 2}  # its loss compares the answers of a forward
 STAGES = ("sft", "reward", "dpo", "orpo", "kto", "ppo")
 
 # Sizes from each base's config.json on the hub. All of them have the Apache licence.
+# None of them thinks before it answers (SmolLM3 does not as it is loaded here).
 BASES: dict[str, tuple[str, Shape]] = {
     "1.5b": ("Qwen/Qwen2.5-1.5B-Instruct", Shape(1536, 28, 12, 2, 128, 8960, 151936, tied=True)),
     "3b": ("HuggingFaceTB/SmolLM3-3B", Shape(2048, 36, 16, 4, 128, 11008, 128256, tied=True)),
-    "8b": ("Qwen/Qwen3-8B", Shape(4096, 36, 32, 8, 128, 12288, 151936, tied=False)),
-    "14b": ("Qwen/Qwen3-14B", Shape(5120, 40, 40, 8, 128, 17408, 151936, tied=False)),
-    "32b": ("Qwen/Qwen3-32B", Shape(5120, 64, 64, 8, 128, 25600, 151936, tied=False)),
+    "4b": ("Qwen/Qwen3-4B-Instruct-2507", Shape(2560, 36, 32, 8, 128, 9728, 151936, tied=True)),
+    "7b": ("Qwen/Qwen2.5-7B-Instruct", Shape(3584, 28, 28, 4, 128, 18944, 152064, tied=False)),
+    "14b": ("Qwen/Qwen2.5-14B-Instruct", Shape(5120, 48, 40, 8, 128, 13824, 152064, tied=False)),
+    "32b": ("Qwen/Qwen2.5-32B-Instruct", Shape(5120, 64, 40, 8, 128, 27648, 152064, tied=False)),
 }
 
 
 INTRODUCTION = """# Presets by card
 
 Each file has the settings of every stage for one card and one base. Use the same file for all
-stages: `lorarlhf sft --config recipes/presets/12gb-8b.yaml --data FILE`, then `reward`, `ppo`,
+stages: `lorarlhf sft --config recipes/presets/12gb-7b.yaml --data FILE`, then `reward`, `ppo`,
 `dpo`, `orpo` or `kto`. `--set` overrides a setting. If a base is missing for a card, none of its
-stages fits with prompts of 128 tokens and answers of 128.
+stages fits with prompts of 256 tokens and answers of 256.
 
 `python benchmarks/presets.py` computes the settings with `lorarlhf.backbone.memory`. The columns
 give the expected peak in GB (10^9 bytes). Columns with * give the peak that `benchmarks/on_gpu.sh`
-**measured** on such a card; a - means that it has not been measured. Every run prints its expected
-peak before it loads anything, and stops if that is more than is free.
+**measured** on such a card; a - means that it has not been measured. *tight* says that the largest
+stage takes more than 85% of the card: close the browser, or use a smaller base. PPO's prompts and
+answers have half of the tokens each. Every run prints its expected peak before it loads anything,
+and stops if that is more than is free.
 """.splitlines()
 
 
-def plan_for(stage: str, shape: Shape, upper: int, room: float) -> Plan | None:
-    """The longest rows that fit, then the largest micro-batch; checkpointing only if needed."""
+def plan_for(stage: str, shape: Shape, upper: int, card: int) -> Plan | None:
+    """The longest rows that fit, then the largest micro-batch; checkpointing only if needed.
+
+    Args:
+        card: gigabytes of 2^30 bytes.
+    """
     for length in LENGTHS:
-        # TRL's stages recompute activations on a card by default.
-        for checkpointed in (False, True) if stage == "ppo" else (None,):
-            for size in (size for size in MICRO if size >= SMALLEST.get(stage, 1)):
-                plan = Plan(
-                    stage,
-                    adapter_layers=upper,
-                    micro_batch_size=size,
-                    prompt_tokens=length // 2,
-                    answer_tokens=length // 2,
-                    gradient_checkpointing=checkpointed,
-                )
-                if estimate(shape, plan)["total"] <= room:
-                    return plan
+        for share in (USABLE, TIGHT):
+            # TRL's stages recompute activations on a card by default.
+            for checkpointed in (False, True) if stage == "ppo" else (None,):
+                for micro, rollout in sizes_for(stage):
+                    plan = Plan(
+                        stage,
+                        adapter_layers=upper,
+                        micro_batch_size=micro,
+                        rollout_batch_size=rollout,
+                        prompt_tokens=length // 2,
+                        answer_tokens=length // 2,
+                        gradient_checkpointing=checkpointed,
+                    )
+                    if estimate(shape, plan)["total"] <= share * card * 2**30:
+                        return plan
     return None
 
 
-def plans_for(shape: Shape, room: float) -> dict[str, Plan]:
+def sizes_for(stage: str) -> list[tuple[int, int]]:
+    """Micro-batch and rollout sizes, the ones to prefer first."""
+    if stage == "ppo":
+        return [(micro, rollout) for micro in MICRO_PPO for rollout in ROLLOUTS if rollout >= micro]
+    return [(micro, ROLLOUTS[-1]) for micro in MICRO if micro >= SMALLEST.get(stage, 1)]
+
+
+def plans_for(shape: Shape, card: int) -> dict[str, Plan]:
     """A plan for each stage that fits, with adapters on the same layers in all of them."""
     best: dict[str, Plan] = {}
     for upper in (shape.layers - shape.layers // 2, shape.layers // 4):
-        found = {stage: plan_for(stage, shape, upper, room) for stage in STAGES}
+        found = {stage: plan_for(stage, shape, upper, card) for stage in STAGES}
         fits = {stage: plan for stage, plan in found.items() if plan is not None}
         if len(fits) > len(best):
             best = fits
@@ -84,6 +108,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     """The settings of a stage for this plan."""
     own: dict[str, Any] = {"micro_batch_size": plan.micro_batch_size}
     if plan.stage == "ppo":
+        own |= {"rollout_batch_size": plan.rollout_batch_size}
         own |= {"max_prompt_tokens": plan.prompt_tokens, "max_new_tokens": plan.answer_tokens}
         return own | {"gradient_checkpointing": bool(plan.gradient_checkpointing)}
     tokens = plan.prompt_tokens + plan.answer_tokens
@@ -113,18 +138,30 @@ def as_yaml(card: int, name: str, plans: dict[str, Plan]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def purpose(card: int, shape: Shape, plans: dict[str, Plan]) -> str:
+    """What the rows are long enough for, and whether the card is nearly full."""
+    longest = plans.get("ppo", next(iter(plans.values())))
+    words = LENGTHS[longest.prompt_tokens + longest.answer_tokens]
+    most = max(estimate(shape, plan)["total"] for plan in plans.values())
+    missing = [stage for stage in STAGES if stage not in plans]
+    without = f"; no {', '.join(missing)}" if missing else ""
+    return words + without + (" (*tight*)" if most > USABLE * card * 2**30 else "")
+
+
 def table(presets: dict[tuple[int, str], dict[str, Plan]], measured: dict[str, Any]) -> str:
     """The README of the folder, with the table."""
     head = [
         "card",
         "base",
+        "for",
         "layers",
         *(f"{stage}{sort}" for stage in STAGES for sort in ("", " *")),
     ]
     lines = [*INTRODUCTION, "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for (card, name), plans in presets.items():
         shape, found = BASES[name][1], measured.get(f"{card}gb-{name}", {})
-        cells = [f"{card} GB", BASES[name][0], str(next(iter(plans.values())).adapter_layers)]
+        layers = next(iter(plans.values())).adapter_layers
+        cells = [f"{card} GB", BASES[name][0], purpose(card, shape, plans), str(layers)]
         for stage in STAGES:
             plan = plans.get(stage)
             cells.append(
@@ -141,7 +178,7 @@ def files() -> dict[str, str]:
         (card, name): plans
         for card in CARDS
         for name, (_, shape) in BASES.items()
-        if (plans := plans_for(shape, USABLE * card * 2**30))
+        if (plans := plans_for(shape, card))
     }
     kept = FOLDER / "measured.json"
     measured = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}

@@ -15,7 +15,7 @@ from lorarlhf.backbone import devices, trunk
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.base_files import open_base
 from lorarlhf.backbone.devices import find_device
-from lorarlhf.backbone.loading import load_model
+from lorarlhf.backbone.loading import load_config, load_model
 from lorarlhf.backbone.memory import Plan, adapter_bytes, base_bytes
 from lorarlhf.backbone.shape import read_shape
 from lorarlhf.ppo.config import PPOConfig
@@ -26,7 +26,7 @@ from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
 from lorarlhf.stages.sft import SFTSettings, train_sft
 from lorarlhf.stages.trl import trainer
 from lorarlhf.stages.trl.arguments import Placement, trl_arguments
-from tests.tiny import write_base
+from tests.tiny import TINY_SIZES, tiny_tokenizer, write_base
 
 CPU = torch.device("cpu")
 
@@ -202,3 +202,52 @@ def test_rounding_is_told_from_a_wrong_mask(tiny_base: Path) -> None:
     one_row = alone.clone()
     one_row[3] = both[3]
     assert not trunk._same_numbers(one_row, alone, backbone.decoder)
+
+
+# ---- bases that read images, too
+
+
+@pytest.fixture(scope="module")
+def with_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Gemma 3 like its larger sizes: layers for images are named as those for text."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = tiny_tokenizer()
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    text = TINY_SIZES | ends | {"vocab_size": len(tokenizer), "pad_token_id": 0}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    tokens = {"mm_tokens_per_image": 4, "image_token_index": 5}
+    config = Gemma3Config(text_config=text, vision_config=vision, **tokens)
+    folder = tmp_path_factory.mktemp("images")
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(config).float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_that_reads_images_trains_its_text_layers_alone(
+    with_images: Path, tmp_path: Path
+) -> None:
+    load = {"bits": 16, "compute_dtype": "float32", "adapter_layers": 2, "lora_rank": 4}
+    backbone = Backbone.load(str(with_images), **load)  # type: ignore[arg-type]
+    adapted = [name for name, _ in backbone.model.named_parameters() if "lora_A" in name]
+    assert len(adapted) == 14 and all(".language_model.layers." in name for name in adapted)
+    rows = [{"prompt": f"{n}?", "completion": "Blue."} for n in range(8)]
+    train_sft(backbone, rows, Run(tmp_path / "sft", "sft", {"seed": 0}), SFTSettings(epochs=1.0))
+    pairs = [{"prompt": f"{n}?", "chosen": "Blue.", "rejected": "No."} for n in range(8)]
+    train_direct(backbone, pairs, Run(tmp_path / "dpo", "dpo", {"seed": 0}), "dpo")
+    again = Backbone.load(str(with_images), **load)  # type: ignore[arg-type]
+    again.load_role("policy", tmp_path / "dpo" / "adapters" / "policy")
+    ids = torch.arange(10, 20)[None]
+    with torch.no_grad():
+        mine, read = (b.causal(input_ids=ids).logits for b in (backbone, again))
+    assert torch.equal(mine, read)
+
+
+@pytest.mark.parametrize("family", ["mistral3", "qwen2_5_vl", "qwen3_vl"])
+def test_families_without_a_plain_language_model_are_refused(tmp_path: Path, family: str) -> None:
+    config = {"model_type": family, "architectures": ["SomeForConditionalGeneration"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"family {family}, which reads more than text"):
+        load_config(str(tmp_path))

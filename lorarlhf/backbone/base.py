@@ -59,7 +59,7 @@ class Backbone:
         self.adapter_layers = count_adapter_layers(settings["adapter_layers"], len(layers))
         self.split = len(layers) - self.adapter_layers
         self._config = roles.lora_config(
-            layers,
+            model,
             self.split,
             settings["lora_rank"],
             settings["lora_alpha"],
@@ -265,7 +265,8 @@ class Backbone:
         checkpointing on and leaves the model in train mode. All of that is undone at the end.
         """
         causal = self.causal
-        cache = causal.config.use_cache
+        config = causal.config.get_text_config()  # of a base that reads images, too
+        cache = config.use_cache
         hooks = causal.get_input_embeddings()._forward_hooks
         own_hooks = dict(hooks)
         self.model.set_adapter(roles.ADAPTERS[adapter_role])
@@ -280,7 +281,7 @@ class Backbone:
             # With one left over, every later backward would run through the trunk.
             hooks.clear()
             hooks.update(own_hooks)
-            causal.config.use_cache = cache
+            config.use_cache = cache
             self.model.set_adapter(ADAPTER_POLICY)
             self.model.requires_grad_(False)
             self.model.eval()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
+from lorarlhf.backbone.graph_sampler import sampler_for
 from lorarlhf.backbone.kernels.lora_linear import cast_adapters
 from lorarlhf.backbone.roles import lora_layers
 from lorarlhf.backbone.sampler import Sampler, row_seeds
@@ -96,7 +97,7 @@ def generate_ids(
     Args:
         seeds: one for each answer, its index by default. An answer depends only on its own seed.
     """
-    sampler = Sampler(
+    sampler = sampler_for(backbone)(
         backbone,
         prompt_ids,
         seeds=range(len(prompt_ids)) if seeds is None else seeds,

@@ -126,6 +126,14 @@ def _check_causal(path: str, config: Any) -> None:
             f"{path} is not a causal language model (its config names {found}). RLHF needs a model "
             "that writes text from left to right. Name one whose architecture ends in ForCausalLM."
         )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{path} is of the family {config.model_type}, which reads more than text, and which "
+            "transformers does not load as a plain language model. Name a model of that family "
+            "for text alone."
+        )
 
 
 def _set_dtype(model: nn.Module, dtype: torch.dtype) -> None:

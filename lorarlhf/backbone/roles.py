@@ -204,16 +204,16 @@ def layer_of(name: str) -> int:
     return int(found[1])
 
 
-def lora_config(
-    layers: list[nn.Module], first: int, rank: int, alpha: int, dropout: float
-) -> LoraConfig:
+def lora_config(model: nn.Module, first: int, rank: int, alpha: int, dropout: float) -> LoraConfig:
     """LoRA on every linear layer of the decoder's layers `first` and above.
 
-    The module names are read from the layers, so families with fused projections work too.
+    The module names are read from the layers, so families with fused projections work too. The
+    layers of a part that reads images or sound may have the same names; they are left out.
     """
+    decoder = decoder_of(model)
     names = {
         name.rsplit(".", 1)[-1]
-        for layer in layers[first:]
+        for layer in decoder.layers[first:]
         for name, module in layer.named_modules()
         if isinstance(module, nn.Linear)  # bitsandbytes' layers are subclasses
     }
@@ -222,10 +222,24 @@ def lora_config(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=sorted(names),
-        layers_to_transform=list(range(first, len(layers))),
+        exclude_modules=_other_layers(model, decoder),
+        layers_to_transform=list(range(first, len(decoder.layers))),
         layers_pattern="layers",
         task_type="CAUSAL_LM",
     )
+
+
+def _other_layers(model: nn.Module, decoder: nn.Module) -> str | None:
+    """A pattern of the modules in lists of layers that are not the decoder's; None without any."""
+    own = next(
+        f"{name}.".lstrip(".") for name, module in model.named_modules() if module is decoder
+    )
+    others = {
+        name[: found.start() - 1]
+        for name, _ in model.named_modules()
+        if (found := re.search(r"\.layers\.", f".{name}.")) and not f"{name}.".startswith(own)
+    }
+    return rf"({'|'.join(map(re.escape, sorted(others)))})\..*" if others else None
 
 
 @contextmanager

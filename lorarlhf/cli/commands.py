@@ -32,7 +32,8 @@ def demo(args: Namespace) -> Result:
         if name in limits and not limits[name].allows(value):
             raise UserError(f"--{name.replace('_', '-')} is {limits[name].words}, not {value}.")
     try:
-        return Result(run_demo(DemoOptions(quick=args.quick, resume=args.resume, **options)))
+        flags = {name: getattr(args, name) for name in ("quick", "full", "resume")}
+        return Result(run_demo(DemoOptions(**flags, **options)))
     except ValueError as error:
         if str(error).startswith("adapter_layers"):  # its range depends on the base
             raise UserError(f"{error}.") from error

@@ -7,7 +7,7 @@ one. A simulated rater replaces the person, so the loop can be measured.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,15 @@ from tqdm import tqdm
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import encode_prompts, generate_encoded
 from lorarlhf.cli.demo_options import DemoOptions, prepare_folder, resume_command
+from lorarlhf.cli.demo_size import (
+    BATCH_SIZE,
+    QUICK,
+    SAMPLES,
+    Size,
+    choose_size,
+    read_size,
+    write_size,
+)
 from lorarlhf.data.readers import bundled, read_prompts, read_rows
 from lorarlhf.evaluation.comparison import as_text, judge
 from lorarlhf.evaluation.report import write_report
@@ -51,10 +60,8 @@ PPO_SETTINGS: Row = {
 }
 # Lists and endings come late in an answer; friendly words are there from the start.
 MAX_NEW_TOKENS = {"cheerful": 48, "brief": 64, "plain": 64}
-QUICK: Row = {"max_new_tokens": 12, "rollout_batch_size": 4}
-BATCH_SIZE = 60
+QUICK_SETTINGS: Row = {"max_new_tokens": 12, "rollout_batch_size": 4}
 IN_USE = "Wait until that demo ends, or name another folder with --out."
-SAMPLES = 2  # answers a prompt, for the votes and for the taste test
 
 
 def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -> Row:
@@ -80,6 +87,10 @@ def run_demo(options: DemoOptions, log: Callable[[str], None] = log_to_stderr) -
             raise
 
 
+def _chat(row: Row) -> list[dict[str, str]]:
+    return [{"role": "user", "content": row["prompt"]}]
+
+
 def _advance(bar: tqdm, before: int, done: int) -> None:
     bar.update(before + done - bar.n)
 
@@ -95,20 +106,20 @@ class _Demo:
         self.peak_rss_mb: float = spent.get("peak_rss_mb", 0.0)
         settings = {name: value for name, value in asdict(options).items() if name != "resume"}
         self.run = Run(self.out, "demo", settings)
-        prompts = read_prompts(bundled("prompts"))
+        self.prompts = read_prompts(bundled("prompts"))
         heldout = read_prompts(bundled("prompts_heldout"))
-        self.pairs = min(options.pairs, 16) if options.quick else options.pairs
-        own = {"updates": options.updates, "max_new_tokens": MAX_NEW_TOKENS[rater.name]}
-        self.ppo = PPO_SETTINGS | own
-        if options.quick:
-            self.ppo |= {"updates": min(options.updates, 2)} | QUICK
-        self.prompts = prompts[:24] if options.quick else prompts
         self.heldout = heldout[:6] if options.quick else heldout
+        self.pairs = min(options.pairs, 16) if options.quick else options.pairs
+        self.ppo = PPO_SETTINGS | {"max_new_tokens": MAX_NEW_TOKENS[rater.name]}
+        self.ppo |= QUICK_SETTINGS if options.quick else {}
 
     def run_all(self) -> Row:
         """The steps, in order."""
         with self._timed("load"):
             self.backbone = self._load()
+            size = self._size()
+        self.prompts = self.prompts[: size.prompts]
+        self.ppo["updates"] = size.updates
         with self._timed("sample"):
             answers = self._sample()
         with self._timed("rate"):
@@ -153,14 +164,32 @@ class _Demo:
         )
         return backbone
 
+    def _size(self) -> Size:
+        options = self.options
+        size = read_size(self.out) or (QUICK if options.quick else None)
+        if size is None:
+            rows = self.prompts[:BATCH_SIZE]
+            size = choose_size(
+                self.backbone,
+                encode_prompts(self.backbone, [_chat(row) for row in rows], 1024),
+                self.ppo["max_new_tokens"],
+                len(self.heldout),
+                options.full,
+                self.log,
+            )
+        if options.updates is not None:
+            updates = min(options.updates, size.updates) if options.quick else options.updates
+            size = replace(size, updates=updates)
+        write_size(self.out, size)
+        return size
+
     def _answers(self, name: str, rows: list[Row], role: str, seed: int) -> list[list[Answer]]:
         """`SAMPLES` answers a prompt from a role, kept in NAME.jsonl: made once, then read."""
         path = self.out / f"{name}.jsonl"
         if not path.exists():
-            chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
             made: list[Row] = [{"prompt": row["prompt"], "answers": []} for row in rows]
             bar = tqdm(total=SAMPLES * len(rows), desc=name.replace("_", " "))
-            encoded = encode_prompts(self.backbone, chats, 1024)
+            encoded = encode_prompts(self.backbone, [_chat(row) for row in rows], 1024)
             for sample in range(SAMPLES):
                 with self.backbone.role(role):
                     completions = generate_encoded(

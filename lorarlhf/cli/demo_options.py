@@ -21,13 +21,14 @@ class DemoOptions:
     out: str = "runs/demo"
     rater: str = "cheerful"
     noise: float = 0.1  # share of votes that are reversed
-    pairs: int = 150  # votes
-    updates: int = 24  # of PPO
+    pairs: int = 250  # votes, at most; ties are none
+    updates: int | None = None  # of PPO; None: what `demo_size` chooses
     seed: int = 0
     base: str = "smollm2-135m"
     bits: int = 4
     adapter_layers: int | str = "upper-half"
     quick: bool = False  # a minute on two cores: shows that it works, not that it learns
+    full: bool = False  # the whole loop, however long it takes on this machine
     resume: bool = False
 
 

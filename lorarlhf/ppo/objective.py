@@ -175,7 +175,9 @@ def gae(
 
     All (B, C). After an answer's last token the value and the advantage are 0.
     """
-    mask = mask.to(values.dtype)
+    device = values.device
+    # On the CPU, because a card would start several kernels for every token of the longest answer.
+    rewards, values, mask = rewards.cpu(), values.cpu(), mask.cpu().to(values.dtype)
     values = values * mask
     advantages = torch.zeros_like(values)
     carried = torch.zeros_like(values[:, 0])
@@ -185,7 +187,7 @@ def gae(
         carried = (delta + gamma * lam * carried) * mask[:, t]
         advantages[:, t] = carried
         next_value = values[:, t]
-    return advantages, (advantages + values) * mask
+    return advantages.to(device), ((advantages + values) * mask).to(device)
 
 
 def policy_loss(

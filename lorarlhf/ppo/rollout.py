@@ -17,6 +17,7 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.generation import Completion, completion, encode_prompts, generate_ids
+from lorarlhf.backbone.graph_sampler import sampler_for
 from lorarlhf.backbone.limits import SAMPLED_MICRO_BATCHES
 from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.backbone.sampler import Sampler, row_seeds
@@ -148,7 +149,7 @@ class LocalSampler:
 
         def attempt(count: int) -> list[Sampler]:
             prompts = list(itertools.islice(itertools.cycle(longest), count))
-            sampler = Sampler(
+            sampler = sampler_for(backbone)(
                 backbone,
                 prompts,
                 max_new_tokens=args.max_new_tokens,

@@ -1,6 +1,6 @@
 """The reward role's scores of texts, and the pooled hidden states that its head is fitted to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.oom import retry_halving
-from lorarlhf.backbone.roles import normed
+from lorarlhf.backbone.roles import normed, reads_trunk
 from lorarlhf.backbone.tokenizer import Prompt
 from lorarlhf.data.readers import as_text
 
@@ -56,7 +56,6 @@ def encode_answer(
     return EncodedAnswer(ids, len(before), end)
 
 
-@torch.no_grad()
 def pooled_states(
     backbone: Backbone,
     answers: Sequence[EncodedAnswer],
@@ -69,22 +68,36 @@ def pooled_states(
     `mean`: F = 2H, the trunk's output and the final state (H without a trunk); `last`: the final
     state, F = H.
     """
-    states: np.ndarray | None = None
-    with backbone.role("base"):
+    if not answers:
+        raise ValueError("there are no answers")
+    states = np.empty((len(answers), state_width(backbone, pooling)), np.float32)
+    for rows, some in pooled_batches(backbone, answers, pooling, batch_size):
+        states[rows] = some
+        progress(len(rows))
+    return states
+
+
+def state_width(backbone: Backbone, pooling: str) -> int:
+    """F of `pooled_states`."""
+    parts = 2 if reads_trunk(pooling, backbone.forward.keeps_trunk) else 1
+    return parts * backbone.hidden_size
+
+
+def pooled_batches(
+    backbone: Backbone,
+    answers: Sequence[EncodedAnswer],
+    pooling: str = "mean",
+    batch_size: int = 16,
+) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+    """`pooled_states` batch by batch: places in `answers`, and their rows, float32 (n, F)."""
+    with torch.no_grad(), backbone.role("base"):
         for rows, hidden, mask, trunk in _batches(backbone, answers, batch_size):
             if pooling == "last":
                 mask = mask & (mask.long().cumsum(1) == mask.long().sum(1, keepdim=True))
             weights = mask.float() / mask.sum(dim=1, keepdim=True)
             parts = [hidden] if pooling == "last" or trunk is None else [normed(trunk), hidden]
             pooled = [torch.einsum("bth,bt->bh", part.float(), weights) for part in parts]
-            some = torch.cat(pooled, dim=1).cpu().numpy()
-            if states is None:
-                states = np.empty((len(answers), some.shape[1]), some.dtype)
-            states[rows] = some
-            progress(len(rows))
-    if states is None:
-        raise ValueError("there are no answers")
-    return states
+            yield rows, torch.cat(pooled, dim=1).cpu().numpy()
 
 
 @torch.no_grad()

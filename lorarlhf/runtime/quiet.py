@@ -77,6 +77,11 @@ def private_by_default() -> None:
     # On the CPU, oneDNN caches compiled products for the last 1024 shapes, which take half a
     # gigabyte with chat answers of all lengths. A smaller cache costs no measurable time.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    # On a card, packed batches have other sizes each time, and fixed pieces of memory would not be
+    # used again.
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if sys.platform == "linux" and not any(name in os.environ for name in names):
+        os.environ[names[0]] = "expandable_segments:True"
     hub = sys.modules.get("huggingface_hub.constants")  # imported earlier, with the old value
     if hub is not None and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1":
         hub.__dict__["HF_HUB_DISABLE_TELEMETRY"] = True

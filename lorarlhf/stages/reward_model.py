@@ -19,7 +19,8 @@ from lorarlhf.data.twins import leave_out_shared
 from lorarlhf.rewards.axes import style_axes
 from lorarlhf.rewards.fit import HeadFit
 from lorarlhf.rewards.learning_curve import learning_curve
-from lorarlhf.rewards.role import pooled_states, score_encoded
+from lorarlhf.rewards.role import score_encoded
+from lorarlhf.rewards.state_cache import cached_states
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
@@ -192,7 +193,7 @@ def _states_of(backbone: Backbone, pairs: Sequence[Pair], pooling: str, title: s
     """Pooled states of both answers of each pair, with a bar: chosen, rejected, chosen, ..."""
     answers = answers_of(pairs)
     with progress_bar(title, len(answers)) as advance, backbone.dequantised():
-        return pooled_states(backbone, answers, pooling, progress=advance)
+        return cached_states(backbone, answers, pooling, advance)
 
 
 def put_fit(backbone: Backbone, fit: HeadFit) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
@@ -51,7 +52,7 @@ def _attention(
     rules = _Rules(module, query, scaling, dropout, kwargs)
     fused = kind == "fused" and not rules.softcap  # torch's kernel has no cap on scores (Gemma 2)
     if packing is not None:
-        attend = rules.fused if fused else rules.plain
+        attend = rules.fused_causal if fused else rules.plain_causal
         return packing.attend(query, key, value, attend, rules.window), None
     if fused:
         return sdpa_attention_forward(
@@ -112,14 +113,23 @@ class _Rules:
             weights = nn.functional.dropout(weights, self.dropout)
         return torch.bmm(weights, value.flatten(0, 1)).view(batch, heads, length, -1)
 
-    def fused(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
+    def plain_causal(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
-        """torch's kernel: -> (B, h, T, d)."""
+        """`plain` for queries that are the last T of the S positions: -> (B, h, T, d)."""
+        return self.plain(query, key, value, causal_mask(query, key, self.window))
+
+    def fused_causal(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """torch's kernel for queries that are the last T of the S positions: -> (B, h, T, d).
+
+        Without a window it gets no mask: the fastest kernels take none.
+        """
+        mask: Any = causal_lower_right(query.shape[-2], key.shape[-2])
+        if self.window is not None:
+            mask = causal_mask(query, key, self.window)
+        # Not `enable_gqa`: with it the kernels of cards before Ampere hold all (T, S) weights.
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
         return nn.functional.scaled_dot_product_attention(

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from lorarlhf.backbone.kernels.attention import causal_mask
-
 MIN_SHARED_TOKENS = 4
 """A shorter shared prefix costs more in extra steps than it saves."""
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Causal attention of the last T of S positions."""
 
 
 @dataclass
@@ -95,15 +94,15 @@ class Pack:
         rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # (N, heads, d)
         q, k, v = (self._table(x[self.shared :]).transpose(1, 2) for x in rows)  # (B, heads, W, d)
         if not self.shared:
-            return self._rows(attention(q, k, v, causal_mask(q, k, window)))[None]
+            return self._rows(attention(q, k, v))[None]
         first = [x[: self.shared].transpose(0, 1)[None] for x in rows]  # (1, heads, P, d)
         k, v = (
             torch.cat([x.expand(len(q), -1, -1, -1), y], dim=2)
             for x, y in zip(first[1:], (k, v), strict=True)
         )
-        own = self._rows(attention(q, k, v, causal_mask(q, k, window)))
+        own = self._rows(attention(q, k, v))
         q, k, v = first
-        begin = attention(q, k, v, causal_mask(q, k, window))[0].transpose(0, 1)
+        begin = attention(q, k, v)[0].transpose(0, 1)
         return torch.cat([begin, own])[None]
 
     def _table(self, rows: torch.Tensor) -> torch.Tensor:

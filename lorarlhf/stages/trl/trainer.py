@@ -52,7 +52,8 @@ def run_trl_trainer(
         for weight in trainer.model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-        trainer.train(resume)
+        with backbone.dequantised(backbone.split, backward=True), backbone.dequantised():
+            trainer.train(resume)
     return trainer
 
 
