@@ -18,8 +18,10 @@ from lorarlhf.backbone.devices import find_device
 from lorarlhf.backbone.loading import load_config, load_model
 from lorarlhf.backbone.memory import Plan, adapter_bytes, base_bytes
 from lorarlhf.backbone.shape import read_shape
+from lorarlhf.backbone.tokenizer import PromptEncoder, turn_end
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
+from lorarlhf.rewards.role import encode_answer
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
@@ -251,3 +253,56 @@ def test_families_without_a_plain_language_model_are_refused(tmp_path: Path, fam
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=f"family {family}, which reads more than text"):
         load_config(str(tmp_path))
+
+
+# ---- tokenizers that mark words by a space in front
+
+
+def spaced_tokenizer(kind: str) -> Any:
+    """A tokenizer of llama-2's kind, which puts a space before a text, or of gemma's."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    spaces = normalizers.Replace(" ", "▁")
+    front = [normalizers.Prepend("▁")] if kind == "llama-2" else []
+    ends = ["<s>", "</s>", "<start_of_turn>", "<end_of_turn>"]
+    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    raw.normalizer = normalizers.Sequence([*front, spaces])
+    trainer = trainers.BpeTrainer(
+        vocab_size=120, special_tokens=["<unk>", *ends], show_progress=False
+    )
+    raw.train_from_iterator([f"[INST] user model\n {answer} [/INST]" for answer in SPACED], trainer)
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    turn = "{% for m in messages %}"
+    template = turn + (
+        "{% if m['role'] == 'user' %}<s>[INST] {{ m['content'] }} [/INST]{% else %} "
+        "{{ m['content'] }}</s>{% endif %}{% endfor %}"
+        if kind == "llama-2"
+        else "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else 'user' }}\n"
+        "{{ m['content'] }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    )
+    eos = "</s>" if kind == "llama-2" else "<end_of_turn>"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token=eos,
+        additional_special_tokens=[end for end in ends if end != eos],
+        chat_template=template,
+    )
+
+
+SPACED = ["Blue is a colour.", "blue", "No idea, ask again.", "colour blue is", "1. Blue"]
+
+
+@pytest.mark.parametrize("kind", ["llama-2", "gemma"])
+@pytest.mark.parametrize("answer", SPACED)
+def test_an_answer_alone_has_the_tokens_that_it_has_in_its_turn(kind: str, answer: str) -> None:
+    """The reward role reads what SFT and DPO train on, and what the policy writes."""
+    tokenizer = spaced_tokenizer(kind)
+    encoder: Any = PromptEncoder(kind, tokenizer)
+    encoder.stop_id = turn_end(tokenizer)
+    prompt = [{"role": "user", "content": "Name a colour."}]
+    read = encode_answer(encoder, prompt, answer)
+    whole = encoder.tokenize(encoder.render([*prompt, {"role": "assistant", "content": answer}]))
+    assert whole[: len(read.ids)] == read.ids and read.ids[-1] == encoder.stop_id
+    assert tokenizer.decode(read.ids[read.start : read.end]).strip() == answer

@@ -166,12 +166,12 @@ class _Demo:
 
     def _size(self) -> Size:
         options = self.options
-        size = read_size(self.out) or (QUICK if options.quick else None)
+        size = QUICK if options.quick else read_size(self.out)
         if size is None:
-            rows = self.prompts[:BATCH_SIZE]
+            chats = [_chat(row) for row in self.prompts[:BATCH_SIZE]]
             size = choose_size(
                 self.backbone,
-                encode_prompts(self.backbone, [_chat(row) for row in rows], 1024),
+                encode_prompts(self.backbone, chats, 1024),
                 self.ppo["max_new_tokens"],
                 len(self.heldout),
                 options.full,
