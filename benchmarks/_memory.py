@@ -1,6 +1,8 @@
-"""Memory of this process: on the GPU if there is one, in main memory otherwise.
+"""Memory of this process, and the environment of measuring processes.
 
-All figures are in MB (10^6 bytes). `--device cpu` of a benchmark hides the GPUs from its processes.
+Memory is that of the GPU if there is one, and main memory otherwise; all figures are in MB (10^6
+bytes). `--device cpu` of a benchmark hides the GPUs from its processes, and `--avx2` lets a
+processor with AVX512 compute as one without.
 """
 
 import os
@@ -11,8 +13,19 @@ from pathlib import Path
 import psutil
 
 
-def environment(device: str | None) -> dict[str, str]:
-    """The environment variables of measuring processes; `cpu` hides the GPUs.
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",  # torch's own kernels, and so the compute dtype: float32
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+
+
+def environment(device: str | None, avx2: bool = False) -> dict[str, str]:
+    """The environment variables of measuring processes.
+
+    Args:
+        device: `cpu` hides the GPUs.
+        avx2: cap the instruction set at AVX2.
 
     Raises:
         SystemExit: `device` is `cuda`, and PyTorch finds no GPU.
@@ -21,7 +34,8 @@ def environment(device: str | None) -> dict[str, str]:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("PyTorch finds no CUDA card here. `lorarlhf doctor` says what is wrong.")
-    return os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" or avx2 else {}
+    return os.environ | hidden | (AVX2 if avx2 else {})
 
 
 def has_card() -> bool:

@@ -1,8 +1,9 @@
 """The demo with several seeds: win rate, KL, length, reward accuracy, time and memory of each.
 
-    .venv/bin/python benchmarks/demo_seeds.py --seeds 0 1 2 --out runs/seeds
+    .venv/bin/python benchmarks/demo_seeds.py --seeds 0 1 2 --out runs/seeds --full
 
-Each seed runs `lorarlhf demo` in a process of its own.
+Each seed runs `lorarlhf demo` in a process of its own. Without `--full` it has the size that the
+machine's speed allows.
 """
 
 import argparse
@@ -11,12 +12,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+from _memory import environment
 
-def run_seed(seed: int, out: Path, more: list[str]) -> dict:
+
+SMALL = """
+import sys
+from lorarlhf.cli import demo_size, main
+demo_size.LONGEST_MINUTES = 0
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def run_seed(seed: int, args: argparse.Namespace, more: list[str]) -> dict:
     """Run one demo and return its summary."""
-    folder = out / f"seed{seed}"
-    command = [sys.executable, "-m", "lorarlhf.cli", "demo", "--seed", str(seed)]
-    subprocess.run([*command, "--out", str(folder), *more], check=True)
+    folder = args.out / f"seed{seed}"
+    program = ["-c", SMALL] if args.small else ["-m", "lorarlhf.cli"]
+    command = [sys.executable, *program, "demo", "--seed", str(seed), "--out", str(folder)]
+    subprocess.run([*command, *more], check=True, env=environment(None, args.avx2))
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
@@ -42,12 +54,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("--small", action="store_true", help="the size for slow machines")
+    parser.add_argument("--avx2", action="store_true", help="compute as a processor with AVX2 only")
     args, more = parser.parse_known_args()
     head = ["seed", "win rate (95%)", "rule's mean", "KL, nats", "tokens", "reward accuracy"]
     head += ["s/update", "minutes", "peak GB"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for seed in args.seeds:
-        lines.append("| " + " | ".join(row(run_seed(seed, args.out, more))) + " |")
+        lines.append("| " + " | ".join(row(run_seed(seed, args, more))) + " |")
         print("\n".join(lines), flush=True)
 
 

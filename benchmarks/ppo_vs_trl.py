@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument(
         "--micro", type=int, nargs="*", default=[4, 8, 16], help="micro-batch sizes to choose from"
     )
+    parser.add_argument("--avx2", action="store_true", help="compute as a processor with AVX2 only")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     parser.add_argument("--trl", type=Path, help="a folder with TRL 1.12.0 (default: install it)")
     for name, (_, text) in ALONE.items():
@@ -73,7 +74,7 @@ def main() -> None:
             words = ALONE[name][0]
             out = ["--out", str(args.out.with_stem(f"{args.out.stem}-{name}"))] if args.out else []
             command = [sys.executable, *words, *out]
-            subprocess.run(command, check=True, env=environment(args.device))
+            subprocess.run(command, check=True, env=environment(args.device, args.avx2))
         return
     with TemporaryDirectory() as folder:
         work = Path(folder)
@@ -181,7 +182,7 @@ def run(
         [sys.executable, str(program), json.dumps(ask)],
         stdout=subprocess.PIPE,
         text=True,
-        env=environment(args.device),
+        env=environment(args.device, args.avx2),
     )
     if done.returncode:
         raise Failed(f"{program.name} failed with status {done.returncode}; its output is above")

@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps in a round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", choices=("cuda", "cpu"))
+    parser.add_argument("--avx2", action="store_true", help="compute as a processor with AVX2 only")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -69,7 +70,9 @@ def in_a_process(stage: str, side: str, args: argparse.Namespace) -> Row:
     names = ("base", "prompt_tokens", "answer_tokens", "batch", "micro", "steps")
     more = [part for n in names for part in (f"--{n.replace('_', '-')}", str(getattr(args, n)))]
     command = [sys.executable, __file__, "--one", stage, side, *more]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment(args.device))
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=environment(args.device, args.avx2)
+    )
     if done.returncode:
         raise SystemExit(f"{stage} by {side} failed; its output is above")
     return json.loads(done.stdout.splitlines()[-1])

@@ -96,6 +96,35 @@ def test_a_kernel_that_returns_nan_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
     assert not doctor.four_bit().ok
 
 
+def test_the_lm_head_is_run() -> None:
+    check = doctor.lm_head()
+    assert check.ok and "by torch's operations" in check.found, check.found
+
+
+@pytest.mark.parametrize(
+    ("triton", "fix"), [(True, "sudo apt install gcc"), (False, "pip install")]
+)
+def test_an_lm_head_that_does_not_compile_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, triton: bool, fix: str
+) -> None:
+    def apply(*args: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr("trl.kernels.ChunkedLogProbFunction.apply", apply)
+    monkeypatch.setattr(doctor, "_uses_triton", lambda device: triton)
+    check = doctor.lm_head()
+    assert not check.ok and "RuntimeError: Failed to find C compiler. Please" in check.found
+    assert fix in check.fix
+
+
+def test_an_lm_head_with_other_numbers_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(hidden: torch.Tensor, *args: Any) -> Any:
+        return (hidden.sum(dim=1),)
+
+    monkeypatch.setattr("trl.kernels.ChunkedLogProbFunction.apply", apply)
+    assert not doctor.lm_head().ok
+
+
 def test_a_check_that_raises_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def raises() -> doctor.Check:
         raise RuntimeError("no such\nkernel")
@@ -104,6 +133,7 @@ def test_a_check_that_raises_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatc
     for name in quick:
         monkeypatch.setattr(doctor, name, lambda: doctor.Check("fine", True, "", "unused"))
     monkeypatch.setattr(doctor, "libraries", lambda: iter([]))
+    monkeypatch.setattr(doctor, "lm_head", lambda: doctor.Check("fine", True, ""))
     monkeypatch.setattr(doctor, "four_bit", raises)
     checks = doctor.examine()
     broken = found(checks, "4-bit")

@@ -31,8 +31,10 @@ def demo(args: Namespace) -> Result:
     for name, value in options.items():
         if name in limits and not limits[name].allows(value):
             raise UserError(f"--{name.replace('_', '-')} is {limits[name].words}, not {value}.")
+    flags = {name: getattr(args, name) for name in ("quick", "full", "resume")}
+    if args.quick and args.full:
+        raise UserError("--quick and --full are two different sizes. Leave one of them out.")
     try:
-        flags = {name: getattr(args, name) for name in ("quick", "full", "resume")}
         return Result(run_demo(DemoOptions(**flags, **options)))
     except ValueError as error:
         if str(error).startswith("adapter_layers"):  # its range depends on the base

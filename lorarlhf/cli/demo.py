@@ -24,6 +24,7 @@ from lorarlhf.cli.demo_size import (
     Size,
     choose_size,
     read_size,
+    seconds_per_step,
     write_size,
 )
 from lorarlhf.data.readers import bundled, read_prompts, read_rows
@@ -119,7 +120,8 @@ class _Demo:
             self.backbone = self._load()
             size = self._size()
         self.prompts = self.prompts[: size.prompts]
-        self.ppo["updates"] = size.updates
+        self.ppo |= {"updates": size.updates, "num_minibatches": size.minibatches}
+        self.ppo["max_new_tokens"] = size.tokens(self.ppo["max_new_tokens"])
         with self._timed("sample"):
             answers = self._sample()
         with self._timed("rate"):
@@ -166,20 +168,19 @@ class _Demo:
 
     def _size(self) -> Size:
         options = self.options
-        size = QUICK if options.quick else read_size(self.out)
+        size = read_size(self.out)
+        if options.quick:
+            size = replace(QUICK, updates=min(options.updates or QUICK.updates, QUICK.updates))
         if size is None:
             chats = [_chat(row) for row in self.prompts[:BATCH_SIZE]]
             size = choose_size(
-                self.backbone,
-                encode_prompts(self.backbone, chats, 1024),
+                seconds_per_step(self.backbone, encode_prompts(self.backbone, chats, 1024)),
                 self.ppo["max_new_tokens"],
                 len(self.heldout),
-                options.full,
                 self.log,
+                full=options.full,
+                updates=options.updates,
             )
-        if options.updates is not None:
-            updates = min(options.updates, size.updates) if options.quick else options.updates
-            size = replace(size, updates=updates)
         write_size(self.out, size)
         return size
 
@@ -229,8 +230,6 @@ class _Demo:
                 f"The rater {self.rater.name} could not tell any of {len(answers)} pairs apart: "
                 "the answers are too short or too alike for its rule. Take another --rater."
             )
-        if len(votes) < self.pairs and not self.options.quick:
-            self.log(f"   Only {len(votes)} pairs are not ties; the loop continues with those.")
         write_jsonl(self.out / "preferences.jsonl", votes)
         self.log(f"   {len(votes)} votes kept ({ties} of {len(answers)} pairs were ties).")
         return votes

@@ -45,7 +45,8 @@ def prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> DemoOpti
         raise UserError(f"The folder {out} holds something else, not a demo. Name another --out.")
     if options.resume:
         now, defaults = asdict(options), asdict(DemoOptions())
-        before = {name: about.get("config", now).get(name) for name in now.keys() - FREE}
+        config = about.get("config", now)  # of an earlier version it may lack an option
+        before = {name: config.get(name, defaults[name]) for name in now.keys() - FREE}
         changed = [name for name in before if now[name] not in (before[name], defaults[name])]
         if not about:
             log(f"There is no demo in {out} to resume; a new one begins.")

@@ -37,6 +37,7 @@ def examine() -> list[Check]:
     checks = [_safe("python", python)]
     checks += _safe_all("libraries", lambda: list(libraries()))
     plain = {"device": device, "compute dtype": compute_dtype, "4-bit": four_bit}
+    plain |= {"LM head": lm_head}
     plain |= {"memory": memory, "card memory": card_memory, "disk": disk, "base": small_base}
     checks += [_safe(name, check) for name, check in plain.items()]
     return [replace(check, fix="") if check.ok else check for check in checks]
@@ -178,6 +179,44 @@ def four_bit() -> Check:
     ok = error < 0.2  # false for NaN too
     found = f"NF4 product on {best.type} with an error of {error:.0%} (at most 20%)"
     return Check("4-bit", ok, found, _install("bitsandbytes"))
+
+
+def lm_head() -> Check:
+    """Run TRL's fused LM head, forward and backward, on a few numbers.
+
+    With Triton, on a card, its kernels are compiled when they first run, which needs a C compiler.
+    """
+    import torch
+    from trl.kernels import ChunkedLogProbFunction
+
+    from lorarlhf.backbone.devices import best_device
+
+    best = best_device(4)
+    generator = torch.Generator("cpu").manual_seed(0)
+    sizes = ((4, 16), (64, 16))
+    hidden, weight = (torch.randn(*n, generator=generator, device="cpu").to(best) for n in sizes)
+    hidden.requires_grad_()
+    targets = torch.arange(4, device=best)
+    wanted = (hidden @ weight.T).log_softmax(dim=1)[targets, targets]
+    triton = _uses_triton(best.type)
+    kind = "Triton's kernels" if triton else "torch's operations"
+    try:
+        found = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32)[0]
+        grads = [torch.autograd.grad(x.sum(), hidden)[0] for x in (found, wanted)]
+    except Exception as error:  # a compiler or a driver may fail in any way
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        compiler = "install a C compiler (on Debian and Ubuntu: sudo apt install gcc python3-dev)"
+        fix = compiler if triton else _install("trl")
+        return Check("LM head", False, f"sft and dpo would fail in it, by {kind} ({why})", fix)
+    off = max((a - b).detach().abs().max().item() for a, b in ((found, wanted), grads))
+    text = f"TRL's for sft and dpo, by {kind}, is off by {off:.0e} (at most 1e-02)"
+    return Check("LM head", off < 1e-2, text, _install("trl"))
+
+
+def _uses_triton(device: str) -> bool:
+    from transformers.utils import is_triton_available
+
+    return device == "cuda" and is_triton_available()
 
 
 # ---- memory and disk
