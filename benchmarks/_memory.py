@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 
-
 AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",  # torch's own kernels, and so the compute dtype: float32
     "ONEDNN_MAX_CPU_ISA": "AVX2",

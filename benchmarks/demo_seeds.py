@@ -1,9 +1,9 @@
 """The demo with several seeds: win rate, KL, length, reward accuracy, time and memory of each.
 
-    .venv/bin/python benchmarks/demo_seeds.py --seeds 0 1 2 --out runs/seeds --full
+    .venv/bin/python benchmarks/demo_seeds.py --seeds 0 1 2 --out runs/seeds
+    .venv/bin/python benchmarks/demo_seeds.py --full
 
-Each seed runs `lorarlhf demo` in a process of its own. Without `--full` it has the size that the
-machine's speed allows.
+Each seed runs `lorarlhf demo` in a process of its own.
 """
 
 import argparse
@@ -15,20 +15,12 @@ from pathlib import Path
 from _memory import environment
 
 
-SMALL = """
-import sys
-from lorarlhf.cli import demo_size, main
-demo_size.LONGEST_MINUTES = 0
-sys.exit(main.main(sys.argv[1:]))
-"""
-
-
 def run_seed(seed: int, args: argparse.Namespace, more: list[str]) -> dict:
     """Run one demo and return its summary."""
     folder = args.out / f"seed{seed}"
-    program = ["-c", SMALL] if args.small else ["-m", "lorarlhf.cli"]
-    command = [sys.executable, *program, "demo", "--seed", str(seed), "--out", str(folder)]
-    subprocess.run([*command, *more], check=True, env=environment(None, args.avx2))
+    command = [sys.executable, "-m", "lorarlhf.cli", "demo", "--seed", str(seed)]
+    command += ["--out", str(folder), *more]
+    subprocess.run(command, check=True, env=environment(None, args.avx2))
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
@@ -54,7 +46,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
-    parser.add_argument("--small", action="store_true", help="the size for slow machines")
     parser.add_argument("--avx2", action="store_true", help="compute as a processor with AVX2 only")
     args, more = parser.parse_known_args()
     head = ["seed", "win rate (95%)", "rule's mean", "KL, nats", "tokens", "reward accuracy"]

@@ -4,9 +4,8 @@
     .venv/bin/python benchmarks/presets.py --check    # only check that they are up to date
 
 For each card and base the script takes the longest rows and then the largest micro-batch that fit,
-and for PPO then the largest rollout, with adapters on the upper half of the layers if possible, and
-on a quarter otherwise. Peaks that were measured on a card (`measured.json`, written by
-benchmarks/on_gpu.sh) are in the table too.
+with adapters on the upper half of the layers if possible, and on a quarter otherwise. Peaks that
+were measured on a card (`measured.json`, written by benchmarks/on_gpu.sh) are in the table too.
 """
 
 import argparse
@@ -29,7 +28,7 @@ LENGTHS = {  # tokens of a prompt and its answer, half for each, and what they a
 }
 MICRO = (8, 4, 2, 1)  # TRL's stages take 8 rows in a step
 MICRO_PPO = (32, 16, *MICRO)
-ROLLOUTS = (64, 32, 16)  # prompts in an update of PPO
+ROLLOUT = 64  # prompts in an update of PPO
 SMALLEST = {"kto": 2}  # its loss compares the answers of a forward
 STAGES = ("sft", "reward", "dpo", "orpo", "kto", "ppo")
 
@@ -71,12 +70,14 @@ def plan_for(stage: str, shape: Shape, upper: int, card: int) -> Plan | None:
         for share in (USABLE, TIGHT):
             # TRL's stages recompute activations on a card by default.
             for checkpointed in (False, True) if stage == "ppo" else (None,):
-                for micro, rollout in sizes_for(stage):
+                for micro in MICRO_PPO if stage == "ppo" else MICRO:
+                    if micro < SMALLEST.get(stage, 1):
+                        continue
                     plan = Plan(
                         stage,
                         adapter_layers=upper,
                         micro_batch_size=micro,
-                        rollout_batch_size=rollout,
+                        rollout_batch_size=ROLLOUT,
                         prompt_tokens=length // 2,
                         answer_tokens=length // 2,
                         gradient_checkpointing=checkpointed,
@@ -84,13 +85,6 @@ def plan_for(stage: str, shape: Shape, upper: int, card: int) -> Plan | None:
                     if estimate(shape, plan)["total"] <= share * card * 2**30:
                         return plan
     return None
-
-
-def sizes_for(stage: str) -> list[tuple[int, int]]:
-    """Micro-batch and rollout sizes, the ones to prefer first."""
-    if stage == "ppo":
-        return [(micro, rollout) for micro in MICRO_PPO for rollout in ROLLOUTS if rollout >= micro]
-    return [(micro, ROLLOUTS[-1]) for micro in MICRO if micro >= SMALLEST.get(stage, 1)]
 
 
 def plans_for(shape: Shape, card: int) -> dict[str, Plan]:
@@ -140,12 +134,14 @@ def as_yaml(card: int, name: str, plans: dict[str, Plan]) -> str:
 
 def purpose(card: int, shape: Shape, plans: dict[str, Plan]) -> str:
     """What the rows are long enough for, and whether the card is nearly full."""
-    longest = plans.get("ppo", next(iter(plans.values())))
-    words = LENGTHS[longest.prompt_tokens + longest.answer_tokens]
+    parts = []
+    for length, words in LENGTHS.items():
+        stages = [s for s, p in plans.items() if p.prompt_tokens + p.answer_tokens == length]
+        if stages:
+            parts.append(words if len(stages) == len(plans) else f"{words}: {', '.join(stages)}")
+    parts += [f"no {stage}" for stage in STAGES if stage not in plans]
     most = max(estimate(shape, plan)["total"] for plan in plans.values())
-    missing = [stage for stage in STAGES if stage not in plans]
-    without = f"; no {', '.join(missing)}" if missing else ""
-    return words + without + (" (*tight*)" if most > USABLE * card * 2**30 else "")
+    return "; ".join(parts) + (" (*tight*)" if most > USABLE * card * 2**30 else "")
 
 
 def table(presets: dict[tuple[int, str], dict[str, Plan]], measured: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ A figure is the median of the optimizer steps of all rounds, without each round'
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -45,6 +46,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.batch % args.micro:
+        raise SystemExit("--batch is a multiple of --micro.")
     if args.one:
         print(json.dumps(measure(*args.one, args)))
         return
@@ -101,12 +104,23 @@ def measure(stage: str, side: str, args: argparse.Namespace) -> Row:
     before = interpreter_mb()
     forget_peak()
     with TemporaryDirectory() as folder:
+        os.environ["LORARLHF_CACHE"] = own_cache(folder)  # states that were read in another round
         if side == "trl":
             run_trl(stage, args, folder)
         else:
             run_ours(stage, side, args, Path(folder))
     spans = [b - a for a, b in zip(ended, ended[1:], strict=False)]
     return {"steps": spans, "peak_mb": round(peak_mb()), "interpreter_mb": round(before)}
+
+
+def own_cache(folder: str) -> str:
+    """A cache folder with nothing but the converted bases."""
+    from lorarlhf.backbone.fetch import cache_folder
+
+    cache = Path(folder) / "cache"
+    cache.mkdir()
+    (cache / "bases").symlink_to((cache_folder() / "bases").resolve())
+    return str(cache)
 
 
 def rows_of(stage: str, tokenizer: Any, args: argparse.Namespace) -> list[Row]:
@@ -150,6 +164,7 @@ def run_ours(stage: str, layers: str, args: argparse.Namespace, folder: Path) ->
     backbone.tokenizer.chat_template = None
     rows = rows_of(stage, backbone.tokenizer, args)
     sizes: Row = {"batch_size": args.batch, "micro_batch_size": args.micro, "plain": True}
+    sizes |= {"epochs": 1.0, "trl": {"gradient_checkpointing": False}}
     run = Run(folder / "run", stage, {"seed": 0})
     if stage == "sft":
         train_sft(backbone, rows, run, SFTSettings(**sizes))

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 
 # Set before any test module imports a library that reads these only once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lorarlhf.backbone.fetch import cache_folder
+
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
 
@@ -26,6 +29,22 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // WORKERS)))
+
+
+def own_cache() -> tempfile.TemporaryDirectory[str]:
+    """A cache folder for these tests and the programs that they start.
+
+    What takes long to make, and can't hide an error of the code under test, is the user's.
+    """
+    own, real = tempfile.TemporaryDirectory(prefix="lorarlhf-cache-"), cache_folder()
+    for name in ("bases", "axes"):
+        (real / name).mkdir(parents=True, exist_ok=True)
+        (Path(own.name) / name).symlink_to((real / name).resolve())
+    os.environ["LORARLHF_CACHE"] = own.name
+    return own
+
+
+CACHE = own_cache()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

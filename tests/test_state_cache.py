@@ -60,6 +60,18 @@ def test_a_second_run_reads_only_what_is_new(
     np.testing.assert_allclose(first, pooled_states(tiny, answers(), pooling), atol=1e-5)
 
 
+def test_an_answer_in_several_pairs_is_read_once(
+    tiny: Backbone, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Read(monkeypatch)
+    steps: list[int] = []
+    found = cached_states(tiny, answers(3) * 5, progress=steps.append)
+    assert read.count == 3 and sum(steps) == 15
+    np.testing.assert_allclose(found, np.tile(pooled_states(tiny, answers(3)), (5, 1)), atol=1e-5)
+    (file,) = folder.glob("*.bin")
+    assert file.stat().st_size == 3 * (2 * tiny.hidden_size * 4 + KEY_BYTES)
+
+
 def test_a_span_and_a_pooling_are_part_of_the_content(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +137,8 @@ def test_the_oldest_files_make_room(
     for age, name in enumerate(("new", "middle", "old")):
         (folder / f"{name}.bin").write_bytes(bytes(100))
         os.utime(folder / f"{name}.bin", (1e9 - age, 1e9 - age))
+    (folder / "gone.bin").symlink_to(folder / "nowhere")
     monkeypatch.setattr(state_cache, "LIMIT_BYTES", 250)
     cached_states(tiny, answers(2))
-    left = {file.name for file in folder.iterdir()}
+    left = {file.name for file in folder.iterdir() if file.exists()}
     assert {"new.bin", "middle.bin"} < left and "old.bin" not in left and len(left) == 3

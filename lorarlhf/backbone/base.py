@@ -290,7 +290,12 @@ class Backbone:
 
     @contextmanager
     def dequantised(
-        self, first: int = 0, *, backward: bool = False, max_weights: int = DEQUANTISED_WEIGHTS
+        self,
+        first: int = 0,
+        *,
+        backward: bool = False,
+        head: bool = True,
+        max_weights: int = DEQUANTISED_WEIGHTS,
     ) -> Iterator[None]:
         """Keep 4-bit weights dequantised inside the context, and the LM head packed, on the CPU.
 
@@ -299,12 +304,13 @@ class Backbone:
         Args:
             first: only layers from here on.
             backward: also keep what the backward needs; for phases that train.
+            head: whether the LM head is used, by this package's own code.
             max_weights: how many weights of the layers are kept, at most.
         """
         layers = layers_of(self.causal, self.base)[first:]
         room = max_weights * self.compute_dtype.itemsize
-        head = self.causal.get_output_embeddings()
-        with keep_dequantised(layers, room, backward=backward, head=head):
+        packed = self.causal.get_output_embeddings() if head else None
+        with keep_dequantised(layers, room, backward=backward, head=packed):
             give_back_memory()  # the weights from which the packed ones were made
             yield
 

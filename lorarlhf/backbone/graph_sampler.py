@@ -10,29 +10,45 @@ The capture itself needs a card. Everything else runs on any device, and the tes
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.limits import bucket_for
 from lorarlhf.backbone.sampler import PreallocatedLayer, Sampler, pick
 from lorarlhf.runtime.terminal import log_to_stderr
 
 READ_EVERY = 16
 """Tokens of each answer between two looks at which answers have ended."""
-BUCKETS = (1, 2, 4, 8, 16, 32)
-"""Rows of a batch; above the last one, multiples of it. Each needs a graph of its own."""
+WORTH = 32
+"""Tokens to come from which a new graph pays: making and checking it takes seven steps."""
 CHECKED = 2
 """Steps that a new graph has to take just like the code that it was captured from."""
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 Step = Callable[[], None]
+Capture = Callable[[Step], Step]
 
 
 def sampler_for(backbone: Backbone) -> type[Sampler]:
     """The sampler for whole answers on this device."""
-    # bitsandbytes' 8-bit products wait for the device.
-    graphs = backbone.device.type == "cuda" and backbone.bits != 8
-    return GraphSampler if graphs else Sampler
+    return GraphSampler if can_capture(backbone) and not _failures else Sampler
+
+
+def can_capture(backbone: Backbone) -> bool:
+    """Whether a step of this base can be a CUDA graph, as far as its configuration tells.
+
+    A capture that fails may leave torch's memory in disorder, so none is tried where a step is
+    known to wait for the device or to look at the numbers: 8-bit products, experts, rotary
+    embeddings that change with the length.
+    """
+    config = backbone.causal.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    experts = any(getattr(config, name, None) for name in EXPERTS)
+    fixed_rope = rope.get("rope_type", "default") not in ("dynamic", "longrope")
+    return backbone.device.type == "cuda" and backbone.bits != 8 and not experts and fixed_rope
 
 
 class GraphSampler(Sampler):
@@ -43,27 +59,27 @@ class GraphSampler(Sampler):
     last.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, backbone: Backbone, *args: Any, **kwargs: Any) -> None:
+        super().__init__(backbone, *args, **kwargs)
         self._fixed: _FixedBatch | None = None
         self._run: Step | None = None
         self._rows: list[int] = []  # what the rows of the fixed batch are, as places in `ids`
+        self._capture: Capture | None = capture if backbone.device.type == "cuda" else None
 
     @torch.no_grad()
     def step(self) -> None:
         """Sample the first token of each answer, or the next ones up to `READ_EVERY`."""
-        if self._cache is None or not self._fits():
-            super().step()
-            return
         left = self.max_new_tokens - len(self.ids[self._open[0]])
         bucket = bucket_for(len(self._open))
-        if self._fixed is None or bucket < self._fixed.rows:
+        if self._fits() and left >= WORTH and (self._fixed is None or bucket < self._fixed.rows):
             self._run = None  # a graph's memory is free again before the next one takes some
             self._fixed = self._gathered(bucket, left)
-        if self._run is None:
             self._run = self._fixed.advance
-            if self.backbone.device.type == "cuda" and left > CHECKED:
-                self._run = captured(self._fixed.advance, self._fixed.state, capture)
+            if self._capture is not None and not _failures:
+                self._run = captured(self._run, self._fixed.state, self._capture)
+        if self._fixed is None or self._run is None:
+            super().step()
+            return
         steps = min(READ_EVERY, left)
         for _ in range(steps):
             self._run()
@@ -71,7 +87,13 @@ class GraphSampler(Sampler):
 
     def _fits(self) -> bool:
         kinds = (PreallocatedLayer, _FixedLayer)
-        return self._takes_rows and all(type(layer) in kinds for layer in self._cache.layers)
+        # Other attention than the project's may take a mask of another kind.
+        return (
+            self._cache is not None
+            and self._takes_rows
+            and self.backbone.forward.packs
+            and all(type(layer) in kinds for layer in self._cache.layers)
+        )
 
     def _gathered(self, bucket: int, left: int) -> "_FixedBatch":
         """The open rows at fixed places; the rest of the bucket repeats the first of them."""
@@ -110,13 +132,6 @@ class GraphSampler(Sampler):
         self._open = staying
         if not staying:
             self._cache = self._fixed = self._run = None
-
-
-def bucket_for(rows: int) -> int:
-    """The smallest batch with at least as many rows (see `BUCKETS`)."""
-    largest = BUCKETS[-1]
-    found = next((bucket for bucket in BUCKETS if bucket >= rows), None)
-    return found if found is not None else -(-rows // largest) * largest
 
 
 class _FixedLayer(DynamicLayer):
@@ -225,8 +240,10 @@ class _FixedBatch:
 # ---- the graph
 
 
-def captured(step: Step, state: list[torch.Tensor], capture: Callable[[Step], Step]) -> Step:
+def captured(step: Step, state: list[torch.Tensor], capture: Capture) -> Step:
     """A step as a graph, or the step itself where a graph can't be made or does something else.
+
+    After a failure no other is tried in this process (see `sampler_for`).
 
     Args:
         state: what the step changes; unchanged afterwards.
@@ -252,31 +269,41 @@ def captured(step: Step, state: list[torch.Tensor], capture: Callable[[Step], St
         found = results(replay)
     except RuntimeError as error:
         restore()
-        _tell(str(error).strip().splitlines()[0])
+        cause = error.__context__ or error  # the end of a broken capture raises once more
+        _failed(" ".join(f"{type(cause).__name__}: {cause}".split())[:200])
         return step
     if all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True)):
         return replay
-    _tell("its answers differ")
+    _failed("the graph gave other tokens than the code that it was made from")
     return step
 
 
 def capture(step: Step) -> Step:
     """Capture a step in a CUDA graph. The step runs once before, to set up libraries."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
+    stream, outer = _side_stream(), torch.cuda.current_stream()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    stream.wait_stream(outer)
+    try:
+        with torch.cuda.stream(stream):
+            step()
+        # Only this thread's calls end the capture; a progress bar's thread may do what it likes.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+    finally:
+        torch.cuda.set_stream(outer)  # torch leaves it out when the end of a capture fails
+    outer.wait_stream(stream)
     return graph.replay
 
 
-_told: list[str] = []
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all captures: libraries keep memory for each stream that they have seen."""
+    return torch.cuda.Stream()
 
 
-def _tell(reason: str) -> None:
-    if not _told:
-        _told.append(reason)
-        log_to_stderr(f"Answers are sampled without a CUDA graph, more slowly: {reason}.")
+_failures: list[str] = []
+
+
+def _failed(reason: str) -> None:
+    _failures.append(reason)
+    log_to_stderr(f"Answers are sampled without a CUDA graph, more slowly ({reason}).")

@@ -8,12 +8,22 @@ cache, elsewhere enough to keep the device busy."""
 SAMPLED_MICRO_BATCHES = 8
 """Micro-batches that PPO samples together: their keys and values take less memory than the
 activations of one."""
+SAMPLED_BUCKETS = (1, 2, 4, 8, 16, 32)
+"""Rows of a batch that a card samples; above the last one, multiples of it. Each needs a CUDA graph
+of its own."""
 DEQUANTISED_WEIGHTS = 128_000_000
 """Weights that are kept dequantised on a CPU while many answers are sampled, 256 MB in 16 bit and
 512 MB in float32; the same amount again for the layers that PPO trains."""
 KEPT_STATE_BYTES = 256_000_000
 """Bytes of kept states that stay on the device. If a rollout has more, all are copied back from the
 host's memory for each forward, which takes far less time than the forward."""
+
+
+def bucket_for(rows: int) -> int:
+    """The smallest batch with at least as many rows (see `SAMPLED_BUCKETS`)."""
+    largest = SAMPLED_BUCKETS[-1]
+    found = next((bucket for bucket in SAMPLED_BUCKETS if bucket >= rows), None)
+    return found if found is not None else -(-rows // largest) * largest
 
 
 def softmax_rows(vocabulary: int, device: str) -> int:

@@ -129,10 +129,11 @@ def _check_causal(path: str, config: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        more = any(getattr(config, f"{kind}_config", None) for kind in ("vision", "audio"))
+        what = ", which reads more than text" if more else ""
         raise UserError(
-            f"{path} is of the family {config.model_type}, which reads more than text, and which "
-            "transformers does not load as a plain language model. Name a model of that family "
-            "for text alone."
+            f"{path} is of the family {config.model_type}{what}, and transformers has no plain "
+            "language model for it. Name a model of that family for text alone, or another one."
         )
 
 

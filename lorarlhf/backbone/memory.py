@@ -14,6 +14,7 @@ from lorarlhf.backbone.limits import (
     LOGIT_ROWS,
     SAMPLED_MICRO_BATCHES,
     SOFTMAX_ENTRIES,
+    bucket_for,
     count_adapter_layers,
     count_trained_layers,
     kept_on_device,
@@ -42,8 +43,8 @@ class StageMemory:
         logits: `none` for a scalar head; `chunked` for PPO, which holds `LOGIT_ROWS` rows at once;
             `fused` for TRL's fused LM head; `full` where all logits are held.
         rollouts: whether it is PPO's own loop: it samples, keeps the states below the layers that
-            train, trains only some of the layers with adapters, and keeps weights dequantised on a
-            CPU. The others are TRL's trainers, which checkpoint activations on a card by default.
+            train, and trains only some of the layers with adapters. The others are TRL's trainers,
+            which checkpoint activations on a card by default.
     """
 
     adapters: tuple[str, ...]
@@ -264,20 +265,25 @@ def _scratch(shape: Shape, plan: Plan) -> int:
     """Weights of one layer dequantised for forward and backward, and those that are kept so."""
     if plan.bits == 16:
         return 0
-    kept = 0
-    if plan.needs.rollouts and plan.device == "cpu" and plan.bits == 4:
-        layer = sum(a * b for a, b in shape.adapted) * plan.float_bytes
-        room = DEQUANTISED_WEIGHTS * plan.float_bytes
-        both = 2 * layer  # packed for forward and backward
-        trained = max(_trained(shape, plan))
-        kept = min(trained, room // both) * both
-        # What sampling keeps of other layers is freed before there are activations, except holes.
-        others = min(shape.layers - trained, room // layer) * layer
-        holes = others // 2
-        kept += max(holes, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
-        if plan.float_bytes == FLOAT32:  # the LM head is packed for both as well
-            kept += 2 * FLOAT32 * shape.vocabulary * shape.hidden
-    return kept + 2 * max(a * b for a, b in shape.adapted) * plan.float_bytes
+    each = 2 * max(a * b for a, b in shape.adapted) * plan.float_bytes
+    return each + (_kept_weights(shape, plan) if plan.device == "cpu" and plan.bits == 4 else 0)
+
+
+def _kept_weights(shape: Shape, plan: Plan) -> int:
+    """Dequantised weights that a CPU keeps: twice for layers with a backward, once for others."""
+    layer = sum(a * b for a, b in shape.adapted) * plan.float_bytes
+    room = DEQUANTISED_WEIGHTS * plan.float_bytes
+    both = 2 * layer  # packed for forward and backward
+    trained = max(_trained(shape, plan))
+    kept = min(trained, room // both) * both
+    others = min(shape.layers - trained, room // layer) * layer
+    if not plan.needs.rollouts:
+        return kept + others
+    # What sampling keeps of other layers is freed before there are activations, except holes.
+    kept += max(others // 2, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
+    if plan.float_bytes == FLOAT32:  # the LM head is packed for both as well
+        kept += 2 * FLOAT32 * shape.vocabulary * shape.hidden
+    return kept
 
 
 # ---- states
@@ -337,6 +343,8 @@ def _kv_cache(shape: Shape, plan: Plan) -> int:
     if not plan.needs.rollouts:
         return 0
     at_once = min(plan.rollout_batch_size, SAMPLED_MICRO_BATCHES * plan.micro_batch_size)
+    if plan.device == "cuda":
+        at_once = bucket_for(at_once)
     tokens = at_once * (plan.prompt_tokens + plan.answer_tokens)
     keys = 2 * shape.key_heads * shape.head_dim * plan.float_bytes
     logits = at_once * shape.vocabulary

@@ -235,11 +235,11 @@ def _other_layers(model: nn.Module, decoder: nn.Module) -> str | None:
         f"{name}.".lstrip(".") for name, module in model.named_modules() if module is decoder
     )
     others = {
-        name[: found.start() - 1]
+        f".{name}"[1 : found.start() + 1]
         for name, _ in model.named_modules()
         if (found := re.search(r"\.layers\.", f".{name}.")) and not f"{name}.".startswith(own)
     }
-    return rf"({'|'.join(map(re.escape, sorted(others)))})\..*" if others else None
+    return rf"({'|'.join(map(re.escape, sorted(others)))})layers\..*" if others else None
 
 
 @contextmanager

@@ -26,6 +26,8 @@ step of a model of 1B."""
 class Sampler:
     """Answers of the active role to some prompts, one token each at every `step`.
 
+    (`GraphSampler` takes several at a time.)
+
     The random numbers of an answer depend only on its own seed: not on the other answers of the
     batch, on earlier draws or on the device. (In 16 bit, other shapes round differently.)
 

@@ -19,12 +19,14 @@ from lorarlhf.backbone.generation import encode_prompts, generate_encoded
 from lorarlhf.cli.demo_options import DemoOptions, prepare_folder, resume_command
 from lorarlhf.cli.demo_size import (
     BATCH_SIZE,
+    DEFAULT,
+    FULL,
     QUICK,
     SAMPLES,
     Size,
-    choose_size,
     read_size,
     seconds_per_step,
+    time_notice,
     write_size,
 )
 from lorarlhf.data.readers import bundled, read_prompts, read_rows
@@ -167,20 +169,17 @@ class _Demo:
         return backbone
 
     def _size(self) -> Size:
-        options = self.options
-        size = read_size(self.out)
+        """The size of a resumed run as it was; of a new one by the options, after a measurement."""
+        options, size = self.options, read_size(self.out)
         if options.quick:
             size = replace(QUICK, updates=min(options.updates or QUICK.updates, QUICK.updates))
         if size is None:
+            size = FULL if options.full else DEFAULT
+            size = replace(size, updates=options.updates or size.updates)
             chats = [_chat(row) for row in self.prompts[:BATCH_SIZE]]
-            size = choose_size(
-                seconds_per_step(self.backbone, encode_prompts(self.backbone, chats, 1024)),
-                self.ppo["max_new_tokens"],
-                len(self.heldout),
-                self.log,
-                full=options.full,
-                updates=options.updates,
-            )
+            step = seconds_per_step(self.backbone, encode_prompts(self.backbone, chats, 1024))
+            longest = self.ppo["max_new_tokens"]
+            self.log(time_notice(size, step, longest, len(self.heldout)))
         write_size(self.out, size)
         return size
 

@@ -22,13 +22,13 @@ class DemoOptions:
     rater: str = "cheerful"
     noise: float = 0.1  # share of votes that are reversed
     pairs: int = 250  # votes, at most; ties are none
-    updates: int | None = None  # of PPO; None: what `demo_size` chooses
+    updates: int | None = None  # of PPO; None: as many as the size has
     seed: int = 0
     base: str = "smollm2-135m"
     bits: int = 4
     adapter_layers: int | str = "upper-half"
     quick: bool = False  # a minute on two cores: shows that it works, not that it learns
-    full: bool = False  # the whole loop, however long it takes on this machine
+    full: bool = False  # more prompts, longer answers and more updates
     resume: bool = False
 
 

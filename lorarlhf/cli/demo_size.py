@@ -1,8 +1,7 @@
-"""How large the demo is: the machine's speed is measured, and the loop chosen that ends in time."""
+"""How large the demo is, and how long it takes on this machine: measured in a few seconds."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorarlhf.backbone.base import Backbone
@@ -11,7 +10,6 @@ from lorarlhf.runtime.files import read_json, write_json
 
 BATCH_SIZE = 60  # answers sampled at a time
 SAMPLES = 2  # answers a prompt, for the votes and for the comparison
-LONGEST_MINUTES = 12
 PROBED = 6  # tokens
 FILE = "size.json"
 
@@ -56,39 +54,24 @@ class Size:
         return step * (sampling + (read + self.updates * UPDATE) * tokens / 48)
 
 
-WHOLE = Size(prompts=280, updates=24)
-SMALL = Size(prompts=200, updates=13, minibatches=2, length=5 / 6)
+DEFAULT = Size(prompts=200, updates=13, minibatches=2, length=5 / 6)
+FULL = Size(prompts=280, updates=24)
 QUICK = Size(prompts=24, updates=2)
 
 
-def choose_size(
-    step: float,
-    longest: int,
-    heldout: int,
-    log: Callable[[str], None],
-    *,
-    full: bool = False,
-    updates: int | None = None,
-) -> Size:
-    """The whole loop if it ends within `LONGEST_MINUTES` here or is asked for, else a smaller one.
+def time_notice(size: Size, step: float, longest: int, heldout: int) -> str:
+    """How long the loop takes, for the user.
 
     Args:
         step, longest, heldout: see `Size.seconds`.
-        updates: of PPO, if they are given.
     """
-    whole, small = (
-        size if updates is None else replace(size, updates=updates) for size in (WHOLE, SMALL)
-    )
-    minutes = [size.seconds(step, longest, heldout) / 60 for size in (whole, small)]
-    if full or minutes[0] <= LONGEST_MINUTES:
-        log(f"The whole loop takes about {max(1, round(minutes[0]))} minutes on this machine.")
-        return whole
-    log(
-        f"The loop takes about {round(minutes[1])} minutes on this machine, with {small.prompts} "
-        f"prompts and {small.updates} updates of PPO. With --full it has {whole.prompts} and "
-        f"{whole.updates}, and takes about {round(minutes[0])}."
-    )
-    return small
+    minutes = max(1, round(size.seconds(step, longest, heldout) / 60))
+    answers = f"{size.prompts} prompts and {size.updates} updates of PPO"
+    notice = f"With {answers} this takes about {minutes} minutes on this machine."
+    if size != DEFAULT:
+        return notice
+    full = max(1, round(FULL.seconds(step, longest, heldout) / 60))
+    return notice + f" With --full it takes about {full}."
 
 
 def seconds_per_step(backbone: Backbone, prompts: list[list[int]]) -> float:
@@ -119,7 +102,7 @@ def read_size(folder: Path) -> Size | None:
     if found:
         return Size(**found)
     # A run of an earlier version, which knew one size.
-    return WHOLE if (folder / "answers.jsonl").exists() else None
+    return FULL if (folder / "answers.jsonl").exists() else None
 
 
 def write_size(folder: Path, size: Size) -> None:

@@ -141,7 +141,7 @@ class LocalSampler:
         return [completion(backbone, ids) for ids in new]
 
     def dry_run(self, backbone: Backbone, longest: list[list[int]], args: PPOConfig) -> None:
-        """Sample two tokens for as many of the longest prompts as are answered at a time.
+        """Sample a few tokens for as many of the longest prompts as are answered at a time.
 
         By then the memory for the keys and values of whole answers is allocated (except in layers
         with a sliding window, which grow up to the window).

@@ -18,7 +18,10 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.fetch import cache_folder
 from lorarlhf.rewards.role import EncodedAnswer, pooled_batches, state_width
+from lorarlhf.runtime import distributed
 
+FORMAT = 1
+"""Goes up when states are computed in another way, so that old rows are not used any more."""
 KEY_BYTES = 16
 SAMPLED = 4096
 """Numbers of each weight by which a base is known."""
@@ -38,21 +41,25 @@ def cached_states(
         progress: gets the number of answers of each batch, those from the disk at once.
     """
     folder = cache_folder() / "hidden_states"
-    keys = [_key(answer) for answer in answers]
+    places: dict[bytes, list[int]] = {}  # the same answer may stand in several pairs
+    for place, answer in enumerate(answers):
+        places.setdefault(_key(answer), []).append(place)
     states = np.empty((len(answers), state_width(backbone, pooling)), np.float32)
-    space = _space(backbone, pooling)
-    known = _read(folder, space, keys, states)
-    if len(known) < len(keys):
+    prefix = _file_prefix(backbone, pooling)
+    known = _read(folder, prefix, places, states)
+    progress(sum(len(places[key]) for key in known))
+    new = [key for key in places if key not in known]
+    writes = distributed.is_main() and bool(new)
+    if writes:
         _make_room(folder)
-    progress(len(known))
-    left = [place for place in range(len(keys)) if place not in known]
-    file: Path | None = folder / f"{space}-{secrets.token_hex(4)}.bin"
-    for rows, some in pooled_batches(backbone, [answers[place] for place in left], pooling):
-        places = [left[row] for row in rows]
-        states[places] = some
-        if file is not None:
-            file = _append(file, [keys[place] for place in places], some)
-        progress(len(rows))
+    file = folder / f"{prefix}-{secrets.token_hex(4)}.bin"
+    unread = [answers[places[key][0]] for key in new]
+    for rows, some in pooled_batches(backbone, unread, pooling):
+        keys = [new[row] for row in rows]
+        for key, row in zip(keys, some, strict=True):
+            states[places[key]] = row
+        writes = writes and _append(file, keys, some)
+        progress(sum(len(places[key]) for key in keys))
     return states
 
 
@@ -61,10 +68,10 @@ def _key(answer: EncodedAnswer) -> bytes:
     return hashlib.sha256(content).digest()[:KEY_BYTES]
 
 
-def _space(backbone: Backbone, pooling: str) -> str:
-    """Names the files whose rows were made in the same way."""
-    how = [backbone.bits, backbone.compute_dtype, backbone.device.type, backbone.split]
-    how += [backbone.forward.keeps_trunk, pooling]
+def _file_prefix(backbone: Backbone, pooling: str) -> str:
+    """How the names of files begin whose rows were made in the same way from the same base."""
+    how = [FORMAT, torch.__version__, backbone.bits, backbone.compute_dtype, backbone.device.type]
+    how += [backbone.split, backbone.forward.keeps_trunk, pooling]
     digest = hashlib.sha256(repr([str(part) for part in how]).encode())
     # A base into which an adapter was merged has the same embeddings, and so the same fingerprint.
     for name, weight in backbone.model.named_parameters():
@@ -74,43 +81,48 @@ def _space(backbone: Backbone, pooling: str) -> str:
     return digest.hexdigest()[:24]
 
 
-def _read(folder: Path, space: str, keys: list[bytes], states: np.ndarray) -> set[int]:
-    """Fill in the rows of `states` (N, F) that are on the disk; returns their places."""
-    places: dict[bytes, list[int]] = {}
-    for place, key in enumerate(keys):
-        places.setdefault(key, []).append(place)
+def _read(
+    folder: Path, prefix: str, places: dict[bytes, list[int]], states: np.ndarray
+) -> set[bytes]:
+    """Fill in the rows of `states` (N, F) that are on the disk; returns their keys."""
     record = np.dtype([("key", f"V{KEY_BYTES}"), ("row", np.float32, states.shape[1:])])
-    known: set[int] = set()
-    for file in folder.glob(f"{space}-*.bin"):
+    known: set[bytes] = set()
+    for file in folder.glob(f"{prefix}-*.bin"):
         with contextlib.suppress(OSError, ValueError):  # another process has just deleted it
             count = file.stat().st_size // record.itemsize  # a kill can leave half a row
             if count == 0:
                 continue
             for row in np.memmap(file, record, mode="r", shape=(count,)):
-                found = places.get(row["key"].tobytes(), [])
-                states[found] = row["row"]
-                known.update(found)
+                key = row["key"].tobytes()
+                if key in places:
+                    states[places[key]] = row["row"]
+                    known.add(key)
             os.utime(file)  # it is in use
     return known
 
 
 def _make_room(folder: Path) -> None:
-    files = [(file.stat().st_mtime, file.stat().st_size, file) for file in folder.glob("*.bin")]
+    """Delete the oldest files beyond `LIMIT_BYTES`; what can't be deleted stays."""
+    files = []
+    for file in folder.glob("*.bin"):
+        with contextlib.suppress(OSError):
+            files.append((file.stat().st_mtime, file.stat().st_size, file))
     total = sum(size for _, size, _ in files)
     for _, size, file in sorted(files):
         if total <= LIMIT_BYTES:
             return
-        file.unlink(missing_ok=True)
-        total -= size
+        with contextlib.suppress(OSError):
+            file.unlink()
+            total -= size
 
 
-def _append(file: Path, keys: list[bytes], rows: np.ndarray) -> Path | None:
-    """Append rows (n, F), each behind its key; returns None if the disk does not take them."""
+def _append(file: Path, keys: list[bytes], rows: np.ndarray) -> bool:
+    """Append rows (n, F), each behind its key; false if the disk does not take them."""
     content = b"".join(key + row.tobytes() for key, row in zip(keys, rows, strict=True))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "ab") as stream:
             stream.write(content)
     except OSError:  # after half a row no more may follow, and nothing depends on this file
-        return None
-    return file
+        return False
+    return True

@@ -69,7 +69,10 @@ _WARNINGS: list[tuple[type[Warning], str, str]] = [
 
 
 def private_by_default() -> None:
-    """Switch telemetry off unless the user has set it. Must run before the libraries' import."""
+    """Switch telemetry off, and set how libraries use memory, unless the user has set it.
+
+    Must run before the libraries are imported.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # transformers, datasets, TRL
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPOTrainer's notice at import

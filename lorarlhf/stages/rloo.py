@@ -27,7 +27,7 @@ from lorarlhf.stages.callbacks import RunCallback, log_beside_bars
 from lorarlhf.stages.conversations import Row
 from lorarlhf.stages.inputs import PPOSettings, RewardSpec
 from lorarlhf.stages.trl.arguments import Placement, trl_arguments
-from lorarlhf.stages.trl.trainer import remove_library_output, scale_losses
+from lorarlhf.stages.trl.trainer import dequantised, remove_library_output, scale_losses
 
 # Ours: TRL's name for it in RLOO's log.
 LOGGED = {
@@ -96,7 +96,8 @@ def train_rloo(
         remove_library_output(trainer)
         scale_losses(trainer)
         backbone.float32_adapters()
-        trainer.train()
+        with dequantised(backbone):
+            trainer.train()
     backbone.save("policy", run.folder / "adapters" / "policy")
     return log.summary()
 

@@ -124,16 +124,26 @@ class _Rules:
     ) -> torch.Tensor:
         """torch's kernel for queries that are the last T of the S positions: -> (B, h, T, d).
 
-        Without a window it gets no mask: the fastest kernels take none.
+        Without a window it is told that attention is causal, and gets no mask: torch's fastest
+        kernels take none.
         """
-        mask: Any = causal_lower_right(query.shape[-2], key.shape[-2])
+        length, keys = query.shape[-2], key.shape[-2]
+        mask: Any = None
         if self.window is not None:
             mask = causal_mask(query, key, self.window)
+        elif length < keys:
+            mask = causal_lower_right(length, keys)
         # Not `enable_gqa`: with it the kernels of cards before Ampere hold all (T, S) weights.
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
         return nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.dropout, scale=self.scaling
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout,
+            is_causal=mask is None,
+            scale=self.scaling,
         )
 
 

@@ -1,5 +1,7 @@
 """One way to run TRL's trainers on the shared backbone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,9 +54,20 @@ def run_trl_trainer(
         for weight in trainer.model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-        with backbone.dequantised(backbone.split, backward=True), backbone.dequantised():
+        with dequantised(backbone):
             trainer.train(resume)
     return trainer
+
+
+@contextmanager
+def dequantised(backbone: Backbone) -> Iterator[None]:
+    """Keep weights dequantised while one of TRL's trainers reads them again and again."""
+    # TRL's LM head takes the plain weight, and the reward role has none.
+    with (
+        backbone.dequantised(backbone.split, backward=True, head=False),
+        backbone.dequantised(head=False),
+    ):
+        yield
 
 
 def remove_library_output(trainer: Any) -> None:
