@@ -15,8 +15,8 @@ FILE = "size.json"
 
 # Seconds of the other steps, where sampling one token for each of 60 answers takes a second and an
 # answer has 48 tokens. From runs on processors with and without bfloat16 (docs/benchmarks.md).
-READING = 0.7  # one answer, for the reward role
-UPDATE = 96  # one update of PPO
+READING = 0.5  # one answer, for the reward role
+UPDATE = 110  # one update of PPO
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Size:
         return step * (sampling + (read + self.updates * UPDATE) * tokens / 48)
 
 
-DEFAULT = Size(prompts=200, updates=13, minibatches=2, length=5 / 6)
+DEFAULT = Size(prompts=200, updates=16, minibatches=2, length=5 / 6)
 FULL = Size(prompts=280, updates=24)
 QUICK = Size(prompts=24, updates=2)
 

@@ -91,7 +91,7 @@ def _demo(sub: Parser) -> None:
     sub.add_argument("--rater", help="who votes: cheerful, brief or plain")
     sub.add_argument("--noise", type=float, help="share of wrong votes (default: 0.1)")
     sub.add_argument("--pairs", type=int, help="votes, at most (default: 250)")
-    sub.add_argument("--updates", type=int, help="updates of PPO (default: 13)")
+    sub.add_argument("--updates", type=int, help="updates of PPO (default: 16)")
     sub.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
     sub.add_argument("--base", help="smollm2-135m, a folder or a Hugging Face id")
     sub.add_argument("--bits", type=int, help="4, 8 or 16 (default: 4)")

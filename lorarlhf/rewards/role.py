@@ -9,6 +9,7 @@ import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
+from lorarlhf.backbone.kernels.packing import Pack
 from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.backbone.roles import normed, reads_trunk
 from lorarlhf.backbone.tokenizer import Prompt
@@ -127,16 +128,20 @@ def score_answers(
 
 
 def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
-    """Batches by length: indices of the answers, final states (b, T, H), pooling mask, trunk.
+    """Batches by length: indices of the answers, final states (b, A, H), their mask (b, A), trunk.
 
-    A batch has at most `size` answers, and fewer if memory runs out.
+    The states are those of the tokens to pool. A batch is packed: what all of its prompts begin
+    with runs once. It has at most `size` answers, and fewer if memory runs out.
     """
 
     def forward(rows: Sequence[int]) -> Any:
         some = [answers[i] for i in rows]
-        ids, attention, mask = EncodedAnswer.batch(some, backbone.pad_id, backbone.device)
-        trunk = backbone.forward.trunk(ids, attention)
-        return rows, backbone.forward.hidden(ids, attention, trunk), mask, trunk
+        first = min(answer.start for answer in some)
+        pack = Pack.of([answer.ids for answer in some], backbone.device, first)
+        trunk = backbone.forward.packed_trunk(pack)
+        hidden = backbone.forward.packed_hidden(pack, trunk)
+        places, mask = _pooled_rows(pack, some, backbone.device)
+        return rows, hidden[places], mask, None if trunk is None else trunk[places]
 
     left = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
     while left:
@@ -145,3 +150,14 @@ def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
         left = left[size:]
         yield batch
         give_back_memory()  # the gaps that dequantised weights leave in the heap of a CPU
+
+
+def _pooled_rows(
+    pack: Pack, answers: Sequence[EncodedAnswer], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The packed rows (b, A) of the tokens to pool, and false (b, A) where an answer has fewer."""
+    rows = [[pack.row(n, place) for place in range(a.start, a.end)] for n, a in enumerate(answers)]
+    width = max(map(len, rows))
+    places = [row + [0] * (width - len(row)) for row in rows]
+    mask = [[column < len(row) for column in range(width)] for row in rows]
+    return torch.tensor(places, device=device), torch.tensor(mask, device=device)
