@@ -192,16 +192,16 @@ def test_the_script_for_cards_goes_on_after_a_failure(
 def test_shapes_are_those_of_their_families() -> None:
     from transformers import AutoConfig
 
-    _, shape = presets.BASES["8b"]
+    _, shape = presets.BASES["4b"]
     config = AutoConfig.for_model(
         "qwen3",
-        hidden_size=4096,
+        hidden_size=2560,
         num_hidden_layers=36,
         num_attention_heads=32,
         num_key_value_heads=8,
         head_dim=128,
-        intermediate_size=12288,
+        intermediate_size=9728,
         vocab_size=151936,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
     assert Shape.of(config.to_dict()) == shape
