@@ -147,6 +147,17 @@ def test_csv_headers_and_cells(tmp_path):
     assert "found 3" in second
 
 
+def test_a_list_over_several_lines_is_no_jsonl(tmp_path):
+    rows = [{"prompt": f"{n}?"} for n in range(3)]
+    text = complaint(data.read_rows, text_file(tmp_path, "a.jsonl", json.dumps(rows, indent=1)))
+    assert text == (
+        f"{tmp_path}/a.jsonl: expected one object a line, found one list of 3 rows over all lines; "
+        "name the file .json"
+    )
+    cut = text_file(tmp_path, "cut.jsonl", json.dumps(rows, indent=1)[:-5])
+    assert "line 1, column 2: broken JSON" in complaint(data.read_rows, cut)
+
+
 @pytest.mark.parametrize("broken", ['"open, \nb\nc\n', '"shut" again,b\n'])
 def test_csv_with_broken_quotes(tmp_path, broken):
     path = text_file(tmp_path, "a.csv", 'prompt,kind\n"a\nb",c\n\n' + broken)

@@ -188,6 +188,11 @@ def _parse_jsonl(text: str) -> Parsed:
         else:
             advice = "each line must hold one row (a list of rows belongs in a .json file)"
             problems.append(f", line {number}: expected an object, found {shown(row)}; {advice}")
+    if problems and text.lstrip().startswith("["):
+        whole, broken = _load_json(text)
+        if not broken:  # a list that was written over several lines
+            found = f"one list of {len(whole)} rows over all lines"
+            return [], [f": expected one object a line, found {found}; name the file .json"]
     return rows, problems
 
 
