@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.limits import bucket_for
 from lorarlhf.backbone.sampler import PreallocatedLayer, Sampler, pick
+from lorarlhf.backbone.shape import EXPERTS
 from lorarlhf.runtime.terminal import log_to_stderr
 
 READ_EVERY = 16
@@ -27,7 +28,6 @@ WORTH = 32
 """Tokens to come from which a new graph pays: making and checking it takes seven steps."""
 CHECKED = 2
 """Steps that a new graph has to take just like the code that it was captured from."""
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 Step = Callable[[], None]
 Capture = Callable[[Step], Step]
 

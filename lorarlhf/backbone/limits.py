@@ -26,6 +26,12 @@ def bucket_for(rows: int) -> int:
     return found if found is not None else -(-rows // largest) * largest
 
 
+def sampled_at_once(rollout: int, micro_batch: int, device: str) -> int:
+    """Rows for which PPO holds keys and values while it samples."""
+    rows = min(rollout, SAMPLED_MICRO_BATCHES * micro_batch)
+    return bucket_for(rows) if device == "cuda" else rows
+
+
 def softmax_rows(vocabulary: int, device: str) -> int:
     """How many rows of logits are turned into probabilities at once (see `SOFTMAX_ENTRIES`)."""
     return max(1, SOFTMAX_ENTRIES.get(device, SOFTMAX_ENTRIES["cuda"]) // vocabulary)

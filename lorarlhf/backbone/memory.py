@@ -12,12 +12,11 @@ from typing import Literal
 from lorarlhf.backbone.limits import (
     DEQUANTISED_WEIGHTS,
     LOGIT_ROWS,
-    SAMPLED_MICRO_BATCHES,
     SOFTMAX_ENTRIES,
-    bucket_for,
     count_adapter_layers,
     count_trained_layers,
     kept_on_device,
+    sampled_at_once,
 )
 from lorarlhf.backbone.shape import Shape
 
@@ -273,9 +272,8 @@ def _kept_weights(shape: Shape, plan: Plan) -> int:
     """Dequantised weights that a CPU keeps: twice for layers with a backward, once for others."""
     layer = sum(a * b for a, b in shape.adapted) * plan.float_bytes
     room = DEQUANTISED_WEIGHTS * plan.float_bytes
-    both = 2 * layer  # packed for forward and backward
     trained = max(_trained(shape, plan))
-    kept = min(trained, room // both) * both
+    kept = min(trained, room // (2 * layer)) * 2 * layer  # packed for forward and backward
     others = min(shape.layers - trained, room // layer) * layer
     if not plan.needs.rollouts:
         return kept + others
@@ -342,9 +340,7 @@ def _logits(shape: Shape, plan: Plan) -> int:
 def _kv_cache(shape: Shape, plan: Plan) -> int:
     if not plan.needs.rollouts:
         return 0
-    at_once = min(plan.rollout_batch_size, SAMPLED_MICRO_BATCHES * plan.micro_batch_size)
-    if plan.device == "cuda":
-        at_once = bucket_for(at_once)
+    at_once = sampled_at_once(plan.rollout_batch_size, plan.micro_batch_size, plan.device)
     tokens = at_once * (plan.prompt_tokens + plan.answer_tokens)
     keys = 2 * shape.key_heads * shape.head_dim * plan.float_bytes
     logits = at_once * shape.vocabulary

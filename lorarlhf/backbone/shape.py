@@ -9,6 +9,9 @@ from typing import Any
 from lorarlhf.backbone.fetch import GATED, PACKAGED, find_base
 from lorarlhf.runtime.errors import UserError
 
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""The names by which configurations give the number of MLPs in a layer."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -44,8 +47,7 @@ class Shape:
         default = str(config.get("model_type", "")).startswith(("gemma", "cohere"))
         tied = config.get("tie_word_embeddings", whole.get("tie_word_embeddings", default))
         heads = config["num_attention_heads"]
-        names = ("num_local_experts", "num_experts", "n_routed_experts")
-        experts = max((config.get(name) or 1 for name in names), default=1)
+        experts = max((config.get(name) or 1 for name in EXPERTS), default=1)
         width = config.get("moe_intermediate_size") or config["intermediate_size"]
         mixed = experts * 3 * config["hidden_size"] * width if experts > 1 else 0
         return cls(
