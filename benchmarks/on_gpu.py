@@ -21,7 +21,7 @@ from typing import Any
 import presets
 from _memory import environment
 
-from lorarlhf.backbone.memory import Plan
+from lorarlhf.backbone.memory_plan import Plan
 
 HERE = Path(__file__).parent
 NEAR = 0.1  # largest relative difference from a card's nominal size

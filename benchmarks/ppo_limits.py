@@ -209,7 +209,8 @@ def optimization_work(trainer: Any) -> float:
     Counted are the products with the base's weights (forward, and backward to the inputs), with
     LoRA's weights (forward, and backward to inputs and weights) and with the LM head.
     """
-    from lorarlhf.backbone.memory import Plan, adapter_bytes
+    from lorarlhf.backbone.memory import adapter_bytes
+    from lorarlhf.backbone.memory_plan import Plan
     from lorarlhf.backbone.shape import read_shape
 
     backbone, args = trainer.backbone, trainer.args

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.backbone.memory import Plan, estimate
+from lorarlhf.backbone.memory import estimate
+from lorarlhf.backbone.memory_plan import Plan
 from lorarlhf.backbone.shape import Shape
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "presets"

@@ -22,7 +22,8 @@ from typing import Any
 
 from _memory import environment, forget_peak, has_card, held_mb, interpreter_mb, peak_mb
 
-from lorarlhf.backbone.memory import Plan, estimate
+from lorarlhf.backbone.memory import estimate
+from lorarlhf.backbone.memory_plan import Plan
 
 RANDOM: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}

@@ -91,16 +91,8 @@ def summed_up(rounds: list[Row]) -> Row:
 def measure(stage: str, side: str, args: argparse.Namespace) -> Row:
     """Train in this process; the seconds of each step but the first, and the peak."""
     import bitsandbytes  # noqa: F401
-    from transformers.trainer_callback import DefaultFlowCallback
 
-    ended: list[float] = []
-    own = DefaultFlowCallback.on_step_end
-
-    def on_step_end(self: Any, *words: Any, **named: Any) -> Any:
-        ended.append(time.perf_counter())
-        return own(self, *words, **named)
-
-    DefaultFlowCallback.on_step_end = on_step_end
+    ended = step_ends()
     before = interpreter_mb()
     forget_peak()
     with TemporaryDirectory() as folder:
@@ -111,6 +103,21 @@ def measure(stage: str, side: str, args: argparse.Namespace) -> Row:
             run_ours(stage, side, args, Path(folder))
     spans = [b - a for a, b in zip(ended, ended[1:], strict=False)]
     return {"steps": spans, "peak_mb": round(peak_mb()), "interpreter_mb": round(before)}
+
+
+def step_ends() -> list[float]:
+    """A list into which the Trainer of transformers, from now on, writes when a step has ended."""
+    from transformers.trainer_callback import DefaultFlowCallback
+
+    ended: list[float] = []
+    own = DefaultFlowCallback.on_step_end
+
+    def on_step_end(self: Any, *words: Any, **named: Any) -> Any:
+        ended.append(time.perf_counter())
+        return own(self, *words, **named)
+
+    DefaultFlowCallback.on_step_end = on_step_end
+    return ended
 
 
 def own_cache(folder: str) -> str:
@@ -180,16 +187,10 @@ def run_ours(stage: str, layers: str, args: argparse.Namespace, folder: Path) ->
 
 def run_trl(stage: str, args: argparse.Namespace, folder: str) -> None:
     """The stage by TRL's own trainer on a model of its own."""
-    import torch
-    import transformers
     import trl
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoTokenizer, BitsAndBytesConfig
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-    from lorarlhf.backbone.devices import best_device, compute_dtype_for
-    from lorarlhf.backbone.fetch import find_base
 
     kinds = {
         "sft": (trl.SFTTrainer, trl.SFTConfig),
@@ -199,35 +200,20 @@ def run_trl(stage: str, args: argparse.Namespace, folder: str) -> None:
         "kto": (trl.KTOTrainer, trl.KTOConfig),
     }
     trainer_class, config_class = kinds[stage]
-    base, device = find_base(args.base), best_device(4)
-    dtype = compute_dtype_for(device)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    headed = stage == "reward"
+    model, tokenizer, places = load_for_trl(args.base, headed=headed)
     tokenizer.chat_template = None
-    four_bit = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    headed = {"num_labels": 1} if stage == "reward" else {}
-    kind = "AutoModelForSequenceClassification" if headed else "AutoModelForCausalLM"
-    model = getattr(transformers, kind).from_pretrained(
-        base, quantization_config=four_bit, dtype=dtype, device_map={"": device}, **headed
-    )
-    if headed:
-        model.config.pad_token_id = tokenizer.pad_token_id
     config = config_class(
         output_dir=folder,
         max_steps=args.steps,
         per_device_train_batch_size=args.micro,
         gradient_accumulation_steps=args.batch // args.micro,
         gradient_checkpointing=False,
-        bf16=dtype == torch.bfloat16,
-        use_cpu=device.type == "cpu",
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **places,
     )
     rows = rows_of(stage, tokenizer, args)
     trainer = trainer_class(
@@ -238,6 +224,41 @@ def run_trl(stage: str, args: argparse.Namespace, folder: str) -> None:
         peft_config=LoraConfig(task_type="SEQ_CLS" if headed else "CAUSAL_LM", **LORA),
     )
     trainer.train()
+
+
+def load_for_trl(base: str, *, headed: bool = False) -> tuple[Any, Any, Row]:
+    """A model of TRL's own in 4 bit, its tokenizer, and the fields that say where it computes.
+
+    Args:
+        headed: with a scalar head, for a reward model.
+    """
+    import torch
+    import transformers
+    from transformers import AutoTokenizer, BitsAndBytesConfig
+
+    from lorarlhf.backbone.devices import best_device, compute_dtype_for
+    from lorarlhf.backbone.fetch import find_base
+
+    path, device = find_base(base), best_device(4)
+    dtype = compute_dtype_for(device)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    kind = "AutoModelForSequenceClassification" if headed else "AutoModelForCausalLM"
+    model = getattr(transformers, kind).from_pretrained(
+        path,
+        quantization_config=four_bit,
+        dtype=dtype,
+        device_map={"": device},
+        **({"num_labels": 1} if headed else {}),
+    )
+    if headed:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer, {"bf16": dtype == torch.bfloat16, "use_cpu": device.type == "cpu"}
 
 
 if __name__ == "__main__":

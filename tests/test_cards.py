@@ -16,7 +16,8 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.base_files import open_base
 from lorarlhf.backbone.devices import find_device
 from lorarlhf.backbone.loading import load_config, load_model
-from lorarlhf.backbone.memory import Plan, adapter_bytes, base_bytes
+from lorarlhf.backbone.memory import adapter_bytes, base_bytes
+from lorarlhf.backbone.memory_plan import Plan
 from lorarlhf.backbone.shape import read_shape
 from lorarlhf.backbone.tokenizer import PromptEncoder, turn_end
 from lorarlhf.ppo.config import PPOConfig

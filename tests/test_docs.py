@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.backbone.memory import Plan, adapter_bytes, base_bytes, estimate
+from lorarlhf.backbone.memory import adapter_bytes, base_bytes, estimate
+from lorarlhf.backbone.memory_plan import Plan
 from lorarlhf.backbone.shape import Shape
 from lorarlhf.cli.parser import SUMMARIES, build_parser
 from lorarlhf.data.readers import (

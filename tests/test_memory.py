@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import write_base
 
+from lorarlhf.backbone import memory
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.kernels.attention import _Rules
+from lorarlhf.backbone.limits import bucket_for
 from lorarlhf.backbone.memory import (
-    MACHINES,
-    STAGES,
-    Plan,
     adapter_bytes,
     base_bytes,
     estimate,
     largest,
+    sampled_rows,
+    score_bytes,
     token_bytes,
 )
+from lorarlhf.backbone.memory_plan import MACHINES, STAGES, Plan
 from lorarlhf.backbone.shape import Shape, read_shape
 from lorarlhf.cli.main import main
 
@@ -81,23 +85,74 @@ def test_what_a_token_keeps_in_a_layer() -> None:
     products = 2 * 8 + 2 * 8 + 2 * 4 + 4 * 16 + 7 * 2  # norms out, q and o, k and v, MLP, low rank
     attended = 2 * 8  # 2 heads look at 8 tokens
     for size in (2, 4):
-        kept = token_bytes(HAND, replace(PLAN, float_bytes=size))
-        assert kept == size * (norms + products + attended)
+        plan = replace(PLAN, float_bytes=size)
+        assert token_bytes(HAND, plan) == size * (norms + products)
+        assert score_bytes(HAND, plan) == size * attended
         # On a card what came out, and keys and values of every head: three times 8 numbers.
-        on_card = token_bytes(HAND, replace(PLAN, float_bytes=size, device="cuda"))
-        assert on_card == size * (norms + products + 3 * 8)
+        plan = replace(plan, device="cuda")
+        assert token_bytes(HAND, plan) == size * (norms + products + 3 * 8)
+        assert score_bytes(HAND, plan) == 0
+
+
+def test_what_attention_with_capped_scores_keeps() -> None:
+    """Of each head and pair of tokens two numbers, on every device; without a cap one."""
+    for capped, cap in ((False, None), (True, 50.0)):
+        kept: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        rules = _Rules(torch.nn.Identity(), torch.zeros(1, 4, 9, 8), None, 0.0, {"softcap": cap})
+        query, *keys = (torch.randn(1, heads, 9, 8, requires_grad=True) for heads in (4, 2, 2))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            found = rules.plain(query, keys[0], keys[1], None)
+        pairs = 4 * 9 * 9  # heads, tokens, tokens
+        assert [size for size in kept.values() if size == pairs] == [pairs] * (2 if capped else 1)
+        found.sum().backward()
+        shape = replace(HAND, capped=capped)
+        scores = 2 * 2 * 8  # 2 bytes, 2 heads, 8 tokens
+        assert score_bytes(shape, PLAN) == scores * (2 if capped else 1)
+        on_card = replace(PLAN, device="cuda")
+        assert score_bytes(shape, on_card) == (2 * scores if capped else 0)
+        if capped:
+            assert token_bytes(shape, on_card) == token_bytes(shape, PLAN)
+
+
+def test_a_card_samples_more_together_where_learning_takes_more_memory() -> None:
+    shape = Shape(2048, 16, 32, 8, 64, 8192, 49152, tied=True)
+    for micro, tokens in ((1, 512), (2, 256), (8, 32), (1, 32)):
+        plan = Plan(
+            "ppo",
+            micro_batch_size=micro,
+            rollout_batch_size=256,
+            prompt_tokens=tokens,
+            answer_tokens=tokens,
+        )
+        rows, parts = sampled_rows(shape, plan), estimate(shape, plan)
+        learning = parts["kept_trunk"] + parts["activations"] + parts["logits"]
+        assert rows >= min(256, 8 * micro)
+        assert rows == 8 * micro or parts["kv_cache"] <= learning
+        assert sampled_rows(shape, replace(plan, rollout_batch_size=3)) == 3
+        assert sampled_rows(shape, replace(plan, device="cpu")) == 8 * micro
+        more = memory._cache_of(shape, plan, bucket_for(rows + 1))
+        assert rows == 256 or more > learning
+    whole = Plan("ppo", micro_batch_size=1, rollout_batch_size=16)
+    assert sampled_rows(shape, whole) == 16  # two passes of eight before
 
 
 def test_activations_and_checkpointing() -> None:
-    heap, tokens = MACHINES["cpu"].heap, 2 * 8
+    tokens = 2 * 8
+    scores = tokens * score_bytes(HAND, PLAN)
+    kept = tokens * MACHINES["cpu"].heap  # in bytes a byte of a token
     half = estimate(HAND, replace(PLAN, policy_layers=1))["activations"]
-    assert half == round(heap * tokens * token_bytes(HAND, PLAN))
+    assert half == round(kept * token_bytes(HAND, PLAN) + scores)
     whole = estimate(HAND, PLAN)["activations"]
-    assert whole == round(heap * 2 * tokens * token_bytes(HAND, PLAN))
+    assert whole == round(2 * (kept * token_bytes(HAND, PLAN) + scores))
     pairs = estimate(HAND, replace(PLAN, stage="dpo"))["activations"]
     assert pairs == pytest.approx(2 * whole, abs=1)
     less = estimate(HAND, replace(PLAN, gradient_checkpointing=True))["activations"]
-    assert less == round(heap * tokens * (2 * 8 * 2 + token_bytes(HAND, PLAN)))
+    assert less == round(kept * (2 * 8 * 2 + token_bytes(HAND, PLAN)) + scores)
 
 
 def test_checkpointing_is_the_stages_own_unless_said() -> None:
@@ -210,6 +265,8 @@ def test_shapes_of_configurations(tmp_path: Path) -> None:
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     small |= {"intermediate_size": 8, "vocab_size": 9}
     assert Shape.of(small | {"model_type": "gemma2"}).tied and not Shape.of(small).tied
+    assert Shape.of(small | {"attn_logit_softcapping": 50.0}).capped
+    assert not Shape.of(small).capped
 
 
 # ---- the command

@@ -13,7 +13,8 @@ from transformers import AutoConfig
 
 from lorarlhf.backbone.base_files import BaseFiles
 from lorarlhf.backbone.loading import load_tokenizer
-from lorarlhf.backbone.memory import MACHINES, Plan, estimate
+from lorarlhf.backbone.memory import estimate
+from lorarlhf.backbone.memory_plan import MACHINES, Plan
 from lorarlhf.backbone.shape import Shape
 from lorarlhf.backbone.tokenizer import PromptEncoder
 from lorarlhf.cli import preflight

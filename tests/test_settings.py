@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 from transformers import HfArgumentParser
 
-from lorarlhf.backbone.memory import STAGES as COUNTED
+from lorarlhf.backbone.memory_plan import STAGES as COUNTED
 from lorarlhf.cli.parser import BACKBONE_KEYS, COMMAND_KEYS
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.project.settings import convert, describe, known_keys, resolve

@@ -4,7 +4,7 @@ Sequences are padded or packed. The active role is the one that `Backbone.role` 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,6 +54,15 @@ class Forward:
         """
         inputs = trunk.padded_inputs(input_ids, attention_mask)
         return self._lower(inputs, self.split) if self.keeps_trunk else None
+
+    def remembered_trunk(self) -> AbstractContextManager[None]:
+        """Inside, two forwards in a row on one batch run the lower layers once.
+
+        For training code that calls the decoder itself.
+        """
+        if self.keeps_trunk:
+            return trunk.remembered_trunk(self.decoder, self.split)
+        return nullcontext()
 
     def hidden(
         self,

@@ -2,12 +2,17 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.graph_sampler import sampler_for
 from lorarlhf.backbone.kernels.lora_linear import cast_adapters
+from lorarlhf.backbone.kernels.merged import keep_merged
+from lorarlhf.backbone.limits import DEQUANTISED_WEIGHTS
 from lorarlhf.backbone.roles import lora_layers
 from lorarlhf.backbone.sampler import Sampler, row_seeds
 from lorarlhf.backbone.tokenizer import Prompt, PromptEncoder
@@ -82,6 +87,20 @@ def _excerpt(prompt: Prompt) -> str:
 
 
 # ---- many prompts at once
+
+
+@contextmanager
+def weights_for_sampling(backbone: Backbone) -> Iterator[None]:
+    """Keep weights ready for sampling many answers from the active role.
+
+    On a CPU they are dequantised, and the role's adapter is merged into them.
+    """
+    layers = lora_layers(backbone.model)
+    with (
+        keep_merged(layers, DEQUANTISED_WEIGHTS) as left,
+        backbone.dequantised(max_weights=left),
+    ):
+        yield
 
 
 def generate_ids(
@@ -162,7 +181,7 @@ def generate_encoded(
     """
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     results: dict[int, Completion] = {}
-    with backbone.dequantised():
+    with weights_for_sampling(backbone):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             new = generate_ids(
@@ -241,10 +260,15 @@ class StepwiseSampling:
     def step(self, tokens: int = 1) -> None:
         """Sample up to `tokens` more tokens for each answer that has not ended.
 
-        Switching the role costs about a third of a token on a small base, so ask for several
-        tokens when nothing else is waiting.
+        The role is switched and its adapter made ready for several tokens once, so ask for several
+        when nothing else is waiting.
         """
-        with self.backbone.role(self.role):
+        layers = lora_layers(self.backbone.model) if tokens > 1 else []
+        with (
+            torch.no_grad(),
+            self.backbone.role(self.role),
+            cast_adapters(layers, self.backbone.compute_dtype),
+        ):
             for _ in range(tokens):
                 if self.done:
                     return

@@ -6,8 +6,8 @@ SOFTMAX_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 24}
 """Entries of logits that are turned into probabilities at once: on a CPU few enough to stay in its
 cache, elsewhere enough to keep the device busy."""
 SAMPLED_MICRO_BATCHES = 8
-"""Micro-batches that PPO samples together: their keys and values take less memory than the
-activations of one."""
+"""Micro-batches that PPO samples together, at least: their keys and values take less memory than
+the activations of one. See `memory.sampled_rows`."""
 SAMPLED_BUCKETS = (1, 2, 4, 8, 16, 32)
 """Rows of a batch that a card samples; above the last one, multiples of it. Each needs a CUDA graph
 of its own."""
@@ -24,12 +24,6 @@ def bucket_for(rows: int) -> int:
     largest = SAMPLED_BUCKETS[-1]
     found = next((bucket for bucket in SAMPLED_BUCKETS if bucket >= rows), None)
     return found if found is not None else -(-rows // largest) * largest
-
-
-def sampled_at_once(rollout: int, micro_batch: int, device: str) -> int:
-    """Rows for which PPO holds keys and values while it samples."""
-    rows = min(rollout, SAMPLED_MICRO_BATCHES * micro_batch)
-    return bucket_for(rows) if device == "cuda" else rows
 
 
 def softmax_rows(vocabulary: int, device: str) -> int:

@@ -6,164 +6,25 @@ libraries' own buffers, are factors measured by `benchmarks/stage_memory.py` on 
 cards are guesses as long as `measured` is false. All sizes are in bytes.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from lorarlhf.backbone.limits import (
     DEQUANTISED_WEIGHTS,
     LOGIT_ROWS,
+    SAMPLED_MICRO_BATCHES,
     SOFTMAX_ENTRIES,
+    bucket_for,
     count_adapter_layers,
     count_trained_layers,
     kept_on_device,
-    sampled_at_once,
 )
+from lorarlhf.backbone.memory_plan import MACHINES, Plan
 from lorarlhf.backbone.shape import Shape
 
 FLOAT32 = 4
 ADAM = 2 * FLOAT32  # two running means for each weight
-TRL_HEAD = 36  # for each labelled token and vocabulary entry: TRL's fused LM head without Triton
+TRL_HEAD = 40  # for each labelled token and vocabulary entry: TRL's fused LM head without Triton
 FULL_LOGITS = 17  # for each token and vocabulary entry: TRL's full logits (ORPO)
-
-
-# ---- what a stage needs
-
-
-@dataclass(frozen=True)
-class StageMemory:
-    """How the memory of a stage is counted.
-
-    Attributes:
-        adapters: the roles that have one.
-        optional: those of them that the plan can leave out.
-        trained: the roles whose adapters train.
-        frozen_heads, trained_heads: number of scalar heads.
-        sequences: in each row of a micro-batch; 2 for pairs.
-        logits: `none` for a scalar head; `chunked` for PPO, which holds `LOGIT_ROWS` rows at once;
-            `fused` for TRL's fused LM head; `full` where all logits are held.
-        rollouts: whether it is PPO's own loop: it samples, keeps the states below the layers that
-            train, and trains only some of the layers with adapters. The others are TRL's trainers,
-            which checkpoint activations on a card by default.
-    """
-
-    adapters: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-    trained: tuple[str, ...] = ("policy",)
-    frozen_heads: int = 0
-    trained_heads: int = 0
-    sequences: int = 1
-    logits: Literal["none", "chunked", "fused", "full"] = "fused"
-    rollouts: bool = False
-
-
-STAGE_MEMORY = {
-    "sft": StageMemory(adapters=("policy",)),
-    "reward": StageMemory(
-        adapters=("policy", "reward"),
-        trained=("reward",),
-        trained_heads=1,
-        sequences=2,
-        logits="none",
-    ),
-    "dpo": StageMemory(adapters=("policy", "reference"), sequences=2),
-    # One sequence in the forward that trains. The KL completions of the default loss go through
-    # forwards of their own, without gradients, which keep nothing (TRL 1.16).
-    "kto": StageMemory(adapters=("policy", "reference")),
-    "orpo": StageMemory(adapters=("policy",), sequences=2, logits="full"),
-    "ppo": StageMemory(
-        adapters=("policy", "reference", "reward", "value"),
-        optional=("reference", "value"),
-        trained=("policy", "value"),
-        frozen_heads=1,
-        trained_heads=1,
-        logits="chunked",
-        rollouts=True,
-    ),
-}
-STAGES = tuple(STAGE_MEMORY)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a device adds to the counts.
-
-    Attributes:
-        runtime: bytes of the process with its libraries, or of the card's context.
-        heap: the memory that activations take, holes included, divided by their own size.
-        measured: whether these come from measurements.
-    """
-
-    runtime: int
-    heap: float
-    measured: bool
-
-
-MACHINES = {
-    "cpu": Machine(runtime=590_000_000, heap=1.65, measured=True),
-    "cuda": Machine(runtime=600_000_000, heap=1.15, measured=False),
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be run.
-
-    Attributes:
-        stage: a key of `STAGE_MEMORY`.
-        adapter_layers: number of layers with adapters; None means the upper half.
-        micro_batch_size: rows in one forward.
-        prompt_tokens, answer_tokens: of the longest row.
-        float_bytes: of the compute dtype.
-        gradient_checkpointing: None means the stage's default, which is on for TRL's on a card.
-        reference, value_adapter: whether PPO has an adapter for these roles.
-        policy_layers, value_layers: as in `PPOConfig`.
-    """
-
-    stage: str
-    bits: int = 4
-    adapter_layers: int | None = None
-    lora_rank: int = 16
-    micro_batch_size: int = 4
-    rollout_batch_size: int = 16
-    prompt_tokens: int = 256
-    answer_tokens: int = 256
-    float_bytes: int = 2
-    device: str = "cuda"
-    gradient_checkpointing: bool | None = None
-    reference: bool = True
-    value_adapter: bool = True
-    policy_layers: int | None = None
-    value_layers: int | None = None
-
-    @property
-    def needs(self) -> StageMemory:
-        """How the stage's memory is counted."""
-        return STAGE_MEMORY[self.stage]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in one forward, at most."""
-        rows = self.micro_batch_size * self.needs.sequences
-        return rows * (self.prompt_tokens + self.answer_tokens)
-
-    @property
-    def answered(self) -> int:
-        """Answer tokens in one forward."""
-        return self.tokens * self.answer_tokens // (self.prompt_tokens + self.answer_tokens)
-
-    @property
-    def checkpointed(self) -> bool:
-        """Whether activations are recomputed."""
-        if self.gradient_checkpointing is None:
-            return not self.needs.rollouts and self.device == "cuda"
-        return self.gradient_checkpointing
-
-    def has(self, role: str) -> bool:
-        """Whether a role has an adapter of its own."""
-        left_out = {"reference": not self.reference, "value": not self.value_adapter}
-        if role in self.needs.optional and left_out[role]:
-            return False
-        return role in self.needs.adapters
 
 
 # ---- the estimate
@@ -175,12 +36,7 @@ def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
     `kv_cache` exists while PPO samples; `activations`, `logits` and `kept_trunk` exist while it
     learns. On a card the larger of the two counts; on a CPU both do, because the heap keeps holes.
     """
-    machine = MACHINES[plan.device]
-    learning = {
-        "kept_trunk": _kept_trunk(shape, plan),
-        "activations": round(machine.heap * _activations(shape, plan)),
-        "logits": _logits(shape, plan),
-    }
+    learning = _learning(shape, plan)
     parts = {
         "base": base_bytes(shape, plan.bits, plan.float_bytes),
         "adapters": sum(map(plan.has, plan.needs.adapters)) * adapter_bytes(shape, plan),
@@ -189,10 +45,19 @@ def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
         **learning,
         "kv_cache": _kv_cache(shape, plan),
         "scratch": _scratch(shape, plan),
-        "runtime": machine.runtime,
+        "runtime": MACHINES[plan.device].runtime,
     }
     never_together = min(sum(learning.values()), parts["kv_cache"]) if plan.device == "cuda" else 0
     return parts | {"total": sum(parts.values()) - never_together}
+
+
+def _learning(shape: Shape, plan: Plan) -> dict[str, int]:
+    """What exists while weights are trained."""
+    return {
+        "kept_trunk": _kept_trunk(shape, plan),
+        "activations": _activations(shape, plan),
+        "logits": _logits(shape, plan),
+    }
 
 
 def largest(shape: Shape, plan: Plan, available: int) -> dict[str, int]:
@@ -274,11 +139,12 @@ def _kept_weights(shape: Shape, plan: Plan) -> int:
     room = DEQUANTISED_WEIGHTS * plan.float_bytes
     trained = max(_trained(shape, plan))
     kept = min(trained, room // (2 * layer)) * 2 * layer  # packed for forward and backward
-    others = min(shape.layers - trained, room // layer) * layer
     if not plan.needs.rollouts:
-        return kept + others
-    # What sampling keeps of other layers is freed before there are activations, except holes.
-    kept += max(others // 2, others - round(MACHINES["cpu"].heap * _activations(shape, plan)))
+        return kept + min(shape.layers - trained, room // layer) * layer
+    # Sampling keeps its own of all layers, those with adapters merged. It is freed before there
+    # are activations, except holes.
+    others = min(shape.layers, room // layer) * layer
+    kept += max(others // 2, others - _activations(shape, plan))
     if plan.float_bytes == FLOAT32:  # the LM head is packed for both as well
         kept += 2 * FLOAT32 * shape.vocabulary * shape.hidden
     return kept
@@ -301,24 +167,33 @@ def _kept_trunk(shape: Shape, plan: Plan) -> int:
 
 def _activations(shape: Shape, plan: Plan) -> int:
     """What the layers that train keep for the backward, or each layer's input and one layer."""
-    trained, tokens = max(_trained(shape, plan)), plan.tokens
-    layer = tokens * token_bytes(shape, plan)
+    trained, tokens, heap = max(_trained(shape, plan)), plan.tokens, MACHINES[plan.device].heap
+    layer = tokens * (heap * token_bytes(shape, plan) + score_bytes(shape, plan))
     if not plan.checkpointed:
-        return trained * layer
-    return trained * tokens * shape.hidden * plan.float_bytes + layer
+        return round(trained * layer)
+    return round(heap * trained * tokens * shape.hidden * plan.float_bytes + layer)
 
 
 def token_bytes(shape: Shape, plan: Plan) -> int:
     """Kept for each token and layer: the inputs of norms and of every product."""
     queries, keys = shape.heads * shape.head_dim, shape.key_heads * shape.head_dim
-    length = plan.prompt_tokens + plan.answer_tokens
-    # The CPU's attention keeps the weights of queries against keys. Torch's fused attention keeps
-    # its output instead, and keys and values once for each query head.
-    attended = shape.heads * length if plan.device == "cpu" else 3 * queries
-    products = 4 * shape.hidden + 2 * queries + 2 * keys + attended
+    # Torch's fused attention keeps its output, and keys and values once for each query head.
+    fused = plan.device == "cuda" and not shape.capped
+    products = 4 * shape.hidden + 2 * queries + 2 * keys + (3 * queries if fused else 0)
     low_rank = len(shape.adapted) * plan.lora_rank
-    kept = products + low_rank + 4 * shape.intermediate
-    return kept * plan.float_bytes
+    return (products + low_rank + 4 * shape.intermediate) * plan.float_bytes
+
+
+def score_bytes(shape: Shape, plan: Plan) -> int:
+    """Kept for each token and layer: the attention's weights, and where scores have a cap, these.
+
+    Torch's fused attention keeps none, but it is not used on a CPU and can't cap the scores. They
+    are large pieces, which leave no holes in the heap.
+    """
+    if plan.device == "cuda" and not shape.capped:
+        return 0
+    each = shape.heads * (plan.prompt_tokens + plan.answer_tokens) * plan.float_bytes
+    return 2 * each if shape.capped else each
 
 
 def _logits(shape: Shape, plan: Plan) -> int:
@@ -337,13 +212,37 @@ def _logits(shape: Shape, plan: Plan) -> int:
     return min(4096, plan.answered) * min(32768, shape.vocabulary) * 2 * plan.float_bytes
 
 
+# ---- sampling
+
+
+def sampled_rows(shape: Shape, plan: Plan) -> int:
+    """How many answers PPO samples together.
+
+    They are those of eight micro-batches. On a card they are as many as fit into the memory that
+    learning takes, if these are more: it is free while nothing learns, and with more rows a card
+    samples more tokens in the same time.
+    """
+    rows = SAMPLED_MICRO_BATCHES * plan.micro_batch_size
+    if plan.device != "cuda":
+        return min(plan.rollout_batch_size, rows)
+    room = sum(_learning(shape, plan).values())
+    while rows < plan.rollout_batch_size and _cache_of(shape, plan, bucket_for(rows + 1)) <= room:
+        rows = bucket_for(rows + 1)
+    return min(plan.rollout_batch_size, rows)
+
+
 def _kv_cache(shape: Shape, plan: Plan) -> int:
     if not plan.needs.rollouts:
         return 0
-    at_once = sampled_at_once(plan.rollout_batch_size, plan.micro_batch_size, plan.device)
-    tokens = at_once * (plan.prompt_tokens + plan.answer_tokens)
+    rows = sampled_rows(shape, plan)
+    return _cache_of(shape, plan, bucket_for(rows) if plan.device == "cuda" else rows)
+
+
+def _cache_of(shape: Shape, plan: Plan, rows: int) -> int:
+    """Keys and values of so many answers, with the logits of one step."""
+    tokens = rows * (plan.prompt_tokens + plan.answer_tokens)
     keys = 2 * shape.key_heads * shape.head_dim * plan.float_bytes
-    logits = at_once * shape.vocabulary
+    logits = rows * shape.vocabulary
     # Probabilities in float32, summed in float64.
     softmax = min(logits, SOFTMAX_ENTRIES[plan.device]) * (8 + 3 * FLOAT32)
     cache = round(MACHINES[plan.device].heap * tokens * shape.layers * keys)

@@ -252,12 +252,17 @@ def switched(
     restored: the active adapter, whether adapters are enabled, train or eval mode of every module,
     and `requires_grad` of every adapter weight.
 
+    Entered under `torch.no_grad()` to read, it leaves `requires_grad` alone, which takes a fifth of
+    the time: a chat switches roles between a few tokens.
+
     Args:
         train: only this adapter's weights require gradients, from layer `first` on; otherwise no
             weight does.
     """
     layers = lora_layers(model)
-    grads = [(p, p.requires_grad) for layer in layers for _, p in _weights(layer)]
+    reads = not train and not torch.is_grad_enabled()
+    weights = [] if reads else [p for layer in layers for _, p in _weights(layer)]
+    grads = [(p, p.requires_grad) for p in weights]
     checkpointed = _checkpointed(model) if train else []
     modes: dict[nn.Module, bool] = {}
     if model.training or checkpointed:
@@ -271,7 +276,9 @@ def switched(
         # their children's dropout must stay off.
         for module in checkpointed:
             module.training = True
-        _activate(model, adapter, train, first)
+        _activate(model, adapter)
+        if not reads:
+            _require_gradients(model, adapter if train else None, first)
         yield
     finally:
         for layer, names, disabled in active:
@@ -284,11 +291,16 @@ def switched(
             weight.requires_grad = flag
 
 
-def _activate(model: PeftModel, adapter: str | None, train: bool, first: int) -> None:
+def _require_gradients(model: PeftModel, adapter: str | None, first: int) -> None:
+    """Of the adapters' weights only this adapter's, from layer `first` on, require gradients."""
     for number, layer in _numbered(model):
-        # Not layer.set_adapter(), which searches through submodules: roles are switched often.
         for name, weight in _weights(layer):
-            weight.requires_grad = train and name == adapter and number >= first
+            weight.requires_grad = name == adapter and number >= first
+
+
+def _activate(model: PeftModel, adapter: str | None) -> None:
+    for layer in lora_layers(model):
+        # Not layer.set_adapter(), which searches through submodules: roles are switched often.
         if adapter is not None:
             layer._active_adapter = [adapter]
         layer._disable_adapters = adapter is None

@@ -22,6 +22,7 @@ class Shape:
         experts: MLPs in each layer; 1 unless it is a mixture of experts.
         plain_weights: of the layers' weights, those that 4 bit leaves in the compute dtype, and
             8 bit, too, if they are experts.
+        capped: whether attention's scores have a cap.
     """
 
     hidden: int
@@ -34,6 +35,7 @@ class Shape:
     tied: bool
     experts: int = 1
     plain_weights: int = 0
+    capped: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Shape":
@@ -61,6 +63,7 @@ class Shape:
             tied=tied,
             experts=experts,
             plain_weights=mixed * config["num_hidden_layers"],  # bitsandbytes quantises no experts
+            capped=bool(config.get("attn_logit_softcapping")),
         )
 
     @property

@@ -112,6 +112,62 @@ def _entrance(layers: Any, first: int, kept: torch.Tensor) -> dict[str, Any]:
     return skips | {"0": _Enter(layers[0], kept)}
 
 
+@contextmanager
+def remembered_trunk(decoder: Any, split: int) -> Iterator[None]:
+    """Inside, a forward on the inputs of the one before it begins at the trunk that this one left.
+
+    For training code that runs the policy and then the reference on one batch. Every number stays
+    what it is, to the last bit. Only forwards without a cache of keys are concerned.
+
+    Args:
+        split: the layers below it are the trunk; at least one.
+    """
+    own, last = decoder.forward, decoder.layers[split - 1]
+    before: Inputs = {}
+    kept: list[torch.Tensor] = []
+
+    def forward(*args: Any, **inputs: Any) -> Any:
+        if args or inputs.get("use_cache") is not False or inputs.get("input_ids") is None:
+            return own(*args, **inputs)
+        if kept and _same(inputs, before):
+            with _replaced(decoder.layers, _entrance(decoder.layers, split, kept[0])):
+                return own(**inputs)
+        kept.clear()
+        before.clear()
+        hook = last.register_forward_hook(lambda layer, given, out: _keep(kept, out))
+        try:
+            output = own(**inputs)
+        finally:
+            hook.remove()
+        before.update(inputs)
+        return output
+
+    decoder.forward = forward
+    try:
+        yield
+    finally:
+        del decoder.forward  # the class's own shows again
+
+
+def _keep(kept: list[torch.Tensor], output: Any) -> None:
+    states = output[0] if isinstance(output, tuple) else output
+    kept[:] = [states.detach()]
+
+
+def _same(inputs: Inputs, before: Inputs) -> bool:
+    """Whether two forwards have the same arguments, tensors by value."""
+    if inputs.keys() != before.keys():
+        return False
+    for name, value in inputs.items():
+        other = before[name]
+        if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor):
+            if value.shape != other.shape or not torch.equal(value, other):
+                return False
+        elif value is not other and value != other:
+            return False
+    return True
+
+
 def check_range(model: Any, base: str) -> None:
     """Check on a few tokens that a base does not overflow in float16 (largest number 65,504).
 

@@ -4,7 +4,8 @@ from argparse import Namespace
 from typing import Any
 
 from lorarlhf.backbone.limits import count_adapter_layers
-from lorarlhf.backbone.memory import MACHINES, STAGES, Plan, estimate, largest
+from lorarlhf.backbone.memory import estimate, largest
+from lorarlhf.backbone.memory_plan import MACHINES, STAGES, Plan
 from lorarlhf.backbone.shape import Shape, read_shape
 from lorarlhf.runtime.errors import UserError
 

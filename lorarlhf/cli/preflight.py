@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from lorarlhf.backbone.base_files import BaseFiles
 from lorarlhf.backbone.limits import count_adapter_layers
-from lorarlhf.backbone.memory import MACHINES, Plan, Shape, base_bytes, estimate
+from lorarlhf.backbone.memory import base_bytes, estimate
+from lorarlhf.backbone.memory_plan import MACHINES, Plan
+from lorarlhf.backbone.shape import Shape
 from lorarlhf.cli.row_checks import Length
 from lorarlhf.project.settings import Settings
 from lorarlhf.project.stage import Stage

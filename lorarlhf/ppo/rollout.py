@@ -16,11 +16,20 @@ import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
-from lorarlhf.backbone.generation import Completion, completion, encode_prompts, generate_ids
+from lorarlhf.backbone.generation import (
+    Completion,
+    completion,
+    encode_prompts,
+    generate_ids,
+    weights_for_sampling,
+)
 from lorarlhf.backbone.graph_sampler import sampler_for
 from lorarlhf.backbone.limits import SAMPLED_MICRO_BATCHES
+from lorarlhf.backbone.memory import sampled_rows
+from lorarlhf.backbone.memory_plan import Plan
 from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.backbone.sampler import Sampler, row_seeds
+from lorarlhf.backbone.shape import Shape
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.micro_batches import (
     MicroBatch,
@@ -134,9 +143,10 @@ class LocalSampler:
         new: list[list[int]] = []
         if not encoded:
             return []
-        with backbone.role("policy"), backbone.dequantised():
+        limit = rows_at_once(backbone, encoded, args)
+        with backbone.role("policy"), weights_for_sampling(backbone):
             while len(new) < len(encoded):
-                new += self._shrinking(args, len(encoded) - len(new), attempt)
+                new += self._shrinking(limit, len(encoded) - len(new), attempt)
         give_back_memory()
         return [completion(backbone, ids) for ids in new]
 
@@ -164,13 +174,12 @@ class LocalSampler:
         share = len(distributed.own_share(args.rollout_batch_size))
         if not share:
             return
-        with backbone.role("policy"), backbone.dequantised():
-            self._shrinking(args, share, attempt)
+        with backbone.role("policy"), weights_for_sampling(backbone):
+            self._shrinking(rows_at_once(backbone, longest, args), share, attempt)
         give_back_memory()
 
-    def _shrinking(self, args: PPOConfig, left: int, attempt: Callable[[int], list[T]]) -> list[T]:
+    def _shrinking(self, limit: int, left: int, attempt: Callable[[int], list[T]]) -> list[T]:
         """Results of an attempt at up to `left` rows; fewer where memory is short."""
-        limit = SAMPLED_MICRO_BATCHES * args.micro_batch_size
         wanted = min(left, limit if self.max_batch is None else min(limit, self.max_batch))
         done = retry_halving(wanted, attempt)
         if len(done) < wanted:
@@ -180,6 +189,28 @@ class LocalSampler:
                 "at a time. This does not change the answers."
             )
         return done
+
+
+def rows_at_once(backbone: Backbone, encoded: Sequence[Sequence[int]], args: PPOConfig) -> int:
+    """The most answers that are sampled together (`memory.sampled_rows`)."""
+    try:
+        shape = Shape.of(backbone.causal.config.to_dict())
+    except (KeyError, TypeError):  # a family of another shape
+        return SAMPLED_MICRO_BATCHES * args.micro_batch_size
+    plan = Plan(
+        "ppo",
+        adapter_layers=backbone.adapter_layers,
+        micro_batch_size=args.micro_batch_size,
+        rollout_batch_size=args.rollout_batch_size,
+        prompt_tokens=max(map(len, encoded)),
+        answer_tokens=args.max_new_tokens,
+        float_bytes=backbone.compute_dtype.itemsize,
+        device="cuda" if backbone.device.type == "cuda" else "cpu",
+        gradient_checkpointing=args.gradient_checkpointing,
+        policy_layers=args.policy_layers,
+        value_layers=args.value_layers,
+    )
+    return sampled_rows(shape, plan)
 
 
 def collect(

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lorarlhf.backbone.memory import STAGES
+from lorarlhf.backbone.memory_plan import STAGES
 from lorarlhf.runtime.errors import UserError
 
 

@@ -97,6 +97,8 @@ class _Rules:
         batch, heads, length, size = query.shape
         kinds, keys = key.shape[1], key.shape[2]
         groups = heads // kinds
+        if length == 1 and not (self.softcap or self.dropout or torch.is_grad_enabled()):
+            return self._one_query(query.view(batch, kinds, groups, size), key, value, mask)
         query, key = query.reshape(batch * kinds, groups * length, size), key.flatten(0, 1).mT
         if mask is not None and mask.ndim == 2 and not self.softcap:
             added = torch.zeros(length, keys, dtype=query.dtype, device=query.device)
@@ -112,6 +114,23 @@ class _Rules:
         if self.dropout:
             weights = nn.functional.dropout(weights, self.dropout)
         return torch.bmm(weights, value.flatten(0, 1)).view(batch, heads, length, -1)
+
+    def _one_query(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """A sampled token's attention by torch's kernel, which is faster here: -> (B, h, 1, d).
+
+        Args:
+            query: (B, k, h / k, d), the query heads of one key head as if they were positions.
+        """
+        found = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=self.scaling
+        )
+        return found.reshape(len(query), -1, 1, query.shape[-1])
 
     def plain_causal(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor

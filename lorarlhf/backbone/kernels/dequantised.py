@@ -97,10 +97,34 @@ def dequantised_weight(base: Any) -> torch.Tensor:
     return dequantize_4bit(base.weight.data, base.weight.quant_state)
 
 
+def dtype_of(module: Any) -> torch.dtype:
+    """The dtype of a layer's weight, dequantised if it is a 4-bit one."""
+    state = getattr(module.weight, "quant_state", None)
+    return module.weight.dtype if state is None else state.dtype
+
+
+def numbers_of(module: Any) -> int:
+    """How many numbers a linear layer's weight has, also a 4-bit one."""
+    state = getattr(module.weight, "quant_state", None)
+    return int((module.weight if state is None else state).shape.numel())
+
+
+def prepared(weight: torch.Tensor) -> torch.Tensor:
+    """A weight (out, in) in the layout in which `product` is fastest: packed, or as it is."""
+    return _packed(weight) if _pays(weight.dtype, weight.numel()) else weight
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """(..., in) times a weight that was `prepared` -> (..., out). Without gradients."""
+    if weight.is_mkldnn:
+        return _packed_product(x, weight, bias)
+    return nn.functional.linear(x, weight, bias)
+
+
 def input_gradient(base: Any, grad: torch.Tensor) -> torch.Tensor:
     """The gradient in a linear layer's input, `grad W`: (n, out) -> (n, in)."""
     packed = base.__dict__.get("packed_backward")
-    if packed is None or grad.dtype != _dtype(base):
+    if packed is None or grad.dtype != dtype_of(base):
         return grad @ dequantised_weight(base).to(grad.dtype)
     return _packed_product(grad, packed, None)
 
@@ -112,12 +136,11 @@ class DequantisedLinear:
         """(..., in) -> (..., out)."""
         layer: Any = self
         backward = x.requires_grad and torch.is_grad_enabled()
-        if x.dtype != _dtype(layer) or backward:
+        if x.dtype != dtype_of(layer) or backward:
             own: Any = super()
             return own.forward(x)  # its backward keeps no dequantised weight
-        if "packed_forward" in layer.__dict__:
-            return _packed_product(x, layer.__dict__["packed_forward"], layer.bias)
-        return nn.functional.linear(x, layer.__dict__["dequantised"], layer.bias)
+        kept = layer.__dict__.get("packed_forward")
+        return product(x, layer.__dict__["dequantised"] if kept is None else kept, layer.bias)
 
 
 @cache
@@ -127,6 +150,8 @@ def _with_dequantised_weight(kind: type) -> type:
 
 def _gains(module: Any) -> bool:
     """Whether there is something to keep for this module: it is 4-bit, or plain and packs."""
+    if "merged" in module.__dict__:  # `merged.py` keeps its sum with an adapter
+        return False
     if type(module) is nn.Linear:
         frozen = not module.weight.requires_grad
         return frozen and module.weight.device.type == "cpu" and _packs(module)
@@ -141,28 +166,19 @@ def _gains_as_head(module: Any) -> bool:
     return _gains(module) and module.weight.dtype == torch.float32
 
 
-def _dtype(module: Any) -> torch.dtype:
-    """The dtype of a layer's weight, dequantised if it is a 4-bit one."""
-    state = getattr(module.weight, "quant_state", None)
-    return module.weight.dtype if state is None else state.dtype
-
-
-def _numbers(module: Any) -> int:
-    """How many numbers a layer's weight has."""
-    state = getattr(module.weight, "quant_state", None)
-    return int((module.weight if state is None else state).shape.numel())
-
-
 def _size(module: Any, backward: bool) -> int:
     """Bytes of what is kept for this module."""
     copies = 2 if backward and _packs(module) else 1
-    return copies * _numbers(module) * _dtype(module).itemsize
+    return copies * numbers_of(module) * dtype_of(module).itemsize
 
 
 def _packs(module: Any) -> bool:
     """Whether this layer's weight is kept packed."""
-    dtype = _dtype(module)
-    return _can_pack(dtype) and (dtype != torch.float32 or _numbers(module) >= SMALL)
+    return _pays(dtype_of(module), numbers_of(module))
+
+
+def _pays(dtype: torch.dtype, numbers: int) -> bool:
+    return _can_pack(dtype) and (dtype != torch.float32 or numbers >= SMALL)
 
 
 # ---- oneDNN's packed layout: the same operators that torch's compiler calls for frozen weights

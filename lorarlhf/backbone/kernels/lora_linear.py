@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from lorarlhf.backbone.kernels.dequantised import can_dequantise, input_gradient
+from lorarlhf.backbone.kernels.dequantised import can_dequantise, input_gradient, product
 
 
 def fuse_lora(model: PeftModel) -> None:
@@ -60,6 +60,11 @@ class Fused:
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., in) -> (..., out)."""
         layer: Any = self
+        merged = layer.__dict__.get("merged")
+        if merged is not None and not layer._disable_adapters:
+            name, weight = merged
+            if name == layer._active_adapter and x.dtype == weight.dtype:
+                return product(x, weight, layer.base_layer.bias)
         cast = layer.__dict__.get("cast")
         if cast is not None and not layer._disable_adapters:
             name, low, high = cast

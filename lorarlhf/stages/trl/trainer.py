@@ -54,7 +54,7 @@ def run_trl_trainer(
         for weight in trainer.model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-        with dequantised(backbone):
+        with dequantised(backbone), backbone.forward.remembered_trunk():
             trainer.train(resume)
     return trainer
 

@@ -1,0 +1,67 @@
+"""The active adapter added to the base's weights while many answers are sampled, on a CPU.
+
+An adapter's two narrow products take a seventh of the time of a sampling step. Here its product is
+added to the dequantised weight once, W + scaling B A (arXiv 2106.09685, section 4.1), and a step
+costs what it costs for the bare base. In float32 the numbers differ by rounding alone. In bfloat16
+the sum is rounded once more, and is as far from the numbers in float32 as the unmerged layers are.
+
+The base stays as it is. Only sampling uses these weights: log-probabilities and gradients come from
+the adapter itself.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+
+from lorarlhf.backbone.kernels.dequantised import (
+    dequantised_weight,
+    dtype_of,
+    numbers_of,
+    prepared,
+)
+from lorarlhf.backbone.kernels.lora_linear import Fused
+
+
+@contextmanager
+def keep_merged(modules: Iterable[LoraLayer], max_weights: int) -> Iterator[int]:
+    """Keep the active adapter merged inside the context, from the last layer up.
+
+    Only on the CPU, where there is memory for it and cards have none to spare. Another role that is
+    switched to inside is computed as without it. Nothing may train inside.
+
+    Args:
+        modules: the LoRA layers.
+        max_weights: how many weights are kept, at most.
+
+    Yields:
+        how many of `max_weights` are left.
+    """
+    merged: list[Any] = []
+    layers: list[Any] = [module for module in modules if isinstance(module, Fused)]
+    try:
+        for layer in reversed(layers):
+            base, name = layer.get_base_layer(), layer.only_adapter()
+            if name is None or base.weight.device.type != "cpu":
+                continue
+            if numbers_of(base) > max_weights:
+                break
+            max_weights -= numbers_of(base)
+            weight = prepared(_sum(layer, name).to(dtype_of(base)))
+            layer.__dict__["merged"] = layer._active_adapter, weight
+            base.__dict__["merged"] = True
+            merged.append(layer)
+        yield max_weights
+    finally:
+        for layer in merged:
+            for module in (layer, layer.get_base_layer()):
+                module.__dict__.pop("merged", None)
+
+
+def _sum(layer: Any, name: str) -> torch.Tensor:
+    """The base's weight and the adapter's (out, in), added in float32."""
+    low, high = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
+    weight = dequantised_weight(layer.get_base_layer()).float()
+    return torch.addmm(weight, high.float(), low.float(), alpha=layer.scaling[name])
