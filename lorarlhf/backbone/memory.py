@@ -126,15 +126,14 @@ def _trained(shape: Shape, plan: Plan) -> list[int]:
 
 
 def _scratch(shape: Shape, plan: Plan) -> int:
-    """Weights of one layer dequantised for forward and backward, and those that are kept so."""
-    if plan.bits == 16:
-        return 0
-    each = 2 * max(a * b for a, b in shape.adapted) * plan.float_bytes
-    return each + (_kept_weights(shape, plan) if plan.device == "cpu" and plan.bits == 4 else 0)
+    """Weights of one layer dequantised for forward and backward, and those that are kept ready."""
+    each = 2 * max(a * b for a, b in shape.adapted) * plan.float_bytes if plan.bits < 16 else 0
+    keeps = plan.device == "cpu" and plan.bits != 8
+    return each + (_kept_weights(shape, plan) if keeps else 0)
 
 
 def _kept_weights(shape: Shape, plan: Plan) -> int:
-    """Dequantised weights that a CPU keeps: twice for layers with a backward, once for others."""
+    """Dequantised or packed weights on a CPU: twice for layers with a backward, once for others."""
     layer = sum(a * b for a, b in shape.adapted) * plan.float_bytes
     room = DEQUANTISED_WEIGHTS * plan.float_bytes
     trained = max(_trained(shape, plan))

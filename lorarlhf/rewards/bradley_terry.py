@@ -36,7 +36,7 @@ def solve_dual(kernel: Array, start: Array | None = None) -> Array:
     """
 
     def change(dual: Array, margins: Array) -> Array:
-        probability, curvature = _slopes(margins)
+        probability, curvature = slopes(margins)
         root = np.sqrt(curvature)
         target = curvature * margins + probability
         system = root[:, None] * kernel * root
@@ -62,8 +62,8 @@ def solve_primal(differences: Array, scale: Array, start: Array | None = None) -
     """
 
     def change(point: Array, margins: Array) -> Array:
-        probability, curvature = _slopes(margins)
-        system = scale[:, None] * _curved_gram(differences, curvature) * scale
+        probability, curvature = slopes(margins)
+        system = scale[:, None] * curved_gram(differences, curvature) * scale
         system.flat[:: len(scale) + 1] += 1
         downhill: Array = scale * (probability @ differences) - point
         return np.asarray(np.linalg.solve(system, downhill), dtype=np.float64)
@@ -108,13 +108,13 @@ def _minimise(
     return point
 
 
-def _slopes(margins: Array) -> tuple[Array, Array]:
+def slopes(margins: Array) -> tuple[Array, Array]:
     """The probability (N,) that each vote goes the other way, and the loss's curvature (N,)."""
     probability = 0.5 * (1 - np.tanh(margins / 2))
     return probability, probability * (1 - probability)
 
 
-def _curved_gram(differences: Array, curvature: Array) -> Array:
+def curved_gram(differences: Array, curvature: Array) -> Array:
     """D^T diag(c) D (H, H)."""
     gram = np.zeros((differences.shape[1], differences.shape[1]))
     for first in range(0, len(differences), ROWS):

@@ -40,6 +40,43 @@ class HeadFit:
         return np.asarray(features, dtype=np.float64) @ self.weight.astype(np.float64) + self.bias
 
 
+@dataclass(frozen=True)
+class VoteSpace:
+    """The space in which the fit sees answers: scaled features, then scores along the axes.
+
+    Attributes:
+        mean: (F,) of the background.
+        scale: (F,) factors by which two answers of the background have a distance of one.
+        directions: (K, F) for scaled features, with a deviation of one over the background.
+    """
+
+    mean: Array
+    scale: Array
+    directions: Array
+
+    def columns(self, features: ArrayLike) -> Array:
+        """Answers (M, F) -> (M, P), as far as they are from the average answer."""
+        scaled = (np.asarray(features, dtype=np.float64) - self.mean) * self.scale
+        return np.concatenate([scaled, scaled @ self.directions.T], axis=1)
+
+    def votes(self, plus: Matrix, minus: Matrix) -> VoteMatrix:
+        """Differences of the answers of each vote, (N, F) each."""
+        width = len(self.scale)
+        columns = np.empty((len(plus), width + len(self.directions)))
+        for first in range(0, len(plus), ROWS):
+            rows = slice(first, first + ROWS)
+            columns[rows, :width] = (plus[rows].astype(np.float64) - minus[rows]) * self.scale
+            columns[rows, width:] = columns[rows, :width] @ self.directions.T
+        return VoteMatrix(columns, width)
+
+    def head(self, weights: Array, blend: Blend) -> HeadFit:
+        """The head for plain features that scores as weights (P,) of the columns do."""
+        width = len(self.scale)
+        weight = weights[:width] + weights[width:] @ self.directions
+        folded = (weight * self.scale).astype(np.float32)
+        return HeadFit(folded, float(-(self.mean @ folded.astype(np.float64))), blend)
+
+
 def fit_head(
     chosen: ArrayLike,
     rejected: ArrayLike,
@@ -62,32 +99,32 @@ def fit_head(
     Raises:
         ValueError: shapes that do not match, no votes, or numbers that are not finite.
     """
+    space, votes = in_vote_space(chosen, rejected, background=background, axes=axes)
+    if len(votes) != len(groups):
+        raise ValueError("chosen, rejected and groups have one row for each vote, at least one")
+    if blend is None:
+        blend = blend_priors(votes, groups)
+    fits = votes.fits([prior for prior, _ in blend.priors])
+    shares = np.array([share for _, share in blend.priors])
+    return space.head(shares @ np.stack(fits), blend)
+
+
+def in_vote_space(
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    *,
+    background: Sequence[ArrayLike],
+    axes: ArrayLike | None = None,
+) -> tuple[VoteSpace, VoteMatrix]:
+    """The space of a fit, and the votes in it; arguments and errors as in `fit_head`."""
     plus, minus, *parts = (_matrix(x) for x in (chosen, rejected, *background))
-    if not (plus.shape == minus.shape and len(plus) == len(groups) > 0):
+    if plus.shape != minus.shape or not len(plus):
         raise ValueError("chosen, rejected and groups have one row for each vote, at least one")
     if any(part.shape[1] != plus.shape[1] for part in parts) or not sum(map(len, parts)):
         raise ValueError("the background has one or more rows of the same width as the votes")
     mean, scale = _mean_and_scale(parts)
-    directions = _axis_directions(axes, parts, mean, scale)
-    votes = _vote_matrix(plus, minus, scale, directions)
-    if blend is None:
-        blend = blend_priors(votes, groups)
-    fits = votes.fits([prior for prior, _ in blend.priors])
-    weights = np.array([share for _, share in blend.priors]) @ np.stack(fits)
-    weight = weights[: len(scale)] + weights[len(scale) :] @ directions
-    folded = (weight * scale).astype(np.float32)
-    return HeadFit(folded, float(-(mean @ folded.astype(np.float64))), blend)
-
-
-def _vote_matrix(plus: Matrix, minus: Matrix, scale: Array, directions: Array) -> VoteMatrix:
-    """Scaled differences of the votes, and their scores along the directions."""
-    width = len(scale)
-    columns = np.empty((len(plus), width + len(directions)))
-    for first in range(0, len(plus), ROWS):
-        rows = slice(first, first + ROWS)
-        columns[rows, :width] = (plus[rows].astype(np.float64) - minus[rows]) * scale
-        columns[rows, width:] = columns[rows, :width] @ directions.T
-    return VoteMatrix(columns, width)
+    space = VoteSpace(mean, scale, _axis_directions(axes, parts, mean, scale))
+    return space, space.votes(plus, minus)
 
 
 def _matrix(values: ArrayLike) -> Matrix:

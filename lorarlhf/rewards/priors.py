@@ -98,7 +98,7 @@ class VoteMatrix:
         found: list[Array] = []
         start: Array | None = None
         for prior in priors:
-            variance = self._variance(prior)
+            variance = self.variance(prior)
             if self._few:
                 kernel = self._gram / prior.l2 + prior.axis_strength * self._axis_gram
                 start = solve_dual(kernel, start)
@@ -111,7 +111,8 @@ class VoteMatrix:
                 found.append(start)
         return found
 
-    def _variance(self, prior: Prior) -> Array:
+    def variance(self, prior: Prior) -> Array:
+        """Of each weight (P,) under a prior."""
         variance = np.full(self.columns.shape[1], prior.axis_strength)
         variance[: self.width] = 1 / prior.l2
         return variance

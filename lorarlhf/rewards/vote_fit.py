@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lorarlhf.rewards.fit import HeadFit, fit_head
+from lorarlhf.rewards.fit import HeadFit, fit_head, in_vote_space
+from lorarlhf.rewards.posterior import Posterior
 from lorarlhf.rewards.priors import Blend, Prior
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import replace_nonfinite
@@ -100,20 +101,35 @@ class VoteFit:
             raise UserError(
                 "There are no votes yet, so there is nothing to fit. Rate some answers."
             )
-        parts = [self.chosen, self.rejected]
-        parts += [] if self.background is None else [self.background]
         due = len(self) >= 1.25 * self._weighted_at
         fit = fit_head(
             self.chosen,
             self.rejected,
             self.groups,
-            background=parts,
+            background=self._backgrounds,
             axes=self.axes,
             blend=None if due else self._blend,
         )
         if due:
             self._blend, self._weighted_at = fit.blend, len(self)
         return fit
+
+    def posterior(self) -> Posterior:
+        """How sure the fit to all votes so far is.
+
+        Raises:
+            UserError: there is no vote yet.
+        """
+        blend = self.fit().blend
+        space, votes = in_vote_space(
+            self.chosen, self.rejected, background=self._backgrounds, axes=self.axes
+        )
+        return Posterior(space, votes, blend)
+
+    @property
+    def _backgrounds(self) -> list[NDArray[np.float32]]:
+        given = [] if self.background is None else [self.background]
+        return [self.chosen, self.rejected, *given]
 
     def save(self, path: str | Path) -> None:
         """Write votes, axes and background to a safetensors file."""

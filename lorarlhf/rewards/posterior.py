@@ -1,0 +1,119 @@
+"""How sure the reward head is: the Laplace approximation of its fit, in closed form.
+
+Around the weights that the fit found, the posterior is a Gaussian whose precision is the curvature
+of the loss plus the prior's (MacKay 1992, "The evidence framework applied to classification
+networks", section 3). A score is linear in the weights, so it is a Gaussian too. The fit averages
+over several priors, and the posterior is the mixture of theirs: its variance counts what each of
+them is unsure of, and how far they differ.
+
+Shapes: N votes, F features, K axes, P = F + K, M answers. Only numpy is used.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lorarlhf.rewards.bradley_terry import curved_gram, slopes
+from lorarlhf.rewards.fit import VoteSpace
+from lorarlhf.rewards.priors import Blend, Prior, VoteMatrix
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The posterior under one prior.
+
+    Attributes:
+        share: of this prior in the blend.
+        weights: (P,) where it has its peak.
+        deviation: (P,) of each weight under the prior.
+        root: (N, P), the votes times the square roots of their curvature; None where `factor` is
+            that of the weights.
+        factor: the lower Cholesky factor (N, N) of I + root diag(deviation^2) root^T, or (P, P) of
+            I + diag(deviation) root^T root diag(deviation).
+    """
+
+    share: float
+    weights: Array
+    deviation: Array
+    root: Array | None
+    factor: Array
+
+    @classmethod
+    def of(cls, votes: VoteMatrix, prior: Prior, share: float, weights: Array) -> "_Part":
+        deviation = np.sqrt(votes.variance(prior))
+        _, curvature = slopes(votes.columns @ weights)
+        if len(votes) <= len(deviation):  # as in the fit: the smaller of the two systems
+            root = np.sqrt(curvature)[:, None] * votes.columns
+            scaled = root * deviation
+            system = scaled @ scaled.T
+        else:
+            root = None
+            system = deviation[:, None] * curved_gram(votes.columns, curvature) * deviation
+        system.flat[:: len(system) + 1] += 1
+        factor = np.asarray(np.linalg.cholesky(system), dtype=np.float64)
+        return cls(share, weights, deviation, root, factor)
+
+    def moments(self, columns: Array) -> tuple[Array, Array]:
+        """Mean and variance (M,) of what answers or differences score, columns (M, P)."""
+        scaled = columns * self.deviation
+        if self.root is None:
+            solved = np.linalg.solve(self.factor, scaled.T)
+            variance = (solved**2).sum(axis=0)
+        else:
+            known = np.linalg.solve(self.factor, (self.root * self.deviation) @ scaled.T)
+            variance = (scaled**2).sum(axis=1) - (known**2).sum(axis=0)
+        return columns @ self.weights, np.maximum(variance, 0.0)
+
+
+class Posterior:
+    """What the votes say about scores, and how surely.
+
+    Args:
+        space: in which the fit saw the votes.
+        votes: all of them.
+        blend: the priors with their shares.
+    """
+
+    def __init__(self, space: VoteSpace, votes: VoteMatrix, blend: Blend) -> None:
+        self._space = space
+        priors = [prior for prior, _ in blend.priors]
+        self._parts = [
+            _Part.of(votes, prior, share, weights)
+            for (prior, share), weights in zip(blend.priors, votes.fits(priors), strict=True)
+        ]
+
+    def scores(self, features: ArrayLike) -> tuple[Array, Array]:
+        """Scores of answers and their standard deviations, (M, F) -> two of (M,).
+
+        A deviation is that of the answer's distance from the average answer, whose score is 0.
+        """
+        return self._moments(self._space.columns(features))
+
+    def margins(self, first: ArrayLike, second: ArrayLike) -> tuple[Array, Array]:
+        """By how much the first answers score higher, and the deviations; (M, F) -> two of (M,)."""
+        return self._moments(self._space.columns(first) - self._space.columns(second))
+
+    def win_probability(self, first: ArrayLike, second: ArrayLike) -> Array:
+        """The chance (M,) that a vote prefers the first answer, with the doubt about the weights.
+
+        sigmoid(m / sqrt(1 + pi s^2 / 8)) approximates the mean of the sigmoid over N(m, s^2)
+        (MacKay 1992, equation 10): the less the votes say, the nearer to one half.
+        """
+        mean, deviation = self.margins(first, second)
+        return moderated(mean, deviation)
+
+    def _moments(self, columns: Array) -> tuple[Array, Array]:
+        mean, square = np.zeros(len(columns)), np.zeros(len(columns))
+        for part in self._parts:
+            middle, variance = part.moments(columns)
+            mean += part.share * middle
+            square += part.share * (variance + middle**2)
+        return mean, np.sqrt(np.maximum(square - mean**2, 0.0))
+
+
+def moderated(mean: Array, deviation: Array) -> Array:
+    """The mean of the sigmoid over N(mean, deviation^2), approximately; see `win_probability`."""
+    return 0.5 * (1 + np.tanh(mean / np.sqrt(1 + np.pi * deviation**2 / 8) / 2))
