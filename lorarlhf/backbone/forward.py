@@ -77,6 +77,11 @@ class Forward:
         """
         return self._hidden(trunk.padded_inputs(input_ids, attention_mask), kept)
 
+    def hidden_of_embeddings(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Final hidden states of embedded tokens (B, T, H) without padding, with gradients."""
+        with self._mixed_precision():
+            return trunk.run_decoder(self.decoder, {"inputs_embeds": embedded})
+
     def packed_trunk(self, pack: Pack) -> torch.Tensor | None:
         """`trunk` of packed sequences: (N, H), or None."""
         return self.packed_lower(pack, None, self.split) if self.keeps_trunk else None

@@ -146,6 +146,13 @@ def raters(args: Namespace) -> Result:
     return Result(*votes_commands.raters(args))
 
 
+def report(args: Namespace) -> Result:
+    """What a project's votes look like."""
+    from lorarlhf.cli.report import report as make
+
+    return make(args)
+
+
 COMMANDS = {
     "demo": demo,
     "new": new,
@@ -154,6 +161,7 @@ COMMANDS = {
     "score": score,
     "votes": votes,
     "raters": raters,
+    "report": report,
     "estimate": estimate,
     "doctor": doctor,
     "ui": ui,

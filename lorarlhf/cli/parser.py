@@ -22,6 +22,8 @@ COMMAND_KEYS = {
 EXPORT_FORMS = (
     *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
 )
+# What cli/report.py writes; a test compares it.
+REPORTS = ("raters",)
 SUMMARIES = {
     "demo": "the complete loop on the small base, with a simulated rater",
     "new": "make a project: a folder with settings, prompts, votes and runs",
@@ -30,6 +32,7 @@ SUMMARIES = {
     "score": "the reward role's scores of given answers",
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
+    "report": "what a project's votes look like: sides, length, form, speed, agreement",
     "estimate": "peak memory of every stage, before anything is loaded",
     "doctor": "check machine and installation, and say how to fix problems",
     "ui": "the pages in the browser: rate answers, talk to models, compare them",
@@ -63,6 +66,7 @@ def build_parser() -> Parser:
     _estimate(made["estimate"])
     _votes(made["votes"])
     _raters(made["raters"])
+    _report(made["report"])
     _ui(made["ui"])
     return parser
 
@@ -166,6 +170,8 @@ def _score(sub: Parser) -> None:
     text = "the answer to score; may be repeated"
     sub.add_argument("--answer", metavar="TEXT", action="append", default=[], help=text)
     sub.add_argument("--file", metavar="FILE", help="rows of prompt and completion instead")
+    text = "also what each word adds to the score"
+    sub.add_argument("--words", action="store_true", help=text)
     sub.add_argument("--base", help="load this base instead of the one that the run names")
     _set_option(sub)
 
@@ -245,6 +251,14 @@ def _raters(sub: Parser) -> None:
     sub.add_argument("--role", choices=("owner", "rater"), help=text)
     text = "--add takes the password from a line of standard input"
     sub.add_argument("--password-stdin", action="store_true", help=text)
+
+
+def _report(sub: Parser) -> None:
+    sub.add_argument("kind", choices=REPORTS, help="raters: each rater's votes, and all together")
+    sub.add_argument("project", metavar="PROJECT", help="the project's folder")
+    sub.add_argument("--rater", metavar="NAME", help="only this rater's votes")
+    text = "votes for training, of blind comparisons, or all (default: train)"
+    sub.add_argument("--purpose", choices=("train", "compare", "all"), default="train", help=text)
 
 
 def _ui(sub: Parser) -> None:

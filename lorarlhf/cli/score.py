@@ -28,11 +28,31 @@ def score(args: Namespace) -> Result:
     if not settings.own["plain"]:
         prompts = [as_conversation(prompt) for prompt in prompts]
     check_chat_template(backbone, prompts)
+    if args.words:
+        return _by_words(backbone, prompts, answers)
     scores = score_answers(backbone, prompts, answers)
     lines = [
         f"{number:8.3f}  {_excerpt(answer)}" for number, answer in zip(scores, answers, strict=True)
     ]
     return Result(scores, "\n".join(["   score  answer", *lines]))
+
+
+def _by_words(backbone: Any, prompts: list[Any], answers: list[Any]) -> Result:
+    """Scores with the shares of the answers' words."""
+    from lorarlhf.rewards.token_shares import token_shares, words_of
+
+    found = [token_shares(backbone, p, a) for p, a in zip(prompts, answers, strict=True)]
+    lines: list[str] = []
+    for shares in found:
+        how = "" if shares.exact else ", by integrated gradients"
+        lines += ["", f"{shares.score:8.3f}  the score{how}"]
+        lines += [
+            f"{share:+8.3f}  {text.strip() or repr(text)}" for text, share in words_of(shares)
+        ]
+        if shares.rest:
+            lines.append(f"{shares.rest:+8.3f}  what no word adds")
+    data = [vars(shares) | {"words": words_of(shares)} for shares in found]
+    return Result(data, "\n".join(lines[1:]))
 
 
 def _pairs_to_score(args: Namespace) -> tuple[list[Any], list[Any]]:

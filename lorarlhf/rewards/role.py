@@ -118,6 +118,14 @@ def score_encoded(
     return scores.tolist()
 
 
+@torch.no_grad()
+def token_scores(backbone: Backbone, answer: EncodedAnswer) -> torch.Tensor:
+    """What the reward role's head says of each pooled token of one answer: (n,)."""
+    with backbone.role("reward"):
+        _, hidden, mask, trunk = next(_batches(backbone, [answer], 1))
+        return backbone.heads["reward"](hidden, trunk)[mask].cpu()
+
+
 def score_answers(
     backbone: Backbone, prompts: Sequence[Prompt], answers: Sequence[Answer]
 ) -> list[float]:
