@@ -101,6 +101,20 @@ def test_score_refuses_a_setting_of_training(run: Path, capsys: pytest.CaptureFi
     assert "there is no setting epochs" in mistake(capsys, *words)
 
 
+def test_score_by_words(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("score", str(run), *ASKED, "--answer", "Bad, very bad.")
+    (score,) = json.loads(ok(capsys, *words, "--json"))
+    (told,) = json.loads(ok(capsys, *words, "--words", "--json"))
+    assert told["exact"] and told["score"] == pytest.approx(score, abs=1e-5)
+    assert sum(told["shares"]) == pytest.approx(score, abs=1e-5)
+    assert "".join(text for text, _ in told["words"]) == "".join(told["texts"])
+    assert [text.strip() for text, _ in told["words"]] == ["Bad,", "very", "bad."]
+    assert sum(share for _, share in told["words"]) == pytest.approx(score, abs=1e-5)
+    lines = ok(capsys, *words, "--words").splitlines()
+    assert lines[0].split()[1:] == ["the", "score"] and len(lines) == 4
+    assert [line.split()[1] for line in lines[1:]] == ["Bad,", "very", "bad."]
+
+
 # ---- chat, once
 
 
@@ -159,6 +173,62 @@ def test_chat_refuses_a_role_that_the_run_has_not(
 def test_a_long_prompt_is_told_not_cut(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("chat", str(run), "--prompt", "word " * 50, "--set", "max_prompt_tokens=20")
     assert "longer than max_prompt_tokens (20)" in mistake(capsys, *words)
+
+
+# ---- the best of several answers
+
+SHORT = ("--max-new-tokens", "6")
+
+
+def test_the_reward_picks_the_best(
+    run: Path, tiny: "Backbone", capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("chat", str(run), *ASKED, *SHORT, "--best-of", "4", "--seed", "2", "--json")
+    told = json.loads(ok(capsys, *words))
+    assert len(told["answers"]) == len(told["scores"]) == 4 and len(set(told["answers"])) > 1
+    chats = [[{"role": "user", "content": PROMPT}]] * 4
+    assert told["scores"] == pytest.approx(score_answers(tiny, chats, told["answers"]), abs=1e-4)
+    assert told["answer"] == told["answers"][told["scores"].index(max(told["scores"]))]
+    assert told["kl_bound"] == pytest.approx(0.6363, abs=1e-4)
+    assert ok(capsys, *words) == ok(capsys, *words)
+    base = json.loads(ok(capsys, *words, "--role", "base"))
+    assert base["role"] == "base" and base["answers"] != told["answers"]
+
+
+def test_another_run_s_reward_picks(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy, reward = str(run / "adapters/policy"), str(run / "adapters/reward")
+    words = ("chat", policy, *ASKED, *SHORT, "--best-of", "3", "--json")
+    told = json.loads(ok(capsys, *words, "--reward", reward))
+    assert told["answer"] in told["answers"] and told["role"] == "policy"
+    assert "is a policy adapter, and a reward is needed" in mistake(capsys, *words)
+
+
+def test_a_conversation_of_best_answers(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n/role base\n/retry\n"))
+    out = ok(capsys, "chat", str(run), *SHORT, "--seed", "1", "--best-of", "3")
+    assert out.count("policy> ") == 1 and out.count("base> ") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--best-of", "0"), "--best-of is 1 or more, not 0"),
+        (("--best-of", "4", "--temperature", "0"), "needs answers that differ"),
+        (("--reward", "x"), "add --best-of N"),
+        (("--best-of", "2", "--reward", "none"), "there is no such folder"),
+    ],
+)
+def test_mistakes_about_the_best_of(
+    run: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], error: str
+) -> None:
+    assert error in mistake(capsys, "chat", str(run), *ASKED, *words)
+
+
+def test_the_base_alone_has_no_reward(capsys: pytest.CaptureFixture[str], tiny_base: Path) -> None:
+    words = ("chat", "--base", str(tiny_base), *ASKED, "--best-of", "2")
+    assert "name a run with --reward RUN" in mistake(capsys, *words)
 
 
 # ---- chat, in the terminal

@@ -4,7 +4,7 @@ import math
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from lorarlhf.cli.project_defaults import open_for_chat
+from lorarlhf.cli.project_defaults import newest_run, open_for_chat
 from lorarlhf.cli.result import Result
 from lorarlhf.project.lineage import SourceRun, read_any_source_run, read_source_run
 from lorarlhf.project.load import load_backbone
@@ -30,8 +30,18 @@ def chat(args: Namespace) -> Result:
         )
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is 1 or more, not {args.max_new_tokens}.")
+    if args.best_of < 1:
+        raise UserError(f"--best-of is 1 or more, not {args.best_of}.")
+    if args.best_of > 1 and args.temperature == 0:
+        raise UserError("--best-of needs answers that differ: give a --temperature above 0.")
+    if args.reward is not None and args.best_of == 1:
+        raise UserError("--reward picks the best of several answers: add --best-of N.")
+    reward = _reward_source(args)
     project = open_for_chat(args)
     role, sources = _chat_sources(args)
+    if reward is not None:
+        sources = {name: source for name, source in sources.items() if name != "base"}
+        sources["reward"] = reward
     inherited = [
         *project,
         *(item for source in sources.values() for item in source.settings_values()),
@@ -41,7 +51,7 @@ def chat(args: Namespace) -> Result:
     for name, source in sources.items():
         if name != "base":
             backbone.load_role(name, source.adapter)
-    roles = ["base", *(name for name in sources if name != "base")]
+    roles = ["base", *(name for name in sources if name not in ("base", "reward"))]
     if args.prompt is None:
         return _converse(args, backbone, settings, role, roles)
     return _answer_once(args, backbone, settings, role)
@@ -49,6 +59,17 @@ def chat(args: Namespace) -> Result:
 
 def _chat_flags(args: Namespace) -> Row:
     return {"base": args.base, "seed": args.seed}
+
+
+def _reward_source(args: Namespace) -> SourceRun | None:
+    """The run whose reward role picks, --reward or RUN; None without --best-of."""
+    if args.best_of == 1:
+        return None
+    named = args.reward or args.run
+    if named is None:
+        raise UserError("--best-of needs votes to pick by: name a run with --reward RUN.")
+    option = "RUN" if args.reward is None else "--reward"
+    return read_source_run(newest_run(named, "reward"), "reward", option)
 
 
 def _chat_sources(args: Namespace) -> tuple[str, dict[str, SourceRun]]:
@@ -79,17 +100,25 @@ def _answer_once(args: Namespace, backbone: "Backbone", settings: "Settings", ro
 
     messages = [*opening(args.system), {"role": "user", "content": args.prompt}]
     prompt: Prompt = as_prompt(messages, settings.own["plain"])
-    (completion,) = generate(
-        backbone,
-        [prompt],
-        role=role,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        seed=settings.seed,
-        max_prompt_tokens=settings.own["max_prompt_tokens"],
-    )
-    result = {"role": role, "prompt": args.prompt, "answer": completion.text}
-    return Result(result | {"seed": settings.seed}, completion.text)
+    sampling: Row = {
+        "role": role,
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "seed": settings.seed,
+        "max_prompt_tokens": settings.own["max_prompt_tokens"],
+    }
+    result: Row = {"role": role, "prompt": args.prompt}
+    if args.best_of == 1:
+        (completion,) = generate(backbone, [prompt], **sampling)
+        result |= {"answer": completion.text, "seed": settings.seed}
+        return Result(result, completion.text)
+    from lorarlhf.rewards.best_of import best_of, kl_bound
+
+    (found,) = best_of(backbone, [prompt], args.best_of, **sampling)
+    result |= {"answer": found.answer.text, "seed": settings.seed}
+    result |= {"answers": [one.text for one in found.answers]}
+    result |= {"scores": found.scores, "kl_bound": kl_bound(args.best_of)}
+    return Result(result, found.answer.text)
 
 
 def _converse(
@@ -115,6 +144,7 @@ def _converse(
         max_new_tokens=args.max_new_tokens,
         max_prompt_tokens=settings.own["max_prompt_tokens"],
         seed=args.seed,
+        best_of=args.best_of,
     )
     terminal.run(conversation)
     return Result(None)

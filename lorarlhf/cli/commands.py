@@ -146,6 +146,13 @@ def raters(args: Namespace) -> Result:
     return Result(*votes_commands.raters(args))
 
 
+def evaluate(args: Namespace) -> Result:
+    """What a policy still can; status 1 if it forgot more than allowed."""
+    from lorarlhf.cli.evaluate import evaluate as run
+
+    return run(args)
+
+
 def report(args: Namespace) -> Result:
     """What a project's votes look like."""
     from lorarlhf.cli.report import report as make
@@ -159,6 +166,7 @@ COMMANDS = {
     **dict.fromkeys(STAGES, train),
     "chat": chat,
     "score": score,
+    "eval": evaluate,
     "votes": votes,
     "raters": raters,
     "report": report,

@@ -9,6 +9,7 @@ from typing import Any, TextIO, cast
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import stream
 from lorarlhf.backbone.tokenizer import Prompt
+from lorarlhf.rewards.best_of import best_stream
 from lorarlhf.runtime.errors import UserError
 
 HELP = "/role NAME  /retry  /reset  /quit   Ctrl-C stops an answer, Ctrl-D ends"
@@ -25,6 +26,7 @@ class Conversation:
         system: the first message, if any.
         plain: join the messages' texts by line breaks, without the chat template.
         seed: makes the answers repeatable; None draws a new seed for each answer.
+        best_of: how many answers are sampled, of which the reward role picks one.
         sampling: `temperature`, `max_new_tokens` and `max_prompt_tokens` of `stream`.
     """
 
@@ -37,8 +39,10 @@ class Conversation:
         system: str | None = None,
         plain: bool = False,
         seed: int | None = None,
+        best_of: int = 1,
         **sampling: Any,
     ) -> None:
+        self.best_of = best_of
         self.backbone, self.roles, self.role = backbone, roles, role
         self.plain, self.seed, self.drawn = plain, seed, 0
         self.sampling = sampling
@@ -79,7 +83,11 @@ class Conversation:
         seed = secrets.randbelow(2**31) if self.seed is None else self.seed + self.drawn
         self.drawn += 1
         prompt, written = as_prompt(self.messages, self.plain), ""
-        pieces = stream(self.backbone, prompt, role=self.role, seed=seed, **self.sampling)
+        how = self.sampling | {"role": self.role, "seed": seed}
+        if self.best_of > 1:
+            pieces = best_stream(self.backbone, prompt, self.best_of, **how)
+        else:
+            pieces = stream(self.backbone, prompt, **how)
         try:
             with closing(cast(Pieces, pieces)):
                 for piece in pieces:

@@ -16,6 +16,7 @@ BACKBONE_KEYS = (
 COMMAND_KEYS = {
     "score": "plain",
     "chat": "max_prompt_tokens, plain",
+    "eval": "plain",
     "ui": "max_prompt_tokens, plain",
 }
 # What preferences/exports.py writes; a test compares it.
@@ -23,16 +24,17 @@ EXPORT_FORMS = (
     *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
 )
 # What cli/report.py writes; a test compares it.
-REPORTS = ("raters",)
+REPORTS = ("raters", "tastes")
 SUMMARIES = {
     "demo": "the complete loop on the small base, with a simulated rater",
     "new": "make a project: a folder with settings, prompts, votes and runs",
     **{stage.name: stage.summary for stage in STAGES.values()},
     "chat": "talk to the base or to a trained policy",
     "score": "the reward role's scores of given answers",
+    "eval": "what a tuned policy still can: short tasks, compared with the base",
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
-    "report": "what a project's votes look like: sides, length, form, speed, agreement",
+    "report": "what a project's votes look like and prefer, and how sure that is",
     "estimate": "peak memory of every stage, before anything is loaded",
     "doctor": "check machine and installation, and say how to fix problems",
     "ui": "the pages in the browser: rate answers, talk to models, compare them",
@@ -63,6 +65,7 @@ def build_parser() -> Parser:
         _training(stage, made[stage.name])
     _score(made["score"])
     _chat(made["chat"])
+    _eval(made["eval"])
     _estimate(made["estimate"])
     _votes(made["votes"])
     _raters(made["raters"])
@@ -183,6 +186,10 @@ def _chat(sub: Parser) -> None:
     sub.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
     sub.add_argument("--role", choices=("base", "policy", "reference"), help="who answers")
     sub.add_argument("--base", help="load this base instead of the one that the run names")
+    text = "answer N times; a reward role picks the best"
+    sub.add_argument("--best-of", type=int, metavar="N", default=1, help=text)
+    text = "whose reward role picks (default: that of RUN or of the project)"
+    sub.add_argument("--reward", metavar="RUN", help=text)
     sub.add_argument("--seed", type=int, help="makes answers repeatable")
     sub.add_argument(
         "--temperature", type=float, default=0.7, help="0: always the likeliest word (default: 0.7)"
@@ -190,6 +197,17 @@ def _chat(sub: Parser) -> None:
     sub.add_argument(
         "--max-new-tokens", type=int, default=256, help="longest answer (default: 256)"
     )
+    _set_option(sub)
+
+
+def _eval(sub: Parser) -> None:
+    sub.add_argument("run", metavar="RUN", help="a run with a policy, or a project")
+    text = "tasks of your own: rows of kind, prompt and check (default: the bundled hundred)"
+    sub.add_argument("--tasks", metavar="FILE", help=text)
+    text = "status 1 if the share of tasks that are done falls by more than this"
+    sub.add_argument("--limit-regressions", type=float, metavar="SHARE", help=text)
+    sub.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
+    sub.add_argument("--base", help="load this base instead of the one that the run names")
     _set_option(sub)
 
 
@@ -254,11 +272,17 @@ def _raters(sub: Parser) -> None:
 
 
 def _report(sub: Parser) -> None:
-    sub.add_argument("kind", choices=REPORTS, help="raters: each rater's votes, and all together")
-    sub.add_argument("project", metavar="PROJECT", help="the project's folder")
-    sub.add_argument("--rater", metavar="NAME", help="only this rater's votes")
-    text = "votes for training, of blind comparisons, or all (default: train)"
+    text = (
+        "raters: what each rater's votes look like; tastes: what the votes prefer, and how surely"
+    )
+    sub.add_argument("kind", choices=REPORTS, help=text)
+    text = "the project's folder; for tastes also a run with a reward role"
+    sub.add_argument("project", metavar="PROJECT", help=text)
+    sub.add_argument("--rater", metavar="NAME", help="raters: only this rater's votes")
+    text = "raters: votes for training, of blind comparisons, or all (default: train)"
     sub.add_argument("--purpose", choices=("train", "compare", "all"), default="train", help=text)
+    text = "tastes: two texts of your own that differ in what you care about"
+    sub.add_argument("--axis", nargs=2, metavar=("TEXT", "TEXT"), help=text)
 
 
 def _ui(sub: Parser) -> None:

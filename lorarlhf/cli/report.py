@@ -1,10 +1,16 @@
-"""The command `report`: what a project's votes look like, in words and numbers."""
+"""The command `report`: what a project's votes look like and prefer, in words and numbers."""
 
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.result import Result
+from lorarlhf.data.readers import bundled
 from lorarlhf.evaluation.rater_report import (
     RaterReport,
     RatersReport,
@@ -13,7 +19,9 @@ from lorarlhf.evaluation.rater_report import (
     raters_report,
 )
 from lorarlhf.preferences.records import Vote
+from lorarlhf.project.lineage import read_source_run
 from lorarlhf.project.project import Project
+from lorarlhf.rewards.tastes import Taste, tastes_of
 from lorarlhf.runtime.errors import UserError
 
 SHOWN = 10
@@ -23,6 +31,9 @@ SHOWN = 10
 def report(args: Namespace) -> Result:
     """One of `KINDS` on a project."""
     return KINDS[args.kind](args)
+
+
+# ---- raters
 
 
 def _raters(args: Namespace) -> Result:
@@ -87,9 +98,69 @@ def _rater(one: RaterReport) -> dict[str, Any]:
     return data
 
 
+# ---- tastes
+
+
+def _tastes(args: Namespace) -> Result:
+    from lorarlhf.rewards.vote_fit import VoteFit
+
+    run = Path(newest_run(args.project, "reward")).expanduser()
+    votes = VoteFit.load(run / "votes.safetensors")
+    directions, sides = votes.axes, list(axis_sides())
+    if directions is None or len(directions) != len(sides):
+        raise UserError(
+            f"{run} was made without the style axes of this version (its pooling is `last`, or it "
+            "is older). Train a reward model again with `lorarlhf reward`."
+        )
+    if args.axis is not None:
+        own = _own_axis(args, *args.axis)
+        directions, sides = np.concatenate([directions, own[None]]), [*sides, tuple(args.axis)]
+    found = tastes_of(votes.posterior(), directions, sides)
+    width = max(len(_taste(taste)) for taste in found)
+    lines = [f"What {len(votes)} votes prefer between two answers that differ like the examples:"]
+    for taste in found:
+        low, high = taste.interval
+        sure = "sure" if taste.sure else "not clear yet"
+        chance = f"{taste.chance:.0%} ({low:.0%} to {high:.0%})"
+        lines.append(f"  {_taste(taste):{width}}  {chance:20}  {sure}")
+    data = [
+        {"preferred": taste.preferred, "other": taste.other, "chance": taste.chance}
+        | {"low": taste.interval[0], "high": taste.interval[1], "sure": taste.sure}
+        for taste in found
+    ]
+    return Result(data, "\n".join(lines))
+
+
+def _taste(taste: Taste) -> str:
+    return f"{_excerpt(taste.preferred, 40)} over {_excerpt(taste.other, 40)}"
+
+
+def axis_sides() -> Iterator[tuple[str, str]]:
+    """The names of both ends of the bundled style axes, in the order of their directions."""
+    from lorarlhf.rewards.axes import read_axes
+
+    names = dict.fromkeys(axis for axis, _, _ in read_axes(bundled("style_axes.jsonl")))
+    for name in names:
+        first, _, second = name.partition(" / ")
+        yield first, second
+
+
+def _own_axis(args: Namespace, first: str, second: str) -> "np.ndarray":
+    """The direction (F,) from one text to another that a person wrote."""
+    from lorarlhf.project.load import load_backbone
+    from lorarlhf.project.settings import resolve
+    from lorarlhf.rewards.axes import NEUTRAL_PROMPT
+    from lorarlhf.rewards.features import answer_features
+
+    source = read_source_run(newest_run(args.project, "reward"), "reward", "RUN")
+    backbone = load_backbone(resolve("score", inherited=source.settings_values()))
+    rows = answer_features(backbone, [NEUTRAL_PROMPT] * 2, [first, second])
+    return rows[0] - rows[1]
+
+
 def _excerpt(text: str, length: int = 100) -> str:
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 3] + "..."
 
 
-KINDS = {"raters": _raters}
+KINDS = {"raters": _raters, "tastes": _tastes}

@@ -21,13 +21,13 @@ WIDEST = 3.0
 """The deviation of each weight under the prior. It keeps weights finite where every vote goes one
 way, and changes others by little: odds of one to twenty are a weight of 3."""
 ALARM = 0.03
-"""The chance that votes without any of these causes show one; with a few hundred votes it is a little
-higher (benchmarks/planted_biases.py)."""
+"""The chance that votes without any of these causes show one (a little higher with a few hundred
+votes; see benchmarks/planted_biases.py)."""
 Z95 = 1.959963984540054
 
 _LIST = re.compile(r"^\s*(?:[-*+•‣◦]|\d{1,3}[.)])\s+\S", re.MULTILINE)
 _HEADING = re.compile(r"^\s*#{1,6}\s+\S", re.MULTILINE)
-_BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
+_BOLD = re.compile(r"\*\*(?=\S)[^*\n]+(?<=\S)\*\*|__(?=\S)[^_\n]+(?<=\S)__")
 _CODE = re.compile(r"```|`[^`\n]+`")
 _HEDGES = re.compile(
     r"\b(?:I think|I believe|I guess|I'm not sure|I am not sure|perhaps|maybe|it depends|"

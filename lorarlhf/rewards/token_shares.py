@@ -87,12 +87,12 @@ def words_of(found: TokenShares) -> list[tuple[str, float]]:
     """Words with the sums of their tokens' shares; joined they are the answer."""
     words: list[tuple[str, float]] = []
     for text, share in zip(found.texts, found.shares, strict=True):
-        begins = bool(text) and text[0].isspace()
-        after_blank = bool(words) and bool(words[-1][0]) and words[-1][0][-1].isspace()
-        if not words or begins or (after_blank and text):
-            words.append((text, share))
+        before = words[-1][0] if words else ""
+        blank_between = text[:1].isspace() or before[-1:].isspace()
+        if words and not (before.strip() and text and blank_between):
+            words[-1] = (before + text, words[-1][1] + share)
         else:
-            words[-1] = (words[-1][0] + text, words[-1][1] + share)
+            words.append((text, share))
     return words
 
 

@@ -1,0 +1,127 @@
+"""Skills: every rule on answers that follow it and answers that do not, and the change by hand."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.cli.main import main
+from lorarlhf.evaluation.skills import ALL, Task, compare_skills, passes, read_tasks
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import write_jsonl
+from lorarlhf.runtime.run import Run
+
+
+@pytest.mark.parametrize(
+    ("check", "good", "bad"),
+    [
+        ({"number": 12}, "7 + 5 = 12", "12 and 7 are 19, and 5"),
+        ({"number": 12}, "12, because 7 and 5 make that. I had 5 of 7.", "twelve"),
+        ({"number": 1000}, "1,000", "100"),
+        ({"number": 0.5}, "It is 0.5.", "It is 0.25."),
+        ({"contains": ["Paris"]}, "It is paris.", "Comparison"),
+        ({"contains": ["7", "seven"]}, "There are Seven.", "There are 17."),
+        ({"regex": r"^\s*yes\b"}, "Yes.", "Oh yes"),
+        ({"regex": r"\bPEACE\b", "cased": True}, "PEACE", "peace"),
+        ({"json": {"name": "Ann"}}, '```json\n{"name": "Ann"}\n```', 'It is {"name": "Ann"}'),
+        ({"words": [1, 2]}, " one two ", "one two three"),
+        ({"lines": [3, 3]}, "cat\n\ndog\ncow", "cat, dog, cow"),
+        ({"sentences": [2, 2]}, "It is wet. It is wide!", "It is wet"),
+        (
+            {"contains": ["honey"], "words": [1, 5]},
+            "They make honey.",
+            "Bees make wax and much honey.",
+        ),
+    ],
+)
+def test_the_rules(check: dict[str, Any], good: str, bad: str) -> None:
+    assert passes(good, check) and not passes(bad, check)
+
+
+def test_the_bundled_hundred() -> None:
+    tasks = read_tasks()
+    assert Counter(task.kind for task in tasks) == dict.fromkeys(
+        ("arithmetic", "words", "facts", "format", "nonsense"), 20
+    )
+    assert len({task.prompt for task in tasks}) == 100
+    assert not any(passes("", task.check) for task in tasks)
+    silly = "Purple elephants sing loudly in the garden while the clouds paint themselves."
+    assert sum(passes(silly, task.check) for task in tasks) <= 2
+    refusal = "I don't know that, sorry: there is no such thing."
+    assert all(passes(refusal, task.check) for task in tasks if task.kind == "nonsense")
+
+
+def test_changes_by_hand() -> None:
+    tasks = [Task("a" if n < 4 else "b", "?", {"contains": ["yes"]}) for n in range(8)]
+    before = ["yes"] * 4 + ["no", "no", "yes", "yes"]
+    after = ["no"] * 4 + ["yes", "no", "yes", "yes"]
+    first, second, whole = compare_skills(tasks, before, after)
+    assert (first.kind, first.before, first.after, first.change) == ("a", 4, 0, -1.0)
+    assert (second.before, second.after, second.change) == (2, 3, 0.25)
+    assert (whole.kind, whole.tasks, whole.before, whole.after) == (ALL, 8, 6, 3)
+    assert whole.low < whole.change == -0.375 < whole.high
+    same = compare_skills(tasks, before, before)[-1]
+    assert same.change == 0 and same.low == -same.high < 0
+
+
+@pytest.mark.parametrize(
+    ("row", "error"),
+    [
+        ({"kind": "a", "prompt": "?"}, '"check" is missing'),
+        ({"kind": "a", "prompt": "?", "check": {"size": 3}}, "there is no check size"),
+    ],
+)
+def test_mistakes_in_a_file_of_tasks(tmp_path: Path, row: dict[str, Any], error: str) -> None:
+    write_jsonl(tmp_path / "tasks.jsonl", [row])
+    with pytest.raises(UserError, match=error):
+        read_tasks(tmp_path / "tasks.jsonl")
+
+
+# ---- the command
+
+
+def test_the_command(tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path / "run", "sft", {"seed": 0, "compute_dtype": "float32"})
+    run.base(tiny)
+    for weight in tiny.parameters_of("policy"):
+        weight.data.normal_(std=0.3)
+    tiny.save("policy", run.folder / "adapters" / "policy")
+    rows = [{"kind": "form", "prompt": f"Say {n}.", "check": {"regex": "."}} for n in range(3)]
+    write_jsonl(tmp_path / "tasks.jsonl", rows)
+    words = ["eval", str(run.folder), "--tasks", str(tmp_path / "tasks.jsonl")]
+    words += ["--max-new-tokens", "4"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["kind"] for one in told["skills"]] == ["form", "all"]
+    assert len(told["answers"]) == 3 and told["answers"][0]["base"] != told["answers"][0]["policy"]
+    assert main(words) == 0
+    assert "No change that is larger than chance." in capsys.readouterr().out
+
+
+def test_too_much_forgotten_ends_with_status_1(
+    tiny: Backbone,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lorarlhf.cli import evaluate
+
+    run = Run(tmp_path / "run", "sft", {"seed": 0, "compute_dtype": "float32"})
+    run.base(tiny)
+    tiny.save("policy", run.folder / "adapters" / "policy")
+    said = {"base": "yes", "policy": "no"}
+    monkeypatch.setattr(
+        evaluate, "_answers", lambda backbone, role, prompts, *rest: [said[role]] * len(prompts)
+    )
+    rows = [{"kind": "a", "prompt": f"{n}?", "check": {"contains": ["yes"]}} for n in range(30)]
+    write_jsonl(tmp_path / "tasks.jsonl", rows)
+    words = ["eval", str(run.folder), "--tasks", str(tmp_path / "tasks.jsonl")]
+    assert main(words) == 0
+    assert "has forgotten something" in capsys.readouterr().out
+    assert main([*words, "--limit-regressions", "0.1"]) == 1
+    assert "More was forgotten than --limit-regressions 0.1 allows." in capsys.readouterr().out
+    assert main([*words, "--limit-regressions", "2"]) == 2
+    assert "is a share from 0 to 1" in capsys.readouterr().err
