@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/merged_sampling.py runs/demo
 
 The policy of a finished run answers 32 bundled prompts. Along these answers its distributions are
-computed in four ways: in float32; in the machine's dtype with the adapter beside the base, in batches
-of eight and one by one; and with the adapter merged into the base's weights, as while sampling. In
-float32 alone, on a processor without bfloat16, all are the same but for rounding.
+computed in four ways: in float32; in the machine's dtype with the adapter beside the base, in
+batches of eight and one by one; and with the adapter merged into the base's weights, as while
+sampling. On a processor without bfloat16 all are in float32, and the same but for rounding.
 """
 
 import argparse
