@@ -30,7 +30,7 @@ BIASES: dict[str, dict[str, float]] = {
     "lazy": {},  # a third of the votes in a second or two
     "contradictory": {},  # asked again, the verdict is a coin's
 }
-REPEATS = 30
+REPEATS = 30  # of 300 votes: twice as many as the pages ask
 WORDS = ("the", "cat", "sat", "on", "mats", "and", "looked", "at", "rain", "over", "green", "hills")
 
 

@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), help="default: the GPU if there is one"
     )
+    parser.add_argument("--avx2", action="store_true", help="compute as a processor with AVX2 only")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -93,7 +94,9 @@ def row_of(stage: str, base: str, args: argparse.Namespace) -> dict[str, Any]:
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     command += ["--gradient-checkpointing"] * args.gradient_checkpointing
     command += ["--reference"] * args.reference
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment(args.device))
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=environment(args.device, args.avx2)
+    )
     if done.returncode:
         raise SystemExit(f"{stage} failed with status {done.returncode}; its output is above")
     row = {"stage": stage, "base": args.base} | json.loads(done.stdout.splitlines()[-1])

@@ -1,10 +1,12 @@
 """What waits on machines with cards: several of them, other people's weights, 16-bit rounding."""
 
 import contextlib
+import copy
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from lorarlhf.backbone.memory_plan import Plan
 from lorarlhf.backbone.shape import read_shape
 from lorarlhf.backbone.tokenizer import PromptEncoder, turn_end
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.ppo.rollout import rows_at_once
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.rewards.role import encode_answer
 from lorarlhf.runtime.errors import UserError
@@ -131,6 +134,26 @@ def test_experts_stay_in_16_bit_and_are_counted_so(tmp_path: Path) -> None:
         if "lora_" not in name
     }
     assert base_bytes(shape, 4, 4) == pytest.approx(sum(weights.values()), rel=0.05)
+
+
+# ---- answers sampled together
+
+
+def test_a_card_samples_as_many_as_learning_has_room_for(tiny: Backbone) -> None:
+    card: Any = SimpleNamespace(
+        device=torch.device("cuda"),
+        compute_dtype=torch.float16,
+        adapter_layers=2,
+        has=lambda role: True,
+        causal=SimpleNamespace(config=copy.deepcopy(tiny.causal.config)),
+    )
+    args = PPOConfig(
+        output_dir="x", use_cpu=True, rollout_batch_size=64, micro_batch_size=1, max_new_tokens=256
+    )
+    prompts = [[5] * 20]
+    assert rows_at_once(card, prompts, args) > rows_at_once(tiny, prompts, args) == 8
+    card.causal.config.intermediate_size = [8, 8]  # as in families with a size for each layer
+    assert rows_at_once(card, prompts, args) == 8
 
 
 # ---- gradient checkpointing, which is on by default on a card

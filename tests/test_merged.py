@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import write_base
 
 from lorarlhf.backbone import generation, roles
 from lorarlhf.backbone.base import Backbone
@@ -36,7 +37,7 @@ def layers_of(backbone: Backbone) -> list[Any]:
 
 
 def merged(backbone: Backbone) -> list[Any]:
-    return [layer for layer in layers_of(backbone) if "merged" in layer.__dict__]
+    return [layer for layer in layers_of(backbone) if "summed" in layer.__dict__]
 
 
 @torch.no_grad()
@@ -51,10 +52,13 @@ def states(backbone: Backbone) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("bits", [4, 16])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "gemma2"])
 def test_the_role_s_states_are_the_adapter_s(
-    tiny_base: Path, randomise: Callable[..., None], dtype: str, bits: int
+    tmp_path: Path, randomise: Callable[..., None], family: str, dtype: str, bits: int
 ) -> None:
-    backbone = loaded(tiny_base, randomise, bits=bits, compute_dtype=dtype)
+    """Also with biases (qwen2) and with several projections in one (phi3)."""
+    base = write_base(tmp_path / family, family=family)
+    backbone = loaded(base, randomise, bits=bits, compute_dtype=dtype)
     wanted = states(backbone)
     with backbone.role("policy"), generation.weights_for_sampling(backbone):
         assert merged(backbone) == layers_of(backbone)
@@ -64,6 +68,30 @@ def test_the_role_s_states_are_the_adapter_s(
         torch.testing.assert_close(mine, theirs, rtol=near, atol=near * theirs.abs().max().item())
     assert (wanted[0] - wanted[2]).abs().max() > 0.1  # the adapter does something
     assert all(torch.equal(a, b) for a, b in zip(states(backbone), wanted, strict=True))
+
+
+def test_in_8_bit_nothing_is_merged(tiny_base: Path, randomise: Callable[..., None]) -> None:
+    backbone = loaded(tiny_base, randomise, bits=8)
+    with backbone.role("policy"), generation.weights_for_sampling(backbone):
+        assert merged(backbone) == []
+
+
+def test_gradients_are_the_adapter_s_own(tiny_base: Path, randomise: Callable[..., None]) -> None:
+    backbone = loaded(tiny_base, randomise, compute_dtype="float32")
+    ids = torch.arange(12)[None] + 4
+
+    def gradients() -> list[torch.Tensor]:
+        backbone.model.zero_grad(set_to_none=True)
+        with backbone.role("policy", train=True):
+            backbone.forward.hidden(ids, torch.ones_like(ids)).square().sum().backward()
+        return [p.grad for p in backbone.parameters_of("policy") if p.grad is not None]
+
+    wanted = gradients()
+    with backbone.role("policy"), generation.weights_for_sampling(backbone):
+        ours = gradients()
+    assert len(ours) == len(wanted) > 0
+    for mine, theirs in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_sum_is_the_formula(tiny_base: Path, randomise: Callable[..., None]) -> None:
@@ -117,7 +145,7 @@ def test_everything_is_as_it_was_afterwards(
         generation.weights_for_sampling(backbone),
     ):
         raise ZeroDivisionError
-    assert not any("merged" in module.__dict__ for module in backbone.model.modules())
+    assert not any("summed" in module.__dict__ for module in backbone.model.modules())
 
 
 def test_inside_a_phase_that_trains(tiny_base: Path, randomise: Callable[..., None]) -> None:

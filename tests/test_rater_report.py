@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from lorarlhf.evaluation.agreement import (
     disagreements,
     krippendorff_alpha,
 )
-from lorarlhf.evaluation.rater_report import Share, binomial_test, in_words, raters_report
-from lorarlhf.evaluation.vote_causes import CAUSES, LEFT, holm, vote_causes
+from lorarlhf.evaluation.rater_report import Share, in_words, raters_report
+from lorarlhf.evaluation.vote_causes import CAUSES, LEFT, holm, vote_causes, words_in
+from lorarlhf.evaluation.win_rate import binomial_test
 from lorarlhf.preferences.records import RANKED, SKIP, Verdict, Vote
 from lorarlhf.project.project import Project, create
 
@@ -83,6 +85,13 @@ def test_holm_by_hand() -> None:
     assert holm([0.02, 0.02], 0.03) == [False, False]
 
 
+@pytest.mark.parametrize(("count", "found"), [(4, False), (12, True), (20, True), (200, True)])
+def test_the_strongest_bias_is_found(count: int, found: bool) -> None:
+    """Every vote for the left answer: Wald's test would not find it."""
+    (cause,) = vote_causes([vote(n, FIRST, completions=["a b", "c d"]) for n in range(count)])
+    assert cause.found == found
+
+
 def test_a_share_of_nothing() -> None:
     assert math.isnan(Share(0, 0).value) and Share(0, 0).interval == (0.0, 1.0)
     assert Share(3, 4).value == 0.75
@@ -95,7 +104,8 @@ def test_a_share_of_nothing() -> None:
     ("name", "with_it", "without"),
     [
         ("a list", "So:\n- one\n- two", "So: - one - two"),
-        ("a heading", "## Answer\nYes", "#1 in the list"),
+        ("a heading", "## Answer\nYes", "#1 in the list\n```\n# a comment\n```"),
+        ("a list", "* one\n* two", "* * *\n- - -\n"),
         ("bold", "a **very** long", "2 ** 3 ** 4 * 5"),
         ("code", "run `ls` now", "don't"),
         ("an exclamation mark", "Great\uff01", "Great."),
@@ -104,6 +114,10 @@ def test_a_share_of_nothing() -> None:
 )
 def test_what_has_a_form(name: str, with_it: str, without: str) -> None:
     assert (CAUSES[name](with_it), CAUSES[name](without)) == (1.0, 0.0)
+
+
+def test_signs_of_chinese_count_as_half_a_word() -> None:
+    assert words_in("今天下雨 and rain") == 4 and words_in("") == 0
 
 
 def test_the_length_counts_doublings() -> None:
@@ -140,6 +154,14 @@ def test_weights_of_one_cause_by_hand() -> None:
     assert cause.weight == pytest.approx(math.log(3), rel=0.08)
     error = 1 / math.sqrt(12 * 0.75 * 0.25)
     assert cause.high - cause.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_votes_on_one_pair_count_once() -> None:
+    """Five raters on the same forty pairs are forty pairs, and a repeat is none."""
+    one = [vote(n, FIRST if n % 3 else SECOND, item=n) for n in range(40)]
+    more = [replace(v, id=v.id + 100 * k, rater=str(k)) for k in range(1, 5) for v in one]
+    repeats = [replace(v, id=v.id + 1000, repeats=v.id) for v in one]
+    assert vote_causes([*one, *more, *repeats]) == vote_causes(one)
 
 
 def test_votes_all_one_way_have_finite_weights() -> None:
@@ -202,6 +224,32 @@ def test_disagreements_are_the_newest_first() -> None:
     assert [[v.item_id for v in one.votes] for one in disagreements(votes)] == [[3, 3], [1, 1]]
 
 
+def test_a_rater_does_not_disagree_with_themselves() -> None:
+    twice = [vote(1, FIRST, item=1), vote(2, SECOND, item=1)]
+    assert disagreements(twice) == [] and agreement_of(twice).items == 0
+    repeat = [vote(1, FIRST, item=1), vote(3, SECOND, "bob", item=1, repeats=2)]
+    assert disagreements(repeat) == []
+
+
+def test_when_all_verdicts_are_the_same_alpha_has_no_value() -> None:
+    tie = Verdict("tie")
+    votes = [vote(n + 100 * k, tie, str(k), item=n) for n in range(25) for k in range(2)]
+    found = agreement_of(votes)
+    assert found.raw == 1.0 and found.alpha is None
+    assert any("alpha has no value" in line for line in in_words(raters_report(votes)))
+
+
+def test_circles_among_a_thousand_answers_take_no_time() -> None:
+    votes = [
+        vote(n, FIRST, completions=[f"a{n}", f"a{(n + step) % 1000}"])
+        for step in (1, 2)
+        for n in range(1000)
+    ]
+    started = time.perf_counter()
+    assert cycles_of_three(votes) == (0, 1000)
+    assert time.perf_counter() - started < 5
+
+
 def test_circles_of_three() -> None:
     def prefers(number: int, better: str, worse: str, prompt: str = "Why?") -> Vote:
         return vote(number, FIRST, completions=[better, worse], prompt=prompt)
@@ -229,11 +277,28 @@ def test_the_shares_of_a_rater() -> None:
     found = rater_report(votes, "ann")
     assert found.votes == 14
     assert found.ties == Share(1, 13) and found.skips == Share(1, 14)
-    assert found.left == Share(7, 11)  # six of eight, the slow tie and skip aside, and a repeat
+    assert found.left == Share(7, 11)  # six of eight, and one of three with a repeat
     assert found.left_p == pytest.approx(binomial_test(7, 11))
     assert found.same_again == Share(1, 2)
-    assert found.too_fast == Share(1, 13)
-    assert found.seconds == 9.0
+    assert found.too_fast == Share(1, 10)  # neither skips nor repeats nor imported votes
+    assert found.seconds == 9.0 and not found.hurried and not found.contradictory
+
+
+def test_asked_again_both_good_is_not_both_bad() -> None:
+    votes = [vote(1, Verdict("both_good")), vote(2, Verdict("both_bad"), item=1, repeats=1)]
+    three = [vote(3, FIRST, completions=["a", "b", "c"])]
+    assert rater_report(votes + three, "ann").same_again == Share(0, 1)
+
+
+def test_fifty_thousand_votes_take_seconds() -> None:
+    votes = [
+        vote(n, FIRST if n % 3 else SECOND, f"rater {n % 700}", prompt=f"{n % 60}?")
+        for n in range(50_000)
+    ]
+    started = time.perf_counter()
+    lines = in_words(raters_report(votes))
+    assert time.perf_counter() - started < 30  # 5 s on an idle machine
+    assert "690 more raters with" in "\n".join(lines)
 
 
 @pytest.mark.parametrize("bias", ["none", LEFT, "longer", "a list", "lazy", "contradictory"])
@@ -272,7 +337,7 @@ def test_the_command_in_words_and_as_json(
     text = capsys.readouterr().out
     assert "All raters: 60 votes" in text and "ann: 30 votes" in text
     assert "Agreement on 30 pairs: 90% of the verdicts are the same" in text
-    assert "Raters prefer different answers in 3 pairs" in text
+    assert "Raters prefer different answers in 3 pairs. Talk about these:" in text
     assert "bob: answer 2" in text and "ann: another answer 2, longer" in text
     assert "prefers answers of twice the length" in text
     assert main(["report", "raters", str(project.folder), "--json"]) == 0
@@ -281,6 +346,10 @@ def test_the_command_in_words_and_as_json(
     assert data["together"]["votes"] == 60 and len(data["raters"]) == 2
     assert main(["report", "raters", str(project.folder), "--rater", "ann"]) == 0
     assert "bob" not in capsys.readouterr().out
+    assert main(["report", "raters", str(project.folder), "--axis", "a", "b"]) == 2
+    assert "--axis belongs to `lorarlhf report tastes`" in capsys.readouterr().err
+    assert main(["report", "tastes", str(project.folder), "--rater", "ann"]) == 2
+    assert "--rater belongs to `lorarlhf report raters`" in capsys.readouterr().err
 
 
 def test_without_votes_it_says_what_to_do(

@@ -16,7 +16,8 @@ from lorarlhf.stages.kto import KTOSettings, train_kto
 
 
 def loaded(base: Path, **named: Any) -> Backbone:
-    return Backbone.load(str(base), compute_dtype="float32", adapter_layers=2, lora_rank=4, **named)
+    given = {"compute_dtype": "float32", "adapter_layers": 2, "lora_rank": 4} | named
+    return Backbone.load(str(base), **given)
 
 
 def counted(backbone: Backbone) -> dict[str, int]:
@@ -34,18 +35,21 @@ def counted(backbone: Backbone) -> dict[str, int]:
     return calls
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("checkpointing", "dtype"), [(False, "float32"), (True, "float32"), (False, "bfloat16")]
+)
 @pytest.mark.parametrize("stage", ["dpo", "kto"])
 def test_the_reference_starts_at_the_policy_s_trunk(
     stage: str,
     checkpointing: bool,
+    dtype: str,
     tiny_base: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights, calls = [], []
     for remembers in (True, False):
-        backbone = loaded(tiny_base)
+        backbone = loaded(tiny_base, compute_dtype=dtype)
         calls.append(counted(backbone))
         if not remembers:
             monkeypatch.setattr(Forward, "remembered_trunk", lambda self: contextlib.nullcontext())
@@ -99,6 +103,22 @@ def test_other_inputs_run_from_the_start(tiny_base: Path, randomise: Callable[..
         cached = states(*asked[-1], "base", use_cache=True)  # keys of all layers are wanted
         assert torch.equal(cached, wanted[-1][1]) and calls["lowest"] == len(asked) + 1
     assert torch.equal(states(*asked[-1], "policy"), wanted[-1][0])
+
+
+def test_a_batch_that_is_filled_anew_runs_from_the_start(tiny_base: Path) -> None:
+    backbone = loaded(tiny_base)
+    ids = torch.arange(12)[None] + 4
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    with torch.no_grad(), backbone.role("base"):
+        wanted = backbone.decoder(**given | {"input_ids": ids + 1}).last_hidden_state
+        calls = counted(backbone)
+        with backbone.forward.remembered_trunk(), backbone.forward.remembered_trunk():
+            backbone.decoder(**given)
+            ids += 1
+            assert torch.equal(backbone.decoder(**given).last_hidden_state, wanted)
+            layers = backbone.decoder(**given, output_hidden_states=True).hidden_states
+    assert calls["lowest"] == 3 and len(layers) == len(backbone.decoder.layers) + 1
+    assert "forward" not in vars(backbone.decoder)
 
 
 def test_without_a_trunk_nothing_is_remembered(tiny_base: Path) -> None:

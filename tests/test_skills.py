@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.cli.evaluate import as_text
 from lorarlhf.cli.main import main
 from lorarlhf.evaluation.skills import ALL, Task, compare_skills, passes, read_tasks
 from lorarlhf.runtime.errors import UserError
@@ -19,7 +20,11 @@ from lorarlhf.runtime.run import Run
     ("check", "good", "bad"),
     [
         ({"number": 12}, "7 + 5 = 12", "12 and 7 are 19, and 5"),
-        ({"number": 12}, "12, because 7 and 5 make that. I had 5 of 7.", "twelve"),
+        ({"number": 12}, "12, because 7 and 5 make that. I had 5 of 7.", "a dozen"),
+        ({"number": 8}, "She has eight apples left.", "She has 14 apples, 6 fewer."),
+        ({"number": 32}, "2,4,8,16,32", "2,4,8,16"),
+        ({"sentences": [2, 2]}, "今天下雨。我喜欢雨。", "今天下雨。"),
+        ({"sentences": [1, 1]}, 'She said "It rains."', "It rains. It pours."),
         ({"number": 1000}, "1,000", "100"),
         ({"number": 0.5}, "It is 0.5.", "It is 0.25."),
         ({"contains": ["Paris"]}, "It is paris.", "Comparison"),
@@ -50,8 +55,75 @@ def test_the_bundled_hundred() -> None:
     assert not any(passes("", task.check) for task in tasks)
     silly = "Purple elephants sing loudly in the garden while the clouds paint themselves."
     assert sum(passes(silly, task.check) for task in tasks) <= 2
-    refusal = "I don't know that, sorry: there is no such thing."
-    assert all(passes(refusal, task.check) for task in tasks if task.kind == "nonsense")
+    repeated = [task.prompt for task in tasks if passes(task.prompt, task.check)]
+    assert set(repeated) <= {
+        "Write one sentence about rain.",
+        "End your answer with a question mark. What could we cook tonight?",
+    }
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I don't know that, sorry: there is no such thing.",
+        "I don’t know.",
+        "There is no such country.",
+        "The Earth has only one moon.",
+        "Dinosaurs didn't build the pyramids.",
+        "Nobody has walked on the Sun.",
+        "Nothing is north of the North Pole.",
+        "I can't see what you are holding.",
+        "That is undefined.",
+    ],
+)
+def test_nonsense_is_refused(answer: str) -> None:
+    nonsense = [task for task in read_tasks() if task.kind == "nonsense"]
+    assert all(passes(answer, t.check) for t in nonsense if "corners" not in t.prompt)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The capital is Blorp, and Blarp lies north of it.",
+        "You had eggs. Do not skip breakfast!",
+        "A circle has 4 corners, not 3.",
+        "King George ruled it.",
+        "It is about two hundred tons.",
+    ],
+)
+def test_nonsense_is_not_answered(answer: str) -> None:
+    nonsense = [task for task in read_tasks() if task.kind == "nonsense"]
+    assert not any(passes(answer, task.check) for task in nonsense)
+
+
+RIGHT = {
+    "What is a young dog called?": "A pup.",
+    "Spell the word dog backwards.": "g-o-d",
+    "List three colours, separated by commas and nothing else.": "red,green,blue",
+    "Write the date of Christmas Eve as day and month.": "24 Dec",
+    "Which number is larger, 3 or 8?": "The larger one is 8.",
+    "Write a numbered list of two fruits.": "1. Apple\n2. Pear",
+    "Write a list of three vegetables with a dash before each.": "- Leek\n- Peas\n- Kale",
+    "Write the numbers from 1 to 5, separated by spaces.": "1 2 3 4 5",
+    "Put the word moon in quotation marks and write nothing else.": "“moon”.",
+    "Which of these is not a fruit: apple, hammer, pear, plum?": "The hammer is not a fruit.",
+}
+WRONG = {
+    "Write the word CAT in lower case.": "CAT",
+    "Which number is larger, 3 or 8?": "3 is larger than 8.",
+    "Write a numbered list of two fruits.": "1. Apple\n2. Pear\n3. Plum",
+    "Write a list of three vegetables with a dash before each.": "- a\n- b\n- c\n- d",
+    "Write the numbers from 1 to 5, separated by spaces.": "1 2 3 4 5 6 7",
+    "Put the word moon in quotation marks and write nothing else.": '"moon.',
+    "List three animals, one on each line and nothing else.": "Here are three animals for you, as "
+    "you wished:\ncat\ndog",
+}
+
+
+def test_single_tasks() -> None:
+    checks = {task.prompt: task.check for task in read_tasks()}
+    assert [prompt for prompt, said in RIGHT.items() if not passes(said, checks[prompt])] == []
+    assert [prompt for prompt, said in WRONG.items() if passes(said, checks[prompt])] == []
 
 
 def test_changes_by_hand() -> None:
@@ -64,7 +136,16 @@ def test_changes_by_hand() -> None:
     assert (whole.kind, whole.tasks, whole.before, whole.after) == (ALL, 8, 6, 3)
     assert whole.low < whole.change == -0.375 < whole.high
     same = compare_skills(tasks, before, before)[-1]
-    assert same.change == 0 and same.low == -same.high < 0
+    assert same.change == 0 and same.low == -same.high < 0 and same.p == 1.0
+    assert whole.p == pytest.approx(2 * (5 + 1) / 32)  # four lost and one gained
+
+
+@pytest.mark.parametrize(("lost", "sure"), [(4, False), (5, False), (8, True)])
+def test_a_few_lost_tasks_are_no_evidence(lost: int, sure: bool) -> None:
+    tasks = [Task("a", "?", {"contains": ["yes"]})] * 100
+    after = ["no"] * lost + ["yes"] * (100 - lost)
+    (_, whole) = compare_skills(tasks, ["yes"] * 100, after)
+    assert ("has forgotten something" in as_text([whole])) == sure
 
 
 @pytest.mark.parametrize(
@@ -72,6 +153,11 @@ def test_changes_by_hand() -> None:
     [
         ({"kind": "a", "prompt": "?"}, '"check" is missing'),
         ({"kind": "a", "prompt": "?", "check": {"size": 3}}, "there is no check size"),
+        ({"kind": "a", "prompt": "?", "check": {"cased": True}}, "the check has no rule"),
+        ({"kind": "a", "prompt": "?", "check": {"number": "12"}}, "number is a number, and not"),
+        ({"kind": "a", "prompt": "?", "check": {"contains": "Paris"}}, "contains is a list"),
+        ({"kind": "a", "prompt": "?", "check": {"regex": "("}}, "is a regular expression"),
+        ({"kind": "a", "prompt": "?", "check": {"words": 3}}, "is two whole numbers"),
     ],
 )
 def test_mistakes_in_a_file_of_tasks(tmp_path: Path, row: dict[str, Any], error: str) -> None:
@@ -123,5 +209,7 @@ def test_too_much_forgotten_ends_with_status_1(
     assert "has forgotten something" in capsys.readouterr().out
     assert main([*words, "--limit-regressions", "0.1"]) == 1
     assert "More was forgotten than --limit-regressions 0.1 allows." in capsys.readouterr().out
+    assert main([*words, "--max-new-tokens", "0"]) == 2
+    assert "--max-new-tokens is 1 or more" in capsys.readouterr().err
     assert main([*words, "--limit-regressions", "2"]) == 2
     assert "is a share from 0 to 1" in capsys.readouterr().err

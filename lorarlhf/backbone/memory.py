@@ -238,11 +238,12 @@ def _kv_cache(shape: Shape, plan: Plan) -> int:
 
 
 def _cache_of(shape: Shape, plan: Plan, rows: int) -> int:
-    """Keys and values of so many answers, with the logits of one step."""
+    """Keys and values of so many answers, the forward over their prompts, the logits of a step."""
     tokens = rows * (plan.prompt_tokens + plan.answer_tokens)
     keys = 2 * shape.key_heads * shape.head_dim * plan.float_bytes
     logits = rows * shape.vocabulary
     # Probabilities in float32, summed in float64.
     softmax = min(logits, SOFTMAX_ENTRIES[plan.device]) * (8 + 3 * FLOAT32)
     cache = round(MACHINES[plan.device].heap * tokens * shape.layers * keys)
-    return cache + logits * plan.float_bytes + softmax
+    layer = rows * plan.prompt_tokens * (4 * shape.hidden + 3 * shape.intermediate)  # one at a time
+    return cache + (layer + logits) * plan.float_bytes + softmax

@@ -252,12 +252,12 @@ def switched(
     restored: the active adapter, whether adapters are enabled, train or eval mode of every module,
     and `requires_grad` of every adapter weight.
 
-    Entered under `torch.no_grad()` to read, it leaves `requires_grad` alone, which takes a fifth of
-    the time: a chat switches roles between a few tokens.
+    Entered under `torch.no_grad()` to read, it leaves `requires_grad` as it is. Switching then
+    takes a fifth of the time, which matters to a chat that switches every few tokens.
 
     Args:
         train: only this adapter's weights require gradients, from layer `first` on; otherwise no
-            weight does.
+            weight does (except when entered to read).
     """
     layers = lora_layers(model)
     reads = not train and not torch.is_grad_enabled()

@@ -2,7 +2,8 @@
 
 Tokens are drawn from exactly the softmax at the given temperature: no top-p, no top-k, no
 repetition penalty, and nothing from the base's generation config. Otherwise PPO's KL could become
-negative (trl issues 1005 and 925).
+negative (trl issues 1005 and 925). On a CPU the weights may be merged with the adapter
+(`kernels/merged.py`), which rounds differently.
 """
 
 from collections.abc import Sequence

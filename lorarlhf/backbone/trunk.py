@@ -114,20 +114,24 @@ def _entrance(layers: Any, first: int, kept: torch.Tensor) -> dict[str, Any]:
 
 @contextmanager
 def remembered_trunk(decoder: Any, split: int) -> Iterator[None]:
-    """Inside, a forward on the inputs of the one before it begins at the trunk that this one left.
+    """Inside, a forward with the same inputs as the one before it starts from that one's trunk.
 
     For training code that runs the policy and then the reference on one batch. Every number stays
-    what it is, to the last bit. Only forwards without a cache of keys are concerned.
+    what it is, to the last bit. Forwards with a cache of keys, or that return more than the final
+    states, run from the start.
 
     Args:
         split: the layers below it are the trunk; at least one.
     """
     own, last = decoder.forward, decoder.layers[split - 1]
+    outer = vars(decoder).get("forward")
     before: Inputs = {}
     kept: list[torch.Tensor] = []
 
     def forward(*args: Any, **inputs: Any) -> Any:
-        if args or inputs.get("use_cache") is not False or inputs.get("input_ids") is None:
+        more = any(value for name, value in inputs.items() if name.startswith("output_"))
+        known = inputs.get("use_cache") is False and inputs.get("input_ids") is not None
+        if args or more or not known:
             return own(*args, **inputs)
         if kept and _same(inputs, before):
             with _replaced(decoder.layers, _entrance(decoder.layers, split, kept[0])):
@@ -139,7 +143,7 @@ def remembered_trunk(decoder: Any, split: int) -> Iterator[None]:
             output = own(**inputs)
         finally:
             hook.remove()
-        before.update(inputs)
+        before.update({name: _copied(value) for name, value in inputs.items()})
         return output
 
     decoder.forward = forward
@@ -147,6 +151,12 @@ def remembered_trunk(decoder: Any, split: int) -> Iterator[None]:
         yield
     finally:
         del decoder.forward  # the class's own shows again
+        if outer is not None:
+            decoder.forward = outer
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _keep(kept: list[torch.Tensor], output: Any) -> None:

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from lorarlhf.cli.project_defaults import newest_run, open_for_chat
 from lorarlhf.cli.result import Result
-from lorarlhf.project.lineage import SourceRun, read_any_source_run, read_source_run
+from lorarlhf.project.lineage import (
+    SourceRun,
+    check_same_base,
+    read_any_source_run,
+    read_source_run,
+)
 from lorarlhf.project.load import load_backbone
 from lorarlhf.runtime.errors import UserError
 
@@ -40,13 +45,15 @@ def chat(args: Namespace) -> Result:
     project = open_for_chat(args)
     role, sources = _chat_sources(args)
     if reward is not None:
-        sources = {name: source for name, source in sources.items() if name != "base"}
-        sources["reward"] = reward
+        # The policy's settings come last, where they count.
+        others = {name: source for name, source in sources.items() if name != "base"}
+        sources = {"reward": reward, **others}
     inherited = [
         *project,
         *(item for source in sources.values() for item in source.settings_values()),
     ]
     settings = resolve("chat", sets=args.set, flags=_chat_flags(args), inherited=inherited)
+    check_same_base(list(sources.values()), "base" in settings.given)
     backbone = load_backbone(settings)
     for name, source in sources.items():
         if name != "base":

@@ -147,7 +147,7 @@ def raters(args: Namespace) -> Result:
 
 
 def evaluate(args: Namespace) -> Result:
-    """What a policy still can; status 1 if it forgot more than allowed."""
+    """What a policy can still do; status 1 if it forgot more than allowed."""
     from lorarlhf.cli.evaluate import evaluate as run
 
     return run(args)

@@ -1,4 +1,4 @@
-"""The command `eval`: what a tuned policy still can, compared with its base."""
+"""The command `eval`: what a tuned policy can still do, compared with its base."""
 
 from argparse import Namespace
 from dataclasses import asdict
@@ -13,6 +13,8 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.terminal import progress_bar
 
 BATCH_SIZE = 25
+SURE = 0.05
+"""The chance of a change that is none below which it is called one."""
 
 
 def evaluate(args: Namespace) -> Result:
@@ -22,6 +24,8 @@ def evaluate(args: Namespace) -> Result:
     limit = args.limit_regressions
     if limit is not None and not 0 <= limit <= 1:
         raise UserError(f"--limit-regressions is a share from 0 to 1, not {limit}.")
+    if args.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens is 1 or more, not {args.max_new_tokens}.")
     tasks = read_tasks(args.tasks)
     source = read_source_run(newest_run(args.run, "policy"), "policy", "RUN")
     settings = resolve(
@@ -51,10 +55,12 @@ def _answers(
     backbone: Any, role: str, prompts: list[str], args: Namespace, plain: bool
 ) -> list[str]:
     """The likeliest answer to each task."""
-    from lorarlhf.backbone.generation import generate_encoded
+    from lorarlhf.backbone.generation import check_chat_template, generate_encoded
     from lorarlhf.data.readers import as_conversation
 
-    encoded = [backbone.encode(prompt if plain else as_conversation(prompt)) for prompt in prompts]
+    asked = prompts if plain else [as_conversation(prompt) for prompt in prompts]
+    check_chat_template(backbone, asked)
+    encoded = [backbone.encode(prompt) for prompt in asked]
     with progress_bar(role, len(prompts)) as advance, backbone.role(role):
         done = 0
 
@@ -85,10 +91,10 @@ def as_text(changes: list[SkillChange]) -> str:
             f"{name:12}  {change.tasks:3}  {change.before:4}  {change.after:6}  {points} {interval}"
         )
     whole = changes[-1]
-    if whole.high < 0:
-        lines.append("The policy has forgotten something: the interval of all tasks is below 0.")
-    elif whole.low > 0:
-        lines.append("The policy does more of these tasks than the base.")
-    else:
+    if whole.p >= SURE:
         lines.append("No change that is larger than chance.")
+    elif whole.change < 0:
+        lines.append("The policy has forgotten something: it fails more tasks than by chance.")
+    else:
+        lines.append("The policy does more of these tasks than the base.")
     return "\n".join(lines)

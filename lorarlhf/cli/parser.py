@@ -31,7 +31,7 @@ SUMMARIES = {
     **{stage.name: stage.summary for stage in STAGES.values()},
     "chat": "talk to the base or to a trained policy",
     "score": "the reward role's scores of given answers",
-    "eval": "what a tuned policy still can: short tasks, compared with the base",
+    "eval": "what a tuned policy can still do: short tasks, compared with the base",
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
     "report": "what a project's votes look like and prefer, and how sure that is",
@@ -280,7 +280,7 @@ def _report(sub: Parser) -> None:
     sub.add_argument("project", metavar="PROJECT", help=text)
     sub.add_argument("--rater", metavar="NAME", help="raters: only this rater's votes")
     text = "raters: votes for training, of blind comparisons, or all (default: train)"
-    sub.add_argument("--purpose", choices=("train", "compare", "all"), default="train", help=text)
+    sub.add_argument("--purpose", choices=("train", "compare", "all"), help=text)
     text = "tastes: two texts of your own that differ in what you care about"
     sub.add_argument("--axis", nargs=2, metavar=("TEXT", "TEXT"), help=text)
 

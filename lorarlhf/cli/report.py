@@ -30,6 +30,10 @@ SHOWN = 10
 
 def report(args: Namespace) -> Result:
     """One of `KINDS` on a project."""
+    for kind, options in OPTIONS.items():
+        for name in options:
+            if kind != args.kind and getattr(args, name) is not None:
+                raise UserError(f"--{name} belongs to `lorarlhf report {kind}`.")
     return KINDS[args.kind](args)
 
 
@@ -38,12 +42,14 @@ def report(args: Namespace) -> Result:
 
 def _raters(args: Namespace) -> Result:
     store = Project(args.project).store()
+    purpose = args.purpose or "train"
     try:
-        votes = [vote for vote in store.votes() if args.purpose in ("all", vote.purpose)]
+        votes = store.votes(
+            rater=args.rater and store.rater_name(args.rater),
+            purpose=None if purpose == "all" else purpose,
+        )
     finally:
         store.close()
-    if args.rater is not None:
-        votes = [vote for vote in votes if vote.rater == args.rater]
     if not votes:
         whose = f" of {args.rater}" if args.rater is not None else ""
         raise UserError(
@@ -87,7 +93,8 @@ def _as_data(found: RatersReport) -> dict[str, Any]:
 
 def _rater(one: RaterReport) -> dict[str, Any]:
     data: dict[str, Any] = {}
-    for name, value in vars(one).items():
+    named = vars(one) | {"hurried": one.hurried, "contradictory": one.contradictory}
+    for name, value in named.items():
         if isinstance(value, Share):
             low, high = value.interval
             data[name] = {"count": value.count, "of": value.of, "low": low, "high": high}
@@ -113,7 +120,7 @@ def _tastes(args: Namespace) -> Result:
             "is older). Train a reward model again with `lorarlhf reward`."
         )
     if args.axis is not None:
-        own = _own_axis(args, *args.axis)
+        own = _own_axis(run, *args.axis)
         directions, sides = np.concatenate([directions, own[None]]), [*sides, tuple(args.axis)]
     found = tastes_of(votes.posterior(), directions, sides)
     width = max(len(_taste(taste)) for taste in found)
@@ -145,14 +152,14 @@ def axis_sides() -> Iterator[tuple[str, str]]:
         yield first, second
 
 
-def _own_axis(args: Namespace, first: str, second: str) -> "np.ndarray":
+def _own_axis(run: Path, first: str, second: str) -> "np.ndarray":
     """The direction (F,) from one text to another that a person wrote."""
     from lorarlhf.project.load import load_backbone
     from lorarlhf.project.settings import resolve
     from lorarlhf.rewards.axes import NEUTRAL_PROMPT
     from lorarlhf.rewards.features import answer_features
 
-    source = read_source_run(newest_run(args.project, "reward"), "reward", "RUN")
+    source = read_source_run(run, "reward", "RUN")
     backbone = load_backbone(resolve("score", inherited=source.settings_values()))
     rows = answer_features(backbone, [NEUTRAL_PROMPT] * 2, [first, second])
     return rows[0] - rows[1]
@@ -164,3 +171,4 @@ def _excerpt(text: str, length: int = 100) -> str:
 
 
 KINDS = {"raters": _raters, "tastes": _tastes}
+OPTIONS = {"raters": ("rater", "purpose"), "tastes": ("axis",)}

@@ -50,7 +50,7 @@ def _by_words(backbone: Any, prompts: list[Any], answers: list[Any]) -> Result:
             f"{share:+8.3f}  {text.strip() or repr(text)}" for text, share in words_of(shares)
         ]
         if shares.rest:
-            lines.append(f"{shares.rest:+8.3f}  what no word adds")
+            lines.append(f"{shares.rest:+8.3f}  the rest: about the score of as many line breaks")
     data = [vars(shares) | {"words": words_of(shares)} for shares in found]
     return Result(data, "\n".join(lines[1:]))
 

@@ -26,7 +26,8 @@ class Agreement:
     Attributes:
         items: that two or more raters rated.
         raw: the share of pairs of verdicts on one item that are the same; None with too few items.
-        alpha: Krippendorff's, for categories: 0 is what chance gives, 1 is full agreement.
+        alpha: Krippendorff's, for categories: 0 is what chance gives, 1 is full agreement; None
+            also where all verdicts are the same.
         low, high: its 95% interval, by a bootstrap over the items.
     """
 
@@ -44,19 +45,22 @@ def verdict_on(vote: Vote) -> int | None:
     return vote.verdict.ranking[0][0] if vote.verdict.verdict == RANKED else TIE
 
 
-def units_of(votes: Iterable[Vote]) -> dict[int, dict[str, int]]:
-    """The verdict of each rater on each item; repeats are left out."""
-    units: dict[int, dict[str, int]] = {}
+def votes_by_item(votes: Iterable[Vote]) -> dict[int, dict[str, Vote]]:
+    """Each rater's vote on each item of two answers; the last one, and no repeats or skips."""
+    units: dict[int, dict[str, Vote]] = {}
     for vote in votes:
-        verdict = verdict_on(vote)
-        if verdict is not None and vote.repeats is None:
-            units.setdefault(vote.item_id, {})[vote.rater] = verdict
+        if verdict_on(vote) is not None and vote.repeats is None:
+            units.setdefault(vote.item_id, {})[vote.rater] = vote
     return units
 
 
 def agreement_of(votes: Iterable[Vote], seed: int = 0) -> Agreement:
     """Agreement between raters; only the number of items below `FEWEST_OVERLAPS` of them."""
-    units = [list(unit.values()) for unit in units_of(votes).values() if len(unit) > 1]
+    units = [
+        [verdict_on(vote) or 0 for vote in unit.values()]
+        for unit in votes_by_item(votes).values()
+        if len(unit) > 1
+    ]
     if len(units) < FEWEST_OVERLAPS:
         return Agreement(len(units))
     pairs = [pair for unit in units for pair in itertools.combinations(unit, 2)]
@@ -68,7 +72,9 @@ def agreement_of(votes: Iterable[Vote], seed: int = 0) -> Agreement:
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(units), counts / len(units), size=RESAMPLES) @ kinds
     alphas = [_alpha(table) for table in drawn.reshape(-1, *tables.shape[1:])]
-    known = [value for value in alphas if not math.isnan(value)] or [alpha]
+    known = [value for value in alphas if not math.isnan(value)]
+    if math.isnan(alpha) or not known:
+        return Agreement(len(units), raw)
     low, high = np.percentile(known, [2.5, 97.5])
     return Agreement(len(units), raw, alpha, float(low), float(high))
 
@@ -114,15 +120,11 @@ class Disagreement:
 
 def disagreements(votes: Iterable[Vote]) -> list[Disagreement]:
     """Items on which two raters prefer different answers, the newest first."""
-    by_item: dict[int, list[Vote]] = {}
-    for vote in votes:
-        if verdict_on(vote) not in (None, TIE) and vote.repeats is None:
-            by_item.setdefault(vote.item_id, []).append(vote)
-    found = [
-        Disagreement(tuple(group))
-        for group in by_item.values()
-        if len({verdict_on(vote) for vote in group}) > 1
-    ]
+    found = []
+    for unit in votes_by_item(votes).values():
+        preferring = [vote for vote in unit.values() if verdict_on(vote) != TIE]
+        if len({verdict_on(vote) for vote in preferring}) > 1:
+            found.append(Disagreement(tuple(preferring)))
     return sorted(found, key=lambda d: -max(vote.created_at for vote in d.votes))
 
 
@@ -140,15 +142,14 @@ def cycles_of_three(votes: Iterable[Vote]) -> tuple[int, int]:
         better.setdefault((vote.rater, str(vote.prompt)), set()).add(pair)
     circles = triples = 0
     for pairs in better.values():
-        answers = sorted({answer for pair in pairs for answer in pair})
-        for a, b, c in itertools.combinations(answers, 3):
-            edges = [
-                one if one in pairs else other
-                for x, y in ((a, b), (b, c), (a, c))
-                for one, other in [((x, y), (y, x))]
-                if (one in pairs) != (other in pairs)
-            ]
-            if len(edges) == 3:
+        own = [(one, other) for one, other in pairs if (other, one) not in pairs]
+        judged: dict[str, set[str]] = {}
+        for one, other in own:
+            judged.setdefault(one, set()).add(other)
+            judged.setdefault(other, set()).add(one)
+        # Through the pairs that were judged, and not through all triples of answers.
+        for one, other in own:
+            for third in judged[one] & judged[other]:
                 triples += 1
-                circles += len({winner for winner, _ in edges}) == 3
-    return circles, triples
+                circles += (other, third) in pairs and (third, one) in pairs
+    return circles // 3, triples // 3  # each was met at each of its three pairs

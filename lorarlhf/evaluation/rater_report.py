@@ -4,7 +4,6 @@ Every share comes with an interval. Nothing here knows a model.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -18,15 +17,24 @@ from lorarlhf.evaluation.agreement import (
     disagreements,
     verdict_on,
 )
-from lorarlhf.evaluation.vote_causes import LEFT, Cause, vote_causes
-from lorarlhf.evaluation.win_rate import wilson_interval
+from lorarlhf.evaluation.vote_causes import (
+    LEFT,
+    Cause,
+    Difference,
+    differences,
+    vote_causes,
+    words_in,
+)
+from lorarlhf.evaluation.win_rate import binomial_test, wilson_interval
 from lorarlhf.preferences.records import RANKED, SKIP, Vote
 
 WORDS_A_SECOND = 12.0
 """Nobody reads faster: three times the usual 240 words a minute."""
 
+MOST_RATERS = 10
 HURRIED, STEADY = 0.05, 0.75
-"""Shares of votes: faster than reading, and the same when asked again, that are worth a word."""
+"""The share of votes faster than reading above which the report says so, and the share of verdicts
+repeated below which it does."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +107,29 @@ class RatersReport:
 
 
 def raters_report(votes: Sequence[Vote]) -> RatersReport:
-    """The report on these votes."""
-    names = [name for name, _ in Counter(vote.rater for vote in votes).most_common()]
-    by_rater = {name: [vote for vote in votes if vote.rater == name] for name in names}
-    raters = [rater_report(some, name) for name, some in by_rater.items()]
+    """The report on these votes; the raters with most votes come first."""
+    by_rater: dict[str, list[Vote]] = {}
+    for vote in votes:
+        by_rater.setdefault(vote.rater, []).append(vote)
+    known = differences(votes)  # once, because texts are searched for them
+    ordered = sorted(by_rater.items(), key=lambda entry: -len(entry[1]))
+    raters = [rater_report(some, name, known) for name, some in ordered]
     found = disagreements(votes)
-    return RatersReport(rater_report(votes, None), raters, agreement_of(votes), found)
+    return RatersReport(rater_report(votes, None, known), raters, agreement_of(votes), found)
 
 
-def rater_report(votes: Sequence[Vote], rater: str | None) -> RaterReport:
-    """The report on votes that are taken as one rater's."""
+def rater_report(
+    votes: Sequence[Vote], rater: str | None, known: dict[int, Difference] | None = None
+) -> RaterReport:
+    """The report on votes that are taken as one rater's.
+
+    Args:
+        known: the `differences` of these and other votes, if they were computed before.
+    """
     cast = [vote for vote in votes if vote.verdict.verdict != SKIP]
     left = _left(votes)
-    timed = [vote for vote in votes if vote.milliseconds is not None and not vote.imported]
+    # A skip may be quick, and whoever is asked again has read the answers before.
+    timed = [v for v in cast if v.milliseconds is not None and not v.imported and v.repeats is None]
     seconds = [vote.milliseconds / 1000 for vote in timed if vote.milliseconds is not None]
     return RaterReport(
         rater,
@@ -120,7 +138,7 @@ def rater_report(votes: Sequence[Vote], rater: str | None) -> RaterReport:
         skips=Share(len(votes) - len(cast), len(votes)),
         left=left,
         left_p=binomial_test(left.count, left.of),
-        causes=[cause for cause in vote_causes(votes) if cause.name != LEFT or left.of],
+        causes=vote_causes(votes, known),
         same_again=_same_again(votes),
         circles=Share(*cycles_of_three(votes)),
         seconds=median(seconds) if seconds else None,
@@ -130,7 +148,7 @@ def rater_report(votes: Sequence[Vote], rater: str | None) -> RaterReport:
 
 def faster_than_reading(vote: Vote) -> bool:
     """Whether a vote took less time than reading all answers at `WORDS_A_SECOND`."""
-    words = sum(len(text.split()) for text in vote.completions)
+    words = sum(map(words_in, vote.completions))
     return vote.milliseconds is not None and vote.milliseconds / 1000 < words / WORDS_A_SECOND
 
 
@@ -144,53 +162,46 @@ def _left(votes: Iterable[Vote]) -> Share:
 
 
 def _same_again(votes: Sequence[Vote]) -> Share:
-    first = {vote.presentation_id: verdict_on(vote) for vote in votes}
-    pairs = [
-        (first.get(vote.repeats), verdict_on(vote)) for vote in votes if vote.repeats is not None
-    ]
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
-    return Share(sum(a == b for a, b in known), len(known))
+    def said(vote: Vote) -> tuple[str, int | None]:
+        return vote.verdict.verdict, verdict_on(vote)
 
-
-def binomial_test(count: int, of: int) -> float:
-    """The chance that a fair coin lands on one side this often or seldom, two-sided and exact.
-
-    It adds up all outcomes that are not likelier than this one; 1 where there is nothing.
-    """
-    log_half = -of * math.log(2)
-
-    def chance(k: int) -> float:
-        ways = math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)
-        return math.exp(ways + log_half)
-
-    limit = chance(count) * (1 + 1e-7)
-    return min(1.0, math.fsum(p for k in range(of + 1) if (p := chance(k)) <= limit))
+    first = {vote.presentation_id: vote for vote in votes if verdict_on(vote) is not None}
+    again = [vote for vote in votes if vote.repeats in first and verdict_on(vote) is not None]
+    pairs = [(first[vote.repeats], vote) for vote in again if vote.repeats is not None]
+    return Share(sum(said(a) == said(b) for a, b in pairs), len(pairs))
 
 
 # ---- in words
 
 
 def in_words(report: RatersReport) -> list[str]:
-    """The report as sentences."""
+    """The report as sentences, on at most `MOST_RATERS` raters apart."""
+    shown, more = report.raters[:MOST_RATERS], report.raters[MOST_RATERS:]
     lines = []
-    for one in [report.together, *report.raters] if len(report.raters) > 1 else report.raters:
+    for one in [report.together, *shown] if len(report.raters) > 1 else shown:
         lines += [f"{one.rater or 'All raters'}: {_count(one.votes, 'vote')}", *_about(one), ""]
-    agreement = report.agreement
-    if len(report.raters) > 1:
-        if agreement.alpha is None:
-            lines.append(
-                f"Agreement: {_count(agreement.items, 'pair')} were rated by two or more raters; "
-                f"{FEWEST_OVERLAPS} are needed to measure it."
-            )
-        else:
-            lines.append(
-                f"Agreement on {_count(agreement.items, 'pair')}: {agreement.raw:.0%} of the "
-                f"verdicts are the same; Krippendorff's alpha is {agreement.alpha:.2f} "
-                f"({agreement.low:.2f} to {agreement.high:.2f}; 0 is chance, 1 is full agreement)."
-            )
-        if report.disagreements:
-            pairs = _count(len(report.disagreements), "pair")
-            lines.append(f"Raters prefer different answers in {pairs}. Talk these over.")
+    if more:
+        votes = _count(sum(one.votes for one in more), "vote")
+        lines += [f"{_count(len(more), 'more rater')} with {votes}; --json has all of them", ""]
+    return lines + _agreement(report) if len(report.raters) > 1 else lines
+
+
+def _agreement(report: RatersReport) -> list[str]:
+    found = report.agreement
+    if found.raw is None:
+        few = f"Agreement: {FEWEST_OVERLAPS} pairs rated by two or more raters are needed to"
+        return [f"{few} measure it; there are {found.items or 'none'}."]
+    line = (
+        f"Agreement on {_count(found.items, 'pair')}: {found.raw:.0%} of the verdicts are the same"
+    )
+    if found.alpha is None:
+        lines = [f"{line}. All say the same, so Krippendorff's alpha has no value."]
+    else:
+        between = f"{found.low:.2f} to {found.high:.2f}; 0 is chance, 1 is full agreement"
+        lines = [f"{line}; Krippendorff's alpha is {found.alpha:.2f} ({between})."]
+    if report.disagreements:
+        pairs = _count(len(report.disagreements), "pair")
+        lines.append(f"Raters prefer different answers in {pairs}. Talk about these:")
     return lines
 
 
@@ -208,16 +219,19 @@ def _about(one: RaterReport) -> list[str]:
         lines.append(f"  three answers preferred in a circle: {_share(one.circles)}")
     if one.seconds is not None:
         fast = f", {_share(one.too_fast)} faster than reading" if one.too_fast.count else ""
-        lines.append(f"  {one.seconds:.0f} seconds a vote{fast}")
+        doubt = ": many votes without reading" if one.hurried else ""
+        lines.append(f"  {one.seconds:.0f} seconds a vote{fast}{doubt}")
     return lines
 
 
 def _said(cause: Cause) -> str:
-    odds = math.exp(abs(cause.weight))
+    odds, *ends = (math.exp(abs(weight)) for weight in (cause.weight, cause.low, cause.high))
+    between = f"{min(ends):.1f} to {max(ends):.1f}"
     more = "prefers" if cause.weight > 0 else "avoids"
     forms = {"longer": "answers of twice the length", LEFT: "the answer on the left"}
     what = forms.get(cause.name, f"answers with {cause.name}")
-    return f"{more} {what}: odds of {odds:.1f} to 1, other things being equal ({cause.pairs} pairs)"
+    pairs = _count(cause.pairs, "pair")
+    return f"{more} {what}: odds of {odds:.1f} to 1 ({between}), all else being equal ({pairs})"
 
 
 def _share(share: Share) -> str:

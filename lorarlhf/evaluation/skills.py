@@ -1,4 +1,4 @@
-"""What a model still can: short tasks whose answers a rule can check, before and after tuning.
+"""What a model can still do: short tasks whose answers a rule can check, before and after tuning.
 
 The bundled hundred (`recipes/data/skills.jsonl`) are of five kinds: arithmetic, words, facts, form,
 and nonsense, which a model has to refuse. They measure what tuning cost, not how able a model is.
@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.data.readers import bundled, read_rows
-from lorarlhf.evaluation.win_rate import bootstrap_interval, wilson_interval
+from lorarlhf.evaluation.win_rate import binomial_test, bootstrap_interval, wilson_interval
 from lorarlhf.runtime.errors import UserError
 
 ALL = "all"
 Check = dict[str, Any]
 
-_NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*")
-_SENTENCE = re.compile(r"[.!?\u3002\uff01\uff1f]+(?:\s|$)")
+_NUMBER = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
+_SENTENCE = re.compile(r"[.!?]+[\"')\u201d\u2019]*(?:\s|$)|[\u3002\uff01\uff1f]")
+SPELLED = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve"),
+)
+_SPELLED = re.compile(rf"\b(?:{'|'.join(SPELLED)})\b", re.IGNORECASE)
 _FENCE = re.compile(r"^```(?:json)?\s*|\s*```$")
 
 
@@ -40,7 +45,9 @@ class SkillChange:
         tasks: their number.
         before, after: how many were done.
         low, high: the 95% interval of the change of the share, from -1 to 1 (paired bootstrap over
-            the tasks).
+            the tasks; somewhat too narrow where few change).
+        p: the chance of such a change, or a larger one, if nothing changed but by luck: the exact
+            test of McNemar, on the tasks that only one of the two did.
     """
 
     kind: str
@@ -49,6 +56,7 @@ class SkillChange:
     after: int
     low: float
     high: float
+    p: float
 
     @property
     def change(self) -> float:
@@ -71,32 +79,46 @@ def read_tasks(path: str | Path | None = None) -> list[Task]:
                     f'{file}, line {line}: the field "{field}" is missing or of another type. A '
                     "task has the texts kind and prompt, and the object check."
                 )
-        unknown = set(row["check"]) - {*CHECKS, "cased"}
-        if unknown:
-            raise UserError(
-                f"{file}, line {line}: there is no check {min(unknown)}. There are "
-                f"{', '.join(CHECKS)}."
-            )
+        if wrong := _wrong(row["check"]):
+            raise UserError(f"{file}, line {line}: {wrong}")
         tasks.append(Task(row["kind"], row["prompt"], row["check"]))
     return tasks
 
 
+def _wrong(check: Check) -> str | None:
+    """What is wrong with a check, in a sentence; None if nothing is."""
+    if unknown := set(check) - {*CHECKS, "cased"}:
+        return f"there is no check {min(unknown)}. There are {', '.join(CHECKS)}."
+    if not set(check) & set(CHECKS):
+        return f"the check has no rule. There are {', '.join(CHECKS)}."
+    for name, value in check.items():
+        if not SHAPES.get(name, lambda value: True)(value):
+            return f"{name} is {WORDS[name]}, and not {value!r}."
+    return None
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and re.compile(value) is not None
+    except re.error:
+        return False
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(x, int) for x in value)
+
+
 def passes(answer: str, check: Check) -> bool:
-    """Whether an answer follows all rules of a check."""
+    """Whether an answer follows all rules; typographic apostrophes count as plain ones."""
+    answer = answer.replace("\u2019", "'")
     return all(CHECKS[name](answer, check) for name in check if name in CHECKS)
 
 
 def _number(answer: str, check: Check) -> bool:
     """The number stands first or last among those of the answer, as in a sum or a sentence."""
-    found = [text.replace(",", "") for text in _NUMBER.findall(answer)]
-    return bool(found) and any(_equal(text, check["number"]) for text in (found[0], found[-1]))
-
-
-def _equal(text: str, number: float) -> bool:
-    try:
-        return float(text) == number
-    except ValueError:  # 1.2.3
-        return False
+    digits = _SPELLED.sub(lambda found: str(SPELLED.index(found[0].lower())), answer)
+    found = [float(text.replace(",", "")) for text in _NUMBER.findall(digits)]
+    return bool(found) and check["number"] in (found[0], found[-1])
 
 
 def _contains(answer: str, check: Check) -> bool:
@@ -135,6 +157,22 @@ CHECKS: dict[str, Callable[[str, Check], bool]] = {
 }
 
 
+SHAPES: dict[str, Callable[[Any], bool]] = {
+    "number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    "contains": lambda value: (
+        isinstance(value, list) and bool(value) and all(isinstance(x, str) for x in value)
+    ),
+    "regex": _is_pattern,
+    **dict.fromkeys(("words", "lines", "sentences"), _is_range),
+}
+WORDS = {
+    "number": "a number",
+    "contains": "a list of texts, one of which has to be there",
+    "regex": "a regular expression",
+    **dict.fromkeys(("words", "lines", "sentences"), "two whole numbers, the least and the most"),
+}
+
+
 def compare_skills(
     tasks: Sequence[Task], before: Sequence[str], after: Sequence[str], seed: int = 0
 ) -> list[SkillChange]:
@@ -149,7 +187,9 @@ def compare_skills(
         pairs = [p for task, p in zip(tasks, done, strict=True) if kind in (task.kind, ALL)]
         low, high = _interval(pairs, seed)
         first, second = (sum(column) for column in zip(*pairs, strict=True))
-        changes.append(SkillChange(kind, len(pairs), first, second, low, high))
+        gained, lost = pairs.count((False, True)), pairs.count((True, False))
+        p = binomial_test(lost, gained + lost)
+        changes.append(SkillChange(kind, len(pairs), first, second, low, high, p))
     return changes
 
 

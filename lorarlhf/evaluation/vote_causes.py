@@ -25,10 +25,12 @@ ALARM = 0.03
 votes; see benchmarks/planted_biases.py)."""
 Z95 = 1.959963984540054
 
-_LIST = re.compile(r"^\s*(?:[-*+•‣◦]|\d{1,3}[.)])\s+\S", re.MULTILINE)
-_HEADING = re.compile(r"^\s*#{1,6}\s+\S", re.MULTILINE)
+_FENCED = re.compile(r"^```.*?(?:^```|\Z)", re.MULTILINE | re.DOTALL)
+_LIST = re.compile(r"^[ \t]*(?:[-*+•‣◦]|\d{1,3}[.)])[ \t]+(?![-*\s])\S", re.MULTILINE)
+_HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*(?=\S)[^*\n]+(?<=\S)\*\*|__(?=\S)[^_\n]+(?<=\S)__")
 _CODE = re.compile(r"```|`[^`\n]+`")
+_SIGNS = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 _HEDGES = re.compile(
     r"\b(?:I think|I believe|I guess|I'm not sure|I am not sure|perhaps|maybe|it depends|"
     r"it seems|possibly|as an AI)\b",
@@ -38,16 +40,22 @@ OPENING = 100
 """Characters in which a hedge counts as an opening."""
 
 
+def words_in(text: str) -> int:
+    """The number of words; Chinese and Japanese signs and Korean syllables count as half a word."""
+    signs = len(_SIGNS.findall(text))
+    return len(_SIGNS.sub(" ", text).split()) + (signs + 1) // 2
+
+
 def doublings(text: str) -> float:
     """The length in doublings: the binary logarithm of the number of words, and one."""
-    return math.log2(1 + len(text.split()))
+    return math.log2(1 + words_in(text))
 
 
 CAUSES: dict[str, Callable[[str], float]] = {
     "longer": doublings,
-    "a list": lambda text: float(len(_LIST.findall(text)) >= 2),
-    "a heading": lambda text: float(_HEADING.search(text) is not None),
-    "bold": lambda text: float(_BOLD.search(text) is not None),
+    "a list": lambda text: float(len(_LIST.findall(_FENCED.sub("", text))) >= 2),
+    "a heading": lambda text: float(_HEADING.search(_FENCED.sub("", text)) is not None),
+    "bold": lambda text: float(_BOLD.search(_FENCED.sub("", text)) is not None),
     "code": lambda text: float(_CODE.search(text) is not None),
     "an exclamation mark": lambda text: float("!" in text or "\uff01" in text),
     "a hedging opening": lambda text: float(_HEDGES.search(text[:OPENING]) is not None),
@@ -66,7 +74,7 @@ class Cause:
         chosen: in how many of them the answer with more of it won.
         weight: by how much it raises the log of the odds, the other causes being equal.
         low, high: the 95% interval of the weight.
-        p: the chance of a weight as far from 0, or farther, if there is none (Wald's test).
+        p: the chance that votes speak as much for it, or more, without reason (likelihood ratio).
         found: whether it stands out from all causes that were looked at (Holm 1979, at `ALARM`).
     """
 
@@ -80,23 +88,34 @@ class Cause:
     found: bool
 
 
-def vote_causes(votes: Sequence[Vote]) -> list[Cause]:
+Difference = tuple[float, ...]
+"""What the preferred answer has more of: the side (1 for left, 0 unknown), then `CAUSES`."""
+
+
+def differences(votes: Sequence[Vote]) -> dict[int, Difference]:
+    """By number of the vote; only for votes that prefer one of two answers."""
+    return {vote.id: found for vote in votes if (found := _difference(vote)) is not None}
+
+
+def vote_causes(votes: Sequence[Vote], known: dict[int, Difference] | None = None) -> list[Cause]:
     """The causes in which at least one pair differs, the surest first.
 
-    Only votes that prefer one of two answers count.
+    Only votes that prefer one of two answers count, and of several votes on one pair only the
+    first: what else speaks for an answer is the same for all of them.
+
+    Args:
+        known: the `differences` of these and other votes, if they were computed before.
     """
-    pairs = [pair for vote in votes if (pair := _pair(vote)) is not None]
-    if not pairs:
+    known = differences(votes) if known is None else known
+    first = {vote.item_id: vote.id for vote in reversed(votes) if vote.id in known}
+    if not first:
         return []
-    values = np.array(
-        [[side, *(cause(a) - cause(b) for cause in CAUSES.values())] for a, b, side in pairs]
-    )
-    names = [LEFT, *CAUSES]
+    values = np.array([known[number] for number in first.values()])
     differ = (values != 0).any(axis=0)
-    used = [name for name, wanted in zip(names, differ, strict=True) if wanted]
+    used = [name for name, wanted in zip((LEFT, *CAUSES), differ, strict=True) if wanted]
     columns = values[:, differ]
     weights, errors = logit(columns)
-    chances = [_two_sided(w / e) for w, e in zip(weights, errors, strict=True)]
+    chances = likelihood_ratios(columns, weights)
     found = holm(chances, ALARM)
     causes = [
         Cause(
@@ -116,16 +135,13 @@ def vote_causes(votes: Sequence[Vote]) -> list[Cause]:
     return sorted(causes, key=lambda cause: cause.p)
 
 
-def _pair(vote: Vote) -> tuple[str, str, float] | None:
-    """The preferred and the other answer, and 1 where the preferred one stood left, -1 right.
-
-    0 where the sides are not known; None for a vote that prefers neither, or has more answers.
-    """
-    if vote.verdict.verdict != RANKED or len(vote.completions) != 2:
+def _difference(vote: Vote) -> Difference | None:
+    if vote.verdict.verdict != RANKED or len(vote.completions) != 2 or vote.repeats is not None:
         return None
     best = vote.verdict.ranking[0][0]
     side = 0.0 if vote.imported else (1.0 if vote.shown[0] == best else -1.0)
-    return vote.completions[best], vote.completions[1 - best], side
+    preferred, other = vote.completions[best], vote.completions[1 - best]
+    return side, *(cause(preferred) - cause(other) for cause in CAUSES.values())
 
 
 def logit(columns: Array) -> tuple[Array, Array]:
@@ -135,10 +151,32 @@ def logit(columns: Array) -> tuple[Array, Array]:
     approximation under a prior with a deviation of `WIDEST`.
     """
     scale = np.full(columns.shape[1], WIDEST)
+    if not len(scale):
+        return scale, scale
     weights = scale * solve_primal(columns, scale)
     _, curvature = slopes(columns @ weights)
     precision = curved_gram(columns, curvature) + np.diag(1 / scale**2)
     return weights, np.sqrt(np.diag(np.linalg.inv(precision)))
+
+
+def likelihood_ratios(columns: Array, weights: Array) -> list[float]:
+    """The chance, for each cause, that the votes speak so much for it without reason.
+
+    Twice the loss in log-likelihood without the cause has a chi-squared distribution with one
+    degree of freedom (Wilks 1938). Wald's test, which divides the weight by its error, would
+    overlook the strongest causes: where every vote goes one way, the error grows with the weight.
+    """
+    whole = _log_likelihood(columns, weights)
+    chances = []
+    for place in range(columns.shape[1]):
+        rest = np.delete(columns, place, axis=1)
+        lost = whole - _log_likelihood(rest, logit(rest)[0])
+        chances.append(math.erfc(math.sqrt(max(lost, 0.0))))
+    return chances
+
+
+def _log_likelihood(columns: Array, weights: Array) -> float:
+    return -float(np.logaddexp(0, -(columns @ weights)).sum())
 
 
 def holm(chances: Sequence[float], level: float) -> list[bool]:
@@ -150,7 +188,3 @@ def holm(chances: Sequence[float], level: float) -> list[bool]:
             break
         found[place] = True
     return found
-
-
-def _two_sided(z: float) -> float:
-    return math.erfc(abs(z) / math.sqrt(2))

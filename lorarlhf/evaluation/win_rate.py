@@ -107,6 +107,21 @@ def wilson_interval(rate: float, n: int) -> tuple[float, float]:
     return low, high
 
 
+def binomial_test(count: int, of: int) -> float:
+    """The chance that a fair coin lands on one side this often or seldom, two-sided and exact.
+
+    It adds up all outcomes that are not likelier than this one; 1 where there is nothing.
+    """
+    log_half = -of * math.log(2)
+
+    def chance(k: int) -> float:
+        ways = math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)
+        return math.exp(ways + log_half)
+
+    limit = chance(count) * (1 + 1e-7)
+    return min(1.0, math.fsum(p for k in range(of + 1) if (p := chance(k)) <= limit))
+
+
 def bootstrap_interval(
     values: Sequence[float], groups: Sequence[Hashable], seed: int = 0
 ) -> tuple[float, float]:

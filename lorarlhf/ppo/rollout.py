@@ -192,25 +192,31 @@ class LocalSampler:
 
 
 def rows_at_once(backbone: Backbone, encoded: Sequence[Sequence[int]], args: PPOConfig) -> int:
-    """The most answers that are sampled together (`memory.sampled_rows`)."""
-    try:
-        shape = Shape.of(backbone.causal.config.to_dict())
-    except (KeyError, TypeError):  # a family of another shape
-        return SAMPLED_MICRO_BATCHES * args.micro_batch_size
+    """The most answers that are sampled together, as `lorarlhf estimate` counts them.
+
+    Eight micro-batches, or on a card as many as `memory.sampled_rows` says.
+    """
+    least = SAMPLED_MICRO_BATCHES * args.micro_batch_size
+    if backbone.device.type != "cuda":
+        return least
     plan = Plan(
         "ppo",
         adapter_layers=backbone.adapter_layers,
         micro_batch_size=args.micro_batch_size,
-        rollout_batch_size=args.rollout_batch_size,
+        rollout_batch_size=max(1, len(distributed.own_share(args.rollout_batch_size))),
         prompt_tokens=max(map(len, encoded)),
         answer_tokens=args.max_new_tokens,
         float_bytes=backbone.compute_dtype.itemsize,
-        device="cuda" if backbone.device.type == "cuda" else "cpu",
+        device="cuda",
         gradient_checkpointing=args.gradient_checkpointing,
+        value_adapter=backbone.has("value"),
         policy_layers=args.policy_layers,
         value_layers=args.value_layers,
     )
-    return sampled_rows(shape, plan)
+    try:
+        return max(least, sampled_rows(Shape.of(backbone.causal.config.to_dict()), plan))
+    except (KeyError, TypeError, ValueError):  # a family whose sizes are given in another way
+        return least
 
 
 def collect(

@@ -29,42 +29,39 @@ class _Part:
         share: of this prior in the blend.
         weights: (P,) where it has its peak.
         deviation: (P,) of each weight under the prior.
-        root: (N, P), the votes times the square roots of their curvature; None where `factor` is
-            that of the weights.
-        factor: the lower Cholesky factor (N, N) of I + root diag(deviation^2) root^T, or (P, P) of
-            I + diag(deviation) root^T root diag(deviation).
+        root: (N,) the square roots of the votes' curvature; None for the system of the weights.
+        inverse: that of the lower Cholesky factor: of the votes' system (N, N), I + r D V D^T r, or
+            of the weights' (P, P), I + s D^T C D s.
     """
 
     share: float
     weights: Array
     deviation: Array
     root: Array | None
-    factor: Array
+    inverse: Array
 
     @classmethod
     def of(cls, votes: VoteMatrix, prior: Prior, share: float, weights: Array) -> "_Part":
         deviation = np.sqrt(votes.variance(prior))
         _, curvature = slopes(votes.columns @ weights)
-        if len(votes) <= len(deviation):  # as in the fit: the smaller of the two systems
-            root = np.sqrt(curvature)[:, None] * votes.columns
-            scaled = root * deviation
+        root = np.sqrt(curvature) if len(votes) <= len(deviation) else None  # the smaller system
+        if root is not None:
+            scaled = root[:, None] * votes.columns * deviation
             system = scaled @ scaled.T
         else:
-            root = None
             system = deviation[:, None] * curved_gram(votes.columns, curvature) * deviation
         system.flat[:: len(system) + 1] += 1
-        factor = np.asarray(np.linalg.cholesky(system), dtype=np.float64)
-        return cls(share, weights, deviation, root, factor)
+        inverse = np.asarray(np.linalg.inv(np.linalg.cholesky(system)), dtype=np.float64)
+        return cls(share, weights, deviation, root, inverse)
 
-    def moments(self, columns: Array) -> tuple[Array, Array]:
+    def moments(self, votes: VoteMatrix, columns: Array) -> tuple[Array, Array]:
         """Mean and variance (M,) of what answers or differences score, columns (M, P)."""
         scaled = columns * self.deviation
         if self.root is None:
-            solved = np.linalg.solve(self.factor, scaled.T)
-            variance = (solved**2).sum(axis=0)
+            variance = ((self.inverse @ scaled.T) ** 2).sum(axis=0)
         else:
-            known = np.linalg.solve(self.factor, (self.root * self.deviation) @ scaled.T)
-            variance = (scaled**2).sum(axis=1) - (known**2).sum(axis=0)
+            along = self.root[:, None] * (votes.columns @ (scaled * self.deviation).T)
+            variance = (scaled**2).sum(axis=1) - ((self.inverse @ along) ** 2).sum(axis=0)
         return columns @ self.weights, np.maximum(variance, 0.0)
 
 
@@ -78,7 +75,7 @@ class Posterior:
     """
 
     def __init__(self, space: VoteSpace, votes: VoteMatrix, blend: Blend) -> None:
-        self._space = space
+        self._space, self._votes = space, votes
         priors = [prior for prior, _ in blend.priors]
         self._parts = [
             _Part.of(votes, prior, share, weights)
@@ -108,7 +105,7 @@ class Posterior:
     def _moments(self, columns: Array) -> tuple[Array, Array]:
         mean, square = np.zeros(len(columns)), np.zeros(len(columns))
         for part in self._parts:
-            middle, variance = part.moments(columns)
+            middle, variance = part.moments(self._votes, columns)
             mean += part.share * middle
             square += part.share * (variance + middle**2)
         return mean, np.sqrt(np.maximum(square - mean**2, 0.0))

@@ -101,7 +101,7 @@ class VoteFit:
             raise UserError(
                 "There are no votes yet, so there is nothing to fit. Rate some answers."
             )
-        due = len(self) >= 1.25 * self._weighted_at
+        due = self._due
         fit = fit_head(
             self.chosen,
             self.rejected,
@@ -120,11 +120,18 @@ class VoteFit:
         Raises:
             UserError: there is no vote yet.
         """
-        blend = self.fit().blend
+        if self._blend is None or self._due:
+            self.fit()
+        assert self._blend is not None
         space, votes = in_vote_space(
             self.chosen, self.rejected, background=self._backgrounds, axes=self.axes
         )
-        return Posterior(space, votes, blend)
+        return Posterior(space, votes, self._blend)
+
+    @property
+    def _due(self) -> bool:
+        """Whether the priors are to be weighted again."""
+        return len(self) >= 1.25 * self._weighted_at
 
     @property
     def _backgrounds(self) -> list[NDArray[np.float32]]:

@@ -128,9 +128,13 @@ class _Rules:
             query: (B, k, h / k, d), the query heads of one key head as if they were positions.
         """
         found = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=self.scaling
+            query,
+            key,
+            value,
+            attn_mask=None if mask is None else mask[..., : key.shape[2]],
+            scale=self.scaling,
         )
-        return found.reshape(len(query), -1, 1, query.shape[-1])
+        return found.reshape(len(query), -1, 1, value.shape[-1])
 
     def plain_causal(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor

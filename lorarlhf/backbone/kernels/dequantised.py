@@ -150,7 +150,7 @@ def _with_dequantised_weight(kind: type) -> type:
 
 def _gains(module: Any) -> bool:
     """Whether there is something to keep for this module: it is 4-bit, or plain and packs."""
-    if "merged" in module.__dict__:  # `merged.py` keeps its sum with an adapter
+    if "summed" in module.__dict__:  # `merged.py` keeps its sum with an adapter
         return False
     if type(module) is nn.Linear:
         frozen = not module.weight.requires_grad

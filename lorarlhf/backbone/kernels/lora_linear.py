@@ -60,9 +60,9 @@ class Fused:
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., in) -> (..., out)."""
         layer: Any = self
-        merged = layer.__dict__.get("merged")
-        if merged is not None and not layer._disable_adapters:
-            name, weight = merged
+        summed = layer.__dict__.get("summed")
+        if summed is not None and not (layer._disable_adapters or torch.is_grad_enabled()):
+            name, weight = summed
             if name == layer._active_adapter and x.dtype == weight.dtype:
                 return product(x, weight, layer.base_layer.bias)
         cast = layer.__dict__.get("cast")

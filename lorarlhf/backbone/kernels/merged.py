@@ -1,9 +1,11 @@
 """The active adapter added to the base's weights while many answers are sampled, on a CPU.
 
 An adapter's two narrow products take a seventh of the time of a sampling step. Here its product is
-added to the dequantised weight once, W + scaling B A (arXiv 2106.09685, section 4.1), and a step
-costs what it costs for the bare base. In float32 the numbers differ by rounding alone. In bfloat16
-the sum is rounded once more, and is as far from the numbers in float32 as the unmerged layers are.
+added to the dequantised weight once, W + scaling B A (arXiv 2106.09685, section 4.1), and the layer
+costs what it costs without an adapter. As many layers are merged as there is room for kept weights:
+all of the small base, and the uppermost ones of a larger one. In float32 the results differ only by
+rounding. In bfloat16 the sum is rounded once more, and the model is as far from float32 as with the
+adapter beside it (benchmarks/merged_sampling.py).
 
 The base stays as it is. Only sampling uses these weights: log-probabilities and gradients come from
 the adapter itself.
@@ -27,10 +29,10 @@ from lorarlhf.backbone.kernels.lora_linear import Fused
 
 @contextmanager
 def keep_merged(modules: Iterable[LoraLayer], max_weights: int) -> Iterator[int]:
-    """Keep the active adapter merged inside the context, from the last layer up.
+    """Keep the active adapter merged inside the context, beginning with the last layer.
 
-    Only on the CPU, where there is memory for it and cards have none to spare. Another role that is
-    switched to inside is computed as without it. Nothing may train inside.
+    Only on the CPU: cards have no memory to spare. Another role that is switched to inside, and
+    anything with gradients, is computed as without it.
 
     Args:
         modules: the LoRA layers.
@@ -50,14 +52,14 @@ def keep_merged(modules: Iterable[LoraLayer], max_weights: int) -> Iterator[int]
                 break
             max_weights -= numbers_of(base)
             weight = prepared(_sum(layer, name).to(dtype_of(base)))
-            layer.__dict__["merged"] = layer._active_adapter, weight
-            base.__dict__["merged"] = True
+            layer.__dict__["summed"] = layer._active_adapter, weight
+            base.__dict__["summed"] = True
             merged.append(layer)
         yield max_weights
     finally:
         for layer in merged:
             for module in (layer, layer.get_base_layer()):
-                module.__dict__.pop("merged", None)
+                module.__dict__.pop("summed", None)
 
 
 def _sum(layer: Any, name: str) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """One way to run TRL's trainers on the shared backbone."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,7 +54,9 @@ def run_trl_trainer(
         for weight in trainer.model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-        with dequantised(backbone), backbone.forward.remembered_trunk():
+        reentrant = (checkpointing or {}).get("use_reentrant")  # then the trunk has gradients
+        remembering = nullcontext() if reentrant else backbone.forward.remembered_trunk()
+        with dequantised(backbone), remembering:
             trainer.train(resume)
     return trainer
 
