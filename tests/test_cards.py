@@ -1,7 +1,6 @@
 """What waits on machines with cards: several of them, other people's weights, 16-bit rounding."""
 
 import contextlib
-import copy
 import json
 import shutil
 from dataclasses import replace
@@ -145,14 +144,15 @@ def test_a_card_samples_as_many_as_learning_has_room_for(tiny: Backbone) -> None
         compute_dtype=torch.float16,
         adapter_layers=2,
         has=lambda role: True,
-        causal=SimpleNamespace(config=copy.deepcopy(tiny.causal.config)),
+        causal=SimpleNamespace(config=SimpleNamespace(to_dict=tiny.causal.config.to_dict)),
     )
     args = PPOConfig(
         output_dir="x", use_cpu=True, rollout_batch_size=64, micro_batch_size=1, max_new_tokens=256
     )
     prompts = [[5] * 20]
     assert rows_at_once(card, prompts, args) > rows_at_once(tiny, prompts, args) == 8
-    card.causal.config.intermediate_size = [8, 8]  # as in families with a size for each layer
+    sizes = tiny.causal.config.to_dict() | {"intermediate_size": [8, 8]}  # one for each layer
+    card.causal.config.to_dict = lambda: sizes
     assert rows_at_once(card, prompts, args) == 8
 
 

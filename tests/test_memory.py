@@ -131,8 +131,8 @@ def test_a_card_samples_more_together_where_learning_takes_more_memory() -> None
         )
         rows, parts = sampled_rows(shape, plan), estimate(shape, plan)
         learning = parts["kept_trunk"] + parts["activations"] + parts["logits"]
-        assert rows >= min(256, 8 * micro)
-        assert rows == 8 * micro or parts["kv_cache"] <= learning
+        assert rows >= micro
+        assert rows == micro or parts["kv_cache"] <= learning
         assert sampled_rows(shape, replace(plan, rollout_batch_size=3)) == 3
         assert sampled_rows(shape, replace(plan, device="cpu")) == 8 * micro
         more = memory._cache_of(shape, plan, bucket_for(rows + 1))

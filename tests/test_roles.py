@@ -48,17 +48,6 @@ def unusual_state(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_a_switch_to_read_leaves_requires_grad_alone(four: Backbone) -> None:
-    weights = [p for name, p in four.model.named_parameters() if "lora_" in name]
-    for place, weight in enumerate(weights):
-        weight.requires_grad_(place % 3 == 0)
-    before = [weight.requires_grad for weight in weights]
-    with torch.no_grad(), four.role("value"):
-        assert [weight.requires_grad for weight in weights] == before
-        assert four.model.active_adapter == "value"
-    assert [weight.requires_grad for weight in weights] == before
-
-
 @pytest.mark.parametrize("role", ALL)
 def test_the_switch_restores_everything(four: Backbone, role: str, train: bool) -> None:
     unusual_state(four)
@@ -293,3 +282,14 @@ def test_a_head_on_the_trunk_by_hand() -> None:
 def test_unknown_pooling_is_refused() -> None:
     with pytest.raises(ValueError, match="'first'"):
         roles.ScalarHead(4, "first")
+
+
+def test_a_switch_to_read_leaves_requires_grad_alone(four: Backbone) -> None:
+    weights = [p for name, p in four.model.named_parameters() if "lora_" in name]
+    for place, weight in enumerate(weights):
+        weight.requires_grad_(place % 3 == 0)
+    before = [weight.requires_grad for weight in weights]
+    with torch.no_grad(), four.role("value"):
+        assert [weight.requires_grad for weight in weights] == before
+        assert four.model.active_adapter == "value"
+    assert [weight.requires_grad for weight in weights] == before

@@ -19,7 +19,7 @@ from lorarlhf.runtime.run import Run
 @pytest.mark.parametrize(
     ("check", "good", "bad"),
     [
-        ({"number": 12}, "7 + 5 = 12", "12 and 7 are 19, and 5"),
+        ({"number": 12}, "7 + 5 = 12", "7 and 12 are 19"),
         ({"number": 12}, "12, because 7 and 5 make that. I had 5 of 7.", "a dozen"),
         ({"number": 8}, "She has eight apples left.", "She has 14 apples, 6 fewer."),
         ({"number": 32}, "2,4,8,16,32", "2,4,8,16"),

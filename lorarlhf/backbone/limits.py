@@ -6,8 +6,8 @@ SOFTMAX_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 24}
 """Entries of logits that are turned into probabilities at once: on a CPU few enough to stay in its
 cache, elsewhere enough to keep the device busy."""
 SAMPLED_MICRO_BATCHES = 8
-"""Micro-batches that PPO samples together, at least: their keys and values take less memory than
-the activations of one. See `memory.sampled_rows`."""
+"""Micro-batches that PPO samples together on a CPU: their keys and values take less memory than the
+activations of one. For cards see `memory.sampled_rows`."""
 SAMPLED_BUCKETS = (1, 2, 4, 8, 16, 32)
 """Rows of a batch that a card samples; above the last one, multiples of it. Each needs a CUDA graph
 of its own."""

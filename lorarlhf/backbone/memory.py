@@ -217,14 +217,13 @@ def _logits(shape: Shape, plan: Plan) -> int:
 def sampled_rows(shape: Shape, plan: Plan) -> int:
     """How many answers PPO samples together.
 
-    They are those of eight micro-batches. On a card they are as many as fit into the memory that
-    learning takes, if these are more: it is free while nothing learns, and with more rows a card
-    samples more tokens in the same time.
+    On a CPU they are those of eight micro-batches. On a card they are as many as fit into the memory
+    that learning takes, which is free while nothing learns: with more rows a card samples more
+    tokens in the same time. They are no fewer than those of one micro-batch.
     """
-    rows = SAMPLED_MICRO_BATCHES * plan.micro_batch_size
     if plan.device != "cuda":
-        return min(plan.rollout_batch_size, rows)
-    room = sum(_learning(shape, plan).values())
+        return min(plan.rollout_batch_size, SAMPLED_MICRO_BATCHES * plan.micro_batch_size)
+    rows, room = plan.micro_batch_size, sum(_learning(shape, plan).values())
     while rows < plan.rollout_batch_size and _cache_of(shape, plan, bucket_for(rows + 1)) <= room:
         rows = bucket_for(rows + 1)
     return min(plan.rollout_batch_size, rows)

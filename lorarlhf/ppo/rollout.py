@@ -194,11 +194,11 @@ class LocalSampler:
 def rows_at_once(backbone: Backbone, encoded: Sequence[Sequence[int]], args: PPOConfig) -> int:
     """The most answers that are sampled together, as `lorarlhf estimate` counts them.
 
-    Eight micro-batches, or on a card as many as `memory.sampled_rows` says.
+    On a card `memory.sampled_rows` says how many, elsewhere it is eight micro-batches.
     """
-    least = SAMPLED_MICRO_BATCHES * args.micro_batch_size
+    usual = SAMPLED_MICRO_BATCHES * args.micro_batch_size
     if backbone.device.type != "cuda":
-        return least
+        return usual
     plan = Plan(
         "ppo",
         adapter_layers=backbone.adapter_layers,
@@ -207,16 +207,16 @@ def rows_at_once(backbone: Backbone, encoded: Sequence[Sequence[int]], args: PPO
         prompt_tokens=max(map(len, encoded)),
         answer_tokens=args.max_new_tokens,
         float_bytes=backbone.compute_dtype.itemsize,
-        device="cuda",
+        device=backbone.device.type,
         gradient_checkpointing=args.gradient_checkpointing,
         value_adapter=backbone.has("value"),
         policy_layers=args.policy_layers,
         value_layers=args.value_layers,
     )
     try:
-        return max(least, sampled_rows(Shape.of(backbone.causal.config.to_dict()), plan))
+        return sampled_rows(Shape.of(backbone.causal.config.to_dict()), plan)
     except (KeyError, TypeError, ValueError):  # a family whose sizes are given in another way
-        return least
+        return usual
 
 
 def collect(

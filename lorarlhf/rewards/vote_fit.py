@@ -143,9 +143,10 @@ class VoteFit:
         from safetensors.numpy import save_file
 
         arrays = {"axes": self.axes, "background": self.background}
-        tensors = {name: value for name, value in arrays.items() if value is not None}
         if self.groups:
-            tensors |= {name: np.ascontiguousarray(getattr(self, name)) for name in VOTES}
+            arrays |= {name: getattr(self, name) for name in VOTES}
+        # safetensors writes the memory of an array as it lies there.
+        tensors = {n: np.ascontiguousarray(x) for n, x in arrays.items() if x is not None}
         note = {"groups": json.dumps(self.groups)}
         if self._blend is not None:
             priors = [[p.l2, p.axis_strength, share] for p, share in self._blend.priors]
