@@ -217,9 +217,9 @@ def _logits(shape: Shape, plan: Plan) -> int:
 def sampled_rows(shape: Shape, plan: Plan) -> int:
     """How many answers PPO samples together.
 
-    On a CPU they are those of eight micro-batches. On a card they are as many as fit into the memory
-    that learning takes, which is free while nothing learns: with more rows a card samples more
-    tokens in the same time. They are no fewer than those of one micro-batch.
+    On a CPU they are those of eight micro-batches. On a card they are as many as fit into the
+    memory that learning takes, which is free while nothing learns: with more rows a card samples
+    more tokens in the same time. They are no fewer than those of one micro-batch.
     """
     if plan.device != "cuda":
         return min(plan.rollout_batch_size, SAMPLED_MICRO_BATCHES * plan.micro_batch_size)
