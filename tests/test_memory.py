@@ -170,13 +170,14 @@ def test_the_kept_trunk_and_the_cache() -> None:
     assert estimate(HAND, everything)["kept_trunk"] == 0
     keys = 4 * 8 * 4 * (2 * 4 * 2)  # rows, tokens, layers, keys and values
     logits = 4 * 10 * (2 + 20)  # as they are, and as probabilities
-    assert parts["kv_cache"] == round(1.65 * keys) + logits
+    prompts = 4 * 3 * (4 * 8 + 3 * 16) * 2  # rows, tokens, one layer's states and MLP
+    assert parts["kv_cache"] == round(1.65 * keys) + prompts + logits
     many = replace(PLAN, rollout_batch_size=64, micro_batch_size=1)
     few = replace(many, rollout_batch_size=8)
     assert estimate(HAND, many)["kv_cache"] == estimate(HAND, few)["kv_cache"]  # 8 at once
     # Of a large vocabulary no more probabilities at once than the device's cache takes.
     wide = replace(HAND, vocabulary=1 << 19)
-    without = round(1.65 * keys) + 4 * (1 << 19) * 2
+    without = round(1.65 * keys) + prompts + 4 * (1 << 19) * 2
     assert estimate(wide, PLAN)["kv_cache"] == without + (1 << 20) * 20
 
 
