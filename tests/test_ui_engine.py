@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -127,6 +128,23 @@ def test_a_missing_base_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none"):
         ask(engine, [BASE]).wait(LONG)
     assert engine.state == FAILED
+    engine.close()
+
+
+def test_the_reason_is_told_though_the_process_has_ended_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Engine._loaded
+
+    def later(self: Engine, kind: str, value: Any) -> None:
+        time.sleep(1)
+        loaded(self, kind, value)
+
+    monkeypatch.setattr(Engine, "_loaded", later)
+    engine = Engine(partial(resolve, "chat", flags={"base": str(tmp_path / "none")}))
+    engine.process.join(LONG)
+    with pytest.raises(UserError, match="none"):
+        ask(engine, [BASE]).wait(LONG)
     engine.close()
 
 

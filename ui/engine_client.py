@@ -18,6 +18,8 @@ from lorarlhf_ui.engine_worker import BASE
 
 START_METHOD = "spawn"
 """How the process starts. The tests start it from a server that has imported the libraries."""
+LAST_WORDS = 10.0
+"""Seconds that a process that has ended gets until its last message is read."""
 STARTING, READY, FAILED, OFF = "starting", "ready", "failed", "off"
 __all__ = ["BASE", "FAILED", "OFF", "READY", "STARTING", "Engine", "Job"]
 
@@ -104,7 +106,8 @@ class Engine:
         )
         self.process.start()
         theirs.close()  # otherwise the end of the process would not close the pipe
-        threading.Thread(target=self._listen, daemon=True, name="engine").start()
+        self._listener = threading.Thread(target=self._listen, daemon=True, name="engine")
+        self._listener.start()
 
     def answer(
         self,
@@ -184,6 +187,9 @@ class Engine:
             with self._lock:
                 self._connection.send(message)
         except (OSError, ValueError):
+            # The process may have said why it ended, which is still to be read.
+            if threading.current_thread() is not self._listener:
+                self._listener.join(LAST_WORDS)
             self._lost()
 
     def _listen(self) -> None:
