@@ -95,6 +95,17 @@ def reward(completions: list[Any], **columns: Any) -> list[float]:
     return [float(str(answer).count("e")) for answer in completions]
 
 
+def sizes_of(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What PPO and RLOO of lorarlhf have in common."""
+    return {
+        "output_dir": str(folder),
+        "updates": args.updates + 1,
+        "rollout_batch_size": args.answers,
+        "micro_batch_size": args.micro,
+        "max_new_tokens": args.tokens,
+    }
+
+
 def run_ppo(side: str, args: argparse.Namespace, folder: Path) -> list[float]:
     """PPO by lorarlhf; seconds of each update but the first."""
     from lorarlhf import Backbone, PPOConfig, PPOTrainer
@@ -104,11 +115,7 @@ def run_ppo(side: str, args: argparse.Namespace, folder: Path) -> list[float]:
     type(backbone).stop_ids = property(lambda self: [10**7])  # no answer ends by itself
     trained = backbone.adapter_layers if layers == "all" else None
     config = PPOConfig(
-        output_dir=str(folder),
-        updates=args.updates + 1,
-        rollout_batch_size=args.answers,
-        micro_batch_size=args.micro,
-        max_new_tokens=args.tokens,
+        **sizes_of(args, folder),
         num_ppo_epochs=1 if side == "ppo-1" else 4,
         critic_warmup=0,
         policy_layers=trained,
@@ -134,14 +141,7 @@ def run_critic_free(side: str, args: argparse.Namespace, folder: Path) -> list[f
         from lorarlhf.stages.inputs import PPOSettings, RewardSpec
         from lorarlhf.stages.rloo import train_rloo
 
-        config = PPOConfig(
-            output_dir=str(folder),
-            updates=args.updates + 1,
-            rollout_batch_size=args.answers,
-            micro_batch_size=args.micro,
-            max_new_tokens=args.tokens,
-            num_ppo_epochs=1,
-        )
+        config = PPOConfig(**sizes_of(args, folder), num_ppo_epochs=1)
         backbone = Backbone.load(args.base)
         settings = PPOSettings(num_generations=EACH, trl={"generation_kwargs": always})
         run = Run(folder / "run", "ppo", {"seed": 0})

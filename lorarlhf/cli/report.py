@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorarlhf.cli.project_defaults import newest_run
-from lorarlhf.cli.result import Result
+from lorarlhf.cli.result import Result, excerpt
 from lorarlhf.data.readers import bundled
 from lorarlhf.evaluation.rater_report import (
     RaterReport,
@@ -67,10 +67,10 @@ def _raters(args: Namespace) -> Result:
 def _disagreement(votes: tuple[Vote, ...]) -> list[str]:
     prompt = votes[0].prompt
     asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    lines = [_excerpt(asked)]
+    lines = [excerpt(asked, 100)]
     for place, text in enumerate(votes[0].completions):
         names = [vote.rater for vote in votes if vote.verdict.ranking[0][0] == place]
-        lines.append(f"{', '.join(names) or 'nobody'}: {_excerpt(text)}")
+        lines.append(f"{', '.join(names) or 'nobody'}: {excerpt(text, 100)}")
     return lines
 
 
@@ -139,7 +139,7 @@ def _tastes(args: Namespace) -> Result:
 
 
 def _taste(taste: Taste) -> str:
-    return f"{_excerpt(taste.preferred, 40)} over {_excerpt(taste.other, 40)}"
+    return f"{excerpt(taste.preferred, 40)} over {excerpt(taste.other, 40)}"
 
 
 def axis_sides() -> Iterator[tuple[str, str]]:
@@ -163,11 +163,6 @@ def _own_axis(run: Path, first: str, second: str) -> "np.ndarray":
     backbone = load_backbone(resolve("score", inherited=source.settings_values()))
     rows = answer_features(backbone, [NEUTRAL_PROMPT] * 2, [first, second])
     return rows[0] - rows[1]
-
-
-def _excerpt(text: str, length: int = 100) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 3] + "..."
 
 
 KINDS = {"raters": _raters, "tastes": _tastes}

@@ -23,6 +23,12 @@ def table(rows: Sequence[tuple[str, Any]]) -> str:
     return "\n".join(f"{name:{width}}  {_figure(value)}" for name, value in rows)
 
 
+def excerpt(text: str, length: int) -> str:
+    """The text on one line, cut to so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 3] + "..."
+
+
 def _figure(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "not enough to tell"

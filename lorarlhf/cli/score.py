@@ -4,7 +4,7 @@ from argparse import Namespace
 from typing import Any
 
 from lorarlhf.cli.project_defaults import newest_run
-from lorarlhf.cli.result import Result
+from lorarlhf.cli.result import Result, excerpt
 from lorarlhf.data.readers import as_conversation, as_text, read_demonstrations
 from lorarlhf.project.lineage import read_source_run
 from lorarlhf.project.load import load_backbone
@@ -32,7 +32,8 @@ def score(args: Namespace) -> Result:
         return _by_words(backbone, prompts, answers)
     scores = score_answers(backbone, prompts, answers)
     lines = [
-        f"{number:8.3f}  {_excerpt(answer)}" for number, answer in zip(scores, answers, strict=True)
+        f"{number:8.3f}  {excerpt(answer, 90)}"
+        for number, answer in zip(scores, answers, strict=True)
     ]
     return Result(scores, "\n".join(["   score  answer", *lines]))
 
@@ -72,8 +73,3 @@ def _pairs_to_score(args: Namespace) -> tuple[list[Any], list[Any]]:
             "the columns prompt and completion."
         )
     return [args.prompt] * len(args.answer), list(args.answer)
-
-
-def _excerpt(text: str, length: int = 90) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 3] + "..."

@@ -19,6 +19,7 @@ from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.merge import merge_votes
 from lorarlhf.preferences.statistics import (
+    FEWEST_OVERLAPS,
     agreement,
     count_by_rater,
     count_votes,
@@ -30,8 +31,6 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_jsonl
 
 Output = tuple[dict[str, Any], str]  # for --json, and for people
-FEWEST_OVERLAPS = 20
-"""Pairs of votes on the same answers that are needed before agreement is reported."""
 PURPOSES = {"train": "training", "compare": "blind comparisons"}
 
 

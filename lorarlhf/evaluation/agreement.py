@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorarlhf.preferences.records import RANKED, SKIP, Vote
+from lorarlhf.preferences.statistics import FEWEST_OVERLAPS
 
 TIE = -1
-FEWEST_OVERLAPS = 20
-"""Items rated by two raters that are needed before agreement is reported: with fewer, the interval
-covers nearly everything."""
 RESAMPLES = 2000
 
 
@@ -57,7 +55,7 @@ def votes_by_item(votes: Iterable[Vote]) -> dict[int, dict[str, Vote]]:
 def agreement_of(votes: Iterable[Vote], seed: int = 0) -> Agreement:
     """Agreement between raters; only the number of items below `FEWEST_OVERLAPS` of them."""
     units = [
-        [verdict_on(vote) or 0 for vote in unit.values()]
+        [verdict for vote in unit.values() if (verdict := verdict_on(vote)) is not None]
         for unit in votes_by_item(votes).values()
         if len(unit) > 1
     ]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from statistics import median
 
 from lorarlhf.evaluation.agreement import (
-    FEWEST_OVERLAPS,
     Agreement,
     Disagreement,
     agreement_of,
@@ -27,6 +26,7 @@ from lorarlhf.evaluation.vote_causes import (
 )
 from lorarlhf.evaluation.win_rate import binomial_test, wilson_interval
 from lorarlhf.preferences.records import RANKED, SKIP, Vote
+from lorarlhf.preferences.statistics import FEWEST_OVERLAPS
 
 WORDS_A_SECOND = 12.0
 """Nobody reads faster: three times the usual 240 words a minute."""

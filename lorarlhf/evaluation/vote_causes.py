@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lorarlhf.evaluation.win_rate import Z95
 from lorarlhf.preferences.records import RANKED, Vote
 from lorarlhf.rewards.bradley_terry import curved_gram, slopes, solve_primal
 
@@ -23,7 +24,6 @@ way, and changes others by little: odds of one to twenty are a weight of 3."""
 ALARM = 0.03
 """The chance that votes without any of these causes show one (a little higher with a few hundred
 votes; see benchmarks/planted_biases.py)."""
-Z95 = 1.959963984540054
 
 _FENCED = re.compile(r"^```.*?(?:^```|\Z)", re.MULTILINE | re.DOTALL)
 _LIST = re.compile(r"^[ \t]*(?:[-*+•‣◦]|\d{1,3}[.)])[ \t]+(?![-*\s])\S", re.MULTILINE)

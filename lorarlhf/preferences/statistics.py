@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from lorarlhf.preferences.records import Prompt
 from lorarlhf.preferences.store import Store
 
+FEWEST_OVERLAPS = 20
+"""Pairs of votes on the same answers that are needed before agreement is reported: with fewer, its
+interval covers nearly everything."""
+
 
 @dataclass(frozen=True)
 class VoteCount:
