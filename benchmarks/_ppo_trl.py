@@ -59,7 +59,6 @@ class Clock(TrainerCallback):
 
 def load_models(tokenizer: Any) -> tuple[Any, Any, Any]:
     """Policy, value and reward, each with its own base."""
-    import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import (
         AutoModelForCausalLM,
@@ -67,9 +66,12 @@ def load_models(tokenizer: Any) -> tuple[Any, Any, Any]:
         BitsAndBytesConfig,
     )
 
+    from lorarlhf.backbone.devices import best_device, compute_dtype_for
+
     work = Path(ASKED["work"])
     base = (work / "base.txt").read_text()
-    dtype = torch.bfloat16
+    # Emulated bfloat16 takes many times as long as float32, for TRL too.
+    dtype = compute_dtype_for(best_device(4))
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

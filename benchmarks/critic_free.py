@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from _memory import environment, forget_peak, interpreter_mb, peak_mb
-from stages_vs_trl import LORA, load_for_trl, step_ends
+from stages_vs_trl import LORA, load_for_trl, step_ends, train_in_compute_dtype
 
 SIDES = ("ppo", "ppo-1", "ppo-all", "rloo", "trl-rloo", "trl-grpo")
 EACH = 4  # answers to one prompt without a critic
@@ -168,14 +168,16 @@ def run_critic_free(side: str, args: argparse.Namespace, folder: Path) -> list[f
             disable_tqdm=True,
             **places,
         )
-        getattr(trl, f"{name}Trainer")(
+        trainer = getattr(trl, f"{name}Trainer")(
             model=model,
             reward_funcs=reward,
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
-        ).train()
+        )
+        train_in_compute_dtype(trainer)
+        trainer.train()
     return [b - a for a, b in zip(ended, ended[1:], strict=False)]
 
 

@@ -223,6 +223,7 @@ def run_trl(stage: str, args: argparse.Namespace, folder: str) -> None:
         processing_class=tokenizer,
         peft_config=LoraConfig(task_type="SEQ_CLS" if headed else "CAUSAL_LM", **LORA),
     )
+    train_in_compute_dtype(trainer)
     trainer.train()
 
 
@@ -259,6 +260,20 @@ def load_for_trl(base: str, *, headed: bool = False) -> tuple[Any, Any, Row]:
     if headed:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer, {"bf16": dtype == torch.bfloat16, "use_cpu": device.type == "cpu"}
+
+
+def train_in_compute_dtype(trainer: Any) -> None:
+    """Put what a trainer of TRL trains into the dtype that it computes in.
+
+    Beside a 4-bit base TRL casts it to bfloat16, which a CPU without bfloat16 has to emulate, and
+    with which its reward trainer stops: states in float32 meet a head in bfloat16.
+    """
+    import torch
+
+    if not trainer.args.bf16:
+        for weight in trainer.model.parameters():
+            if weight.requires_grad and weight.dtype == torch.bfloat16:
+                weight.data = weight.data.float()
 
 
 if __name__ == "__main__":
