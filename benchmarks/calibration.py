@@ -9,7 +9,7 @@ the held-out prompts that is no tie. Two probabilities are compared:
 - point: the sigmoid of the difference of the scores;
 - posterior: with the doubt about the weights (`Posterior.win_probability`).
 
-The main figures are against held-out *votes of the same rater*, with as many wrong ones as it gives.
+The main figures are against held-out *votes of the same rater*, as many of which are wrong.
 `rule` judges the same probabilities by the rater's rule without noise: a head that learned from
 noisy votes has to be less sure than the rule is right, so there the gap is larger.
 
