@@ -19,7 +19,7 @@ four more with an axis of the same meaning, and six with a taste for which there
 - no_axes: without any axes;
 - gain: axes minus no_axes, with its 95% interval over seeds;
 - no_trunk: with axes on the final states alone, without the trunk's output;
-- last_token: a head on the last token;
+- last_token: a head on the last token (these two for the raters that the demo offers);
 - longer: "the longer answer wins" (by words);
 - trl: with `--trl N`, TRL's RewardTrainer at its usual settings on the same votes, for N seeds
   (see `_reward_trl.py`); then only `axes` and `no_axes` stand beside it.
@@ -158,10 +158,11 @@ def measure(
             if own:
                 scores["other_axes"] = fitted_scores(pool.mean, part, seen, others)
             scores["no_axes"] = fitted_scores(pool.mean, part, seen, None)
-            final = slice(-pool.last.shape[-1], None)
-            states = pool.mean[..., final]
-            scores["no_trunk"] = fitted_scores(states, part, seen, directions[:, final])
-            scores["last_token"] = fitted_scores(pool.last, part, seen, None)
+            if rule.name in RATERS:
+                final = slice(-pool.last.shape[-1], None)
+                states = pool.mean[..., final]
+                scores["no_trunk"] = fitted_scores(states, part, seen, directions[:, final])
+                scores["last_token"] = fitted_scores(pool.last, part, seen, None)
             scores["longer"] = word_counts(pool)
             for column, values in scores.items():
                 cells[wanted].setdefault(column, []).append(pair_accuracy(values, pairs))
@@ -252,7 +253,7 @@ def print_means(results: dict[str, Any]) -> None:
         for wanted in of_kind[0]:
             both = {
                 column: np.mean([cells[wanted][column] for cells in of_kind], axis=0).tolist()
-                for column in ("trl", "axes", "no_axes", "last_token", "longer")
+                for column in ("trl", "axes", "no_axes", "longer")
                 if column in of_kind[0][wanted]
             }
             texts = [f"{column} {cell(values)}" for column, values in both.items()]
