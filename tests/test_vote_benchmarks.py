@@ -90,3 +90,15 @@ def test_the_loss_of_a_coin_and_the_ece_by_chance() -> None:
     )
     # The mean distance of a share of n fair coins from 1/2 is sqrt(1 / (2 pi n)).
     assert calibration.ece_by_chance(np.full(400, 0.5), 0) == pytest.approx(0.02, rel=0.4)
+
+
+def test_trls_trainer_scores_the_answers_of_the_held_out_pairs(tiny_base: Path) -> None:
+    import _reward_trl
+
+    prompts = [[{"role": "user", "content": text}] for text in "pq"]
+    given = Pool(prompts, pool().answers, pool().mean, pool().last)
+    found = _reward_trl.trained_scores(
+        str(tiny_base), given, [(1, 0, 1), (1, 2, 3)], [(0, 3, 1), (0, 3, 2)], seed=0
+    )
+    assert np.isnan(found[1]).all() and np.isnan(found[0, 0]) and np.isfinite(found[0, 1:]).all()
+    assert len(set(found[0, 1:])) == 3
