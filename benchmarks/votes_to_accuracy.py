@@ -1,65 +1,75 @@
 """How well the reward head orders held-out answers, by the number of votes it was fitted on.
 
-Three simulated raters with 10% noise vote on the base's answers to the bundled prompts. For each of
-five seeds, 60 prompts are held out and all votes are on the others. The fit is then judged on pairs
+Simulated raters with 10% noise vote on the base's answers to the bundled prompts. For each of
+ten seeds, 60 prompts are held out and all votes are on the others. The fit is then judged on pairs
 of answers to the held-out prompts, by the rater's rule without noise and without near ties.
 
     python benchmarks/votes_to_accuracy.py --out runs/votes_to_accuracy.json
+    python benchmarks/votes_to_accuracy.py --trl 2 --trl-votes 100 --out runs/votes_trl.json
 
-The first run takes about 25 minutes on 2 free cores, because it samples 1,360 answers of 32 tokens
-and 1,360 of 64 and keeps their features in the cache folder. Later runs take half a minute.
+The first run samples 1,360 answers of 48 tokens and keeps their features in the cache folder.
 `--quick` uses 80 prompts, 24 tokens and one seed.
 
-The columns are:
+There are three kinds of raters: the three that the demo offers (two of them lie along style axes),
+four more with an axis of the same meaning, and six with a taste for which there is no axis
+(`lorarlhf/rewards/foreign_rules.py`). The columns are:
 
 - axes: the fit with the style axes;
-- no_trunk: the same on the final states alone, without the trunk's output;
-- other_axes: without the axes of this rater's own preference, as for a preference that is not
-  among the axes;
+- other_axes: without the axes of this rater's own preference;
 - no_axes: without any axes;
+- gain: axes minus no_axes, with its 95% interval over seeds;
+- no_trunk: with axes on the final states alone, without the trunk's output;
 - last_token: a head on the last token;
 - longer: "the longer answer wins" (by words);
-- chance.
+- trl: with `--trl N`, TRL's RewardTrainer at its usual settings on the same votes, for N seeds
+  (see `_reward_trl.py`); then only `axes` and `no_axes` stand beside it.
 
-Near ties: the first width is the rater's own, with which it votes. If the rule's score is
-continuous, a wider one follows. For `cheerful` it is 0.37, the change that one word of average
-strength makes to a neutral text: VADER's words have a mean strength of 1.54, and
-1.54 / sqrt(1.54^2 + 15) = 0.37. Below that, answers differ by less than one word. For `brief` it is
-0.03, about five words in thirty.
+Near ties: the width is the rater's own, with which it votes, except for rules whose score is
+continuous. For `cheerful` it is 0.37, the change that one word of average strength makes to a
+neutral text: VADER's words have a mean strength of 1.54, and 1.54 / sqrt(1.54^2 + 15) = 0.37. Below
+that, answers differ by less than one word. For `brief` it is 0.03, about five words in thirty.
+
+Before each table: how often the rule ties, how often the longer answer wins otherwise, and the
+axis along which pairs differ most as they do in the rule (Pearson's r of the differences).
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
+import math
 import time
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _pools import (
+    HELD_OUT,
+    MAX_NEW_TOKENS,
+    Pool,
+    bundled_prompts,
+    collect_votes,
+    held_out_pairs,
+    mean_and_margin,
+    pair_accuracy,
+    sample_pool,
+    split_prompts,
+    voted_features,
+)
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.fetch import cache_folder
-from lorarlhf.backbone.generation import generate
-from lorarlhf.backbone.storage import fingerprint
-from lorarlhf.data.readers import bundled, read_prompts
 from lorarlhf.rewards.axes import style_axes
-from lorarlhf.rewards.features import answer_features
 from lorarlhf.rewards.fit import fit_head
-from lorarlhf.rewards.raters import TIE_WIDTH, Answer, Rater
+from lorarlhf.rewards.foreign_rules import FOREIGN_RULES, NEAR_RULES
+from lorarlhf.rewards.raters import RATERS, Rater, Rule
 
-ANSWERS_PER_PROMPT = 4
-HELD_OUT = 60
 NOISE = 0.1
-VOTES = (25, 50, 100, 150, 200)
-SEEDS = 5
-# Only longer answers have lists and endings. Sentiment shows from the start.
-MAX_NEW_TOKENS = {"cheerful": 32, "brief": 64, "plain": 64}
-WIDTHS = {
-    "cheerful": (TIE_WIDTH["cheerful"], 0.37),
-    "brief": (TIE_WIDTH["brief"], 0.03),
-    "plain": (TIE_WIDTH["plain"],),
-}
+VOTES = (25, 50, 100, 200, 400)
+SEEDS = 10
+KINDS = {"offered": RATERS, "with an axis": NEAR_RULES, "without an axis": FOREIGN_RULES}
+RULES: dict[str, Rule] = RATERS | NEAR_RULES | FOREIGN_RULES
+WIDTHS = {"cheerful": 0.37, "brief": 0.03}
 OWN_AXES = {
     "cheerful": (
         "cheerful / gloomy",
@@ -69,95 +79,22 @@ OWN_AXES = {
     ),
     "brief": ("short sentences / long sentences", "direct / roundabout"),
     "plain": ("prose / list", "exclaiming / calm"),
+    "formal": ("casual / formal",),
+    "examples": ("concrete / vague",),
+    "asks_back": ("asking / telling",),
+    "certain": ("confident / hedging",),
 }
-COLUMNS = ("axes", "no_trunk", "other_axes", "no_axes", "last_token", "longer", "chance")
+COLUMNS = ("axes", "other_axes", "no_axes", "no_trunk", "last_token", "longer")
 
 
-@dataclass
-class Pool:
-    """A answers to each of P prompts: the texts, and features (P, A, F) with two poolings."""
-
-    prompts: list[Any]
-    answers: list[list[Answer]]
-    mean: np.ndarray
-    last: np.ndarray
+def remembering(rule: Rule) -> Rule:
+    """The same rule; each answer is scored once."""
+    return dataclasses.replace(rule, score=lru_cache(maxsize=None)(rule.score))
 
 
-def sample_pool(
-    backbone: Backbone, max_new_tokens: int, temperature: float, prompts: list[Any]
-) -> Pool:
-    """Sample answers and compute features, or read them from the cache."""
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
-
-    where = f"{fingerprint(backbone)}-{backbone.split}"
-    name = f"votes-{where}-{len(prompts)}x{max_new_tokens}-t{temperature}"
-    path = cache_folder() / "benchmarks" / f"{name}.safetensors"
-    if path.is_file():
-        with safe_open(str(path), framework="numpy") as file:
-            note = json.loads(file.metadata()["answers"])
-            if note["prompts"] == prompts:
-                answers = [[Answer(*one) for one in row] for row in note["answers"]]
-                return Pool(prompts, answers, file.get_tensor("mean"), file.get_tensor("last"))
-    rows: list[list[Answer]] = [[] for _ in prompts]
-    features: dict[str, list[np.ndarray]] = {"mean": [], "last": []}
-    for seed in range(ANSWERS_PER_PROMPT):
-        started = time.perf_counter()
-        sampled = generate(
-            backbone,
-            prompts,
-            role="base",
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            batch_size=64,
-            seed=seed,
-        )
-        texts = [one.text for one in sampled]
-        for pooling, kept in features.items():
-            kept.append(answer_features(backbone, prompts, texts, pooling=pooling))
-        for row, one in zip(rows, sampled, strict=True):
-            row.append(Answer(one.text, one.ended, len(one.ids)))
-        seconds = time.perf_counter() - started
-        print(f"  {len(prompts)} answers of {max_new_tokens} tokens in {seconds:.0f} s", flush=True)
-    stacked = {pooling: np.stack(kept, axis=1) for pooling, kept in features.items()}
-    note = {"prompts": prompts, "answers": [[vars(one) for one in row] for row in rows]}
-    note["answers"] = [[[o["text"], o["ended"], o["tokens"]] for o in r] for r in note["answers"]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(stacked, str(path), metadata={"answers": json.dumps(note)})
-    return Pool(prompts, rows, stacked["mean"], stacked["last"])
-
-
-def collect_votes(
-    pool: Pool, rater: Rater, prompts: list[int], wanted: int
-) -> list[tuple[int, int, int]]:
-    """Votes (prompt, chosen, rejected) without ties, one pair of every prompt at a time."""
-    votes: list[tuple[int, int, int]] = []
-    # The first two pairs share no answer; the others repeat answers.
-    for a, b in ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2)):
-        for place in prompts:
-            one, other = pool.answers[place][a], pool.answers[place][b]
-            vote = rater.vote(pool.prompts[place], one, other)
-            if vote and len(votes) < wanted:
-                votes.append((place, a, b) if vote > 0 else (place, b, a))
-    return votes
-
-
-def held_out_pairs(
-    scores: np.ndarray, prompts: list[int], width: float
-) -> list[tuple[int, int, int]]:
-    """All pairs (prompt, better, worse) whose true scores (P, A) differ by more than `width`."""
-    return [
-        (place, a, b) if scores[place, a] > scores[place, b] else (place, b, a)
-        for place in prompts
-        for a, b in itertools.combinations(range(scores.shape[1]), 2)
-        if abs(scores[place, a] - scores[place, b]) > width * (1 + 1e-9)
-    ]
-
-
-def pair_accuracy(scores: np.ndarray, pairs: list[tuple[int, int, int]]) -> float:
-    """Share of pairs that the scores (P, A) order correctly; ties count half."""
-    margins = np.array([scores[place, a] - scores[place, b] for place, a, b in pairs])
-    return float(np.mean((margins > 0) + 0.5 * (margins == 0)))
+def width_of(rule: Rule) -> float:
+    """How far the scores of a held-out pair differ at least."""
+    return WIDTHS.get(rule.name, rule.tie_width)
 
 
 def fitted_scores(
@@ -165,8 +102,7 @@ def fitted_scores(
 ) -> np.ndarray:
     """Scores (P, A) of all answers, from a head fitted on the votes."""
     fit = fit_head(
-        np.stack([features[place, a] for place, a, _ in votes]),
-        np.stack([features[place, b] for place, _, b in votes]),
+        *voted_features(features, votes),
         [place for place, _, _ in votes],
         background=[features[seen].reshape(-1, features.shape[-1])],
         axes=axes,
@@ -174,98 +110,193 @@ def fitted_scores(
     return fit.score(features)
 
 
-def measure(
-    pool: Pool, name: str, axes: tuple[list[str], np.ndarray], seeds: int, held_out: int
-) -> dict[str, Any]:
-    """accuracies[width][votes][column], one number per seed, and the counts of pairs and votes."""
+def word_counts(pool: Pool) -> np.ndarray:
+    """The number of words of each answer, (P, A)."""
+    return np.array([[len(one.text.split()) for one in row] for row in pool.answers], float)
+
+
+def describe_rule(pool: Pool, rule: Rule, axes: tuple[list[str], np.ndarray]) -> dict[str, Any]:
+    """How the rule goes with ties, with length and with the axes, over all pairs of one prompt."""
     names, directions = axes
-    others = directions[[axis not in OWN_AXES[name] for axis in names]]
-    lengths = np.array([[len(one.text.split()) for one in row] for row in pool.answers], float)
-    accuracies: dict[float, dict[int, dict[str, list[float]]]] = {
-        width: {wanted: {column: [] for column in COLUMNS} for wanted in VOTES}
-        for width in WIDTHS[name]
+    pairs = list(itertools.combinations(range(len(pool.answers[0])), 2))
+    first, second = (np.array([pair[side] for pair in pairs]) for side in (0, 1))
+    truth = np.array([[rule.score(one) for one in row] for row in pool.answers])
+    words, along = word_counts(pool), pool.mean.astype(np.float64) @ directions.T
+    margins = (truth[:, first] - truth[:, second]).ravel()
+    longer = (words[:, first] - words[:, second]).ravel()
+    apart = (along[:, first] - along[:, second]).reshape(len(margins), -1)
+    tied = np.abs(margins) <= rule.tie_width * (1 + 1e-9)
+    won = np.sign(margins[~tied]) * np.sign(longer[~tied])
+    r = apart.T @ margins / np.sqrt((apart**2).sum(axis=0) * (margins**2).sum())
+    most = int(np.argmax(np.abs(r)))
+    return {
+        "ties": float(tied.mean()),
+        "longer_wins": float((won > 0).mean() + (won == 0).mean() / 2),
+        "nearest_axis": names[most],
+        "r": float(r[most]),
     }
-    counts: dict[str, list[Any]] = {"votes": [], "fit_seconds": []}
-    counts |= {f"pairs_{width}": [] for width in WIDTHS[name]}
+
+
+def measure(
+    pool: Pool, rule: Rule, axes: tuple[list[str], np.ndarray], seeds: int, held_out: int
+) -> dict[str, Any]:
+    """accuracies[votes][column], one number for each seed, and the counts of pairs and votes."""
+    names, directions = axes
+    own = OWN_AXES.get(rule.name, ())
+    others = directions[[axis not in own for axis in names]]
+    cells: dict[int, dict[str, list[float]]] = {wanted: {} for wanted in VOTES}
+    found: dict[str, Any] = {"accuracies": cells, "votes": [], "pairs": [], "fit_seconds": []}
     for seed in range(seeds):
-        rater = Rater.named(name, noise=NOISE, seed=seed)
-        truth = np.array([[rater.score(one) for one in row] for row in pool.answers])
-        order = np.random.default_rng(seed).permutation(len(pool.prompts)).tolist()
-        unseen, seen = order[:held_out], order[held_out:]
-        all_votes = collect_votes(pool, rater, seen, max(VOTES))
-        counts["votes"].append(len(all_votes))
-        pairs = {width: held_out_pairs(truth, unseen, width) for width in WIDTHS[name]}
-        for width in WIDTHS[name]:
-            counts[f"pairs_{width}"].append(len(pairs[width]))
+        votes, seen, pairs = one_split(pool, rule, seed, held_out, max(VOTES))
+        found["votes"].append(len(votes))
+        found["pairs"].append(len(pairs))
         for wanted in VOTES:
-            votes = all_votes[:wanted]
+            part = votes[:wanted]
             started = time.perf_counter()
-            scores = {"axes": fitted_scores(pool.mean, votes, seen, directions)}
-            counts["fit_seconds"].append(time.perf_counter() - started)
+            scores = {"axes": fitted_scores(pool.mean, part, seen, directions)}
+            found["fit_seconds"].append(time.perf_counter() - started)
+            if own:
+                scores["other_axes"] = fitted_scores(pool.mean, part, seen, others)
+            scores["no_axes"] = fitted_scores(pool.mean, part, seen, None)
             final = slice(-pool.last.shape[-1], None)
-            scores["no_trunk"] = fitted_scores(
-                pool.mean[..., final], votes, seen, directions[:, final]
-            )
-            scores["other_axes"] = fitted_scores(pool.mean, votes, seen, others)
-            scores["no_axes"] = fitted_scores(pool.mean, votes, seen, None)
-            scores["last_token"] = fitted_scores(pool.last, votes, seen, None)
-            scores |= {"longer": lengths, "chance": np.zeros_like(lengths)}
-            for width in (width for width in WIDTHS[name] if pairs[width]):
-                for column, found in scores.items():
-                    cell = accuracies[width][wanted][column]
-                    cell.append(pair_accuracy(found, pairs[width]))
-    return {"accuracies": accuracies, **counts}
+            states = pool.mean[..., final]
+            scores["no_trunk"] = fitted_scores(states, part, seen, directions[:, final])
+            scores["last_token"] = fitted_scores(pool.last, part, seen, None)
+            scores["longer"] = word_counts(pool)
+            for column, values in scores.items():
+                cells[wanted].setdefault(column, []).append(pair_accuracy(values, pairs))
+    return found
 
 
-def print_tables(name: str, result: dict[str, Any]) -> None:
-    """Print a table for each width: means over seeds in percent, and the deviation of `axes`."""
-    for width, by_votes in result["accuracies"].items():
-        counts = result[f"pairs_{width}"]
-        print(f"\n{name}: pairs whose scores differ by more than {width} (n = {counts} by seed)")
-        print(f"{'votes':>6}" + "".join(f"{column:>12}" for column in COLUMNS) + "  sd of axes")
-        for wanted, cells in by_votes.items():
-            if not cells["axes"]:
-                continue
-            reached = min(wanted, min(result["votes"]))
-            mark = "" if reached == wanted else f"  (one seed has only {reached} votes)"
-            means = "".join(f"{100 * np.mean(cells[column]):>11.1f}%" for column in COLUMNS)
-            print(f"{wanted:>6}{means}{100 * np.std(cells['axes']):>11.1f}{mark}")
-    print(f"longest fit: {max(result['fit_seconds']):.2f} s")
+def one_split(
+    pool: Pool, rule: Rule, seed: int, held_out: int, wanted: int
+) -> tuple[list[tuple[int, int, int]], list[int], list[tuple[int, int, int]]]:
+    """Votes with noise, the prompts that they are on, and the held-out pairs in the right order."""
+    rater = Rater.of(rule, noise=NOISE, seed=seed)
+    truth = np.array([[rater.score(one) for one in row] for row in pool.answers])
+    seen, unseen = split_prompts(len(pool.prompts), held_out, seed)
+    pairs = held_out_pairs(truth, unseen, width_of(rule))
+    return collect_votes(pool, rater, seen, wanted), seen, pairs
+
+
+def measure_trl(
+    pool: Pool,
+    rule: Rule,
+    directions: np.ndarray,
+    base: str,
+    seeds: int,
+    held_out: int,
+    counts: list[int],
+) -> dict[str, Any]:
+    """`measure` for the columns trl, axes and no_axes."""
+    from _reward_trl import trained_scores
+
+    cells: dict[int, dict[str, list[float]]] = {wanted: {} for wanted in counts}
+    found: dict[str, Any] = {"accuracies": cells, "votes": [], "pairs": [], "trl_seconds": []}
+    for seed in range(seeds):
+        votes, seen, pairs = one_split(pool, rule, seed, held_out, max(counts))
+        found["votes"].append(len(votes))
+        found["pairs"].append(len(pairs))
+        for wanted in counts:
+            part = votes[:wanted]
+            started = time.perf_counter()
+            scores = {"trl": trained_scores(base, pool, part, pairs, seed)}
+            found["trl_seconds"].append(time.perf_counter() - started)
+            scores["axes"] = fitted_scores(pool.mean, part, seen, directions)
+            scores["no_axes"] = fitted_scores(pool.mean, part, seen, None)
+            for column, values in scores.items():
+                cells[wanted].setdefault(column, []).append(pair_accuracy(values, pairs))
+            line = {column: round(cell[-1], 3) for column, cell in cells[wanted].items()}
+            seconds = found["trl_seconds"][-1]
+            print(f"  {rule.name} seed {seed}, {wanted} votes: {line}, {seconds:.0f} s", flush=True)
+    return found
+
+
+def cell(values: list[float]) -> str:
+    """The mean in percent with half of its 95% interval."""
+    mean, margin = mean_and_margin(values)
+    return f"{100 * mean:.1f}" + ("" if math.isnan(margin) else f" +-{100 * margin:.1f}")
+
+
+def gains(cells: dict[str, list[float]]) -> list[float]:
+    """What the axes add, seed by seed."""
+    return [a - b for a, b in zip(cells["axes"], cells["no_axes"], strict=True)]
+
+
+def print_table(name: str, result: dict[str, Any]) -> None:
+    """Print the means over seeds in percent, each with half of its 95% interval."""
+    print(f"\n{name}, {np.mean(result['pairs']):.0f} held-out pairs in each seed")
+    if "ties" in result:
+        print(
+            f"ties: {result['ties']:.0%}; the longer answer wins {result['longer_wins']:.0%} of "
+            f"the others; nearest axis: {result['nearest_axis']} (r = {result['r']:+.2f})"
+        )
+    columns = [
+        name for name in ("trl", *COLUMNS) if name in next(iter(result["accuracies"].values()))
+    ]
+    print(f"{'votes':>6}" + "".join(f"{column:>13}" for column in [*columns, "gain"]))
+    for wanted, cells in result["accuracies"].items():
+        reached = min(wanted, min(result["votes"]))
+        mark = "" if reached == wanted else f"  (one seed has only {reached} votes)"
+        texts = [cell(cells[column]) for column in columns] + [cell(gains(cells))]
+        print(f"{wanted:>6}" + "".join(f"{text:>13}" for text in texts) + mark, flush=True)
+
+
+def print_means(results: dict[str, Any]) -> None:
+    """Print for each kind of raters the means over all of them."""
+    for kind, rules in KINDS.items():
+        of_kind = [results[name]["accuracies"] for name in rules if name in results]
+        if not of_kind:
+            continue
+        print(f"\nmean over the raters {kind}: {', '.join(n for n in rules if n in results)}")
+        for wanted in of_kind[0]:
+            both = {
+                column: np.mean([cells[wanted][column] for cells in of_kind], axis=0).tolist()
+                for column in ("trl", "axes", "no_axes", "last_token", "longer")
+                if column in of_kind[0][wanted]
+            }
+            texts = [f"{column} {cell(values)}" for column, values in both.items()]
+            print(f"{wanted:>6}: " + ", ".join(texts) + f", gain {cell(gains(both))}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", default="smollm2-135m", help="name, folder or id of a base")
     parser.add_argument(
-        "--rater", choices=sorted(WIDTHS), action="append", help="can be given several times"
+        "--rater", choices=sorted(RULES), action="append", help="can be given several times"
     )
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="for all raters (default: depends on the rater)"
-    )
+    parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
     parser.add_argument("--temperature", type=float, default=1.0, help="for sampling the answers")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--trl", type=int, default=0, metavar="N", help="seeds for TRL's trainer")
+    parser.add_argument("--trl-votes", type=int, nargs="+", default=[100])
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     parser.add_argument("--quick", action="store_true", help="80 prompts, 24 tokens, one seed")
     args = parser.parse_args()
-    rows = [row for name in ("prompts", "prompts_heldout") for row in read_prompts(bundled(name))]
-    prompts = [[{"role": "user", "content": row["prompt"]}] for row in rows]
-    seeds, held_out = args.seeds, HELD_OUT
+    prompts, seeds, held_out, tokens = bundled_prompts(), args.seeds, HELD_OUT, args.max_new_tokens
     if args.quick:
-        prompts, seeds, held_out = prompts[:80], 1, 20
+        prompts, seeds, held_out, tokens = prompts[:80], 1, 20, 24
     backbone = Backbone.load(args.base)
     axes = style_axes(backbone, log=print)
+    pool = sample_pool(backbone, tokens, args.temperature, prompts)
+    del backbone  # the fits need the features alone
+    settings = {"base": args.base, "temperature": args.temperature, "max_new_tokens": tokens}
     results: dict[str, Any] = {}
-    for name in args.rater or WIDTHS:
-        tokens = args.max_new_tokens or (24 if args.quick else MAX_NEW_TOKENS[name])
-        pool = sample_pool(backbone, tokens, args.temperature, prompts)
-        results[name] = measure(pool, name, axes, seeds, held_out)
-        results[name]["max_new_tokens"] = tokens
-        print_tables(name, results[name])
-    if args.out:
-        settings = {"base": args.base, "temperature": args.temperature, "noise": NOISE}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(settings | results, indent=1) + "\n", encoding="utf-8")
-        print(f"\nWritten to {args.out}")
+    for name in args.rater or RULES:
+        rule = remembering(RULES[name])
+        if args.trl:
+            results[name] = measure_trl(
+                pool, rule, axes[1], args.base, args.trl, held_out, args.trl_votes
+            )
+        else:
+            results[name] = describe_rule(pool, rule, axes)
+            results[name] |= measure(pool, rule, axes, seeds, held_out)
+        print_table(name, results[name])
+        if args.out:  # after each rater, so that a run that is stopped keeps its figures
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(settings | {"noise": NOISE} | results, indent=1)
+            args.out.write_text(text + "\n", encoding="utf-8")
+    print_means(results)
 
 
 if __name__ == "__main__":

@@ -155,9 +155,10 @@ class Rater:
     """A rule with a noise rate and a seed.
 
     Attributes:
-        name: One of `RATERS`.
+        name: One of `RATERS`, or the name of `own_rule`.
         noise: Share of votes that are flipped, 0 to 0.5.
         seed: Which votes are flipped.
+        own_rule: A rule that is not among `RATERS`.
 
     Raises:
         UserError: Unknown name, or noise outside 0 to 0.5.
@@ -166,9 +167,10 @@ class Rater:
     name: str
     noise: float = 0.1
     seed: int = 0
+    own_rule: Rule | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in RATERS:
+        if self.own_rule is None and self.name not in RATERS:
             raise UserError(_unknown_rater(self.name))
         # This form refuses NaN too.
         if not 0 <= self.noise <= MAX_NOISE:
@@ -182,9 +184,14 @@ class Rater:
         """The rater of that name. Raises UserError for an unknown name or impossible noise."""
         return cls(name, noise, seed)
 
+    @classmethod
+    def of(cls, rule: Rule, noise: float = 0.1, seed: int = 0) -> "Rater":
+        """A rater with a rule of one's own. Raises UserError for impossible noise."""
+        return cls(rule.name, noise, seed, rule)
+
     @property
     def rule(self) -> Rule:
-        return RATERS[self.name]
+        return self.own_rule or RATERS[self.name]
 
     @property
     def sentence(self) -> str:
