@@ -72,6 +72,16 @@ class KLSettings:
         "KL in nats per held-out answer beyond which training ends; the best policy below it is "
         "kept",
     )
+
+
+@dataclass
+class HeldOutSettings:
+    """When the policy answers held-out prompts, and which policy is kept."""
+
+    eval_steps: PositiveInt = _field(10, "Updates between two measurements on held-out prompts")
+    eval_kl_steps: PositiveFloat | None = _field(
+        None, "KL in nats per answer after which such a measurement is due, too"
+    )
     keep_best_by: Annotated[str, one_of("score", "judge")] = _field(
         "score", "What the best policy below kl_budget has most of on held-out prompts"
     )
@@ -104,7 +114,14 @@ class TrainerDefaults(_BaseConfig):
 
 
 @dataclass
-class PPOConfig(SamplingSettings, ScoreSettings, KLSettings, ValueSettings, TrainerDefaults):
+class PPOConfig(
+    SamplingSettings,
+    ScoreSettings,
+    KLSettings,
+    HeldOutSettings,
+    ValueSettings,
+    TrainerDefaults,
+):
     """Settings of `PPOTrainer`; everything else but `unused` is TRL's and transformers' own.
 
     In one update, `rollout_batch_size` prompts are answered once each. `num_ppo_epochs` passes over
@@ -140,10 +157,6 @@ class PPOConfig(SamplingSettings, ScoreSettings, KLSettings, ValueSettings, Trai
     )
     max_approx_kl: PositiveFloat | None = _field(
         None, "KL in nats per token that ends an update's epochs early"
-    )
-    eval_steps: PositiveInt = _field(10, "Updates between two measurements on held-out prompts")
-    eval_kl_steps: PositiveFloat | None = _field(
-        None, "KL in nats per answer after which such a measurement is due, too"
     )
 
     def __post_init__(self) -> None:

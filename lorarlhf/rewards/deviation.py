@@ -14,6 +14,7 @@ Shapes: B answers, F features, H hidden size.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,8 +51,8 @@ class ScoreDeviation:
     def of(cls, posterior: Posterior, device: torch.device | str = "cpu") -> "ScoreDeviation":
         """A posterior in float32 on a device."""
         offset, factor = posterior.folded()
-        like = {"dtype": torch.float32, "device": device}
-        return cls(torch.tensor(offset, **like), torch.tensor(factor, **like))  # type: ignore[arg-type]
+        like: dict[str, Any] = {"dtype": torch.float32, "device": device}
+        return cls(torch.tensor(offset, **like), torch.tensor(factor, **like))
 
     @classmethod
     def load(cls, votes: str | Path, backbone: Backbone) -> "ScoreDeviation":
