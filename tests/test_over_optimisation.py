@@ -114,7 +114,7 @@ def test_the_report_has_a_section() -> None:
     assert "Over-optimisation" in page.words
     assert "Score and judge part at a KL of 6.00 nats" in page.words
     assert page.row("20 (kept)") == ["4.00", "3.00", "0.67 ± 0.03", "0.66"]
-    assert page.row("30") == ["6.00", "2.50", "0.60 ± 0.03", "0.55"]
+    assert page.row("30 (they part)") == ["6.00", "2.50", "0.60 ± 0.03", "0.55"]
     label = next(label for label in page.values("aria-label") if "by KL on held-out" in label)
     assert "score from 0 to 1.5, judge from 0 to -0.2" in label
     assert "score less judge from 0 to 1.7" in label

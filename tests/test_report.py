@@ -49,9 +49,9 @@ def test_the_tables_show_the_numbers_of_the_summary(page: Page) -> None:
 def test_the_best_of_n_is_a_row() -> None:
     best = {"n": 4, "kl_bound": 0.6363, "win_rate": {"rate": 0.64, "ci95": [0.57, 0.71]}}
     page = Page(build_html(SUMMARY | {"best_of_n": best}, None, None, None))
-    label = "Comparisons won by the best of 4 answers of the base, picked by the reward role "
-    assert page.row(label + "without tuning") == ["36%", "64% (57–71%)"]
-    assert page.row("KL of these from the base, at most (nats)") == ["0", "0.64"]
+    label = "Best of 4 answers without tuning"
+    assert page.row(f"{label}: comparisons won") == ["36%", "64% (57–71%)"]
+    assert page.row(f"{label}: KL, at most (nats)") == ["0", "0.64"]
 
 
 def test_the_headline_explains_the_interval() -> None:

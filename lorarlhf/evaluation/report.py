@@ -7,10 +7,11 @@ output is untrusted, so every text passes through `report_format.text`, which es
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.evaluation.over_optimisation import describe, kept, measurements
+from lorarlhf.evaluation.over_optimisation import describe, kept, measurements, parting
 from lorarlhf.evaluation.report_format import (
     duration,
     interval,
@@ -50,9 +51,9 @@ def _results(summary: Row) -> str:
     if (rate := number(part(best, "win_rate").get("rate"))) is not None:
         span = interval(part(best, "win_rate").get("ci95"))
         after = share(rate) + (f" ({span})" if span else "")
-        label = f"Comparisons won by the best of {show(best.get('n'))} answers of the base"
-        rows.append((f"{label}, picked by the reward role without tuning", share(1 - rate), after))
-        rows.append(("KL of these from the base, at most (nats)", "0", show(best.get("kl_bound"))))
+        label = f"Best of {show(best.get('n'))} answers without tuning"
+        rows.append((f"{label}: comparisons won", share(1 - rate), after))
+        rows.append((f"{label}: KL, at most (nats)", "0", show(best.get("kl_bound"))))
     if rule:
         rows.append(("Rater's rule, mean", show(rule.get("before")), show(rule.get("after"))))
     if "mean_length_after" in ppo:
@@ -78,10 +79,10 @@ def _over_optimisation(metrics: Sequence[Row], summary: Row) -> str:
     if len(measured) < 2:
         return ""
     step = of_stage(summary, "ppo").get("kept_step")
-    policy = kept(measured, step)
+    policy, point = kept(measured, step), parting(measured)
     rows = [
         (
-            f"{one.step} (kept)" if one is policy else str(one.step),
+            f"{one.step}{' (kept)' * (one is policy)}{' (they part)' * (one is point)}",
             show(one.kl),
             show(one.score),
             show(one.judge) + (f" ± {show(one.judge_error)}" if one.judge_error else ""),
@@ -91,7 +92,8 @@ def _over_optimisation(metrics: Sequence[Row], summary: Row) -> str:
     ]
     head = ("Update", "KL (nats)", "Score", "Judge (± standard error)", "Gap (deviations)")
     drawn = [{"gap": one.gap, **vars(one)} for one in measured if one.gap is not None]
-    plot = figure("over_optimisation", OVER_OPTIMISATION, OVER_OPTIMISATION.title, drawn)
+    plan = replace(OVER_OPTIMISATION, mark=point.kl if point else None)
+    plot = figure("over_optimisation", plan, plan.title, drawn)
     shown = plot and f'<div class="grid plots">\n{plot}\n</div>'
     figures = table("On held-out prompts, by KL from the reference", head, rows)
     return f"<p>{text(describe(measured, step))}</p>\n{shown}\n{figures}"

@@ -36,6 +36,7 @@ class Plot:
 
     Attributes:
         x: the key of the horizontal axis.
+        mark: a place on it with a dotted line.
     """
 
     stage: str
@@ -44,6 +45,7 @@ class Plot:
     caption: str
     panels: tuple[Panel, ...]
     x: str = "step"
+    mark: float | None = None
 
 
 def _percent(ylabel: str, train: str, held_out: str) -> Panel:
@@ -131,7 +133,7 @@ OVER_OPTIMISATION = Plot(
     "KL on held-out prompts, nats per answer",
     "How far the score and the judge have risen, in standard deviations of the first policy's "
     "answers, and the gap between them: healthy is both rising; the score rising alone means that "
-    "the policy learns what the reward overrates.",
+    "the policy learns what the reward overrates (from the vertical line on, if there is one).",
     (
         Panel("rise", (("score_rise", "score"), ("judge_rise", "judge")), guide=0.0),
         Panel("gap", (("gap", "score less judge"),), guide=0.0),
@@ -209,6 +211,8 @@ def _svg(name: str, plot: Plot, panels: Sequence[Panel], rows: Sequence[Row]) ->
         )
         pairs = zip(all_axes, panels, strict=True)
         parts = [_draw(axes, panel, rows, plot.x) for axes, panel in pairs]
+        for axes in all_axes if plot.mark is not None else ():
+            axes.axvline(plot.mark, color="#6b7280", linestyle=":", linewidth=1)
         all_axes[-1].set_xlabel(plot.xlabel)
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
     return _inline(stream.getvalue(), name, f"Plot by {plot.xlabel}: {'; '.join(parts)}")
