@@ -18,7 +18,8 @@ Once the answers are sampled (`votes_to_accuracy.py` takes the same), this takes
 
 trains the demo's PPO against a reward role with 10% and with 25% wrong votes, with and without
 pessimism, until the policy is far from the base, and prints reward and rule over the KL. The rule
-is the held-out judge. It takes some three hours for each seed and rater on two cores.
+is the held-out judge. There are four runs of 60 updates for each rater and seed (name fewer with
+`--rater`, `--seeds` and `--strengths`), so this takes hours; runs that are done are kept.
 """
 
 import argparse
@@ -180,7 +181,7 @@ def train(args: argparse.Namespace, name: str, noise: float, strength: float, se
     if args.quick:
         train_rows, heldout, tokens = train_rows[:40], heldout[:4], 12
         settings |= {"updates": 2, "max_new_tokens": 12, "rollout_batch_size": 4}
-        settings |= {"micro_batch_size": 2}
+        settings |= {"micro_batch_size": 2, "critic_warmup": 0}
     chats = [[{"role": "user", "content": row["prompt"]}] for row in train_rows]
     pool = sample_pool(backbone, tokens, 1.0, chats)
     rater = Rater.named(name, noise=noise, seed=seed)
