@@ -52,6 +52,8 @@ def make(tmp_path: Path) -> Make:
         reward_weights: Any = None,
         folder: str = "run",
         eval_dataset: Any = None,
+        judge_funcs: Any = (),
+        deviation: Any = None,
         **settings: Any,
     ) -> PPOTrainer:
         defaults = {"updates": 1, "rollout_batch_size": 8, "micro_batch_size": 4}
@@ -65,7 +67,15 @@ def make(tmp_path: Path) -> Make:
         )
         data = rows if rows is not None else Dataset.from_list([{"prompt": p} for p in PROMPTS])
         return PPOTrainer(
-            backbone, args, data, reward_funcs, reward_weights, callbacks, eval_dataset=eval_dataset
+            backbone,
+            args,
+            data,
+            reward_funcs,
+            reward_weights,
+            callbacks,
+            eval_dataset=eval_dataset,
+            judge_funcs=judge_funcs,
+            deviation=deviation,
         )
 
     return build

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorarlhf.evaluation.comparison import as_text, judge
+from lorarlhf.evaluation.comparison import as_text, judge, judge_best_of
 from lorarlhf.rewards.raters import Answer, Rater
 
 RATER = Rater.named("plain")  # fewer exclamation marks win
@@ -49,6 +49,29 @@ def test_there_is_no_note_if_the_length_stayed() -> None:
     assert found["notes"] == []
     found, _ = judge(RATER, ["a"], BEFORE[1:2], AFTER[1:2], seed=0)
     assert found["win_rate_at_like_length"] is None
+
+
+def test_the_best_of_n_is_compared_with_the_same_answers() -> None:
+    """Each pick meets both answers of the base to its prompt."""
+    base = [Answer("Go!!"), Answer("Go."), Answer("Go!"), Answer("Go!")]
+    picked = [Answer("Go!", tokens=4), Answer("Go.", tokens=8)]
+    found = judge_best_of(
+        RATER, ["a", "a", "b", "b"], base, [picked[0]] * 2 + [picked[1]] * 2, seed=3
+    )
+    won = found["win_rate"]
+    assert (won["wins"], won["ties"], won["losses"]) == (3, 0, 1)
+    assert (found["rule_score"], found["mean_length"]) == (-0.5, 6.0)
+
+
+def test_the_text_has_a_row_for_the_best_of_n() -> None:
+    found, rows = judge(RATER, ["a", "b"], BEFORE[:2], AFTER[:2], seed=1)
+    lengths = {key: found.pop(key) for key in ("mean_length_before", "mean_length_after")}
+    won = {"rate": 0.64, "ci95": [0.57, 0.71], "wins": 7, "ties": 0, "losses": 4}
+    best = {"n": 4, "kl_bound": 0.6363, "win_rate": won}
+    said = as_text(found | {"ppo": lengths, "best_of_n": best}, rows, "report.html")
+    line = next(line for line in said.splitlines() if line.startswith("best of 4 of the base"))
+    assert "36%       64%" in line
+    assert "KL at most 0.64 nats; 95% interval 57% to 71%" in line
 
 
 @pytest.mark.parametrize("last", [3, 4])

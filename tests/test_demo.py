@@ -82,6 +82,11 @@ def test_summary_has_every_key(finished: Path, small_base: Backbone) -> None:
     assert won["n"] == won["wins"] + won["ties"] + won["losses"] == 12
     assert won["rate"] == pytest.approx((won["wins"] + won["ties"] / 2) / 12)
     assert won["ci95"][0] <= won["rate"] <= won["ci95"][1]
+    best = summary["best_of_n"]
+    assert best["n"] == 4 and best["win_rate"]["n"] == 12
+    assert best["kl_bound"] == pytest.approx(0.636, abs=1e-3)
+    picks = [json.loads(line) for line in (finished / "heldout_best_of.jsonl").open()]
+    assert [len(row["answers"]) for row in picks] == [4] * 6
     assert summary["backbone"]["copies"] == 1
     assert summary["backbone"]["bytes"] == small_base.footprint.bytes()
     stages = {"load", "sample", "rate", "reward", "ppo", "judge", "total"}
@@ -174,6 +179,7 @@ def test_killed_in_ppo_it_resumes_to_the_same_metrics(
     assert [row["step"] for row in metrics(out) if row["stage"] == "ppo"] == [1, 2]
     summaries = [json.loads((run / "summary.json").read_text()) for run in (out, whole)]
     assert summaries[0]["win_rate"] == summaries[1]["win_rate"]
+    assert summaries[0]["best_of_n"] == summaries[1]["best_of_n"]
 
 
 def test_ctrl_c_stops_cleanly(endings: list[str], tmp_path: Path) -> None:

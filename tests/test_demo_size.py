@@ -35,8 +35,9 @@ def test_answers_are_shorter_by_default() -> None:
 
 
 def test_seconds_by_hand() -> None:
-    """Two prompts and one held out: 2 x (2 + 2) answers of 30 tokens, 6 of them read, 3 updates."""
-    steps = 8 / 60 * 30 + (6 * demo_size.READING + 3 * demo_size.UPDATE) * 30 / 48
+    """Two prompts and one held out, 3 updates; answers of 30 tokens: 2 x (2 + 2), 6 of them read
+    by the reward role, and 4 of which it picks the best."""
+    steps = 12 / 60 * 30 + (10 * demo_size.READING + 3 * demo_size.UPDATE) * 30 / 48
     assert Size(prompts=2, updates=3).seconds(0.5, 30, 1) == pytest.approx(0.5 * steps)
 
 

@@ -10,7 +10,8 @@ from datasets import Dataset
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.ppo import checkpoint, objective
+from lorarlhf.ppo import checkpoint, heldout, objective
+from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.kl import KLBudget
 from lorarlhf.runtime import checkpoints
 from lorarlhf.runtime.errors import UserError
@@ -188,6 +189,40 @@ def test_a_kl_budget_ends_training_and_keeps_the_best_policy_inside(
         rest.train(resume_from_checkpoint=True)
         assert rest.summary()["kept_step"] == best
         assert torch.equal(weights(rest.backbone, "policy"), weights(whole.backbone, "policy"))
+
+
+def test_the_best_policy_can_be_the_one_that_the_judge_likes(tiny_base: Path, make: Make) -> None:
+    """The judge likes what the reward does not, so that the first measurement is its best."""
+
+    def shortness(completions: list[str], **_: Any) -> list[float]:
+        return [-float(len(text)) for text in completions]
+
+    settings: dict[str, Any] = {"kl_budget": 1e3, "eval_steps": 1, "save_steps": 1, "updates": 4}
+    settings |= {"learning_rate": 2e-2, "eval_dataset": HELD_OUT}
+    by_judge = {"keep_best_by": "judge", "judge_funcs": [shortness]}
+    trainer = make(load(tiny_base), **settings, **by_judge)
+    trainer.train()
+    judged = {r["step"]: r["eval_judge"] for r in rows_of(trainer) if "eval_judge" in r}
+    best = max(judged, key=lambda step: (judged[step], -step))
+    assert trainer.summary()["kept_step"] == best
+    assert trainer.evaluate()["eval_judge"] == judged[best]
+    with pytest.raises(UserError, match="resume it with keep_best_by=judge"):
+        make(load(tiny_base), **settings).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="keep_best_by judge needs a judge"):
+        make(load(tiny_base), **settings, keep_best_by="judge")
+
+
+def test_a_measurement_is_due_where_the_kl_has_grown(tmp_path: Path) -> None:
+    def due(step: int, kl: float, measured: list[float]) -> bool:
+        log: list[dict[str, Any]] = [{"eval_kl": value} for value in measured]
+        return heldout.is_due(args, step, kl, [{"kl": 9.0}, *log])
+
+    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, updates=7, eval_steps=5)
+    assert [due(step, 99.0, []) for step in range(1, 8)] == [step in (5, 7) for step in range(1, 8)]
+    args.eval_kl_steps = 1.5
+    assert due(5, 0.0, [0.0]) and due(7, 0.0, [0.0])
+    assert not due(1, 1.4, [0.0]) and due(1, 1.5, [0.0])
+    assert not due(2, 2.9, [0.0, 1.6, 1.2]) and due(2, 3.1, [0.0, 1.6, 1.2])
 
 
 def test_measuring_changes_nothing_in_the_training(tiny_base: Path, make: Make) -> None:

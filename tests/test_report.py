@@ -46,6 +46,14 @@ def test_the_tables_show_the_numbers_of_the_summary(page: Page) -> None:
     assert "Mean length changed by 9%, which is within 30%." in page.words
 
 
+def test_the_best_of_n_is_a_row() -> None:
+    best = {"n": 4, "kl_bound": 0.6363, "win_rate": {"rate": 0.64, "ci95": [0.57, 0.71]}}
+    page = Page(build_html(SUMMARY | {"best_of_n": best}, None, None, None))
+    label = "Best of 4 answers without tuning"
+    assert page.row(f"{label}: comparisons won") == ["36%", "64% (57–71%)"]
+    assert page.row(f"{label}: KL, at most (nats)") == ["0", "0.64"]
+
+
 def test_the_headline_explains_the_interval() -> None:
     assert headline(SUMMARY, {}) == (
         "After 26 updates of PPO, held-out answers won 78% of comparisons against the base "

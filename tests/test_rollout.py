@@ -259,6 +259,6 @@ def test_a_rollout_is_scored_as_the_texts_are(
     completions = [completion(four, i + [stop] * e) for i, e in zip(ids, ended, strict=True)]
     encoded = [four.encode(prompt) for prompt in PROMPTS]
     micros = make_micro_batches(four, encoded, completions, size=2)
-    ours = rollout.reward_scores(four, rollout.Answers([], completions, [micros])).tolist()
+    ours = rollout.reward_scores(four, rollout.Answers([], completions, [micros]))[0].tolist()
     assert ours == pytest.approx(score_answers(four, PROMPTS, texts), rel=1e-4, abs=1e-5)
     assert len({round(score, 4) for score in ours}) == 4

@@ -252,12 +252,12 @@ def test_what_roles_have_in_common_is_run_once(
     )
     rollout = collect(copied, [{"prompt": prompt} for prompt in PROMPTS], args, seed=0)
     sampled = runs.count("default")
-    scores = reward_scores(copied, rollout)
+    scores, _ = reward_scores(copied, rollout)
     hook.remove()
     assert runs.count("ref") == (changed == "reference") and sampled > 5
     assert runs.count("value") == 1 and runs.count("reward") == (changed == "reward")
     for micro in rollout.micro_batches:
         micro.lower.clear()
-    torch.testing.assert_close(scores, reward_scores(copied, rollout), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scores, reward_scores(copied, rollout)[0], rtol=1e-5, atol=1e-6)
     gap = (rollout.logprobs - rollout.ref_logprobs).abs().max()
     assert gap == 0.0 if changed != "reference" else gap > 1e-3

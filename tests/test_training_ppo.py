@@ -172,6 +172,23 @@ def test_what_is_no_reward_model_is_refused(tiny_base: Path, tmp_path: Path) -> 
         load_classifier(str(tmp_path / "nowhere"), torch.device("cpu"))
 
 
+# ---- pessimism
+
+
+def test_pessimism_needs_the_votes_of_the_reward_run(
+    reward_run: Path, ppo: Run, tmp_path: Path
+) -> None:
+    sets = ("reward_pessimism=1",)
+    status, _, err = ppo("--reward", "reward", sets=sets)
+    assert status == 0, err
+    rows = [row for row in metrics(tmp_path / "run") if "score" in row]
+    assert len(rows) == 2 and all(row["reward_deviation"] > 0 for row in rows)
+    (reward_run / "votes.safetensors").unlink()
+    status, _, err = ppo("--reward", "reward", "--out", "other", sets=sets)
+    assert status == 2 and "needs the votes of the reward run" in err
+    assert not (tmp_path / "other").exists()
+
+
 # ---- held-out prompts
 
 
@@ -196,6 +213,8 @@ def test_held_out_prompts_are_measured_and_judged(ppo: Run, tmp_path: Path) -> N
     [
         (("--judge-function", "rewards.py:length"), (), "add --eval FILE"),
         ((), ("kl_budget=3",), "kl_budget is measured on held-out prompts: add --eval FILE"),
+        ((), ("reward_pessimism=1",), "name its run with --reward RUN"),
+        ((), ("keep_best_by=judge",), "keep_best_by judge needs a judge: add --judge-function"),
         ((), ("reward_weights=[1, 2]",), "a list of 1 numbers here"),
         ((), ("reward_weights=[x]",), "a list of 1 numbers here"),
         ((), ("algorithm=grpo",), "algorithm is ppo or rloo, found"),
@@ -229,6 +248,7 @@ def test_rloo_is_the_same_command_with_the_same_report(
         "algorithm=rloo",
         "num_generations=2",
         "num_ppo_epochs=2",
+        "reward_pessimism=0.5",
     ]
     told = [part for text in sets for part in ("--set", text)]
     words = ["ppo", "--prompts", str(tmp_path / "prompts.jsonl"), "--base", str(tiny_base)]
@@ -245,6 +265,7 @@ def test_rloo_is_the_same_command_with_the_same_report(
     for row in rows:
         assert {"score", "kl", "entropy", "completion_length", "ended_fraction"} <= row.keys()
         assert row["score"] == pytest.approx(row["score/length"] + row["score/reward"], abs=1e-3)
+        assert row["reward_deviation"] > 0
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5) and abs(rows[1]["kl"]) > 1e-3
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "RLOO run" in page and "After 2 updates of RLOO, " in page

@@ -19,6 +19,7 @@ from lorarlhf.backbone.generation import encode_prompts, generate_encoded
 from lorarlhf.cli.demo_options import DemoOptions, prepare_folder, resume_command
 from lorarlhf.cli.demo_size import (
     BATCH_SIZE,
+    BEST_OF,
     DEFAULT,
     FULL,
     QUICK,
@@ -30,10 +31,12 @@ from lorarlhf.cli.demo_size import (
     write_size,
 )
 from lorarlhf.data.readers import bundled, read_prompts, read_rows
-from lorarlhf.evaluation.comparison import as_text, judge
+from lorarlhf.evaluation.comparison import as_text, judge, judge_best_of
 from lorarlhf.evaluation.report import write_report
 from lorarlhf.ppo.config import PPOConfig
+from lorarlhf.rewards.best_of import kl_bound
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
+from lorarlhf.rewards.role import score_answers
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json, write_jsonl
 from lorarlhf.runtime.lock import hold
@@ -183,14 +186,16 @@ class _Demo:
         write_size(self.out, size)
         return size
 
-    def _answers(self, name: str, rows: list[Row], role: str, seed: int) -> list[list[Answer]]:
-        """`SAMPLES` answers a prompt from a role, kept in NAME.jsonl: made once, then read."""
+    def _answers(
+        self, name: str, rows: list[Row], role: str, seed: int, samples: int = SAMPLES
+    ) -> list[list[Answer]]:
+        """Answers of a role, some to each prompt, kept in NAME.jsonl: made once, then read."""
         path = self.out / f"{name}.jsonl"
         if not path.exists():
             made: list[Row] = [{"prompt": row["prompt"], "answers": []} for row in rows]
-            bar = tqdm(total=SAMPLES * len(rows), desc=name.replace("_", " "))
+            bar = tqdm(total=samples * len(rows), desc=name.replace("_", " "))
             encoded = encode_prompts(self.backbone, [_chat(row) for row in rows], 1024)
-            for sample in range(SAMPLES):
+            for sample in range(samples):
                 with self.backbone.role(role):
                     completions = generate_encoded(
                         self.backbone,
@@ -284,7 +289,8 @@ class _Demo:
     def _judge(self) -> Row:
         self.log(
             f"5. Blind comparison: tuned against base on {len(self.heldout)} prompts that neither "
-            "has seen, judged by the rule without noise, sides shuffled."
+            "has seen, judged by the rule without noise, sides shuffled; and the best of "
+            f"{BEST_OF} of the base's answers against base."
         )
         seed = 1000 * self.options.seed + 700
         tuned = self._answers("heldout_tuned", self.heldout, "policy", seed)
@@ -293,7 +299,24 @@ class _Demo:
         prompts = [row["prompt"] for row in self.heldout for _ in range(SAMPLES)]
         found, rows = judge(self.rater, prompts, before, after, self.options.seed)
         write_jsonl(self.out / "samples.jsonl", rows[::SAMPLES])  # the first of each prompt
-        return found
+        picked = [answer for answer in self._best_of() for _ in range(SAMPLES)]
+        best = judge_best_of(self.rater, prompts, before, picked, self.options.seed)
+        return found | {"best_of_n": {"n": BEST_OF, "kl_bound": kl_bound(BEST_OF)} | best}
+
+    def _best_of(self) -> list[Answer]:
+        """For each held-out prompt the one of the base's answers that the reward role picks.
+
+        These answers are not among those that they are compared with.
+        """
+        seed = 1000 * self.options.seed + 900
+        candidates = self._answers("heldout_best_of", self.heldout, "base", seed, BEST_OF)
+        chats = [_chat(row) for row in self.heldout for _ in range(BEST_OF)]
+        with self.backbone.dequantised():
+            texts = [answer.text for row in candidates for answer in row]
+            scores = score_answers(self.backbone, chats, texts)
+        parts = [scores[at : at + BEST_OF] for at in range(0, len(scores), BEST_OF)]
+        best = [max(range(BEST_OF), key=part.__getitem__) for part in parts]
+        return [row[place] for row, place in zip(candidates, best, strict=True)]
 
     # ---- the end
 

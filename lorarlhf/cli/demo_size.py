@@ -10,6 +10,7 @@ from lorarlhf.runtime.files import read_json, write_json
 
 BATCH_SIZE = 60  # answers sampled at a time
 SAMPLES = 2  # answers a prompt, for the votes and for the comparison
+BEST_OF = 4  # answers of the base to a held-out prompt, of which the reward role picks one
 PROBED = 6  # tokens
 FILE = "size.json"
 
@@ -48,9 +49,9 @@ class Size:
             heldout: prompts for the comparison, which base and policy answer.
         """
         tokens = self.tokens(longest)
-        answers = SAMPLES * (self.prompts + 2 * heldout)
+        answers = SAMPLES * (self.prompts + 2 * heldout) + BEST_OF * heldout
         sampling = answers / BATCH_SIZE * tokens
-        read = SAMPLES * (self.prompts + heldout) * READING
+        read = (SAMPLES * (self.prompts + heldout) + BEST_OF * heldout) * READING
         return step * (sampling + (read + self.updates * UPDATE) * tokens / 48)
 
 

@@ -1,10 +1,12 @@
 """The options of the command `ppo`: rewards, judges, and checks of which options go together."""
 
 from lorarlhf.cli.request import TrainRequest
+from lorarlhf.project.lineage import SourceRun
 from lorarlhf.project.settings import Settings
 from lorarlhf.rewards.functions import load_function
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json
 from lorarlhf.stages.inputs import RewardSpec
 
 
@@ -35,8 +37,8 @@ def check_rewards(request: TrainRequest, settings: Settings, spec: RewardSpec) -
     """Check that the settings fit the rewards.
 
     Raises:
-        UserError: the wrong number of weights, settings that RLOO does not use, or a KL budget
-            without held-out prompts.
+        UserError: the wrong number of weights, settings that RLOO does not use, a KL budget
+            without held-out prompts, or no judge to keep the best policy by.
     """
     own = settings.own
     sources, weights = len(spec.rewards) + len(request.reward_model), own["reward_weights"]
@@ -48,10 +50,34 @@ def check_rewards(request: TrainRequest, settings: Settings, spec: RewardSpec) -
         )
     if own["kl_budget"] is not None and request.eval is None:
         raise UserError("kl_budget is measured on held-out prompts: add --eval FILE.")
+    if own["keep_best_by"] == "judge" and not request.judge_function:
+        raise UserError("keep_best_by judge needs a judge: add --judge-function FILE.py:NAME.")
     if own["algorithm"] == "rloo":
         _check_rloo(request, settings)
     elif "num_generations" in settings.given:
         raise UserError("num_generations is for algorithm rloo; PPO answers each prompt once.")
+
+
+def check_pessimism(settings: Settings, reward: SourceRun | None) -> None:
+    """Check that `reward_pessimism` above 0 knows the deviations that it subtracts.
+
+    Args:
+        reward: the run of the reward role.
+
+    Raises:
+        UserError: there is none, it has no votes, or its role scores the last token.
+    """
+    if not settings.own["reward_pessimism"]:
+        return
+    if reward is None:
+        raise UserError(
+            "reward_pessimism is about the reward role: name its run with --reward RUN, or set it "
+            "to 0."
+        )
+    from lorarlhf.rewards.deviation import check_pooling, votes_of
+
+    note = read_json(reward.adapter / "lorarlhf.json")
+    check_pooling(note.get("pooling", "mean" if note else "last"), votes_of(reward.adapter))
 
 
 def _check_rloo(request: TrainRequest, settings: Settings) -> None:

@@ -68,7 +68,12 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     stage.check_rows(rows)
     fingerprint = _fingerprint(rows)
     if stage.rewarded:
-        from lorarlhf.cli.ppo_options import check_rewards, check_vllm, read_rewards
+        from lorarlhf.cli.ppo_options import (
+            check_pessimism,
+            check_rewards,
+            check_vllm,
+            read_rewards,
+        )
 
         spec = read_rewards(request)
     eval_rows = _read(stage, request.eval) if request.eval else None
@@ -77,6 +82,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     check_same_base(list(sources.values()), "base" in settings.given)
     if stage.rewarded:
         check_rewards(request, settings, spec)
+        check_pessimism(settings, sources.get("reward"))
         spec = replace(spec, weights=settings.own["reward_weights"])
     check_writable(request.folder)
 
@@ -108,6 +114,13 @@ def load(prepared: Prepared) -> "Backbone":
             backbone.freeze_reference()
     if "reward" in sources:
         backbone.load_role("reward", sources["reward"].adapter)
+        if prepared.settings.own.get("reward_pessimism"):
+            from lorarlhf.rewards.deviation import ScoreDeviation, votes_of
+            from lorarlhf.stages.inputs import PPOInputs
+
+            assert isinstance(prepared.inputs, PPOInputs)
+            votes = votes_of(sources["reward"].adapter)
+            prepared.inputs.spec.deviation = ScoreDeviation.load(votes, backbone)
     if request.reward_model:
         from lorarlhf.rewards.classifier import load_classifier
         from lorarlhf.stages.inputs import PPOInputs

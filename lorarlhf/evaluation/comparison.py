@@ -71,6 +71,29 @@ def judge(
     return figures, rows
 
 
+def judge_best_of(
+    rater: Rater,
+    prompts: Sequence[str],
+    before: Sequence[Answer],
+    picked: Sequence[Answer],
+    seed: int,
+) -> Row:
+    """Compare the base's answers with the best of n of other answers of the base, as `judge` does.
+
+    Args:
+        prompts, before, picked: one of each for a comparison; an answer may occur several times.
+
+    Returns:
+        `win_rate`, and of the picked answers the mean `rule_score` and `mean_length` in tokens.
+    """
+    outcomes = judge_pairs(rater, picked, before, seed=seed)
+    return {
+        "win_rate": win_rate(outcomes, prompts, seed=seed).to_dict(),
+        "rule_score": _mean(map(rater.score, picked)),
+        "mean_length": _mean(float(answer.tokens or 0) for answer in picked),
+    }
+
+
 def _mean(values: Iterable[float]) -> float:
     numbers = list(values)
     return sum(numbers) / len(numbers)
@@ -119,9 +142,21 @@ def _table(summary: Row) -> list[str]:
         f"   ({won['wins']} wins, {won['ties']} ties, {won['losses']} losses; "
         f"95% interval {low:.0%} to {high:.0%})",
     ]
+    if best := summary.get("best_of_n"):
+        lines.append(_best_of_line(best))
     if similar:
         lines += [
             f"{'wins at similar length':32}{1 - similar['rate']:>10.0%}"
             f"{similar['rate']:>10.0%}   ({similar['n']} pairs)"
         ]
     return lines
+
+
+def _best_of_line(best: Row) -> str:
+    rate, (low, high) = best["win_rate"]["rate"], best["win_rate"]["ci95"]
+    label = f"best of {best['n']} of the base, untuned"
+    return (
+        f"{label:32}{1 - rate:>10.0%}{rate:>10.0%}"
+        f"   (picked by the reward role; KL at most {best['kl_bound']:.2f} nats; "
+        f"95% interval {low:.0%} to {high:.0%})"
+    )

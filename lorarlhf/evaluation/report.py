@@ -7,9 +7,11 @@ output is untrusted, so every text passes through `report_format.text`, which es
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.evaluation.over_optimisation import describe, kept, measurements, parting
 from lorarlhf.evaluation.report_format import (
     duration,
     interval,
@@ -22,7 +24,7 @@ from lorarlhf.evaluation.report_format import (
     text,
 )
 from lorarlhf.evaluation.report_headline import headline, stage_label, title
-from lorarlhf.evaluation.report_plots import plots
+from lorarlhf.evaluation.report_plots import OVER_OPTIMISATION, figure, plots
 from lorarlhf.evaluation.report_template import PAGE
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_bytes
@@ -45,6 +47,13 @@ def _results(summary: Row) -> str:
     if (rate := number(alike.get("rate"))) is not None:
         label = f"Won among the {show(alike.get('n'))} pairs of similar length"
         rows.append((label, share(1 - rate), share(rate)))
+    best = part(summary, "best_of_n")
+    if (rate := number(part(best, "win_rate").get("rate"))) is not None:
+        span = interval(part(best, "win_rate").get("ci95"))
+        after = share(rate) + (f" ({span})" if span else "")
+        label = f"Best of {show(best.get('n'))} answers without tuning"
+        rows.append((f"{label}: comparisons won", share(1 - rate), after))
+        rows.append((f"{label}: KL, at most (nats)", "0", show(best.get("kl_bound"))))
     if rule:
         rows.append(("Rater's rule, mean", show(rule.get("before")), show(rule.get("after"))))
     if "mean_length_after" in ppo:
@@ -62,6 +71,32 @@ def _results(summary: Row) -> str:
     return table(
         "Before and after tuning, on held-out prompts", ("Measure", "Before", "After"), rows
     )
+
+
+def _over_optimisation(metrics: Sequence[Row], summary: Row) -> str:
+    """Score and judge over the KL, and where they part; empty without two verdicts of a judge."""
+    measured = measurements(metrics)
+    if len(measured) < 2:
+        return ""
+    step = of_stage(summary, "ppo").get("kept_step")
+    policy, point = kept(measured, step), parting(measured)
+    rows = [
+        (
+            f"{one.step}{' (kept)' * (one is policy)}{' (they part)' * (one is point)}",
+            show(one.kl),
+            show(one.score),
+            show(one.judge) + (f" ± {show(one.judge_error)}" if one.judge_error else ""),
+            show(one.gap),
+        )
+        for one in measured
+    ]
+    head = ("Update", "KL (nats)", "Score", "Judge (± standard error)", "Gap (deviations)")
+    drawn = [{"gap": one.gap, **vars(one)} for one in measured if one.gap is not None]
+    plan = replace(OVER_OPTIMISATION, mark=point.kl if point else None)
+    plot = figure("over_optimisation", plan, plan.title, drawn)
+    shown = plot and f'<div class="grid plots">\n{plot}\n</div>'
+    figures = table("On held-out prompts, by KL from the reference", head, rows)
+    return f"<p>{text(describe(measured, step))}</p>\n{shown}\n{figures}"
 
 
 def _health(metrics: Sequence[Row], summary: Row) -> str:
@@ -187,6 +222,7 @@ def build_html(
     sections = (
         ("Before and after", _results(summary), "summary.json"),
         ("How training went", plots(metrics or [], run), "metrics.jsonl"),
+        ("Over-optimisation", _over_optimisation(metrics or [], summary), ""),
         ("Health", _health(metrics or [], summary), ""),  # only PPO and RLOO have health checks
         ("Answers", _samples(samples or []), "samples.jsonl"),
         ("Time and memory", _time(summary, run), "summary.json or run.json"),

@@ -32,13 +32,20 @@ class Panel:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure over the rows of one stage; the stage `""` stands for all other stages."""
+    """A figure over the rows of one stage; the stage `""` stands for all other stages.
+
+    Attributes:
+        x: the key of the horizontal axis.
+        mark: a place on it with a dotted line.
+    """
 
     stage: str
     title: str
     xlabel: str
     caption: str
     panels: tuple[Panel, ...]
+    x: str = "step"
+    mark: float | None = None
 
 
 def _percent(ylabel: str, train: str, held_out: str) -> Panel:
@@ -120,11 +127,27 @@ PLOTS = {
 }
 
 
-def _series(rows: Iterable[Row], key: str) -> dict[float, float]:
+OVER_OPTIMISATION = Plot(
+    "",
+    "Score and judge by KL",
+    "KL on held-out prompts, nats per answer",
+    "How far the score and the judge have risen, in standard deviations of the first policy's "
+    "answers, and the gap between them: healthy is both rising; the score rising alone means that "
+    "the policy learns what the reward overrates (from the vertical line on, if there is one).",
+    (
+        Panel("rise", (("score_rise", "score"), ("judge_rise", "judge")), guide=0.0),
+        Panel("gap", (("gap", "score less judge"),), guide=0.0),
+    ),
+    x="kl",
+)
+"""Over rows of `over_optimisation.Measurement`."""
+
+
+def _series(rows: Iterable[Row], key: str, x: str = "step") -> dict[float, float]:
     """Step -> value. Of two rows of a step the later counts, since a resumed run repeats some."""
     found: dict[float, float] = {}
     for row in rows:
-        step, value = number(row.get("step")), number(row.get(key))
+        step, value = number(row.get(x)), number(row.get(key))
         if step is not None and value is not None:
             found[step] = value
     return dict(sorted(found.items()))
@@ -138,16 +161,16 @@ def _thin(values: Iterable[float]) -> list[float]:
     return [math.fsum(part) / len(part) for part in parts]
 
 
-def _draw(axes: Any, panel: Panel, rows: Sequence[Row]) -> str:
+def _draw(axes: Any, panel: Panel, rows: Sequence[Row], along: str) -> str:
     """Draw a panel on matplotlib axes and return a description of it."""
     parts: list[str] = []
     for (key, name), color, dash in zip(panel.lines, _COLORS, ("-", "--"), strict=False):
-        if not (series := _series(rows, key)):
+        if not (series := _series(rows, key, along)):
             continue
         x, y = _thin(series), _thin(series.values())
         mark = "o" if len(x) <= 40 else ""
         axes.plot(x, y, color=color, linestyle=dash, marker=mark, markersize=2.5, label=name)
-        if not parts and (spread := _series(rows, panel.band)):  # the first line's
+        if not parts and (spread := _series(rows, panel.band, along)):  # the first line's
             width = _thin(spread.get(step, 0.0) for step in series)
             low = [value - wide for value, wide in zip(y, width, strict=True)]
             high = [value + wide for value, wide in zip(y, width, strict=True)]
@@ -155,7 +178,7 @@ def _draw(axes: Any, panel: Panel, rows: Sequence[Row]) -> str:
         parts.append(f"{name or panel.ylabel} from {y[0]:.3g} to {y[-1]:.3g}")
     axes.set_ylabel(panel.ylabel)
     axes.yaxis.set_label_coords((0.12 - _LEFT) / (_WIDTH - _LEFT - 0.1), 0.5)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=along == "step")
     if panel.guide is not None:
         axes.axhline(panel.guide, color="#6b7280", linestyle=":", linewidth=1)
     if panel.percent:
@@ -186,7 +209,10 @@ def _svg(name: str, plot: Plot, panels: Sequence[Panel], rows: Sequence[Row]) ->
         figure.subplots_adjust(
             *(_LEFT / _WIDTH, 0.46 / height, 1 - 0.1 / _WIDTH, 1 - 0.1 / height), hspace=0.2
         )
-        parts = [_draw(axes, panel, rows) for axes, panel in zip(all_axes, panels, strict=True)]
+        pairs = zip(all_axes, panels, strict=True)
+        parts = [_draw(axes, panel, rows, plot.x) for axes, panel in pairs]
+        for axes in all_axes if plot.mark is not None else ():
+            axes.axvline(plot.mark, color="#6b7280", linestyle=":", linewidth=1)
         all_axes[-1].set_xlabel(plot.xlabel)
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
     return _inline(stream.getvalue(), name, f"Plot by {plot.xlabel}: {'; '.join(parts)}")
@@ -204,9 +230,13 @@ def _inline(svg: str, name: str, label: str) -> str:
     return re.sub(r'(url\(#|href="#| id=")', rf"\g<1>{name}-", svg)
 
 
-def _figure(name: str, plot: Plot, title: str, rows: Sequence[Row]) -> str:
-    """A plot with its heading and caption; empty if no row has any of its figures."""
-    panels = [p for p in plot.panels if any(_series(rows, key) for key, _ in p.lines)]
+def figure(name: str, plot: Plot, title: str, rows: Sequence[Row]) -> str:
+    """A plot with its heading and caption; empty if no row has any of its figures.
+
+    Args:
+        name: of the figure in the page, from which its ids are made.
+    """
+    panels = [p for p in plot.panels if any(_series(rows, key, plot.x) for key, _ in p.lines)]
     if not panels:
         return ""
     return (
@@ -225,10 +255,10 @@ def plots(metrics: Iterable[Row], run: Row) -> str:
     figures = []
     for name, plot in PLOTS.items():
         if plot.stage:
-            figures.append(_figure(name, plot, plot.title, stages.get(plot.stage, [])))
+            figures.append(figure(name, plot, plot.title, stages.get(plot.stage, [])))
             continue
         for index, stage in enumerate(sorted(stages.keys() - own)):
             title = f"{plot.title}: {stage_label(stage)}".rstrip(": ")
-            figures.append(_figure(f"{name}{index}", plot, title, stages[stage]))
+            figures.append(figure(f"{name}{index}", plot, title, stages[stage]))
     shown = "\n".join(filter(None, figures))
     return shown and f'<div class="grid plots">\n{shown}\n</div>'

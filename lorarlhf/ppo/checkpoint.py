@@ -151,6 +151,12 @@ def _load(run: TrainingRun, folder: Path) -> None:
     if run.kl.target is not None:  # a fixed price comes from the settings of the resumed run
         run.kl.coef = state["kl_coef"]
     if run.budget is not None and state["budget"]:
+        by = state["budget"].get("by", "score")
+        if by != run.budget.by:
+            raise UserError(
+                f"The best policy of the run in {folder.parent.parent} was kept by the {by}, which "
+                f"can't change on the way: resume it with keep_best_by={by}."
+            )
         run.budget.best_step = state["budget"]["best_step"]
         run.budget.best_score = state["budget"]["best_score"]
         seen = [row["eval_kl"] for row in state["log_history"] if "eval_kl" in row]

@@ -44,6 +44,11 @@ class ScoreSettings:
     """How the scores of answers become rewards."""
 
     normalize_scores: bool = _field(True, "Scores to mean 0, deviation 1 on reference answers")
+    reward_pessimism: NonNegativeFloat = _field(
+        0.0,
+        "Standard deviations subtracted from a raw score of the reward role; above 0 it needs the "
+        "votes of the reward run",
+    )
     score_clip: PositiveFloat | None = _field(None, "Largest normalised score, in either direction")
     missing_eos_penalty: NonNegativeFloat | None = _field(
         None, "Subtracted from the normalised score of an answer that does not end by itself"
@@ -66,6 +71,19 @@ class KLSettings:
         None,
         "KL in nats per held-out answer beyond which training ends; the best policy below it is "
         "kept",
+    )
+
+
+@dataclass
+class HeldOutSettings:
+    """When the policy answers held-out prompts, and which policy is kept."""
+
+    eval_steps: PositiveInt = _field(10, "Updates between two measurements on held-out prompts")
+    eval_kl_steps: PositiveFloat | None = _field(
+        None, "KL in nats per answer after which such a measurement is due, too"
+    )
+    keep_best_by: Annotated[str, one_of("score", "judge")] = _field(
+        "score", "What the best policy below kl_budget has most of on held-out prompts"
     )
 
 
@@ -96,7 +114,14 @@ class TrainerDefaults(_BaseConfig):
 
 
 @dataclass
-class PPOConfig(SamplingSettings, ScoreSettings, KLSettings, ValueSettings, TrainerDefaults):
+class PPOConfig(
+    SamplingSettings,
+    ScoreSettings,
+    KLSettings,
+    HeldOutSettings,
+    ValueSettings,
+    TrainerDefaults,
+):
     """Settings of `PPOTrainer`; everything else but `unused` is TRL's and transformers' own.
 
     In one update, `rollout_batch_size` prompts are answered once each. `num_ppo_epochs` passes over
@@ -133,7 +158,6 @@ class PPOConfig(SamplingSettings, ScoreSettings, KLSettings, ValueSettings, Trai
     max_approx_kl: PositiveFloat | None = _field(
         None, "KL in nats per token that ends an update's epochs early"
     )
-    eval_steps: PositiveInt = _field(10, "Updates between two measurements on held-out prompts")
 
     def __post_init__(self) -> None:
         if self.bf16 is None:

@@ -4,7 +4,7 @@ A rising training score alone is no success (arXiv 2307.04964): the policy may e
 reward, on the training prompts or in general.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -15,6 +15,33 @@ from lorarlhf.ppo.scores import Rewards, call_function, unique_names
 from lorarlhf.rewards.functions import RewardFunction
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
+
+
+def check(args: PPOConfig, heldout: bool, judged: bool) -> None:
+    """Raise ValueError where the settings or judges need held-out prompts or a judge."""
+    if not heldout and (judged or args.kl_budget is not None):
+        raise ValueError("kl_budget and judges need held-out prompts: give eval_dataset")
+    if args.keep_best_by == "judge" and not judged:
+        raise ValueError("keep_best_by judge needs a judge: give judge_funcs")
+
+
+def is_due(args: PPOConfig, step: int, kl: float, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the held-out prompts are to be answered after an update.
+
+    They are after every `eval_steps` updates and after the last one, and with `eval_kl_steps` also
+    when the KL has grown by so much over the largest that was measured.
+
+    Args:
+        step: updates so far.
+        kl: of the update's rollout, in nats per answer.
+        history: the run's log, with earlier measurements.
+    """
+    if step == args.updates or step % max(1, args.eval_steps) == 0:
+        return True
+    if args.eval_kl_steps is None:
+        return False
+    measured = [row["eval_kl"] for row in history if "eval_kl" in row]
+    return kl >= max([0.0, *measured]) + args.eval_kl_steps
 
 
 def measure(
@@ -35,9 +62,11 @@ def measure(
         sampler: answers the prompts; a `LocalSampler` by default.
 
     Returns:
-        `eval_score` (raw, like the training's `score`), `eval_kl` (nats per answer), `eval_length`
-        (tokens) and `eval_ended` (share). With judges also `eval_judge` (the mean of their sums)
-        and its standard error `eval_judge_se`, and with several judges `eval_judge/NAME` for each.
+        `eval_score` (raw, like the training's `score`) and its deviation over the answers
+        `eval_score_std`, `eval_kl` (nats per answer), `eval_length` (tokens) and `eval_ended`
+        (share). With pessimism also the mean `eval_reward_deviation`. With judges also
+        `eval_judge` (the mean of their sums), `eval_judge_std`, the mean's standard error
+        `eval_judge_se`, and with several judges `eval_judge/NAME` for each.
 
     Raises:
         UserError: a reward function or judge raised, or gave no number for any answer.
@@ -55,6 +84,8 @@ def measure(
             given.extend(distributed.all_gather(call_function(judge, rollout, own, state)))
         del rollout  # frees its kept states before the next rollout
     means = {name: fmean(values) for name, values in figures.items()}
+    if len(scores := figures["eval_score"]) > 1:
+        means["eval_score_std"] = stdev(scores)
     return means | _judge_figures(unique_names(judges), verdicts)
 
 
@@ -62,8 +93,10 @@ def _figures(
     rollout: Rollout, rewards: Rewards, own: Sequence[int], state: Any
 ) -> dict[str, list[float]]:
     kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(dim=1)
-    return {
-        "eval_score": distributed.all_gather(rewards.score(rollout, own, state)[0]),
+    found = rewards.score(rollout, own, state)
+    unsure = distributed.all_gather(found.deviations) if rewards.pessimism else []
+    return ({"eval_reward_deviation": unsure} if unsure else {}) | {
+        "eval_score": distributed.all_gather(found.sums),
         "eval_kl": kl.tolist(),
         "eval_length": rollout.mask.sum(dim=1).float().tolist(),
         "eval_ended": [float(c.ended) for c in rollout.completions],
@@ -80,7 +113,8 @@ def _judge_figures(names: list[str], verdicts: list[list[float | None]]) -> dict
         raise UserError("The judge gave None for every held-out answer, so there is no verdict.")
     found = {"eval_judge": fmean(sums)}
     if len(sums) > 1:
-        found["eval_judge_se"] = stdev(sums) / len(sums) ** 0.5
+        found["eval_judge_std"] = stdev(sums)
+        found["eval_judge_se"] = found["eval_judge_std"] / len(sums) ** 0.5
     for name, values in zip(names, verdicts, strict=True):
         given = [value for value in values if value is not None]
         if len(names) > 1 and given:

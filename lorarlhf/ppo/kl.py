@@ -36,7 +36,7 @@ class KLControl:
 
 @dataclass
 class KLBudget:
-    """The KL that a run may spend, and the best held-out score inside that budget.
+    """The KL that a run may spend, and the best held-out figure inside that budget.
 
     (On reward as a function of KL: arXiv 2204.05862, section 4.3; arXiv 2210.10760.)
 
@@ -44,12 +44,19 @@ class KLBudget:
         limit: in nats per answer, measured on held-out prompts.
         best_step, best_score: of the best policy inside the budget; None before there is one.
         spent: whether a measurement was outside the budget, which ends the training.
+        by: what is best, `score` or `judge`.
     """
 
     limit: float
     best_step: int | None = None
     best_score: float | None = None
     spent: bool = False
+    by: str = "score"
+
+    @classmethod
+    def of(cls, limit: float | None, by: str) -> "KLBudget | None":
+        """The budget of the settings; None where they have no limit."""
+        return None if limit is None else cls(limit, by=by)
 
     def record(self, step: int, score: float, kl: float) -> bool:
         """Record a measurement; returns whether it is the best inside the budget so far."""

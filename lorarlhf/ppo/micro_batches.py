@@ -239,7 +239,7 @@ def can_reuse_value_states(backbone: Backbone, micros: Sequence[MicroBatch]) -> 
 
 
 def reward_states(backbone: Backbone, micro: MicroBatch, from_value: bool) -> torch.Tensor:
-    """Final states (N, H) of the active reward role.
+    """Final states (N, H) of the active role, which is the reward role or the base.
 
     Args:
         from_value: start from the states computed for the value (`can_reuse_value_states`).

@@ -42,6 +42,8 @@ from lorarlhf.ppo.micro_batches import (
     storage_device,
     token_values,
 )
+from lorarlhf.rewards.deviation import ScoreDeviation, has_base_states
+from lorarlhf.rewards.role import pool_states
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.terminal import log_to_stderr
 
@@ -298,14 +300,26 @@ def _put(rollout: Rollout, table: torch.Tensor, micro: MicroBatch, flat: torch.T
 
 
 @torch.no_grad()
-def reward_scores(backbone: Backbone, answers: Answers) -> torch.Tensor:
-    """Scores (B,) of the answers by the reward role; 0 for answers of other processes."""
-    scores = torch.zeros(len(answers.completions), device=backbone.device)
+def reward_scores(
+    backbone: Backbone, answers: Answers, deviation: ScoreDeviation | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of the answers by the reward role and their deviations, (B,) each.
+
+    Both are 0 for answers of other processes; without a `deviation` all deviations are 0.
+    """
+    scores, deviations = torch.zeros(2, len(answers.completions), device=backbone.device)
     head = backbone.heads["reward"]
     from_value = can_reuse_value_states(backbone, answers.micro_batches)
+    one_forward = deviation is not None and has_base_states(backbone)
     with backbone.role("reward"):
         for micro in answers.micro_batches:
-            hidden = reward_states(backbone, micro, from_value)
+            hidden = reward_states(backbone, micro, from_value)[micro.answers]
             trunk = micro.trunk_for(head, micro.answers)
-            scores[micro.rows] = head.pool(hidden[micro.answers], micro.answer_mask, trunk)
-    return scores
+            scores[micro.rows] = head.pool(hidden, micro.answer_mask, trunk)
+            if deviation is not None:
+                if not one_forward:
+                    with backbone.role("base"):
+                        hidden = reward_states(backbone, micro, False)[micro.answers]
+                states = pool_states(hidden, micro.answer_mask, trunk)
+                deviations[micro.rows] = deviation(states, micro.answer_mask.sum(dim=1))
+    return scores, deviations

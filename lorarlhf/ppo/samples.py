@@ -86,7 +86,7 @@ class SampleCallback(TrainerCallback):
         encoded = encode_prompts(backbone, prompts, args.max_prompt_tokens)
         micros = make_micro_batches(backbone, encoded, completions, args.micro_batch_size)
         answers = Answers(self.rows, completions, [micros])
-        scores, _ = self.rewards.score(answers, range(len(self.rows)), state)
+        scores = self.rewards.score(answers, range(len(self.rows)), state).sums
         for prompt, answer, score in zip(prompts, completions, scores, strict=True):
             line = {"step": state.global_step, "prompt": _shown(prompt), "completion": answer.text}
             append_jsonl(self.file, line | {"score": score})

@@ -1,6 +1,7 @@
 """Scores of a rollout, from the reward role, from functions or both, on a common scale."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -9,10 +10,26 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.rollout import Answers, reward_scores
+from lorarlhf.rewards.deviation import ScoreDeviation
 from lorarlhf.rewards.functions import RewardFunction, call_reward_function, combine, function_name
 
 ROLE = "reward"
 """The name of the backbone's reward role in a list of reward functions."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of some answers.
+
+    Attributes:
+        sums: the weighted sums of the sources' scores.
+        by_source: the scores of each source.
+        deviations: of the reward role's raw scores; empty without pessimism.
+    """
+
+    sums: list[float]
+    by_source: list[list[float | None]]
+    deviations: list[float]
 
 
 class Rewards:
@@ -21,9 +38,12 @@ class Rewards:
     Args:
         sources: functions, or `"reward"` for the backbone's reward role.
         weights: one number per source; all 1 by default.
+        pessimism: how many deviations are subtracted from a raw score of the reward role.
+        deviation: gives these deviations.
 
     Raises:
-        ValueError: no source, a wrong number of weights, or no reward role on the backbone.
+        ValueError: no source, a wrong number of weights, no reward role on the backbone, or
+            pessimism without a reward role or its deviation.
     """
 
     def __init__(
@@ -31,8 +51,11 @@ class Rewards:
         backbone: Backbone,
         sources: Sequence[RewardFunction | str],
         weights: Sequence[float] | None = None,
+        pessimism: float = 0.0,
+        deviation: ScoreDeviation | None = None,
     ) -> None:
         self.backbone, self.sources = backbone, list(sources)
+        self.pessimism, self.deviation = pessimism, deviation if pessimism else None
         self.weights = list(weights or [1.0] * len(self.sources))
         for source in self.sources:
             if isinstance(source, str) and source != ROLE:
@@ -45,6 +68,11 @@ class Rewards:
         if len(self.weights) != len(self.sources):
             raise ValueError(
                 f"{len(self.sources)} reward functions, but {len(self.weights)} weights"
+            )
+        if pessimism and (deviation is None or ROLE not in self.sources):
+            raise ValueError(
+                "reward_pessimism needs the reward role and its ScoreDeviation (from the "
+                "votes.safetensors of its run)"
             )
 
     @property
@@ -63,11 +91,12 @@ class Rewards:
         rows: Sequence[int],
         state: Any,
         retry: Callable[[Callable[[], torch.Tensor]], torch.Tensor] = lambda attempt: attempt(),
-    ) -> tuple[list[float], list[list[float | None]]]:
-        """Scores of some of the answers: the weighted sums, and those of each source.
+    ) -> Scored:
+        """Scores of some of the answers.
 
-        With several sources the role's scores are normalised to mean 0 and deviation 1 on the
-        answers it was trained on, so that its weight is comparable to the others.
+        `pessimism` deviations are subtracted from the role's raw scores, before any scale. With
+        several sources the role's scores are normalised to mean 0 and deviation 1 on the answers it
+        was trained on, so that its weight is comparable to the others.
 
         Args:
             rows: numbers of the answers.
@@ -79,16 +108,22 @@ class Rewards:
             UserError: a reward function raised, or its result has a wrong form.
         """
         found: list[list[float | None]] = []
+        unsure: list[float] = []
         for source in self.sources:
             if isinstance(source, str):
-                raw = retry(lambda: reward_scores(self.backbone, answers))
+                raw, deviations = retry(
+                    lambda: torch.stack(reward_scores(self.backbone, answers, self.deviation))
+                )
+                if self.deviation is not None:
+                    raw = raw - self.pessimism * deviations
+                    unsure = deviations[list(rows)].tolist()
                 head = self.backbone.heads[ROLE]
                 if not self.only_role:
                     raw = (raw - head.score_mean) / head.score_std
                 found.append(raw[list(rows)].tolist())
             else:
                 found.append(call_function(source, answers, rows, state))
-        return combine(found, self.weights), found
+        return Scored(combine(found, self.weights), found, unsure)
 
 
 def unique_names(sources: Sequence[RewardFunction | str]) -> list[str]:

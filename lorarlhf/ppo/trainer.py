@@ -31,6 +31,7 @@ from lorarlhf.ppo.micro_batches import retry_smaller_micro_batches
 from lorarlhf.ppo.prompts import PromptOrder
 from lorarlhf.ppo.rollout import LocalSampler, PolicySampler, Rollout, collect
 from lorarlhf.ppo.scores import ROLE, Rewards, ScoreScale
+from lorarlhf.rewards.deviation import ScoreDeviation
 from lorarlhf.runtime import distributed
 
 RewardFunction = Callable[..., Any]
@@ -53,10 +54,12 @@ class PPOTrainer(_BaseTrainer):
         callbacks: transformers' trainer callbacks.
         eval_dataset: prompts that are never trained on, measured every `eval_steps` updates.
         judge_funcs: functions that judge the held-out answers and are no part of the reward.
+        deviation: of the reward role's scores, for `reward_pessimism` above 0.
 
     Raises:
-        ValueError: neither a reward role nor reward functions, a wrong number of weights, or a KL
-            budget or judges without held-out prompts.
+        ValueError: neither a reward role nor reward functions, a wrong number of weights, a KL
+            budget or judges without held-out prompts, no judge to keep the best policy by, or
+            pessimism without a deviation.
         UserError: the logits of the base's family are not known, or `generation` is `vllm` and the
             server can't be used.
     """
@@ -76,17 +79,17 @@ class PPOTrainer(_BaseTrainer):
         *,
         eval_dataset: Any = None,
         judge_funcs: Sequence[RewardFunction] = (),
+        deviation: ScoreDeviation | None = None,
     ) -> None:
         sources: list[RewardFunction | str]
         if callable(reward_funcs) or isinstance(reward_funcs, str):
             sources = [reward_funcs]
         else:
             sources = list(reward_funcs or [ROLE])
-        self.rewards = Rewards(backbone, sources, reward_weights)
+        self.rewards = Rewards(backbone, sources, reward_weights, args.reward_pessimism, deviation)
         with backbone.role("base"):
             backbone.lm_head.check()
-        if eval_dataset is None and (judge_funcs or args.kl_budget is not None):
-            raise ValueError("kl_budget and judges need held-out prompts: give eval_dataset")
+        heldout.check(args, eval_dataset is not None, bool(judge_funcs))
         super().__init__(
             model=backbone.model,
             args=args,
@@ -101,7 +104,7 @@ class PPOTrainer(_BaseTrainer):
         self.backbone, self.rows = backbone, train_dataset
         self.eval_rows, self.judges = eval_dataset, list(judge_funcs)
         self.kl = KLControl(args.kl_coef, args.kl_target, args.kl_horizon)
-        self.budget = KLBudget(args.kl_budget) if args.kl_budget is not None else None
+        self.budget = KLBudget.of(args.kl_budget, args.keep_best_by)
         self.scale = ScoreScale.from_config(backbone, args, from_role=self.rewards.only_role)
         self.value_is_new = "value" not in backbone.heads
         self._add_value()
@@ -193,23 +196,26 @@ class PPOTrainer(_BaseTrainer):
     # ---- the parts of an update
 
     def _score(self, rollout: Rollout) -> tuple[torch.Tensor, dict[str, float]]:
-        """Raw scores (B,), and with several sources the mean of each under `score/NAME`."""
+        """Raw scores (B,); means of what several sources gave, and of the reward's deviation."""
         own = distributed.own_share(len(rollout.prompts))
 
         def attempt(score: Callable[[], torch.Tensor]) -> torch.Tensor:
             rollout.rebatch(self.backbone, self.args.micro_batch_size)
             return score()
 
-        sums, by_source = self.rewards.score(
+        found = self.rewards.score(
             rollout,
             own,
             self.state,
             lambda score: retry_smaller_micro_batches(self.args, lambda: attempt(score)),
         )
-        scores = torch.tensor(distributed.all_gather(sums), device=self.backbone.device)
+        scores = torch.tensor(distributed.all_gather(found.sums), device=self.backbone.device)
         means: dict[str, float] = {}
-        if len(by_source) > 1:
-            for name, values in zip(self.rewards.names, by_source, strict=True):
+        if self.rewards.pessimism:
+            deviations = distributed.all_gather(found.deviations)
+            means["reward_deviation"] = sum(deviations) / len(deviations)
+        if len(found.by_source) > 1:
+            for name, values in zip(self.rewards.names, found.by_source, strict=True):
                 known = [value for value in distributed.all_gather(values) if value is not None]
                 if known:
                     means[f"score/{name}"] = sum(known) / len(known)
@@ -287,7 +293,7 @@ class PPOTrainer(_BaseTrainer):
             self.log(metrics)
         last = state.global_step == args.updates
         over_budget = self.budget is not None and metrics["kl"] > self.budget.limit
-        if last or over_budget or state.global_step % max(1, args.eval_steps) == 0:
+        if over_budget or heldout.is_due(args, state.global_step, metrics["kl"], state.log_history):
             self._measure_heldout()
         due = state.global_step % state.save_steps == 0
         if last or due or self._stopped or self.control.should_save:
@@ -314,7 +320,8 @@ class PPOTrainer(_BaseTrainer):
         self.log(dict(found))
         if self.budget is None:
             return
-        if self.budget.record(self.state.global_step, found["eval_score"], found["eval_kl"]):
+        best = found[f"eval_{self.budget.by}"]
+        if self.budget.record(self.state.global_step, best, found["eval_kl"]):
             checkpoint.save_best(self)
 
     def summary(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import Completion, generate
 from lorarlhf.backbone.tokenizer import Prompt
+from lorarlhf.rewards.deviation import ScoreDeviation, score_with_deviations
 from lorarlhf.rewards.role import score_answers
 
 
@@ -16,7 +17,7 @@ class BestOf:
     """The answers to one prompt with their scores.
 
     Attributes:
-        answers, scores: n of each, as they were sampled.
+        answers, scores: n of each, as they were sampled; with pessimism it is subtracted already.
         best: the place of the highest score.
     """
 
@@ -35,24 +36,40 @@ class BestOf:
 
 
 def best_of(
-    backbone: Backbone, prompts: Sequence[Prompt], count: int, *, role: str, **sampling: Any
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    count: int,
+    *,
+    role: str,
+    pessimism: float = 0.0,
+    deviation: ScoreDeviation | None = None,
+    **sampling: Any,
 ) -> list[BestOf]:
     """The best of `count` answers of a role to each prompt, by the reward role.
 
     The same seed gives the same answers.
 
     Args:
+        pessimism: how many deviations are subtracted from each score.
+        deviation: gives these deviations.
         sampling: `max_new_tokens`, `temperature`, `seed` and others of `generation.generate`.
 
     Raises:
-        ValueError: fewer than one answer.
+        ValueError: fewer than one answer, or pessimism without a deviation.
         UserError: a prompt is too long, or the base has no chat template.
     """
     if count < 1:
         raise ValueError(f"one answer or more, not {count}")
+    if pessimism and deviation is None:
+        raise ValueError("pessimism needs the ScoreDeviation of the reward role")
     repeated = [prompt for prompt in prompts for _ in range(count)]
     answers = generate(backbone, repeated, role=role, **sampling)
-    scores = score_answers(backbone, repeated, [answer.text for answer in answers])
+    texts = [answer.text for answer in answers]
+    if pessimism and deviation is not None:
+        raw, unsure = score_with_deviations(backbone, repeated, texts, deviation)
+        scores = [score - pessimism * d for score, d in zip(raw, unsure, strict=True)]
+    else:
+        scores = score_answers(backbone, repeated, texts)
     places = range(0, len(repeated), count)
     return [BestOf(answers[at : at + count], scores[at : at + count]) for at in places]
 

@@ -64,6 +64,22 @@ class _Part:
             variance = (scaled**2).sum(axis=1) - ((self.inverse @ along) ** 2).sum(axis=0)
         return columns @ self.weights, np.maximum(variance, 0.0)
 
+    def covariance(self, votes: VoteMatrix, directions: Array) -> Array:
+        """Of the weights of the scaled features alone, (F, F); those along axes are folded in."""
+        width = directions.shape[1]
+
+        def folded(rows: Array) -> Array:
+            """Rows (..., P) over the columns as rows (..., F) over the scaled features."""
+            return rows[:, :width] + rows[:, width:] @ directions
+
+        if self.root is None:
+            half = folded(self.inverse * self.deviation)
+            return half.T @ half
+        variance = self.deviation**2
+        along = directions * np.sqrt(variance[width:, None])
+        learned = self.inverse @ folded(self.root[:, None] * votes.columns * variance)
+        return np.diag(variance[:width]) + along.T @ along - learned.T @ learned
+
 
 class Posterior:
     """What the votes say about scores, and how surely.
@@ -101,6 +117,22 @@ class Posterior:
         """
         mean, deviation = self.margins(first, second)
         return moderated(mean, deviation)
+
+    def folded(self) -> tuple[Array, Array]:
+        """Deviations without the votes: an offset (F,) and a factor (F, F).
+
+        The deviation of an answer with features x is the length of factor @ (x - offset), so that
+        one matrix product gives those of many answers.
+        """
+        space = self._space
+        width = len(space.scale)
+        heads = [p.weights[:width] + p.weights[width:] @ space.directions for p in self._parts]
+        shares = np.array([part.share for part in self._parts])
+        apart = np.stack(heads) - shares @ np.stack(heads)
+        covariance = (apart.T * shares) @ apart
+        for part in self._parts:
+            covariance += part.share * part.covariance(self._votes, space.directions)
+        return space.mean, np.linalg.cholesky(covariance).T * space.scale
 
     def _moments(self, columns: Array) -> tuple[Array, Array]:
         mean, square = np.zeros(len(columns)), np.zeros(len(columns))

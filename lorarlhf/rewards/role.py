@@ -95,10 +95,18 @@ def pooled_batches(
         for rows, hidden, mask, trunk in _batches(backbone, answers, batch_size):
             if pooling == "last":
                 mask = mask & (mask.long().cumsum(1) == mask.long().sum(1, keepdim=True))
-            weights = mask.float() / mask.sum(dim=1, keepdim=True)
-            parts = [hidden] if pooling == "last" or trunk is None else [normed(trunk), hidden]
-            pooled = [torch.einsum("bth,bt->bh", part.float(), weights) for part in parts]
-            yield rows, torch.cat(pooled, dim=1).cpu().numpy()
+            read = None if pooling == "last" else trunk
+            yield rows, pool_states(hidden, mask, read).cpu().numpy()
+
+
+def pool_states(
+    hidden: torch.Tensor, mask: torch.Tensor, trunk: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The mean over masked tokens (B, T) of states (B, T, H), the trunk's first: float32 (B, F)."""
+    weights = mask.float() / mask.sum(dim=1, keepdim=True)
+    parts = [hidden] if trunk is None else [normed(trunk), hidden]
+    pooled = [torch.einsum("bth,bt->bh", part.float(), weights) for part in parts]
+    return torch.cat(pooled, dim=1)
 
 
 @torch.no_grad()

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from lorarlhf.data.twins import leave_out_shared
 from lorarlhf.runtime.setting_types import one_of
 from lorarlhf.stages.conversations import Row
+
+if TYPE_CHECKING:
+    from lorarlhf.rewards.deviation import ScoreDeviation
 
 
 @dataclass
@@ -52,11 +55,14 @@ class RewardSpec:
         rewards: `"reward"` for the reward role, and functions of TRL's signature.
         weights: one a reward; all 1 by default.
         judges: functions that judge held-out answers and reward nothing.
+        deviation: of the reward role's scores, for `reward_pessimism` above 0
+            (`ScoreDeviation.load`).
     """
 
     rewards: list[Callable[..., Any] | str] = field(default_factory=lambda: ["reward"])
     weights: Sequence[float] | None = None
     judges: list[Callable[..., Any]] = field(default_factory=list)
+    deviation: "ScoreDeviation | None" = None
 
 
 @dataclass

@@ -60,6 +60,7 @@ def train_ppo(
         [RunCallback(run, "PPO", SHOWN, stage="ppo"), stopper],
         eval_dataset=eval_rows,
         judge_funcs=spec.judges,
+        deviation=spec.deviation,
     )
     remove_library_output(trainer)
     trainer.add_callback(watch)

@@ -15,6 +15,7 @@ from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.health import HealthWatch
 from lorarlhf.ppo.samples import SampleCallback
 from lorarlhf.ppo.scores import Rewards
+from lorarlhf.rewards.deviation import score_with_deviations
 from lorarlhf.rewards.functions import (
     RewardFunction,
     call_reward_function,
@@ -45,7 +46,7 @@ USED = {
     *("updates", "rollout_batch_size", "num_ppo_epochs", "num_minibatches", "micro_batch_size"),
     *("max_prompt_tokens", "max_new_tokens", "temperature", "learning_rate", "linear_lr_decay"),
     *("kl_coef", "clip_range", "gradient_checkpointing", "plain"),
-    *("algorithm", "num_generations", "reward_weights", "save_steps"),
+    *("algorithm", "num_generations", "reward_weights", "save_steps", "reward_pessimism"),
 }
 
 
@@ -80,14 +81,14 @@ def train_rloo(
     # TRL leaves out what does not fill an update, and would train nothing where that is all.
     wanted = args.rollout_batch_size // settings.num_generations
     repeated = [dict(row) for row in rows] * -(-wanted // len(rows))
-    weighed = Rewards(backbone, spec.rewards, spec.weights)
+    weighed = Rewards(backbone, spec.rewards, spec.weights, args.reward_pessimism, spec.deviation)
     samples = SampleCallback(backbone, rows, args, weighed, run.folder)
     log = _Log(run, args, samples)
     checkpointing = config.gradient_checkpointing_kwargs
     with backbone.stage("policy") as model, no_input_gradients(model, checkpointing):
         trainer = RLOOTrainer(
             model=model,
-            reward_funcs=[_function(backbone, reward) for reward in spec.rewards],
+            reward_funcs=[_function(weighed, reward, log.deviations) for reward in spec.rewards],
             args=config,
             train_dataset=Dataset.from_list(repeated),
             processing_class=backbone.tokenizer,
@@ -138,6 +139,7 @@ class _Log(RunCallback):
     def __init__(self, run: Run, settings: PPOConfig, samples: SampleCallback) -> None:
         super().__init__(run, "RLOO", ("score", "kl", "completion_length"))
         self.settings, self.samples, self.rows = settings, samples, list[Row]()
+        self.deviations: list[float] = []  # of the scores since the last row
         self.health = HealthWatch(run, log_beside_bars, algorithm="rloo")
         self.steps = settings.num_ppo_epochs * settings.num_minibatches  # in one update
 
@@ -179,6 +181,9 @@ class _Log(RunCallback):
         means = [name for name in logs if name.startswith("rewards/") and name.endswith("/mean")]
         if len(means) > 1:
             row |= {f"score/{name[8:-5]}": logs[name] for name in means if logs[name] is not None}
+        if self.deviations:
+            row["reward_deviation"] = sum(self.deviations) / len(self.deviations)
+            self.deviations.clear()
         return row | {
             "kl": logs["kl"] * logs["completions/mean_length"],  # TRL's is a token's
             "ended_fraction": 1 - logs["completions/clipped_ratio"],
@@ -198,15 +203,30 @@ class _Log(RunCallback):
         }
 
 
-def _function(backbone: Backbone, reward: RewardFunction | str) -> RewardFunction:
-    """A reward as TRL calls it, with the checks and the extra columns that PPO gives."""
+def _function(
+    rewards: Rewards, reward: RewardFunction | str, deviations: list[float]
+) -> RewardFunction:
+    """A reward as TRL calls it, with the checks and the extra columns that PPO gives.
+
+    Args:
+        rewards: with the pessimism towards the reward role.
+        deviations: gets those of the reward role's scores.
+    """
+    backbone = rewards.backbone
+
+    def by_role(prompts: Any, texts: list[str]) -> list[float]:
+        if rewards.deviation is None:
+            return score_answers(backbone, prompts, texts)
+        scores, unsure = score_with_deviations(backbone, prompts, texts, rewards.deviation)
+        deviations.extend(unsure)
+        return [s - rewards.pessimism * d for s, d in zip(scores, unsure, strict=True)]
 
     def call(prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any) -> Any:
         if isinstance(reward, str):
             head = backbone.heads[reward]
             texts = [completion_text(completion) for completion in completions]
             mean, std = head.score_mean.item(), head.score_std.item()
-            return [(score - mean) / std for score in score_answers(backbone, prompts, texts)]
+            return [(score - mean) / std for score in by_role(prompts, texts)]
         stops = set(backbone.stop_ids)
         columns["ended"] = [bool(ids) and ids[-1] in stops for ids in completion_ids]
         columns["completion_ids"] = completion_ids

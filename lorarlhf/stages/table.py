@@ -12,9 +12,9 @@ PPO_KEYS = (
     "value_learning_rate, linear_lr_decay, kl_coef, kl_target, kl_horizon, kl_budget, gamma, "
     "gae_lambda, clip_range, max_ratio, max_approx_kl, value_clip_range, vf_coef, value_adapter, "
     "policy_layers, value_layers, critic_warmup, missing_eos_penalty, score_clip, "
-    "normalize_scores, whiten_rewards, adam_epsilon, gradient_checkpointing, logging_steps, "
-    "save_steps, save_total_limit, eval_steps, report_to, algorithm, num_generations, "
-    "reward_weights, plain"
+    "normalize_scores, whiten_rewards, reward_pessimism, adam_epsilon, gradient_checkpointing, "
+    "logging_steps, save_steps, save_total_limit, eval_steps, eval_kl_steps, keep_best_by, "
+    "report_to, algorithm, num_generations, reward_weights, plain"
 )
 _LIST = (
     Stage(
