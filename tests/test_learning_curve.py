@@ -176,11 +176,11 @@ def test_doubt_makes_less_sure() -> None:
 def test_of_many_votes_a_sample_of_prompts_is_measured() -> None:
     votes = planted(2500, width=2)
     places = sample_of(votes)
-    assert 900 <= len(places) <= 1100 and places[-1] > 2300
+    assert 700 <= len(places) <= 900 and places[-1] > 2300
     whole = [(places == n).any() == (places == n + 1).any() for n in range(0, 2500, 2)]
     assert all(whole)  # both votes of a prompt, or none
     found = forecast(votes)
-    assert found is not None and found.votes == 2500 and found.points[-1].votes < 1000
+    assert found is not None and found.votes == 2500 and found.points[-1].votes < 800
 
 
 def test_votes_on_one_prompt_can_not_predict_each_other() -> None:

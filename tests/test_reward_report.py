@@ -175,13 +175,17 @@ def test_the_words() -> None:
     assert lines[0].startswith("100 votes on 50 prompts. Each is predicted")
     assert "  predicted right       75% (66% to 82%) of 100" in lines
     assert '  "the longer one"      55% (45% to 64%) of 100' in lines
-    assert any(line.startswith("  you, asked again      90% (70% to 97%) of 20") for line in lines)
+    assert any(line.startswith("  the same rater again  90% (70% to 97%) of 20") for line in lines)
     assert any(line.startswith("  the trained model     70%") for line in lines)
-    assert any("rank correlation +0.30 (+0.10 to +0.50)" in line for line in lines)
-    assert "  60% to 70% sure     100% (21% to 100%)    1 votes" in lines
+    assert "Score and length: rank correlation +0.30 (+0.10 to +0.50)" in lines
+    assert "Right where the shorter answer was chosen: 50% (35% to 65%) of 40" in lines
+    assert "  60% to 70% sure       100% (21% to 100%) of 1" in lines
     assert "  made a list  +0.25 (-0.10 to +0.60)" in lines
     assert lines[-1] == "Good enough for PPO." and lines[-2].startswith("Too few votes to tell")
-    assert "(80 of them used)" in in_words(replace(report, accuracy=Rate(0.7, 80)))[0]
+    part = in_words(replace(report, accuracy=Rate(0.7, 80)))[0]
+    assert part.endswith("of 80 of them (a fit to all is better):")
+    never = LengthReport(Rate(1.0, 100), Rate(float("nan"), 0), 0.3, 0.1, 0.5)
+    assert "The shorter answer was never chosen." in in_words(replace(report, length=never))
 
 
 # ---- the command

@@ -89,12 +89,11 @@ def in_words(
         run: the accuracy that the run measured on its own held-out pairs, after all training.
         mistakes: lines about votes that were predicted wrong.
     """
-    measured = (
-        "" if report.accuracy.of == report.votes else f" ({report.accuracy.of:,} of them used)"
-    )
+    part = report.accuracy.of
     lines = [
-        f"{report.votes:,} votes on {report.prompts:,} prompts{measured}. Each is predicted by a "
-        "fit to the votes on other prompts:",
+        f"{report.votes:,} votes on {report.prompts:,} prompts. Each is predicted by a fit to the "
+        "votes on other prompts"
+        + (":" if part == report.votes else f", of {part:,} of them (a fit to all is better):"),
         f"  predicted right       {_rate(report.accuracy)}",
         "  a coin                50%",
     ]
@@ -102,7 +101,7 @@ def in_words(
         lines.append(f'  "the longer one"      {_rate(report.length.longer)}')
     if report.same_again is not None:
         again = Rate(report.same_again.value, report.same_again.of)
-        lines.append(f"  you, asked again      {_rate(again)}: what a model can reach at most")
+        lines.append(f"  the same rater again  {_rate(again)}: what a model can reach at most")
     if run is not None:
         lines.append(f"  the trained model     {_rate(run)}, on pairs that the run held out")
     if report.length is not None:
@@ -121,29 +120,28 @@ def in_words(
 
 def _rate(rate: Rate) -> str:
     low, high = rate.interval
-    return f"{rate.value:.0%} ({low:.0%} to {high:.0%}) of {rate.of:,}" if rate.of else "no votes"
+    return f"{rate.value:.0%} ({low:.0%} to {high:.0%}) of {rate.of:,}"
 
 
 def _length(length: LengthReport) -> list[str]:
     between = f"{length.low:+.2f} to {length.high:+.2f}"
-    few = ", too few to judge" if length.shorter_chosen.of < FEWEST_SHORTER else ""
-    return [
-        f"Score and length: rank correlation {length.correlation:+.2f} ({between}). Where the "
-        f"shorter answer was chosen, predicted right: {_rate(length.shorter_chosen)}{few}.",
-    ]
+    lines = [f"Score and length: rank correlation {length.correlation:+.2f} ({between})"]
+    shorter = length.shorter_chosen
+    if shorter.of:
+        few = ", too few to judge" if shorter.of < FEWEST_SHORTER else ""
+        return [*lines, f"Right where the shorter answer was chosen: {_rate(shorter)}{few}"]
+    return [*lines, "The shorter answer was never chosen."]
 
 
 def _calibration(found: Calibration, without: Calibration) -> list[str]:
     lines = ["How sure it is, and how often it is right then:"]
     for part in found.curve:
-        low, high = part.interval
         span = f"{part.low:.0%} to {part.high:.0%} sure"
-        right = f"{part.observed:.0%} ({low:.0%} to {high:.0%})"
-        lines.append(f"  {span:18}  {right:20}  {part.count:,} votes")
+        lines.append(f"  {span:20}  {_rate(Rate(part.observed, part.count))}")
     return [
         *lines,
-        f"The two differ by {found.error:.0%} on average (expected calibration error; "
-        f"{without.error:.0%} without the doubt about the weights).",
+        f"  The two differ by {found.error:.0%} on average (expected calibration error), and by "
+        f"{without.error:.0%} without the doubt about the weights.",
     ]
 
 

@@ -16,8 +16,8 @@ from lorarlhf.runtime.errors import UserError
 
 Array = NDArray[np.float64]
 
-MOST = 1000
-"""Votes that are predicted at most: a share of 1,000 is known to 3 points, and the time of a fit
+MOST = 800
+"""Votes that are predicted at most: a share of 800 is known to 3 points, and the time of a fit
 grows with their square."""
 REWEIGHED = 300
 """Up to so many votes the priors are weighted anew for each fit. Beyond, their shares are those of
