@@ -184,6 +184,8 @@ def test_the_words() -> None:
     assert lines[-1] == "Good enough for PPO." and lines[-2].startswith("Too few votes to tell")
     part = in_words(replace(report, accuracy=Rate(0.7, 80)))[0]
     assert part.endswith("of 80 of them (a fit to all is better):")
+    few = in_words(replace(report, same_again=Share(1, 2)))
+    assert any(line.endswith("of 2: too few to judge") for line in few)
     never = LengthReport(Rate(1.0, 100), Rate(float("nan"), 0), 0.3, 0.1, 0.5)
     assert "The shorter answer was never chosen." in in_words(replace(report, length=never))
 
@@ -220,7 +222,7 @@ def test_the_command_finds_the_texts(tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["report", "reward", str(tmp_path / "run")]
     assert main(words) == 0
     printed = capsys.readouterr()
-    assert f"{len(votes)} votes on 40 prompts" in printed.out and "gone" not in printed.err
+    assert f"{len(votes)} votes on 40 prompts" in printed.out and not printed.err
     assert "  the trained model     75%" in printed.out and "rank correlation" in printed.out
     assert main([*words, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)

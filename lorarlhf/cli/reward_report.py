@@ -1,7 +1,9 @@
 """The command `report reward`: how good a run's reward model is, and what to collect."""
 
 from argparse import Namespace
+from contextlib import redirect_stderr
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,8 @@ def rows_of(run: Path, votes: VoteFit) -> list[Row] | None:
     if file is None:
         return None
     try:
-        rows = read_stage_rows(STAGES["reward"], str(file))
+        with redirect_stderr(StringIO()):  # what is unusual was said when the run was trained
+            rows = read_stage_rows(STAGES["reward"], str(file))
         if not config.get("eval"):
             rows, _ = split_by_prompt(rows, config["holdout"], about["seed"])
     except (UserError, KeyError):

@@ -15,7 +15,7 @@ from lorarlhf.evaluation.reward_report import (
 from lorarlhf.rewards.learning_curve import advice
 
 FEW = 20
-"""Votes asked again below which agreement with oneself is told, but limits nothing."""
+"""Votes asked again below which agreement with oneself is told, but decides nothing."""
 LARGE_EFFECT = 0.5
 """A change of the score, in deviations, that is worth more than most real differences."""
 
@@ -101,7 +101,8 @@ def in_words(
         lines.append(f'  "the longer one"      {_rate(report.length.longer)}')
     if report.same_again is not None:
         again = Rate(report.same_again.value, report.same_again.of)
-        lines.append(f"  the same rater again  {_rate(again)}: what a model can reach at most")
+        limit = "what a model can reach at most" if again.of >= FEW else "too few to judge"
+        lines.append(f"  the same rater again  {_rate(again)}: {limit}")
     if run is not None:
         lines.append(f"  the trained model     {_rate(run)}, on pairs that the run held out")
     if report.length is not None:
