@@ -1,4 +1,4 @@
-"""The command `report`: what a project's votes look like and prefer, in words and numbers."""
+"""The command `report`: what a project's votes look like, prefer and teach."""
 
 from argparse import Namespace
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import numpy as np
 
 from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.result import Result, excerpt
+from lorarlhf.cli.reward_report import report_on_reward
 from lorarlhf.data.readers import bundled
 from lorarlhf.evaluation.rater_report import (
     RaterReport,
@@ -165,5 +166,5 @@ def _own_axis(run: Path, first: str, second: str) -> "np.ndarray":
     return rows[0] - rows[1]
 
 
-KINDS = {"raters": _raters, "tastes": _tastes}
-OPTIONS = {"raters": ("rater", "purpose"), "tastes": ("axis",)}
+KINDS = {"raters": _raters, "tastes": _tastes, "reward": report_on_reward}
+OPTIONS = {"raters": ("rater", "purpose"), "tastes": ("axis",), "reward": ("cosmetic",)}
