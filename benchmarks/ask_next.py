@@ -40,8 +40,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _pools import PAIRS, Pool, held_out_pairs, pair_accuracy, split_prompts
+from _pools import (
+    MAX_NEW_TOKENS,
+    PAIRS,
+    bundled_prompts,
+    held_out_pairs,
+    pair_accuracy,
+    sample_pool,
+    split_prompts,
+)
 
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.rewards.axes import style_axes
 from lorarlhf.rewards.information import fisher_gain, mutual_information
 from lorarlhf.rewards.posterior import Posterior, moderated
 from lorarlhf.rewards.raters import RATERS
@@ -82,7 +92,6 @@ WAYS = (
     Way("queue", 6, "information"),
     Way("queue", 24, "information"),
     Way("queue", 24, "moderate"),
-    Way("queue", 24, "half"),
     Way("new", 6, "information"),
     Way("prompt", 6, "information"),
     Way("new", 240, "information"),
@@ -278,40 +287,54 @@ def print_table(title: str, table: dict[str, dict[str, Any]]) -> None:
 
 
 def print_tables(found: dict[str, list[dict[str, Any]]]) -> None:
-    """A table of all raters together, then one of each; `found`: by rater, by seed, by way."""
-    names = list(found)
+    """A table of all raters together, then one of each; `found`: by rater, by seed, by way.
+
+    Of an unfinished run, the seeds that all raters have.
+    """
     stacked = {
         way.name: np.array(
-            [[one[way.name] for one in rows] for rows in zip(*found.values(), strict=True)]
+            [[one[way.name] for one in rows] for rows in zip(*found.values(), strict=False)]
         )
         for way in WAYS
     }
+    print(f"\n{len(stacked['random'])} seeds")
     print_table("all raters", summarise(stacked))
-    for place, name in enumerate(names):
+    for place, name in enumerate(found):
         print_table(name, summarise({way: x[:, [place]] for way, x in stacked.items()}))
 
 
-# ---- from the pool
+# ---- the run
 
 
-def load_pool(base: str) -> tuple[Pool, np.ndarray]:
-    """The answers with their features, and the style axes."""
-    from _pools import MAX_NEW_TOKENS, bundled_prompts, sample_pool
-
-    from lorarlhf.backbone.base import Backbone
-    from lorarlhf.rewards.axes import style_axes
-
-    backbone = Backbone.load(base)
+def run(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Simulate all raters and seeds; what is known so far is written after each."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that are started below
+    backbone = Backbone.load(args.base)
     axes = style_axes(backbone, log=print)[1]
-    return sample_pool(backbone, MAX_NEW_TOKENS, 1.0, bundled_prompts()), axes
-
-
-def true_scores(pool: Pool, name: str) -> np.ndarray:
-    """What a rater's rule scores, (P, A)."""
-    return np.array([[RATERS[name].score(one) for one in row] for row in pool.answers])
+    pool = sample_pool(backbone, MAX_NEW_TOKENS, 1.0, bundled_prompts())
+    features = pool.mean.astype(np.float32)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in args.raters}
+    truth = {
+        name: np.array([[RATERS[name].score(one) for one in row] for row in pool.answers])
+        for name in found
+    }
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as workers:
+        running = [
+            (name, workers.submit(one_seed, features, truth[name], name, axes, seed))
+            for seed in range(args.seeds)
+            for name in args.raters
+        ]
+        for name, job in running:
+            found[name].append(job.result())
+            print(f"{name}: {len(found[name])} of {args.seeds} seeds", flush=True)
+            if args.out:
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return found
 
 
 def main() -> None:
+    """Simulate, or read the file of a run, and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="smollm2-135m", help="name, folder or id of a base")
     parser.add_argument("--raters", nargs="+", default=list(WIDTHS), choices=list(WIDTHS))
@@ -320,27 +343,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     parser.add_argument("--tables", type=Path, help="only print the tables of such a file")
     args = parser.parse_args()
-    if args.tables:
-        print_tables(json.loads(args.tables.read_text("utf-8")))
-        return
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that are started below
-    pool, axes = load_pool(args.base)
-    features = pool.mean.astype(np.float32)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in args.raters}
-    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as workers:
-        running = [
-            (name, workers.submit(one_seed, features, true_scores(pool, name), name, axes, seed))
-            for seed in range(args.seeds)
-            for name in args.raters
-        ]
-        for name, job in running:
-            found[name].append(job.result())
-            print(f"{name}: {len(found[name])} of {args.seeds} seeds", flush=True)
-    print_tables(found)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        print(f"\nWritten to {args.out}")
+    print_tables(json.loads(args.tables.read_text("utf-8")) if args.tables else run(args))
 
 
 if __name__ == "__main__":
