@@ -1,5 +1,8 @@
 """The Rate page's meter with many votes: a report, and a vote predicted and added to its fit.
 
+With the order "what would teach the reward head the most" there are two steps more: the posterior
+of the head, in the same thread, and the order of 24 waiting items, for which the rater waits.
+
     .venv/bin/python benchmarks/meter_speed.py
     .venv/bin/python benchmarks/meter_speed.py --votes 200 20000 60000
 
@@ -22,6 +25,7 @@ from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui.engine_worker import packed
 from lorarlhf_ui.hidden_states import HiddenStates
+from lorarlhf_ui.information_order import MOST_COMPARED, InformationOrder
 from lorarlhf_ui.meter import MAX_PAIRS, Meter
 
 FIRST, RATER = Verdict("ranked", [[0], [1]]), "me"
@@ -33,22 +37,26 @@ def main() -> None:
     parser.add_argument("--votes", type=int, nargs="+", default=[200, 2000, 20_000])
     parser.add_argument("--more", type=int, default=60, help="votes that are timed")
     args = parser.parse_args()
-    print("| votes before | a report, ms | a vote, ms (median) | 9 in 10 below | the slowest |")
-    print("|---|---|---|---|---|")
+    print(
+        "| votes before | a report, ms | a vote, ms (median) | 9 in 10 below | the slowest ", end=""
+    )
+    print("| the posterior | the order |")
+    print("|---|---|---|---|---|---|---|")
     for count in args.votes:
         with TemporaryDirectory() as folder:
-            report, votes = measure(Path(folder), count, args.more)
+            report, votes, posterior, order = measure(Path(folder), count, args.more)
         ordered = sorted(votes)
         tenth = ordered[math.ceil(0.9 * len(ordered)) - 1]
         print(
             f"| {count:,} | {median(report):.1f} | {median(votes):.0f} | {tenth:.0f} | "
-            f"{ordered[-1]:.0f} |",
+            f"{ordered[-1]:.0f} | {median(posterior):.0f} | {median(order):.0f} |",
             flush=True,
         )
 
 
-def measure(folder: Path, count: int, more: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of reports, and of votes from their arrival until the new head is there."""
+def measure(folder: Path, count: int, more: int) -> tuple[list[float], ...]:
+    """Milliseconds of reports, of votes from their arrival until the new head is there, of its
+    posterior, and of the order of the waiting items by it."""
     rng = np.random.default_rng(0)
     truth = rng.normal(size=WIDTH)
     store, states = Store(folder / "votes.sqlite"), HiddenStates(folder / "states.sqlite")
@@ -64,7 +72,12 @@ def measure(folder: Path, count: int, more: int) -> tuple[list[float], list[floa
             states.put(prompt, texts, [packed(row) for row in rows])
     add_votes(store, votes[:count])
     meter = Meter(Store(store.path), HiddenStates(folder / "states.sqlite"))
-    reports, spans = [], []
+    order = InformationOrder(Store(store.path), states)
+    for place in range(MOST_COMPARED):
+        texts = (f"waiting {place}", f"waiting {place}, another")
+        states.put("Waiting?", texts, [packed(row) for row in rng.normal(size=(2, WIDTH))])
+        store.add_item("Waiting?", [(text, "base") for text in texts])
+    reports, spans, posteriors, orders = [], [], [], []
     for vote in votes[count:]:
         item = store.add_item(vote.prompt, vote.completions)
         number = store.judge(store.present(item, RATER).token, FIRST)
@@ -75,7 +88,14 @@ def measure(folder: Path, count: int, more: int) -> tuple[list[float], list[floa
         started = time.perf_counter()
         meter.report(RATER)
         reports.append(1000 * (time.perf_counter() - started))
-    return reports[1:], spans[1:]  # the first vote reads the earlier ones from the store
+        started = time.perf_counter()
+        order.learn(RATER, meter._heads[RATER].fit)
+        posteriors.append(1000 * (time.perf_counter() - started))
+        started = time.perf_counter()
+        assert len(order.best_first(RATER)) == MOST_COMPARED
+        orders.append(1000 * (time.perf_counter() - started))
+    # The first vote reads the earlier ones from the store.
+    return reports[1:], spans[1:], posteriors[1:], orders[1:]
 
 
 if __name__ == "__main__":

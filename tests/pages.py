@@ -155,7 +155,7 @@ def open_bench(project: Project) -> Iterator[Callable[..., Bench]]:
         if not prefetching:
             stop_thread(prefetch)
             prefetch.engine = engine
-        meter = Meter(project.store(), states)
+        meter = Meter(project.store(), states, learned=prefetch.learn)
         opened.append(Bench(project, project.store(), states, meter, prefetch, engine))
         return opened[-1]
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,10 @@ def vote(store: Store, rater: str, share: float = 0.0, verdict: Verdict = FIRST)
     return shown
 
 
-def items(store: Store, rater: str) -> list[int]:
+def items(store: Store, rater: str, first: Sequence[int] = ()) -> list[int]:
     """The items that a rater is asked until none is left."""
     found = []
-    while shown := next_shown(store, rater, repeat_share=0.0):
+    while shown := next_shown(store, rater, repeat_share=0.0, first=first):
         store.judge(shown.presentation.token, FIRST)
         found.append(shown.presentation.item_id)
     return found
@@ -108,6 +109,30 @@ def test_blind_comparisons_have_their_own_queues(store: Store) -> None:
         assert queue.waiting(store, "compare", number) == 0
     assert items(store, "ann") == [train]
     assert next_shown(store, "ann", purpose="compare") is None
+
+
+def test_items_that_are_put_first_are_asked_first(store: Store) -> None:
+    made = [pair(store, f"{n}?") for n in range(6)]
+    shared = pair(store, "shared?", shared=True)
+    other = pair(store, "compare?", purpose="compare")
+    wanted = [other, 999, made[4], made[1], made[3]]
+    assert items(store, "ann", wanted) == [shared, *(made[n] for n in (4, 1, 3, 0, 2, 5))]
+    assert items(store, "bob", made) == [shared]
+
+
+def test_unseen_items_come_with_their_answers(store: Store) -> None:
+    prompt = [{"role": "user", "content": "many?"}]
+    three = store.add_item(prompt, [(text, "base") for text in ("x", "y", "z")])
+    asked = pair(store, "1?", shared=True)  # a shared one is asked first
+    two = pair(store, "2?")
+    pair(store, "compare?", purpose="compare")
+    assert ask(store, "ann").presentation.item_id == asked
+    assert queue.unseen(store, 9) == [
+        (three, prompt, ["x", "y", "z"]),
+        (two, "2?", ["A 2?", "B 2?"]),
+    ]
+    drawn = {queue.unseen(store, 1)[0][0] for _ in range(60)}
+    assert drawn == {three, two}
 
 
 # ---- repeats
@@ -215,13 +240,17 @@ def test_an_open_repeat_is_asked_of_nobody_else(
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_two_raters_at_once_never_get_the_same_item(store: Store, apart: bool) -> None:
+@pytest.mark.parametrize("ordered", [False, True])
+def test_two_raters_at_once_never_get_the_same_item(
+    store: Store, apart: bool, ordered: bool
+) -> None:
     made = {pair(store, f"{n}?") for n in range(60)}
+    first = sorted(made, reverse=True)[::2] if ordered else []
     found: dict[str, list[int]] = {}
 
     def work(name: str) -> None:
         own = Store(store.path) if apart else store
-        found[name] = items(own, name)
+        found[name] = items(own, name, first)
 
     threads = [threading.Thread(target=work, args=(f"rater {n}",)) for n in range(4)]
     for thread in threads:

@@ -12,6 +12,7 @@ from lorarlhf.preferences.queue import is_shared
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import Engine
+from lorarlhf_ui.information_order import MOST_COMPARED
 from lorarlhf_ui.models import AnswerSettings
 from lorarlhf_ui.prefetch import MAX_FAILED_IN_A_ROW, READY_ITEMS
 from tests.pages import FIRST, PROMPTS, Bench, FakeEngine, Request, add_run, until, write_prompts
@@ -57,6 +58,15 @@ def test_six_items_are_kept_ready(open_bench: OpenBench) -> None:
         until(lambda: queue.waiting(bench.store) == READY_ITEMS)
     assert len(bench.engine.prefetched) == READY_ITEMS + 4
     assert all(asked.options["features"] for asked in bench.engine.prefetched)
+
+
+def test_more_are_ready_where_the_best_is_chosen(open_bench: OpenBench) -> None:
+    bench = open_bench(writing())
+    bench.prefetch.change_settings(AnswerSettings(order="information"))
+    until(lambda: queue.waiting(bench.store) == MOST_COMPARED)
+    bench.prefetch.change_settings(AnswerSettings())
+    vote(bench)
+    assert queue.waiting(bench.store) == MOST_COMPARED - 1
 
 
 def test_each_prompt_has_its_turn_before_one_comes_again(open_bench: OpenBench) -> None:
@@ -182,7 +192,7 @@ def test_settings_are_kept_over_a_restart(open_bench: OpenBench, project: Projec
     add_run(project, "0001-dpo")
     bench = open_bench(FakeEngine(), prefetching=False)
     assert bench.prefetch.settings() == AnswerSettings()
-    wanted = AnswerSettings("base", "0001-dpo", 3, 0.5, 64, 0.25)
+    wanted = AnswerSettings("base", "0001-dpo", 3, 0.5, 64, 0.25, "information", 0.1)
     bench.prefetch.change_settings(wanted)
     assert open_bench(FakeEngine(), prefetching=False).prefetch.settings() == wanted
 
@@ -198,6 +208,9 @@ def test_settings_are_kept_over_a_restart(open_bench: OpenBench, project: Projec
         (AnswerSettings(temperature=float("nan")), "0 to 5"),
         (AnswerSettings(max_new_tokens=0), "1 to 4096"),
         (AnswerSettings(overlap=1.1), "overlap"),
+        (AnswerSettings(repeats=0.6), "repeats 0 to 0.5"),
+        (AnswerSettings(repeats=-0.1), "repeats"),
+        (AnswerSettings(order="best"), "no order 'best'. Choose random or information"),
         (AnswerSettings(temperature=0.0), "At temperature 0"),
         (AnswerSettings("base", "0001-dpo", answers=3, temperature=0.0), "At temperature 0"),
     ],

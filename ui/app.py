@@ -83,8 +83,9 @@ def open_pages(project: Project, settings: Callable[[], Settings] | None) -> Pag
         on_ready=lambda about: use_feature_space(engine, states, about),
         on_failed=lambda message: log_to_stderr(f"No model can answer: {message}"),
     )
-    meter = Meter(Store(project.folder / VOTES), states, FeatureBackfill(engine, states).fetch)
     prefetch = Prefetch(project, project.store(), engine, states)
+    backfill = FeatureBackfill(engine, states)
+    meter = Meter(Store(project.folder / VOTES), states, backfill.fetch, prefetch.learn)
     return Pages(
         project,
         store,

@@ -66,6 +66,8 @@ class Meter:
         states: the cached hidden states.
         fetch: called with a vote whose hidden states are missing, and with a function to call once
             they are there.
+        learned: called with a rater and the votes in the newest fit, after each vote; with None if
+            there are too few of them.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class Meter:
         store: Store,
         states: HiddenStates,
         fetch: Callable[[Vote, Callable[[], None]], None] = lambda vote, then: None,
+        learned: "Callable[[str, VoteFit | None], None]" = lambda rater, fit: None,
     ) -> None:
-        self.store, self.states, self.fetch = store, states, fetch
+        self.store, self.states, self.fetch, self.learned = store, states, fetch, learned
         self._heads: dict[str, RaterHead] = {}
         self._done: set[int] = set()
         self._advice: dict[str, tuple[int, str]] = {}  # with the pairs that it was computed from
@@ -140,6 +143,8 @@ class Meter:
                 rater, vote, late = self._queue[0]
             try:
                 self._handle(rater, vote, late)
+                if known := self._heads.get(rater):
+                    self.learned(rater, known.fit if known.head else None)
             except Exception as error:  # voting must go on without the meter
                 self._heads.pop(rater, None)
                 print(f"The meter skipped a vote of {rater}: {error}")

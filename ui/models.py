@@ -3,14 +3,22 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorarlhf.preferences.queue import REPEAT_SHARE
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import BASE
 
+RANDOM, INFORMATION = "random", "information"
+ORDERS = (RANDOM, INFORMATION)
+"""How the next item is chosen: as they were made, to prompts drawn at random; or the one whose vote
+would teach the rater's reward head the most."""
+MOST_REPEATS = 0.5
+"""With more, a rater would hardly see anything new."""
+
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How the answers of the Rate page are generated.
+    """How the answers of the Rate page are generated, and which of them are asked next.
 
     The project's store keeps the fields under these names.
 
@@ -21,6 +29,8 @@ class AnswerSettings:
         temperature: of the sampling.
         max_new_tokens: the longest answer, in tokens.
         overlap: the share of the prompts that every rater gets, from 0 to 1.
+        order: one of `ORDERS`.
+        repeats: the share of the votes that ask an earlier pair again, from 0 to `MOST_REPEATS`.
     """
 
     model: str = "newest"
@@ -29,23 +39,29 @@ class AnswerSettings:
     temperature: float = 0.8
     max_new_tokens: int = 128
     overlap: float = 0.0
+    order: str = RANDOM
+    repeats: float = REPEAT_SHARE
 
     def check_ranges(self) -> None:
-        """Check the numbers.
+        """Check the numbers, and the name of the order.
 
         Raises:
             UserError: one of them is out of its range.
         """
+        if self.order not in ORDERS:
+            raise UserError(f"There is no order {self.order!r}. Choose {' or '.join(ORDERS)}.")
         within = (
             2 <= self.answers <= 6
             and 0 <= self.temperature <= 5
             and 1 <= self.max_new_tokens <= 4096
             and 0 <= self.overlap <= 1
+            and 0 <= self.repeats <= MOST_REPEATS
         )
         if not within:
             raise UserError(
                 "The number of answers is 2 to 6, the temperature 0 to 5, the longest answer 1 to "
-                "4096 tokens, and the overlap 0 to 1."
+                "4096 tokens, the overlap 0 to 1, and the share of repeats 0 to "
+                f"{MOST_REPEATS}."
             )
 
 

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from lorarlhf.data.readers import as_conversation, read_prompts
 from lorarlhf.preferences.queue import is_shared, waiting
@@ -20,10 +21,14 @@ from lorarlhf.runtime.files import append_jsonl
 from lorarlhf_ui.engine_client import FAILED, OFF, Engine, Job
 from lorarlhf_ui.engine_worker import describe
 from lorarlhf_ui.hidden_states import HiddenStates
-from lorarlhf_ui.models import AnswerSettings, Models
+from lorarlhf_ui.information_order import MOST_COMPARED, InformationOrder
+from lorarlhf_ui.models import INFORMATION, AnswerSettings, Models
+
+if TYPE_CHECKING:
+    from lorarlhf.rewards.vote_fit import VoteFit
 
 READY_ITEMS = 6
-"""How many unseen items are kept ready."""
+"""How many unseen items are kept ready, unless one is chosen among more."""
 SETTING = "collect"
 """The name of the answer settings in the store's table; projects on disk have it."""
 MAX_FAILED_IN_A_ROW = 5
@@ -46,6 +51,7 @@ class Prefetch:
         states: keeps the hidden states of the answers.
 
     Attributes:
+        order: which of the items that are ready would teach the most.
         problem: why no items are being made at the moment; "" if nothing is wrong.
     """
 
@@ -54,6 +60,7 @@ class Prefetch:
     ) -> None:
         self.project, self.store, self.engine, self.states = project, store, engine, states
         self.models = Models(project)
+        self.order = InformationOrder(store, states)
         self.problem = ""
         self._random = random.Random()
         self._failed: Counter[str] = Counter()  # by prompt: requests without comparable answers
@@ -82,6 +89,11 @@ class Prefetch:
             )
         write_setting(self.store, SETTING, asdict(settings))
         self.wake()
+
+    def learn(self, rater: str, fit: "VoteFit | None") -> None:
+        """Take over the votes of a rater, if the order needs them; see `InformationOrder`."""
+        if self.settings().order == INFORMATION:
+            self.order.learn(rater, fit)
 
     def wake(self) -> None:
         """Check now whether more items are needed."""
@@ -189,7 +201,7 @@ class Prefetch:
         while not self._closed:
             try:
                 running = self.engine.state not in (OFF, FAILED)
-                if running and waiting(self.store) < READY_ITEMS:
+                if running and waiting(self.store) < self._wanted():
                     self._make_item()
                     self.problem = ""
                     continue
@@ -197,6 +209,10 @@ class Prefetch:
                 self.problem = describe(error)
             self._wake.wait(RETRY_SECONDS)
             self._wake.clear()
+
+    def _wanted(self) -> int:
+        """How many items are to be ready: more if one is chosen among them."""
+        return MOST_COMPARED if self.settings().order == INFORMATION else READY_ITEMS
 
     def _make_item(self) -> None:
         prompt = self.next_prompt()

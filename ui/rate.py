@@ -19,7 +19,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import FAILED, OFF, Job
 from lorarlhf_ui.markdown import prompt_html
 from lorarlhf_ui.meter import Meter
-from lorarlhf_ui.models import AnswerSettings
+from lorarlhf_ui.models import INFORMATION, AnswerSettings
 from lorarlhf_ui.prefetch import ALIKE, Prefetch
 from lorarlhf_ui.votes import (
     LONGEST_TEXT,
@@ -174,9 +174,15 @@ class Ratings:
         with self._lock:
             view = self._current_live(rater)
         if view is None:
-            shown = queue.next_shown(self.store, rater)
+            shown = self._next_shown(rater)
             view = self._nothing_ready(rater) if shown is None else self._item_view(rater, shown)
         return view | self._status(rater)
+
+    def _next_shown(self, rater: str) -> queue.Shown | None:
+        settings = self.prefetch.settings()
+        # Before the queue's transaction, which would keep others from voting.
+        first = self.prefetch.order.best_first(rater) if settings.order == INFORMATION else []
+        return queue.next_shown(self.store, rater, repeat_share=settings.repeats, first=first)
 
     def _current_live(self, rater: str) -> View | None:
         """The rater's live answers; stored as an item once they are complete. None without any."""

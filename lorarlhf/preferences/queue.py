@@ -6,6 +6,7 @@ Shared items show how far raters agree, and repeats how far a rater agrees with 
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +38,18 @@ def next_shown(
     purpose: str = "train",
     comparison: int | None = None,
     repeat_share: float = REPEAT_SHARE,
+    first: Sequence[int] = (),
 ) -> Shown | None:
     """The item that the rater has open, or else the next one of the queue, which is then presented.
 
     In this order: an item that was shown and not judged, unless somebody else got it since;
     sometimes a repeat; an item for every rater; an item that nobody has seen; an item that somebody
     else left open. None if there is nothing to ask.
+
+    Args:
+        repeat_share: how often a pair is asked again.
+        first: the numbers of items that nobody has seen, those to be asked first in front; the
+            others follow in the order in which they were made. Numbers of other items are ignored.
     """
     with store.write():  # so that two raters do not get the same unshared item
         rater_id = store.rater(rater)
@@ -50,7 +57,7 @@ def next_shown(
         if shown is None and comparison is None:
             shown = _repeat(store, rater, rater_id, purpose, repeat_share)
         if shown is None:
-            item = _waiting(store, rater_id, purpose, comparison)
+            item = _waiting(store, rater_id, purpose, comparison, first)
             if item is None:
                 return None
             shown = store.present(item, rater)
@@ -63,6 +70,26 @@ def waiting(store: Store, purpose: str = "train", comparison: int | None = None)
         "SELECT count(*) FROM item WHERE purpose = ? AND taste_test IS ? AND presented = 0",
         (purpose, comparison),
     )[0][0]
+
+
+def unseen(store: Store, most: int) -> list[tuple[int, Prompt, list[str]]]:
+    """Items to train on that nobody has seen: the number, the prompt and the answers of each.
+
+    Of more than `most`, as many at random, so that those which nobody chose do not stay alone.
+    """
+    rows = store.rows(
+        "SELECT i.id, q.messages, c.text FROM item i JOIN prompt q ON q.id = i.prompt_id "
+        "JOIN item_completion ic ON ic.item_id = i.id "
+        "JOIN completion c ON c.id = ic.completion_id WHERE i.id IN (SELECT id FROM item WHERE "
+        "purpose = 'train' AND taste_test IS NULL AND presented = 0 ORDER BY random() LIMIT ?) "
+        "ORDER BY i.id, ic.position",
+        (most,),
+    )
+    items: dict[int, tuple[int, Prompt, list[str]]] = {}
+    for row in rows:
+        known = items.setdefault(row["id"], (row["id"], json.loads(row["messages"]), []))
+        known[2].append(row["text"])
+    return list(items.values())
 
 
 def read_shown(store: Store, presentation: Presentation) -> Shown:
@@ -123,7 +150,9 @@ def _repeat(
     return None
 
 
-def _waiting(store: Store, rater_id: int, purpose: str, comparison: int | None) -> int | None:
+def _waiting(
+    store: Store, rater_id: int, purpose: str, comparison: int | None, first: Sequence[int]
+) -> int | None:
     """An item for this rater: a shared one, one that nobody has seen, or one left open."""
     stale = int(1000 * (time.time() - STALE_SECONDS))
     queries: tuple[tuple[str, tuple[Any, ...]], ...] = (
@@ -132,6 +161,12 @@ def _waiting(store: Store, rater_id: int, purpose: str, comparison: int | None) 
             "AND NOT EXISTS (SELECT 1 FROM presentation p WHERE p.rater_id = ? "
             "AND p.item_id = i.id) ORDER BY id LIMIT 1",
             (purpose, comparison, rater_id),
+        ),
+        (
+            # Somebody else may have got an item of `first` since the list was made.
+            "SELECT i.id FROM json_each(?) f JOIN item i ON i.id = f.value WHERE i.purpose = ? "
+            "AND i.taste_test IS ? AND i.presented = 0 ORDER BY f.key LIMIT 1",
+            (json.dumps(list(first)), purpose, comparison),
         ),
         (
             "SELECT id FROM item WHERE purpose = ? AND taste_test IS ? AND presented = 0 "

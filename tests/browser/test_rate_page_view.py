@@ -132,12 +132,23 @@ def test_how_answers_are_made_is_kept(open_page: Any, project: ServedProject) ->
     expect(number).to_have_value("2")
     number.fill("4")
     number.blur()
+    order = page.locator("#settings-order input")
+    expect(order).to_have_value("at random")
+    order.click()
+    page.get_by_role("option", name="what would teach the reward head the most").click()
+    repeats = page.locator('#settings-repeats input[type="number"]')
+    expect(repeats).to_have_value("0.05")
+    repeats.fill("0.2")
+    repeats.blur()
     page.locator("#settings-save").click()
     expect(page.locator("#settings-message")).to_contain_text("Saved.")
     page.reload()
     expect(number).to_have_value("4")
+    expect(order).to_have_value("what would teach the reward head the most")
+    expect(repeats).to_have_value("0.2")
     rows = project.store.rows("SELECT value FROM setting WHERE name = 'collect'")
-    assert json.loads(rows[0]["value"])["answers"] == 4
+    kept = json.loads(rows[0]["value"])
+    assert (kept["answers"], kept["order"], kept["repeats"]) == (4, "information", 0.2)
 
 
 # ---- live answers
