@@ -25,7 +25,7 @@ EXPORT_FORMS = (
     *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
 )
 # What cli/report.py writes; a test compares it.
-REPORTS = ("raters", "tastes")
+REPORTS = ("raters", "tastes", "ranking")
 SUMMARIES = {
     "demo": "the complete loop on the small base, with a simulated rater",
     "new": "make a project: a folder with settings, prompts, votes and runs",
@@ -264,7 +264,8 @@ def _raters(sub: Parser) -> None:
 
 def _report(sub: Parser) -> None:
     text = (
-        "raters: what each rater's votes look like; tastes: what the votes prefer, and how surely"
+        "raters: what each rater's votes look like; tastes: what the votes prefer, and how surely; "
+        "ranking: the models that were compared, the best first"
     )
     sub.add_argument("kind", choices=REPORTS, help=text)
     text = "the project's folder; for tastes also a run with a reward role"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorarlhf.cli.project_defaults import newest_run
+from lorarlhf.cli.report_ranking import report_ranking
 from lorarlhf.cli.result import Result, excerpt
 from lorarlhf.data.readers import bundled
 from lorarlhf.evaluation.rater_report import (
@@ -165,5 +166,5 @@ def _own_axis(run: Path, first: str, second: str) -> "np.ndarray":
     return rows[0] - rows[1]
 
 
-KINDS = {"raters": _raters, "tastes": _tastes}
+KINDS = {"raters": _raters, "tastes": _tastes, "ranking": report_ranking}
 OPTIONS = {"raters": ("rater", "purpose"), "tastes": ("axis",)}
