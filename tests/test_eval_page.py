@@ -62,9 +62,9 @@ ANSWERS = [
 def test_the_page_has_every_part() -> None:
     page = Page(eval_page(DATA, ANSWERS))
     assert "Better than the base, beyond chance: 0003-ppo (rater cheerful)" in page.words
-    first = ["best of 4", "20", "10", "10", "60% (45 to 74%)", "60% (45 to 74%)", "50% of 12"]
-    rows = [cells for cells in page.cells if cells[0] == "rater cheerful"]
-    assert rows[0][1:] == first and len(rows) == 2
+    row = ["60% (45 to 74%)", "20, 10, 10", "60% (45 to 74%)", "50% of 12"]
+    assert [cells[1:] for cells in page.cells if cells[0] == BEST].count(row) == 2  # two judges
+    assert "rater cheerful" in page.words and "reward, not independent" in page.words
     assert page.row("base")[:2] == ["0.00", "31.2"]
     assert [cells for cells in page.cells if cells[:2] == ["best of 4", "at most 0.64"]]
     assert page.row("all tasks") == ["0003-ppo", "100", "40", "30", "-10 (-18 to -2)"]
@@ -100,8 +100,8 @@ def test_the_picture_says_what_it_shows() -> None:
     assert svg == win_rate_over_kl("kl", JUDGE, DATA["candidates"])
     label = re.findall(r'aria-label="([^"]*)"', svg)[0]
     assert label == (
-        "Win rate over KL by rater cheerful: best of 4 60% (45% to 74%) at at most 0.64 nats; "
-        "0003-ppo 70% (56% to 82%) at 5.5 nats"
+        "Win rate over KL by rater cheerful: best of 4 60% (45% to 74%), at most 0.64 nats from "
+        "the base; 0003-ppo 70% (56% to 82%), 5.5 nats from the base"
     )
     unknown = [candidate(BEST, None), candidate(PPO, None)]
     assert win_rate_over_kl("kl", JUDGE, unknown) == ""

@@ -57,18 +57,27 @@ def write_eval(folder: Path, data: Row, answers: Sequence[Row]) -> Path:
 
 
 def _wins(judges: Sequence[Row]) -> str:
-    rows = []
+    """A table for each judge."""
+    head = ("Model", "Win rate", "Won, tied, lost", "At equal length", "Of similar length")
+    tables = []
     for judge in judges:
-        name = judge["judge"] if judge["independent"] else f"{judge['judge']} (not independent)"
+        rows = []
         for one in judge["results"]:
             similar = one["similar_length"]
             alike = f"{share(similar['rate'])} of {similar['n']}" if similar else "–"
-            counts = (show(one[key]) for key in ("wins", "ties", "losses"))
+            counts = ", ".join(show(one[key]) for key in ("wins", "ties", "losses"))
             controlled = rate_text(one["length_controlled"])
-            rows.append((name, one["candidate"], *counts, rate_text(one), controlled, alike))
-    head = ("Judge", "Candidate", "Wins", "Ties", "Losses", "Win rate", "At equal length")
-    caption = "Ties count as half; 95% intervals over prompts"
-    return table(caption, (*head, "Among similar lengths"), rows)
+            rows.append((one["candidate"], rate_text(one), counts, controlled, alike))
+        doubt = "" if judge["independent"] else ", not independent"
+        tables.append(table(f"{judge['judge']}{doubt}", head, rows))
+    explained = f'<p class="soft">{text(INTERVALS)}</p>\n' if any(tables) else ""
+    return explained + "\n".join(filter(None, tables))
+
+
+INTERVALS = (
+    "Ties count as half. The 95% intervals are over prompts. “At equal length” is what a logistic "
+    "regression on the difference of lengths gives for no difference."
+)
 
 
 def _figures(candidates: Sequence[Row]) -> str:
@@ -83,12 +92,12 @@ def _figures(candidates: Sequence[Row]) -> str:
         )
         for one in candidates
     ]
-    head = ("Candidate", "KL from the base (nats per answer)", "Length (tokens)")
-    return table(
-        "Answers to the held-out prompts",
-        (*head, "Ended before the limit", "Distinct-1", "Distinct-2"),
-        rows,
+    caption = (
+        "KL from the base in nats per answer, length in tokens, the share of answers that ended "
+        "before the limit, and different tokens and pairs of tokens per token"
     )
+    head = ("Model", "KL", "Length", "Ended", "Distinct-1", "Distinct-2")
+    return table(caption, head, rows)
 
 
 def _skills(skills: Sequence[Row]) -> str:
@@ -103,8 +112,9 @@ def _skills(skills: Sequence[Row]) -> str:
         )
         for one in skills
     ]
-    head = ("Tasks", "Candidate", "Number", "Base", "Candidate does", "Change in points (95%)")
-    return table("Short tasks whose answers a rule can check", head, rows)
+    caption = "Short tasks whose answers a rule can check: how many were done, and the change"
+    head = ("Tasks", "Model", "Number", "Base", "Tuned", "Change in points (95%)")
+    return table(caption, head, rows)
 
 
 def _plots(data: Row) -> str:

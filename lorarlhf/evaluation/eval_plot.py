@@ -97,8 +97,8 @@ def _draw(axes: Any, shown: Sequence[Point]) -> None:
 
 def _label(judge: Row, shown: Sequence[Point]) -> str:
     parts = [
-        f"{one.name} {one.rate:.0%} ({one.low:.0%} to {one.high:.0%}) at "
-        f"{'at most ' if one.bound else ''}{one.kl:.2g} nats"
+        f"{one.name} {one.rate:.0%} ({one.low:.0%} to {one.high:.0%}), "
+        f"{'at most ' if one.bound else ''}{one.kl:.2g} nats from the base"
         for one in shown
     ]
     return f"Win rate over KL by {judge['judge']}: {'; '.join(parts)}"
