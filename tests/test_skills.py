@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.cli.evaluate import as_text
 from lorarlhf.cli.main import main
+from lorarlhf.evaluation.eval_results import skills_as_text
 from lorarlhf.evaluation.skills import ALL, Task, compare_skills, passes, read_tasks
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_jsonl
@@ -145,7 +145,7 @@ def test_a_few_lost_tasks_are_no_evidence(lost: int, sure: bool) -> None:
     tasks = [Task("a", "?", {"contains": ["yes"]})] * 100
     after = ["no"] * lost + ["yes"] * (100 - lost)
     (_, whole) = compare_skills(tasks, ["yes"] * 100, after)
-    assert ("has forgotten something" in as_text([whole])) == sure
+    assert ("has forgotten something" in skills_as_text([whole])) == sure
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,13 @@ def test_the_command(tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixtu
     rows = [{"kind": "form", "prompt": f"Say {n}.", "check": {"regex": "."}} for n in range(3)]
     write_jsonl(tmp_path / "tasks.jsonl", rows)
     words = ["eval", str(run.folder), "--tasks", str(tmp_path / "tasks.jsonl")]
-    words += ["--max-new-tokens", "4"]
+    words += ["--max-new-tokens", "4", "--skills-only", "--out", str(tmp_path / "out")]
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [one["kind"] for one in told["skills"]] == ["form", "all"]
-    assert len(told["answers"]) == 3 and told["answers"][0]["base"] != told["answers"][0]["policy"]
+    assert len(told["tasks"]) == 3
+    first = told["tasks"][0]["answers"]
+    assert first["base"] != first["run"]
     assert main(words) == 0
     assert "No change that is larger than chance." in capsys.readouterr().out
 
@@ -193,22 +195,26 @@ def test_too_much_forgotten_ends_with_status_1(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lorarlhf.cli import evaluate
+    from lorarlhf.backbone.generation import Completion
+    from lorarlhf.cli.eval_answers import Answering
 
     run = Run(tmp_path / "run", "sft", {"seed": 0, "compute_dtype": "float32"})
     run.base(tiny)
     tiny.save("policy", run.folder / "adapters" / "policy")
     said = {"base": "yes", "policy": "no"}
-    monkeypatch.setattr(
-        evaluate, "_answers", lambda backbone, role, prompts, *rest: [said[role]] * len(prompts)
-    )
+
+    def sample(self: Answering, role: str, title: str, encoded: list, *rest: Any) -> list:
+        return [Completion(said[role], [5], True)] * len(encoded)
+
+    monkeypatch.setattr(Answering, "_sample", sample)
     rows = [{"kind": "a", "prompt": f"{n}?", "check": {"contains": ["yes"]}} for n in range(30)]
     write_jsonl(tmp_path / "tasks.jsonl", rows)
     words = ["eval", str(run.folder), "--tasks", str(tmp_path / "tasks.jsonl")]
+    words += ["--skills-only", "--out", str(tmp_path / "out")]
     assert main(words) == 0
     assert "has forgotten something" in capsys.readouterr().out
     assert main([*words, "--limit-regressions", "0.1"]) == 1
-    assert "More was forgotten than --limit-regressions 0.1 allows." in capsys.readouterr().out
+    assert "More was forgotten than --limit-regressions 0.1 allows: run." in capsys.readouterr().out
     assert main([*words, "--max-new-tokens", "0"]) == 2
     assert "--max-new-tokens is 1 or more" in capsys.readouterr().err
     assert main([*words, "--limit-regressions", "2"]) == 2

@@ -4,6 +4,7 @@ import argparse
 from typing import Any, NoReturn
 
 from lorarlhf import __version__
+from lorarlhf.cli.eval_options import add_eval_options
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.stages.table import STAGES
@@ -16,7 +17,7 @@ BACKBONE_KEYS = (
 COMMAND_KEYS = {
     "score": "plain",
     "chat": "max_prompt_tokens, plain",
-    "eval": "plain",
+    "eval": "max_prompt_tokens, plain",
     "ui": "max_prompt_tokens, plain",
 }
 # What preferences/exports.py writes; a test compares it.
@@ -24,14 +25,14 @@ EXPORT_FORMS = (
     *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
 )
 # What cli/report.py writes; a test compares it.
-REPORTS = ("raters", "tastes", "reward")
+REPORTS = ("raters", "tastes", "reward", "ranking")
 SUMMARIES = {
     "demo": "the complete loop on the small base, with a simulated rater",
     "new": "make a project: a folder with settings, prompts, votes and runs",
     **{stage.name: stage.summary for stage in STAGES.values()},
     "chat": "talk to the base or to a trained policy",
     "score": "the reward role's scores of given answers",
-    "eval": "what a tuned policy can still do: short tasks, compared with the base",
+    "eval": "compare runs and best of n with the base: did it get better, what was forgotten?",
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
     "report": "what a project's votes look like and prefer, and how sure that is",
@@ -65,7 +66,8 @@ def build_parser() -> Parser:
         _training(stage, made[stage.name])
     _score(made["score"])
     _chat(made["chat"])
-    _eval(made["eval"])
+    add_eval_options(made["eval"])
+    _set_option(made["eval"])
     _estimate(made["estimate"])
     _votes(made["votes"])
     _raters(made["raters"])
@@ -200,17 +202,6 @@ def _chat(sub: Parser) -> None:
     _set_option(sub)
 
 
-def _eval(sub: Parser) -> None:
-    sub.add_argument("run", metavar="RUN", help="a run with a policy, or a project")
-    text = "tasks of your own: rows of kind, prompt and check (default: the bundled hundred)"
-    sub.add_argument("--tasks", metavar="FILE", help=text)
-    text = "status 1 if the share of tasks that are done falls by more than this"
-    sub.add_argument("--limit-regressions", type=float, metavar="SHARE", help=text)
-    sub.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
-    sub.add_argument("--base", help="load this base instead of the one that the run names")
-    _set_option(sub)
-
-
 def _estimate(sub: Parser) -> None:
     sub.add_argument("--base", default="smollm2-135m", help="a base, or a config.json")
     sub.add_argument("--stage", choices=list(STAGES), help="only this stage")
@@ -274,7 +265,8 @@ def _raters(sub: Parser) -> None:
 def _report(sub: Parser) -> None:
     text = (
         "raters: what each rater's votes look like; tastes: what the votes prefer, and how surely; "
-        "reward: how well the reward model predicts votes, and whether more of them would help"
+        "reward: how well the reward model predicts votes, and whether more of them would help; "
+        "ranking: the models that were compared, the best first"
     )
     sub.add_argument("kind", choices=REPORTS, help=text)
     text = "the project's folder; for tastes and reward also a run with a reward role"

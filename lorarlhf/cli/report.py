@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lorarlhf.cli.project_defaults import newest_run
+from lorarlhf.cli.report_ranking import report_ranking
 from lorarlhf.cli.result import Result, excerpt
 from lorarlhf.cli.reward_report import report_on_reward
 from lorarlhf.data.readers import bundled
@@ -166,5 +167,10 @@ def _own_axis(run: Path, first: str, second: str) -> "np.ndarray":
     return rows[0] - rows[1]
 
 
-KINDS = {"raters": _raters, "tastes": _tastes, "reward": report_on_reward}
+KINDS = {
+    "raters": _raters,
+    "tastes": _tastes,
+    "reward": report_on_reward,
+    "ranking": report_ranking,
+}
 OPTIONS = {"raters": ("rater", "purpose"), "tastes": ("axis",), "reward": ("cosmetic",)}

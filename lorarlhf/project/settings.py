@@ -40,7 +40,7 @@ MAX_CHAT_TOKENS = setting("max_prompt_tokens", PositiveInt, 4096)
 COMMANDS = {
     "score": (PLAIN,),
     "chat": (PLAIN, MAX_CHAT_TOKENS),
-    "eval": (PLAIN,),
+    "eval": (PLAIN, MAX_CHAT_TOKENS),
     "ui": (PLAIN, MAX_CHAT_TOKENS),
 }
 

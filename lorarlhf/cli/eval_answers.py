@@ -1,0 +1,207 @@
+"""Answers for `eval`: of the base, of best of n and of each policy, with the KL from the base."""
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.devices import give_back_memory
+from lorarlhf.backbone.generation import (
+    Completion,
+    check_chat_template,
+    encode_prompts,
+    generate_encoded,
+)
+from lorarlhf.backbone.oom import retry_halving
+from lorarlhf.cli.eval_plan import EvalPlan, made_with
+from lorarlhf.data.readers import as_conversation
+from lorarlhf.evaluation.candidates import BASE, Candidate
+from lorarlhf.evaluation.skills import Task
+from lorarlhf.ppo.micro_batches import make_micro_batches, policy_logprobs
+from lorarlhf.rewards.best_of import best_of, kl_bound
+from lorarlhf.rewards.raters import Answer
+from lorarlhf.rewards.role import score_answers
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.terminal import log_to_stderr, progress_bar
+from lorarlhf.stages.conversations import prompt_conversations
+
+Row = dict[str, Any]
+BATCH_SIZE = 25
+LOGPROB_ROWS = 8  # answers in a forward
+ANSWER_TOKENS, TASK_TOKENS = 128, 64
+"""The longest answer, in tokens, to a held-out prompt and to a task."""
+
+
+@dataclass
+class Answering:
+    """Answers of one candidate after the other to the same questions, with the same seeds.
+
+    Attributes:
+        rows: the held-out prompts as they are answered, with their columns, each as often as it
+            is answered; groups: the number of the prompt of each.
+        tasks: the short tasks; empty to leave them out.
+        told: the answers to the tasks by candidate, filled by `answer`.
+    """
+
+    backbone: Backbone
+    plan: EvalPlan
+    args: Namespace
+    tasks: list[Task]
+    rows: list[Row] = field(init=False)
+    groups: list[int] = field(init=False)
+    told: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        own = self.plan.settings.own
+        prompts = prompt_conversations(self.plan.prompts, own["plain"])
+        self.rows = prompts * self.args.samples
+        self.groups = list(range(len(prompts))) * self.args.samples
+        limit = own["max_prompt_tokens"]
+        self.encoded = encode_prompts(self.backbone, [row["prompt"] for row in self.rows], limit)
+        asked = [task.prompt for task in self.tasks]
+        self.asked = asked if own["plain"] else [as_conversation(prompt) for prompt in asked]
+        check_chat_template(self.backbone, self.asked)
+        self.measures_kl = self._knows_logits()
+
+    def _knows_logits(self) -> bool:
+        try:
+            with self.backbone.role(BASE):
+                self.backbone.lm_head.check()
+        except UserError:
+            log_to_stderr("The KL is not measured: this family scales its logits in its own way.")
+            return False
+        return True
+
+    # ---- candidates
+
+    def base(self) -> Candidate:
+        """The base without adapters."""
+        completions = self._answers(BASE, BASE)
+        return _candidate(BASE, completions, kl=[0.0] * len(completions))
+
+    def best_of(self, count: int, reward: str) -> Candidate:
+        """The best of so many answers of the base, picked by the reward role.
+
+        Args:
+            reward: the folder of its run.
+        """
+        name = f"best of {count}"
+        if self.tasks:
+            self.told[name] = [one.text for one in self._best(name, self.asked, count, TASK_TOKENS)]
+        prompts = [row["prompt"] for row in self.rows]
+        completions = self._best(name, prompts, count, ANSWER_TOKENS) if prompts else []
+        return _candidate(name, completions, kl_bound=kl_bound(count), made_with=(reward,))
+
+    def policy(self, name: str) -> Candidate:
+        """One of the plan's policies, which is loaded for it."""
+        source = self.plan.policies[name]
+        self.backbone.load_role("policy", source.adapter)
+        completions = self._answers("policy", name)
+        kl = self._kl(completions, name) if self.measures_kl else []
+        more: Row = {"run": str(source.run), "made_with": made_with(source)}
+        return _candidate(name, completions, kl=kl, **more)
+
+    def reward_scores(self, candidate: Candidate) -> list[float | None]:
+        """The reward role's scores of a candidate's answers."""
+        texts = [answer.text for answer in candidate.answers]
+        return [*score_answers(self.backbone, [row["prompt"] for row in self.rows], texts)]
+
+    # ---- sampling
+
+    def _answers(self, role: str, name: str) -> list[Completion]:
+        if self.tasks:  # the likeliest answer to each
+            encoded = [self.backbone.encode(prompt) for prompt in self.asked]
+            found = self._sample(role, f"{name}: tasks", encoded, TASK_TOKENS, 0.0)
+            self.told[name] = [one.text for one in found]
+        temperature = self.args.temperature
+        return self._sample(role, name, self.encoded, ANSWER_TOKENS, temperature)
+
+    def _sample(
+        self, role: str, title: str, encoded: list[list[int]], tokens: int, temperature: float
+    ) -> list[Completion]:
+        if not encoded:
+            return []
+        with progress_bar(title, len(encoded)) as advance, self.backbone.role(role):
+            return generate_encoded(
+                self.backbone,
+                encoded,
+                max_new_tokens=self.args.max_new_tokens or tokens,
+                temperature=temperature,
+                batch_size=BATCH_SIZE,
+                seed=self.plan.settings.seed,
+                progress=_steps(advance),
+            )
+
+    def _best(self, name: str, prompts: Sequence[Any], count: int, tokens: int) -> list[Completion]:
+        found: list[Completion] = []
+        with progress_bar(name, len(prompts)) as advance:
+            for start in range(0, len(prompts), BATCH_SIZE):
+                some = prompts[start : start + BATCH_SIZE]
+                best = best_of(
+                    self.backbone,
+                    some,
+                    count,
+                    role=BASE,
+                    max_new_tokens=self.args.max_new_tokens or tokens,
+                    temperature=self.args.temperature,
+                    batch_size=BATCH_SIZE,
+                    seed=self.plan.settings.seed + start,
+                    max_prompt_tokens=self.plan.settings.own["max_prompt_tokens"],
+                )
+                found += [one.answer for one in best]
+                advance(len(some))
+        return found
+
+    def _kl(self, completions: list[Completion], name: str) -> list[float]:
+        """log p(answer) - log p_base(answer) of each answer, in nats.
+
+        Both at the temperature of the sampling. The mean over answers that the policy sampled is
+        an unbiased estimate of its KL from the base.
+        """
+        found = [0.0] * len(completions)
+        order = sorted(range(len(found)), key=lambda i: len(self.encoded[i] + completions[i].ids))
+        size = LOGPROB_ROWS
+        with progress_bar(f"{name}: KL", len(order)) as advance:
+            while order:
+                part = order[:size]
+                done = retry_halving(
+                    len(part),
+                    lambda count, rows=part: self._gaps(completions, rows[:count]),  # type: ignore[misc]
+                )
+                for i, gap in done.items():
+                    found[i] = gap
+                size, order = len(done), order[len(done) :]
+                advance(len(done))
+                give_back_memory()
+        return found
+
+    @torch.no_grad()
+    def _gaps(self, completions: list[Completion], rows: Sequence[int]) -> dict[int, float]:
+        (micro,) = make_micro_batches(self.backbone, self.encoded, completions, len(rows), rows)
+        totals = {}
+        for role in ("policy", BASE):
+            with self.backbone.role(role):
+                totals[role], _ = policy_logprobs(self.backbone, micro, self.args.temperature)
+        lengths = [len(completions[i].ids) for i in micro.rows]
+        gaps = (totals["policy"] - totals[BASE]).double().split(lengths)
+        return {i: float(gap.sum()) for i, gap in zip(micro.rows, gaps, strict=True)}
+
+
+def _candidate(name: str, completions: Sequence[Completion], **more: Any) -> Candidate:
+    ids = [one.ids[:-1] if one.ended else one.ids for one in completions]
+    return Candidate(name, [Answer.of(one) for one in completions], ids, **more)
+
+
+def _steps(advance: Callable[[int], Any]) -> Callable[[int], None]:
+    """A function of the number done so far, for a bar that takes the number of new ones."""
+    before = 0
+
+    def progress(done: int) -> None:
+        nonlocal before
+        advance(done - before)
+        before = done
+
+    return progress

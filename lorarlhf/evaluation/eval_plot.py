@@ -1,0 +1,104 @@
+"""The picture of `eval`: win rate with its interval over the KL from the base, as inline SVG."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorarlhf.evaluation.report_plots import _PLOT_LOCK, _inline
+
+Row = Mapping[str, Any]
+POLICY, SPARE = "#1d5fa6", "#b3480a"
+WIDTH, HEIGHT = 4.6, 3.0  # inches
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate: KL in nats per answer, win rate and its interval from 0 to 1.
+
+    `bound`: the KL is the largest possible one.
+    """
+
+    name: str
+    kl: float
+    rate: float
+    low: float
+    high: float
+    bound: bool
+
+
+def points(judge: Row, candidates: Sequence[Row]) -> list[Point]:
+    """The candidates with a verdict and with a known or bounded KL."""
+    by_name = {one["name"]: one for one in candidates}
+    found = []
+    for result in judge["results"]:
+        one = by_name.get(result["candidate"])
+        kl = None if one is None else one["kl"] if one["kl"] is not None else one["kl_bound"]
+        if one is not None and kl is not None:
+            low, high = result["ci95"]
+            bound = one["kl"] is None
+            found.append(Point(one["name"], float(kl), result["rate"], low, high, bound))
+    return found
+
+
+def win_rate_over_kl(name: str, judge: Row, candidates: Sequence[Row]) -> str:
+    """One judge's picture with ids that start with `name`; "" if there is nothing to draw."""
+    shown = points(judge, candidates)
+    if not shown:
+        return ""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9.5}
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e5e7eb"}
+    stream = io.StringIO()
+    with _PLOT_LOCK, matplotlib.rc_context():
+        matplotlib.rcdefaults()  # the user's matplotlibrc must not change the page
+        matplotlib.rcParams.update(style)
+        figure = Figure(figsize=(WIDTH, HEIGHT))
+        axes = figure.subplots()
+        figure.subplots_adjust(0.14, 0.16, 0.97, 0.96)
+        _draw(axes, shown)
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
+    return _inline(stream.getvalue(), name, _label(judge, shown))
+
+
+def _draw(axes: Any, shown: Sequence[Point]) -> None:
+    axes.grid(True)
+    axes.axhline(0.5, color="#57606a", linestyle=":", linewidth=1)
+    axes.plot([0], [0.5], "s", color="#57606a", markersize=5)
+    axes.annotate("base", (0, 0.5), xytext=(5, -11), textcoords="offset points", fontsize=8.5)
+    for point in shown:
+        color = SPARE if point.bound else POLICY
+        spread = [[point.rate - point.low], [point.high - point.rate]]
+        spread = [[max(0.0, x) for x in side] for side in spread]
+        face = "white" if point.bound else color
+        axes.errorbar(
+            [point.kl], [point.rate], yerr=spread, fmt="o", color=color, markerfacecolor=face,
+            capsize=3, linewidth=1.2, markersize=6,
+        )  # fmt: skip
+        axes.annotate(
+            point.name.replace("$", r"\$"),  # no formulas
+            (point.kl, point.rate),
+            xytext=(6, 5),
+            textcoords="offset points",
+            fontsize=8.5,
+        )
+    most = max(point.kl for point in shown)
+    axes.set_xlim(
+        min(0.0, *(point.kl for point in shown)) - 0.03 * max(most, 0.1), 1.3 * most + 0.1
+    )
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    axes.set_xlabel("KL from the base, nats per answer")
+    axes.set_ylabel("win rate")
+
+
+def _label(judge: Row, shown: Sequence[Point]) -> str:
+    parts = [
+        f"{one.name} {one.rate:.0%} ({one.low:.0%} to {one.high:.0%}), "
+        f"{'at most ' if one.bound else ''}{one.kl:.2g} nats from the base"
+        for one in shown
+    ]
+    return f"Win rate over KL by {judge['judge']}: {'; '.join(parts)}"

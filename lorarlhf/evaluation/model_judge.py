@@ -1,0 +1,168 @@
+"""A local model as judge: asked twice about each pair, with the sides swapped.
+
+Models favour a side (Zheng et al. 2023, arXiv 2306.05685, section 3.3), so a verdict counts only if
+it is the same in both orders; otherwise the pair is a tie. The verdict of one order is the likelier
+of the letters A and B as the next token, so that even a small model gives one.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.devices import give_back_memory
+from lorarlhf.backbone.generation import encode_prompts
+from lorarlhf.backbone.oom import retry_halving
+from lorarlhf.backbone.sampler import pad_left
+from lorarlhf.backbone.tokenizer import Prompt
+from lorarlhf.backbone.trunk import position_ids
+from lorarlhf.data.readers import as_conversation
+from lorarlhf.runtime.errors import UserError
+
+PLACES = ("{prompt}", "{first}", "{second}")
+TEMPLATE = """\
+Two assistants answered the same message. Decide which answer is more helpful, correct and clear. \
+The length of an answer does not matter, and neither does the order.
+
+Message:
+{prompt}
+
+Answer A:
+{first}
+
+Answer B:
+{second}
+
+Which answer is better? Reply with one letter, A or B."""
+LETTERS = ("A", "B")
+MOST_TOKENS = 4096
+"""Of a filled template; longer pairs are refused, because a cut answer can't be judged."""
+BATCH_SIZE = 8
+
+
+def read_template(path: str | Path | None) -> str:
+    """The text of a judging template, by default `TEMPLATE`.
+
+    Raises:
+        UserError: the file can't be read, or one of `{prompt}`, `{first}`, `{second}` is not in it.
+    """
+    if path is None:
+        return TEMPLATE
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--judge-prompt {path} can't be read: {error}.") from error
+    missing = [place for place in PLACES if place not in text]
+    if missing:
+        raise UserError(
+            f"--judge-prompt {path}: {', '.join(missing)} is missing. The template has the places "
+            f"{', '.join(PLACES)}, and asks for the letter A (the first answer is better) or B."
+        )
+    return text.strip()
+
+
+def fill(template: str, prompt: Any, first: str, second: str) -> str:
+    """The template with a prompt and two answers; braces inside of them stay as they are."""
+    values = dict(zip(PLACES, (_as_text(prompt), first, second), strict=True))
+    parts, rest = [], template
+    while rest:
+        found = [(rest.index(place), place) for place in PLACES if place in rest]
+        if not found:
+            break
+        at, place = min(found)
+        parts += [rest[:at], values[place]]
+        rest = rest[at + len(place) :]
+    return "".join([*parts, rest])
+
+
+def _as_text(prompt: Any) -> str:
+    """A prompt as the judge reads it: turns of a conversation each behind its role."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
+def judge_pairs_by_model(
+    backbone: Backbone,
+    template: str,
+    prompts: Sequence[Any],
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[int]:
+    """Whether each of our answers is better than theirs: +1, 0 (tie) or -1.
+
+    Args:
+        backbone: the judging base, which is asked without adapters, through its chat template if
+            it has one.
+        prompts, ours, theirs: n each.
+        progress: called with the number of questions answered since the last call, of 2n.
+
+    Raises:
+        UserError: a filled template is longer than `MOST_TOKENS`, or the tokenizer has no single
+            tokens for A and B.
+    """
+    rows = list(zip(prompts, ours, theirs, strict=True))
+    asked = [fill(template, prompt, a, b) for prompt, a, b in rows]
+    swapped = [fill(template, prompt, b, a) for prompt, a, b in rows]
+    first = prefers_first(backbone, [*asked, *swapped], progress)
+    return [
+        0 if forth == back else (1 if forth else -1)
+        for forth, back in zip(first[: len(rows)], first[len(rows) :], strict=True)
+    ]
+
+
+@torch.no_grad()
+def prefers_first(
+    backbone: Backbone, questions: Sequence[str], progress: Callable[[int], object]
+) -> list[bool]:
+    """For each question whether the letter A is likelier as the next token than B."""
+    chats = backbone.tokenizer.chat_template is not None
+    prompts: list[Prompt] = [as_conversation(text) if chats else text for text in questions]
+    encoded = encode_prompts(backbone, prompts, MOST_TOKENS)
+    letters = [letter_token(backbone.tokenizer, letter) for letter in LETTERS]
+    found: dict[int, bool] = {}
+    left = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    size = BATCH_SIZE
+
+    def attempt(rows: Sequence[int]) -> torch.Tensor:
+        ids, mask = pad_left([encoded[i] for i in rows], backbone.pad_id, backbone.device)
+        output = backbone.causal(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position_ids(mask),
+            use_cache=False,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1, letters].float()  # (b, 2)
+
+    with backbone.role("base"):
+        while left:
+            part = left[:size]
+            scores = retry_halving(len(part), lambda count, rows=part: attempt(rows[:count]))  # type: ignore[misc]
+            size = len(scores)
+            for i, (a, b) in zip(left[:size], scores.tolist(), strict=True):
+                found[i] = a > b
+            left = left[size:]
+            progress(size)
+            give_back_memory()
+    return [found[i] for i in range(len(questions))]
+
+
+def letter_token(tokenizer: Any, letter: str) -> int:
+    """The token of a letter at the beginning of an answer.
+
+    Raises:
+        UserError: the tokenizer writes it as several tokens.
+    """
+    ids = tokenizer(letter, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise UserError(
+            f"The judging model writes the letter {letter} as {len(ids)} tokens, so its verdict "
+            "can't be read. Name another --judge-model."
+        )
+    return int(ids[0])
