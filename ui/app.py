@@ -44,6 +44,7 @@ from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
 from lorarlhf_ui.settings_page import settings_page
 from lorarlhf_ui.theme import static, theme
 
+STYLES = ("pages.css", "text.css", "heat_map.css", "welcome.css")
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
@@ -121,7 +122,12 @@ def build(pages: Pages, access: Access) -> gr.Blocks:
         compare_page(pages.comparisons)
     with blocks.route("History", "/history", show_in_navbar=False):
         # A store of its own, so that votes do not wait while a long list is read.
-        history_page(pages.project.store(), pages.meter.changed, everybody=not access.login)
+        history_page(
+            pages.project.store(),
+            pages.meter.changed,
+            everybody=not access.login,
+            reward=pages.conversations.reward,
+        )
     with blocks.route("Settings", "/settings", show_in_navbar=False):
         settings_page(pages.prefetch)
     return blocks
@@ -140,7 +146,7 @@ def web_app(pages: Pages, access: Access) -> Guard:
         path="/",
         auth_dependency=rater_of,
         theme=theme(),
-        css=static("pages.css") + static("text.css") + static("welcome.css"),
+        css="".join(map(static, STYLES)),
         head=HEAD,
         root_path=access.root or None,
         **SAFE_LAUNCH,
