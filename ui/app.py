@@ -34,6 +34,8 @@ from lorarlhf_ui.downloads import add_files
 from lorarlhf_ui.engine_client import Engine
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
 from lorarlhf_ui.history_page import history_page
+from lorarlhf_ui.insights import Insights
+from lorarlhf_ui.insights_page import insights_page
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.network import addresses, allowed_hosts, qr_lines, root_path
 from lorarlhf_ui.page_frame import PAGES
@@ -44,7 +46,7 @@ from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
 from lorarlhf_ui.settings_page import settings_page
 from lorarlhf_ui.theme import static, theme
 
-STYLES = ("pages.css", "text.css", "heat_map.css", "welcome.css")
+STYLES = ("pages.css", "text.css", "heat_map.css", "insights.css", "welcome.css")
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
@@ -128,6 +130,10 @@ def build(pages: Pages, access: Access) -> gr.Blocks:
             everybody=not access.login,
             reward=pages.conversations.reward,
         )
+    with blocks.route("Insights", "/insights", show_in_navbar=False):
+        store, backfill = pages.project.store(), pages.meter.fetch
+        everybody = not access.login
+        insights_page(Insights(store, pages.states, pages.engine, backfill, everybody))
     with blocks.route("Settings", "/settings", show_in_navbar=False):
         settings_page(pages.prefetch)
     return blocks

@@ -168,6 +168,10 @@ class Engine:
         """Compute packed hidden states of answers, while nobody waits for an answer."""
         return self._submit("features", {"prompts": list(prompts), "answers": list(answers)})
 
+    def direction(self, first: str, second: str) -> Job:
+        """The packed style axis from the second text to the first one."""
+        return self._submit("direction", {"texts": [first, second]})
+
     def axes(self) -> Job:
         """Compute the packed style axes in the space of the hidden states."""
         return self._submit("axes", {})

@@ -247,6 +247,13 @@ class Worker:
         inputs = [self._as_input(prompt) for prompt in prompts]
         return [packed(row) for row in answer_features(self.backbone, inputs, answers)]
 
+    def _direction_of(self, value: Request) -> str:
+        from lorarlhf.rewards.axes import NEUTRAL_PROMPT
+        from lorarlhf.rewards.features import answer_features
+
+        first, second = answer_features(self.backbone, [NEUTRAL_PROMPT] * 2, value["texts"])
+        return packed(first - second)
+
     def _axes_of(self, value: Request) -> list[str]:
         from lorarlhf.rewards.axes import style_axes
 
