@@ -58,12 +58,14 @@ class Figures:
         key: the state of the votes and of their hidden states that it is about.
         sections: HTML by the name of the section.
         fit: what tastes are read from; None if it is not kept.
+        missing: how many votes the model has yet to read.
         problem: why something is missing, or "".
     """
 
     key: tuple[Any, ...] = ()
     sections: dict[str, str] = field(default_factory=dict)
     fit: TasteFit | None = None
+    missing: int = 0
     problem: str = ""
 
 
@@ -104,7 +106,8 @@ class Insights:
             data: `scope`, as on the History page; `again`, if the page asks only how far it is.
 
         Returns:
-            `sections`, HTML by name; `busy`, whether more is being computed; `problem`.
+            `sections`, HTML by name; `busy`, whether more is being computed; `missing`, how many
+            votes the model has yet to read; `problem`.
         """
         wanted = self._whose(rater, str(data.get("scope") or "mine"))
         key = self._key(self._requests)
@@ -117,6 +120,7 @@ class Insights:
         return {
             "sections": dict(figures.sections),
             "busy": busy,
+            "missing": figures.missing,
             "problem": "" if busy else figures.problem,
             "everybody": self.everybody,
         }
@@ -134,7 +138,7 @@ class Insights:
         wanted = self._whose(rater, str(data.get("scope") or "mine"))
         with self._lock:
             figures = self._known.get(wanted)
-        fit = figures.fit if figures and figures.fit else self._fit(wanted.read(self._requests))
+        fit = figures.fit if figures and figures.fit else self._fit(wanted)
         try:
             packed = self.engine.direction(*sides).wait(SECONDS)
         except TimeoutError as error:
@@ -148,6 +152,9 @@ class Insights:
         """Wait until nothing is being computed; for tests and benchmarks."""
         with self._lock:
             return self._lock.wait_for(lambda: not self._working, seconds)
+
+    def _fit(self, wanted: Whose) -> TasteFit:
+        return fit_tastes(wanted.read(self._requests), self.states)
 
     def _whose(self, rater: str, scope: str) -> Whose:
         """Whose votes the History page would show for this scope."""
@@ -190,14 +197,16 @@ class Insights:
         with self._lock:
             for known in self._known.values():  # one fit at a time is kept: it takes memory
                 known.fit = None
+        wanted: list[Vote] = []
         try:
-            figures.fit = fit = self._fit(votes)
+            figures.fit = fit = fit_tastes(votes, self.states, wanted.append)
+            return tastes_html(fit.tastes(), len(fit.pairs), len(wanted))
         except UserError as error:
             return note_html(str(error))
-        return tastes_html(fit.tastes(), len(fit.pairs), fit.missing)
-
-    def _fit(self, votes: list[Vote]) -> TasteFit:
-        return fit_tastes(votes, self.states, lambda vote: self.fetch(vote, lambda: None))
+        finally:
+            figures.missing = len(wanted)
+            for vote in wanted:
+                self.fetch(vote, lambda: None)
 
 
 def _sides(data: View) -> tuple[str, str]:

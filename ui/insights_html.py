@@ -56,8 +56,8 @@ def tastes_html(
     ]
     if open_ones:
         out.append(
-            f"<details{'' if sure else ' open'}><summary>Not clear yet ({len(open_ones)})"
-            f"</summary>{_list(open_ones)}</details>"
+            f"<details><summary>Not clear yet ({len(open_ones)})</summary>"
+            f"{_list(open_ones)}</details>"
         )
     return "".join(out)
 

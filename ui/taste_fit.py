@@ -40,13 +40,11 @@ class TasteFit:
 
     Attributes:
         pairs: the texts of the votes, in the order of the fit's rows.
-        missing: of the newest votes, how many have no hidden states yet.
     """
 
     posterior: "Posterior"
     votes: VoteFit
     pairs: list[Example]
-    missing: int
 
     def tastes(self) -> list[tuple[Taste, Example | None]]:
         """The taste along each style axis, the surest first, and the vote that shows it best."""
@@ -107,7 +105,7 @@ def fit_tastes(
         pairs.append(example)
     if len(pairs) < FEWEST_PAIRS:
         raise UserError(_too_few(len(pairs), missing))
-    return TasteFit(fit.posterior(), fit, pairs, missing)
+    return TasteFit(fit.posterior(), fit, pairs)
 
 
 def _too_few(pairs: int, missing: int) -> str:

@@ -6,6 +6,8 @@ const root = element.querySelector(".insights");
 const find = (name) => root.querySelector(`[data-part="${name}"]`);
 const SECTIONS = ["tastes", "causes", "raters"];
 const AGAIN_MS = 600;
+const READING_MS = 15000; // while the model reads the answers of older votes
+let readings = 40; // it may never read some of them
 const scope = root.querySelector("#insights-scope");
 
 let looks = 0; // replies to earlier questions are not shown
@@ -20,6 +22,8 @@ async function look(again) {
   SECTIONS.forEach((name) => draw(name, reply.sections[name]));
   say(reply.problem || (reply.busy ? "Computing from your votes …" : ""), reply);
   if (reply.busy) setTimeout(() => number === looks && look(number), AGAIN_MS);
+  else if (reply.missing && (readings -= 1) > 0)
+    setTimeout(() => number === looks && !document.hidden && look(), READING_MS);
 }
 
 // Until the server has said whose votes one may see, it is asked for those that everybody may see.
