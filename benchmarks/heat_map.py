@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.data.readers import as_text, bundled, read_demonstrations
+from lorarlhf.data.readers import bundled, read_rows
 from lorarlhf.rewards.role import encode_answer, token_scores
 from lorarlhf.rewards.token_shares import TokenShares, token_texts, words_of
 from lorarlhf_ui.heat_map import WordShares, heat_map
@@ -46,8 +46,8 @@ def main() -> None:
 
 def answer_of(backbone: Backbone, count: int) -> str:
     """The bundled demonstrations one after the other, cut to so many tokens."""
-    rows = read_demonstrations(bundled("demonstrations"))
-    text = "\n\n".join(as_text(row["completion"]) for row in rows)
+    rows = read_rows(bundled("demonstrations"))
+    text = "\n\n".join(row["completion"] for _, row in rows)
     ids = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
     return backbone.tokenizer.decode(ids[:count])
 
