@@ -69,13 +69,13 @@ def _list(tastes: Sequence[tuple[Taste, Example | None]]) -> str:
 
 def taste_html(taste: Taste, example: Example | None) -> str:
     """One taste: its chance, its interval as a bar, whether it is sure, and a vote as example."""
-    (low, high), sure = taste.interval, "sure" if taste.sure else "not clear yet"
-    sides = (_side(taste.preferred), _side(taste.other))
-    shown = "" if example is None else _example(example)
-    return (
-        f'<div class="finding"><p class="what"><b>{sides[0]}</b> over {sides[1]}</p>'
-        f"{_measured(taste.chance, low, high, sure)}{shown}</div>"
-    )
+    what = f"<b>{_side(taste.preferred)}</b> over {_side(taste.other)}"
+    shown = ""
+    if example is not None:
+        summary = "<summary>The two answers that show it best</summary>"
+        shown = f"<details>{summary}{pair_html(example)}</details>"
+    verdict = "sure" if taste.sure else "not clear yet"
+    return finding(what, taste.chance, *taste.interval, verdict, shown)
 
 
 def _side(text: str) -> str:
@@ -83,12 +83,11 @@ def _side(text: str) -> str:
     return f'<span dir="auto">{html.escape(short)}</span>'
 
 
-def _example(example: Example) -> str:
+def pair_html(example: Example) -> str:
+    """A prompt with the preferred answer and the other one."""
     return (
-        "<details><summary>The two answers that show it best</summary>"
         f'<div class="asked">{prompt_html(example.prompt)}</div><div class="answers">'
-        f"{_answer('Preferred', example.chosen)}{_answer('Not preferred', example.rejected)}"
-        "</div></details>"
+        f"{_answer('Preferred', example.chosen)}{_answer('Not preferred', example.rejected)}</div>"
     )
 
 
@@ -100,12 +99,19 @@ def _answer(label: str, text: str) -> str:
 # ---- bars
 
 
-def _measured(chance: float, low: float, high: float, verdict: str) -> str:
-    """A chance with its interval (0 to 1) in words and as a bar, and what it means."""
+def finding(what: str, share: float, low: float, high: float, verdict: str, more: str = "") -> str:
+    """A share with its interval (0 to 1) in words and as a bar.
+
+    Args:
+        what: HTML that says of what.
+        verdict: a few words: whether it is sure, or how many votes it is of.
+        more: HTML below the bar.
+    """
     kind = "sure" if verdict in ("sure", "stands out") else "open"
     return (
-        f'<p class="numbers"><b>{_of_100(chance)} of 100</b> ({_of_100(low)} to {_of_100(high)}) '
-        f'<span class="badge {kind}">{verdict}</span></p>{bar(chance, low, high)}'
+        f'<div class="finding"><p class="what">{what}</p><p class="numbers"><b>{_of_100(share)} of '
+        f"100</b> ({_of_100(low)} to {_of_100(high)}) "
+        f'<span class="badge {kind}">{verdict}</span></p>{bar(share, low, high)}{more}</div>'
     )
 
 
@@ -165,10 +171,8 @@ def _cause(cause: Cause) -> str:
     preferred, other = (html.escape(side) for side in cause_sides(cause))
     pairs = f"{cause.pairs:,} pair{'s' * (cause.pairs != 1)}"
     verdict = "stands out" if cause.found else "could be luck"
-    return (
-        f'<div class="finding"><p class="what"><b>{preferred}</b> over {other} <span '
-        f'class="faint">({pairs})</span></p>{_measured(chance, low, high, verdict)}</div>'
-    )
+    what = f'<b>{preferred}</b> over {other} <span class="faint">({pairs})</span>'
+    return finding(what, chance, low, high, verdict)
 
 
 def _sigmoid(number: float) -> float:
