@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lorarlhf_ui.chat import Conversation
+from lorarlhf_ui.conversation import Conversation
 from tests.pages import Bench, until
 
 OpenBench = Callable[..., Bench]

@@ -8,8 +8,7 @@ import pytest
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.cli.main import main
-from lorarlhf.cli.report import axis_sides
-from lorarlhf.rewards.tastes import Taste, tastes_of
+from lorarlhf.rewards.tastes import Taste, axis_sides, clearest_votes, tastes_of
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
@@ -52,6 +51,44 @@ def test_the_sides_follow_the_sign() -> None:
     with pytest.raises(ValueError, match="2 directions have 1 names"):
         votes = votes_along(0, 4)
         tastes_of(votes.posterior(), np.zeros((2, WIDTH)), [("a", "b")])
+
+
+# ---- the votes that show a taste best
+
+
+def test_the_clearest_vote_by_hand() -> None:
+    # Two features with a deviation of about 1 over the eight answers, two axes along them.
+    chosen = np.array([[1, 1], [1, -1], [-1, -1], [1, 1]], dtype=np.float32)
+    rejected = np.array([[-1, -1], [-1, -1], [1, -1], [-1, 1]], dtype=np.float32)
+    first, second = np.eye(2)
+    to_plus = [Taste(("a", "b"), 1.0, 0.5, 0), Taste(("c", "d"), 1.0, 0.5, 1)]
+    to_minus = [Taste(("a", "b"), -1.0, 0.5, 0), Taste(("c", "d"), -1.0, 0.5, 1)]
+    # Vote 0 differs by 2 along both (2 * 0.71), votes 1 and 3 along the first alone (2 * 1).
+    assert clearest_votes(to_plus, [first, second], chosen, rejected) == [1, 0]
+    assert clearest_votes(to_minus, [first, second], chosen, rejected) == [2, None]
+    scaled = clearest_votes(to_plus, [9 * first, second], chosen * [50, 1], rejected * [50, 1])
+    assert scaled == [1, 0]  # neither the unit of a feature nor the length of an axis counts
+    nothing = np.empty((0, 2), np.float32)
+    assert clearest_votes(to_plus, [first, second], nothing, nothing) == [None, None]
+
+
+def test_a_feature_that_never_differs_counts_nothing() -> None:
+    same = np.ones((3, 2), np.float32)
+    taste = Taste(("a", "b"), 1.0, 0.5, 0)
+    assert clearest_votes([taste], np.eye(2)[:1], same, same) == [None]
+
+
+def test_the_example_of_a_planted_taste_goes_its_way() -> None:
+    votes = votes_along(4, 150)
+    found = tastes_of(votes.posterior(), votes.axes, [(f"+{n}", f"-{n}") for n in range(AXES)])
+    places = clearest_votes(found, votes.axes, votes.chosen, votes.rejected)
+    assert all(place is not None for place in places)
+    for taste, place in zip(found, places, strict=True):
+        along = (votes.chosen[place] - votes.rejected[place]) @ votes.axes[taste.axis]
+        assert along * taste.margin > 0
+    best = next(place for taste, place in zip(found, places, strict=True) if taste.axis == 4)
+    along = (votes.chosen - votes.rejected) @ votes.axes[4]
+    assert along[best] > np.quantile(along, 0.9)
 
 
 # ---- the command
@@ -102,3 +139,29 @@ def test_an_axis_of_one_s_own(
     found = json.loads(capsys.readouterr().out)
     own = next(taste for taste in found if "No." in (taste["preferred"], taste["other"]))
     assert own["preferred"] == "Yes, yes." and len(found) == AXES + 1
+    assert all(taste["example"] is None for taste in found)  # the run has no file of votes
+
+
+def test_the_command_shows_the_votes(
+    tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": f"Question {n}?", "chosen": f"Yes, yes {n}.", "rejected": f"No {n}."}
+        for n in range(12)
+    ]
+    data = tmp_path / "votes.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"seed": 0, "compute_dtype": "float32", "data": str(data), "holdout": 0.25}
+    run = Run(tmp_path / "run", "reward", config)
+    run.base(tiny)
+    train_reward_model(tiny, rows, run, RewardSettings(epochs=0, holdout=0.25))
+    assert main(["report", "tastes", str(run.folder), "--json"]) == 0
+    shown = [taste["example"] for taste in json.loads(capsys.readouterr().out) if taste["example"]]
+    assert shown
+    for example in shown:
+        number = example["prompt"].removeprefix("Question ").removesuffix("?")
+        assert example["chosen"] == f"Yes, yes {number}."
+        assert example["rejected"] == f"No {number}."
+    data.write_text(data.read_text().replace("Question 3?", "Another?"))
+    assert main(["report", "tastes", str(run.folder), "--json"]) == 0
+    assert not any(taste["example"] for taste in json.loads(capsys.readouterr().out))

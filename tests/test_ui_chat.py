@@ -269,7 +269,7 @@ def test_answers_that_nobody_watches_are_kept_whole(bench: Bench) -> None:
 def test_a_message_that_fails_late_is_said_with_its_text(bench: Bench) -> None:
     page = _ChatPage.__new__(_ChatPage)  # its handlers alone, without components
     page.conversations = bench.conversations
-    options = ("base", NOBODY, "", 0.7, 16, False)
+    options = ("base", NOBODY, "", 0.7, 16, 1, False)
     scope: dict[str, Any] = {"type": "http"}
     put_visitor(scope, Visitor("ann", owner=False))
     events = page.on_send(gr.Request(Request(scope)), "Why <think> {{x}}?", *options)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lorarlhf.evaluation.win_rate import wilson_interval
+from lorarlhf.preferences.settings import write_setting
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.compare import HELD_OUT
@@ -201,3 +202,54 @@ def test_a_vote_that_is_sent_twice_is_one(bench: Bench) -> None:
     again = bench.comparisons.vote("ann", view["token"], ranked(view, "Red."), 800)
     assert first["token"] == again["token"] and first["voted"] == again["voted"]
     assert bench.comparisons.outcomes(test) == [0.0]
+
+
+# ---- the best of several answers
+
+
+def test_the_best_of_several_is_a_candidate(bench: Bench, project: Project) -> None:
+    assert bench.comparisons.candidates() == ["base", "0002-dpo", "0001-sft"]
+    add_run(project, "0003-reward", role="reward")
+    best, policy_best = "base, best of 4 by 0003-reward", "0002-dpo, best of 4 by 0003-reward"
+    assert bench.comparisons.candidates()[3:] == [best, policy_best]
+    comparison = start(bench, best, "base", wanted=2)
+    assert (comparison.first, comparison.second) == (best, "base")
+    for asked in bench.engine.prefetched:
+        assert asked.models == ["base", "base"] and asked.options["counts"] == [4, 1]
+        assert asked.options["reward"].parts[-3:] == ("0003-reward", "adapters", "reward")
+    rows = bench.store.rows("SELECT DISTINCT source, sampling FROM completion ORDER BY source")
+    assert [row["source"] for row in rows] == ["base", best]
+    assert [json.loads(row["sampling"]).get("best_of") for row in rows] == [None, 4]
+    view = bench.comparisons.begin("ann")
+    assert "best of" not in json.dumps(view)  # as blind as every comparison
+    named = start(bench, policy_best, "0001-sft", wanted=1)
+    assert named.first == "runs/0002-dpo, best of 4 by 0003-reward"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("base, best of 4 by 0009-reward", "base", "reward role is not there"),
+        ("base, best of 4 by ../0003-reward", "base", "reward role is not there"),
+        ("base, best of 99 by 0003-reward", "base", "reward role is not there"),
+        ("0009-dpo, best of 4 by 0003-reward", "base", "no policy 0009-dpo"),
+        ("base, best of 4 by 0003-reward", "base, best of 4 by 0003-reward", "two different"),
+        ("base, best of 4 by 0003-reward", "base, best of 4 by 0004-reward", "same reward role"),
+    ],
+)
+def test_bad_picks_are_refused(
+    bench: Bench, project: Project, first: str, second: str, message: str
+) -> None:
+    add_run(project, "0003-reward", role="reward")
+    add_run(project, "0004-reward", role="reward")
+    with pytest.raises(UserError, match=message):
+        bench.comparisons.start(first, second, 2)
+    assert bench.comparisons.newest() is None
+
+
+def test_at_temperature_0_there_is_nothing_to_pick(bench: Bench, project: Project) -> None:
+    add_run(project, "0003-reward", role="reward")
+    write_setting(bench.store, "collect", {"temperature": 0.0})
+    with pytest.raises(UserError, match="At temperature 0"):
+        bench.comparisons.start("base", "base, best of 4 by 0003-reward", 2)
+    assert bench.comparisons.start("base", "0001-sft", 2).wanted == 2

@@ -1,5 +1,6 @@
 """The process with the backbone: answers stream, stop and take turns; one copy of the base."""
 
+import math
 import os
 import signal
 import subprocess
@@ -121,6 +122,36 @@ def test_scores_and_axes(engine: Engine, runs: list[str]) -> None:
             max_new_tokens=4,
         ).wait(LONG)
     assert len(ask(engine, [BASE]).wait(LONG)["texts"]) == 1  # other jobs go on
+
+
+def test_the_shares_of_words_add_up_to_the_score(engine: Engine, runs: list[str]) -> None:
+    answers = ["Chess, reading and long walks.", "Drums!", ""]
+    scores = engine.scores(Path(runs[3]), PROMPT, answers).wait(LONG)
+    found = engine.shares(Path(runs[3]), PROMPT, answers).wait(LONG)
+    for answer, score, shares in zip(answers, scores, found, strict=True):
+        assert shares.exact and shares.score == pytest.approx(score, abs=1e-5)
+        assert sum(share for _, share in shares.words) == pytest.approx(score, abs=1e-5)
+        assert "".join(word for word, _ in shares.words) == answer or not answer
+
+
+def test_the_best_of_several_answers(engine: Engine, runs: list[str]) -> None:
+    models, reward = [BASE, runs[0]], Path(runs[3])
+    sampling: Any = {"temperature": 1.0, "max_new_tokens": 12, "seeds": list(range(5))}
+    best = engine.answer(PROMPT, models, counts=[4, 1], reward=reward, **sampling).wait(LONG)
+    all_five = engine.answer(PROMPT, [BASE] * 4 + [runs[0]], **sampling).wait(LONG)["texts"]
+    scores = engine.scores(reward, PROMPT, all_five).wait(LONG)
+    place = scores.index(max(scores[:4]))
+    assert best["texts"] == [all_five[place], all_five[4]]
+    assert best["scores"] == pytest.approx([scores[place], scores[4]], abs=1e-4)
+    assert best["bounds"] == pytest.approx([math.log(4) - 3 / 4, 0.0])
+    failed = engine.answer(
+        PROMPT, [BASE], counts=[2], reward=Path("nowhere"), **sampling | {"seeds": [0, 1]}
+    )
+    with pytest.raises(UserError, match="could not be loaded"):
+        failed.wait(LONG)
+    stopped = ask(engine, [BASE], tokens=4000, urgent=True)
+    engine.stop(stopped)
+    assert "scores" not in stopped.wait(LONG)
 
 
 def test_a_missing_base_is_an_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 
 from lorarlhf.preferences.accounts import set_password
+from lorarlhf.preferences.blind_comparisons import add_comparison
 from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.history import PAGE
 from lorarlhf.preferences.merge import add_votes
@@ -230,3 +231,57 @@ def test_words_and_names_are_found_in_any_unicode_form(store: Store, tmp_path: P
     # The name of another rater, spelt otherwise.
     said = History(store, print).import_file("ann", str(file))
     assert said == f"Imported 0 votes from in.jsonl. Left out: 1 {NOT_YOURS}."
+
+
+# ---- what the reward role likes
+
+
+class Likes:
+    """A reward role that says how long an answer is, as the engine's would."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, list[str]]] = []
+
+    def is_there(self) -> bool:
+        return True
+
+    def heat_maps(self, prompt: Any, answers: list[str]) -> list[str]:
+        self.asked.append((prompt, answers))
+        return [f"<p>{len(answer)}</p>" for answer in answers]
+
+
+def test_the_answers_of_a_vote_as_heat_maps(store: Store) -> None:
+    reward: Any = Likes()
+    history = History(store, print, everybody=False, reward=reward)
+    vote = next(vote for vote in store.votes(rater="me") if len(vote.completions) == 3)
+    assert history.open("me", {"id": vote.id})["liked"]
+    shown = [vote.completions[place] for place in vote.shown]
+    view = history.shares("me", {"id": vote.id})
+    assert view["answers"] == [f"<p>{len(text)}</p>" for text in shown]  # in the screen's order
+    assert reward.asked == [(vote.prompt, shown)]
+    (other,) = store.votes(rater="ann")
+    with pytest.raises(UserError, match="changed elsewhere"):
+        history.shares("me", {"id": other.id})
+
+
+def test_nothing_is_told_before_a_blind_comparison_is_over(store: Store) -> None:
+    reward: Any = Likes()
+    history = History(store, print, reward=reward)
+    running = add_comparison(store, "base", "runs/1", 2)
+    for prompt in ("One?", "Two?"):
+        more: Any = {"purpose": "compare", "comparison": running.id, "shared": True}
+        item = store.add_item(prompt, [("a", "base"), ("b", "runs/1")], **more)
+        number = store.judge(store.present(item, "me").token, FIRST)
+        told = history.open("me", {"id": number})["liked"]
+        if prompt == "One?":
+            assert not told
+            with pytest.raises(UserError, match="Finish this blind comparison"):
+                history.shares("me", {"id": number})
+    assert told and history.shares("me", {"id": number})["answers"] and len(reward.asked) == 1
+
+
+def test_without_a_reward_role_there_is_nothing_to_ask(history: History, store: Store) -> None:
+    vote = store.votes(rater="me")[0]
+    assert not history.open("me", {"id": vote.id})["liked"]
+    with pytest.raises(UserError, match="no reward role"):
+        history.shares("me", {"id": vote.id})

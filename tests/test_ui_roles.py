@@ -22,7 +22,8 @@ pytest_plugins = ("tests.pages",)
 
 # Whoever adds an event or a server function says here who may use it.
 OF_ALL = {"begin", "vote", "undo", "ask", "watch", "progress"}  # the vote widgets
-OF_ALL |= {"search", "open", "correct", "export", "import_file"}  # the History page
+OF_ALL |= {"search", "open", "shares", "correct", "export", "import_file"}  # the History page
+OF_ALL |= {"look", "own_axis"}  # the Insights page
 OF_ALL |= {"fill", "on_send", "on_stop", "on_retry", "on_edit", "on_restart", "on_tick"}
 OF_ALL |= {f"on_vote_{choice}" for choice in ("left", "right", "tie", "both_good", "both_bad")}
 OF_OWNERS = {"/compare start_comparison", "/settings fill", "/settings change_settings"}

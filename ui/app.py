@@ -34,6 +34,8 @@ from lorarlhf_ui.downloads import add_files
 from lorarlhf_ui.engine_client import Engine
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
 from lorarlhf_ui.history_page import history_page
+from lorarlhf_ui.insights import Insights
+from lorarlhf_ui.insights_page import insights_page
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.network import addresses, allowed_hosts, qr_lines, root_path
 from lorarlhf_ui.page_frame import PAGES
@@ -44,6 +46,7 @@ from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
 from lorarlhf_ui.settings_page import settings_page
 from lorarlhf_ui.theme import static, theme
 
+STYLES = ("pages.css", "text.css", "heat_map.css", "insights.css", "welcome.css")
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
@@ -122,7 +125,16 @@ def build(pages: Pages, access: Access) -> gr.Blocks:
         compare_page(pages.comparisons)
     with blocks.route("History", "/history", show_in_navbar=False):
         # A store of its own, so that votes do not wait while a long list is read.
-        history_page(pages.project.store(), pages.meter.changed, everybody=not access.login)
+        history_page(
+            pages.project.store(),
+            pages.meter.changed,
+            everybody=not access.login,
+            reward=pages.conversations.reward,
+        )
+    with blocks.route("Insights", "/insights", show_in_navbar=False):
+        store, backfill = pages.project.store(), pages.meter.fetch
+        everybody = not access.login
+        insights_page(Insights(store, pages.states, pages.engine, backfill, everybody))
     with blocks.route("Settings", "/settings", show_in_navbar=False):
         settings_page(pages.prefetch)
     return blocks
@@ -141,7 +153,7 @@ def web_app(pages: Pages, access: Access) -> Guard:
         path="/",
         auth_dependency=rater_of,
         theme=theme(),
-        css=static("pages.css") + static("text.css") + static("welcome.css"),
+        css="".join(map(static, STYLES)),
         head=HEAD,
         root_path=access.root or None,
         **SAFE_LAUNCH,

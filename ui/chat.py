@@ -7,20 +7,20 @@ conversation continues with the answer that was voted for, or with the left one.
 import random
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, RANKED, TIE, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.engine_client import Job
+from lorarlhf_ui.conversation import Conversation, Picked, Turn
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.prefetch import Prefetch
-from lorarlhf_ui.votes import LONGEST_TEXT, storable
+from lorarlhf_ui.reward_role import RewardRole
+from lorarlhf_ui.votes import LONGEST_TEXT, View, storable
 
 UPDATE_SECONDS = 0.5
-SCORE_SECONDS = 120
+BEST_OF = (1, 4, 8)
+"""From how many answers the reward role may pick one."""
 VERDICTS = {
     "left": Verdict(RANKED, [[0], [1]]),
     "right": Verdict(RANKED, [[1], [0]]),
@@ -28,73 +28,6 @@ VERDICTS = {
     "both_good": Verdict(BOTH_GOOD),
     "both_bad": Verdict(BOTH_BAD),
 }
-Message = dict[str, str]
-
-
-@dataclass
-class Turn:
-    """A message of the rater and the answers of one or two models.
-
-    Attributes:
-        message: what the rater wrote.
-        models: who answers, as the engine names them, in the order of the screen.
-        answers: one for each model.
-        chosen: the position of the answer that the conversation continues with.
-        vote: the number of the vote on the answers, if there is one.
-        scores: the reward role's scores of the answers, if they were requested.
-    """
-
-    message: str
-    models: list[str]
-    answers: list[str]
-    chosen: int = 0
-    vote: int | None = None
-    scores: list[float] | None = None
-
-
-@dataclass
-class Conversation:
-    """A rater's conversation.
-
-    Attributes:
-        system: the system prompt, or "".
-        job: the answers that are being generated, or the last ones.
-        options: temperature and max_new_tokens of the last answers.
-        models: who answers, in the order in which the rater chose them.
-        before: system, turns and options before the last message, for the case that it fails.
-        settled: whether the result of `job` is taken over.
-    """
-
-    system: str = ""
-    turns: list[Turn] = field(default_factory=list)
-    job: Job | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    models: list[str] = field(default_factory=list)
-    before: tuple[str, list[Turn], dict[str, Any]] | None = None
-    settled: bool = True
-
-    @property
-    def busy(self) -> bool:
-        """Whether answers are being generated that nobody has stopped."""
-        return self.job is not None and not self.job.done and not self.job.stopping
-
-    def prompt(self, number: int) -> list[Message]:
-        """The messages that a turn answers, the last one being the rater's."""
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in self.turns[:number]:
-            messages.append({"role": "user", "content": turn.message})
-            messages.append({"role": "assistant", "content": turn.answers[turn.chosen]})
-        return [*messages, {"role": "user", "content": self.turns[number].message}]
-
-    def side(self, side: int) -> list[Message]:
-        """The messages on one side (0 or 1): the sides differ in the last answer only."""
-        messages: list[Message] = []
-        for number, turn in enumerate(self.turns):
-            last = number == len(self.turns) - 1
-            position = min(side, len(turn.answers) - 1) if last else turn.chosen
-            messages.append({"role": "user", "content": turn.message})
-            messages.append({"role": "assistant", "content": turn.answers[position]})
-        return messages
 
 
 class Conversations:
@@ -108,6 +41,7 @@ class Conversations:
 
     def __init__(self, store: Store, prefetch: Prefetch, meter: Meter) -> None:
         self.store, self.prefetch, self.meter = store, prefetch, meter
+        self.reward = RewardRole(prefetch.project, prefetch.engine)
         self._conversations: dict[str, Conversation] = {}
         self._lock = threading.RLock()
 
@@ -149,6 +83,7 @@ class Conversations:
         system: str = "",
         temperature: float = 0.7,
         max_new_tokens: int = 256,
+        best_of: int = 1,
         at: int | None = None,
     ) -> Iterator[Conversation]:
         """Send a message; yields the conversation repeatedly while the answers grow.
@@ -158,10 +93,12 @@ class Conversations:
         Args:
             names: one or two models, as in `Models.names`.
             system: the system prompt; only a new conversation takes it.
+            best_of: each model answers so often, and the reward role picks; one of `BEST_OF`.
             at: the turn that the message replaces, with all turns after it; None to continue.
 
         Raises:
-            UserError: the message is empty, a model does not exist, or the engine failed.
+            UserError: the message is empty, a model does not exist, there is nobody to pick the
+                best answer, or the engine failed.
         """
         text = storable(text or "").strip()
         if not text:
@@ -169,6 +106,7 @@ class Conversations:
         if len(text) > LONGEST_TEXT:
             raise UserError(f"A message has up to {LONGEST_TEXT} characters.")
         chosen = [self.prefetch.models.place(name) for name in names]
+        picking = self._picking(best_of, temperature, len(chosen))
         # In a new order at every turn, so that a vote is blind.
         places = random.sample(chosen, len(chosen))
         with self._lock:  # another tab may send a message at the same time
@@ -187,10 +125,29 @@ class Conversations:
             }
             prompt = conversation.prompt(len(conversation.turns) - 1)
             conversation.job = self.prefetch.engine.answer(
-                prompt, places, urgent=True, features=len(places) > 1, **conversation.options
+                prompt,
+                places,
+                urgent=True,
+                features=len(places) > 1,
+                **conversation.options,
+                **picking,
             )
+            conversation.options |= {"best_of": best_of} if picking else {}
             conversation.settled = False
         yield from self.watch(rater)
+
+    def _picking(self, best_of: int, temperature: float, models: int) -> dict[str, Any]:
+        """What the engine needs to let the reward role pick; nothing for one answer."""
+        if best_of not in BEST_OF:
+            raise UserError(f"The best of {', '.join(map(str, BEST_OF))} answers can be asked for.")
+        if best_of == 1:
+            return {}
+        if temperature == 0:
+            raise UserError(
+                "At temperature 0 all answers are the same, so there is none to pick. Choose a "
+                "higher one, or one answer."
+            )
+        return {"counts": [best_of] * models, "reward": self.reward.adapter()}
 
     def watch(self, rater: str) -> Iterator[Conversation]:
         """Yield the conversation repeatedly while its answers grow, and once at their end.
@@ -284,21 +241,28 @@ class Conversations:
             UserError: there is no reward role yet, or the model is busy.
         """
         conversation = self.of(rater)
-        run = self.prefetch.project.newest_with("reward")
-        if run is None:
-            raise UserError(
-                "There is no reward role in this project yet: train one with `lorarlhf reward`."
-            )
+        self.reward.adapter()  # fails if there is none
         if conversation.turns and not conversation.busy:
             turn = conversation.turns[-1]
             prompt = conversation.prompt(len(conversation.turns) - 1)
-            adapter = Path(run) / "adapters" / "reward"
-            job = self.prefetch.engine.scores(adapter, prompt, turn.answers)
-            try:
-                turn.scores = job.wait(SCORE_SECONDS)
-            except TimeoutError as error:
-                raise UserError("The model is busy. Ask for the scores again later.") from error
+            turn.scores = self.reward.scores(prompt, turn.answers)
         return conversation
+
+    def shares(self, rater: str, data: View) -> View:
+        """One answer as a heat map, `html`: what the reward role likes in it.
+
+        Args:
+            data: `turn`, the number of the turn, and `side`, 0 or 1.
+
+        Raises:
+            UserError: there is no such answer or no vote on it yet, or the model can't say.
+        """
+        conversation = self.of(rater)
+        turn, side = data.get("turn"), data.get("side")
+        if not (isinstance(turn, int) and 0 <= turn < conversation.judgeable and side in (0, 1)):
+            raise UserError("Vote first, or wait for the end of the answer; then ask again.")
+        prompt, answer = conversation.prompt(turn), conversation.answer(turn, int(side))
+        return {"html": self.reward.heat_maps(prompt, [answer])[0]}
 
     def _update(self, conversation: Conversation) -> None:
         """Take over what was generated, unless somebody has stopped it, and what goes with it."""
@@ -312,6 +276,10 @@ class Conversations:
             return
         if job.error is not None and not job.stopping and conversation.before is not None:
             conversation.system, conversation.turns, conversation.options = conversation.before
-        elif job.value is not None and job.value.get("features") and job.texts == turn.answers:
-            prompt = conversation.prompt(len(conversation.turns) - 1)
-            self.prefetch.states.put(prompt, turn.answers, job.value["features"])
+        elif job.value is not None and job.texts == turn.answers:
+            if scores := job.value.get("scores"):
+                best_of = conversation.options["best_of"]
+                turn.picked = Picked(best_of, scores, max(job.value["bounds"]))
+            if job.value.get("features"):
+                prompt = conversation.prompt(len(conversation.turns) - 1)
+                self.prefetch.states.put(prompt, turn.answers, job.value["features"])

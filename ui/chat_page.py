@@ -1,14 +1,15 @@
 """The Chat page: one or two models answer the same conversation, side by side."""
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.chat import Conversation, Conversations, Message
-from lorarlhf_ui.events import IN_TURN, NEVER_DROPPED
+from lorarlhf_ui.chat import BEST_OF, Conversations
+from lorarlhf_ui.conversation import Conversation, Message, Turn
+from lorarlhf_ui.events import IN_TURN, NEVER_DROPPED, served
 from lorarlhf_ui.markdown import render
 from lorarlhf_ui.security import rater_of
 from lorarlhf_ui.theme import static
@@ -23,8 +24,10 @@ VOTES = {
     "both_good": "Both good",
     "both_bad": "Both bad",
 }
-SCRIPTS = ("reach.js", "drafts.js", "raw.js", "chat_thread.js")
+SCRIPTS = ("reach.js", "drafts.js", "raw.js", "heat_map.js", "chat_thread.js")
 """They run as one script on each side, in this order."""
+
+LIKES = '<button type="button" data-do="shares">What the reward role likes</button>'
 
 # Shows or hides the second side. It runs in the browser: Gradio can lose an event that is sent
 # while the previous one ends, and a message may follow at once.
@@ -53,7 +56,8 @@ class _ChatPage:
                 for label, name in (("Model", "left"), ("Second model", "right"))
             ]
         with gr.Row():
-            self.sides = [_side("left", True), _side("right", False)]
+            sides = (("left", True), ("right", False))
+            self.sides = [_side(name, first, self.conversations) for name, first in sides]
         self.message = gr.HTML(
             elem_id="chat-message", elem_classes="page-message", apply_default_css=False
         )
@@ -90,14 +94,23 @@ class _ChatPage:
             with gr.Row():
                 self.temperature = gr.Slider(0.0, 2.0, 0.7, step=0.1, label="Temperature")
                 self.tokens = gr.Slider(16, 2048, 256, step=16, label="Longest answer, in tokens")
+            # Hidden until `fill` knows that there is a reward role to pick.
+            self.best = gr.Radio(
+                list(BEST_OF),
+                value=1,
+                label="Answers to choose from; the reward role picks the best",
+                visible=False,
+                elem_id="chat-best",
+            )
             self.scored = gr.Checkbox(
                 label="Show the reward role's score of each answer", elem_id="chat-scored"
             )
 
     def _connect(self) -> None:
-        options = [*self.models, self.system, self.temperature, self.tokens, self.scored]
+        sampling = [self.system, self.temperature, self.tokens, self.best]
+        options = [*self.models, *sampling, self.scored]
         shown = [*self.sides, self.message, self.votes]
-        filled = [*self.models, self.system, self.temperature, self.tokens, *shown]
+        filled = [*self.models, *sampling, *shown]
         gr.on(None, self.fill, None, filled, **NEVER_DROPPED)
         self.sides[0].tick(self.on_tick, self.models, filled, **NEVER_DROPPED)
         gr.on(
@@ -131,17 +144,17 @@ class _ChatPage:
         yield [
             gr.Dropdown(choices=names, value=current[0] if current[0] in names else names[0]),
             gr.Dropdown(choices=[NOBODY, *names], value=second if second in names else NOBODY),
-            *_settings(conversation),
+            *_settings(conversation, self.conversations.reward.is_there()),
             *self._shown(rater, two=len(current) > 1),
         ]
         if conversation.job is not None:
             for shown in self._follow(rater, self.conversations.watch(rater), scored=False):
-                yield [gr.skip()] * 5 + shown
+                yield [gr.skip()] * 6 + shown
 
     def on_tick(self, request: gr.Request, left: str, right: str) -> Iterator[list[Any]]:
         """`fill` once more, unless it has come in the meantime and the person has chosen."""
         if left:
-            yield [gr.skip()] * 9
+            yield [gr.skip()] * 10
             return
         yield from self.fill(request)
 
@@ -239,24 +252,24 @@ class _ChatPage:
         """
         conversation = self.conversations.of(rater)
         turn = conversation.turns[-1] if conversation.turns else None
-        if turn is not None and turn.scores and message == "":
-            scores = " and ".join(f"{score:.2f}" for score in turn.scores)
-            message = f"Reward role's score: {scores}."
-        pair = turn is not None and len(turn.answers) > 1 and turn.vote is None
-        can_vote = pair and not conversation.busy
+        if turn is not None and message == "":
+            message = about(turn)
+        can_vote = turn is not None and turn.open and not conversation.busy
         if can_vote and not all(answer.strip() for answer in conversation.turns[-1].answers):
             can_vote, message = False, message or EMPTY
         shown = gr.skip() if message is None else message_html(message)
-        left, right = (thread_html(conversation.side(side)) for side in (0, 1))
+        liked = conversation.judgeable if self.conversations.reward.is_there() else 0
+        left, right = (thread_html(conversation.side(side), liked) for side in (0, 1))
         both: Any = right if two is None else gr.HTML(value=right, visible=two)
         return [left, both, shown, gr.Row(visible=can_vote)]
 
 
-def _side(name: str, first: bool) -> gr.HTML:
+def _side(name: str, first: bool, conversations: Conversations) -> gr.HTML:
     return gr.HTML(
         value="",
         html_template=static("chat_thread.html").replace("NAME", name),
         js_on_load="".join(static(script) for script in SCRIPTS),
+        server_functions=[served("shares", conversations.shares)],
         apply_default_css=False,
         visible=first,
         min_width=300,
@@ -269,18 +282,40 @@ def message_html(message: str) -> str:
     return f'<p role="status">{html.escape(message).replace("{", "&#123;")}</p>' if message else ""
 
 
-def thread_html(messages: Sequence[Message]) -> str:
-    """The messages on one side as HTML."""
+def about(turn: Turn) -> str:
+    """What the reward role has to do with the answers of a turn, or ""."""
+    lines = []
+    if turn.scores:
+        scores = " and ".join(f"{score:.2f}" for score in turn.scores)
+        lines.append(f"Reward role's score: {scores}.")
+    if turn.picked is not None and len(turn.answers) > 1:  # a score would sway the vote
+        lines.append(f"Each answer is the best of {turn.picked.count}, picked by the reward role.")
+    elif turn.picked is not None:
+        lines.append(
+            f"The best of {turn.picked.count} answers, picked by the reward role, with a score of "
+            f"{turn.picked.scores[0]:.2f}. Picking moves the model by at most "
+            f"{turn.picked.bound:.2f} nats (KL)."
+        )
+    return " ".join(lines)
+
+
+def thread_html(messages: list[Message], liked: int = 0) -> str:
+    """The messages on one side as HTML.
+
+    Args:
+        liked: of so many turns, the first ones, the reward role may say what it likes.
+    """
     out = []
     for number, message in enumerate(messages):
         user = message["role"] == "user"
         kind, who = ("user", "You") if user else ("bot", "Answer")
         edit = '<button type="button" data-do="edit">Edit</button>' if user else ""
         text = render(message["content"]) or '<p class="faint">…</p>'
+        likes = "" if user or number // 2 >= liked else LIKES
         out.append(
             f'<article class="message {kind}" data-testid="{kind}" data-turn="{number // 2}" '
             f'aria-label="{who}">{text}<div class="line">{edit}'
-            '<button type="button" data-do="copy">Copy</button></div></article>'
+            f'<button type="button" data-do="copy">Copy</button>{likes}</div></article>'
         )
     return "".join(out)
 
@@ -292,17 +327,23 @@ def _name(request: gr.Request) -> str:
     return rater
 
 
-def _settings(conversation: Conversation) -> list[Any]:
-    """System prompt, temperature and length of the last answers, or the fields as they are."""
+def _settings(conversation: Conversation, picks: bool) -> list[Any]:
+    """System prompt, temperature, length and best of n of the last answers, or as they are.
+
+    Args:
+        picks: whether there is a reward role to pick the best.
+    """
     if not conversation.turns:
-        return [gr.skip()] * 3
+        return [gr.skip()] * 3 + [gr.Radio(visible=picks)]
     options = conversation.options
-    return [conversation.system, options["temperature"], options["max_new_tokens"]]
+    best = gr.Radio(value=options.get("best_of", 1) if picks else 1, visible=picks)
+    return [conversation.system, options["temperature"], options["max_new_tokens"], best]
 
 
 def _options(values: tuple[Any, ...]) -> tuple[list[str], dict[str, Any], bool]:
-    left, right, system, temperature, tokens, scored = values
+    left, right, system, temperature, tokens, best, scored = values
     left = left or "newest"  # the message was sent before `fill` returned
     names = [left] if right in (None, NOBODY) else [left, right]
     more = {"system": system, "temperature": temperature, "max_new_tokens": tokens}
+    more["best_of"] = int(best or 1)
     return names, more, bool(scored)

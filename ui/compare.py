@@ -5,8 +5,11 @@
 
 import json
 import random
+import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lorarlhf.data.readers import as_conversation, bundled, read_prompts
@@ -26,6 +29,27 @@ HELD_OUT = "prompts_heldout.jsonl"
 """A project's own held-out prompts; without this file the bundled ones are used."""
 PURPOSE = "compare"
 RETRY_SECONDS = 5.0
+BEST_OF, MOST_OF = 4, 64
+"""From how many answers the candidates that are offered pick one, and the most there can be."""
+_PICKED = re.compile(r"(.+), best of (\d{1,3}) by (\S+)")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One side of a comparison.
+
+    Attributes:
+        source: its name in the store: `base`, `runs/NAME`, or one of them with
+            `, best of N by REWARD`, where REWARD is the run whose reward role picks.
+        place: who answers, as the engine names it.
+        count: how many answers it picks one from.
+        reward: the folder of the reward role that picks; None for one answer.
+    """
+
+    source: str
+    place: str
+    count: int = 1
+    reward: Path | None = None
 
 
 class Comparisons:
@@ -57,25 +81,58 @@ class Comparisons:
         """Start a comparison of two models.
 
         Args:
-            first, second: as in `Models.names`.
+            first, second: as in `candidates`.
             wanted: how many held-out prompts both answer.
 
         Raises:
             UserError: both models are the same, one does not exist, there are not so many prompts,
                 or there is no engine.
         """
-        models = self.prefetch.models
-        sources = [models.label(models.place(name)) for name in (first, second)]
+        sides = [self._candidate(name) for name in (first, second)]
+        sources = [side.source for side in sides]
+        _picking(sides)
         if sources[0] == sources[1]:
             raise UserError(f"Both sides are {sources[0]}. Choose two different models.")
         count = len(self.prompts())
         if not 1 <= wanted <= count:
             raise UserError(f"There are {count} held-out prompts; choose 1 to {count} of them.")
+        if self.prefetch.settings().temperature == 0 and any(side.reward for side in sides):
+            raise UserError(
+                "At temperature 0 all answers of a model are the same, so there is none to pick. "
+                "Choose a higher one on the Settings page."
+            )
         if self.prefetch.engine.state in (OFF, FAILED):
             raise UserError(self.prefetch.engine.message or "The pages run without a model.")
         comparison = blind_comparisons.add_comparison(self.store, sources[0], sources[1], wanted)
         self._wake.set()
         return comparison
+
+    def candidates(self) -> list[str]:
+        """The names of all models, and the best of several answers where a reward role can pick."""
+        names = self.prefetch.models.names()
+        reward = self.prefetch.project.newest_with("reward")
+        if reward is None:
+            return names
+        return names + [f"{name}, best of {BEST_OF} by {reward.name}" for name in names[:2]]
+
+    def _candidate(self, name: str) -> Candidate:
+        """The side behind a name of `candidates`, or behind its source in the store.
+
+        Raises:
+            UserError: there is no such policy or reward role.
+        """
+        models, project = self.prefetch.models, self.prefetch.project
+        found = _PICKED.fullmatch(name)
+        place = models.place((found[1] if found else name).removeprefix("runs/"))
+        if not found:
+            return Candidate(models.label(place), place)
+        run = next((run for run in project.runs() if run.name == found[3]), None)
+        reward = None if run is None else run / "adapters" / "reward"
+        count = int(found[2])
+        if reward is None or not reward.is_dir() or not 2 <= count <= MOST_OF:
+            raise UserError(f"This project can't give {name}: its reward role is not there.")
+        source = f"{models.label(place)}, best of {count} by {found[3]}"
+        return Candidate(source, place, count, reward)
 
     def newest(self) -> BlindComparison | None:
         """The newest comparison, running or complete; None if there is none."""
@@ -190,25 +247,27 @@ class Comparisons:
     def _make_item(self, comparison: BlindComparison) -> None:
         prompt = self._next_prompt(comparison)
         settings = self.prefetch.settings()
-        models, sources = self.prefetch.models, _sources(comparison)
-        places = [models.place(source.removeprefix("runs/")) for source in sources]
+        sides = [self._candidate(source) for source in (comparison.first, comparison.second)]
+        sampling = {"temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens}
         job = self.prefetch.engine.answer(
             prompt,
-            places,
+            [side.place for side in sides],
             temperature=settings.temperature,
             max_new_tokens=settings.max_new_tokens,
             features=True,
+            **_picking(sides),
         )
         job.wait()
-        sampling = {"temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens}
         texts = [text.strip() for text in job.texts]
         if job.value.get("features"):
             self.prefetch.states.put(prompt, texts, job.value["features"])
         self.store.add_item(
             prompt,
-            list(zip(texts, _sources(comparison), strict=True)),
+            [(text, side.source) for text, side in zip(texts, sides, strict=True)],
             purpose=PURPOSE,
-            sampling=[sampling] * 2,
+            sampling=[
+                sampling | ({"best_of": side.count} if side.reward else {}) for side in sides
+            ],
             shared=True,
             comparison=comparison.id,
         )
@@ -230,8 +289,17 @@ def _key(prompt: Prompt) -> str:
     return json.dumps(prompt, sort_keys=True)
 
 
-def _sources(comparison: BlindComparison) -> tuple[str, str]:
-    return comparison.first, comparison.second
+def _picking(sides: Sequence[Candidate]) -> dict[str, Any]:
+    """What the engine needs to pick answers; nothing if there is nothing to pick.
+
+    Raises:
+        UserError: two reward roles would have to pick.
+    """
+    rewards = {side.reward for side in sides if side.reward is not None}
+    if len(rewards) > 1:
+        raise UserError("Both sides of a comparison need the same reward role to pick.")
+    counts = [side.count for side in sides]
+    return {"counts": counts, "reward": rewards.pop()} if rewards else {}
 
 
 def _won(outcomes: Sequence[float]) -> str:

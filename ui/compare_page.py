@@ -36,8 +36,8 @@ def compare_page(comparisons: Comparisons) -> None:
         results = _earlier(comparisons, rater_of(request))
         if not is_owner(request):
             return [gr.skip(), gr.skip(), gr.skip(), results, gr.skip(), gr.skip()]
-        names = comparisons.prefetch.models.names()
-        newest = names[1] if len(names) > 1 else names[0]
+        names, models = comparisons.candidates(), comparisons.prefetch.models.names()
+        newest = models[1] if len(models) > 1 else names[-1]
         return [
             gr.Dropdown(choices=names, value=names[0]),
             gr.Dropdown(choices=names, value=newest),

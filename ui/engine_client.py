@@ -119,6 +119,8 @@ class Engine:
         urgent: bool = False,
         features: bool = False,
         seeds: Sequence[int] | None = None,
+        counts: Sequence[int] = (),
+        reward: Path | None = None,
     ) -> Job:
         """Generate one answer of each model to a prompt.
 
@@ -126,13 +128,19 @@ class Engine:
             models: `base`, or folders of policy adapters; a model may occur several times.
             urgent: a rater waits for the answers.
             features: also return the hidden states of the answers, for the reward head.
-            seeds: one for each answer; drawn at random if not given.
+            seeds: one for each candidate; drawn at random if not given.
+            counts: the number of candidates for each answer, one by default.
+            reward: the folder of the reward role that picks among them. The value then has the
+                `scores` of the answers and the `bounds` on their KL (`best_of.kl_bound`).
         """
-        drawn = seeds or [int.from_bytes(os.urandom(4), "big") >> 1 for _ in models]
+        counts = list(counts) or [1] * len(models)
+        drawn = seeds or [int.from_bytes(os.urandom(4), "big") >> 1 for _ in range(sum(counts))]
         request = {
             "prompt": prompt,
             "models": list(models),
             "seeds": list(drawn),
+            "counts": counts,
+            "reward": "" if reward is None else str(reward),
             "temperature": temperature,
             "max_new_tokens": max_new_tokens,
             "urgent": urgent,
@@ -151,9 +159,18 @@ class Engine:
         request = {"run": str(run), "prompt": prompt, "answers": list(answers)}
         return self._submit("scores", request)
 
+    def shares(self, run: Path, prompt: Any, answers: Sequence[str]) -> Job:
+        """What each word adds to the score of an answer, as `WordShares`; `run` as in `scores`."""
+        request = {"run": str(run), "prompt": prompt, "answers": list(answers)}
+        return self._submit("shares", request)
+
     def features(self, prompts: Sequence[Any], answers: Sequence[str]) -> Job:
         """Compute packed hidden states of answers, while nobody waits for an answer."""
         return self._submit("features", {"prompts": list(prompts), "answers": list(answers)})
+
+    def direction(self, first: str, second: str) -> Job:
+        """The packed style axis from the second text to the first one."""
+        return self._submit("direction", {"texts": [first, second]})
 
     def axes(self) -> Job:
         """Compute the packed style axes in the space of the hidden states."""

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from lorarlhf.project.settings import Settings
 from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.engine_jobs import AnswerJob, Request
+from lorarlhf_ui.heat_map import WordShares
 
 if TYPE_CHECKING:
     import numpy as np
 
     from lorarlhf.backbone.base import Backbone
-    from lorarlhf.backbone.generation import StepwiseSampling
 
 BASE = "base"
 SLOTS = ("policy", "reference")
@@ -38,8 +39,6 @@ LIVE_AT_ONCE = 4
 
 NOT_LOADED = "A model could not be loaded. The terminal of `lorarlhf ui` shows the reason."
 UNEXPECTED = "An unexpected error occurred. The terminal of `lorarlhf ui` shows it."
-
-Request = dict[str, Any]
 
 
 def main(connection: Connection, settings: Callable[[], Settings]) -> None:
@@ -136,7 +135,7 @@ class Worker:
 
     # ---- answers
 
-    def _advance(self, job: "AnswerJob", queue: "deque[AnswerJob]") -> None:
+    def _advance(self, job: AnswerJob, queue: deque[AnswerJob]) -> None:
         try:
             if not job.samplings and not self._begin(job):
                 return  # its model has to wait for a slot
@@ -154,7 +153,7 @@ class Worker:
             queue.remove(job)
             self._finish(job)
 
-    def _begin(self, job: "AnswerJob") -> bool:
+    def _begin(self, job: AnswerJob) -> bool:
         roles = self._roles(job)
         if roles is None:
             return False
@@ -167,7 +166,7 @@ class Worker:
         single = isinstance(prompt, list) and len(prompt) == 1
         return prompt[0]["content"] if self.own["plain"] and single else prompt
 
-    def _roles(self, job: "AnswerJob") -> dict[str, str] | None:
+    def _roles(self, job: AnswerJob) -> dict[str, str] | None:
         """The role that answers for each model; loads missing ones into slots not in use."""
         wanted = {model for model in job.models if model != BASE}
         others = [other for other in (*self.live, *self.prefetched) if other is not job]
@@ -199,7 +198,12 @@ class Worker:
             job.samplings = []
         return bool(begun)
 
-    def _finish(self, job: "AnswerJob") -> None:
+    def _finish(self, job: AnswerJob) -> None:
+        try:
+            picked = self._pick(job)
+        except Exception as error:  # the reward role, or its memory
+            self.send(job.number, "failed", describe(error))
+            return
         texts, features = job.texts(), None
         if job.wants_features:
             try:
@@ -207,7 +211,17 @@ class Worker:
             except Exception as error:  # only the meter uses them; the answers are complete
                 print(f"The meter misses an answer. {describe(error)}", file=sys.stderr)
         answer = {"texts": texts, "ended": job.ended(), "features": features}
-        self.send(job.number, "done", answer)
+        self.send(job.number, "done", answer | picked)
+
+    def _pick(self, job: AnswerJob) -> Request:
+        """Let the reward role pick each answer that is the best of several; how it was picked."""
+        if not job.reward:
+            return {}
+        from lorarlhf.rewards.best_of import kl_bound
+
+        self._use_reward(job.reward)
+        scores = job.pick(self._score(job.prompt, job.candidates()))
+        return {"scores": scores, "bounds": [kl_bound(count) for count in job.counts]}
 
     def _stop(self, number: int) -> None:
         for queue in (self.live, self.prefetched):
@@ -233,21 +247,41 @@ class Worker:
         inputs = [self._as_input(prompt) for prompt in prompts]
         return [packed(row) for row in answer_features(self.backbone, inputs, answers)]
 
+    def _direction_of(self, value: Request) -> str:
+        from lorarlhf.rewards.axes import NEUTRAL_PROMPT
+        from lorarlhf.rewards.features import answer_features
+
+        first, second = answer_features(self.backbone, [NEUTRAL_PROMPT] * 2, value["texts"])
+        return packed(first - second)
+
     def _axes_of(self, value: Request) -> list[str]:
         from lorarlhf.rewards.axes import style_axes
 
         return [packed(row) for row in style_axes(self.backbone)[1]]
 
     def _scores_of(self, value: Request) -> list[float]:
+        self._use_reward(value["run"])
+        return self._score(value["prompt"], value["answers"])
+
+    def _shares_of(self, value: Request) -> list[WordShares]:
+        from lorarlhf.rewards.token_shares import token_shares, words_of
+
+        self._use_reward(value["run"])
+        prompt = self._as_input(value["prompt"])
+        found = [token_shares(self.backbone, prompt, answer) for answer in value["answers"]]
+        return [WordShares(one.score, words_of(one), one.rest, one.exact) for one in found]
+
+    def _score(self, prompt: Any, answers: list[str]) -> list[float]:
         from lorarlhf.rewards.role import score_answers
 
-        if self.reward != value["run"]:
+        return score_answers(self.backbone, [self._as_input(prompt)] * len(answers), answers)
+
+    def _use_reward(self, folder: str) -> None:
+        """Load the reward role of a folder, unless it is the one that is there."""
+        if self.reward != folder:
             self.reward = ""
-            self._load("reward", value["run"])
-            self.reward = value["run"]
-        answers = value["answers"]
-        inputs = [self._as_input(value["prompt"])] * len(answers)
-        return score_answers(self.backbone, inputs, answers)
+            self._load("reward", folder)
+            self.reward = folder
 
     def _about_of(self, value: Request) -> Request:
         return {
@@ -255,57 +289,6 @@ class Worker:
             "bytes": self.backbone.footprint.bytes(),
             "pid": os.getpid(),
         }
-
-
-class AnswerJob:
-    """One or more answers to one prompt, by one or more models."""
-
-    def __init__(self, number: int, request: Request) -> None:
-        self.number = number
-        self.prompt: Any = request["prompt"]
-        self.models: list[str] = request["models"]  # one for each answer
-        self.seeds: list[int] = request["seeds"]
-        self.urgent: bool = request["urgent"]
-        self.wants_features: bool = request["features"]
-        self.sampling = {name: request[name] for name in ("max_new_tokens", "temperature")}
-        self.reported = 0.0
-        self.samplings: list[StepwiseSampling] = []
-        self._positions: list[list[int]] = []
-
-    def begin(
-        self, backbone: "Backbone", roles: dict[str, str], prompt: Any, max_prompt_tokens: int
-    ) -> None:
-        """Start sampling; the answers of one model share a batch."""
-        from lorarlhf.backbone.generation import StepwiseSampling
-
-        models = list(dict.fromkeys(self.models))
-        self._positions = [[n for n, m in enumerate(self.models) if m == model] for model in models]
-        self.samplings = [
-            StepwiseSampling(
-                backbone,
-                prompt,
-                role=roles[model],
-                seeds=[self.seeds[position] for position in positions],
-                max_prompt_tokens=max_prompt_tokens,
-                **self.sampling,
-            )
-            for model, positions in zip(models, self._positions, strict=True)
-        ]
-
-    def texts(self) -> list[str]:
-        """The text of each answer so far."""
-        return self._by_position([sampling.texts() for sampling in self.samplings], "")
-
-    def ended(self) -> list[bool]:
-        """Which answers have ended with an end token."""
-        return self._by_position([sampling.ended() for sampling in self.samplings], False)
-
-    def _by_position(self, batches: list[list[Any]], missing: Any) -> list[Any]:
-        values = [missing] * len(self.models)
-        for positions, batch in zip(self._positions, batches, strict=False):
-            for position, value in zip(positions, batch, strict=True):
-                values[position] = value
-        return values
 
 
 def packed(row: "np.ndarray") -> str:

@@ -76,6 +76,12 @@ class HiddenStates:
             found.append(unpacked(row[0]))
         return found
 
+    def version(self) -> tuple[str, int]:
+        """Stays the same as long as the feature space and the rows are the same."""
+        with self._lock:
+            newest = self._db.execute("SELECT max(rowid) FROM state").fetchone()[0]
+        return self.space, newest or 0
+
     def put_axes(self, rows: Sequence[str]) -> None:
         """Keep the packed style axes of this feature space."""
         self.put("style axes", ["axes"], [json.dumps(list(rows))])

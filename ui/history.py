@@ -29,12 +29,14 @@ from lorarlhf.preferences.undo import present_again
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.downloads import exported, link, whose
 from lorarlhf_ui.markdown import prompt_html, render
+from lorarlhf_ui.reward_role import NO_REWARD, RewardRole
 from lorarlhf_ui.votes import LONGEST_TEXT, View, edited
 
 LONGEST_SEARCH = 200
 LONGEST_EXCERPT = 160
 NOT_YOURS = "in the name of another rater with a password"
 NOT_OWNER = "in other names, which only an owner of the project may import"
+_NOT_OVER = "Finish this blind comparison first: a score could tell who wrote an answer."
 _GONE = "This vote was changed elsewhere in the meantime. Reload the page."
 
 
@@ -45,12 +47,18 @@ class History:
         store: the votes. A store of its own, so that votes do not wait while it reads.
         changed: called with the rater whose votes were changed.
         everybody: whether a rater may see the votes of others; never when raters log in.
+        reward: says what it likes in the answers of a vote; None without a model.
     """
 
     def __init__(
-        self, store: Store, changed: Callable[[str], None], everybody: bool = False
+        self,
+        store: Store,
+        changed: Callable[[str], None],
+        everybody: bool = False,
+        reward: RewardRole | None = None,
     ) -> None:
         self.store, self.changed, self.everybody = store, changed, everybody
+        self.reward = reward
         self._counted: dict[tuple[Any, ...], View] = {}
 
     # ---- reading
@@ -82,6 +90,20 @@ class History:
     def open(self, rater: str, data: View) -> View:
         """One vote with all its details."""
         return self._details(rater, self._vote(rater, data))
+
+    def shares(self, rater: str, data: View) -> View:
+        """The `answers` of a vote as heat maps: what the reward role likes in them.
+
+        Raises:
+            UserError: the vote is gone, or its blind comparison is not over; there is no reward
+                role, or the model can't say.
+        """
+        vote = as_shown(self._vote(rater, data))
+        if not self._is_over(vote):
+            raise UserError(_NOT_OVER)
+        if self.reward is None:
+            raise UserError(NO_REWARD)
+        return {"answers": self.reward.heat_maps(vote.prompt, vote.completions)}
 
     # ---- changing
 
@@ -174,6 +196,7 @@ class History:
             "repeat": vote.repeats is not None,
             "imported": vote.imported,
             "yours": self._may_change(rater, vote),
+            "liked": self.reward is not None and self._is_over(vote) and self.reward.is_there(),
         }
 
     def _is_over(self, vote: Vote) -> bool:

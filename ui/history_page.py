@@ -11,6 +11,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.downloads import FORMS, PURPOSES
 from lorarlhf_ui.events import allowed, served
 from lorarlhf_ui.history import History
+from lorarlhf_ui.reward_role import RewardRole
 from lorarlhf_ui.theme import static
 
 KNOWN_FORMS = (
@@ -18,17 +19,22 @@ KNOWN_FORMS = (
     "ShareGPT preferences, Argilla records, or arena records. Votes that are in the store "
     "already are not added again."
 )
-SCRIPTS = ("reach.js", "drafts.js", "raw.js", "history.js")
+SCRIPTS = ("reach.js", "drafts.js", "raw.js", "heat_map.js", "history.js")
 """They run as one script, in this order."""
 RELOAD = "() => { document.dispatchEvent(new Event('lorarlhf-votes')); return []; }"
 
 
-def history_page(store: Store, changed: Callable[[str], None], everybody: bool = False) -> None:
+def history_page(
+    store: Store,
+    changed: Callable[[str], None],
+    everybody: bool = False,
+    reward: RewardRole | None = None,
+) -> None:
     """Put the page's components into the Blocks that are being built.
 
     The arguments are those of `History`.
     """
-    history = History(store, changed, everybody)
+    history = History(store, changed, everybody, reward)
     with gr.Accordion("Download votes", open=False, elem_id="votes-export"):
         gr.HTML(
             html_template=_with_options(static("export.html")),
@@ -39,7 +45,7 @@ def history_page(store: Store, changed: Callable[[str], None], everybody: bool =
         )
     with gr.Accordion("Import votes from a file", open=False, elem_id="votes-import"):
         _import(history)
-    requests = ("search", "open", "correct", "undo")
+    requests = ("search", "open", "shares", "correct", "undo")
     gr.HTML(
         html_template=static("history.html"),
         js_on_load="".join(static(name) for name in SCRIPTS),

@@ -17,6 +17,7 @@ PAGES = {
     "/chat": ("Chat", "Chat with the models"),
     "/compare": ("Compare", "Compare two models"),
     "/history": ("History", "Your votes"),
+    "/insights": ("Insights", "What the votes say"),
     "/settings": ("Settings", "Settings"),
 }
 """The name of each page on its tab, and its heading."""

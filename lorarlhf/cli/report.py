@@ -1,7 +1,6 @@
 """The command `report`: what a project's votes look like, prefer and teach."""
 
 from argparse import Namespace
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.report_ranking import report_ranking
 from lorarlhf.cli.result import Result, excerpt
 from lorarlhf.cli.reward_report import report_on_reward
-from lorarlhf.data.readers import bundled
+from lorarlhf.cli.taste_examples import as_example, pairs_behind
 from lorarlhf.evaluation.rater_report import (
     RaterReport,
     RatersReport,
@@ -23,7 +22,8 @@ from lorarlhf.evaluation.rater_report import (
 from lorarlhf.preferences.records import Vote
 from lorarlhf.project.lineage import read_source_run
 from lorarlhf.project.project import Project
-from lorarlhf.rewards.tastes import Taste, tastes_of
+from lorarlhf.rewards.tastes import Taste, axis_sides, clearest_votes, tastes_of
+from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
 
 SHOWN = 10
@@ -111,8 +111,6 @@ def _rater(one: RaterReport) -> dict[str, Any]:
 
 
 def _tastes(args: Namespace) -> Result:
-    from lorarlhf.rewards.vote_fit import VoteFit
-
     run = Path(newest_run(args.project, "reward")).expanduser()
     votes = VoteFit.load(run / "votes.safetensors")
     directions, sides = votes.axes, list(axis_sides())
@@ -125,33 +123,39 @@ def _tastes(args: Namespace) -> Result:
         own = _own_axis(run, *args.axis)
         directions, sides = np.concatenate([directions, own[None]]), [*sides, tuple(args.axis)]
     found = tastes_of(votes.posterior(), directions, sides)
+    examples = _examples(run, votes, found, directions)
     width = max(len(_taste(taste)) for taste in found)
     lines = [f"What {len(votes)} votes prefer between two answers that differ like the examples:"]
-    for taste in found:
+    for taste, example in zip(found, examples, strict=True):
         low, high = taste.interval
         sure = "sure" if taste.sure else "not clear yet"
         chance = f"{taste.chance:.0%} ({low:.0%} to {high:.0%})"
         lines.append(f"  {_taste(taste):{width}}  {chance:20}  {sure}")
+        if taste.sure and example is not None:
+            lines.append(f"      chosen: {excerpt(example['chosen'], 100)}")
+            lines.append(f"      over:   {excerpt(example['rejected'], 100)}")
     data = [
         {"preferred": taste.preferred, "other": taste.other, "chance": taste.chance}
         | {"low": taste.interval[0], "high": taste.interval[1], "sure": taste.sure}
-        for taste in found
+        | {"example": example}
+        for taste, example in zip(found, examples, strict=True)
     ]
     return Result(data, "\n".join(lines))
 
 
+def _examples(
+    run: Path, votes: VoteFit, found: list[Taste], directions: np.ndarray
+) -> list[dict[str, str] | None]:
+    """For each taste the vote that shows it best, as texts; None where there is none."""
+    rows = pairs_behind(run, votes)
+    if rows is None:
+        return [None] * len(found)
+    places = clearest_votes(found, directions, votes.chosen, votes.rejected)
+    return [None if place is None else as_example(rows[place]) for place in places]
+
+
 def _taste(taste: Taste) -> str:
     return f"{excerpt(taste.preferred, 40)} over {excerpt(taste.other, 40)}"
-
-
-def axis_sides() -> Iterator[tuple[str, str]]:
-    """The names of both ends of the bundled style axes, in the order of their directions."""
-    from lorarlhf.rewards.axes import read_axes
-
-    names = dict.fromkeys(axis for axis, _, _ in read_axes(bundled("style_axes.jsonl")))
-    for name in names:
-        first, _, second = name.partition(" / ")
-        yield first, second
 
 
 def _own_axis(run: Path, first: str, second: str) -> "np.ndarray":

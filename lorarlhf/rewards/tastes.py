@@ -1,11 +1,15 @@
-"""What votes prefer along the style axes, and how sure that is. The stored votes suffice."""
+"""What votes prefer along the style axes, how sure that is, and which votes show it best.
 
-from collections.abc import Sequence
+The stored votes suffice: neither a model nor torch is needed.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from lorarlhf.data.readers import bundled, read_rows
 from lorarlhf.rewards.posterior import Posterior, moderated
 
 Z90 = 1.6448536269514722
@@ -21,11 +25,13 @@ class Taste:
         margin: by how much the head scores the first end's example sentences higher than the
             second's, on average.
         deviation: the standard deviation of that.
+        axis: its place among the directions.
     """
 
     sides: tuple[str, str]
     margin: float
     deviation: float
+    axis: int = 0
 
     @property
     def preferred(self) -> str:
@@ -72,7 +78,57 @@ def tastes_of(
         raise ValueError(f"{len(rows)} directions have {len(sides)} names")
     margins, deviations = posterior.margins(rows, np.zeros_like(rows))
     found = [
-        Taste(names, float(margin), float(deviation))
-        for names, margin, deviation in zip(sides, margins, deviations, strict=True)
+        Taste(names, float(margin), float(deviation), axis)
+        for axis, (names, margin, deviation) in enumerate(
+            zip(sides, margins, deviations, strict=True)
+        )
     ]
     return sorted(found, key=lambda taste: -abs(taste.margin) / max(taste.deviation, 1e-12))
+
+
+def clearest_votes(
+    tastes: Sequence[Taste],
+    directions: ArrayLike,
+    chosen: NDArray[np.float32],
+    rejected: NDArray[np.float32],
+) -> list[int | None]:
+    """For each taste the vote that shows it best; None if no vote goes its way.
+
+    That is the vote with the largest a * |a| / |d|: d is the chosen minus the rejected answer, each
+    feature divided by its deviation over all answers, and a is how far d goes along the axis
+    towards the preferred end. Without the factor |a| / |d|, the cosine, the example of most tastes
+    would be the same two answers, which differ in everything.
+
+    Args:
+        tastes: as `tastes_of` found them.
+        directions: (K, F), as they were given to it.
+        chosen, rejected: (N, F) features of the votes' answers.
+    """
+    if not len(chosen):
+        return [None] * len(tastes)
+    spread = np.concatenate([chosen, rejected]).std(axis=0, dtype=np.float64)
+    scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
+    apart = (chosen.astype(np.float64) - rejected) * scale
+    axes = np.asarray(directions, dtype=np.float64) * scale
+    along = apart @ _unit(axes).T  # (N, K)
+    clear = along * np.abs(_unit(apart) @ _unit(axes).T)
+    found: list[int | None] = []
+    for taste in tastes:
+        towards = clear[:, taste.axis] * (1 if taste.margin >= 0 else -1)
+        best = int(towards.argmax())
+        found.append(best if towards[best] > 0 else None)
+    return found
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows (M, F) of length one; rows of zeros stay zeros."""
+    lengths = np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+
+
+def axis_sides() -> Iterator[tuple[str, str]]:
+    """The names of both ends of the bundled style axes, in the order of their directions."""
+    rows = read_rows(bundled("style_axes.jsonl"))
+    for name in dict.fromkeys(row["axis"] for _, row in rows):
+        first, _, second = name.partition(" / ")
+        yield first, second

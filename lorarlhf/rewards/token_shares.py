@@ -9,7 +9,7 @@ A `last` head reads one token alone. There the shares are integrated gradients (
 equation 1) along the line from an answer of as many line breaks to the real one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,10 +101,27 @@ def token_texts(backbone: Backbone, ids: Sequence[int]) -> list[str]:
 
     A character of several tokens belongs to the last of them, and the others are empty.
     """
-    texts, written = [], 0
+
+    def decode(some: Sequence[int]) -> str:
+        return backbone.tokenizer.decode(some, skip_special_tokens=False)
+
+    near = _decoded(decode, ids, all_before=False)
+    # Some tokenizers write a token in another way when they see more than the one before it.
+    return near if "".join(near) == decode(ids) else _decoded(decode, ids, all_before=True)
+
+
+def _decoded(
+    decode: Callable[[Sequence[int]], str], ids: Sequence[int], all_before: bool
+) -> list[str]:
+    """What each token adds to the text of all tokens before it, or of the piece before it."""
+    texts: list[str] = []
+    start, end, before = 0, 0, ""  # the tokens that are decoded before, and their text
     for count in range(1, len(ids) + 1):
-        whole = backbone.tokenizer.decode(ids[:count], skip_special_tokens=False)
-        complete = whole if count == len(ids) else whole.rstrip("\ufffd")
-        texts.append(complete[written:])
-        written = max(written, len(complete))
+        text = decode(ids[start:count])
+        if text.endswith("\ufffd") and count < len(ids):  # perhaps not all of a character
+            texts.append("")
+            continue
+        texts.append(text[len(before) :])
+        start, end = 0 if all_before else end, count
+        before = text if all_before else decode(ids[start:end])
     return texts

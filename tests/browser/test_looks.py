@@ -17,7 +17,7 @@ from tests.browser.projects import ME, ServedProject, part, put_runs, running
 WIDTHS = {360: 740, 768: 1024, 1280: 800}
 SCHEMES = ["light", "dark"]
 RUN = "0001-sft"
-PAGES = ["/", "/chat", "/compare", "/history", "/settings"]
+PAGES = ["/", "/chat", "/compare", "/history", "/insights", "/settings"]
 LONG = "A_very_long_word_" * 12 + " and some more of it. " * 40
 MARKDOWN = (
     "# Head\n\nI am ChatGPT, and **bold**.\n\n```python\nprint('wide', "
@@ -161,6 +161,9 @@ def open_all(page: Page, path: str) -> None:
         for name in ("Download votes", "Import votes from a file"):
             page.get_by_role("button", name=name).click()
         expect(page.locator("#export [data-part=status]")).to_contain_text("rows from")
+    elif path == "/insights":
+        expect(page.locator('[data-part="raters-body"]')).to_contain_text("3 votes")
+        expect(page.locator('[data-part="status"]')).to_be_hidden()
     elif path == "/settings":
         expect(page.locator("#settings-save")).to_be_enabled()
         expect(page.locator("#settings-save")).to_have_css("opacity", "1")  # it fades in

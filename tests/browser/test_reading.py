@@ -22,6 +22,7 @@ PAGES = {
     "/compare": ".vote-widget",
     "/chat": ".thread",
     "/history": ".history",
+    "/insights": ".insights",
 }
 # The 500 texts as the page's own styles draw them: those of which a character is not seen.
 UNSEEN = """([host, markup]) => {

@@ -9,11 +9,16 @@ const IS_LEFT = thread.dataset.editable === "left"; // it has what both sides ha
 const MESSAGE = "chat message"; // its draft
 const ASK_AGAIN = [5000, 10000, 20000]; // milliseconds
 let restored = false; // whether the message field has its draft
+const heats = new Map(); // what the reward role likes in answers, as HTML
 let editing = null; // {turn, text}: the message that is being written anew
 
 function draw() {
   const follows = thread.scrollHeight - thread.scrollTop - thread.clientHeight < NEAR_END;
   thread.innerHTML = props.value || '<p class="faint">Write a message below.</p>';
+  for (const message of thread.querySelectorAll(".message.bot")) {
+    const heat = heats.get(heatKey(message));
+    if (heat) putHeat(message, heat);
+  }
   if (follows) thread.scrollTop = thread.scrollHeight;
   if (IS_LEFT) dropSent();
   const message = editing && thread.querySelector(`.message.user[data-turn="${editing.turn}"]`);
@@ -84,11 +89,31 @@ async function copy(button) {
   }
 }
 
+const heatKey = (message) => `${message.dataset.turn} ${shownText(message)}`;
+
+function likes(button, message) {
+  const key = heatKey(message);
+  const say = (text, reply) => {
+    let said = message.querySelector(".said");
+    if (!said) message.append((said = document.createElement("p")));
+    said.className = "said faint";
+    said.setAttribute("role", "status");
+    said.textContent = text;
+    if (reply.login) addLogin(said);
+  };
+  const asked = { turn: Number(message.dataset.turn), side: IS_LEFT ? 0 : 1 };
+  askForHeat(button, () => server.shares(asked), say, (reply) => {
+    heats.set(key, reply.html);
+    draw();
+  });
+}
+
 if (!IS_LEFT) element.querySelector(".raw").remove();
 thread.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   const message = button?.closest(".message");
   if (button?.dataset.do === "copy") copy(button);
+  if (button?.dataset.do === "shares") likes(button, message);
   if (button?.dataset.do !== "edit") return;
   edit(Number(message.dataset.turn), shownText(message));
 });

@@ -185,6 +185,8 @@ function draw(item, vote) {
   part(".facts").textContent = facts(vote);
   part(".prompt").innerHTML = vote.prompt;
   vote.answers.forEach((answer, position) => part(".answers").append(makeCard(answer, position)));
+  part(".liked").hidden = !vote.liked;
+  part(".liked button").addEventListener("click", () => askLiked(part(".liked"), vote, item));
   if (vote.edited) {
     part(".edited").hidden = false;
     part(".edited .text").innerHTML = vote.edited_html;
@@ -196,6 +198,17 @@ function draw(item, vote) {
   part(".read-only").hidden = vote.yours;
   part(".read-only").textContent = `This is ${vote.rater}'s vote; only ${vote.rater} can change it.`;
   item.append(details);
+}
+
+function askLiked(line, vote, item) {
+  const say = (text, reply) => {
+    line.querySelector(".said").textContent = text;
+    if (reply.login) addLogin(line.querySelector(".said"));
+  };
+  askForHeat(line.querySelector("button"), () => server.shares({ id: vote.id }), say, (reply) => {
+    const cards = item.querySelectorAll(".answers .answer");
+    reply.answers.forEach((html, position) => cards[position] && putHeat(cards[position], html));
+  });
 }
 
 function facts(vote) {

@@ -1,0 +1,102 @@
+"""What the reward role likes, in a real browser: colours, numbers that add up, a table."""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from lorarlhf.preferences.merge import add_votes
+from lorarlhf.preferences.records import ImportedVote, Verdict
+from tests.browser.chat_steps import SETTLED_MS, ask, letters, messages, number, ready, written
+from tests.browser.projects import ME, ServedProject, put_runs, running
+from tests.browser.test_looks import FAINT
+
+RUN, REWARD = "0001-sft", "0002-reward"
+HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
+TEXTS = ("Chess, reading and **long** walks in the rain.", f"Drums and trumpets! {HOSTILE}")
+
+
+@pytest.fixture(scope="module")
+def project(
+    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[..., Path]
+) -> Iterator[ServedProject]:
+    base = make_base(max_position_embeddings=2048)
+    runs = partial(put_runs, base=base, names=[RUN, REWARD], tokens=8)
+    with running(tmp_path_factory, base=base, runs=runs) as project:
+        answers = tuple((text, "base") for text in TEXTS)
+        first = Verdict("ranked", [[0], [1]])
+        add_votes(project.store, [ImportedVote("A quiet hobby?", answers, first, rater=ME)])
+        yield project
+
+
+def numbers(heat: Locator) -> tuple[list[float], float]:
+    """The shares in the table, and the score below them."""
+    cells = [
+        float(text.replace("\u2212", "-"))
+        for text in heat.locator("td:last-child").all_inner_texts()
+    ]
+    return cells[:-1], cells[-1]
+
+
+def adds_up(heat: Locator, text: str) -> None:
+    heat.get_by_text("The numbers as a table").click()
+    shares, score = numbers(heat)
+    assert abs(sum(shares) - score) <= 0.0005 * (len(shares) + 1)  # each is rounded
+    assert heat.locator(".heat-words").inner_text() == text
+    titles = heat.locator(".heat-words span").evaluate_all("all => all.map((one) => one.title)")
+    assert [float(title.replace("\u2212", "-")) for title in titles] == shares
+    assert heat.locator('.heat-words [class^="more"], .heat-words [class^="less"]').count() > 2
+    assert heat.locator("thead th").all_inner_texts() == ["Word", "Adds"]
+
+
+def readable(page: Page) -> None:
+    count, faint = page.evaluate(FAINT)
+    assert count > 2 and not faint, "\n".join(faint)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_history(open_page: Any, project: ServedProject, scheme: str) -> None:
+    page = open_page(f"{project.url}/history", dark=scheme == "dark")
+    page.locator("#history .rows > li button").first.click()
+    page.get_by_role("button", name="What the reward role likes here").click()
+    heats = page.locator("#history .answer .heat")
+    expect(heats).to_have_count(2)
+    for place, text in enumerate(TEXTS):
+        adds_up(heats.nth(place), text)
+    assert page.title() != "taken"
+    readable(page)
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 1
+
+
+def test_beside_a_chat_answer_and_the_best_of_four(open_page: Any, project: ServedProject) -> None:
+    page = open_page(f"{project.url}/chat")
+    ready(page)
+    page.get_by_role("button", name="System prompt and sampling").click()
+    best = page.locator("#chat-best")
+    expect(best).to_be_visible()
+    best.get_by_label("4", exact=True).check()
+    number(page, "Longest answer, in tokens", 16)
+    page.wait_for_timeout(SETTLED_MS)
+    ask(page, "A quiet hobby?")
+    said = page.locator("#chat-message")
+    expect(said).to_have_text(
+        re.compile(
+            r"The best of 4 answers, picked by the reward role, with a score of -?\d+\.\d\d\. "
+            r"Picking moves the model by at most 0\.64 nats \(KL\)\."
+        )
+    )
+    answer = messages(page, "left", "bot").last
+    answer.get_by_role("button", name="What the reward role likes").click()
+    heat = answer.locator(".heat")
+    expect(heat).to_be_visible()
+    assert letters(heat.locator(".heat-words").inner_text()) == letters(written(answer))
+    heat.get_by_text("The numbers as a table").click()
+    shares, score = numbers(heat)
+    assert abs(sum(shares) - score) <= 0.0005 * (len(shares) + 1)
+    picked = re.search(r"score of (-?\d+\.\d\d)", said.inner_text())
+    assert picked and abs(float(picked[1]) - score) <= 0.0105
