@@ -76,9 +76,8 @@ class KLSettings:
 
 @dataclass
 class HeldOutSettings:
-    """When the policy answers held-out prompts, and which policy is kept."""
+    """When else than every `eval_steps` held-out prompts are answered; which policy is kept."""
 
-    eval_steps: PositiveInt = _field(10, "Updates between two measurements on held-out prompts")
     eval_kl_steps: PositiveFloat | None = _field(
         None, "KL in nats per answer after which such a measurement is due, too"
     )
@@ -158,6 +157,7 @@ class PPOConfig(
     max_approx_kl: PositiveFloat | None = _field(
         None, "KL in nats per token that ends an update's epochs early"
     )
+    eval_steps: PositiveInt = _field(10, "Updates between two measurements on held-out prompts")
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
