@@ -186,7 +186,7 @@ class Answering:
             with self.backbone.role(role):
                 totals[role], _ = policy_logprobs(self.backbone, micro, self.args.temperature)
         lengths = [len(completions[i].ids) for i in micro.rows]
-        gaps = (totals["policy"] - totals[BASE]).double().split(lengths)
+        gaps = (totals["policy"] - totals[BASE]).split(lengths)
         return {i: float(gap.sum()) for i, gap in zip(micro.rows, gaps, strict=True)}
 
 
