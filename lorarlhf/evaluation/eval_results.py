@@ -48,7 +48,7 @@ def answer_rows(
 
 def as_text(data: Row) -> str:
     """The tables of `results`, with notes below them."""
-    lines = [*_figures(data["candidates"]), ""]
+    lines = [*_figures(data["candidates"]), *data.get("notes", []), ""]
     if not any(judge["results"] for judge in data["judges"]):
         return "\n".join([*lines, NO_JUDGE])
     lines += ["Wins against the base, ties as half (95% interval)"]
