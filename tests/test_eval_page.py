@@ -39,6 +39,7 @@ JUDGE = {
     "independent": True,
     "note": "",
     "scores": {},
+    "between": [],
     "results": [result(BEST, 0.6, 0.45, 0.74), result(PPO, 0.7, 0.56, 0.82)],
 }
 DATA: dict[str, Any] = {

@@ -13,7 +13,8 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import generate
 from lorarlhf.cli import evaluate
 from lorarlhf.cli.eval_answers import Answering
-from lorarlhf.cli.eval_plan import check_options, made_with, read_plan
+from lorarlhf.cli.eval_history import learned_note, made_with
+from lorarlhf.cli.eval_plan import check_options, read_plan
 from lorarlhf.cli.main import main
 from lorarlhf.cli.parser import build_parser
 from lorarlhf.evaluation.candidates import BASE
@@ -168,6 +169,22 @@ def test_what_a_run_was_made_with(runs: dict[str, str], run_eval: Eval, tmp_path
     assert status == 0, err
     (judge,) = json.loads(out)["judges"]
     assert not judge["independent"] and judge["note"] == "ppo was made with it"
+
+
+def test_prompts_that_were_learned_from_are_told(
+    runs: dict[str, str], run_eval: Eval, tmp_path: Path
+) -> None:
+    rows = [{"messages": [{"role": "user", "content": QUESTIONS[1]}]}, {"prompt": "Other?"}]
+    write_jsonl(tmp_path / "demos.jsonl", [*rows, {"prompt": f" {QUESTIONS[2]}"}])
+    about = read_json(tmp_path / "sft/run.json")
+    about["config"]["data"] = "demos.jsonl"
+    (tmp_path / "sft/run.json").write_text(json.dumps(about))
+    sources = {name: read_source_run(runs[name], "policy", "RUN") for name in ("sft", "ppo")}
+    note = learned_note(sources, QUESTIONS)
+    assert note.startswith("Some of the 5 prompts were also learned from: 2 by sft, 2 by ppo.")
+    assert learned_note(sources, ["New?"]) == ""
+    (tmp_path / "demos.jsonl").unlink()
+    assert learned_note(sources, QUESTIONS) == ""
 
 
 def test_adapters_of_other_shapes_share_the_largest(

@@ -16,6 +16,8 @@ from lorarlhf.evaluation.eval_results import (
 )
 from lorarlhf.evaluation.judges import (
     Comparisons,
+    Verdicts,
+    between,
     by_people,
     by_rater,
     by_scores,
@@ -148,8 +150,33 @@ def test_what_is_beyond_chance_is_said() -> None:
     def judged(low: float, high: float, name: str) -> dict[str, Any]:
         return {"candidate": name, "ci95": [low, high]}
 
+    gap = {"candidate": "b", "other": "a", "difference": -0.25, "ci95": [-0.4, -0.125]}
+    unsure = gap | {"ci95": [-0.4, 0.1]}
     judges = [{"judge": "j", "results": [judged(0.6, 0.8, "a"), judged(0.1, 0.4, "b")]}]
+    judges[0]["between"] = [gap, unsure]
     assert better_and_worse(judges) == [
         "Better than the base, beyond chance: a (j).",
         "Worse than the base, beyond chance: b (j).",
+        "a wins 25 points (12 to 40) more often than b (j).",
     ]
+
+
+def test_candidates_are_compared_with_each_other_on_the_same_prompts() -> None:
+    """One wins where the other loses: twice as far apart as each is from the base."""
+    outcomes = {"up": [1, 1, 1, None, 0] * 8, "down": [-1, -1, 0, 1, 0] * 8}
+    found = Verdicts(
+        "j",
+        {
+            name: Comparisons(values, [1.0] * 40, [1.0] * 40, [*range(40)])
+            for name, values in outcomes.items()
+        },
+    )
+    (row,) = between(found, seed=0)
+    assert (row["candidate"], row["other"]) == ("up", "down")
+    assert row["difference"] == pytest.approx((2 + 2 + 1 + 0) / 2 / 4)
+    low, high = row["ci95"]
+    # Four values of 1, 1, 1/2 and 0, eight times each: a deviation of 0.41 over 32 prompts.
+    assert high - low == pytest.approx(2 * 1.96 * 0.4146 / 32**0.5, rel=0.1)
+    assert low < row["difference"] < high
+    people = Verdicts("people", found.comparisons)
+    assert between(people, seed=0) == []

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,14 @@ def test_a_circle_is_connected() -> None:
     check_connected({("a", "b"), ("b", "c"), ("c", "a")})
 
 
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "evalica", None)
+    with pytest.raises(
+        UserError, match=r"evalica, which is not installed: pip install 'lorarlhf\[r"
+    ):
+        rank_pairs(crowd(20))
+
+
 # ---- the command
 
 
@@ -205,8 +214,8 @@ def test_the_command_on_crowd_data(tmp_path: Path, capsys: pytest.CaptureFixture
         assert strengths == pytest.approx(direct(expected[ranking["method"]], battles), rel=1e-4)
     assert main(["report", "ranking", folder]) == 0
     text = capsys.readouterr().out
-    assert "by 300 votes on pairs" in text and "on 20 prompts" in text
-    assert "Two models of equal strength tie in" in text
+    assert "by 300 votes on pairs" in text and "Bradley-Terry" in text and "on 20 prompts" in text
+    assert "By Newman's model, two equal models tie in" in text
     assert main(["report", "ranking", str(create(tmp_path / "empty").folder)]) == 2
     assert "nothing to rank" in capsys.readouterr().err
 

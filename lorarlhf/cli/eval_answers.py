@@ -16,7 +16,8 @@ from lorarlhf.backbone.generation import (
     generate_encoded,
 )
 from lorarlhf.backbone.oom import retry_halving
-from lorarlhf.cli.eval_plan import EvalPlan, made_with
+from lorarlhf.cli.eval_history import made_with
+from lorarlhf.cli.eval_plan import EvalPlan
 from lorarlhf.data.readers import as_conversation
 from lorarlhf.evaluation.candidates import BASE, Candidate
 from lorarlhf.evaluation.skills import Task

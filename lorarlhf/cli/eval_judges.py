@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lorarlhf.cli.eval_plan import EvalPlan, absolute_function
+from lorarlhf.cli.eval_history import absolute_function
+from lorarlhf.cli.eval_plan import EvalPlan
 from lorarlhf.evaluation.candidates import Candidate
 from lorarlhf.evaluation.judges import (
     Comparisons,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.cli.eval_history import run_folder
 from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.data.readers import bundled, read_prompts
 from lorarlhf.evaluation.candidates import BASE
@@ -21,8 +22,6 @@ from lorarlhf.runtime.terminal import log_to_stderr
 Row = dict[str, Any]
 HELD_OUT = "prompts_heldout.jsonl"
 """A project's own held-out prompts; without this file the bundled ones are used."""
-LONGEST_LINE = 10
-"""Runs that are followed backwards to see what a candidate was trained with."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class EvalPlan:
     @property
     def reward_folder(self) -> str:
         """The folder of the reward role's run, as `made_with` names it; "" without one."""
-        return "" if self.reward is None else _run_folder(self.reward)
+        return "" if self.reward is None else run_folder(self.reward)
 
 
 def check_options(args: Namespace) -> None:
@@ -140,7 +139,7 @@ def _newest_of_each_stage(project: Project) -> list[Path]:
 
 def _name(source: SourceRun) -> str:
     """A run's folder name, also where its adapter's own folder is named."""
-    return Path(_run_folder(source)).name
+    return Path(run_folder(source)).name
 
 
 def _reward(args: Namespace, project: Project | None) -> SourceRun | None:
@@ -165,42 +164,6 @@ def _settings(args: Namespace, project: Project | None, sources: Sequence[Source
         inherited.append(SettingValue("adapter_layers", widest, "the runs"))
     flags = {"base": args.base, "seed": args.seed}
     return resolve("eval", sets=args.set, flags=flags, inherited=inherited)
-
-
-# ---- what a candidate was made with
-
-
-def made_with(source: SourceRun) -> tuple[str, ...]:
-    """The reward runs and functions that a run, or the runs it started from, was trained with.
-
-    Runs as absolute folders, functions as `FILE.py:NAME` with an absolute file.
-    """
-    found: list[str] = []
-    folder: Path | None = Path(_run_folder(source))
-    for _ in range(LONGEST_LINE):
-        config = read_json(folder / "run.json").get("config") if folder else None
-        if folder is None or not isinstance(config, dict):
-            break
-        if (folder / "adapters" / "reward").is_dir():
-            found.append(str(folder.resolve()))
-        if isinstance(config.get("reward"), str):
-            found.append(str(Path(config["reward"]).expanduser().resolve()))
-        found += [absolute_function(str(name)) for name in config.get("reward_function") or ()]
-        init = config.get("init")
-        folder = Path(init).expanduser() if isinstance(init, str) else None
-    return tuple(dict.fromkeys(found))
-
-
-def _run_folder(source: SourceRun) -> str:
-    """The run that an adapter lies in, absolute; an adapter outside of a run is its own."""
-    adapter = source.adapter.resolve()
-    return str(adapter.parents[1] if adapter.parent.name == "adapters" else adapter)
-
-
-def absolute_function(spec: str) -> str:
-    """`FILE.py:NAME` with an absolute file."""
-    file, _, name = spec.rpartition(":")
-    return f"{Path(file).expanduser().resolve()}:{name}"
 
 
 def out_folder(out: str | None, plan: EvalPlan) -> Path:

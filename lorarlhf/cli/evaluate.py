@@ -4,6 +4,7 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from lorarlhf.cli.eval_history import learned_note
 from lorarlhf.cli.eval_judges import Judges
 from lorarlhf.cli.eval_plan import EvalPlan, check_options, out_folder, read_plan
 from lorarlhf.cli.result import Result
@@ -33,6 +34,8 @@ def evaluate(args: Namespace) -> Result:
     if plan.prompts:
         verdicts = judges.ask(answering, plan, base, candidates)
         data |= results(base, candidates, verdicts, plan.settings.seed)
+        note = learned_note(plan.policies, [row["prompt"] for row in plan.prompts])
+        data["notes"] = [note] if note else []
         asked = [plan.prompts[group]["prompt"] for group in answering.groups]
         answers = answer_rows(asked, base, candidates, verdicts)
         text += [as_text(data)]

@@ -17,11 +17,7 @@ from lorarlhf.evaluation.ranking import (
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 
-TITLES = {
-    "bradley-terry": "Bradley-Terry, a tie as half a win for each",
-    "newman": "Newman, with a chance of ties of its own",
-    "plackett-luce": "Plackett-Luce, from rankings of three or more answers",
-}
+NAMES = {"bradley-terry": "Bradley-Terry", "newman": "Newman", "plackett-luce": "Plackett-Luce"}
 
 
 def report_ranking(args: Namespace) -> Result:
@@ -36,24 +32,23 @@ def report_ranking(args: Namespace) -> Result:
     finally:
         store.close()
     battles, choices = battles_of(votes), choices_of(votes)
-    found: list[Ranking] = []
+    pairs = rank_pairs(battles) if battles or not choices else []
+    rankings: list[Ranking] = []
     notes: list[str] = []
-    if battles or not choices:
-        found += rank_pairs(battles)
     if choices:
         try:
-            found.append(rank_choices(choices))
+            rankings.append(rank_choices(choices))
         except UserError as error:
-            if not found:
+            if not pairs:
                 raise
             notes.append(f"From rankings of three or more answers: {error}")
-    lines = [f"Chance to beat an average model, ties as half, by {_counts(battles, choices)}"]
-    for ranking in found:
-        lines += ["", TITLES[ranking.method], *_table(ranking)]
+    lines = [f"Chance to beat an average model (95% interval), by {_counts(battles, choices)}"]
+    for some in (pairs, rankings):
+        lines += ["", *_table(some)] if some else []
     if notes:
         lines += ["", *notes]
-    data = {"votes": len(battles), "rankings": [_data(one) for one in found], "notes": notes}
-    return Result(data, "\n".join(lines))
+    data = {"votes": len(battles), "rankings": [_data(one) for one in (*pairs, *rankings)]}
+    return Result(data | {"notes": notes}, "\n".join(lines))
 
 
 def _counts(battles: list[Any], choices: list[Any]) -> str:
@@ -64,14 +59,18 @@ def _counts(battles: list[Any], choices: list[Any]) -> str:
     return f"{' and '.join(parts)} on {prompts} prompts"
 
 
-def _table(ranking: Ranking) -> list[str]:
-    rows = [["place", "model", "chance (95% interval)", "votes"]]
-    for place, (name, chance) in enumerate(ranking.chances.items(), start=1):
-        rows.append([str(place), name, _chance(chance), str(ranking.votes.get(name, 0))])
+def _table(rankings: list[Ranking]) -> list[str]:
+    """Rankings of the same models beside each other, in the order of the first."""
+    first = rankings[0]
+    rows = [["place", "model", *(NAMES[one.method] for one in rankings), "votes"]]
+    for place, name in enumerate(first.chances, start=1):
+        chances = (_chance(one.chances[name]) for one in rankings)
+        rows.append([str(place), name, *chances, str(first.votes[name])])
     lines = aligned(rows)
-    if ranking.tie is not None:
-        share = ranking.tie / (1 + ranking.tie)
-        lines.append(f"Two models of equal strength tie in {share:.0%} of comparisons.")
+    for one in rankings:
+        if one.tie is not None:
+            share = one.tie / (1 + one.tie)
+            lines.append(f"By Newman's model, two equal models tie in {share:.0%} of comparisons.")
     return lines
 
 
@@ -81,7 +80,7 @@ def _chance(chance: Chance) -> str:
 
 def _data(ranking: Ranking) -> dict[str, Any]:
     models = [
-        {"model": name, "strength": ranking.strengths[name], "votes": ranking.votes.get(name, 0)}
+        {"model": name, "strength": ranking.strengths[name], "votes": ranking.votes[name]}
         | asdict(chance)
         for name, chance in ranking.chances.items()
     ]

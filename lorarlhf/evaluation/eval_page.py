@@ -26,7 +26,7 @@ def eval_page(data: Row, answers: Sequence[Row]) -> str:
         ("The answers in figures", _figures(data.get("candidates", []))),
         ("What was forgotten", _skills(data.get("skills", []))),
         ("Answers side by side", _answers(answers)),
-        ("Notes", _notes(judges)),
+        ("Notes", _notes([*data.get("notes", []), *map(judge_note, judges)])),
     )
     return PAGE.substitute(
         title="Did it get better?",
@@ -162,6 +162,6 @@ def _card(place: int, row: Row) -> str:
     )
 
 
-def _notes(judges: Sequence[Row]) -> str:
-    items = [f"<li>{text(note)}</li>" for judge in judges if (note := judge_note(judge))]
+def _notes(notes: Sequence[str]) -> str:
+    items = [f"<li>{text(note)}</li>" for note in notes if note]
     return "<ul>\n" + "\n".join(items) + "\n</ul>" if items else ""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorarlhf.evaluation.candidates import Candidate
-from lorarlhf.evaluation.judges import Verdicts, verdict_rows
+from lorarlhf.evaluation.judges import PEOPLE, Verdicts, verdict_rows
 from lorarlhf.evaluation.skills import ALL, SkillChange
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ def answer_rows(
     verdicts: Sequence[Verdicts],
 ) -> list[Row]:
     """For each question the prompt, the answer of each candidate, and each judge's verdicts."""
-    asked = [one for one in verdicts if one.judge != "people"]  # they saw other answers
+    asked = [one for one in verdicts if one.judge != PEOPLE]  # they saw other answers
     return [
         {
             "prompt": prompt,
@@ -48,7 +48,7 @@ def answer_rows(
 
 def as_text(data: Row) -> str:
     """The tables of `results`, with notes below them."""
-    lines = [*_figures(data["candidates"]), ""]
+    lines = [*_figures(data["candidates"]), *data.get("notes", []), ""]
     if not any(judge["results"] for judge in data["judges"]):
         return "\n".join([*lines, NO_JUDGE])
     lines += ["Wins against the base, ties as half (95% interval)"]
@@ -113,7 +113,7 @@ def rate_text(found: Mapping[str, Any]) -> str:
 
 
 def better_and_worse(judges: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences that name the candidates whose interval does not contain one half."""
+    """Sentences on what is beyond chance: against the base, and between candidates."""
     better, worse = [], []
     for judge in judges:
         for result in judge["results"]:
@@ -126,7 +126,21 @@ def better_and_worse(judges: Sequence[Mapping[str, Any]]) -> list[str]:
         for word, names in (("Better", better), ("Worse", worse))
         if names
     ]
-    return lines or ["No difference to the base that is larger than chance."]
+    lines = lines or ["No difference to the base that is larger than chance."]
+    return lines + [_gap(judge["judge"], gap) for judge in judges for gap in sure_gaps(judge)]
+
+
+def sure_gaps(judge: Mapping[str, Any]) -> list[Row]:
+    """The differences between candidates whose interval does not contain 0."""
+    return [gap for gap in judge["between"] if gap["ci95"][0] > 0 or gap["ci95"][1] < 0]
+
+
+def _gap(judge: str, gap: Mapping[str, Any]) -> str:
+    sign = 1 if gap["difference"] > 0 else -1
+    names = (gap["candidate"], gap["other"])[::sign]
+    low, high = sorted(100 * sign * end for end in gap["ci95"])
+    points = f"{100 * abs(gap['difference']):.0f} points ({low:.0f} to {high:.0f})"
+    return f"{names[0]} wins {points} more often than {names[1]} ({judge})."
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -7,6 +7,7 @@ judge has no opinion. Nothing here loads a model; `model_judge` does.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from statistics import fmean
 from typing import Any
 
@@ -14,13 +15,19 @@ from lorarlhf.evaluation.agreement import TIE, verdict_on
 from lorarlhf.evaluation.candidates import BASE, Candidate
 from lorarlhf.evaluation.length_control import length_controlled
 from lorarlhf.evaluation.vote_causes import words_in
-from lorarlhf.evaluation.win_rate import length_matched_win_rate, length_only_rate, win_rate
+from lorarlhf.evaluation.win_rate import (
+    bootstrap_interval,
+    length_matched_win_rate,
+    length_only_rate,
+    win_rate,
+)
 from lorarlhf.preferences.records import Vote
 from lorarlhf.rewards.functions import RewardFunction, call_reward_function
 from lorarlhf.rewards.raters import Rater
 
 Row = dict[str, Any]
 Scores = list[float | None]
+PEOPLE = "people"
 SIMILAR = 0.3
 """Two lengths count as similar if they differ by at most this share of the longer one."""
 
@@ -160,7 +167,7 @@ def by_people(votes: Iterable[Vote], sources: dict[str, str], base: str = BASE) 
         one.base_lengths.append(lengths[1 - ours])
         one.groups.append(str(vote.prompt))
     note = "Votes of the blind comparisons, on the answers that were shown there."
-    return Verdicts("people", rows, note=note) if rows else None
+    return Verdicts(PEOPLE, rows, note=note) if rows else None
 
 
 def _paired(
@@ -197,6 +204,28 @@ def compared(comparisons: Comparisons, seed: int) -> Row | None:
     }
 
 
+def between(verdicts: Verdicts, seed: int) -> list[Row]:
+    """How much more often one candidate wins against the base than another, for each two.
+
+    `difference` of the win rates, from -1 to 1, with `ci95` by a bootstrap over prompts, each of
+    which has the answers of both. Votes of people are left out: they saw other answers.
+    """
+    rows = []
+    pairs = combinations(verdicts.comparisons, 2) if verdicts.judge != PEOPLE else ()
+    for one, other in pairs:
+        ours, theirs = verdicts.comparisons[one], verdicts.comparisons[other]
+        columns = zip(ours.outcomes, theirs.outcomes, ours.groups, strict=True)
+        known = [(a - b, g) for a, b, g in columns if a is not None and b is not None]
+        if not known:
+            continue
+        values, groups = [(gap / 2 + 1) / 2 for gap, _ in known], [group for _, group in known]
+        low, high = bootstrap_interval(values, groups, seed)
+        difference = 2 * fmean(values) - 1
+        ci95 = [2 * low - 1, 2 * high - 1]
+        rows.append({"candidate": one, "other": other, "difference": difference, "ci95": ci95})
+    return rows
+
+
 def verdict_rows(verdicts: Sequence[Verdicts], seed: int) -> list[Row]:
     """All judges with their figures of each candidate, as plain values for JSON."""
     return [
@@ -210,6 +239,7 @@ def verdict_rows(verdicts: Sequence[Verdicts], seed: int) -> list[Row]:
                 for name, comparisons in one.comparisons.items()
                 if (figures := compared(comparisons, seed)) is not None
             ],
+            "between": between(one, seed),
         }
         for one in verdicts
     ]

@@ -30,7 +30,13 @@ def page_file(tmp_path: Path) -> Path:
             for name, kl, bound in KLS
         ],
         "judges": [
-            {"judge": "rater cheerful", "independent": True, "note": "", "scores": {}}
+            {
+                "judge": "rater cheerful",
+                "independent": True,
+                "note": "",
+                "scores": {},
+                "between": [],
+            }
             | {"results": [result(name) for name in NAMES]}
         ],
         "skills": [],
