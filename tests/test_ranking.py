@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import choix
+import evalica
 import numpy as np
 import pytest
 from rated_votes import vote
@@ -24,9 +26,6 @@ from lorarlhf.evaluation.ranking import (
 from lorarlhf.preferences.records import RANKED, SKIP, TIE, Verdict, Vote
 from lorarlhf.project.project import create
 from lorarlhf.runtime.errors import UserError
-
-evalica = pytest.importorskip("evalica")
-choix = pytest.importorskip("choix")
 
 STRENGTHS = {"a": 4.0, "b": 2.0, "c": 1.0, "d": 0.5}
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorarlhf.evaluation.report_plots import _PLOT_LOCK, _inline
+from lorarlhf.evaluation.report_plots import PLOT_LOCK, inline_svg
 
 Row = Mapping[str, Any]
 POLICY, SPARE = "#1d5fa6", "#b3480a"
@@ -53,7 +53,7 @@ def win_rate_over_kl(name: str, judge: Row, candidates: Sequence[Row]) -> str:
     style: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9.5}
     style |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e5e7eb"}
     stream = io.StringIO()
-    with _PLOT_LOCK, matplotlib.rc_context():
+    with PLOT_LOCK, matplotlib.rc_context():
         matplotlib.rcdefaults()  # the user's matplotlibrc must not change the page
         matplotlib.rcParams.update(style)
         figure = Figure(figsize=(WIDTH, HEIGHT))
@@ -61,7 +61,7 @@ def win_rate_over_kl(name: str, judge: Row, candidates: Sequence[Row]) -> str:
         figure.subplots_adjust(0.14, 0.16, 0.97, 0.96)
         _draw(axes, shown)
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
-    return _inline(stream.getvalue(), name, _label(judge, shown))
+    return inline_svg(stream.getvalue(), name, _label(judge, shown))
 
 
 def _draw(axes: Any, shown: Sequence[Point]) -> None:

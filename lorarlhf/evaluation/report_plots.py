@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 MAX_POINTS = 500  # of a line in a plot; longer series are averaged over neighbouring points
 _COLORS = ("#1d5fa6", "#b3480a")  # of the lines, on a white card
 _WIDTH, _LEFT = 4.1, 0.78  # inches: of a figure, and of the margin with the label and the numbers
-_PLOT_LOCK = threading.Lock()  # matplotlib's settings are global to the process
+PLOT_LOCK = threading.Lock()  # matplotlib's settings are global to the process
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _svg(name: str, plot: Plot, panels: Sequence[Panel], rows: Sequence[Row]) ->
     style: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9.5, "axes.grid": True}
     style |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e5e7eb"}
     stream = io.StringIO()
-    with _PLOT_LOCK, matplotlib.rc_context():
+    with PLOT_LOCK, matplotlib.rc_context():
         matplotlib.rcdefaults()  # the user's matplotlibrc must not change the page
         matplotlib.rcParams.update(style)
         figure = Figure(figsize=(_WIDTH, height := 2.1 + 0.8 * (len(panels) - 1)))
@@ -215,10 +215,10 @@ def _svg(name: str, plot: Plot, panels: Sequence[Panel], rows: Sequence[Row]) ->
             axes.axvline(plot.mark, color="#6b7280", linestyle=":", linewidth=1)
         all_axes[-1].set_xlabel(plot.xlabel)
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
-    return _inline(stream.getvalue(), name, f"Plot by {plot.xlabel}: {'; '.join(parts)}")
+    return inline_svg(stream.getvalue(), name, f"Plot by {plot.xlabel}: {'; '.join(parts)}")
 
 
-def _inline(svg: str, name: str, label: str) -> str:
+def inline_svg(svg: str, name: str, label: str) -> str:
     """A stand-alone SVG file as part of a page: without prolog, metadata, sizes or clashing ids."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
