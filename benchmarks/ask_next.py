@@ -1,4 +1,4 @@
-"""Does it save votes to ask next what would teach the reward head the most?
+"""Does it save votes to ask the most informative pair next?
 
 Three simulated raters with 10% noise vote on pairs of the base's answers to the bundled prompts.
 For each of ten seeds, 60 prompts are held out. The head is fitted to the votes so far, exactly as
