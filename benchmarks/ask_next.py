@@ -1,4 +1,4 @@
-"""Does it save votes to ask next what would teach the reward head the most?
+"""Does it save votes to ask the most informative pair next?
 
 Three simulated raters with 10% noise vote on pairs of the base's answers to the bundled prompts.
 For each of ten seeds, 60 prompts are held out. The head is fitted to the votes so far, exactly as
@@ -19,8 +19,7 @@ Each row of a table is a set of pairs from which the next one is chosen, and wha
   posterior before the newest vote, as on the page;
 - fisher: the gain in the determinant of the information matrix (arXiv 2502.04354);
 - moderate: information, among pairs whose vote is predicted with 20% to 80% as far as there are
-  any, since the most informative pairs may be outliers;
-- half: information every second time, at random otherwise.
+  any, since the most informative pairs may be outliers.
 
 Columns: accuracy by number of votes; the difference to random at 100 votes; how many votes are
 needed for the accuracy that random has at 100; and how many pairs are asked for 100 votes, as the
@@ -91,13 +90,11 @@ WAYS = (
     Way("queue", 1, "random, again"),
     Way("queue", 6, "information"),
     Way("queue", 24, "information"),
-    Way("queue", 24, "moderate"),
     Way("new", 6, "information"),
     Way("prompt", 6, "information"),
     Way("new", 240, "information"),
     Way("new", 240, "fisher"),
     Way("new", 240, "moderate"),
-    Way("new", 240, "half"),
 )
 
 
@@ -144,10 +141,9 @@ def chosen(
     options: list[Pair],
     features: np.ndarray,
     posterior: Posterior | None,
-    draw: np.random.Generator,
 ) -> Pair:
     """The pair of `options` that is asked next."""
-    if posterior is None or (way.order == "half" and draw.random() < 0.5):
+    if posterior is None:
         return options[0]
     place, first, second = np.array(options).T
     mean, deviation = posterior.margins(features[place, first], features[place, second])
@@ -179,7 +175,7 @@ def simulate(
     fit, posterior, asked = VoteFit(axes), None, 0
     candidates, marks = Candidates(way, prompts, draw), list(counts)
     while marks:
-        pair = chosen(way, candidates.options(), features, posterior, draw)
+        pair = chosen(way, candidates.options(), features, posterior)
         candidates.take(pair)
         asked += 1
         won = vote(pair)

@@ -1,6 +1,6 @@
 """The Rate page's meter with many votes: a report, and a vote predicted and added to its fit.
 
-With the order "what would teach the reward head the most" there are two steps more: the posterior
+With the order "most informative first" there are two steps more: the posterior
 of the head, in the same thread, and the order of 24 waiting items, for which the rater waits.
 
     .venv/bin/python benchmarks/meter_speed.py

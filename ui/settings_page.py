@@ -11,7 +11,7 @@ from lorarlhf_ui.prefetch import Prefetch
 
 SAME = "the same"
 NEWEST = "newest"
-ORDERS = [("at random", RANDOM), ("what would teach the reward head the most", INFORMATION)]
+ORDERS = [("at random", RANDOM), ("most informative first", INFORMATION)]
 
 
 def settings_page(prefetch: Prefetch) -> None:
