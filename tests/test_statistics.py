@@ -1,10 +1,12 @@
 """Statistics of a store, its settings and the reward head's guesses, worked out by hand."""
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lorarlhf.preferences import schema
 from lorarlhf.preferences.guesses import Guess, add_guess, newest_guesses
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
@@ -114,6 +116,30 @@ def test_guesses_are_those_of_current_votes_the_newest_first(store: Store) -> No
     store.correct(votes[1], SECOND)
     assert newest_guesses(store, "ann", 10) == [guesses[3], guesses[2], guesses[0]]
     assert newest_guesses(store, "ann", 1) == [guesses[3]] and newest_guesses(store, "bob", 9) == []
+    sure = Guess(vote(store, store.add_item("?", ANSWERS), "bob", FIRST), 1.0, 0.0, 0.5, 4, 0.875)
+    add_guess(store, sure)
+    assert newest_guesses(store, "bob", 9) == [sure]
+
+
+def test_guesses_of_an_earlier_version_have_no_confidence(tmp_path: Path) -> None:
+    file = tmp_path / "old.sqlite"
+    old = sqlite3.connect(file)
+    old.executescript("".join(schema.MIGRATIONS[:4]) + "PRAGMA user_version = 4;")
+    old.executescript(
+        """
+        INSERT INTO prompt VALUES (1, 'd', '"?"', 'file', 0);
+        INSERT INTO rater (id, name, created_at) VALUES (1, 'ann', 0);
+        INSERT INTO item (id, prompt_id, purpose, created_at) VALUES (1, 1, 'train', 0);
+        INSERT INTO presentation (id, token, item_id, rater_id, shown, created_at)
+            VALUES (1, 't', 1, 1, '[0, 1]', 0);
+        INSERT INTO judgement (id, presentation_id, verdict, ranking, voted_at, created_at)
+            VALUES (1, 1, 'ranked', '[[0], [1]]', 0, 0);
+        INSERT INTO guess VALUES (1, 1.0, 0.0, 0.5, 7, 0);
+        """
+    )
+    old.close()
+    store = Store(file)
+    assert newest_guesses(store, "ann", 9) == [Guess(1, 1.0, 0.0, 0.5, 7, None)]
 
 
 def test_votes_to_train_on_are_ones_own_and_imported_ones(store: Store) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lorarlhf.cli.prepare import _read
+from lorarlhf.cli.prepare import read_stage_rows
 from lorarlhf.data.readers import read_demonstrations, read_labelled, read_preferences
 from lorarlhf.preferences.exports import EXPORTS, better_and_worse
 from lorarlhf.preferences.import_forms import PARTED
@@ -274,17 +274,17 @@ def test_training_commands_read_labels_as_pairs_where_they_need_pairs(
     ]
     file.write_text("\n".join(json.dumps(row) for row in rows))
     for name in ("reward", "dpo", "orpo"):
-        read_rows = _read(STAGES[name], str(file))
+        read_rows = read_stage_rows(STAGES[name], str(file))
         told = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in read_rows]
         assert told == [("A", "C"), ("B", "D")]
         said = capsys.readouterr().err
         assert f"2 votes give 2 rows for {name}. Not used: 1 {ALONE}." in said
-    assert len(_read(STAGES["kto"], str(file))) == 5
+    assert len(read_stage_rows(STAGES["kto"], str(file))) == 5
     battles = tmp_path / "battles.jsonl"  # which no stage reads itself
     battles.write_text(json.dumps(battle(talk("Hi", "A"), talk("Hi", "B"), edited="Mine.")))
-    rows = _read(STAGES["kto"], str(battles))
+    rows = read_stage_rows(STAGES["kto"], str(battles))
     assert all(row.keys() == {"prompt", "completion", "label"} for row in rows)
     told = [(row["completion"][0]["content"], row["label"]) for row in rows]
     assert told == [("B", True), ("A", False), ("Mine.", True)]
     with pytest.raises(UserError, match="good answers only"):
-        _read(STAGES["sft"], str(file))
+        read_stage_rows(STAGES["sft"], str(file))

@@ -3,6 +3,9 @@
 Each vote is predicted by a head that was fitted to the earlier votes only (prequential evaluation;
 Dawid 1984), so no vote is predicted by a head that has seen it. With cached hidden states the fit
 takes milliseconds. It runs in a thread of its own.
+
+A prediction also says how sure it is, by the head's posterior. No page shows a prediction before
+the vote, since that would sway the rater.
 """
 
 import threading
@@ -14,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from lorarlhf.preferences.exports import better_and_worse
 from lorarlhf.preferences.guesses import Guess, add_guess, newest_guesses
 from lorarlhf.preferences.records import RANKED, Vote
+from lorarlhf.preferences.statistics import count_to_train_on
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui.hidden_states import HiddenStates
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from lorarlhf.rewards.fit import HeadFit
+    from lorarlhf.rewards.posterior import Posterior
     from lorarlhf.rewards.vote_fit import VoteFit
 
 MAX_PAIRS = 400
@@ -29,6 +33,12 @@ MIN_PAIRS = 4
 """With fewer pairs there is no prediction."""
 NEWEST_GUESSES = 100
 """The report covers so many of the newest predictions, since early heads had few votes."""
+SURE = 0.75
+"""A prediction is sure if, as the head sees it, its answer wins three times in four or more."""
+MOST_COUNTED = 100_000
+FEWEST_TO_ADVISE, GROWTH = 40, 1.2
+"""The pairs from which the meter says whether more votes would help, and by what factor they grow
+until it says so again: a learning curve takes seconds."""
 
 
 @dataclass
@@ -43,7 +53,7 @@ class RaterHead:
 
     space: tuple[str, bool]
     fit: "VoteFit"
-    head: "HeadFit | None" = None
+    head: "Posterior | None" = None
     votes: set[int] = field(default_factory=set)
 
 
@@ -67,6 +77,8 @@ class Meter:
         self.store, self.states, self.fetch = store, states, fetch
         self._heads: dict[str, RaterHead] = {}
         self._done: set[int] = set()
+        self._advice: dict[str, tuple[int, str]] = {}  # with the pairs that it was computed from
+        self._advising = threading.Lock()
         self._queue: deque[tuple[str, int | None, bool]] = deque()
         self._wake = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="meter").start()
@@ -90,7 +102,10 @@ class Meter:
         Returns:
             `guesses`: their number; `right`, `low`, `high`: the share of correct ones and its 95%
             interval (Wilson); `longer`, `chance`: the shares that "the longest answer" and a random
-            choice get on the same votes; `votes`: the votes in the newest fit.
+            choice get on the same votes; `votes`: the votes in the newest fit; `sure`: how many of
+            the predictions were sure (`SURE`), and if there are any, `sure_right`, `sure_low` and
+            `sure_high`: how often those were correct; `more`: whether more votes would help, in a
+            sentence, once it is known.
         """
         guesses = newest_guesses(self.store, rater, NEWEST_GUESSES)
         if not guesses:
@@ -102,7 +117,14 @@ class Meter:
         right, longer, chance = (sum(column) / count for column in zip(*figures_of, strict=True))
         low, high = wilson_interval(right, count)
         figures = {"right": right, "low": low, "high": high, "longer": longer, "chance": chance}
-        return {"guesses": count, "votes": guesses[0].votes, **figures}
+        sure = [guess.model for guess in guesses if (guess.confidence or 0.0) >= SURE]
+        figures["sure"] = len(sure)
+        if sure:
+            share = sum(sure) / len(sure)
+            low, high = wilson_interval(share, len(sure))
+            figures |= {"sure_right": share, "sure_low": low, "sure_high": high}
+        advice = {"more": self._advice[rater][1]} if rater in self._advice else {}
+        return {"guesses": count, "votes": guesses[0].votes, **figures, **advice}
 
     # ---- in the thread
 
@@ -160,6 +182,25 @@ class Meter:
             self._heads[rater] = self._fit_newest(rater, most=3 * MAX_PAIRS // 4)
         else:
             known.head = _fitted(known.fit)
+        self._advise(rater, self._heads[rater].fit)
+
+    def _advise(self, rater: str, fit: "VoteFit") -> None:
+        """Find out, in a thread of its own, whether more votes would help; one rater at a time."""
+        due = GROWTH * self._advice.get(rater, (0, ""))[0]
+        if len(fit) < max(FEWEST_TO_ADVISE, due) or not self._advising.acquire(blocking=False):
+            return
+        copy = fit.subset(range(len(fit)), fit.blend)
+        count = count_to_train_on(self.store, rater, most=MOST_COUNTED)
+
+        def look_ahead() -> None:
+            from lorarlhf.rewards.learning_curve import forecast, headline
+
+            try:
+                self._advice[rater] = (len(copy), headline(forecast(copy, of=count)))
+            finally:
+                self._advising.release()
+
+        threading.Thread(target=look_ahead, daemon=True, name="learning curve").start()
 
     def _space(self) -> tuple[str, bool]:
         return self.states.space, self.states.axes() is not None
@@ -196,14 +237,17 @@ class Meter:
             known.votes.add(vote.id)
         return bool(pairs)
 
-    def _predict(self, vote: Vote, head: "HeadFit", votes: int) -> None:
+    def _predict(self, vote: Vote, head: "Posterior", votes: int) -> None:
         best = vote.verdict.ranking[0] if vote.verdict.verdict == RANKED else []
         rows = self.states.get(vote.prompt, vote.completions) if best else None
         if rows is None or vote.repeats is not None:
             return
-        model = _share_on_top([float(score) for score in head.score(rows)], best)
+        # From the first answer on, so that answers that differ in nothing known score the same.
+        margins = [float(margin) for margin in head.margins(rows, [rows[0]] * len(rows))[0]]
+        model, confidence = _share_on_top(margins, best), _confidence(head, rows, margins)
         longer = _share_on_top([float(len(text)) for text in vote.completions], best)
-        add_guess(self.store, Guess(vote.id, model, longer, len(best) / len(rows), votes))
+        guess = Guess(vote.id, model, longer, len(best) / len(rows), votes, confidence)
+        add_guess(self.store, guess)
 
 
 def _pairs(vote: Vote, states: HiddenStates) -> "list[tuple[np.ndarray, np.ndarray]]":
@@ -217,8 +261,15 @@ def _pairs(vote: Vote, states: HiddenStates) -> "list[tuple[np.ndarray, np.ndarr
     return [(rows[a], rows[b]) for a, b in texts if a in rows and b in rows]
 
 
-def _fitted(fit: "VoteFit") -> "HeadFit | None":
-    return fit.fit() if len(fit) >= MIN_PAIRS else None
+def _fitted(fit: "VoteFit") -> "Posterior | None":
+    return fit.posterior() if len(fit) >= MIN_PAIRS else None
+
+
+def _confidence(head: "Posterior", rows: "list[np.ndarray]", scores: list[float]) -> float:
+    """The chance that the answer with the highest score wins against the strongest other one."""
+    top = scores.index(max(scores))
+    others = rows[:top] + rows[top + 1 :]
+    return float(head.win_probability([rows[top]] * len(others), others).min())
 
 
 def _share_on_top(scores: list[float], best: list[int]) -> float:

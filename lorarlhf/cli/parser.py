@@ -24,7 +24,7 @@ EXPORT_FORMS = (
     *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
 )
 # What cli/report.py writes; a test compares it.
-REPORTS = ("raters", "tastes")
+REPORTS = ("raters", "tastes", "reward")
 SUMMARIES = {
     "demo": "the complete loop on the small base, with a simulated rater",
     "new": "make a project: a folder with settings, prompts, votes and runs",
@@ -273,16 +273,19 @@ def _raters(sub: Parser) -> None:
 
 def _report(sub: Parser) -> None:
     text = (
-        "raters: what each rater's votes look like; tastes: what the votes prefer, and how surely"
+        "raters: what each rater's votes look like; tastes: what the votes prefer, and how surely; "
+        "reward: how well the reward model predicts votes, and whether more of them would help"
     )
     sub.add_argument("kind", choices=REPORTS, help=text)
-    text = "the project's folder; for tastes also a run with a reward role"
+    text = "the project's folder; for tastes and reward also a run with a reward role"
     sub.add_argument("project", metavar="PROJECT", help=text)
     sub.add_argument("--rater", metavar="NAME", help="raters: only this rater's votes")
     text = "raters: votes for training, of blind comparisons, or all (default: train)"
     sub.add_argument("--purpose", choices=("train", "compare", "all"), help=text)
     text = "tastes: two texts of your own that differ in what you care about"
     sub.add_argument("--axis", nargs=2, metavar=("TEXT", "TEXT"), help=text)
+    text = "reward: also what a change of the look adds to a score; this loads the base"
+    sub.add_argument("--cosmetic", action="store_const", const=True, help=text)
 
 
 def _ui(sub: Parser) -> None:

@@ -64,14 +64,14 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     """
     stage = request.stage
     assert request.data is not None  # `fill_in` has named it or raised an error
-    rows = _read(stage, request.data)
+    rows = read_stage_rows(stage, request.data)
     stage.check_rows(rows)
     fingerprint = _fingerprint(rows)
     if stage.rewarded:
         from lorarlhf.cli.ppo_options import check_rewards, check_vllm, read_rewards
 
         spec = read_rewards(request)
-    eval_rows = _read(stage, request.eval) if request.eval else None
+    eval_rows = read_stage_rows(stage, request.eval) if request.eval else None
     sources = _read_sources(request)
     settings = _resolve(request, project, sources)
     check_same_base(list(sources.values()), "base" in settings.given)
@@ -118,7 +118,7 @@ def load(prepared: Prepared) -> "Backbone":
     return backbone
 
 
-def _read(stage: Stage, path: str) -> list[Row]:
+def read_stage_rows(stage: Stage, path: str) -> list[Row]:
     """The rows of a file; one that holds votes in a form of its own is read as an import reads it.
 
     Raises:

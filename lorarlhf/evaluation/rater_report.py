@@ -139,7 +139,7 @@ def rater_report(
         left=left,
         left_p=binomial_test(left.count, left.of),
         causes=vote_causes(votes, known),
-        same_again=_same_again(votes),
+        same_again=same_again(votes),
         circles=Share(*cycles_of_three(votes)),
         seconds=median(seconds) if seconds else None,
         too_fast=Share(sum(map(faster_than_reading, timed)), len(timed)),
@@ -161,7 +161,9 @@ def _left(votes: Iterable[Vote]) -> Share:
     return Share(sum(sides), len(sides))
 
 
-def _same_again(votes: Sequence[Vote]) -> Share:
+def same_again(votes: Sequence[Vote]) -> Share:
+    """Of the pairs that were asked again, those with the same verdict."""
+
     def said(vote: Vote) -> tuple[str, int | None]:
         return vote.verdict.verdict, verdict_on(vote)
 

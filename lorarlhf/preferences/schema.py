@@ -138,6 +138,9 @@ MIGRATIONS = (
     -- Whoever could log in before there were roles could do everything.
     UPDATE rater SET role = 'owner' WHERE password IS NOT NULL;
     """,
+    """
+    ALTER TABLE guess ADD COLUMN confidence REAL;  -- the chance of the answer that it predicted
+    """,
 )
 
 

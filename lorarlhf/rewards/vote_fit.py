@@ -77,18 +77,28 @@ class VoteFit:
         self._rows = [chosen, rejected]
         self.groups = [str(group) for group in groups]
 
-    def subset(self, wanted: Sequence[int]) -> "VoteFit":
+    @property
+    def blend(self) -> Blend | None:
+        """The priors' shares in the last fit; None before the first one."""
+        return self._blend
+
+    def subset(self, wanted: Sequence[int], blend: Blend | None = None) -> "VoteFit":
         """A new `VoteFit` with some of these votes, by index.
 
         Its priors are weighted anew, unless there are `MANY`: then their shares hardly differ, and
         those of the last fit to all votes are used.
+
+        Args:
+            blend: the priors' shares to use instead.
         """
         part, places = VoteFit(self.axes, self.background), list(wanted)
         part.add_all(
             self.chosen[places], self.rejected[places], [self.groups[place] for place in places]
         )
-        if len(places) >= MANY and self._blend is not None:
-            part._blend, part._weighted_at = self._blend, len(places)
+        if blend is None and len(places) >= MANY:
+            blend = self._blend
+        if blend is not None:
+            part._blend, part._weighted_at = blend, len(places)
         return part
 
     def fit(self) -> HeadFit:

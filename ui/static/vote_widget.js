@@ -133,10 +133,14 @@ function drawMeter(meter) {
     find("meter").textContent = "After a few votes, this shows how often your next vote is predicted correctly.";
     return;
   }
+  const sure = meter.sure
+    ? `; of the ${meter.sure} it was sure of, ${percent(meter.sure_right)} ` +
+      `(${percent(meter.sure_low)} to ${percent(meter.sure_high)})`
+    : "";
   find("meter").textContent =
     `${percent(meter.right)} of your last ${meter.guesses} votes were predicted correctly ` +
-    `(${percent(meter.low)} to ${percent(meter.high)}). Guessing gets ${percent(meter.chance)}, ` +
-    `“the longer one” ${percent(meter.longer)}.`;
+    `(${percent(meter.low)} to ${percent(meter.high)})${sure}. Guessing gets ` +
+    `${percent(meter.chance)}, “the longer one” ${percent(meter.longer)}. ${meter.more || ""}`;
   bar.querySelector(".range").style.left = percent(meter.low);
   bar.querySelector(".range").style.width = percent(meter.high - meter.low);
   bar.querySelector(".point").style.left = percent(meter.right);

@@ -1,0 +1,29 @@
+"""Votes on made-up features, by a known linear rule."""
+
+import numpy as np
+
+from lorarlhf.rewards.vote_fit import VoteFit
+
+
+def planted(
+    count: int, width: int, wrong: float = 0.0, seed: int = 0, a_prompt: int = 2
+) -> VoteFit:
+    """Votes for the answer that lies further along one direction, the same for all seeds.
+
+    Args:
+        wrong: the share of votes for the other answer.
+        a_prompt: votes on one prompt.
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(count, 2, width)).astype(np.float32)
+    better = rows @ truth(width)
+    order = np.argsort(better, axis=1) ^ (rng.random((count, 1)) < wrong)
+    chosen, rejected = (rows[np.arange(count), order[:, side]] for side in (1, 0))
+    votes = VoteFit()
+    votes.add_all(chosen, rejected, [n // a_prompt for n in range(count)])
+    return votes
+
+
+def truth(width: int) -> np.ndarray:
+    """The direction of the rule (width,)."""
+    return np.random.default_rng(12345).normal(size=width)

@@ -1,0 +1,314 @@
+"""The report on a reward model: figures by hand, planted faults, words, and the command."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lorarlhf.backbone.base import Backbone
+from lorarlhf.cli.main import main
+from lorarlhf.data.readers import split_by_prompt
+from lorarlhf.evaluation.cosmetics import Effect
+from lorarlhf.evaluation.rater_report import Share
+from lorarlhf.evaluation.reward_report import (
+    Calibration,
+    LengthReport,
+    Rate,
+    RewardReport,
+    Text,
+    length_report,
+    rank_correlation,
+    reward_report,
+)
+from lorarlhf.evaluation.reward_words import in_words, verdict
+from lorarlhf.evaluation.win_rate import wilson_interval
+from lorarlhf.preferences.records import Verdict
+from lorarlhf.project.project import create
+from lorarlhf.rewards.held_out import HeldOut
+from lorarlhf.rewards.vote_fit import VoteFit
+from lorarlhf.runtime.run import Run
+from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
+from tests.planted import planted
+
+# ---- figures
+
+
+def test_rank_correlation_by_hand() -> None:
+    groups = [str(n) for n in range(5)]
+    # Spearman: 1 - 6 * (0 + 1 + 1 + 1 + 1) / (5 * 24) = 0.8.
+    found, low, high = rank_correlation(np.arange(5.0), np.array([1, 3, 2, 5, 4]), groups)
+    assert found == pytest.approx(0.8) and low <= found <= high
+    # Of ties: ranks 1.5, 1.5, 3 against 1, 2, 3 give 1.5 / sqrt(1.5 * 2).
+    found, _, _ = rank_correlation(np.array([1, 1, 2]), np.array([1, 2, 3]), groups[:3])
+    assert found == pytest.approx(1.5 / np.sqrt(3))
+    assert rank_correlation(np.ones(3), np.arange(3.0), groups[:3]) == (0.0, -1.0, 1.0)
+
+
+def test_the_interval_of_a_correlation_is_that_of_its_groups() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 40))
+    apart = rank_correlation(first, second, [str(n) for n in range(40)])
+    ten = [str(n) for n in range(40)] * 10
+    again = rank_correlation(np.tile(first, 10), np.tile(second, 10), ten)
+    assert again[0] == pytest.approx(apart[0], abs=0.01)
+    # Fisher: about 1.96 / sqrt(37) to both sides, and ten copies are no more evidence.
+    for found in (apart, again):
+        assert found[2] - found[1] == pytest.approx(2 * 1.96 / np.sqrt(37), rel=0.25)
+
+
+def test_length_by_hand() -> None:
+    long, short = "one two three four", "one"
+    texts = [
+        Text("a", long, short),
+        Text("b", short, long),
+        Text("c", short, long),
+        Text("d", short, "two"),
+        Text("e", "left out of the sample", short),
+    ]
+    found = HeldOut(
+        np.arange(4), np.array([3.0, -1.0, 2.0, 0.0]), np.array([-1.0, 2.0, 0.0, 0.0]), np.ones(4)
+    )
+    report = length_report(found, texts, list("abcde"))
+    assert report.longer == Rate((1 + 0 + 0 + 0.5) / 4, 4)
+    assert report.shorter_chosen == Rate(0.5, 2)  # of b and c only c is right
+    # Scores 3 -1 2 0 -1 2 0 0 against words 4 1 1 1 1 4 4 1.
+    ranks = np.array([8, 1.5, 6.5, 4, 1.5, 6.5, 4, 4]), np.array([7, 3, 3, 3, 3, 7, 7, 3])
+    assert report.correlation == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def test_a_share_has_wilson_s_interval() -> None:
+    assert Rate.mean(np.array([1.0, 0.5, 0.0, 1.0])) == Rate(0.625, 4)
+    assert Rate(0.625, 4).interval == wilson_interval(0.625, 4)
+    nothing = Rate.mean(np.array([]))
+    assert np.isnan(nothing.value) and nothing.interval == (0.0, 1.0)
+
+
+def test_a_planted_rule_is_measured() -> None:
+    votes = planted(200, width=8, wrong=0.1)
+    texts = [Text(f"{n // 2}?", "some words", "a few words") for n in range(200)]
+    found = reward_report(votes, texts, Share(9, 10))
+    assert (found.votes, found.prompts, found.accuracy.of) == (200, 100, 200)
+    assert 0.75 < found.accuracy.value < 0.92
+    wrong = round((1 - found.accuracy.value) * 200)
+    assert len(found.mistakes) == wrong
+    surest = [mistake.confidence for mistake in found.mistakes]
+    assert surest == sorted(surest, reverse=True) and surest[0] > 0.7
+    assert found.calibration.error < 0.1
+    assert sum(part.count for part in found.calibration.curve) == 200
+    assert all(part.low >= 0.5 for part in found.calibration.curve)
+    assert found.length is not None and found.length.longer == Rate(0.0, 200)
+    assert found.length.shorter_chosen == found.accuracy
+    assert found.same_again == Share(9, 10) and found.curve is not None
+    bare = reward_report(votes)
+    assert bare.length is None and bare.same_again is None and bare.accuracy == found.accuracy
+    assert reward_report(votes, same_again=Share(0, 0)).same_again is None
+
+
+def test_the_doubt_about_the_weights_is_right_with_few_votes() -> None:
+    """The best weights alone are too sure of a rule that few votes have taught."""
+    votes = planted(60, width=30, wrong=0.2)
+    found = reward_report(votes)
+    sure = max(part.predicted for part in found.without_doubt.curve)
+    assert max(part.predicted for part in found.calibration.curve) <= sure
+
+
+def test_texts_of_other_votes_are_refused() -> None:
+    with pytest.raises(ValueError, match="20 votes have 1 texts"):
+        reward_report(planted(20, width=2), [Text("a", "b", "c")])
+
+
+# ---- the verdict
+
+
+def made(accuracy: float, longer: float | None = None, **more: Any) -> RewardReport:
+    calibration = Calibration.of(np.array([0.6, 0.9]), np.array([1.0, 1.0]))
+    length = None
+    if longer is not None:
+        length = LengthReport(Rate(longer, 100), Rate(0.5, 40), 0.3, 0.1, 0.5)
+    fields = {"same_again": None, "curve": None} | more
+    rate = Rate(accuracy, 100)
+    return RewardReport(100, 50, rate, calibration, calibration, [], length, **fields)
+
+
+def test_good_and_not_good() -> None:
+    assert verdict(made(0.75, 0.55)).level == "good"
+    assert verdict(made(0.75)).text == "Good enough for PPO."
+    coin = verdict(made(0.58))  # from 48%
+    assert coin.level == "no" and "no better than a coin" in coin.text
+    assert "Collect more votes" in coin.text
+
+
+def test_a_rater_who_contradicts_themselves_is_told_so_first() -> None:
+    text = verdict(made(0.58, same_again=Share(20, 40))).text
+    assert "Asked again, you often vote the other way" in text
+    assert "Collect more votes" in verdict(made(0.58, same_again=Share(5, 10))).text  # too few
+    assert "Collect more votes" in verdict(made(0.58, same_again=Share(38, 40))).text
+
+
+@pytest.mark.parametrize(("longer", "rule"), [(0.8, "longer"), (0.2, "shorter")])
+def test_a_fit_that_is_no_better_than_a_rule_for_length(longer: float, rule: str) -> None:
+    found = verdict(made(0.78, longer))
+    assert found.level == "doubtful" and f'"the {rule} one wins"' in found.text
+    rare = "shorter" if rule == "longer" else "longer"
+    assert f"ones where the {rare} answer is better" in found.text
+
+
+def test_a_weak_fit_and_one_that_pays_for_looks() -> None:
+    weak = verdict(replace(made(0.57), accuracy=Rate(0.57, 1000)))
+    assert weak.level == "doubtful" and "two votes in five are predicted wrong" in weak.text
+    bold, praised = Effect("in bold", 0.8, 0.6, 1.0), Effect("praised", 0.7, 0.4, 1.0)
+    paid = verdict(made(0.75), [bold, praised])  # surely more than half a deviation: only bold
+    assert paid.level == "doubtful" and "gains much by being in bold. Collect" in paid.text
+    assert verdict(made(0.75), [praised]).level == "good"
+
+
+def test_the_words() -> None:
+    report = made(0.75, 0.55, same_again=Share(18, 20))
+    effect = Effect("made a list", 0.25, -0.1, 0.6)
+    lines = in_words(report, [effect], Rate(0.7, 20))
+    assert lines[0].startswith("100 votes on 50 prompts. Each is predicted")
+    assert "  predicted right       75% (66% to 82%) of 100" in lines
+    assert '  "the longer one"      55% (45% to 64%) of 100' in lines
+    assert any(line.startswith("  the same rater again  90% (70% to 97%) of 20") for line in lines)
+    assert any(line.startswith("  the trained model     70%") for line in lines)
+    assert "Score and length: rank correlation +0.30 (+0.10 to +0.50)" in lines
+    assert "Right where the shorter answer was chosen: 50% (35% to 65%) of 40" in lines
+    assert "  60% to 70% sure       100% (21% to 100%) of 1" in lines
+    assert "  made a list  +0.25 (-0.10 to +0.60)" in lines
+    assert lines[-1] == "Good enough for PPO." and lines[-2].startswith("Too few votes to tell")
+    part = in_words(replace(report, accuracy=Rate(0.7, 80)))[0]
+    assert part.endswith("of 80 of them (a fit to all is better):")
+    few = in_words(replace(report, same_again=Share(1, 2)))
+    assert any(line.endswith("of 2: too few to judge") for line in few)
+    never = LengthReport(Rate(1.0, 100), Rate(float("nan"), 0), 0.3, 0.1, 0.5)
+    assert "The shorter answer was never chosen." in in_words(replace(report, length=never))
+
+
+# ---- the command
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    """Two pairs of each prompt; the shorter answer is chosen in every third one."""
+    made = []
+    for n in range(count):
+        answers = [f"Yes, yes, gladly {n}.", f"No {n}."]
+        chosen, rejected = answers if n % 3 else answers[::-1]
+        made.append({"prompt": f"Question {n // 2}?", "chosen": chosen, "rejected": rejected})
+    return made
+
+
+def run_with_votes(folder: Path, file: Path, count: int = 100) -> VoteFit:
+    """A run's folder as the reward stage leaves it, of made-up features; returns its votes."""
+    data = rows(count)
+    file.write_text("".join(json.dumps(row) + "\n" for row in data), "utf-8")
+    run = Run(folder, "reward", {"data": str(file), "seed": 3, "holdout": 0.2})
+    train, held = split_by_prompt(data, 0.2, 3)
+    votes = planted(len(train), width=6)
+    votes.groups = [repr([{"role": "user", "content": row["prompt"]}]) for row in train]
+    votes.fit()
+    votes.save(folder / "votes.safetensors")
+    run.finish("done", {"heldout_accuracy": 0.75, "n": len(held)})
+    return votes
+
+
+def test_the_command_finds_the_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    votes = run_with_votes(tmp_path / "run", tmp_path / "pairs.jsonl")
+    words = ["report", "reward", str(tmp_path / "run")]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert f"{len(votes)} votes on 40 prompts" in printed.out and not printed.err
+    assert "  the trained model     75%" in printed.out and "rank correlation" in printed.out
+    assert main([*words, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["votes"] == len(votes) and data["accuracy"]["of"] == len(votes)
+    train, _ = split_by_prompt(rows(100), 0.2, 3)
+    for mistake in data["mistakes"]:
+        row = train[mistake["place"]]
+        assert (mistake["chosen"], mistake["rejected"]) == (row["chosen"], row["rejected"])
+        assert mistake["prompt"] == row["prompt"]
+    shorter = sum(len(row["chosen"]) < len(row["rejected"]) for row in train)
+    assert data["length"]["shorter_chosen"]["of"] == shorter
+    assert data["good_enough_for_ppo"]["level"] in ("good", "doubtful", "no")
+    assert data["votes_wanted"]["verdict"] in ("more", "enough", "unclear")
+    assert data["run"]["share"] == 0.75 and data["cosmetic"] == []
+
+
+def test_texts_that_are_gone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, words = tmp_path / "pairs.jsonl", ["report", "reward", str(tmp_path / "run")]
+    run_with_votes(tmp_path / "run", file)
+    text = file.read_text("utf-8")
+    file.write_text("".join(text.splitlines(keepends=True)[:-20]), "utf-8")  # changed
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "the file that it was trained from is missing or has changed" in printed.err
+    assert "predicted right" in printed.out and "rank correlation" not in printed.out
+    file.unlink()
+    assert main([*words, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["length"] is None and "chosen" not in data["mistakes"][0]
+    assert main([*words, "--cosmetic"]) == 2
+    assert "--cosmetic changes the texts of answers, and they are gone" in capsys.readouterr().err
+    assert main(["report", "raters", str(tmp_path / "run"), "--cosmetic"]) == 2
+    assert "--cosmetic belongs to `lorarlhf report reward`" in capsys.readouterr().err
+
+
+def test_a_project_that_was_moved_has_its_texts_and_repeats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = create(tmp_path / "before")
+    run = project.next_run("reward")
+    run_with_votes(run, run.with_name(f"{run.name}.votes.jsonl"))
+    store = project.store()
+    for n in range(4):
+        item = store.add_item(f"Question {n}?", [("Yes.", "base"), ("No.", "base")])
+        first = store.present(item, "ann")
+        store.judge(first.token, Verdict("ranked", [[0], [1]]))
+        again = store.present(item, "ann", repeats=first.id)
+        store.judge(again.token, Verdict("ranked", [[n // 3], [1 - n // 3]]))
+    store.close()
+    shutil.move(project.folder, tmp_path / "after")
+    assert main(["report", "reward", str(tmp_path / "after" / "runs" / run.name), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["same_again"]["share"] == 0.75 and data["same_again"]["of"] == 4
+    assert data["length"] is not None
+    assert main(["report", "reward", str(tmp_path / "after")]) == 2  # it has no adapter
+    assert "has no reward yet" in capsys.readouterr().err
+
+
+def test_no_torch_is_loaded(tmp_path: Path) -> None:
+    run_with_votes(tmp_path / "run", tmp_path / "pairs.jsonl")
+    code = (
+        "import sys; from lorarlhf.cli.main import main; "
+        f"status = main(['report', 'reward', {str(tmp_path / 'run')!r}]); "
+        "sys.exit(status or 'torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_trained_run_with_changes_of_the_look(
+    tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(60)), "utf-8")
+    settings = {"data": str(file), "seed": 0, "compute_dtype": "float32", "holdout": 0.2}
+    run = Run(tmp_path / "run", "reward", settings)
+    run.base(tiny)
+    summary = train_reward_model(tiny, rows(60), run, RewardSettings(epochs=0))
+    run.finish("done", summary)
+    assert main(["report", "reward", str(run.folder), "--cosmetic", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["length"] is not None  # the texts fit the votes that the stage has written
+    assert [effect["name"] for effect in data["cosmetic"]] == [
+        "made a list",
+        "the first words in bold",
+        'opened with "Great question!"',
+        "its last sentence twice",
+    ]
+    assert all(effect["low"] <= effect["change"] <= effect["high"] for effect in data["cosmetic"])
+    assert any(effect["change"] for effect in data["cosmetic"])
