@@ -301,7 +301,7 @@ def test_the_forecast_and_the_report_on_the_fit(planted: Planted) -> None:
     assert "<td>240</td>" in more and 'role="img"' in more
     reward = sections["reward"]
     assert "for PPO" in reward and "Each of 120 votes" in reward and "How sure" in reward
-    assert "sure, and wrong</summary>" in reward
+    assert re.search(r"<summary>\d+% sure, and wrong: Question \d+\?</summary>", reward)
     assert "<img" not in reward and "&lt;img" in reward
 
 

@@ -1,4 +1,4 @@
-"""Two sections of the Insights page as safe HTML: would more votes help, and is the fit any good?
+"""Two sections of the Insights page as safe HTML: would more votes help, and is the fit good?
 
 Texts of models and raters are never trusted; see `insights_html.py`.
 """
@@ -11,7 +11,7 @@ from lorarlhf.evaluation.calibration import Bin
 from lorarlhf.evaluation.reward_report import Rate, RewardReport
 from lorarlhf.evaluation.reward_words import verdict
 from lorarlhf.rewards.learning_curve import Forecast, advice, headline
-from lorarlhf_ui.insights_html import finding, pair_html
+from lorarlhf_ui.insights_html import finding, line_of, pair_html
 from lorarlhf_ui.taste_fit import Example
 
 MISTAKES = 5
@@ -98,7 +98,8 @@ def reward_html(found: RewardReport, texts: Sequence[Example]) -> str:
         rate = Rate(again.value, again.of)
         items.append(_rate("the same verdict when asked again: the most to reach", rate))
     shown = [
-        f"<details class='disagreement'><summary>{mistake.confidence:.0%} sure, and wrong</summary>"
+        f'<details class="disagreement"><summary>{mistake.confidence:.0%} sure, and wrong: '
+        f"{html.escape(line_of(texts[mistake.place].prompt))}</summary>"
         f"{pair_html(texts[mistake.place])}</details>"
         for mistake in found.mistakes[:MISTAKES]
     ]
