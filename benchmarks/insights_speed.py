@@ -30,7 +30,7 @@ from lorarlhf_ui.taste_fit import MOST_PAIRS
 FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
 RATERS = ("ann", "bob", "me")
 WORDS = ("the", "cat", "sat", "on", "mats", "and", "looked", "at", "rain", "over", "green", "hills")
-SECTIONS = ("tastes", "causes", "raters")
+SECTIONS = ("tastes", "causes", "raters", "more", "reward")
 
 
 def main() -> None:
@@ -38,13 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--votes", type=int, nargs="+", default=[200, 2000, 50_000])
     args = parser.parse_args()
-    print("| votes | the slowest request, ms | until the tastes, s | until all is there, s |")
-    print("|---|---|---|---|")
+    print("| votes | the slowest request, ms | until the tastes, s | the raters, s | all, s |")
+    print("|---|---|---|---|---|")
     for count in args.votes:
         with TemporaryDirectory() as folder:
             slowest, there = measure(Path(folder), count)
-        first, last = there["tastes"], max(there.values())
-        print(f"| {count:,} | {1000 * slowest:.0f} | {first:.1f} | {last:.1f} |", flush=True)
+        seconds = (there["tastes"], there["raters"], max(there.values()))
+        row = " | ".join(f"{span:.1f}" for span in seconds)
+        print(f"| {count:,} | {1000 * slowest:.0f} | {row} |", flush=True)
 
 
 def measure(folder: Path, count: int) -> tuple[float, dict[str, float]]:

@@ -162,6 +162,6 @@ def test_the_command_shows_the_votes(
         number = example["prompt"].removeprefix("Question ").removesuffix("?")
         assert example["chosen"] == f"Yes, yes {number}."
         assert example["rejected"] == f"No {number}."
-    data.write_text(data.read_text().replace("Question 3?", "Another?"))
+    data.write_text(data.read_text().partition("\n")[2])  # it is another file now
     assert main(["report", "tastes", str(run.folder), "--json"]) == 0
     assert not any(taste["example"] for taste in json.loads(capsys.readouterr().out))

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lorarlhf import Backbone
 from lorarlhf.preferences.merge import add_votes
@@ -22,7 +24,7 @@ from lorarlhf.project.settings import resolve
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.backfill import FeatureBackfill
 from lorarlhf_ui.engine_client import BASE, FAILED, READY, Engine
-from lorarlhf_ui.engine_worker import unpacked
+from lorarlhf_ui.engine_worker import Worker, unpacked
 from lorarlhf_ui.hidden_states import HiddenStates
 from tests.forked import start_engines_here
 
@@ -132,6 +134,17 @@ def test_the_shares_of_words_add_up_to_the_score(engine: Engine, runs: list[str]
         assert shares.exact and shares.score == pytest.approx(score, abs=1e-5)
         assert sum(share for _, share in shares.words) == pytest.approx(score, abs=1e-5)
         assert "".join(word for word, _ in shares.words) == answer or not answer
+
+
+def test_an_estimate_that_would_take_minutes_is_refused() -> None:
+    head = SimpleNamespace(pooling="last")
+    backbone: Any = SimpleNamespace(heads={"reward": head}, device=torch.device("cpu"))
+    connection: Any = None
+    worker = Worker(backbone, connection, {"plain": False, "max_prompt_tokens": 100})
+    worker.reward = "runs/1"
+    asked = {"run": "runs/1", "prompt": PROMPT, "answers": ["short", "long " * 200]}
+    with pytest.raises(UserError, match="would take minutes"):
+        worker._shares_of(asked)
 
 
 def test_the_best_of_several_answers(engine: Engine, runs: list[str]) -> None:

@@ -13,6 +13,7 @@ from lorarlhf.preferences.accounts import OWNER, set_password
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
+from lorarlhf.rewards.learning_curve import Forecast, Point
 from lorarlhf.rewards.tastes import axis_sides
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import Job
@@ -20,6 +21,8 @@ from lorarlhf_ui.engine_worker import packed
 from lorarlhf_ui.hidden_states import HiddenStates
 from lorarlhf_ui.insights import Insights
 from lorarlhf_ui.insights_html import bar
+from lorarlhf_ui.insights_reward import HEIGHT, picture
+from lorarlhf_ui.insights_reward import WIDTH as WIDE
 from lorarlhf_ui.taste_fit import MOST_PAIRS, fit_tastes
 from tests.pages import until
 
@@ -28,6 +31,7 @@ WIDTH = 40
 SIDES = list(axis_sides())
 HOSTILE = "<img src=x onerror=alert(1)>"
 PASSWORD = "quiet harbour 7"
+SECTIONS = {"tastes", "causes", "raters", "more", "reward"}
 
 
 class Planted:
@@ -285,6 +289,41 @@ def test_an_axis_of_one_s_own(planted: Planted) -> None:
         page.own_axis("me", asked)
 
 
+# ---- more votes, and how good the fit is
+
+
+def test_the_forecast_and_the_report_on_the_fit(planted: Planted) -> None:
+    planted.vote(120)
+    sections = looked(insights(planted))["sections"]
+    more = sections["more"]
+    assert re.search(r"more votes are worth it|Enough votes|Too few votes", more)
+    assert more.count("<circle") == more.count("<tr><td>") == 5  # four sizes and the forecast
+    assert "<td>240</td>" in more and 'role="img"' in more
+    reward = sections["reward"]
+    assert "for PPO" in reward and "Each of 120 votes" in reward and "How sure" in reward
+    assert re.search(r"<summary>\d+% sure, and wrong: Question \d+\?</summary>", reward)
+    assert "<img" not in reward and "&lt;img" in reward
+
+
+def test_too_few_votes_for_a_forecast(planted: Planted) -> None:
+    planted.vote(12)
+    sections = looked(insights(planted))["sections"]
+    assert "Too few votes" in sections["more"] and "<svg" not in sections["more"]
+    planted.vote(3, rater="ann")
+    few = looked(insights(planted), "ann", "mine")["sections"]
+    assert few["more"] == few["reward"] == ""
+
+
+def test_the_picture_stays_inside_its_frame() -> None:
+    points = [Point(10, 0.2, 0.0, 1.0), Point(80, 0.9, 0.7, 1.0)]
+    doubled = Point(200, 0.95, 0.8, 1.2)
+    drawn = picture(Forecast(points, 100, points[1], doubled, (0.05, 0.0, 0.1), 0.9))
+    for name, most in (("cx", WIDE), ("cy", HEIGHT), ("y1", HEIGHT), ("y2", HEIGHT)):
+        places = [float(number) for number in re.findall(rf'{name}="([\d.-]+)"', drawn)]
+        assert places and all(0 <= place <= most for place in places)
+    assert drawn.count('class="later"') == 1 and drawn.count('class="now"') == 2
+
+
 # ---- while it computes
 
 
@@ -302,4 +341,4 @@ def test_no_request_waits_for_the_figures(planted: Planted, monkeypatch: Any) ->
     view = page.look("me", {"scope": "all"})
     assert view["busy"] and list(view["sections"]) == ["tastes"]  # the first is there already
     go_on.set()
-    assert page.wait() and set(looked(page)["sections"]) == {"tastes", "causes", "raters"}
+    assert page.wait() and set(looked(page)["sections"]) == SECTIONS

@@ -98,7 +98,7 @@ class _ChatPage:
             self.best = gr.Radio(
                 list(BEST_OF),
                 value=1,
-                label="Answers to choose from; the reward role picks the best",
+                label="Answers to choose from; you see the first until the reward role has picked",
                 visible=False,
                 elem_id="chat-best",
             )

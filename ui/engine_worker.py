@@ -37,6 +37,15 @@ TOKENS_PER_STEP = 4
 SECONDS_BETWEEN_REPORTS = 0.08
 LIVE_AT_ONCE = 4
 
+LONGEST_ESTIMATED = 600
+"""Characters of an answer whose shares are estimated on a CPU. That takes 64 forwards and
+backwards, and everybody else waits."""
+TOO_LONG = (
+    "This reward role reads the last token of an answer, and estimating what each word adds would "
+    f"take minutes for more than {LONGEST_ESTIMATED} characters. With a reward role that scores "
+    "the mean over an answer, the default, it takes a second."
+)
+
 NOT_LOADED = "A model could not be loaded. The terminal of `lorarlhf ui` shows the reason."
 UNEXPECTED = "An unexpected error occurred. The terminal of `lorarlhf ui` shows it."
 
@@ -267,6 +276,10 @@ class Worker:
         from lorarlhf.rewards.token_shares import token_shares, words_of
 
         self._use_reward(value["run"])
+        estimated = self.backbone.heads["reward"].pooling == "last"
+        longest = max(map(len, value["answers"]), default=0)
+        if estimated and self.backbone.device.type == "cpu" and longest > LONGEST_ESTIMATED:
+            raise UserError(TOO_LONG)
         prompt = self._as_input(value["prompt"])
         found = [token_shares(self.backbone, prompt, answer) for answer in value["answers"]]
         return [WordShares(one.score, words_of(one), one.rest, one.exact) for one in found]

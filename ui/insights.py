@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from lorarlhf.evaluation.rater_report import raters_report
+from lorarlhf.evaluation.rater_report import raters_report, same_again
+from lorarlhf.evaluation.reward_report import Text, reward_report
 from lorarlhf.preferences.accounts import is_owner, with_password
+from lorarlhf.preferences.exports import better_and_worse
 from lorarlhf.preferences.records import Vote
 from lorarlhf.preferences.statistics import newest_judgement
 from lorarlhf.preferences.store import Store
@@ -21,6 +23,7 @@ from lorarlhf_ui.engine_client import Engine
 from lorarlhf_ui.engine_worker import describe, unpacked
 from lorarlhf_ui.hidden_states import HiddenStates
 from lorarlhf_ui.insights_html import causes_html, note_html, raters_html, taste_html, tastes_html
+from lorarlhf_ui.insights_reward import forecast_html, reward_html
 from lorarlhf_ui.reward_role import BUSY, SECONDS
 from lorarlhf_ui.taste_fit import TasteFit, fit_tastes
 from lorarlhf_ui.votes import View
@@ -191,7 +194,20 @@ class Insights:
         report = raters_report(votes)
         figures.sections["causes"] = causes_html(report.together)
         figures.sections["raters"] = raters_html(report)
+        figures.sections |= self._reward(votes, figures.fit)
         figures.key = key
+
+    def _reward(self, votes: list[Vote], fit: TasteFit | None) -> dict[str, str]:
+        """How many more votes help, and how good the fit is; both empty without a fit."""
+        if fit is None:
+            return {"more": "", "reward": ""}
+        texts = [Text(one.asked, one.chosen, one.rejected) for one in fit.pairs]
+        count = sum(len(list(better_and_worse(vote))) for vote in votes)
+        try:
+            found = reward_report(fit.votes, texts, same_again(votes), of=count)
+        except UserError as error:  # all votes are on one prompt
+            return {"more": "", "reward": note_html(str(error))}
+        return {"more": forecast_html(found.curve), "reward": reward_html(found, fit.pairs)}
 
     def _tastes(self, votes: list[Vote], figures: Figures) -> str:
         with self._lock:

@@ -214,12 +214,12 @@ def _disagreement(one: Disagreement) -> str:
         answers.append(_answer(f"Preferred by {', '.join(names) or 'nobody'}", text))
     asked = prompt_html(first.prompt)
     return (
-        f'<details class="disagreement"><summary>{html.escape(_line(first.prompt))}</summary>'
+        f'<details class="disagreement"><summary>{html.escape(line_of(first.prompt))}</summary>'
         f'<div class="asked">{asked}</div><div class="answers">{"".join(answers)}</div></details>'
     )
 
 
-def _line(prompt: Prompt) -> str:
+def line_of(prompt: Prompt) -> str:
     """The beginning of a prompt's last message, in one line."""
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     line = " ".join(text.split())

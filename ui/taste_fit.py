@@ -33,6 +33,11 @@ class Example:
     chosen: str
     rejected: str
 
+    @property
+    def asked(self) -> str:
+        """The last message of the prompt."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+
 
 @dataclass(frozen=True)
 class TasteFit:

@@ -10,8 +10,8 @@ import numpy as np
 from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.report_ranking import report_ranking
 from lorarlhf.cli.result import Result, excerpt
-from lorarlhf.cli.reward_report import report_on_reward
-from lorarlhf.cli.taste_examples import as_example, pairs_behind
+from lorarlhf.cli.reward_report import report_on_reward, rows_of
+from lorarlhf.data.readers import as_text
 from lorarlhf.evaluation.rater_report import (
     RaterReport,
     RatersReport,
@@ -147,11 +147,18 @@ def _examples(
     run: Path, votes: VoteFit, found: list[Taste], directions: np.ndarray
 ) -> list[dict[str, str] | None]:
     """For each taste the vote that shows it best, as texts; None where there is none."""
-    rows = pairs_behind(run, votes)
+    rows = rows_of(run, votes)
     if rows is None:
         return [None] * len(found)
     places = clearest_votes(found, directions, votes.chosen, votes.rejected)
-    return [None if place is None else as_example(rows[place]) for place in places]
+    return [None if place is None else _example(rows[place]) for place in places]
+
+
+def _example(row: dict[str, Any]) -> dict[str, str]:
+    prompt = row["prompt"]
+    asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    answers = {name: as_text(row[name]) for name in ("chosen", "rejected")}
+    return {"prompt": asked} | answers
 
 
 def _taste(taste: Taste) -> str:

@@ -125,13 +125,17 @@ class RewardReport:
 
 
 def reward_report(
-    votes: VoteFit, texts: Sequence[Text] | None = None, same_again: Share | None = None
+    votes: VoteFit,
+    texts: Sequence[Text] | None = None,
+    same_again: Share | None = None,
+    of: int | None = None,
 ) -> RewardReport:
     """Predict the votes by cross-validation over their prompts, and measure the predictions.
 
     Args:
         texts: of each vote, if they are known.
         same_again: from the votes that were asked again.
+        of: how many votes there are, if `votes` are only the newest ones.
 
     Raises:
         UserError: votes of fewer than two prompts.
@@ -152,7 +156,7 @@ def reward_report(
         [Mistake(int(found.places[n]), float(confidence[n])) for n in surest],
         None if texts is None else length_report(found, texts, votes.groups),
         same_again if same_again is not None and same_again.of else None,
-        forecast(votes),
+        forecast(votes, of=of),
     )
 
 

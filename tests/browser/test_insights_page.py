@@ -61,10 +61,12 @@ def test_what_the_votes_say(open_page: Any, project: ServedProject) -> None:
     expect(section(page, "raters")).to_contain_text("All raters: 46 votes")
     expect(section(page, "raters")).to_contain_text(re.compile("Agreement on 22 pairs"))
     found = tastes(page)
+    expect(section(page, "more").locator("svg, .summary").first).to_be_visible()
+    expect(section(page, "reward").locator(".summary")).to_contain_text("PPO")
     expect(found.locator(".finding")).to_have_count(20)
     example = found.locator(".finding details").first
     if not example.is_visible():  # none is sure, or all are
-        found.get_by_text("Not clear yet").click()
+        found.get_by_text(re.compile(r"Not clear yet \(\d+\)")).click()
     example.locator("summary").click()
     texts = example.locator(".answer .written")
     expect(texts).to_have_count(2)

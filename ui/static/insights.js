@@ -4,7 +4,7 @@
 
 const root = element.querySelector(".insights");
 const find = (name) => root.querySelector(`[data-part="${name}"]`);
-const SECTIONS = ["tastes", "causes", "raters"];
+const SECTIONS = ["tastes", "causes", "raters", "more", "reward"];
 const AGAIN_MS = 600;
 const READING_MS = 15000; // while the model reads the answers of older votes
 let readings = 40; // it may never read some of them
