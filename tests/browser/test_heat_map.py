@@ -98,5 +98,6 @@ def test_beside_a_chat_answer_and_the_best_of_four(open_page: Any, project: Serv
     heat.get_by_text("The numbers as a table").click()
     shares, score = numbers(heat)
     assert abs(sum(shares) - score) <= 0.0005 * (len(shares) + 1)
+    readable(page)
     picked = re.search(r"score of (-?\d+\.\d\d)", said.inner_text())
     assert picked and abs(float(picked[1]) - score) <= 0.0105
