@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,12 @@ DPO = COMMON + " batch_size=4 epochs=3 save_steps=1 beta=0.2 trl.label_smoothing
 CHAT = ("--prompt", "What is 1?", "--temperature", "0", "--max-new-tokens", "12")
 Row = dict[str, Any]
 Command = Callable[..., Any]
+
+
+def test_the_old_store_is_still_old() -> None:
+    path = (OLD / "project/preferences.sqlite").resolve().as_uri()
+    with closing(sqlite3.connect(f"{path}?mode=ro&immutable=1", uri=True)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
 
 
 @pytest.fixture(scope="session")
