@@ -76,10 +76,10 @@ class KLSettings:
 
 @dataclass
 class HeldOutSettings:
-    """When else than every `eval_steps` held-out prompts are answered; which policy is kept."""
+    """When the policy answers held-out prompts, beside `eval_steps`, and which policy is kept."""
 
     eval_kl_steps: PositiveFloat | None = _field(
-        None, "KL in nats per answer after which such a measurement is due, too"
+        None, "KL in nats per answer after which the held-out prompts are measured, too"
     )
     keep_best_by: Annotated[str, one_of("score", "judge")] = _field(
         "score", "What the best policy below kl_budget has most of on held-out prompts"
@@ -107,6 +107,7 @@ class TrainerDefaults(_BaseConfig):
     adam_epsilon: PositiveFloat = _field(1e-5, "Adam's epsilon (arXiv 2403.17031)")
     gradient_checkpointing: bool = _field(False, "Recompute activations: less memory, more time")
     logging_steps: PositiveFloat = _field(1, "Updates between two log lines")
+    eval_steps: PositiveInt = _field(10, "Updates between two measurements on held-out prompts")
     save_steps: PositiveFloat = _field(10, "Updates between two checkpoints")
     save_total_limit: PositiveInt = _field(2, "Newest checkpoints that are kept")
     report_to: str = _field("none", "Where metrics also go: none, wandb, tensorboard, ...")
@@ -157,7 +158,6 @@ class PPOConfig(
     max_approx_kl: PositiveFloat | None = _field(
         None, "KL in nats per token that ends an update's epochs early"
     )
-    eval_steps: PositiveInt = _field(10, "Updates between two measurements on held-out prompts")
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
