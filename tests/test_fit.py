@@ -16,6 +16,7 @@ from lorarlhf.rewards.priors import (
     Prior,
     VoteMatrix,
     blend_priors,
+    prior_masses,
     split_groups,
     spread_groups,
 )
@@ -198,6 +199,17 @@ def test_a_blend_s_weight_is_the_average_of_its_fits() -> None:
     )
     assert len(fit.blend.priors) > 1
     np.testing.assert_allclose(fit.weight, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_priors_with_and_without_axes_count_the_same_before_any_vote() -> None:
+    some = (Prior(1.0, 0.1), Prior(3.0), Prior(1.0, 0.2), Prior(3.0, 0.1))
+    np.testing.assert_allclose(prior_masses(some), [1 / 6, 1 / 2, 1 / 6, 1 / 6])
+    np.testing.assert_allclose(prior_masses(some[:1]), [1])
+    np.testing.assert_allclose(prior_masses(some[2:]), [1 / 2, 1 / 2])
+    chosen, rejected = planted(0, 2, np.ones(6))
+    found = fit_head(chosen, rejected, [0, 1], background=[chosen], axes=np.ones((1, 6))).blend
+    along = [share for prior, share in found.priors if prior.axis_strength]
+    assert sum(along) == pytest.approx(1 / 2) and len(along) == 9
 
 
 @pytest.mark.parametrize("votes", [1, 2, 30])

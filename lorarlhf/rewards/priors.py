@@ -39,7 +39,7 @@ PRIORS = (
 PRIORS_WITHOUT_AXES = (Prior(0.3), Prior(1.0), Prior(3.0))
 FOLDS = 5
 MIN_GROUPS = 10
-"""With fewer prompts cross-validation is too noisy, so all priors get the same share."""
+"""With fewer prompts cross-validation is too noisy, so the priors' masses are their shares."""
 MIN_SHARE = 0.01
 """Priors with a smaller share are left out."""
 MOST_WEIGHED = 4000
@@ -123,11 +123,11 @@ def blend_priors(
 ) -> Blend:
     """Weight priors by how well their fits predict held-out votes.
 
-    A prior's share is proportional to exp(-its summed held-out loss) (pseudo-Bayesian model
-    averaging; Yao et al. 2018, arXiv 1704.02030, section 3.4). Picking the best prior instead would
-    be a matter of luck, since with 50 votes the losses of similar priors hardly differ. All votes
-    of a group (a prompt) are on the same side of a split. Of more than `MOST_WEIGHED` votes, those
-    of evenly spread groups are taken.
+    A prior's share is proportional to its mass (see `prior_masses`) times exp(-its summed held-out
+    loss) (pseudo-Bayesian model averaging; Yao et al. 2018, arXiv 1704.02030, section 3.4).
+    Picking the best prior instead would be a matter of luck, since with 50 votes the losses of
+    similar priors hardly differ. All votes of a group (a prompt) are on the same side of a split.
+    Of more than `MOST_WEIGHED` votes, those of evenly spread groups are taken.
 
     Args:
         votes: N votes.
@@ -136,7 +136,8 @@ def blend_priors(
     """
     tried = tuple(priors or (PRIORS if votes.has_axes else PRIORS_WITHOUT_AXES))
     if len(set(groups)) < MIN_GROUPS:
-        return Blend(tuple((prior, 1 / len(tried)) for prior in tried))
+        masses = prior_masses(tried).tolist()
+        return Blend(tuple(zip(tried, masses, strict=True)))
     if len(votes) > MOST_WEIGHED:
         taken = spread_groups(groups, MOST_WEIGHED)
         votes = votes.part(taken)
@@ -148,7 +149,7 @@ def blend_priors(
         for place, weights in enumerate(votes.part(folds != fold).fits(tried)):
             margins[place, folds == fold] = held_out @ weights
     losses = np.logaddexp(0, -margins).sum(axis=1)
-    shares = np.exp(losses.min() - losses)
+    shares = prior_masses(tried) * np.exp(losses.min() - losses)
     shares[shares < MIN_SHARE * shares.sum()] = 0
     shares /= shares.sum()
     average = shares @ margins
@@ -157,6 +158,17 @@ def blend_priors(
         cv_accuracy=float(np.mean((average > 0) + 0.5 * (average == 0))),
         cv_loss=float(np.logaddexp(0, -average).mean()),
     )
+
+
+def prior_masses(priors: Sequence[Prior]) -> Array:
+    """What each prior counts before any vote (n,): half for those with axes, half for the others.
+
+    A taste may or may not lie along the axes. If each prior counted the same, the more numerous
+    ones with axes would win while there are too few votes to tell.
+    """
+    along = np.array([prior.axis_strength > 0 for prior in priors])
+    same_kind = np.where(along, along.sum(), (~along).sum())
+    return np.asarray(1 / same_kind / len(np.unique(along)), dtype=np.float64)
 
 
 def split_groups(groups: Sequence[Hashable], folds: int = FOLDS) -> NDArray[np.int64]:
