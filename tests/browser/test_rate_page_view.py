@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from lorarlhf.preferences.guesses import Guess, add_guess
+from lorarlhf.preferences.records import Verdict
 from tests.browser.projects import (
     ME,
     ServedProject,
@@ -36,6 +38,20 @@ LONG = "\n\n".join(f"Paragraph {n}. " + "The tide comes and goes again. " * 12 f
 
 
 # ---- what is shown
+
+
+def test_the_meter_tells_the_sure_predictions_apart(open_page: Any, project: ServedProject) -> None:
+    for n, (right, confidence) in enumerate([(1.0, 0.9), (0.0, 0.6), (1.0, 0.8), (0.0, None)]):
+        shown = project.store.present(project.ask(f"Before {n}?"), ME)
+        number = project.store.judge(shown.token, Verdict("ranked", [[0], [1]]))
+        add_guess(project.store, Guess(number, right, 0.25, 0.5, 4 + n, confidence))
+    project.ask("Now?")
+    page = open_page(project.url)
+    shows(page, "Now?")
+    expect(part(page, "meter")).to_have_text(
+        "50% of your last 4 votes were predicted correctly (15% to 85%); of the 2 it was sure of, "
+        "100% (34% to 100%). Guessing gets 50%, “the longer one” 25%."
+    )
 
 
 def test_answers_are_shown_as_markdown_and_folded(open_page: Any, project: ServedProject) -> None:
