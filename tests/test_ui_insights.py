@@ -117,6 +117,13 @@ def test_only_the_newest_pairs_are_fitted(planted: Planted, monkeypatch: Any) ->
     assert MOST_PAIRS > 30
 
 
+def test_many_votes_are_read_in_two_steps(planted: Planted, monkeypatch: Any) -> None:
+    monkeypatch.setattr("lorarlhf_ui.insights.NEWEST", 30)
+    planted.vote(50)
+    sections = looked(insights(planted))["sections"]
+    assert "newest 30 votes" in sections["tastes"] and "me: 50 votes" in sections["raters"]
+
+
 def test_votes_without_hidden_states_are_asked_for(planted: Planted) -> None:
     planted.vote(12)
     planted.vote(3, known=False)

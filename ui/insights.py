@@ -25,10 +25,12 @@ from lorarlhf_ui.hidden_states import HiddenStates
 from lorarlhf_ui.insights_html import causes_html, note_html, raters_html, taste_html, tastes_html
 from lorarlhf_ui.insights_reward import forecast_html, reward_html
 from lorarlhf_ui.reward_role import BUSY, SECONDS
-from lorarlhf_ui.taste_fit import TasteFit, fit_tastes
+from lorarlhf_ui.taste_fit import MOST_PAIRS, TasteFit, fit_tastes
 from lorarlhf_ui.votes import View
 
 LONGEST_SENTENCE = 1000
+NEWEST = 2 * MOST_PAIRS
+"""Votes among which there are enough that prefer an answer, unless half are ties or skips."""
 NO_VOTES = "There are no votes yet. Rate some answers first."
 
 
@@ -45,10 +47,10 @@ class Whose:
     rater: str | None
     not_theirs: tuple[str, ...] | None = None
 
-    def read(self, store: Store) -> list[Vote]:
-        """Their votes for training."""
+    def read(self, store: Store, newest: int | None = None) -> list[Vote]:
+        """Their votes for training; all, or at least the newest ones."""
         if self.not_theirs is None:
-            return store.votes(rater=self.rater, purpose="train")
+            return store.votes(rater=self.rater, purpose="train", newest=newest)
         found = store.votes(purpose="train")
         return [vote for vote in found if vote.rater not in self.not_theirs]
 
@@ -157,7 +159,7 @@ class Insights:
             return self._lock.wait_for(lambda: not self._working, seconds)
 
     def _fit(self, wanted: Whose) -> TasteFit:
-        return fit_tastes(wanted.read(self._requests), self.states)
+        return fit_tastes(wanted.read(self._requests, NEWEST), self.states)
 
     def _whose(self, rater: str, scope: str) -> Whose:
         """Whose votes the History page would show for this scope."""
@@ -185,12 +187,14 @@ class Insights:
 
     def _compute(self, wanted: Whose, figures: Figures) -> None:
         key = self._key(self.store)
-        votes = wanted.read(self.store)
+        votes = wanted.read(self.store, NEWEST)  # the tastes need no more, and come first
         figures.problem = "" if votes else NO_VOTES
         if not votes:
             figures.sections, figures.fit, figures.key = {}, None, key
             return
         figures.sections["tastes"] = self._tastes(votes, figures)
+        if len(votes) == NEWEST:
+            votes = wanted.read(self.store)
         report = raters_report(votes)
         figures.sections["causes"] = causes_html(report.together)
         figures.sections["raters"] = raters_html(report)

@@ -12,7 +12,8 @@ from playwright.sync_api import Locator, Page, expect
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
 from tests.browser.chat_steps import SETTLED_MS, ask, letters, messages, number, ready, written
-from tests.browser.projects import ME, ServedProject, put_runs, running
+from tests.browser.projects import ME, ServedProject, ends, press, put_runs, running
+from tests.browser.test_compare_page import asked, begin, compared
 from tests.browser.test_looks import FAINT
 
 RUN, REWARD = "0001-sft", "0002-reward"
@@ -101,3 +102,21 @@ def test_beside_a_chat_answer_and_the_best_of_four(open_page: Any, project: Serv
     readable(page)
     picked = re.search(r"score of (-?\d+\.\d\d)", said.inner_text())
     assert picked and abs(float(picked[1]) - score) <= 0.0105
+
+
+def test_the_best_of_four_is_compared_blind(open_page: Any, project: ServedProject) -> None:
+    best = f"base, best of 4 by {REWARD}"
+    page = open_page(f"{project.url}/compare")
+    begin(page, best, "base")
+    for votes in range(5):
+        asked(page, votes)
+        assert "best of" not in page.locator(".vote-widget").inner_text()
+        press(page, "first")
+    ends(page, f"base against {best}: wins")
+    votes = compared(project)
+    assert len(votes) == 5 and {source for vote in votes for source in vote.sources} == {
+        best,
+        "base",
+    }
+    counts = {sampling.get("best_of") for vote in votes for sampling in vote.sampling}
+    assert counts == {None, 4}
