@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.rewards.role import encode_answer, score_answers
 from lorarlhf.rewards.token_shares import TokenShares, token_shares, token_texts
+from tests.odd_texts import odd_texts
 
 PROMPT = [{"role": "user", "content": "How was it?"}]
 ANSWERS = [
@@ -114,3 +117,24 @@ def test_a_character_of_several_tokens_belongs_to_the_last(small_base: Backbone)
     ids = small_base.tokenizer(text, add_special_tokens=False)["input_ids"]
     texts = token_texts(small_base, ids)
     assert "".join(texts) == text and "🙂" in texts and len(texts) == len(ids) > 3
+
+
+def test_the_texts_of_tokens_are_the_text(tiny: Backbone) -> None:
+    for text in odd_texts()[::5]:
+        whole = text.encode("utf-8", "replace").decode()  # no halves of surrogate pairs
+        ids = tiny.tokenizer(whole, add_special_tokens=False)["input_ids"]
+        texts = token_texts(tiny, ids)
+        assert len(texts) == len(ids)
+        assert "".join(texts) == tiny.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_a_tokenizer_that_looks_far_back_is_asked_for_the_whole_text() -> None:
+    class FarBack:
+        """Writes a word in capitals after an exclamation mark anywhere before it."""
+
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            words = ["!" if number == 0 else f" w{number}" for number in ids]
+            return "".join(word.upper() if 0 in ids[:at] else word for at, word in enumerate(words))
+
+    backbone: Any = SimpleNamespace(tokenizer=FarBack())
+    assert token_texts(backbone, [1, 0, 2, 3]) == [" w1", "!", " W2", " W3"]
