@@ -169,7 +169,7 @@ def best_scale(margins: Array) -> float:
     """The factor by which the margins (N,) of held-out votes predict them best, as a sigmoid.
 
     In benchmarks/calibration.py votes are predicted better than the fit's own sigmoid says,
-    probably because narrow priors make its margins too small. One factor mends it without changing any
+    probably because narrow priors make its margins too small. One factor mends it and changes no
     order (temperature scaling; Guo et al. 2017, arXiv 1706.04599, section 4.2). Its logarithm has a
     Gaussian prior of deviation `SCALE_DEVIATION`, which keeps it near 1 where there are few votes.
     """
