@@ -4,10 +4,13 @@
 
 The pool, the raters and the splits are those of `votes_to_accuracy.py`. A head is fitted on 50, 100
 or 200 votes, of which none, a tenth or a quarter are wrong, and predicts every pair of answers to
-the held-out prompts that is no tie. Two probabilities are compared:
+the held-out prompts that is no tie. Four probabilities are compared:
 
 - point: the sigmoid of the difference of the scores;
-- posterior: with the doubt about the weights (`Posterior.win_probability`).
+- posterior: with the doubt about the weights (MacKay's moderated probability);
+- scaled: the sigmoid of the difference times a factor by which held-out votes of the fit are
+  predicted best (`best_scale` in `lorarlhf/rewards/priors.py`);
+- both: scaled, and with the doubt: this is `Posterior.win_probability`.
 
 The main figures are against held-out *votes of the same rater*, as many of which are wrong.
 `rule` judges the same probabilities by the rater's rule without noise: a head that learned from
@@ -43,6 +46,7 @@ from votes_to_accuracy import KINDS, RULES, remembering
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.evaluation.calibration import calibration_curve, expected_calibration_error
 from lorarlhf.rewards.axes import style_axes
+from lorarlhf.rewards.posterior import moderated
 from lorarlhf.rewards.raters import Rater, Rule
 from lorarlhf.rewards.vote_fit import VoteFit
 
@@ -50,7 +54,7 @@ NOISES = (0.0, 0.1, 0.25)
 VOTES = (50, 100, 200)
 SEEDS = 10
 DRAWS = 20
-SIDES = ("point", "posterior")
+SIDES = ("point", "posterior", "scaled", "both")
 Array = np.ndarray
 
 
@@ -80,10 +84,13 @@ def predicted(
     fit.add_all(*voted_features(pool.mean, votes), [place for place, _, _ in votes])
     first, second = voted_features(pool.mean, [tuple(pair) for pair in pairs.tolist()])
     posterior = fit.posterior()
-    margins, _ = posterior.margins(first, second)
+    margins, doubts = posterior.margins(first, second)
+    scale, sure = posterior.scale, np.zeros_like(doubts)
     return {
-        "point": 0.5 * (1 + np.tanh(margins / 2)),
-        "posterior": posterior.win_probability(first, second),
+        "point": moderated(margins, sure),
+        "posterior": moderated(margins, doubts),
+        "scaled": moderated(scale * margins, sure),
+        "both": moderated(scale * margins, scale * doubts),
     }
 
 

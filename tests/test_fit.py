@@ -15,6 +15,7 @@ from lorarlhf.rewards.priors import (
     Blend,
     Prior,
     VoteMatrix,
+    best_scale,
     blend_priors,
     prior_masses,
     split_groups,
@@ -199,6 +200,19 @@ def test_a_blend_s_weight_is_the_average_of_its_fits() -> None:
     )
     assert len(fit.blend.priors) > 1
     np.testing.assert_allclose(fit.weight, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_scale_makes_margins_as_sure_as_they_are_right() -> None:
+    rng = np.random.default_rng(0)
+    margins = rng.normal(size=20000)
+    right = rng.random(20000) < sigmoid(2 * margins)
+    signed = np.where(right, margins, -margins)
+    assert best_scale(signed) == pytest.approx(2, rel=0.06)
+    assert best_scale(signed * 4) == pytest.approx(1 / 2, rel=0.06)
+    # Without votes, or where margins tell nothing of a few votes, it stays at 1 or near it.
+    assert best_scale(np.zeros(3)) == 1
+    assert 0.4 < best_scale(np.array([1.0, -1.0, 0.5])) < 1
+    assert best_scale(np.full(5, 1.0)) < 4
 
 
 def test_priors_with_and_without_axes_count_the_same_before_any_vote() -> None:

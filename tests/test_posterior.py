@@ -103,4 +103,14 @@ def test_of_stored_votes() -> None:
     chance = found.win_probability(better, worse)
     margin = fit.score(better) - fit.score(worse)
     assert ((chance > 0.5) == (margin > 0)).all()
-    assert (np.abs(chance - 0.5) < np.abs(1 / (1 + np.exp(-margin)) - 0.5)).all()  # less sure
+    certain = 1 / (1 + np.exp(-found.scale * margin))
+    assert (np.abs(chance - 0.5) < np.abs(certain - 0.5)).all()  # less sure
+
+
+def test_a_scale_changes_probabilities_and_no_score() -> None:
+    rows, asked = made(20), np.random.default_rng(1).normal(size=(2, 3, WIDTH))
+    plain, scaled = (posterior(rows, Blend(((Prior(0.7), 1.0),), scale=k)) for k in (1.0, 2.0))
+    mean, deviation = plain.margins(*asked)
+    np.testing.assert_allclose(scaled.margins(*asked), (mean, deviation))
+    np.testing.assert_allclose(scaled.win_probability(*asked), moderated(2 * mean, 2 * deviation))
+    np.testing.assert_allclose(plain.win_probability(*asked), moderated(mean, deviation))

@@ -88,10 +88,13 @@ class Posterior:
         space: in which the fit saw the votes.
         votes: all of them.
         blend: the priors with their shares.
+
+    Attributes:
+        scale: that of the blend, for probabilities; scores and margins are without it.
     """
 
     def __init__(self, space: VoteSpace, votes: VoteMatrix, blend: Blend) -> None:
-        self._space, self._votes = space, votes
+        self._space, self._votes, self.scale = space, votes, blend.scale
         priors = [prior for prior, _ in blend.priors]
         self._parts = [
             _Part.of(votes, prior, share, weights)
@@ -113,10 +116,11 @@ class Posterior:
         """The chance (M,) that a vote prefers the first answer, with the doubt about the weights.
 
         sigmoid(m / sqrt(1 + pi s^2 / 8)) approximates the mean of the sigmoid over N(m, s^2)
-        (MacKay 1992, equation 10): the less the votes say, the nearer to one half.
+        (MacKay 1992, equation 10): the less the votes say, the nearer to one half. Both m and s are
+        multiplied by `scale` first, by which held-out votes are predicted best.
         """
         mean, deviation = self.margins(first, second)
-        return moderated(mean, deviation)
+        return moderated(self.scale * mean, self.scale * deviation)
 
     def folded(self) -> tuple[Array, Array]:
         """Deviations without the votes: an offset (F,) and a factor (F, F).

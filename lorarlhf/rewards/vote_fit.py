@@ -161,7 +161,7 @@ class VoteFit:
         if self._blend is not None:
             priors = [[p.l2, p.axis_strength, share] for p, share in self._blend.priors]
             numbers = [self._blend.cv_accuracy, self._blend.cv_loss, self._weighted_at]
-            note["blend"] = json.dumps([priors, *numbers])
+            note["blend"] = json.dumps([priors, *numbers, self._blend.scale])
         save_file(tensors, str(path), metadata=note)
 
     @classmethod
@@ -178,11 +178,12 @@ class VoteFit:
             if groups:
                 votes.add_all(tensors["chosen"], tensors["rejected"], groups)
             if "blend" in note:
-                # Earlier versions wrote NaN for what was not measured.
+                # Earlier versions wrote NaN for what was not measured, and no scale.
                 blend = replace_nonfinite(json.loads(note["blend"]))
-                priors, accuracy, loss, weighted_at = blend
+                priors, accuracy, loss, weighted_at, *scale = blend
                 shares = tuple((Prior(l2, axis), share) for l2, axis, share in priors)
-                votes._blend, votes._weighted_at = Blend(shares, accuracy, loss), weighted_at
+                votes._blend = Blend(shares, accuracy, loss, *scale)
+                votes._weighted_at = weighted_at
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise UserError(
                 f"The votes in {path} can't be read ({error}). Name a votes.safetensors that a "
