@@ -85,7 +85,9 @@ def test_prompts_are_counted_by_their_items_for_training(store: Store) -> None:
         (talk, "compare"),
     ):
         store.add_item(prompt, ANSWERS, purpose=purpose)
-    assert sorted(count_asked(store), key=str) == [("What?", 1), (talk, 2)]
+    in_another_order = [{"content": "Why?", "role": "user"}]
+    assert count_asked(store, ["What?", "Who?", talk, in_another_order]) == [1, 0, 2, 2]
+    assert count_asked(store, []) == []
 
 
 def test_every_change_has_a_newer_judgement(store: Store) -> None:

@@ -1,5 +1,6 @@
 """The Rate page asks next what would teach the rater's head the most, if that is set."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,22 @@ def test_what_would_teach_the_most_is_asked_first(open_bench: OpenBench) -> None
     same, near, far = three(bench)
     assert bench.prefetch.order.best_first("ann") == [far, near, same]
     assert asked(bench, 3) == ["far?", "near?", "same?"]
+
+
+def test_no_vote_waits_while_the_prefetch_thread_reads(open_bench: OpenBench) -> None:
+    bench = open_with(open_bench, order="information", repeats=0.0)
+    votes(bench)
+    three(bench)
+    view = begin(bench)
+    after: list[dict[str, Any]] = []
+    with bench.prefetch.store._lock:  # as in a long scan
+        thread = threading.Thread(
+            target=lambda: after.append(bench.ratings.vote("ann", view["token"], LEFT, 900)),
+            daemon=True,
+        )
+        thread.start()
+        thread.join(60)
+        assert after and on_screen(after[0])[0].startswith("near?")
 
 
 def test_by_default_items_are_asked_as_they_were_made(open_bench: OpenBench) -> None:

@@ -1,9 +1,11 @@
 """Statistics of a store: votes by kind and by rater, agreement, and prompts asked."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorarlhf.preferences.records import Prompt
+from lorarlhf.preferences.rows import prompt_digest
 from lorarlhf.preferences.store import Store
 
 FEWEST_OVERLAPS = 20
@@ -84,13 +86,17 @@ def self_agreement(store: Store) -> dict[str, int]:
     return {"repeats": rows[0]["repeats"], "same": rows[0]["same"]}
 
 
-def count_asked(store: Store) -> list[tuple[Prompt, int]]:
-    """Each prompt with the number of its items for training."""
+def count_asked(store: Store, prompts: Sequence[Prompt]) -> list[int]:
+    """How many items for training each of these prompts has."""
+    digests = [prompt_digest(prompt) for prompt in prompts]
     rows = store.rows(
-        "SELECT q.messages, count(*) AS asked FROM item i JOIN prompt q ON q.id = i.prompt_id "
-        "WHERE i.purpose = 'train' GROUP BY q.id"
+        "SELECT q.digest, count(*) AS asked FROM item i JOIN prompt q ON q.id = i.prompt_id "
+        "WHERE i.purpose = 'train' AND i.prompt_id IN "
+        "(SELECT id FROM prompt WHERE digest IN (SELECT value FROM json_each(?))) GROUP BY q.id",
+        (json.dumps(digests),),
     )
-    return [(json.loads(row["messages"]), row["asked"]) for row in rows]
+    asked = {row["digest"]: row["asked"] for row in rows}
+    return [asked.get(digest, 0) for digest in digests]
 
 
 def count_to_train_on(store: Store, rater: str, most: int) -> int:
