@@ -25,7 +25,7 @@ from lorarlhf_ui.information_order import MOST_COMPARED, InformationOrder
 from lorarlhf_ui.models import INFORMATION, AnswerSettings, Models
 
 if TYPE_CHECKING:
-    from lorarlhf.rewards.vote_fit import VoteFit
+    from lorarlhf.rewards.posterior import Posterior
 
 READY_ITEMS = 6
 """How many unseen items are kept ready, unless one is chosen among more."""
@@ -96,10 +96,10 @@ class Prefetch:
         write_setting(self.store, SETTING, asdict(settings))
         self.wake()
 
-    def learn(self, rater: str, fit: "VoteFit | None") -> None:
-        """Take over the votes of a rater, if the order needs them; see `InformationOrder`."""
+    def learn(self, rater: str, head: "Posterior | None") -> None:
+        """Take over the head of a rater, if the order needs it; see `InformationOrder`."""
         if self.settings().order == INFORMATION:
-            self.order.learn(rater, fit)
+            self.order.learn(rater, head)
 
     def wake(self) -> None:
         """Check now whether more items are needed."""

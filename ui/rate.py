@@ -179,7 +179,7 @@ class Ratings:
         return view | self._status(rater)
 
     def _next_shown(self, rater: str) -> queue.Shown | None:
-        # Not by the store of `prefetch`, which its thread reads for long where there are many votes.
+        # Not by the store of `prefetch`: its thread may be reading all items.
         settings = read_settings(self.store)
         # Before the queue's transaction, which would keep others from voting.
         first = self.prefetch.order.best_first(rater) if settings.order == INFORMATION else []
