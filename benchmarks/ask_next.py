@@ -1,8 +1,8 @@
 """Does it save votes to ask the most informative pair next?
 
 Three simulated raters with 10% noise vote on pairs of the base's answers to the bundled prompts.
-For each of ten seeds, 60 prompts are held out. The head is fitted to the votes so far, exactly as
-the Rate page does it, and judged on pairs of answers to the held-out prompts, by the rater's rule
+For each of ten seeds, 60 prompts are held out. The head is fitted to the votes so far, as on the
+Rate page, and judged on pairs of answers to the held-out prompts, by the rater's rule
 without noise and without near ties (as in `votes_to_accuracy.py`).
 
     python benchmarks/ask_next.py --jobs 2 --out runs/ask_next.json
@@ -12,11 +12,10 @@ Each row of a table is a set of pairs from which the next one is chosen, and wha
 
 - queue of N: N pairs wait, and a new one takes the place of the one that is asked, as on the page.
   What was not chosen stays, so that in the long run everything is asked;
-- best of N new: N pairs are drawn anew each time, and those that are not chosen are dropped: N
-  times as many answers are generated;
+- best of N new: N pairs are drawn anew each time, and those not chosen are dropped;
 - pairs of a prompt: a new prompt each time; one of the six pairs of its four answers;
 - information: the mutual information of the vote and the weights (`rewards/information.py`), by the
-  posterior before the newest vote, as on the page;
+  posterior before the newest vote, as on the page; from 20 votes on it is renewed after five each;
 - fisher: the gain in the determinant of the information matrix (arXiv 2502.04354);
 - moderate: information, among pairs whose vote is predicted with 20% to 80% as far as there are
   any, since the most informative pairs may be outliers.
@@ -39,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _fisher import fisher_gain
 from _pools import (
     MAX_NEW_TOKENS,
     PAIRS,
@@ -51,13 +51,14 @@ from _pools import (
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.rewards.axes import style_axes
+from lorarlhf.rewards.fit import HeadFit, in_vote_space
 from lorarlhf.rewards.information import mutual_information
 from lorarlhf.rewards.posterior import Posterior, moderated
 from lorarlhf.rewards.raters import RATERS
 from lorarlhf.rewards.vote_fit import VoteFit
 
 NOISE = 0.1
-VOTES = (25, 50, 75, 100, 125, 150, 200)
+VOTES = (25, 50, 75, 100, 150, 200)
 SHOWN = (25, 50, 100, 150, 200)
 TARGET = 100
 SEEDS = 10
@@ -78,8 +79,13 @@ class Way:
     order: str
 
     @property
+    def chooses(self) -> bool:
+        """Whether the head has a say."""
+        return not self.order.startswith("random")
+
+    @property
     def name(self) -> str:
-        if self.order.startswith("random"):
+        if not self.chooses:
             return self.order
         sets = {"queue": "queue of {}", "new": "best of {} new", "prompt": "pairs of a prompt"}
         return f"{sets[self.choice].format(self.size)}: {self.order}"
@@ -92,9 +98,9 @@ WAYS = (
     Way("queue", 24, "information"),
     Way("new", 6, "information"),
     Way("prompt", 6, "information"),
-    Way("new", 240, "information"),
-    Way("new", 240, "fisher"),
-    Way("new", 240, "moderate"),
+    Way("new", 48, "information"),
+    Way("new", 48, "fisher"),
+    Way("new", 48, "moderate"),
 )
 
 
@@ -136,21 +142,6 @@ class Candidates:
             self.waiting.remove(pair)
 
 
-def fisher_gain(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Half of the gain (M,) in the log determinant of the information matrix, in nats.
-
-    With the earlier votes and the prior in it (the past-aware D-optimal design of Shen, Sun and Ton
-    2025, arXiv 2502.04354), for one pair at a time: log det(A + p(1-p) x x^T) - log det A =
-    log(1 + p(1-p) x^T A^-1 x), with the difference x of the features, A the precision of the
-    posterior and p = sigmoid(mean); x^T A^-1 x is the variance of the margin.
-
-    Args:
-        mean, deviation: of the margin of each pair, (M,) each.
-    """
-    p = 0.5 * (1 + np.tanh(mean / 2))
-    return 0.5 * np.log1p(p * (1 - p) * deviation**2)
-
-
 def chosen(
     way: Way,
     options: list[Pair],
@@ -176,7 +167,7 @@ def simulate(
     axes: np.ndarray | None,
     draw: np.random.Generator,
     counts: tuple[int, ...] = VOTES,
-) -> Iterator[tuple[VoteFit, int]]:
+) -> Iterator[tuple[VoteFit, HeadFit, int]]:
     """Vote until there are as many votes as the last of `counts`.
 
     Args:
@@ -185,9 +176,9 @@ def simulate(
         prompts: those that are voted on.
 
     Yields:
-        At each of `counts`: the votes so far, and how many pairs were asked for them.
+        At each of `counts`: the votes so far, their head, and how many pairs were asked for them.
     """
-    fit, posterior, asked = VoteFit(axes), None, 0
+    fit, blend, posterior, asked = VoteFit(axes), None, None, 0
     candidates, marks = Candidates(way, prompts, draw), list(counts)
     while marks:
         pair = chosen(way, candidates.options(), features, posterior)
@@ -196,24 +187,26 @@ def simulate(
         won = vote(pair)
         if not won:
             continue
-        if len(fit) >= FEWEST and not way.order.startswith("random"):
-            posterior = fit.posterior()  # without this vote: the page asks before it is learned
+        due = len(fit) % (1 if len(fit) < 20 else 5) == 0
+        if len(fit) >= FEWEST and due and way.chooses:
+            # Without this vote: the page asks the next pair before it is learned.
+            blend = blend or fit.fit().blend
+            rows = fit.chosen, fit.rejected
+            posterior = Posterior(*in_vote_space(*rows, background=rows, axes=axes), blend)
         place, first, second = pair if won > 0 else (pair[0], pair[2], pair[1])
         fit.add(features[place, first], features[place, second], place)
         if len(fit) == marks[0]:
-            yield fit, asked
+            head = fit.subset(range(len(fit))).fit()  # its priors are weighted anew
+            blend = head.blend
+            yield fit, head, asked
             marks.pop(0)
 
 
 def one_seed(
     features: np.ndarray, truth: np.ndarray, name: str, axes: np.ndarray | None, seed: int
 ) -> dict[str, list[tuple[float, int]]]:
-    """By way: accuracy and pairs asked at each of `VOTES`, for one rater and one seed.
-
-    Args:
-        features: (P, A, F).
-        truth: (P, A) what the rater's rule scores.
-    """
+    """By way: accuracy and pairs asked at each of `VOTES`, for one rater and one seed; from the
+    features (P, A, F) and what the rater's rule scores (P, A)."""
     seen, unseen = split_prompts(len(truth), min(60, len(truth) // 4), seed)
     flipped = np.random.default_rng([seed, 1]).random(truth.shape + truth.shape[1:]) < NOISE
     width = RATERS[name].tie_width * (1 + 1e-9)
@@ -228,9 +221,8 @@ def one_seed(
     for way in WAYS:
         draw = np.random.default_rng([seed, 2 + (way.order == "random, again")])
         found[way.name] = [
-            # A new fit, so that its priors are weighted at the same numbers of votes in each way.
-            (pair_accuracy(fit.subset(range(len(fit))).fit().score(features), pairs), asked)
-            for fit, asked in simulate(way, features, vote, seen, axes, draw)
+            (pair_accuracy(head.score(features), pairs), asked)
+            for _, head, asked in simulate(way, features, vote, seen, axes, draw)
         ]
     return found
 
@@ -239,10 +231,8 @@ def one_seed(
 
 
 def votes_needed(curve: np.ndarray, target: float) -> float:
-    """Votes at which a curve (over `VOTES`) first reaches a target; infinite if it does not.
-
-    In a straight line between two of `VOTES`, along the best so far.
-    """
+    """Votes at which a curve over `VOTES` first reaches a target, on a straight line between two of
+    them; infinite if it does not."""
     best = np.maximum.accumulate(curve)
     if best[-1] < target:
         return float("inf")
@@ -250,11 +240,8 @@ def votes_needed(curve: np.ndarray, target: float) -> float:
 
 
 def summarise(found: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """By way: means, differences to random and votes needed, each with its interval.
-
-    Args:
-        found: by way, (S, R, V, 2): accuracy and pairs asked of S seeds, R raters, V = `VOTES`.
-    """
+    """By way: means, differences to random and votes needed, each with its interval; `found`: by
+    way, (S, R, V, 2), accuracy and pairs asked of S seeds and R raters at V = `VOTES`."""
     seeds = len(found["random"])
     draws = np.random.default_rng(0).integers(0, seeds, (DRAWS, seeds))
     at = VOTES.index(TARGET)
