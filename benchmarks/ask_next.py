@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _fisher import fisher_gain
 from _pools import (
     MAX_NEW_TOKENS,
     PAIRS,
@@ -51,7 +52,7 @@ from _pools import (
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.rewards.axes import style_axes
 from lorarlhf.rewards.fit import HeadFit, in_vote_space
-from lorarlhf.rewards.information import fisher_gain, mutual_information
+from lorarlhf.rewards.information import mutual_information
 from lorarlhf.rewards.posterior import Posterior, moderated
 from lorarlhf.rewards.raters import RATERS
 from lorarlhf.rewards.vote_fit import VoteFit

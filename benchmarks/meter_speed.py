@@ -1,7 +1,7 @@
 """The Rate page's meter with many votes: a report, and a vote predicted and added to its fit.
 
-With the order "most informative first" there are two steps more: the posterior
-of the head, in the same thread, and the order of 24 waiting items, for which the rater waits.
+With the order "most informative first" there is a step more: the order of 24 waiting items, for
+which the rater waits.
 
     .venv/bin/python benchmarks/meter_speed.py
     .venv/bin/python benchmarks/meter_speed.py --votes 200 20000 60000
@@ -38,25 +38,25 @@ def main() -> None:
     parser.add_argument("--more", type=int, default=60, help="votes that are timed")
     args = parser.parse_args()
     print(
-        "| votes before | a report, ms | a vote, ms (median) | 9 in 10 below | the slowest ", end=""
+        "| votes before | a report, ms | a vote, ms (median) | 9 in 10 below | the slowest "
+        "| the order |"
     )
-    print("| the posterior | the order |")
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|")
     for count in args.votes:
         with TemporaryDirectory() as folder:
-            report, votes, posterior, order = measure(Path(folder), count, args.more)
+            report, votes, order = measure(Path(folder), count, args.more)
         ordered = sorted(votes)
         tenth = ordered[math.ceil(0.9 * len(ordered)) - 1]
         print(
             f"| {count:,} | {median(report):.1f} | {median(votes):.0f} | {tenth:.0f} | "
-            f"{ordered[-1]:.0f} | {median(posterior):.0f} | {median(order):.0f} |",
+            f"{ordered[-1]:.0f} | {median(order):.0f} |",
             flush=True,
         )
 
 
 def measure(folder: Path, count: int, more: int) -> tuple[list[float], ...]:
-    """Milliseconds of reports, of votes from their arrival until the new head is there, of its
-    posterior, and of the order of the waiting items by it."""
+    """Milliseconds of reports, of votes from their arrival until the new head is there, and of the
+    order of the waiting items by it."""
     rng = np.random.default_rng(0)
     truth = rng.normal(size=WIDTH)
     store, states = Store(folder / "votes.sqlite"), HiddenStates(folder / "states.sqlite")
@@ -71,13 +71,13 @@ def measure(folder: Path, count: int, more: int) -> tuple[list[float], ...]:
             rows = sorted(rng.normal(size=(2, WIDTH)), key=lambda row: -(row @ truth))
             states.put(prompt, texts, [packed(row) for row in rows])
     add_votes(store, votes[:count])
-    meter = Meter(Store(store.path), HiddenStates(folder / "states.sqlite"))
     order = InformationOrder(Store(store.path), states)
+    meter = Meter(Store(store.path), HiddenStates(folder / "states.sqlite"), learned=order.learn)
     for place in range(MOST_COMPARED):
         texts = (f"waiting {place}", f"waiting {place}, another")
         states.put("Waiting?", texts, [packed(row) for row in rng.normal(size=(2, WIDTH))])
         store.add_item("Waiting?", [(text, "base") for text in texts])
-    reports, spans, posteriors, orders = [], [], [], []
+    reports, spans, orders = [], [], []
     for vote in votes[count:]:
         item = store.add_item(vote.prompt, vote.completions)
         number = store.judge(store.present(item, RATER).token, FIRST)
@@ -89,13 +89,10 @@ def measure(folder: Path, count: int, more: int) -> tuple[list[float], ...]:
         meter.report(RATER)
         reports.append(1000 * (time.perf_counter() - started))
         started = time.perf_counter()
-        order.learn(RATER, meter._heads[RATER].fit)
-        posteriors.append(1000 * (time.perf_counter() - started))
-        started = time.perf_counter()
         assert len(order.best_first(RATER)) == MOST_COMPARED
         orders.append(1000 * (time.perf_counter() - started))
     # The first vote reads the earlier ones from the store.
-    return reports[1:], spans[1:], posteriors[1:], orders[1:]
+    return reports[1:], spans[1:], orders[1:]
 
 
 if __name__ == "__main__":

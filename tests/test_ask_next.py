@@ -93,8 +93,69 @@ def test_what_is_chosen() -> None:
     best = max(gains, key=gains.__getitem__)
     assert choose("information") == best != options[0]
     assert choose("information", known=False) == options[0]
-    chances = posterior.win_probability(features[0, [1]], features[0, [3]])
-    assert 0.2 < chances[0] < 0.8 and choose("moderate") in gains
+
+
+class Margins:
+    """A posterior that knows two answers by their number, and the margin of each such pair.
+
+    The chance of the first answer is sigmoid(m / sqrt(1 + pi s^2 / 8)) in `moderated`.
+    """
+
+    KNOWN = {
+        (0, 1): (0.0, 0.5),  # 50%; information to second order 0.25 * 0.25 / 2 = 0.03
+        (0, 2): (6.0, 4.0),  # 6 / 2.70 = 2.22: 90%; the largest information
+        (0, 3): (-0.5, 1.0),  # -0.5 / 1.18 = -0.42: 40%; 0.24 / 2 = 0.12, less than half of a bit
+        (1, 2): (3.0, 0.1),  # 95%; nothing to learn
+    }
+
+    def margins(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pairs = zip(first[:, 0], second[:, 0], strict=True)
+        mean, deviation = zip(*(self.KNOWN[int(a), int(b)] for a, b in pairs), strict=True)
+        return np.array(mean), np.array(deviation)
+
+
+@pytest.mark.parametrize(
+    ("order", "pairs", "best"),
+    [
+        ("information", [(0, 1), (0, 2), (0, 3), (1, 2)], (0, 2)),
+        ("moderate", [(0, 1), (0, 2), (0, 3), (1, 2)], (0, 3)),
+        ("moderate", [(0, 1), (0, 2), (1, 2)], (0, 1)),
+        ("moderate", [(1, 2), (0, 2)], (0, 2)),  # both are outside 20% to 80%
+        # log(1 + p (1 - p) s^2) / 2: 0.03 (p = 0.5), 0.02 (p = 0.9975), 0.11 (p = 0.38), 0.0002
+        ("fisher", [(0, 1), (0, 2), (0, 3), (1, 2)], (0, 3)),
+        ("fisher", [(0, 1), (0, 2), (1, 2)], (0, 1)),
+        ("random", [(1, 2), (0, 2)], (1, 2)),
+    ],
+)
+def test_each_order_by_hand(
+    order: str, pairs: list[tuple[int, int]], best: tuple[int, int]
+) -> None:
+    features = np.arange(4.0).reshape(1, 4, 1)
+    options = [(0, a, b) for a, b in pairs]
+    posterior = None if order == "random" else Margins()
+    found = ask_next.chosen(Way("new", 4, order), options, features, posterior)  # type: ignore[arg-type]
+    assert found == (0, *best)
+
+
+KNOWN = (-3.0, -0.4, 0.0, 1.0, 6.0)
+
+
+def test_the_fisher_gain_is_that_of_the_determinant() -> None:
+    draw = np.random.default_rng(0)
+    root, x = draw.normal(size=(5, 5)), draw.normal(size=5)
+    precision, mean = root @ root.T + np.eye(5), np.array(0.7)
+    p = 1 / (1 + np.exp(-mean))
+    more = precision + p * (1 - p) * np.outer(x, x)
+    wanted = (np.linalg.slogdet(more)[1] - np.linalg.slogdet(precision)[1]) / 2
+    found = ask_next.fisher_gain(mean, np.sqrt(x @ np.linalg.solve(precision, x)))
+    assert found == pytest.approx(wanted)
+
+
+def test_the_fisher_gain_is_the_information_where_little_is_unsure() -> None:
+    mean, deviation = np.array(KNOWN), np.full(len(KNOWN), 0.01)
+    wanted = ask_next.mutual_information(mean, deviation)
+    np.testing.assert_allclose(ask_next.fisher_gain(mean, deviation), wanted, rtol=1e-3)
+    np.testing.assert_array_equal(ask_next.fisher_gain(mean, 0 * deviation), 0)
 
 
 def test_votes_needed_are_on_a_line_between_two_counts() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lorarlhf.preferences import schema
+from lorarlhf.preferences.exports import better_and_worse
 from lorarlhf.preferences.guesses import Guess, add_guess, newest_guesses
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
@@ -17,6 +18,7 @@ from lorarlhf.preferences.statistics import (
     agreement,
     count_asked,
     count_by_rater,
+    count_ordered_pairs,
     count_to_train_on,
     count_votes,
     newest_judgement,
@@ -85,7 +87,9 @@ def test_prompts_are_counted_by_their_items_for_training(store: Store) -> None:
         (talk, "compare"),
     ):
         store.add_item(prompt, ANSWERS, purpose=purpose)
-    assert sorted(count_asked(store), key=str) == [("What?", 1), (talk, 2)]
+    in_another_order = [{"content": "Why?", "role": "user"}]
+    assert count_asked(store, ["What?", "Who?", talk, in_another_order]) == [1, 0, 2, 2]
+    assert count_asked(store, []) == []
 
 
 def test_every_change_has_a_newer_judgement(store: Store) -> None:
@@ -158,3 +162,29 @@ def test_votes_to_train_on_are_ones_own_and_imported_ones(store: Store) -> None:
     assert count_to_train_on(store, "ann", 150) == 3
     assert count_to_train_on(store, "ann", 2) == 2
     assert count_to_train_on(store, "eve", 150) == 1
+
+
+def test_ordered_pairs_are_those_that_a_head_learns_from(store: Store) -> None:
+    def cast(verdict: Verdict, answers: int = 2, rater: str = "ann", **more: Any) -> int:
+        texts = [(f"Answer {n}.", "base") for n in range(answers)]
+        return vote(store, store.add_item("Why?", texts, **more), rater, verdict)
+
+    edit = "A better one."
+    cast(FIRST)  # 1
+    cast(SECOND)  # 1
+    cast(Verdict("tie"))
+    cast(Verdict("ranked", [[2], [0, 1]]), 4)  # 2, and these three above the fourth: 5
+    cast(Verdict("ranked", [[3]]), 4)  # 3
+    cast(Verdict("ranked", [[0], [1]], edited=edit))  # 2: the edit beats the first one only
+    cast(Verdict("both_bad", edited=edit))  # 2
+    cast(Verdict("skip", edited=edit))
+    assert count_ordered_pairs(store, "ann") == 14
+    own = [pair for one in store.votes(rater="ann") for pair in better_and_worse(one)]
+    assert len(own) == 14  # as the Insights page counts them
+    store.correct(cast(FIRST), None)
+    store.correct(cast(FIRST), Verdict("tie"))
+    cast(FIRST, purpose="compare")
+    cast(FIRST, rater="bob")
+    assert count_ordered_pairs(store, "ann") == 14
+    add_votes(store, [ImportedVote("Why?", tuple(ANSWERS), one) for one in (FIRST, Verdict("tie"))])
+    assert count_ordered_pairs(store, "ann") == 15 and count_ordered_pairs(store, "eve") == 1

@@ -1,16 +1,18 @@
 """The Rate page asks next what would teach the rater's head the most, if that is set."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lorarlhf.rewards.posterior import Posterior
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf_ui import information_order
 from lorarlhf_ui.engine_worker import packed
 from lorarlhf_ui.models import AnswerSettings
-from tests.pages import Bench, FakeEngine
+from tests.pages import FIRST, Bench, FakeEngine
 from tests.rate_steps import LEFT, RIGHT, begin, on_screen
 
 pytest_plugins = ("tests.pages",)
@@ -75,6 +77,22 @@ def test_what_would_teach_the_most_is_asked_first(open_bench: OpenBench) -> None
     assert asked(bench, 3) == ["far?", "near?", "same?"]
 
 
+def test_no_vote_waits_while_the_prefetch_thread_reads(open_bench: OpenBench) -> None:
+    bench = open_with(open_bench, order="information", repeats=0.0)
+    votes(bench)
+    three(bench)
+    view = begin(bench)
+    after: list[dict[str, Any]] = []
+    with bench.prefetch.store._lock:  # as in a long scan
+        thread = threading.Thread(
+            target=lambda: after.append(bench.ratings.vote("ann", view["token"], LEFT, 900)),
+            daemon=True,
+        )
+        thread.start()
+        thread.join(60)
+        assert after and on_screen(after[0])[0].startswith("near?")
+
+
 def test_by_default_items_are_asked_as_they_were_made(open_bench: OpenBench) -> None:
     bench = open_with(open_bench, repeats=0.0)
     votes(bench)
@@ -113,6 +131,9 @@ def test_another_base_starts_again(open_bench: OpenBench) -> None:
     three(bench)
     bench.states.use("another base")
     assert bench.prefetch.order.best_first("ann") == []
+    compared = bench.store.present(ask(bench, "compared?", purpose="compare"), "ann")
+    bench.meter.voted("ann", bench.store.judge(compared.token, FIRST))  # leaves the head as it is
+    assert bench.meter.wait() and bench.prefetch.order.best_first("ann") == []
 
 
 def test_too_few_votes_give_no_order(open_bench: OpenBench) -> None:
@@ -148,6 +169,24 @@ def test_the_rate_of_repeats_is_that_of_the_settings(open_bench: OpenBench) -> N
     assert never.store.rows("SELECT count(repeats) FROM presentation")[0][0] == before
 
 
+def test_the_order_has_the_meters_own_head(
+    open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_with(open_bench, order="information", repeats=0.0)
+    votes(bench)
+    made: list[Posterior] = []
+    posterior = VoteFit.posterior
+
+    def counted(fit: VoteFit) -> Posterior:
+        made.append(posterior(fit))
+        return made[-1]
+
+    monkeypatch.setattr(VoteFit, "posterior", counted)
+    votes(bench, 1)
+    assert len(made) == 1  # it takes half a second where there are many votes
+    assert bench.prefetch.order._posteriors["ann"][1] is made[0] is bench.meter._heads["ann"].head
+
+
 def test_the_posteriors_of_the_latest_raters_are_kept(
     open_bench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +195,8 @@ def test_the_posteriors_of_the_latest_raters_are_kept(
     draw, fit = np.random.default_rng(0), VoteFit()
     for place in range(6):
         fit.add(*draw.normal(size=(2, WIDTH)), place)
+    head = fit.posterior()
     for rater in ("ann", "bob", "ann", "cem"):
-        order.learn(rater, fit)
+        order.learn(rater, head)
     ask(open_bench(FakeEngine("off"), prefetching=False), "one?", np.eye(2, WIDTH))
     assert [len(order.best_first(rater)) for rater in ("ann", "bob", "cem")] == [1, 0, 1]

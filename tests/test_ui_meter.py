@@ -1,6 +1,7 @@
 """The live meter predicts preferences, and never a vote that its head was fitted to."""
 
 import random
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,16 @@ def test_votes_cast_before_an_undo_is_learned_are_guessed_without_it(desk: Desk)
     assert desk.report()["votes"] == 14
 
 
+def test_no_report_waits_while_the_meter_reads(desk: Desk) -> None:
+    by_direction(desk, 6)
+    found: list[Any] = []
+    with desk.meter.store._lock:  # as while it reads many votes
+        thread = threading.Thread(target=lambda: found.append(desk.report()), daemon=True)
+        thread.start()
+        thread.join(60)
+        assert found and found[0]["guesses"] == 2
+
+
 def test_a_vote_that_is_sent_twice_is_learned_once(desk: Desk) -> None:
     numbers = by_direction(desk, 12)
     for number in numbers:
@@ -236,6 +247,20 @@ def test_equal_scores_count_as_a_draw() -> None:
     assert meters._share_on_top([1.0, 1.0, 0.0], [0]) == 0.5
     assert meters._share_on_top([1.0, 1.0], [0, 1]) == 1.0
     assert meters._share_on_top([0.0, 1.0], [0]) == 0.0
+
+
+def test_the_heads_of_the_latest_raters_are_kept(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meters, "MOST_RATERS", 2)
+    by_direction(desk, 6, rater="ann")
+    by_direction(desk, 6, rater="bob")
+    by_direction(desk, 1, seed=1, rater="ann")
+    by_direction(desk, 5, rater="cem")
+    assert list(desk.meter._heads) == ["ann", "cem"]
+    by_direction(desk, 1, seed=2, rater="bob")  # whose head is fitted again, to all votes
+    assert list(desk.meter._heads) == ["cem", "bob"]
+    assert desk.report("bob")["votes"] == 6 and desk.report("bob")["guesses"] == 7 - 4
 
 
 def test_many_rankings_leave_the_newest_in(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from lorarlhf.preferences.guesses import newest_guesses
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.rewards.learning_curve import forecast, headline
 from lorarlhf_ui import meter as meters
-from tests.pages import FIRST, until
+from tests.pages import FIRST, SECOND, until
 from tests.test_ui_meter import WIDTH, Desk, by_direction
 
 
@@ -75,6 +76,39 @@ def test_from_forty_pairs_on_it_says_whether_more_votes_would_help(desk: Desk) -
     assert desk.meter._advice["ann"] == (40, sentence)
     by_direction(desk, 1, seed=3)
     until(lambda: desk.meter._advice["ann"][0] == 48)
+
+
+def test_beyond_the_most_pairs_of_a_fit_it_looks_again(desk: Desk) -> None:
+    draw = np.random.default_rng(4)
+    for _ in range(meters.MAX_PAIRS):
+        rows = draw.normal(size=(2, WIDTH))
+        desk.cast(desk.item(rows), FIRST if rows[0, 0] > rows[1, 0] else SECOND)
+    by_direction(desk, 1, seed=5)
+    until(lambda: "more" in desk.report())
+    first = desk.meter._advice["ann"]
+    assert first[0] == meters.MAX_PAIRS == 400
+    by_direction(desk, 79, seed=6)  # the first of them leaves 300 in the fit
+    with desk.meter._advising:  # nothing is being looked at
+        assert desk.meter._advice["ann"] is first
+    by_direction(desk, 1, seed=7)  # a fifth more
+    until(lambda: desk.meter._advice["ann"] is not first)
+    assert desk.meter._advice["ann"][0] == 379
+
+
+def test_it_looks_ahead_to_twice_the_votes_that_prefer_an_answer(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "lorarlhf.rewards.learning_curve.forecast", lambda fit, of: asked.append((len(fit), of))
+    )
+    for _ in range(5):
+        desk.cast(desk.item(np.eye(2, WIDTH), known=False), FIRST)
+        desk.cast(desk.item(np.eye(2, WIDTH)), Verdict("tie"))
+        desk.cast(desk.item(np.eye(2, WIDTH)), FIRST, rater="bob")
+    by_direction(desk, 40)
+    until(lambda: asked)
+    assert asked == [(40, 45)]
 
 
 def test_a_learning_curve_holds_up_no_vote(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

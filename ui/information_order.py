@@ -9,19 +9,18 @@ from lorarlhf_ui.hidden_states import HiddenStates
 
 if TYPE_CHECKING:
     from lorarlhf.rewards.posterior import Posterior
-    from lorarlhf.rewards.vote_fit import VoteFit
 
 MOST_COMPARED = 24
 """Items among which the next one is chosen; with more, the answer to a vote would take longer."""
 MOST_RATERS = 8
-"""Raters whose posteriors are kept, the latest ones; each takes up to 20 MB."""
+"""Raters whose heads are kept, the latest ones, here and in the meter; each takes up to 20 MB."""
 
 
 class InformationOrder:
     """Orders the waiting items for a rater, from the posterior of the rater's head.
 
-    The posterior is made in the meter's thread after each vote, so it has all votes but the one
-    that a page has just sent.
+    The meter's thread makes the head after each vote, so it has all votes but the one that a page
+    has just sent.
 
     Args:
         store: where the items are.
@@ -32,12 +31,12 @@ class InformationOrder:
         self.store, self.states = store, states
         self._posteriors: OrderedDict[str, tuple[str, Posterior]] = OrderedDict()
 
-    def learn(self, rater: str, fit: "VoteFit | None") -> None:
-        """Take over the votes of a rater; None if there are too few for a head."""
-        if fit is None:
+    def learn(self, rater: str, head: "Posterior | None") -> None:
+        """Take over the head of a rater; None if there are too few votes for one."""
+        if head is None:
             self._posteriors.pop(rater, None)
             return
-        self._posteriors[rater] = self.states.space, fit.posterior()
+        self._posteriors[rater] = self.states.space, head
         self._posteriors.move_to_end(rater)
         while len(self._posteriors) > MOST_RATERS:
             self._posteriors.popitem(last=False)

@@ -9,7 +9,7 @@ the vote, since that would sway the rater.
 """
 
 import threading
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from lorarlhf.preferences.exports import better_and_worse
 from lorarlhf.preferences.guesses import Guess, add_guess, newest_guesses
 from lorarlhf.preferences.records import RANKED, Vote
-from lorarlhf.preferences.statistics import count_to_train_on
+from lorarlhf.preferences.statistics import count_ordered_pairs
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui.hidden_states import HiddenStates
+from lorarlhf_ui.information_order import MOST_RATERS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +36,9 @@ NEWEST_GUESSES = 100
 """The report covers so many of the newest predictions, since early heads had few votes."""
 SURE = 0.75
 """A prediction is sure if, as the head sees it, its answer wins three times in four or more."""
-MOST_COUNTED = 100_000
-FEWEST_TO_ADVISE, GROWTH = 40, 1.2
-"""The pairs from which the meter says whether more votes would help, and by what factor they grow
-until it says so again: a learning curve takes seconds."""
+FEWEST_TO_ADVISE, GROWTH = 40, 0.2
+"""The pairs from which the meter says whether more votes would help, and how many new ones there
+are, as a share of those it looked at, until it looks again: a learning curve takes seconds."""
 
 
 @dataclass
@@ -66,8 +66,8 @@ class Meter:
         states: the cached hidden states.
         fetch: called with a vote whose hidden states are missing, and with a function to call once
             they are there.
-        learned: called with a rater and the votes in the newest fit, after each vote; with None if
-            there are too few of them.
+        learned: called with a rater and the rater's head, after each vote; with None if there are
+            too few votes for one.
     """
 
     def __init__(
@@ -75,12 +75,14 @@ class Meter:
         store: Store,
         states: HiddenStates,
         fetch: Callable[[Vote, Callable[[], None]], None] = lambda vote, then: None,
-        learned: "Callable[[str, VoteFit | None], None]" = lambda rater, fit: None,
+        learned: "Callable[[str, Posterior | None], None]" = lambda rater, head: None,
     ) -> None:
         self.store, self.states, self.fetch, self.learned = store, states, fetch, learned
-        self._heads: dict[str, RaterHead] = {}
+        self._requests = Store(store.path)  # does not wait while the thread reads
+        self._heads: OrderedDict[str, RaterHead] = OrderedDict()  # the latest rater's last
         self._done: set[int] = set()
         self._advice: dict[str, tuple[int, str]] = {}  # with the pairs that it was computed from
+        self._since: Counter[str] = Counter()  # pairs that were added since then
         self._advising = threading.Lock()
         self._queue: deque[tuple[str, int | None, bool]] = deque()
         self._wake = threading.Condition()
@@ -110,7 +112,7 @@ class Meter:
             `sure_high`: how often those were correct; `more`: whether more votes would help, in a
             sentence, once it is known.
         """
-        guesses = newest_guesses(self.store, rater, NEWEST_GUESSES)
+        guesses = newest_guesses(self._requests, rater, NEWEST_GUESSES)
         if not guesses:
             return {"guesses": 0}
         from lorarlhf.evaluation.win_rate import wilson_interval
@@ -143,14 +145,26 @@ class Meter:
                 rater, vote, late = self._queue[0]
             try:
                 self._handle(rater, vote, late)
-                if known := self._heads.get(rater):
-                    self.learned(rater, known.fit if known.head else None)
+                self._keep(rater)
             except Exception as error:  # voting must go on without the meter
                 self._heads.pop(rater, None)
                 print(f"The meter skipped a vote of {rater}: {error}")
             with self._wake:
                 self._queue.popleft()
                 self._wake.notify_all()
+
+    def _keep(self, rater: str) -> None:
+        """Pass the rater's head on, and drop those of other raters beyond `MOST_RATERS`.
+
+        The next vote of a dropped rater starts a new fit.
+        """
+        known = self._heads.get(rater)
+        if known is None or known.space[0] != self.states.space:
+            return
+        self._heads.move_to_end(rater)
+        while len(self._heads) > MOST_RATERS:
+            self._heads.popitem(last=False)
+        self.learned(rater, known.head)
 
     def _handle(self, rater: str, number: int | None, late: bool) -> None:
         if number is None:
@@ -171,36 +185,41 @@ class Meter:
             known = self._heads[rater] = self._fit_newest(rater, before=vote)
         if known.head is not None:
             self._predict(vote, known.head, len(known.votes))
-        if self._add_pairs(known, vote):
-            self._refit(rater, known)
+        if pairs := self._add_pairs(known, vote):
+            self._refit(rater, known, pairs)
 
     def _add_late(self, rater: str, vote: Vote) -> None:
         """Add a vote whose hidden states came after it; it is too late to predict it."""
         known = self._heads.get(rater)
         if known is None or known.space != self._space() or vote.id in known.votes:
             return  # the next vote starts a new fit, or this one is in the fit already
-        if self._add_pairs(known, vote):
-            self._refit(rater, known)
+        if pairs := self._add_pairs(known, vote):
+            self._refit(rater, known, pairs)
 
-    def _refit(self, rater: str, known: RaterHead) -> None:
+    def _refit(self, rater: str, known: RaterHead, added: int) -> None:
         if len(known.fit) > MAX_PAIRS:  # drop a quarter, so that this does not happen at each vote
             self._heads[rater] = self._fit_newest(rater, most=3 * MAX_PAIRS // 4)
         else:
             known.head = _fitted(known.fit)
-        self._advise(rater, self._heads[rater].fit)
+        self._advise(rater, self._heads[rater].fit, added)
 
-    def _advise(self, rater: str, fit: "VoteFit") -> None:
+    def _advise(self, rater: str, fit: "VoteFit", added: int) -> None:
         """Find out, in a thread of its own, whether more votes would help; one rater at a time."""
+        # The size of the fit would not do: it stays below `MAX_PAIRS`.
+        self._since[rater] += added
         due = GROWTH * self._advice.get(rater, (0, ""))[0]
-        if len(fit) < max(FEWEST_TO_ADVISE, due) or not self._advising.acquire(blocking=False):
+        if len(fit) < FEWEST_TO_ADVISE or self._since[rater] < due:
             return
+        if not self._advising.acquire(blocking=False):
+            return
+        self._since[rater] = 0
         copy = fit.subset(range(len(fit)), fit.blend)
-        count = count_to_train_on(self.store, rater, most=MOST_COUNTED)
 
         def look_ahead() -> None:
             from lorarlhf.rewards.learning_curve import forecast, headline
 
             try:
+                count = count_ordered_pairs(self.store, rater)
                 self._advice[rater] = (len(copy), headline(forecast(copy, of=count)))
             finally:
                 self._advising.release()
@@ -231,8 +250,8 @@ class Meter:
         known.head = _fitted(known.fit)
         return known
 
-    def _add_pairs(self, known: RaterHead, vote: Vote) -> bool:
-        """Add a vote's pairs; False if it has none, or its hidden states are missing."""
+    def _add_pairs(self, known: RaterHead, vote: Vote) -> int:
+        """Add a vote's pairs; their number, 0 if its hidden states are missing."""
         pairs = _pairs(vote, self.states)
         if not pairs and list(better_and_worse(vote)):
             self.fetch(vote, lambda: self._enqueue(vote.rater, vote.id, late=True))
@@ -240,7 +259,7 @@ class Meter:
             known.fit.add(better, worse, str(vote.prompt))
         if pairs:
             known.votes.add(vote.id)
-        return bool(pairs)
+        return len(pairs)
 
     def _predict(self, vote: Vote, head: "Posterior", votes: int) -> None:
         best = vote.verdict.ranking[0] if vote.verdict.verdict == RANKED else []

@@ -25,7 +25,7 @@ from lorarlhf_ui.information_order import MOST_COMPARED, InformationOrder
 from lorarlhf_ui.models import INFORMATION, AnswerSettings, Models
 
 if TYPE_CHECKING:
-    from lorarlhf.rewards.vote_fit import VoteFit
+    from lorarlhf.rewards.posterior import Posterior
 
 READY_ITEMS = 6
 """How many unseen items are kept ready, unless one is chosen among more."""
@@ -39,6 +39,11 @@ ALIKE = (
     "temperature or another model."
 )
 GONE = "A model that should answer no longer exists. Choose another one on the Settings page."
+
+
+def read_settings(store: Store) -> AnswerSettings:
+    """How answers are generated now, and which of them are asked next."""
+    return AnswerSettings(**(read_setting(store, SETTING) or {}))
 
 
 class Prefetch:
@@ -60,7 +65,8 @@ class Prefetch:
     ) -> None:
         self.project, self.store, self.engine, self.states = project, store, engine, states
         self.models = Models(project)
-        self.order = InformationOrder(store, states)
+        # A store of its own: a rater waits for the order, and must not wait for the thread's scans.
+        self.order = InformationOrder(project.store(), states)
         self.problem = ""
         self._random = random.Random()
         self._failed: Counter[str] = Counter()  # by prompt: requests without comparable answers
@@ -71,7 +77,7 @@ class Prefetch:
 
     def settings(self) -> AnswerSettings:
         """How answers are generated now."""
-        return AnswerSettings(**(read_setting(self.store, SETTING) or {}))
+        return read_settings(self.store)
 
     def change_settings(self, settings: AnswerSettings) -> None:
         """Generate answers in another way from now on; the store keeps the settings.
@@ -90,10 +96,10 @@ class Prefetch:
         write_setting(self.store, SETTING, asdict(settings))
         self.wake()
 
-    def learn(self, rater: str, fit: "VoteFit | None") -> None:
-        """Take over the votes of a rater, if the order needs them; see `InformationOrder`."""
+    def learn(self, rater: str, head: "Posterior | None") -> None:
+        """Take over the head of a rater, if the order needs it; see `InformationOrder`."""
         if self.settings().order == INFORMATION:
-            self.order.learn(rater, fit)
+            self.order.learn(rater, head)
 
     def wake(self) -> None:
         """Check now whether more items are needed."""
@@ -170,11 +176,10 @@ class Prefetch:
     def next_prompt(self) -> Prompt:
         """One of the project's prompts that were used least often, drawn at random."""
         prompts = {_key(prompt): prompt for prompt in self.prompts()}
+        asked = count_asked(self.store, list(prompts.values()))
         with self._file_lock:
-            uses = self._failed.copy()
-        for prompt, count in count_asked(self.store):
-            uses[_key(prompt)] += count
-        fewest = min(uses[key] for key in prompts)
+            uses = {key: self._failed[key] + n for key, n in zip(prompts, asked, strict=True)}
+        fewest = min(uses.values())
         return self._random.choice([p for key, p in prompts.items() if uses[key] == fewest])
 
     def prompts(self) -> list[Prompt]:

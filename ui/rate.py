@@ -20,7 +20,7 @@ from lorarlhf_ui.engine_client import FAILED, OFF, Job
 from lorarlhf_ui.markdown import prompt_html
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.models import INFORMATION, AnswerSettings
-from lorarlhf_ui.prefetch import ALIKE, Prefetch
+from lorarlhf_ui.prefetch import ALIKE, Prefetch, read_settings
 from lorarlhf_ui.votes import (
     LONGEST_TEXT,
     NO_MODEL,
@@ -179,7 +179,8 @@ class Ratings:
         return view | self._status(rater)
 
     def _next_shown(self, rater: str) -> queue.Shown | None:
-        settings = self.prefetch.settings()
+        # Not by the store of `prefetch`: its thread may be reading all items.
+        settings = read_settings(self.store)
         # Before the queue's transaction, which would keep others from voting.
         first = self.prefetch.order.best_first(rater) if settings.order == INFORMATION else []
         return queue.next_shown(self.store, rater, repeat_share=settings.repeats, first=first)

@@ -31,14 +31,18 @@ def prompt_text(prompt: Prompt) -> str:
     return json.dumps(prompt, ensure_ascii=False, sort_keys=True)
 
 
+def prompt_digest(prompt: Prompt) -> str:
+    """What the column `digest` holds of a prompt."""
+    return hashlib.sha256(prompt_text(prompt).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def insert_prompt(db: sqlite3.Connection, prompt: Prompt, source: str) -> int:
     """The id of a prompt, which is inserted if it is new."""
-    messages = prompt_text(prompt)
-    digest = hashlib.sha256(messages.encode("utf-8", "surrogatepass")).hexdigest()
+    digest = prompt_digest(prompt)
     db.execute(
         "INSERT INTO prompt (digest, messages, source, created_at) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (digest) DO NOTHING",
-        (digest, messages, source, now()),
+        (digest, prompt_text(prompt), source, now()),
     )
     return db.execute("SELECT id FROM prompt WHERE digest = ?", (digest,)).fetchone()[0]
 

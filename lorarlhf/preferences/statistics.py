@@ -1,9 +1,13 @@
 """Statistics of a store: votes by kind and by rater, agreement, and prompts asked."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
 from lorarlhf.preferences.records import Prompt
+from lorarlhf.preferences.rows import prompt_digest
 from lorarlhf.preferences.store import Store
 
 FEWEST_OVERLAPS = 20
@@ -84,13 +88,17 @@ def self_agreement(store: Store) -> dict[str, int]:
     return {"repeats": rows[0]["repeats"], "same": rows[0]["same"]}
 
 
-def count_asked(store: Store) -> list[tuple[Prompt, int]]:
-    """Each prompt with the number of its items for training."""
+def count_asked(store: Store, prompts: Sequence[Prompt]) -> list[int]:
+    """How many items for training each of these prompts has."""
+    digests = [prompt_digest(prompt) for prompt in prompts]
     rows = store.rows(
-        "SELECT q.messages, count(*) AS asked FROM item i JOIN prompt q ON q.id = i.prompt_id "
-        "WHERE i.purpose = 'train' GROUP BY q.id"
+        "SELECT q.digest, count(*) AS asked FROM item i JOIN prompt q ON q.id = i.prompt_id "
+        "WHERE i.purpose = 'train' AND i.prompt_id IN "
+        "(SELECT id FROM prompt WHERE digest IN (SELECT value FROM json_each(?))) GROUP BY q.id",
+        (json.dumps(digests),),
     )
-    return [(json.loads(row["messages"]), row["asked"]) for row in rows]
+    asked = {row["digest"]: row["asked"] for row in rows}
+    return [asked.get(digest, 0) for digest in digests]
 
 
 def count_to_train_on(store: Store, rater: str, most: int) -> int:
@@ -107,6 +115,34 @@ def count_to_train_on(store: Store, rater: str, most: int) -> int:
         (rater, most),
     )
     return rows[0][0]
+
+
+def count_ordered_pairs(store: Store, rater: str) -> int:
+    """How many pairs of answers the votes of a rater, or imported ones, order for training.
+
+    A ranking orders several, a tie none, and an edited answer is better than each of the best, as
+    in `exports.better_and_worse`. Unlike there, pairs with an empty answer or two equal ones count.
+    """
+    rows = store.rows(
+        "SELECT j.verdict, j.ranking, coalesce(j.edited, '') != '' AS edited, "
+        "(SELECT count(*) FROM item_completion ic WHERE ic.item_id = i.id) AS answers, "
+        "count(*) AS votes FROM judgement j JOIN presentation p ON p.id = j.presentation_id "
+        "JOIN rater r ON r.id = p.rater_id JOIN item i ON i.id = p.item_id "
+        "WHERE i.purpose = 'train' AND j.verdict NOT IN ('skip', 'undone') "
+        "AND (r.name = ? OR p.imported = 1) "
+        "AND NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id) GROUP BY 1, 2, 3, 4",
+        (rater,),
+    )
+    return sum(row["votes"] * _ordered_pairs(row) for row in rows)
+
+
+def _ordered_pairs(row: Any) -> int:
+    """How many pairs one vote orders."""
+    tiers = [len(tier) for tier in json.loads(row["ranking"] or "[]")]
+    beaten_by_edit = (tiers[0] if tiers else row["answers"]) if row["edited"] else 0
+    if tiers:
+        tiers.append(row["answers"] - sum(tiers))  # those left out are below all others
+    return beaten_by_edit + sum(upper * lower for upper, lower in combinations(tiers, 2))
 
 
 def newest_judgement(store: Store) -> int | None:

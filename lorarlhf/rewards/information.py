@@ -1,16 +1,11 @@
 """How much a vote on a pair of answers would teach the reward head, before it is cast.
 
 The posterior of the head (`lorarlhf.rewards.posterior`) says by how much one answer scores higher,
-z ~ N(m, s^2), and the vote prefers it with probability sigmoid(z). Two measures of what the vote
-would teach about the weights:
+z ~ N(m, s^2), and the vote prefers it with probability sigmoid(z). What the vote would teach about
+the weights is the expected loss of entropy (BALD; Houlsby et al. 2011, arXiv 1112.5745, equation
+2), here by integration over z, so that nothing but the posterior is approximated. It is in nats,
+and 0 for a pair whose difference is known exactly.
 
-- `mutual_information`: the expected loss of entropy (BALD; Houlsby et al. 2011, arXiv 1112.5745,
-  equation 2), here by integration over z, so that nothing but the posterior is approximated;
-- `fisher_gain`: by how much the vote raises the log determinant of the Fisher information of the
-  last layer, with the earlier votes and the prior in it (the past-aware D-optimal design of Shen,
-  Sun and Ton 2025, arXiv 2502.04354), for one pair at a time.
-
-Both are in nats, 0 for a pair whose difference is known exactly, and nearly equal where s is small.
 Shapes: M pairs or items, K answers of an item, F features. Only numpy is used.
 """
 
@@ -51,20 +46,6 @@ def mutual_information(mean: ArrayLike, deviation: ArrayLike) -> Array:
             (1 - whole) * np.log1p(-whole)
         )
     return np.maximum(entropy - unsure_in_part, 0.0)
-
-
-def fisher_gain(mean: ArrayLike, deviation: ArrayLike) -> Array:
-    """Half of the gain (M,) in the log determinant of the information matrix, in nats.
-
-    log det(A + p(1-p) x x^T) - log det A = log(1 + p(1-p) x^T A^-1 x), with the difference x of the
-    features, A the precision of the posterior and p = sigmoid(mean); x^T A^-1 x is the variance of
-    the margin.
-
-    Args:
-        mean, deviation: of the margin of each pair, (M,) each.
-    """
-    p = 0.5 * (1 + np.tanh(np.asarray(mean, np.float64) / 2))
-    return 0.5 * np.log1p(p * (1 - p) * np.asarray(deviation, np.float64) ** 2)
 
 
 def expected_information(posterior: Posterior, items: Sequence[ArrayLike]) -> Array:
