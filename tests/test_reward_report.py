@@ -23,6 +23,7 @@ from lorarlhf.evaluation.reward_report import (
     RewardReport,
     Text,
     length_report,
+    most_reachable,
     rank_correlation,
     reward_report,
 )
@@ -60,6 +61,17 @@ def test_the_interval_of_a_correlation_is_that_of_its_groups() -> None:
     # Fisher: about 1.96 / sqrt(37) to both sides, and ten copies are no more evidence.
     for found in (apart, again):
         assert found[2] - found[1] == pytest.approx(2 * 1.96 / np.sqrt(37), rel=0.25)
+
+
+def test_the_most_that_a_model_can_reach() -> None:
+    # One vote in ten goes wrong: 0.9^2 + 0.1^2 = 0.82 agree again, and 0.9 can be predicted.
+    assert most_reachable(0.82) == pytest.approx(0.9)
+    assert most_reachable(1.0) == 1.0
+    assert most_reachable(0.5) == most_reachable(0.3) == 0.5
+    # It is a bound, not an estimate, where some votes are clear and others a coin.
+    p = np.random.default_rng(0).beta(0.5, 0.5, size=1000)
+    again, ceiling = np.mean(p**2 + (1 - p) ** 2), np.mean(np.maximum(p, 1 - p))
+    assert again < ceiling < most_reachable(float(again)) < ceiling + 0.05
 
 
 def test_length_by_hand() -> None:

@@ -4,6 +4,7 @@ Every figure has an interval. It stands beside what a coin and "the longer one w
 votes, and below what raters agree with themselves, the most that any model can be expected to do.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -171,6 +172,19 @@ def length_report(found: HeldOut, texts: Sequence[Text], groups: Sequence[str]) 
     correlation, low, high = rank_correlation(scores, words.T.ravel(), prompts * 2)
     shorter = Rate.mean(found.right[longer == 0])
     return LengthReport(Rate.mean(longer), shorter, correlation, low, high)
+
+
+def most_reachable(self_agreement: float) -> float:
+    """The largest accuracy that any model can have on votes of raters with this self-agreement.
+
+    If a vote goes one way with chance p, asking again gives the same verdict with chance
+    p^2 + (1 - p)^2 = 1/2 + 2 d^2 for d = |p - 1/2|, and the best prediction is right with chance
+    1/2 + d. Over votes with different p, E[d] <= sqrt(E[d^2]) (Jensen). Equal where all p are.
+
+    Args:
+        self_agreement: the share of votes that went the same way again; 0.5 or less is a coin.
+    """
+    return (1 + math.sqrt(max(0.0, 2 * self_agreement - 1))) / 2
 
 
 def rank_correlation(
