@@ -208,7 +208,7 @@ def test_the_best_policy_can_be_the_one_that_the_judge_likes(tiny_base: Path, ma
     assert trainer.evaluate()["eval_judge"] == judged[best]
     with pytest.raises(UserError, match="resume it with keep_best_by=judge"):
         make(load(tiny_base), **settings).train(resume_from_checkpoint=True)
-    with pytest.raises(ValueError, match="keep_best_by judge needs a judge"):
+    with pytest.raises(ValueError, match="keep_best_by judge needs a kl_budget and a judge"):
         make(load(tiny_base), **settings, keep_best_by="judge")
 
 

@@ -214,7 +214,7 @@ def test_held_out_prompts_are_measured_and_judged(ppo: Run, tmp_path: Path) -> N
         (("--judge-function", "rewards.py:length"), (), "add --eval FILE"),
         ((), ("kl_budget=3",), "kl_budget is measured on held-out prompts: add --eval FILE"),
         ((), ("reward_pessimism=1",), "name its run with --reward RUN"),
-        ((), ("keep_best_by=judge",), "keep_best_by judge needs a judge: add --judge-function"),
+        ((), ("keep_best_by=judge",), "keep_best_by judge needs a judge and a KL budget"),
         ((), ("reward_weights=[1, 2]",), "a list of 1 numbers here"),
         ((), ("reward_weights=[x]",), "a list of 1 numbers here"),
         ((), ("algorithm=grpo",), "algorithm is ppo or rloo, found"),

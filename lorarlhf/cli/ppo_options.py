@@ -50,8 +50,11 @@ def check_rewards(request: TrainRequest, settings: Settings, spec: RewardSpec) -
         )
     if own["kl_budget"] is not None and request.eval is None:
         raise UserError("kl_budget is measured on held-out prompts: add --eval FILE.")
-    if own["keep_best_by"] == "judge" and not request.judge_function:
-        raise UserError("keep_best_by judge needs a judge: add --judge-function FILE.py:NAME.")
+    if own["keep_best_by"] == "judge" and not (request.judge_function and own["kl_budget"]):
+        raise UserError(
+            "keep_best_by judge needs a judge and a KL budget: add --judge-function FILE.py:NAME "
+            "and --set kl_budget=NATS."
+        )
     if own["algorithm"] == "rloo":
         _check_rloo(request, settings)
     elif "num_generations" in settings.given:

@@ -21,8 +21,8 @@ def check(args: PPOConfig, heldout: bool, judged: bool) -> None:
     """Raise ValueError where the settings or judges need held-out prompts or a judge."""
     if not heldout and (judged or args.kl_budget is not None):
         raise ValueError("kl_budget and judges need held-out prompts: give eval_dataset")
-    if args.keep_best_by == "judge" and not judged:
-        raise ValueError("keep_best_by judge needs a judge: give judge_funcs")
+    if args.keep_best_by == "judge" and not (judged and args.kl_budget is not None):
+        raise ValueError("keep_best_by judge needs a kl_budget and a judge: give judge_funcs")
 
 
 def is_due(args: PPOConfig, step: int, kl: float, history: Sequence[Mapping[str, Any]]) -> bool:
