@@ -89,6 +89,7 @@ def test_length_by_hand() -> None:
     report = length_report(found, texts, list("abcde"))
     assert report.longer == Rate((1 + 0 + 0 + 0.5) / 4, 4)
     assert report.shorter_chosen == Rate(0.5, 2)  # of b and c only c is right
+    assert report.longer_chosen == Rate(1.0, 1)  # a; in d both are as long
     # Scores 3 -1 2 0 -1 2 0 0 against words 4 1 1 1 1 4 4 1.
     ranks = np.array([8, 1.5, 6.5, 4, 1.5, 6.5, 4, 4]), np.array([7, 3, 3, 3, 3, 7, 7, 3])
     assert report.correlation == pytest.approx(np.corrcoef(*ranks)[0, 1])
@@ -138,11 +139,19 @@ def test_texts_of_other_votes_are_refused() -> None:
 # ---- the verdict
 
 
-def made(accuracy: float, longer: float | None = None, **more: Any) -> RewardReport:
+SOME = Rate(0.5, 40)  # of votes that went against a rule for length
+
+
+def made(
+    accuracy: float,
+    longer: float | None = None,
+    against: tuple[Rate, Rate] = (SOME, SOME),
+    **more: Any,
+) -> RewardReport:
     calibration = Calibration.of(np.array([0.6, 0.9]), np.array([1.0, 1.0]))
     length = None
     if longer is not None:
-        length = LengthReport(Rate(longer, 100), Rate(0.5, 40), 0.3, 0.1, 0.5)
+        length = LengthReport(Rate(longer, 100), *against, 0.3, 0.1, 0.5)
     fields = {"same_again": None, "curve": None} | more
     rate = Rate(accuracy, 100)
     return RewardReport(100, 50, rate, calibration, calibration, [], length, **fields)
@@ -171,6 +180,26 @@ def test_a_fit_that_is_no_better_than_a_rule_for_length(longer: float, rule: str
     assert f"ones where the {rare} answer is better" in found.text
 
 
+@pytest.mark.parametrize("rule", ["longer", "shorter"])
+def test_a_fit_that_fails_where_length_fails_is_not_called_good(rule: str) -> None:
+    """It beats the rule for length by two points, but knows nothing of the votes against it."""
+
+    def judged(share: float, of: int, longer: float = 0.7) -> Any:
+        against = (Rate(share, of), Rate(0.9, 300))
+        report = made(0.72, longer, against) if rule == "longer" else None
+        report = report or made(0.72, 1 - longer, against[::-1])
+        return verdict(report)
+
+    rare = "shorter" if rule == "longer" else "longer"
+    found = judged(0.15, 200)
+    assert found.level == "doubtful"
+    assert f"where you chose the {rare} answer it is right in only 15%" in found.text
+    assert f"PPO may only make answers {rule}." in found.text
+    assert judged(0.15, 200, longer=0.72).text.count("predicts your votes as well") == 1
+    for share, of in ((0.0, 9), (0.4, 60), (0.55, 200)):  # too few, not surely, and not at all
+        assert judged(share, of).level == "good"
+
+
 def test_a_weak_fit_and_one_that_pays_for_looks() -> None:
     weak = verdict(replace(made(0.57), accuracy=Rate(0.57, 1000)))
     assert weak.level == "doubtful" and "two votes in five are predicted wrong" in weak.text
@@ -187,10 +216,14 @@ def test_the_words() -> None:
     assert lines[0].startswith("100 votes on 50 prompts. Each is predicted")
     assert "  predicted right       75% (66% to 82%) of 100" in lines
     assert '  "the longer one"      55% (45% to 64%) of 100' in lines
-    assert any(line.startswith("  the same rater again  90% (70% to 97%) of 20") for line in lines)
+    assert (
+        "  the same rater again  90% (70% to 97%) of 20, so a model can reach 95% at most (82% to "
+        "99%)" in lines
+    )
     assert any(line.startswith("  the trained model     70%") for line in lines)
     assert "Score and length: rank correlation +0.30 (+0.10 to +0.50)" in lines
     assert "Right where the shorter answer was chosen: 50% (35% to 65%) of 40" in lines
+    assert "Right where the longer answer was chosen: 50% (35% to 65%) of 40" in lines
     assert "  60% to 70% sure       100% (21% to 100%) of 1" in lines
     assert "  made a list  +0.25 (-0.10 to +0.60)" in lines
     assert lines[-1] == "Good enough for PPO." and lines[-2].startswith("Too few votes to tell")
@@ -198,7 +231,7 @@ def test_the_words() -> None:
     assert part.endswith("of 80 of them (a fit to all is better):")
     few = in_words(replace(report, same_again=Share(1, 2)))
     assert any(line.endswith("of 2: too few to judge") for line in few)
-    never = LengthReport(Rate(1.0, 100), Rate(float("nan"), 0), 0.3, 0.1, 0.5)
+    never = LengthReport(Rate(1.0, 100), Rate(float("nan"), 0), SOME, 0.3, 0.1, 0.5)
     assert "The shorter answer was never chosen." in in_words(replace(report, length=never))
 
 
@@ -288,6 +321,7 @@ def test_a_project_that_was_moved_has_its_texts_and_repeats(
     assert main(["report", "reward", str(tmp_path / "after" / "runs" / run.name), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["same_again"]["share"] == 0.75 and data["same_again"]["of"] == 4
+    assert data["same_again"]["most_reachable"] == pytest.approx((1 + 0.5**0.5) / 2)
     assert data["length"] is not None
     assert main(["report", "reward", str(tmp_path / "after")]) == 2  # it has no adapter
     assert "has no reward yet" in capsys.readouterr().err
