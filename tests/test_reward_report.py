@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.cli.main import main
+from lorarlhf.cli.prepare import fingerprint
 from lorarlhf.data.readers import split_by_prompt
 from lorarlhf.evaluation.cosmetics import Effect
 from lorarlhf.evaluation.rater_report import Share
@@ -238,21 +240,24 @@ def test_the_words() -> None:
 # ---- the command
 
 
-def rows(count: int) -> list[dict[str, str]]:
-    """Two pairs of each prompt; the shorter answer is chosen in every third one."""
+def rows(count: int, a_prompt: int = 2) -> list[dict[str, str]]:
+    """So many pairs of each prompt; the shorter answer is chosen in every third pair."""
     made = []
     for n in range(count):
         answers = [f"Yes, yes, gladly {n}.", f"No {n}."]
         chosen, rejected = answers if n % 3 else answers[::-1]
-        made.append({"prompt": f"Question {n // 2}?", "chosen": chosen, "rejected": rejected})
+        made.append(
+            {"prompt": f"Question {n // a_prompt}?", "chosen": chosen, "rejected": rejected}
+        )
     return made
 
 
-def run_with_votes(folder: Path, file: Path, count: int = 100) -> VoteFit:
+def run_with_votes(folder: Path, file: Path, count: int = 100, a_prompt: int = 2) -> VoteFit:
     """A run's folder as the reward stage leaves it, of made-up features; returns its votes."""
-    data = rows(count)
+    data = rows(count, a_prompt)
     file.write_text("".join(json.dumps(row) + "\n" for row in data), "utf-8")
     run = Run(folder, "reward", {"data": str(file), "seed": 3, "holdout": 0.2})
+    run.about["rows"] = fingerprint(data)
     train, held = split_by_prompt(data, 0.2, 3)
     votes = planted(len(train), width=6)
     votes.groups = [repr([{"role": "user", "content": row["prompt"]}]) for row in train]
@@ -301,6 +306,50 @@ def test_texts_that_are_gone_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--cosmetic changes the texts of answers, and they are gone" in capsys.readouterr().err
     assert main(["report", "raters", str(tmp_path / "run"), "--cosmetic"]) == 2
     assert "--cosmetic belongs to `lorarlhf report reward`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: lines[::-1],
+        lambda lines: [line.replace("Question", "Another question") for line in lines],
+        lambda lines: [line.replace("gladly", "sadly") for line in lines],
+    ],
+    ids=["reversed", "other prompts", "other answers"],
+)
+def test_a_file_of_the_same_length_with_other_rows_is_not_shown(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[list[str]], list[str]],
+) -> None:
+    """One vote on each prompt, so that the pattern of the prompts is always the same."""
+    file, run = tmp_path / "pairs.jsonl", tmp_path / "run"
+    run_with_votes(run, file, count=60, a_prompt=1)
+    lines = file.read_text("utf-8").splitlines(keepends=True)
+    assert main(["report", "reward", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["length"] is not None
+    file.write_text("".join(change(lines)), "utf-8")
+    assert main(["report", "reward", str(run), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "is missing or has changed" in printed.err
+    data = json.loads(printed.out)
+    assert data["length"] is None and "chosen" not in data["mistakes"][0]
+
+
+def test_an_older_run_without_a_hash_is_known_by_its_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, run = tmp_path / "pairs.jsonl", tmp_path / "run"
+    run_with_votes(run, file)
+    about = json.loads((run / "run.json").read_text("utf-8"))
+    del about["rows"]
+    (run / "run.json").write_text(json.dumps(about), "utf-8")
+    assert main(["report", "reward", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["length"] is not None
+    text = file.read_text("utf-8")
+    file.write_text("".join(text.splitlines(keepends=True)[:-20]), "utf-8")
+    assert main(["report", "reward", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["length"] is None
 
 
 def test_a_project_that_was_moved_has_its_texts_and_repeats(

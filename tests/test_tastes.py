@@ -8,6 +8,7 @@ import pytest
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.cli.main import main
+from lorarlhf.cli.prepare import fingerprint
 from lorarlhf.rewards.tastes import Taste, axis_sides, clearest_votes, tastes_of
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.run import Run
@@ -153,6 +154,7 @@ def test_the_command_shows_the_votes(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {"seed": 0, "compute_dtype": "float32", "data": str(data), "holdout": 0.25}
     run = Run(tmp_path / "run", "reward", config)
+    run.about["rows"] = fingerprint(rows)
     run.base(tiny)
     train_reward_model(tiny, rows, run, RewardSettings(epochs=0, holdout=0.25))
     assert main(["report", "tastes", str(run.folder), "--json"]) == 0
@@ -162,6 +164,9 @@ def test_the_command_shows_the_votes(
         number = example["prompt"].removeprefix("Question ").removesuffix("?")
         assert example["chosen"] == f"Yes, yes {number}."
         assert example["rejected"] == f"No {number}."
-    data.write_text(data.read_text().partition("\n")[2])  # it is another file now
-    assert main(["report", "tastes", str(run.folder), "--json"]) == 0
-    assert not any(taste["example"] for taste in json.loads(capsys.readouterr().out))
+    lines = data.read_text().splitlines(keepends=True)
+    others = [line.replace("Question", "Problem") for line in lines]
+    for changed in (lines[1:], lines[::-1], others):  # it is another file now
+        data.write_text("".join(changed))
+        assert main(["report", "tastes", str(run.folder), "--json"]) == 0
+        assert not any(taste["example"] for taste in json.loads(capsys.readouterr().out))

@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.cli.prepare import read_stage_rows
+from lorarlhf.cli.prepare import fingerprint, read_stage_rows
 from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.result import Result, excerpt
 from lorarlhf.data.readers import as_conversation, as_text, split_by_prompt
@@ -80,11 +80,15 @@ def rows_of(run: Path, votes: VoteFit) -> list[Row] | None:
     try:
         with redirect_stderr(StringIO()):  # what is unusual was said when the run was trained
             rows = read_stage_rows(STAGES["reward"], str(file))
+        known = about.get("rows")
+        if isinstance(known, dict) and fingerprint(rows)["sha256"] != known.get("sha256"):
+            return None
         if not config.get("eval"):
             rows, _ = split_by_prompt(rows, config["holdout"], about["seed"])
     except (UserError, KeyError):
         return None
-    # The votes keep only names of their prompts: the same rows have the same pattern of prompts.
+    # Of runs from before version 0.2 there is no hash, and the votes keep only names of their
+    # prompts: the same rows have the same pattern of prompts.
     prompts = [repr(row["prompt"]) for row in rows]
     pairs = set(zip(prompts, votes.groups, strict=False))
     same = len(rows) == len(votes) and len(pairs) == len(set(prompts)) == len(set(votes.groups))
