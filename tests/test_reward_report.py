@@ -33,7 +33,7 @@ from lorarlhf.evaluation.reward_words import in_words, verdict
 from lorarlhf.evaluation.win_rate import wilson_interval
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.project.project import create
-from lorarlhf.rewards.held_out import HeldOut
+from lorarlhf.rewards.held_out import HeldOut, predict_held_out
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
@@ -125,12 +125,33 @@ def test_a_planted_rule_is_measured() -> None:
     assert reward_report(votes, same_again=Share(0, 0)).same_again is None
 
 
-def test_the_doubt_about_the_weights_is_right_with_few_votes() -> None:
-    """The best weights alone are too sure of a rule that few votes have taught."""
-    votes = planted(60, width=30, wrong=0.2)
-    found = reward_report(votes)
-    sure = max(part.predicted for part in found.without_doubt.curve)
-    assert max(part.predicted for part in found.calibration.curve) <= sure
+def test_the_doubt_about_the_weights_helps_where_votes_contradict_each_other() -> None:
+    """Of 60 votes two in five are wrong: the best weights alone are too sure of themselves."""
+    losses, errors = [], []
+    for seed in range(10):
+        votes = planted(60, width=10, wrong=0.4, seed=seed)
+        found, report = predict_held_out(votes), reward_report(votes)
+        both = [found.confidence(doubt) for doubt in (True, False)]
+        losses.append([log_loss(sure, found.right) for sure in both])
+        errors.append([report.calibration.error, report.without_doubt.error])
+    with_doubt, without = np.array(losses).T
+    assert (with_doubt < without).sum() >= 9
+    assert np.mean(errors, axis=0)[0] < np.mean(errors, axis=0)[1]
+
+
+def test_the_doubt_costs_next_to_nothing_where_they_do_not() -> None:
+    """A rule that few votes contradict: there the best weights alone are no worse."""
+    losses = []
+    for seed in range(10):
+        found = predict_held_out(planted(60, width=30, wrong=0.1, seed=seed))
+        losses.append([log_loss(found.confidence(doubt), found.right) for doubt in (True, False)])
+    with_doubt, without = np.mean(losses, axis=0)
+    assert with_doubt < without + 0.01
+
+
+def log_loss(sure: np.ndarray, right: np.ndarray) -> float:
+    """The mean -log of the chance that was given to what came true."""
+    return float(-np.mean(right * np.log(sure) + (1 - right) * np.log(1 - sure)))
 
 
 def test_texts_of_other_votes_are_refused() -> None:
@@ -252,14 +273,16 @@ def rows(count: int, a_prompt: int = 2) -> list[dict[str, str]]:
     return made
 
 
-def run_with_votes(folder: Path, file: Path, count: int = 100, a_prompt: int = 2) -> VoteFit:
+def run_with_votes(
+    folder: Path, file: Path, count: int = 100, a_prompt: int = 2, **plan: Any
+) -> VoteFit:
     """A run's folder as the reward stage leaves it, of made-up features; returns its votes."""
     data = rows(count, a_prompt)
     file.write_text("".join(json.dumps(row) + "\n" for row in data), "utf-8")
     run = Run(folder, "reward", {"data": str(file), "seed": 3, "holdout": 0.2})
     run.about["rows"] = fingerprint(data)
     train, held = split_by_prompt(data, 0.2, 3)
-    votes = planted(len(train), width=6)
+    votes = planted(len(train), **({"width": 6} | plan))
     votes.groups = [repr([{"role": "user", "content": row["prompt"]}]) for row in train]
     votes.fit()
     votes.save(folder / "votes.safetensors")
@@ -284,9 +307,28 @@ def test_the_command_finds_the_texts(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert mistake["prompt"] == row["prompt"]
     shorter = sum(len(row["chosen"]) < len(row["rejected"]) for row in train)
     assert data["length"]["shorter_chosen"]["of"] == shorter
-    assert data["good_enough_for_ppo"]["level"] in ("good", "doubtful", "no")
-    assert data["votes_wanted"]["verdict"] in ("more", "enough", "unclear")
+    # An easy rule without wrong votes, which has nothing to do with the length.
+    assert data["accuracy"]["low"] > 0.85
+    assert data["good_enough_for_ppo"] == {"level": "good", "text": "Good enough for PPO."}
+    assert data["votes_wanted"]["verdict"] == "enough"
     assert data["run"]["share"] == 0.75 and data["cosmetic"] == []
+
+
+def test_the_command_on_votes_of_a_coin_and_on_a_rule_that_is_hard_to_learn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(name: str, **plan: Any) -> dict[str, Any]:
+        run_with_votes(tmp_path / name, tmp_path / f"{name}.jsonl", **plan)
+        assert main(["report", "reward", str(tmp_path / name), "--json"]) == 0
+        data: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return data
+
+    coin = found("coin", wrong=0.5)
+    assert coin["good_enough_for_ppo"]["level"] == "no"
+    assert "may be no better than a coin" in coin["good_enough_for_ppo"]["text"]
+    assert coin["votes_wanted"]["verdict"] == "unclear"
+    hard = found("hard", width=40, count=150, a_prompt=1)  # 120 votes, as in test_learning_curve
+    assert hard["votes_wanted"]["verdict"] == "more"
 
 
 def test_texts_that_are_gone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
