@@ -6,7 +6,8 @@ import pytest
 
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.chat_page import _options, _settings, about, thread_html
+from lorarlhf_ui.chat_html import about, thread_html
+from lorarlhf_ui.chat_page import _ChatPage, _options, _settings
 from lorarlhf_ui.conversation import Conversation, Picked, Turn
 from tests.chat_steps import BOTH, Asking, OpenBench, say
 from tests.pages import Bench, FakeEngine, Job, add_run, until
@@ -55,6 +56,54 @@ def test_a_pair_s_scores_are_not_told_before_the_vote(bench: Bench) -> None:
     bench.conversations.vote("ann", "left")
     (vote,) = bench.store.votes()
     assert vote.sampling[0]["best_of"] == 8
+
+
+def test_a_pair_that_was_asked_for_its_scores_gets_them_after_the_vote(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def scores(adapter: Any, prompt: Any, answers: list[str]) -> Job:
+        asked.append(answers)
+        job = Job()
+        job.update(value=[0.125, 0.8], done=True)
+        return job
+
+    monkeypatch.setattr(bench.engine, "scores", scores, raising=False)
+    turn = say(bench, "Hello?", "Hi.", "Ho.").turns[-1]
+    bench.conversations.score("ann")
+    assert asked == [] and turn.scores is None
+    turn.scores = [0.125, 0.8]  # whoever computed them
+    assert about(turn) == ""
+    turn.scores = None
+    page: Any = object.__new__(_ChatPage)
+    page.conversations = bench.conversations
+    monkeypatch.setattr("lorarlhf_ui.chat_page.rater_of", lambda request: "ann")
+    first, second = [shown[2] for shown in page._voting("left")(None, True)]
+    assert "Saved." in first and "score" not in first
+    assert "Saved." in second and "score: 0.12 and 0.80." in second and asked == [["Hi.", "Ho."]]
+    say(bench, "And?", "Yes.", "No.")
+    (only,) = page._voting("right")(None, False)  # without the tick nobody is asked
+    assert "Saved." in only[2] and len(asked) == 1
+
+
+def test_stopped_answers_were_not_picked(bench: Bench) -> None:
+    asking = Asking(bench.conversations.send("ann", "Hello?", BOTH, best_of=4))
+    until(lambda: bench.engine.live)[-1].write("Hi.", "Ho.")
+    until(lambda: bench.conversations.of("ann").turns[-1].answers == ["Hi.", "Ho."])
+    bench.conversations.stop("ann")
+    asking.end()
+    bench.conversations.vote("ann", "left")
+    (vote,) = bench.store.votes()
+    assert "best_of" not in vote.sampling[0] and vote.sampling[0]["max_new_tokens"] == 256
+
+
+def test_answers_are_open_until_the_vote(bench: Bench) -> None:
+    assert bench.conversations.open_answers("ann") == []
+    say(bench, "Hello?", "Hi.", "Ho.")
+    assert bench.conversations.open_answers("ann") == ["Hi.", "Ho."]
+    bench.conversations.vote("ann", "tie")
+    assert bench.conversations.open_answers("ann") == []
 
 
 def test_one_answer_is_asked_for_as_before(bench: Bench) -> None:

@@ -114,6 +114,26 @@ def test_a_problem_is_shown_until_it_is_over(bench: Bench) -> None:
     assert len(bench.comparisons.begin("ann")["answers"]) == 2
 
 
+def test_no_model_is_named_if_one_is_gone(bench: Bench, project: Project) -> None:
+    bench.engine.write = None
+    add_run(project, "0003-reward", role="reward")
+    picked = "0002-dpo, best of 4 by 0003-reward"
+    test = bench.comparisons.start("0001-sft", picked, 2)
+    until(lambda: bench.engine.prefetched)[0].end("Red.", "Blue.")
+    until(lambda: bench.comparisons.made(test) == 1)
+    until(lambda: bench.engine.prefetched[1:])
+    for folder in (project.folder / "runs" / "0003-reward" / "adapters" / "reward").iterdir():
+        folder.unlink()
+    (project.folder / "runs" / "0003-reward" / "adapters" / "reward").rmdir()
+    bench.engine.prefetched[1].fail("There is not enough memory for this.")
+    bench.comparisons._wake.set()
+    until(lambda: "no longer there" in bench.comparisons.problem)
+    vote_all(bench, ["Red."])
+    shown = str(bench.comparisons.begin("ann"))
+    assert "no longer there" in shown
+    assert not any(name in shown for name in ("0001", "0002", "0003", "best of"))
+
+
 def test_answers_without_hidden_states_are_kept(bench: Bench) -> None:
     start(bench, wanted=1)
     assert len(bench.comparisons.begin("ann")["answers"]) == 2

@@ -147,6 +147,51 @@ def test_an_estimate_that_would_take_minutes_is_refused() -> None:
         worker._shares_of(asked)
 
 
+class Pipe:
+    """A connection that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Pipe]:
+    """A worker that has a live answer and small jobs to do, and its connection."""
+    pipe: Any = Pipe()
+    backbone: Any = SimpleNamespace()
+    worker: Any = Worker(backbone, pipe, {"plain": False, "max_prompt_tokens": 100})
+    for kind in ("_features_of", "_scores_of", "_direction_of"):
+        monkeypatch.setattr(worker, kind, lambda value, kind=kind: kind)
+    monkeypatch.setattr(worker, "_advance", lambda job, queue: None)
+    worker.live.append("a live answer")
+    worker.small.extend([(1, "features", {}), (2, "scores", {}), (3, "direction", {})])
+    return worker, pipe
+
+
+def test_small_jobs_do_not_wait_behind_one_that_waits_for_live_answers(
+    waiting: tuple[Any, Pipe],
+) -> None:
+    worker, pipe = waiting
+    for _ in range(3):
+        worker.step()
+    assert pipe.sent == [(2, "done", "_scores_of"), (3, "done", "_direction_of")]
+    worker.live.clear()
+    worker.step()
+    assert pipe.sent[2:] == [(1, "done", "_features_of")] and not worker.small
+
+
+def test_a_small_job_that_nobody_waits_for_is_not_done(waiting: tuple[Any, Pipe]) -> None:
+    worker, pipe = waiting
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    inbox.put((0, "stop", 2))
+    worker.receive(inbox)
+    worker.step()
+    assert [(number, kind) for number, kind, _ in pipe.sent] == [(2, "failed"), (3, "done")]
+
+
 def test_the_best_of_several_answers(engine: Engine, runs: list[str]) -> None:
     models, reward = [BASE, runs[0]], Path(runs[3])
     sampling: Any = {"temperature": 1.0, "max_new_tokens": 12, "seeds": list(range(5))}

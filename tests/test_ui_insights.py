@@ -1,6 +1,7 @@
-"""The Insights page: tastes with examples, causes, raters; who sees what; own axes."""
+"""The Insights page: tastes with examples, what is kept, and axes of one's own."""
 
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,74 +10,30 @@ import numpy as np
 import pytest
 
 from lorarlhf.evaluation.rater_report import raters_report
-from lorarlhf.preferences.accounts import OWNER, set_password
 from lorarlhf.preferences.merge import add_votes
-from lorarlhf.preferences.records import ImportedVote, Verdict
+from lorarlhf.preferences.queue import open_answers
+from lorarlhf.preferences.records import ImportedVote
 from lorarlhf.preferences.store import Store
-from lorarlhf.rewards.learning_curve import Forecast, Point
-from lorarlhf.rewards.tastes import axis_sides
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.engine_client import Job
+from lorarlhf_ui.engine_client import OFF, READY, STARTING, Engine
 from lorarlhf_ui.engine_worker import packed
-from lorarlhf_ui.hidden_states import HiddenStates
 from lorarlhf_ui.insights import Insights
-from lorarlhf_ui.insights_html import bar
-from lorarlhf_ui.insights_reward import HEIGHT, picture
-from lorarlhf_ui.insights_reward import WIDTH as WIDE
-from lorarlhf_ui.taste_fit import MOST_PAIRS, fit_tastes
-from tests.pages import until
+from lorarlhf_ui.taste_fit import MOST_PAIRS
+from tests.insights_steps import (
+    FIRST,
+    HOSTILE,
+    SECTIONS,
+    SIDES,
+    WIDTH,
+    Planted,
+    Reads,
+    fit,
+    insights,
+    looked,
+)
+from tests.pages import FakeEngine, until
 
-FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
-WIDTH = 40
-SIDES = list(axis_sides())
-HOSTILE = "<img src=x onerror=alert(1)>"
-PASSWORD = "quiet harbour 7"
-SECTIONS = {"tastes", "causes", "raters", "more", "reward"}
-
-
-class Planted:
-    """A project's store and hidden states, with a taste for the first end of one axis."""
-
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(folder / "votes.sqlite")
-        self.states = HiddenStates(folder / "states.sqlite")
-        self.states.use("planted")
-        self.rng = np.random.default_rng(0)
-        self.axes = np.linalg.qr(self.rng.normal(size=(WIDTH, len(SIDES))))[0].T
-        self.states.put_axes([packed(row) for row in self.axes])
-        self.count = 0
-
-    def vote(self, count: int, rater: str = "me", axis: int = 4, known: bool = True) -> None:
-        """Votes for the answer further along an axis."""
-        votes = []
-        for number in range(self.count, self.count + count):
-            prompt = [{"role": "user", "content": f"Question {number}?"}]
-            rows = self.rng.normal(size=(2, WIDTH))
-            verdict = FIRST if rows[0] @ self.axes[axis] > rows[1] @ self.axes[axis] else SECOND
-            texts = [f"{number} goes {row @ self.axes[axis]:+.3f} {HOSTILE}" for row in rows]
-            if known:
-                self.states.put(prompt, texts, [packed(row) for row in rows])
-            answers = tuple((text, "base") for text in texts)
-            votes.append(ImportedVote(prompt, answers, verdict, rater=rater, created_at=number))
-        add_votes(self.store, votes)
-        self.count += count
-
-
-@pytest.fixture
-def planted(tmp_path: Path) -> Planted:
-    return Planted(tmp_path)
-
-
-def insights(planted: Planted, engine: Any = None, **more: Any) -> Insights:
-    store = Store(planted.store.path)
-    return Insights(store, planted.states, engine, everybody=more.pop("everybody", True), **more)
-
-
-def looked(page: Insights, rater: str = "me", scope: str = "visible") -> dict[str, Any]:
-    """What the page shows in the end."""
-    page.look(rater, {"scope": scope})
-    assert page.wait()
-    return page.look(rater, {"scope": scope, "again": True})
+pytest_plugins = ("tests.insights_steps",)
 
 
 # ---- tastes
@@ -100,8 +57,7 @@ def test_a_planted_taste_is_sure_and_has_its_example(planted: Planted) -> None:
 
 def test_the_example_is_a_vote_of_theirs(planted: Planted) -> None:
     planted.vote(60)
-    fit = fit_tastes(planted.store.votes(), planted.states)
-    (_, example), *_ = fit.tastes()
+    (_, example), *_ = fit(planted).tastes()
     assert example is not None
     vote = next(vote for vote in planted.store.votes() if vote.prompt == example.prompt)
     best = vote.verdict.ranking[0][0]
@@ -112,8 +68,8 @@ def test_the_example_is_a_vote_of_theirs(planted: Planted) -> None:
 def test_only_the_newest_pairs_are_fitted(planted: Planted, monkeypatch: Any) -> None:
     monkeypatch.setattr("lorarlhf_ui.taste_fit.MOST_PAIRS", 30)
     planted.vote(50)
-    fit = fit_tastes(planted.store.votes(), planted.states)
-    assert len(fit.pairs) == 30 and fit.pairs[-1].prompt[0]["content"] == "Question 49?"
+    pairs = fit(planted).pairs
+    assert len(pairs) == 30 and pairs[-1].prompt[0]["content"] == "Question 49?"
     assert MOST_PAIRS > 30
 
 
@@ -129,8 +85,55 @@ def test_votes_without_hidden_states_are_asked_for(planted: Planted) -> None:
     planted.vote(3, known=False)
     wanted: list[int] = []
     page = insights(planted, fetch=lambda vote, then: wanted.append(vote.id))
+    view = looked(page)
+    assert "has yet to read the answers of 3 more" in view["sections"]["tastes"]
+    assert view["unread"] and len(wanted) == 3
+
+
+def test_a_text_that_is_too_long_is_not_waited_for(planted: Planted) -> None:
+    planted.vote(12)
+    answers = (("long " * 2000, "base"), ("short", "base"))
+    add_votes(planted.store, [ImportedVote("A question?", answers, FIRST, rater="me")])
+    wanted: list[int] = []
+    view = looked(insights(planted, fetch=lambda vote, then: wanted.append(vote.id)))
+    assert "and 1 more with texts that are too long" in view["sections"]["tastes"]
+    assert not view["unread"] and not wanted
+
+
+def test_without_a_model_nobody_is_told_to_wait(planted: Planted) -> None:
+    planted.vote(4, known=False)
+    page = insights(planted, Engine(None))
+    view = looked(page)
+    tastes = view["sections"]["tastes"]
+    assert "No model has read the answers of 4 votes" in tastes and "--no-model" in tastes
+    assert "minutes" not in tastes and not view["unread"]
+    planted.vote(10)
     tastes = looked(page)["sections"]["tastes"]
-    assert "has yet to read the answers of 3 more" in tastes and len(wanted) == 3
+    assert "No model has read the answers of 4 more" in tastes and "--no-model" in tastes
+    planted.states.use("another base")
+    tastes = looked(page)["sections"]["tastes"]
+    assert "Tastes need a model" in tastes and "--no-model" in tastes and "minute" not in tastes
+    with pytest.raises(UserError, match="run without a model"):
+        page.own_axis("me", {"scope": "visible", "first": "a", "second": "b"})
+
+
+def test_once_the_model_is_loaded_the_page_looks_again(planted: Planted) -> None:
+    planted.vote(3)
+    planted.vote(10, known=False)
+    engine, wanted = FakeEngine(STARTING), list[int]()
+    page = insights(planted, engine, fetch=lambda vote, then: wanted.append(vote.id))
+    view = looked(page)
+    assert view["unread"] and "of 10 votes first" in view["sections"]["tastes"]
+    with pytest.raises(UserError, match="model is loading"):
+        page.own_axis("me", {"scope": "visible", "first": "a", "second": "b"})
+    wanted.clear()
+    looked(page)
+    assert not wanted  # nothing has changed
+    engine.state = READY
+    assert looked(page)["unread"] and len(wanted) == 10
+    engine.state, engine.message = OFF, "The model's process has ended."
+    view = looked(page)
+    assert not view["unread"] and "process has ended" in view["sections"]["tastes"]
 
 
 def test_why_there_are_no_tastes(planted: Planted, tmp_path: Path) -> None:
@@ -138,7 +141,10 @@ def test_why_there_are_no_tastes(planted: Planted, tmp_path: Path) -> None:
     view = looked(page)
     assert view["sections"] == {} and "no votes yet" in view["problem"]
     planted.vote(3)
-    assert "there are 3" in looked(page)["sections"]["tastes"]
+    assert (
+        "at least 10 votes that prefer an answer; there are 3."
+        in (looked(page)["sections"]["tastes"])
+    )
     planted.vote(20, known=False)
     assert "of 20 votes first" in looked(page)["sections"]["tastes"]
     without = Planted(tmp_path / "other") if (tmp_path / "other").mkdir() is None else planted
@@ -172,6 +178,46 @@ def test_figures_are_kept_until_the_votes_change(planted: Planted, monkeypatch: 
     assert "newest 21 votes" in looked(page)["sections"]["tastes"]
 
 
+def test_new_states_do_not_make_the_same_votes_be_read_again(
+    planted: Planted, monkeypatch: Any
+) -> None:
+    planted.vote(20)
+    page, called = insights(planted), list[str]()
+    for name in ("raters_report", "fit_tastes", "reward_report"):
+        real = getattr(sys.modules[Insights.__module__], name)
+
+        def count(*args: Any, real: Any = real, name: str = name, **more: Any) -> Any:
+            called.append(name)
+            return real(*args, **more)
+
+        monkeypatch.setattr(f"lorarlhf_ui.insights.{name}", count)
+    read = Store.votes
+    monkeypatch.setattr(
+        Store, "votes", lambda self, **only: called.append("read") or read(self, **only)
+    )
+    first = looked(page)
+    assert called == ["read", "fit_tastes", "read", "raters_report", "reward_report"]
+    # The answers of somebody's chat, which no vote is about: this happens at every answer.
+    planted.states.put("A chat?", ["Yes."], [packed(np.ones(WIDTH))])
+    called.clear()
+    assert page.look("me", {"scope": "visible"})["busy"]
+    assert looked(page) == first and called == []
+    planted.vote(5, known=False)
+    looked(page)
+    assert called == [
+        "read",
+        "read",
+        "raters_report",
+        "reward_report",
+    ]  # the same pairs, more votes
+    called.clear()
+    vote = planted.store.votes()[-1]
+    planted.states.put(vote.prompt, vote.completions, [packed(row) for row in np.eye(2, WIDTH)])
+    called.clear()
+    assert "newest 21 votes" in looked(page)["sections"]["tastes"]
+    assert called == ["fit_tastes", "reward_report"]  # one pair more, the same votes
+
+
 def test_a_failure_is_told_and_tried_again(
     planted: Planted, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,99 +235,16 @@ def test_a_failure_is_told_and_tried_again(
     assert looked(page)["problem"] == ""
 
 
-# ---- causes and raters
-
-
-def test_causes_and_raters(planted: Planted) -> None:
-    answers = (("Yes, and a good deal more than that.", "base"), (f"No. {HOSTILE}", "base"))
-    votes = [
-        ImportedVote(f"Question {n}?", answers, FIRST if n % 8 else SECOND, rater="me", item=str(n))
-        for n in range(60)
-    ]
-    votes += [
-        ImportedVote(
-            f"Question {n}?", answers, FIRST if n % 2 else SECOND, rater="ann", item=str(n)
-        )
-        for n in range(30)
-    ]
-    add_votes(planted.store, votes)
-    sections = looked(insights(planted))["sections"]
-    assert "<b>longer answers</b> over answers of half the length" in sections["causes"]
-    assert "These stand out: longer answers" in sections["causes"]
-    raters = sections["raters"]
-    assert "All raters: 90 votes" in raters and "ann: 30 votes" in raters
-    assert "Krippendorff" in raters and "--json has all of them" not in raters
-    assert raters.count('class="disagreement"') == 10 and "more; `lorarlhf report" in raters
-    assert "Preferred by ann" in raters
-    for section in sections.values():
-        assert "<img" not in section and "<script" not in section
-    assert "&lt;img" in raters
-
-
-def test_without_a_reason_nothing_stands_out(planted: Planted) -> None:
-    planted.vote(12)  # answers of one length and form, whose sides are not known
-    assert "No two answers differ" in looked(insights(planted))["sections"]["causes"]
-    answers = (("One and some more.", "a"), ("Two.", "b"))
-    coin = [
-        ImportedVote(f"{n}?", answers, FIRST if n % 2 else SECOND, rater="ann") for n in range(20)
-    ]
-    add_votes(planted.store, coin)
-    causes = looked(insights(planted), "ann", "mine")["sections"]["causes"]
-    assert "Nothing stands out" in causes and "(20 pairs)" in causes and "could be luck" in causes
-
-
-def test_a_bar_shows_the_interval() -> None:
-    drawn = bar(0.7, 0.6, 1.2)
-    assert "left:60.0%;width:40.0%" in drawn and "left:70.0%" in drawn
-    assert 'aria-hidden="true"' in drawn
-
-
-# ---- who sees what
-
-
-def test_under_a_login_a_rater_sees_their_own_votes_only(planted: Planted) -> None:
-    for name in ("ann", "bob", "olga"):
-        set_password(planted.store, name, PASSWORD, OWNER if name == "olga" else None)
-    planted.vote(11, rater="ann")
-    planted.vote(12, rater="bob")
-    planted.vote(13, rater="olga")
-    planted.vote(14, rater="imported")
-    page = insights(planted, everybody=False)
-    for rater, count, others in (("ann", 11, "bob"), ("bob", 12, "ann"), ("olga", 27, "ann")):
-        view = looked(page, rater)
-        assert f"newest {count} votes" in view["sections"]["tastes"]
-        text = " ".join(view["sections"].values())
-        assert others not in text and not view["everybody"]
-    assert "imported: 14 votes" in looked(page, "olga")["sections"]["raters"]
-    with pytest.raises(UserError, match="their own votes only"):
-        page.look("ann", {"scope": "all"})
-    everyone = looked(insights(planted))["sections"]
-    assert "newest 50 votes" in everyone["tastes"] and "bob: 12 votes" in everyone["raters"]
-
-
 # ---- axes of one's own
-
-
-class Reads:
-    """An engine that gives this axis for every two texts."""
-
-    def __init__(self, row: np.ndarray) -> None:
-        self.row, self.asked = row, list[tuple[str, str]]()
-
-    def direction(self, first: str, second: str) -> Job:
-        self.asked.append((first, second))
-        job = Job()
-        job.update(value=packed(self.row), done=True)
-        return job
 
 
 def test_an_axis_of_one_s_own(planted: Planted) -> None:
     planted.vote(120)
     engine = Reads(-planted.axes[4])
     page = insights(planted, engine)
-    assert "sure" in page.own_axis("me", {"scope": "visible", "first": "a", "second": "b"})["html"]
-    engine.asked.clear()
-    looked(page)
+    with pytest.raises(UserError, match="being read; ask again"):
+        page.own_axis("me", {"scope": "visible", "first": "a", "second": "b"})
+    assert page.wait() and not engine.asked
     asked = {"scope": "visible", "first": " So \n long ", "second": HOSTILE}
     shown = page.own_axis("me", asked)["html"]
     assert engine.asked == [("So long", HOSTILE)]
@@ -296,39 +259,41 @@ def test_an_axis_of_one_s_own(planted: Planted) -> None:
         page.own_axis("me", asked)
 
 
-# ---- more votes, and how good the fit is
+def test_the_answers_of_an_open_pair_are_no_axis(planted: Planted) -> None:
+    planted.vote(20)
+    engine = Reads(planted.axes[4])
+    open_of = {"ann": ["An answer\n\nof two  lines.", "x" * 2000]}
+    page = insights(planted, engine, open_answers=lambda rater: open_of.get(rater, []))
+    looked(page)
+    for text in ("An answer of two lines.", "An answer\nof two lines. ", "x" * 1000):
+        for sides in ({"first": text, "second": "b"}, {"first": "a", "second": text}):
+            with pytest.raises(UserError, match="not voted on yet"):
+                page.own_axis("ann", {"scope": "visible"} | sides)
+            assert page.own_axis("bob", {"scope": "visible"} | sides)["html"]
+    item = planted.store.add_item("Open?", [("One", "base"), ("Two", "base")])
+    shown = planted.store.present(item, "ann")
+    assert sorted(open_answers(planted.store, "ann")) == ["One", "Two"]
+    planted.store.judge(shown.token, FIRST)
+    assert open_answers(planted.store, "ann") == open_answers(planted.store, "bob") == []
 
 
-def test_the_forecast_and_the_report_on_the_fit(planted: Planted) -> None:
-    planted.vote(120)
-    sections = looked(insights(planted))["sections"]
-    more = sections["more"]
-    assert re.search(r"more votes are worth it|Enough votes|be told yet whether", more)
-    assert more.count("<circle") == more.count("<tr><td>") == 5  # four sizes and the forecast
-    assert "<td>240</td>" in more and 'role="img"' in more
-    reward = sections["reward"]
-    assert "for PPO" in reward and "Each of 120 votes" in reward and "How sure" in reward
-    assert re.search(r"<summary>\d+% sure, and wrong: Question \d+\?</summary>", reward)
-    assert "<img" not in reward and "&lt;img" in reward
-
-
-def test_too_few_votes_for_a_forecast(planted: Planted) -> None:
-    planted.vote(12)
-    sections = looked(insights(planted))["sections"]
-    assert "Too few votes" in sections["more"] and "<svg" not in sections["more"]
-    planted.vote(3, rater="ann")
-    few = looked(insights(planted), "ann", "mine")["sections"]
-    assert few["more"] == few["reward"] == ""
-
-
-def test_the_picture_stays_inside_its_frame() -> None:
-    points = [Point(10, 0.2, 0.0, 1.0), Point(80, 0.9, 0.7, 1.0)]
-    doubled = Point(200, 0.95, 0.8, 1.2)
-    drawn = picture(Forecast(points, 100, points[1], doubled, (0.05, 0.0, 0.1), 0.9))
-    for name, most in (("cx", WIDE), ("cy", HEIGHT), ("y1", HEIGHT), ("y2", HEIGHT)):
-        places = [float(number) for number in re.findall(rf'{name}="([\d.-]+)"', drawn)]
-        assert places and all(0 <= place <= most for place in places)
-    assert drawn.count('class="later"') == 1 and drawn.count('class="now"') == 2
+def test_the_fits_of_a_few_scopes_are_kept(planted: Planted, monkeypatch: Any) -> None:
+    monkeypatch.setattr("lorarlhf_ui.insights.FITS", 2)
+    for rater in ("ann", "bob", "eve"):
+        planted.vote(12, rater=rater)
+    page = insights(planted, Reads(planted.axes[4]))
+    asked = {"scope": "mine", "first": "a", "second": "b"}
+    for rater in ("ann", "bob", "eve"):
+        looked(page, rater, "mine")
+        assert page.own_axis(rater, asked)["html"]
+    assert page.own_axis("bob", asked)["html"]
+    with pytest.raises(UserError, match="being read; ask again"):
+        page.own_axis("ann", asked)
+    assert page.wait() and page.own_axis("ann", asked)["html"]
+    assert sum(figures.fit is not None for figures in page._known.values()) == 2
+    with pytest.raises(UserError, match="at least 10 votes|no votes"):
+        looked(page, "new", "mine")
+        page.own_axis("new", asked)
 
 
 # ---- while it computes

@@ -18,6 +18,7 @@ import gradio as gr
 import uvicorn
 
 from lorarlhf.preferences import accounts
+from lorarlhf.preferences.queue import open_answers
 from lorarlhf.preferences.records import is_name
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import VOTES, Project, project_settings
@@ -63,6 +64,11 @@ class Pages:
     ratings: Ratings
     conversations: Conversations
     comparisons: Comparisons
+    backfill: FeatureBackfill
+
+    def open_answers(self, rater: str) -> list[str]:
+        """The answers that a rater sees and has not voted on."""
+        return [*open_answers(self.store, rater), *self.conversations.open_answers(rater)]
 
     def close(self) -> None:
         """Stop what runs in the background."""
@@ -99,6 +105,7 @@ def open_pages(project: Project, settings: Callable[[], Settings] | None) -> Pag
         Ratings(store, prefetch, meter),
         Conversations(store, prefetch, meter),
         Comparisons(store, prefetch),
+        backfill,
     )
 
 
@@ -132,9 +139,16 @@ def build(pages: Pages, access: Access) -> gr.Blocks:
             reward=pages.conversations.reward,
         )
     with blocks.route("Insights", "/insights", show_in_navbar=False):
-        store, backfill = pages.project.store(), pages.meter.fetch
-        everybody = not access.login
-        insights_page(Insights(store, pages.states, pages.engine, backfill, everybody))
+        insights_page(
+            Insights(
+                pages.project.store(),
+                pages.states,
+                pages.engine,
+                pages.backfill.fetch,
+                everybody=not access.login,
+                open_answers=pages.open_answers,
+            )
+        )
     with blocks.route("Settings", "/settings", show_in_navbar=False):
         settings_page(pages.prefetch)
     return blocks

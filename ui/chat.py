@@ -93,7 +93,7 @@ class Conversations:
         Args:
             names: one or two models, as in `Models.names`.
             system: the system prompt; only a new conversation takes it.
-            best_of: each model answers so often, and the reward role picks; one of `BEST_OF`.
+            best_of: how many answers each model writes; the reward role picks. One of `BEST_OF`.
             at: the turn that the message replaces, with all turns after it; None to continue.
 
         Raises:
@@ -224,18 +224,26 @@ class Conversations:
         self, rater: str, conversation: Conversation, turn: Turn, verdict: Verdict
     ) -> int:
         labels = [self.prefetch.models.label(place) for place in turn.models]
+        sampling = dict(conversation.options)
+        if turn.picked is None:  # answers that were stopped before the reward role could pick
+            sampling.pop("best_of", None)
         with self.store.write():
             item = self.store.add_item(
                 conversation.prompt(len(conversation.turns) - 1),
                 list(zip(turn.answers, labels, strict=True)),
-                sampling=[conversation.options] * 2,
+                sampling=[sampling] * 2,
                 origin={"page": "chat"},
             )
             shown = self.store.present(item, rater, shown=[0, 1])
             return self.store.judge(shown.token, verdict)
 
+    def open_answers(self, rater: str) -> list[str]:
+        """The last two answers, if there is no vote on them."""
+        turns = self.of(rater).turns
+        return list(turns[-1].answers) if turns and turns[-1].open else []
+
     def score(self, rater: str) -> Conversation:
-        """Add the newest reward role's scores to the last answers.
+        """Add the newest reward role's scores to the last answers; to two of them after the vote.
 
         Raises:
             UserError: there is no reward role yet, or the model is busy.
@@ -244,6 +252,8 @@ class Conversations:
         self.reward.adapter()  # fails if there is none
         if conversation.turns and not conversation.busy:
             turn = conversation.turns[-1]
+            if turn.open:  # a score would sway the vote
+                return conversation
             prompt = conversation.prompt(len(conversation.turns) - 1)
             turn.scores = self.reward.scores(prompt, turn.answers)
         return conversation

@@ -1,6 +1,5 @@
 """The Chat page: one or two models answer the same conversation, side by side."""
 
-import html
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +7,9 @@ import gradio as gr
 
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.chat import BEST_OF, Conversations
-from lorarlhf_ui.conversation import Conversation, Message, Turn
+from lorarlhf_ui.chat_html import about, message_html, thread_html
+from lorarlhf_ui.conversation import Conversation
 from lorarlhf_ui.events import IN_TURN, NEVER_DROPPED, served
-from lorarlhf_ui.markdown import render
 from lorarlhf_ui.security import rater_of
 from lorarlhf_ui.theme import static
 
@@ -26,8 +25,6 @@ VOTES = {
 }
 SCRIPTS = ("reach.js", "drafts.js", "raw.js", "heat_map.js", "chat_thread.js")
 """They run as one script on each side, in this order."""
-
-LIKES = '<button type="button" data-do="shares">What the reward role likes</button>'
 
 # Shows or hides the second side. It runs in the browser: Gradio can lose an event that is sent
 # while the previous one ends, and a message may follow at once.
@@ -103,7 +100,8 @@ class _ChatPage:
                 elem_id="chat-best",
             )
             self.scored = gr.Checkbox(
-                label="Show the reward role's score of each answer", elem_id="chat-scored"
+                label="Show the reward role's score of each answer; of a pair, after your vote",
+                elem_id="chat-scored",
             )
 
     def _connect(self) -> None:
@@ -126,7 +124,7 @@ class _ChatPage:
         self.restart.click(self.on_restart, None, shown, **IN_TURN)
         self.models[1].change(None, self.models[1], self.sides[1], js=SHOW_SECOND)
         for choice, button in self.vote_buttons.items():
-            button.click(self._voting(choice), None, shown, **IN_TURN)
+            button.click(self._voting(choice), self.scored, shown, **IN_TURN)
 
     # ---- events
 
@@ -202,18 +200,29 @@ class _ChatPage:
         return self._shown(rater)
 
     def _voting(self, choice: str) -> Any:
-        def on_vote(request: gr.Request) -> list[Any]:
+        def on_vote(request: gr.Request, scored: bool) -> Iterator[list[Any]]:
             rater = _name(request)
             try:
-                conversation = self.conversations.vote(rater, choice)
+                turn = self.conversations.vote(rater, choice).turns[-1]
             except UserError as error:
-                return self._shown(rater, str(error))
-            left, right = self.conversations.authors(conversation.turns[-1])
-            return self._shown(
-                rater,
+                yield self._shown(rater, str(error))
+                return
+            left, right = self.conversations.authors(turn)
+            said = (
                 f"Saved. The left answer is by {left}, the right one by {right}. The conversation "
-                "continues with the better answer.",
+                "continues with the better answer."
             )
+            yield self._shown(rater, said)
+            if not scored:
+                return
+            try:
+                self.conversations.score(rater)
+                more = about(turn)
+            except UserError as error:
+                more = str(error)
+            turns = self.conversations.of(rater).turns
+            if turns and turns[-1] is turn:  # nobody has gone on in the meantime
+                yield self._shown(rater, f"{said} {more}")
 
         on_vote.__name__ = f"on_vote_{choice}"
         return on_vote
@@ -258,7 +267,9 @@ class _ChatPage:
         if can_vote and not all(answer.strip() for answer in conversation.turns[-1].answers):
             can_vote, message = False, message or EMPTY
         shown = gr.skip() if message is None else message_html(message)
-        liked = conversation.judgeable if self.conversations.reward.is_there() else 0
+        liked = conversation.judgeable
+        if liked and not self.conversations.reward.is_there():
+            liked = 0
         left, right = (thread_html(conversation.side(side), liked) for side in (0, 1))
         both: Any = right if two is None else gr.HTML(value=right, visible=two)
         return [left, both, shown, gr.Row(visible=can_vote)]
@@ -275,49 +286,6 @@ def _side(name: str, first: bool, conversations: Conversations) -> gr.HTML:
         min_width=300,
         elem_id=f"chat-{name}-side",
     )
-
-
-def message_html(message: str) -> str:
-    """A message as text: it may quote what somebody wrote, which is no template of Gradio's."""
-    return f'<p role="status">{html.escape(message).replace("{", "&#123;")}</p>' if message else ""
-
-
-def about(turn: Turn) -> str:
-    """What the reward role has to do with the answers of a turn, or ""."""
-    lines = []
-    if turn.scores:
-        scores = " and ".join(f"{score:.2f}" for score in turn.scores)
-        lines.append(f"Reward role's score: {scores}.")
-    if turn.picked is not None and len(turn.answers) > 1:  # a score would sway the vote
-        lines.append(f"Each answer is the best of {turn.picked.count}, picked by the reward role.")
-    elif turn.picked is not None:
-        lines.append(
-            f"The best of {turn.picked.count} answers, picked by the reward role, with a score of "
-            f"{turn.picked.scores[0]:.2f}. Picking moves the model by at most "
-            f"{turn.picked.bound:.2f} nats (KL)."
-        )
-    return " ".join(lines)
-
-
-def thread_html(messages: list[Message], liked: int = 0) -> str:
-    """The messages on one side as HTML.
-
-    Args:
-        liked: of so many turns, the first ones, the reward role may say what it likes.
-    """
-    out = []
-    for number, message in enumerate(messages):
-        user = message["role"] == "user"
-        kind, who = ("user", "You") if user else ("bot", "Answer")
-        edit = '<button type="button" data-do="edit">Edit</button>' if user else ""
-        text = render(message["content"]) or '<p class="faint">…</p>'
-        likes = "" if user or number // 2 >= liked else LIKES
-        out.append(
-            f'<article class="message {kind}" data-testid="{kind}" data-turn="{number // 2}" '
-            f'aria-label="{who}">{text}<div class="line">{edit}'
-            f'<button type="button" data-do="copy">Copy</button>{likes}</div></article>'
-        )
-    return "".join(out)
 
 
 def _name(request: gr.Request) -> str:

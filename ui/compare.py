@@ -31,6 +31,10 @@ PURPOSE = "compare"
 RETRY_SECONDS = 5.0
 BEST_OF, MOST_OF = 4, 64
 """From how many answers the candidates that are offered pick one, and the most there can be."""
+GONE = (
+    "A model or a reward role of this comparison is no longer there. An owner of the project can "
+    "start a new one."
+)
 _PICKED = re.compile(r"(.+), best of (\d{1,3}) by (\S+)")
 
 
@@ -247,7 +251,10 @@ class Comparisons:
     def _make_item(self, comparison: BlindComparison) -> None:
         prompt = self._next_prompt(comparison)
         settings = self.prefetch.settings()
-        sides = [self._candidate(source) for source in (comparison.first, comparison.second)]
+        try:
+            sides = [self._candidate(source) for source in (comparison.first, comparison.second)]
+        except UserError as error:  # it names a model, and raters must not see names
+            raise UserError(GONE) from error
         sampling = {"temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens}
         job = self.prefetch.engine.answer(
             prompt,

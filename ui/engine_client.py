@@ -149,7 +149,7 @@ class Engine:
         return self._submit("answer", request, Job(len(models)))
 
     def stop(self, job: Job) -> None:
-        """Stop generating a job's answers; it is done soon after, with the text so far."""
+        """Stop a job: answers end with the text so far, a small job fails unless it has begun."""
         numbers = [number for number, known in list(self._jobs.items()) if known is job]
         for number in numbers:
             self._send((0, "stop", number))

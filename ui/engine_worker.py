@@ -36,6 +36,8 @@ SLOTS = ("policy", "reference")
 TOKENS_PER_STEP = 4
 SECONDS_BETWEEN_REPORTS = 0.08
 LIVE_AT_ONCE = 4
+PATIENT = ("features", "axes")
+"""Small jobs that nobody waits for: they are done while no live answer is written."""
 
 LONGEST_ESTIMATED = 600
 """Characters of an answer whose shares are estimated on a CPU. That takes 64 forwards and
@@ -46,6 +48,7 @@ TOO_LONG = (
     "the mean over an answer, the default, it takes a second."
 )
 
+STOPPED = "Nobody waits for this any more."
 NOT_LOADED = "A model could not be loaded. The terminal of `lorarlhf ui` shows the reason."
 UNEXPECTED = "An unexpected error occurred. The terminal of `lorarlhf ui` shows it."
 
@@ -134,8 +137,10 @@ class Worker:
     def step(self) -> None:
         """Generate a few tokens of the most urgent answers, or do one small job."""
         urgent = list(self.live)[:LIVE_AT_ONCE]
-        if self.small and not (urgent and self.small[0][1] in ("features", "axes")):
-            self._do_small(*self.small.popleft())
+        ready = [job for job in self.small if not (urgent and job[1] in PATIENT)]
+        if ready:  # the first one that need not wait, whatever stands before it
+            self.small.remove(ready[0])
+            self._do_small(*ready[0])
         if urgent:
             for job in urgent:
                 self._advance(job, self.live)
@@ -238,6 +243,9 @@ class Worker:
                 queue.remove(job)
                 value = {"texts": job.texts(), "ended": job.ended(), "features": None}
                 self.send(number, "done", value)
+        for small in [small for small in self.small if small[0] == number]:
+            self.small.remove(small)
+            self.send(number, "failed", STOPPED)
 
     # ---- small jobs
 

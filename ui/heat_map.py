@@ -56,8 +56,9 @@ def heat_map(answer: WordShares, strongest: float | None = None) -> str:
     most = answer.strongest if strongest is None else strongest
     words = "".join(_word(text, share, most) for text, share in answer.words)
     return (
-        f'<div class="heat"><p class="heat-score">Score <b>{signed(answer.score)}</b>. Words that '
-        '<span class="more3">raise</span> it, words that <span class="less3">lower</span> it.</p>'
+        f'<div class="heat"><p class="heat-score">Score <b>{signed(answer.score)}</b>. '
+        '<span class="more3">Green</span> words raise it; '
+        '<span class="less3">red, underlined</span> words lower it.</p>'
         f'<p class="heat-words" dir="auto">{words or "(an empty answer)"}</p>'
         f'<details class="heat-numbers"><summary>The numbers as a table</summary>{_table(answer)}'
         f"<p>{EXACT if answer.exact else ESTIMATED}</p></details></div>"
@@ -82,15 +83,18 @@ def _word(text: str, share: float, strongest: float) -> str:
 
 
 def _table(answer: WordShares) -> str:
-    rows = [
-        f"<tr><td>{_named(text)}</td><td>{signed(share)}</td></tr>" for text, share in answer.words
-    ]
-    rest = "" if answer.exact else f"<tr><td>no word</td><td>{signed(answer.rest)}</td></tr>"
+    rows = [_row(_named(text), share) for text, share in answer.words]
+    rest = "" if answer.exact else _row("no word", answer.rest)
     return (
-        '<table><thead><tr><th scope="col">Word</th><th scope="col">Adds</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody><tfoot>{rest}"
-        f'<tr><th scope="row">Score</th><td>{signed(answer.score)}</td></tr></tfoot></table>'
+        '<div class="rows" tabindex="0" role="group" aria-label="What each word adds"><table>'
+        '<thead><tr><th scope="col">Word</th><th scope="col">Adds</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody><tfoot>{rest}{_row('Score', answer.score)}</tfoot>"
+        "</table></div>"
     )
+
+
+def _row(name: str, number: float) -> str:
+    return f'<tr><th scope="row">{name}</th><td>{signed(number)}</td></tr>'
 
 
 def _named(text: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from lorarlhf.preferences.accounts import is_owner, with_password
 from lorarlhf.preferences.blind_comparisons import has_finished
-from lorarlhf.preferences.exports import as_plain
 from lorarlhf.preferences.history import (
     PAGE,
     VoteFilter,
@@ -22,18 +21,17 @@ from lorarlhf.preferences.history import (
 )
 from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.merge import merge_votes
-from lorarlhf.preferences.records import RANKED, Prompt, Verdict, Vote
+from lorarlhf.preferences.records import RANKED, Verdict, Vote
 from lorarlhf.preferences.statistics import newest_judgement
 from lorarlhf.preferences.store import Store
 from lorarlhf.preferences.undo import present_again
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.downloads import exported, link, whose
-from lorarlhf_ui.markdown import prompt_html, render
+from lorarlhf_ui.markdown import excerpt, prompt_html, render
 from lorarlhf_ui.reward_role import NO_REWARD, RewardRole
 from lorarlhf_ui.votes import LONGEST_TEXT, View, edited
 
 LONGEST_SEARCH = 200
-LONGEST_EXCERPT = 160
 NOT_YOURS = "in the name of another rater with a password"
 NOT_OWNER = "in other names, which only an owner of the project may import"
 _NOT_OVER = "Finish this blind comparison first: a score could tell who wrote an answer."
@@ -294,7 +292,7 @@ def _row(vote: Vote) -> View:
     return {
         "id": vote.id,
         "summary": describe(as_shown(vote).verdict, len(vote.completions)),
-        "prompt": _excerpt(vote.prompt),
+        "prompt": excerpt(vote.prompt),
         "when": vote.created_at,
         "rater": vote.rater,
         "purpose": vote.purpose,
@@ -302,10 +300,3 @@ def _row(vote: Vote) -> View:
         "edited": bool(vote.verdict.edited),
         "imported": vote.imported,
     }
-
-
-def _excerpt(prompt: Prompt) -> str:
-    """The beginning of the prompt's last message."""
-    text = as_plain(prompt if isinstance(prompt, str) else prompt[-1:])
-    line = " ".join(text[: 4 * LONGEST_EXCERPT].split())
-    return line if len(line) <= LONGEST_EXCERPT else f"{line[: LONGEST_EXCERPT - 1]}…"

@@ -8,17 +8,13 @@ import html
 import math
 from collections.abc import Sequence
 
-from lorarlhf.evaluation.agreement import Disagreement
-from lorarlhf.evaluation.rater_report import RaterReport, RatersReport, in_words
+from lorarlhf.evaluation.rater_report import RaterReport
 from lorarlhf.evaluation.vote_causes import LEFT, Cause
-from lorarlhf.preferences.records import Prompt
 from lorarlhf.rewards.tastes import Taste
 from lorarlhf_ui.markdown import prompt_html, render
-from lorarlhf_ui.taste_fit import Example
+from lorarlhf_ui.taste_fit import Example, KnownPairs, left_out
 
-MOST_DISAGREEMENTS = 10
 LONGEST_SIDE = 160
-IN_A_REPORT = "; --json has all of them"  # what `in_words` says in the terminal
 
 
 def note_html(text: str) -> str:
@@ -30,14 +26,14 @@ def note_html(text: str) -> str:
 
 
 def tastes_html(
-    tastes: Sequence[tuple[Taste, Example | None]], pairs: int, missing: int = 0
+    tastes: Sequence[tuple[Taste, Example | None]], known: KnownPairs, no_model: str = ""
 ) -> str:
     """What the votes prefer along the style axes: the sure ones, and those that are not clear yet.
 
     Args:
         tastes: the surest first, each with the vote that shows it best.
-        pairs: how many votes they come from.
-        missing: how many more the model has not read yet.
+        known: the votes that they come from, and those that could not be read.
+        no_model: why no model will read more; "" if there is one.
     """
     sure = [one for one in tastes if one[0].sure]
     open_ones = [one for one in tastes if not one[0].sure]
@@ -45,13 +41,13 @@ def tastes_html(
     summary = (
         f"These votes prefer {named}." if sure else "Nothing is sure yet: more votes will tell."
     )
-    later = f" The model has yet to read the answers of {missing} more." if missing else ""
     out = [
         f'<p class="summary">{html.escape(summary)}</p>',
-        f'<p class="faint">From the newest {pairs:,} votes that prefer an answer.{later} Of two '
-        "answers that differ in one of these styles and in nothing else, so many of 100 votes go "
-        "to the preferred one; the bar is the range in which the true number lies with a chance of "
-        "90%. A taste is sure if this range lies above 50.</p>",
+        f'<p class="faint">From the newest {len(known.pairs):,} votes that prefer an '
+        f"answer{left_out(known.too_long)}.{html.escape(_unread(known, no_model))} Of two answers "
+        "that differ in one of these styles and in nothing else, the number says how many of 100 "
+        "votes go to the preferred one; the bar is the range in which the true number lies with a "
+        "chance of 90%. A taste is sure if this range lies above 50.</p>",
         _list(sure),
     ]
     if open_ones:
@@ -60,6 +56,15 @@ def tastes_html(
             f"{_list(open_ones)}</details>"
         )
     return "".join(out)
+
+
+def _unread(known: KnownPairs, no_model: str) -> str:
+    missing = len(known.missing)
+    if not missing:
+        return ""
+    if no_model:
+        return f" No model has read the answers of {missing:,} more. {no_model}"
+    return f" The model has yet to read the answers of {missing:,} more."
 
 
 def _list(tastes: Sequence[tuple[Taste, Example | None]]) -> str:
@@ -87,11 +92,13 @@ def pair_html(example: Example) -> str:
     """A prompt with the preferred answer and the other one."""
     return (
         f'<div class="asked">{prompt_html(example.prompt)}</div><div class="answers">'
-        f"{_answer('Preferred', example.chosen)}{_answer('Not preferred', example.rejected)}</div>"
+        f"{answer_html('Preferred', example.chosen)}"
+        f"{answer_html('Not preferred', example.rejected)}</div>"
     )
 
 
-def _answer(label: str, text: str) -> str:
+def answer_html(label: str, text: str) -> str:
+    """An answer under a label."""
     label = html.escape(label)
     return f'<article class="answer"><p class="label">{label}</p>{render(text)}</article>'
 
@@ -149,8 +156,9 @@ def causes_html(together: RaterReport) -> str:
     return (
         f'<p class="summary">{html.escape(summary)}</p><p class="faint">A reward model learns such '
         "habits, too, whether you mean them or not. Of two answers that differ in one of these and "
-        "in nothing else, so many of 100 votes go to the first; the bar is the range of 95%. A "
-        "habit stands out if luck would hardly show one, even among all that were looked at.</p>"
+        "in nothing else, the number says how many of 100 votes go to the preferred one; the bar "
+        "is the range of 95%. A habit stands out if luck would hardly show one, even among all "
+        "that were looked at.</p>"
         f'<ul class="tastes">{items}</ul>'
     )
 
@@ -164,10 +172,15 @@ def cause_sides(cause: Cause) -> tuple[str, str]:
     return (more, less) if cause.weight >= 0 else (less, more)
 
 
-def _cause(cause: Cause) -> str:
+def cause_numbers(cause: Cause) -> tuple[float, float, float]:
+    """The share of the votes that go to the preferred side, and its interval, from 0 to 1."""
     sign = 1 if cause.weight >= 0 else -1
-    ends = sorted((sign * cause.low, sign * cause.high))
-    chance, low, high = (_sigmoid(number) for number in (sign * cause.weight, *ends))
+    low, high = sorted((sign * cause.low, sign * cause.high))
+    return _sigmoid(sign * cause.weight), _sigmoid(low), _sigmoid(high)
+
+
+def _cause(cause: Cause) -> str:
+    chance, low, high = cause_numbers(cause)
     preferred, other = (html.escape(side) for side in cause_sides(cause))
     pairs = f"{cause.pairs:,} pair{'s' * (cause.pairs != 1)}"
     verdict = "stands out" if cause.found else "could be luck"
@@ -177,50 +190,3 @@ def _cause(cause: Cause) -> str:
 
 def _sigmoid(number: float) -> float:
     return 0.5 * (1 + math.tanh(number / 2))
-
-
-# ---- raters
-
-
-def raters_html(report: RatersReport) -> str:
-    """Each rater's votes, all together, how far they agree, and what they should talk about."""
-    out, items = [], list[str]()
-
-    def close() -> None:
-        if items:
-            out.append(f"<ul>{''.join(items)}</ul>")
-            items.clear()
-
-    for line in in_words(report):
-        text = html.escape(line.strip().replace(IN_A_REPORT, ""))
-        if line.startswith("  "):
-            items.append(f"<li>{text}</li>")
-        elif text:
-            close()
-            out.append(f'<p class="what">{text}</p>')
-    close()
-    shown = report.disagreements[:MOST_DISAGREEMENTS]
-    out += [_disagreement(one) for one in shown]
-    if more := len(report.disagreements) - len(shown):
-        out.append(note_html(f"And {more:,} more; `lorarlhf report raters --json` has all."))
-    return "".join(out)
-
-
-def _disagreement(one: Disagreement) -> str:
-    first = one.votes[0]
-    answers = []
-    for place, text in enumerate(first.completions):
-        names = [vote.rater for vote in one.votes if vote.verdict.ranking[0][0] == place]
-        answers.append(_answer(f"Preferred by {', '.join(names) or 'nobody'}", text))
-    asked = prompt_html(first.prompt)
-    return (
-        f'<details class="disagreement"><summary>{html.escape(line_of(first.prompt))}</summary>'
-        f'<div class="asked">{asked}</div><div class="answers">{"".join(answers)}</div></details>'
-    )
-
-
-def line_of(prompt: Prompt) -> str:
-    """The beginning of a prompt's last message, in one line."""
-    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_SIDE else f"{line[: LONGEST_SIDE - 1]}…"

@@ -6,7 +6,7 @@ from lorarlhf_ui.events import served
 from lorarlhf_ui.insights import Insights
 from lorarlhf_ui.theme import static
 
-SCRIPTS = ("reach.js", "raw.js", "heat_map.js", "insights.js")
+SCRIPTS = ("reach.js", "drafts.js", "raw.js", "heat_map.js", "insights.js")
 """They run as one script, in this order."""
 
 

@@ -8,10 +8,11 @@ import math
 from collections.abc import Sequence
 
 from lorarlhf.evaluation.calibration import Bin
-from lorarlhf.evaluation.reward_report import Rate, RewardReport
-from lorarlhf.evaluation.reward_words import verdict
+from lorarlhf.evaluation.reward_report import FEWEST_SHORTER, Rate, RewardReport
+from lorarlhf.evaluation.reward_words import FEW, verdict
 from lorarlhf.rewards.learning_curve import Forecast, advice, headline
-from lorarlhf_ui.insights_html import finding, line_of, pair_html
+from lorarlhf_ui.insights_html import finding, pair_html
+from lorarlhf_ui.markdown import excerpt
 from lorarlhf_ui.taste_fit import Example
 
 MISTAKES = 5
@@ -35,7 +36,7 @@ def forecast_html(found: Forecast | None) -> str:
     return (
         f'{out}<div class="curve">{picture(found)}</div>'
         f"<details><summary>The numbers as a table</summary>{numbers}<p>The last row is a "
-        "forecast. The others are fits to so many votes, which predict votes on other prompts."
+        "forecast. The others are fits to that many votes, which predict votes on other prompts."
         "</p></details>"
     )
 
@@ -91,31 +92,34 @@ def reward_html(found: RewardReport, texts: Sequence[Example]) -> str:
     if length is not None:
         items.append(_rate("the longer answer was preferred", length.longer))
         if length.shorter_chosen.of:
-            items.append(
-                _rate("predicted right where the shorter was preferred", length.shorter_chosen)
-            )
+            what = "predicted right where the shorter was preferred"
+            items.append(_rate(what, length.shorter_chosen, FEWEST_SHORTER))
     if again is not None:
         rate = Rate(again.value, again.of)
-        items.append(_rate("the same verdict when asked again: the most to reach", rate))
+        items.append(_rate("the same verdict when asked again", rate, FEW))
     shown = [
         f'<details class="disagreement"><summary>{mistake.confidence:.0%} sure, and wrong: '
-        f"{html.escape(line_of(texts[mistake.place].prompt))}</summary>"
+        f"{html.escape(excerpt(texts[mistake.place].prompt))}</summary>"
         f"{pair_html(texts[mistake.place])}</details>"
         for mistake in found.mistakes[:MISTAKES]
     ]
     mistakes = f"<h3>Where it is surest and wrong</h3>{''.join(shown)}" if shown else ""
     return (
         f'<p class="summary">{html.escape(verdict(found).text)}</p><p class="faint">Each of '
-        f"{found.accuracy.of:,} votes is predicted by a fit to the votes on other prompts; of 100 "
-        "votes so many are predicted right. A coin gets 50; the bars are ranges of 95%.</p>"
+        f"{found.accuracy.of:,} votes is predicted by a fit to the votes on other prompts; "
+        "the number says how many of 100 are predicted right. A coin gets 50; the bars are ranges "
+        "of 95%.</p>"
         f'<ul class="tastes">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
         f"{_calibration(found.calibration.curve, found.calibration.error)}{mistakes}"
     )
 
 
-def _rate(what: str, rate: Rate) -> str:
+def _rate(what: str, rate: Rate, fewest: int = 0) -> str:
+    """A share; below `fewest` votes it is told that they decide nothing."""
     low, high = rate.interval
-    return finding(html.escape(what), rate.value, low, high, f"{rate.of:,} votes")
+    votes = f"{rate.of:,} vote{'s' * (rate.of != 1)}"
+    few = ", too few to judge" if rate.of < fewest else ""
+    return finding(html.escape(what), rate.value, low, high, f"{votes}{few}")
 
 
 def _calibration(curve: Sequence[Bin], error: float) -> str:

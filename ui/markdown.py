@@ -11,6 +11,7 @@ from lorarlhf.preferences.records import Prompt
 from lorarlhf_ui.markdown_html import block_html, plain_html, visible
 from lorarlhf_ui.markdown_parser import parser
 
+LONGEST_EXCERPT = 160
 MAKERS = (
     *("openai", "chatgpt", "gpt-?[345]\\w*", "anthropic", "claude", "bard", "gemini", "gemma"),
     *("meta ai", "llama", "mistral", "mixtral", "qwen", "deepseek", "phi-?[1234]\\w*"),
@@ -76,6 +77,13 @@ def prompt_html(prompt: Prompt) -> str:
         for turn in prompt
     )
     return "".join(turns)
+
+
+def excerpt(prompt: Prompt) -> str:
+    """The beginning of a prompt's last message, in one line; it is not escaped."""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    line = " ".join(text[: 4 * LONGEST_EXCERPT].split())
+    return line if len(line) <= LONGEST_EXCERPT else f"{line[: LONGEST_EXCERPT - 1]}…"
 
 
 def names_its_maker(text: str) -> bool:

@@ -1,19 +1,33 @@
 """The newest reward role of a project, as the pages ask it: scores, and what each word adds."""
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.preferences.records import Prompt
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.backfill import LONGEST_TEXT
 from lorarlhf_ui.engine_client import FAILED, OFF, Engine, Job
 from lorarlhf_ui.heat_map import heat_maps
 
 SECONDS = 120
 """How long a page waits for the model."""
+WAITING = 4
+"""How many requests may wait for the model. Each holds one of the server's 40 threads, and without
+a free thread no page would answer."""
+REMEMBERED = 3.0
+"""Seconds for which it is known whether there is a reward role: a page that shows growing answers
+asks twice a second, and looking reads a file of every run."""
 NO_REWARD = "There is no reward role in this project yet: train one with `lorarlhf reward`."
 BUSY = "The model is busy. Ask again later."
+TOO_LONG = (
+    f"The prompt and the answer have more than {LONGEST_TEXT:,} characters together: finding out "
+    "what each word adds would take too much memory."
+)
+_waiting = threading.BoundedSemaphore(WAITING)
 
 
 class RewardRole:
@@ -26,10 +40,19 @@ class RewardRole:
 
     def __init__(self, project: Project, engine: Engine) -> None:
         self.project, self.engine = project, engine
+        self._looked, self._there = -REMEMBERED, False
 
     def is_there(self) -> bool:
-        """Whether there are a reward role and a model that can read its scores."""
-        return self.engine.state not in (OFF, FAILED) and self._newest() is not None
+        """Whether there are a reward role and a model that can read its scores.
+
+        A new run is noticed `REMEMBERED` seconds later.
+        """
+        if self.engine.state in (OFF, FAILED):
+            return False
+        now = time.monotonic()
+        if now - self._looked >= REMEMBERED:
+            self._there, self._looked = self._newest() is not None, now
+        return self._there
 
     def adapter(self) -> Path:
         """The folder of its adapter.
@@ -48,18 +71,43 @@ class RewardRole:
         Raises:
             UserError: there is no reward role, the engine failed, or it is busy for too long.
         """
-        return _result(self.engine.scores(self.adapter(), prompt, answers))
+        adapter = self.adapter()
+        return result_of(self.engine, lambda: self.engine.scores(adapter, prompt, answers))
 
     def heat_maps(self, prompt: Prompt, answers: Sequence[str]) -> list[str]:
-        """What each word of these answers adds to their scores, as HTML; errors as in `scores`."""
-        return heat_maps(_result(self.engine.shares(self.adapter(), prompt, answers)))
+        """What each word of these answers adds to their scores, as HTML.
+
+        Raises:
+            UserError: as in `scores`, or the texts are longer than `LONGEST_TEXT`.
+        """
+        adapter = self.adapter()
+        if len(str(prompt)) + max(map(len, answers), default=0) > LONGEST_TEXT:
+            raise UserError(TOO_LONG)
+        return heat_maps(
+            result_of(self.engine, lambda: self.engine.shares(adapter, prompt, answers))
+        )
 
     def _newest(self) -> Path | None:
         return self.project.newest_with("reward")
 
 
-def _result(job: Job) -> Any:
+def result_of(engine: Engine, ask: Callable[[], Job]) -> Any:
+    """The result of a small job that a page waits for.
+
+    Args:
+        ask: sends the job to the engine.
+
+    Raises:
+        UserError: the job failed, `WAITING` requests wait already, or it took `SECONDS`.
+    """
+    if not _waiting.acquire(blocking=False):
+        raise UserError(BUSY)
     try:
-        return job.wait(SECONDS)
-    except TimeoutError as error:
-        raise UserError(BUSY) from error
+        job = ask()
+        try:
+            return job.wait(SECONDS)
+        except TimeoutError as error:
+            engine.stop(job)
+            raise UserError(BUSY) from error
+    finally:
+        _waiting.release()

@@ -105,6 +105,18 @@ def read_shown(store: Store, presentation: Presentation) -> Shown:
     return Shown(presentation, prompt, [texts[position] for position in presentation.shown])
 
 
+def open_answers(store: Store, rater: str) -> list[str]:
+    """The answers of all items that were shown to a rater and not judged."""
+    rows = store.rows(
+        "SELECT DISTINCT c.text FROM presentation p INDEXED BY open_presentation "
+        "JOIN rater r ON r.id = p.rater_id "
+        "JOIN item_completion ic ON ic.item_id = p.item_id "
+        "JOIN completion c ON c.id = ic.completion_id WHERE r.name = ? AND p.open = 1",
+        (rater,),
+    )
+    return [row["text"] for row in rows]
+
+
 def is_shared(prompt_digest: str, share: float) -> bool:
     """Whether every rater is asked an item; it depends on the digest of its prompt alone."""
     return _fraction(prompt_digest) < share

@@ -15,10 +15,8 @@ let editing = null; // {turn, text}: the message that is being written anew
 function draw() {
   const follows = thread.scrollHeight - thread.scrollTop - thread.clientHeight < NEAR_END;
   thread.innerHTML = props.value || '<p class="faint">Write a message below.</p>';
-  for (const message of thread.querySelectorAll(".message.bot")) {
-    const heat = heats.get(heatKey(message));
-    if (heat) putHeat(message, heat);
-  }
+  if (!props.value) heats.clear(); // a new conversation
+  if (heats.size) drawHeats();
   if (follows) thread.scrollTop = thread.scrollHeight;
   if (IS_LEFT) dropSent();
   const message = editing && thread.querySelector(`.message.user[data-turn="${editing.turn}"]`);
@@ -89,10 +87,26 @@ async function copy(button) {
   }
 }
 
-const heatKey = (message) => `${message.dataset.turn} ${shownText(message)}`;
+// Each answer with all that its score depends on: the texts before it, and its own.
+function answers() {
+  const found = [];
+  let key = "";
+  for (const message of thread.querySelectorAll(".message")) {
+    key += `${shownText(message)}\0`;
+    if (message.matches(".bot")) found.push({ message, key });
+  }
+  return found;
+}
+
+// Only where the server offers it: a pair must not show it before its vote.
+const judgeable = (message) => message.querySelector('[data-do="shares"]');
+function drawHeats() {
+  for (const { message, key } of answers())
+    if (heats.has(key) && judgeable(message)) putHeat(message, heats.get(key));
+}
 
 function likes(button, message) {
-  const key = heatKey(message);
+  const { key } = answers().find((one) => one.message === message);
   const say = (text, reply) => {
     let said = message.querySelector(".said");
     if (!said) message.append((said = document.createElement("p")));
@@ -102,9 +116,13 @@ function likes(button, message) {
     if (reply.login) addLogin(said);
   };
   const asked = { turn: Number(message.dataset.turn), side: IS_LEFT ? 0 : 1 };
-  askForHeat(button, () => server.shares(asked), say, (reply) => {
+  askServer(button, () => server.shares(asked), say, (reply) => {
     heats.set(key, reply.html);
-    draw();
+    // The thread may have been drawn anew in the meantime. Drawing it once more would take the
+    // focus away and close what is open.
+    const now = answers().find((one) => one.key === key)?.message;
+    if (now && judgeable(now)) putHeat(now, reply.html);
+    if (now) say("Shown below the answer.", {});
   });
 }
 

@@ -1,5 +1,5 @@
-// What the reward role likes in answers: a button asks, and the heat maps stand below the texts.
-// The server made their HTML safe.
+// Buttons that ask the server something and show its reply, as what the reward role likes in an
+// answer: the heat map stands below the text. The server made its HTML safe.
 
 // Waits for a reply of the server's; a missing one becomes an error.
 async function replyOf(request) {
@@ -20,7 +20,7 @@ function putHeat(place, html) {
 }
 
 // Asks while the button is busy; `say` gets what is to be told, and `show` the reply.
-async function askForHeat(button, request, say, show) {
+async function askServer(button, request, say, show) {
   if (button.getAttribute("aria-busy")) return;
   button.setAttribute("aria-busy", "true");
   say("One moment …", {});

@@ -205,9 +205,10 @@ function askLiked(line, vote, item) {
     line.querySelector(".said").textContent = text;
     if (reply.login) addLogin(line.querySelector(".said"));
   };
-  askForHeat(line.querySelector("button"), () => server.shares({ id: vote.id }), say, (reply) => {
+  askServer(line.querySelector("button"), () => server.shares({ id: vote.id }), say, (reply) => {
     const cards = item.querySelectorAll(".answers .answer");
     reply.answers.forEach((html, position) => cards[position] && putHeat(cards[position], html));
+    say("Shown below the answers.", {});
   });
 }
 

@@ -6,7 +6,8 @@ const root = element.querySelector(".insights");
 const find = (name) => root.querySelector(`[data-part="${name}"]`);
 const SECTIONS = ["tastes", "causes", "raters", "more", "reward"];
 const AGAIN_MS = 600;
-const READING_MS = 15000; // while the model reads the answers of older votes
+const RETRY_MS = 1500;
+const READING_MS = 15000; // while the model loads, or reads the answers of older votes
 let readings = 40; // it may never read some of them
 const scope = root.querySelector("#insights-scope");
 
@@ -17,13 +18,26 @@ async function look(again) {
   const number = again || (looks += 1);
   const reply = await replyOf(server.look({ scope: asked(), again: Boolean(again) }));
   if (number !== looks || !element.isConnected) return;
-  if (reply.error) return say(reply.error, reply);
+  if (reply.error) {
+    say(reply.error, reply);
+    if (!reply.login) setTimeout(() => number === looks && look(), RETRY_MS);
+    return;
+  }
   find("whose").hidden = !reply.everybody;
   SECTIONS.forEach((name) => draw(name, reply.sections[name]));
-  say(reply.problem || (reply.busy ? "Computing from your votes …" : ""), reply);
+  say(reply.problem || (reply.busy ? "Computing …" : ""), reply);
   if (reply.busy) setTimeout(() => number === looks && look(number), AGAIN_MS);
-  else if (reply.missing && (readings -= 1) > 0)
-    setTimeout(() => number === looks && !document.hidden && look(), READING_MS);
+  else if (reply.unread && readings > 0) wait(number);
+}
+
+// Looks once more after a while; a page that nobody sees waits on.
+function wait(number) {
+  setTimeout(() => {
+    if (number !== looks || !element.isConnected) return;
+    if (document.hidden) return wait(number);
+    readings -= 1;
+    look();
+  }, READING_MS);
 }
 
 // Until the server has said whose votes one may see, it is asked for those that everybody may see.
@@ -36,13 +50,17 @@ function draw(name, html) {
   find(`${name}-body`).innerHTML = html || "";
 }
 
+// A screen reader says the status whenever it is written, so the same text is not written again.
 function say(text, reply) {
   const status = find("status");
+  if (status.dataset.text === text) return;
+  status.dataset.text = text;
   status.textContent = text;
   if (reply.login) addLogin(status);
 }
 
 const form = find("axis");
+for (const name of ["first", "second"]) draftField(form.elements[name], `own taste, ${name}`);
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   const said = form.querySelector(".said");
@@ -52,10 +70,11 @@ form.addEventListener("submit", (event) => {
   };
   const request = () =>
     server.own_axis({ scope: asked(), first: form.elements.first.value, second: form.elements.second.value });
-  askForHeat(form.querySelector("[type=submit]"), request, tell, (reply) => {
+  askServer(form.querySelector("[type=submit]"), request, tell, (reply) => {
     const item = document.createElement("li");
     item.innerHTML = reply.html;
     find("own").prepend(item);
+    tell("Shown below.", {});
   });
 });
 scope.addEventListener("change", () => {

@@ -134,7 +134,8 @@ function drawMeter(meter) {
     return;
   }
   const sure = meter.sure
-    ? `; of the ${meter.sure} it was sure of, ${percent(meter.sure_right)} ` +
+    ? `; of the ${meter.sure} sure prediction${meter.sure === 1 ? "" : "s"}, ` +
+      `${percent(meter.sure_right)} ${meter.sure === 1 ? "was" : "were"} correct ` +
       `(${percent(meter.sure_low)} to ${percent(meter.sure_high)})`
     : "";
   find("meter").textContent =
