@@ -249,7 +249,8 @@ def test_states_of_votes_that_came_without_them(engine: Engine, tmp_path: Path) 
     late = FeatureBackfill(engine, states)
     for vote in [*store.votes(), *store.votes()]:
         late.fetch(vote, lambda number=vote.id: there.put(number))
-    assert there.get(timeout=LONG) == store.votes()[1].id  # the one that is too long is left out
+    for _ in range(2):  # both times; the one that is too long is left out
+        assert there.get(timeout=LONG) == store.votes()[1].id
     rows = states.get(PROMPT, store.votes()[1].completions)
     failure = engine.features([PROMPT] * 2, [text for text, _ in answers]).wait(LONG)
     assert rows is not None and [list(row) for row in rows] == [list(unpacked(t)) for t in failure]
