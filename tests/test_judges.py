@@ -138,7 +138,10 @@ def test_the_table_and_the_rows() -> None:
     assert "at most 0.64" in text and "reward of r: not independent: best of 4 was made" in text
     assert [one["name"] for one in data["candidates"]] == ["base", "long", "best of 4"]
     assert "No difference to the base that is larger than chance." in text
-    assert len({line.index("  ") for line in text.split("\n")[:4]}) >= 1
+    head, *figures = text.split("\n")[:4]
+    assert head.startswith("candidate  KL (nats)  ")
+    starts = [line[: head.index("KL")].rstrip() for line in figures]
+    assert starts == ["base", "long", "best of 4"]  # one column under another
     rows = answer_rows(["a", "b", "c"], BASE, [LONGER, best], verdicts)
     assert rows[0]["answers"] == {"base": "no", "long": "no no", "best of 4": "x"}
     assert rows[0]["verdicts"]["rater brief"] == {"long": -1, "best of 4": 0}
@@ -152,13 +155,24 @@ def test_what_is_beyond_chance_is_said() -> None:
 
     gap = {"candidate": "b", "other": "a", "difference": -0.25, "ci95": [-0.4, -0.125]}
     unsure = gap | {"ci95": [-0.4, 0.1]}
-    judges = [{"judge": "j", "results": [judged(0.6, 0.8, "a"), judged(0.1, 0.4, "b")]}]
-    judges[0]["between"] = [gap, unsure]
-    assert better_and_worse(judges) == [
+    results = [judged(0.6, 0.8, "a"), judged(0.1, 0.4, "b")]
+    judge = {"judge": "j", "independent": True, "results": results, "between": [gap, unsure]}
+    assert better_and_worse([judge]) == [
         "Better than the base, beyond chance: a (j).",
         "Worse than the base, beyond chance: b (j).",
         "a wins 25 points (12 to 40) more often than b (j).",
     ]
+    doubtful = judge | {"judge": "reward of r", "independent": False}
+    line = (
+        "By a judge that is not independent: better than the base: a (reward of r); worse than the "
+        "base: b (reward of r); a wins 25 points (12 to 40) more often than b (reward of r)."
+    )
+    nobody = "No independent judge has compared these answers with the base's."
+    assert better_and_worse([doubtful]) == [nobody, line]
+    unclear = judge | {"results": [judged(0.4, 0.6, "a")], "between": [unsure]}
+    no_difference = "No difference to the base that is larger than chance."
+    assert better_and_worse([unclear, doubtful]) == [no_difference, line]
+    assert better_and_worse([unclear, unclear | {"independent": False}]) == [no_difference]
 
 
 def test_candidates_are_compared_with_each_other_on_the_same_prompts() -> None:
