@@ -8,7 +8,7 @@ import pytest
 from report_page import HOSTILE, Page
 
 from lorarlhf.evaluation.eval_page import eval_page, write_eval
-from lorarlhf.evaluation.eval_plot import points, win_rate_over_kl
+from lorarlhf.evaluation.eval_plot import points, win_rate_over_kl, x_limits
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 
@@ -114,6 +114,13 @@ def test_the_picture_says_what_it_shows() -> None:
     )
     unknown = [candidate(BEST, None), candidate(PPO, None)]
     assert win_rate_over_kl("kl", JUDGE, unknown) == ""
+
+
+@pytest.mark.parametrize("kls", [(-0.02, -0.3), (0.0, 0.0), (0.5, 6.0), (-0.1, 2.0)])
+def test_the_base_is_on_the_axis(kls: tuple[float, float]) -> None:
+    shown = points(JUDGE, [candidate(BEST, kls[0]), candidate(PPO, kls[1])])
+    low, high = x_limits(shown)
+    assert low < min(0.0, *kls) and high > max(0.0, *kls) + 0.05
 
 
 def test_only_skills_and_many_prompts() -> None:

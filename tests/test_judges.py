@@ -29,10 +29,12 @@ from lorarlhf.preferences.records import SKIP, TIE, Verdict
 from lorarlhf.rewards.raters import Answer
 from lorarlhf.runtime.errors import UserError
 
+STOP = 0
+
 
 def candidate(name: str, *texts: str, kl: list[float] | None = None, **more: Any) -> Candidate:
     answers = [Answer(text, ended=True, tokens=len(text.split()) + 1) for text in texts]
-    ids = [[hash(word) for word in text.split()] for text in texts]
+    ids = [[*map(hash, text.split()), STOP] for text in texts]
     return Candidate(name, answers, ids, kl=kl or [], **more)
 
 
@@ -54,6 +56,13 @@ def test_figures_of_a_candidate() -> None:
     assert found["length"] == pytest.approx((3 + 3 + 2) / 3) and found["ended"] == 1.0
     unknown = candidate("best of 4", "a", kl_bound=0.64).figures()
     assert (unknown["kl"], unknown["kl_se"], unknown["kl_bound"]) == (None, None, 0.64)
+
+
+def test_the_stop_token_is_no_repetition() -> None:
+    found = candidate("x", "a b", "a c").figures()
+    assert (found["distinct_1"], found["distinct_2"]) == (3 / 4, 2 / 4)
+    cut = Candidate("x", [Answer("a b", ended=False, tokens=2)], [[1, 2]])
+    assert cut.figures()["distinct_1"] == 1.0
 
 
 def test_a_rater_compares_by_its_rule_and_keeps_ties() -> None:
@@ -88,7 +97,8 @@ def test_a_function_gets_what_a_reward_function_gets() -> None:
     assert function_scores(judge, rows, one) == [2.0, 2.0]
     assert seen["completions"] == ["first", [{"role": "assistant", "content": "second"}]]
     assert seen["kind"] == ["x", None] and seen["ended"] == [True, True]
-    assert seen["completion_ids"] == one.ids
+    # In training they come from the sampler, which keeps the stop token of an answer that ended.
+    assert seen["completion_ids"] == [[hash("first"), STOP], [hash("second"), STOP]]
 
 
 def test_votes_of_people_on_both_sides() -> None:
