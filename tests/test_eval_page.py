@@ -8,7 +8,7 @@ import pytest
 from report_page import HOSTILE, Page
 
 from lorarlhf.evaluation.eval_page import eval_page, write_eval
-from lorarlhf.evaluation.eval_plot import points, win_rate_over_kl
+from lorarlhf.evaluation.eval_plot import points, win_rate_over_kl, x_limits
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 
@@ -62,7 +62,9 @@ ANSWERS = [
 
 def test_the_page_has_every_part() -> None:
     page = Page(eval_page(DATA, ANSWERS))
-    assert "Better than the base, beyond chance: 0003-ppo (rater cheerful)" in page.words
+    assert "Better than the base, beyond chance: 0003-ppo (rater cheerful)." in page.words
+    doubt = "By a judge that is not independent: better than the base: 0003-ppo (reward)."
+    assert doubt in page.words
     row = ["60% (45 to 74%)", "20, 10, 10", "60% (45 to 74%)", "50% of 12"]
     assert [cells[1:] for cells in page.cells if cells[0] == BEST].count(row) == 2  # two judges
     assert "rater cheerful" in page.words and "reward, not independent" in page.words
@@ -72,6 +74,12 @@ def test_the_page_has_every_part() -> None:
     assert "reward: not independent: so" in page.words
     assert "rater cheerful: better than the base's; reward: a tie with the base's" in page.words
     assert HOSTILE in page.words
+
+
+def test_an_unknown_rate_at_equal_length_is_a_dash() -> None:
+    judge = JUDGE | {"results": [JUDGE["results"][0] | {"length_controlled": None}]}  # type: ignore[index]
+    page = Page(eval_page(DATA | {"judges": [judge]}, []))
+    assert ["60% (45 to 74%)", "20, 10, 10", "–", "50% of 12"] in [c[1:] for c in page.cells]
 
 
 def test_the_page_is_safe_and_alone() -> None:
@@ -106,6 +114,13 @@ def test_the_picture_says_what_it_shows() -> None:
     )
     unknown = [candidate(BEST, None), candidate(PPO, None)]
     assert win_rate_over_kl("kl", JUDGE, unknown) == ""
+
+
+@pytest.mark.parametrize("kls", [(-0.02, -0.3), (0.0, 0.0), (0.5, 6.0), (-0.1, 2.0)])
+def test_the_base_is_on_the_axis(kls: tuple[float, float]) -> None:
+    shown = points(JUDGE, [candidate(BEST, kls[0]), candidate(PPO, kls[1])])
+    low, high = x_limits(shown)
+    assert low < min(0.0, *kls) and high > max(0.0, *kls) + 0.05
 
 
 def test_only_skills_and_many_prompts() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import generate
 from lorarlhf.cli import evaluate
 from lorarlhf.cli.eval_answers import Answering
-from lorarlhf.cli.eval_history import learned_note, made_with
+from lorarlhf.cli.eval_history import learned_note, learned_prompts, made_with
 from lorarlhf.cli.eval_plan import check_options, read_plan
 from lorarlhf.cli.main import main
 from lorarlhf.cli.parser import build_parser
@@ -107,8 +108,8 @@ def test_everything_at_once(runs: dict[str, str], run_eval: Eval, tmp_path: Path
     assert not reward["independent"] and reward["note"] == "best of 3, ppo were made with it"
     assert reward["scores"]["best of 3"] > reward["scores"]["base"]
     assert len(told["answers"]) == 10 and set(told["answers"][0]["answers"]) == set(names)
-    assert {one["candidate"] for one in told["skills"]} == {"best of 3", "sft", "ppo"}
-    assert set(told["tasks"][0]["answers"]) == set(names)
+    assert {one["candidate"] for one in told["skills"]} == {"sft", "ppo"}
+    assert set(told["tasks"][0]["answers"]) == {"base", "sft", "ppo"}
     page = (tmp_path / "results/report.html").read_text()
     assert told["page"] == "results/report.html" and "What is 3?" in page
     kept = read_json(tmp_path / "results/eval.json")
@@ -171,6 +172,47 @@ def test_what_a_run_was_made_with(runs: dict[str, str], run_eval: Eval, tmp_path
     assert not judge["independent"] and judge["note"] == "ppo was made with it"
 
 
+def test_what_old_runs_recorded_is_found_from_elsewhere(
+    runs: dict[str, str], run_eval: Eval, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = create(tmp_path / "mine")
+    for name in ("sft", "ppo", "reward"):
+        shutil.move(runs[name], project.folder / "runs" / name)
+    judge = shutil.move(tmp_path / "judge.py", project.folder / "judge.py")
+    rows = [{"prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(3)]
+    write_jsonl(project.folder / "runs/reward.votes.jsonl", rows)
+
+    def record(name: str, **config: Any) -> None:
+        file = project.folder / "runs" / name / "run.json"
+        about = read_json(file)
+        file.write_text(json.dumps(about | {"config": about["config"] | config}))
+
+    # As typed in the project's folder, in the one around it, and beside the run.
+    record("ppo", reward="runs/reward", init="mine/runs/sft", reward_function=["judge.py:f"])
+    record("reward", data="reward.votes.jsonl")
+    ppo = read_source_run(project.folder / "runs/ppo", "policy", "RUN")
+    monkeypatch.chdir(tmp_path.parent)
+    assert set(made_with(ppo)) == {str(project.folder / "runs/reward"), f"{judge}:f"}
+    assert learned_prompts(ppo, ["1?", "2?", "3?"]) == 2  # of the rows of its reward role
+    record("sft", reward_function=["judge.py:g"])
+    assert f"{judge}:g" in made_with(ppo)
+
+
+def test_a_system_message_belongs_to_the_prompt(
+    runs: dict[str, str], run_eval: Eval, tmp_path: Path
+) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    asked = [system, {"role": "user", "content": "Why?"}]
+    row = {"messages": [*asked, {"role": "assistant", "content": "So."}]}
+    write_jsonl(tmp_path / "demos.jsonl", [row])
+    about = read_json(tmp_path / "sft/run.json")
+    about["config"]["data"] = str(tmp_path / "demos.jsonl")
+    (tmp_path / "sft/run.json").write_text(json.dumps(about))
+    sft = read_source_run(runs["sft"], "policy", "RUN")
+    other = [system, {"role": "user", "content": "How?"}]
+    assert learned_prompts(sft, [asked, other]) == 1
+
+
 def test_prompts_that_were_learned_from_are_told(
     runs: dict[str, str], run_eval: Eval, tmp_path: Path
 ) -> None:
@@ -226,24 +268,110 @@ def test_a_project_and_the_votes_of_people(
         answers = [("Yes.", "base"), ("Yes, of course.", "runs/0003-dpo")]
         item = store.add_item(f"{number}?", answers, purpose="compare", comparison=comparison)
         store.judge(store.present(item, "ann").token, Verdict(RANKED, [[1], [0]]))
+    picked = "base, best of 4 by 0004-reward"
+    for wanted, count in ((2, 2), (30, 1)):  # the second one still runs
+        comparison = _comparison(project, "base", picked, wanted)
+        for number in range(count):
+            answers = [("Yes.", "base"), ("Yes, of course.", picked)]
+            item = store.add_item(f"{number}?", answers, purpose="compare", comparison=comparison)
+            store.judge(store.present(item, "ann").token, Verdict(RANKED, [[0], [1]]))
     words = ("mine", "--no-skills", "--json", "--set", "lora_rank=4")
     status, out, err = run_eval(*words)
     assert status == 0, err
     told = json.loads(out)
-    assert [one["name"] for one in told["candidates"]] == ["base", "0002-sft", "0003-dpo"]
+    names = ["base", "best of 4", "0002-sft", "0003-dpo"]
+    assert [one["name"] for one in told["candidates"]] == names
+    assert "Best of 4 is compared, too" in err and "--best-of 0 leaves it out" in err
     people, reward = told["judges"]
     assert people["judge"] == "people" and reward["judge"] == "reward of 0004-reward"
-    (one,) = people["results"]
+    one, best = people["results"]
     assert (one["candidate"], one["wins"], one["n"]) == ("0003-dpo", 3, 3)
+    assert (best["candidate"], best["losses"], best["n"]) == ("best of 4", 2, 2)
+    assert "1 votes of the blind comparison that still runs are left out." in err
     assert told["page"] == "mine/eval/report.html"
     status, out, _ = run_eval(*words)  # earlier results stay
     assert json.loads(out)["page"] == "mine/eval-2/report.html"
+    status, out, _ = run_eval(*words, "--best-of", "0")
+    assert [one["name"] for one in json.loads(out)["candidates"]] == ["base", *names[2:]]
+    _, plan = plan_of("--reward", "mine/runs/0004-reward", "--best-of", "4")
+    assert plan.project is not None and plan.project.folder.resolve() == project.folder.resolve()
+    assert [row["prompt"] for row in plan.prompts] == QUESTIONS
 
 
-def _comparison(project: Project, first: str, second: str) -> int:
+def _comparison(project: Project, first: str, second: str, wanted: int = 3) -> int:
     from lorarlhf.preferences.blind_comparisons import add_comparison
 
-    return add_comparison(project.store(), first, second, 3).id
+    return add_comparison(project.store(), first, second, wanted).id
+
+
+def test_a_reward_role_of_other_layers(
+    runs: dict[str, str], run_eval: Eval, tiny_base: Path, tmp_path: Path
+) -> None:
+    """A mean-pooled head reads the states below its own layers, so it can't judge on others."""
+    project = create(tmp_path / "mine", base=str(tiny_base), bits=16)
+    how: dict[str, Any] = {"bits": 16, "compute_dtype": "float32"}
+    upper = Backbone.load(str(tiny_base), **how, adapter_layers=1)
+    upper.add_role("reward")
+    saved(upper, project.folder / "runs/0001-reward", "reward", role="reward")
+    whole = Backbone.load(str(tiny_base), **how, adapter_layers="all")
+    saved(whole, project.folder / "runs/0002-dpo", "dpo")
+    words = ("mine", "--prompts", "held.jsonl", "--no-skills")
+    _, plan = plan_of(*words)
+    assert plan.reward is None and plan.best_of == 0
+    status, out, err = run_eval(*words, "--json")
+    assert status == 0, err
+    assert "The reward role is left out as a judge" in err and "because of 0002-dpo" in err
+    assert json.loads(out)["judges"] == []
+    for more in (("--reward", "mine/runs/0001-reward"), ("--best-of", "4")):
+        status, _, err = run_eval(*words, *more)
+        assert status == 2 and "Can't load these together" in err and "Loading" not in err
+    last = Backbone.load(str(tiny_base), **how, adapter_layers=1)
+    last.add_role("reward", pooling="last")  # reads only the last states
+    saved(last, project.folder / "runs/0003-reward", "reward", role="reward")
+    status, out, err = run_eval(*words, "--json")
+    assert status == 0 and json.loads(out)["judges"][0]["judge"] == "reward of 0003-reward", err
+
+
+def test_a_judge_that_fails_loses_no_answers(
+    runs: dict[str, str], run_eval: Eval, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.py").write_text("def f(prompts, completions, **more):\n    raise KeyError(1)")
+    words = (runs["sft"], "--prompts", "held.jsonl", "--tasks", "tasks.jsonl", "--out", "out")
+    status, _, err = run_eval(*words, "--judge-function", "bad.py:f")
+    assert status == 2 and "The answers are in out/answers.jsonl" in err
+    rows = (tmp_path / "out/answers.jsonl").read_text().splitlines()
+    assert len(rows) == 5 and set(json.loads(rows[0])["answers"]) == {"base", "sft"}
+    assert json.loads(rows[0])["verdicts"] == {}
+    kept = read_json(tmp_path / "out/eval.json")
+    assert len(kept["skills"]) == 2 and kept["candidates"][1]["kl"] is not None
+    status, out, err = run_eval(*words, "--rater", "brief", "--json")  # the same folder again
+    assert status == 0 and json.loads(out)["judges"][0]["judge"] == "rater brief", err
+
+
+def test_judges_of_one_name_are_told_apart(
+    runs: dict[str, str], run_eval: Eval, tmp_path: Path
+) -> None:
+    for name, score in (("a", 1), ("b", 2)):
+        text = f"def score(prompts, completions, **more):\n    return [{score}.0] * len(prompts)\n"
+        (tmp_path / f"{name}.py").write_text(text)
+    words = [runs["sft"], "--prompts", "held.jsonl", "--no-skills", "--json"]
+    words += ["--rater", "brief", "--rater", "brief"]
+    words += ["--judge-function", "a.py:score", "--judge-function", "b.py:score"]
+    status, out, err = run_eval(*words)
+    assert status == 0, err
+    told = json.loads(out)
+    judges = [one["judge"] for one in told["judges"]]
+    assert judges == ["rater brief", "function a.py:score", "function b.py:score"]
+    assert list(told["answers"][0]["verdicts"]) == judges
+
+
+def test_best_of_n_has_seeds_of_its_own(
+    runs: dict[str, str], run_eval: Eval, tiny: Backbone
+) -> None:
+    args, plan = plan_of(runs["sft"], "--prompts", "held.jsonl", "--temperature", "5")
+    answering = Answering(tiny, plan, args, [])
+    single = answering._best("one", [answering.rows[0]["prompt"]], 1)
+    assert single[0].text != answering.base().answers[0].text
 
 
 def test_no_judge_is_said(runs: dict[str, str], run_eval: Eval) -> None:
@@ -266,6 +394,14 @@ def test_only_the_tasks(runs: dict[str, str], run_eval: Eval) -> None:
         ((), "Say what to compare"),
         (("--best-of", "4"), "--best-of needs a reward role"),
         (("{sft}", "--best-of", "1"), "--best-of is 2 or more"),
+        (("--best-of", "0"), "Say what to compare"),
+        (("--best-of", "4", "--reward", "{reward}", "--skills-only"), "Leave out --reward"),
+        (("{sft}", "--skills-only", "--rater", "brief"), "Leave out --rater"),
+        (("{sft}", "--skills-only", "--prompts", "held.jsonl"), "Leave out --prompts"),
+        (
+            ("--best-of", "4", "--reward", "{reward}", "--limit-regressions", "0"),
+            "short tasks are for policies",
+        ),
         (("{sft}", "--samples", "0"), "--samples is 1 or more"),
         (("{sft}", "--temperature", "0"), "--temperature is above 0"),
         (("{sft}", "--rater", "cheery"), "no rater named 'cheery'"),

@@ -29,10 +29,12 @@ from lorarlhf.preferences.records import SKIP, TIE, Verdict
 from lorarlhf.rewards.raters import Answer
 from lorarlhf.runtime.errors import UserError
 
+STOP = 0
+
 
 def candidate(name: str, *texts: str, kl: list[float] | None = None, **more: Any) -> Candidate:
     answers = [Answer(text, ended=True, tokens=len(text.split()) + 1) for text in texts]
-    ids = [[hash(word) for word in text.split()] for text in texts]
+    ids = [[*map(hash, text.split()), STOP] for text in texts]
     return Candidate(name, answers, ids, kl=kl or [], **more)
 
 
@@ -54,6 +56,13 @@ def test_figures_of_a_candidate() -> None:
     assert found["length"] == pytest.approx((3 + 3 + 2) / 3) and found["ended"] == 1.0
     unknown = candidate("best of 4", "a", kl_bound=0.64).figures()
     assert (unknown["kl"], unknown["kl_se"], unknown["kl_bound"]) == (None, None, 0.64)
+
+
+def test_the_stop_token_is_no_repetition() -> None:
+    found = candidate("x", "a b", "a c").figures()
+    assert (found["distinct_1"], found["distinct_2"]) == (3 / 4, 2 / 4)
+    cut = Candidate("x", [Answer("a b", ended=False, tokens=2)], [[1, 2]])
+    assert cut.figures()["distinct_1"] == 1.0
 
 
 def test_a_rater_compares_by_its_rule_and_keeps_ties() -> None:
@@ -88,7 +97,8 @@ def test_a_function_gets_what_a_reward_function_gets() -> None:
     assert function_scores(judge, rows, one) == [2.0, 2.0]
     assert seen["completions"] == ["first", [{"role": "assistant", "content": "second"}]]
     assert seen["kind"] == ["x", None] and seen["ended"] == [True, True]
-    assert seen["completion_ids"] == one.ids
+    # In training they come from the sampler, which keeps the stop token of an answer that ended.
+    assert seen["completion_ids"] == [[hash("first"), STOP], [hash("second"), STOP]]
 
 
 def test_votes_of_people_on_both_sides() -> None:
@@ -138,7 +148,10 @@ def test_the_table_and_the_rows() -> None:
     assert "at most 0.64" in text and "reward of r: not independent: best of 4 was made" in text
     assert [one["name"] for one in data["candidates"]] == ["base", "long", "best of 4"]
     assert "No difference to the base that is larger than chance." in text
-    assert len({line.index("  ") for line in text.split("\n")[:4]}) >= 1
+    head, *figures = text.split("\n")[:4]
+    assert head.startswith("candidate  KL (nats)  ")
+    starts = [line[: head.index("KL")].rstrip() for line in figures]
+    assert starts == ["base", "long", "best of 4"]  # one column under another
     rows = answer_rows(["a", "b", "c"], BASE, [LONGER, best], verdicts)
     assert rows[0]["answers"] == {"base": "no", "long": "no no", "best of 4": "x"}
     assert rows[0]["verdicts"]["rater brief"] == {"long": -1, "best of 4": 0}
@@ -152,13 +165,24 @@ def test_what_is_beyond_chance_is_said() -> None:
 
     gap = {"candidate": "b", "other": "a", "difference": -0.25, "ci95": [-0.4, -0.125]}
     unsure = gap | {"ci95": [-0.4, 0.1]}
-    judges = [{"judge": "j", "results": [judged(0.6, 0.8, "a"), judged(0.1, 0.4, "b")]}]
-    judges[0]["between"] = [gap, unsure]
-    assert better_and_worse(judges) == [
+    results = [judged(0.6, 0.8, "a"), judged(0.1, 0.4, "b")]
+    judge = {"judge": "j", "independent": True, "results": results, "between": [gap, unsure]}
+    assert better_and_worse([judge]) == [
         "Better than the base, beyond chance: a (j).",
         "Worse than the base, beyond chance: b (j).",
         "a wins 25 points (12 to 40) more often than b (j).",
     ]
+    doubtful = judge | {"judge": "reward of r", "independent": False}
+    line = (
+        "By a judge that is not independent: better than the base: a (reward of r); worse than the "
+        "base: b (reward of r); a wins 25 points (12 to 40) more often than b (reward of r)."
+    )
+    nobody = "No independent judge has compared these answers with the base's."
+    assert better_and_worse([doubtful]) == [nobody, line]
+    unclear = judge | {"results": [judged(0.4, 0.6, "a")], "between": [unsure]}
+    no_difference = "No difference to the base that is larger than chance."
+    assert better_and_worse([unclear, doubtful]) == [no_difference, line]
+    assert better_and_worse([unclear, unclear | {"independent": False}]) == [no_difference]
 
 
 def test_candidates_are_compared_with_each_other_on_the_same_prompts() -> None:

@@ -1,16 +1,24 @@
 """The length-controlled win rate: by hand, at its maximum, and on judges with a known taste."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lorarlhf.evaluation.length_control import PRIOR_STD, fit_logistic, length_controlled
+from lorarlhf.evaluation import length_control
+from lorarlhf.evaluation.length_control import PRIOR_STD, LengthControlled, fit_logistic
 from lorarlhf.evaluation.win_rate import wilson_interval
 
 
 def sigmoid(z: float) -> float:
     return 1 / (1 + math.exp(-z))
+
+
+def length_controlled(*args: Any) -> LengthControlled:
+    found = length_control.length_controlled(*args)
+    assert found is not None
+    return found
 
 
 def test_without_a_difference_of_lengths_it_is_the_win_rate() -> None:
@@ -44,8 +52,52 @@ def test_separated_outcomes_have_a_finite_fit() -> None:
     x = np.linspace(-1, 1, 200)
     ((bias, slope),) = fit_logistic(x, (x > 0).astype(float), np.ones((1, 200)))
     assert abs(bias) < 0.1 and 5 < slope < 50
-    always = length_controlled([1] * 60, [9.0] * 60, [3.0] * 60, range(60))
-    assert 0.95 < always.rate < 1 and always.ci95 == wilson_interval(1.0, 60)
+
+
+def test_wins_alone_need_no_fit() -> None:
+    mixed = [9.0, 3.0] * 30
+    always = length_controlled([1] * 60, mixed, [5.0] * 60, range(60))
+    assert always.rate == 1.0 and always.weight == 0.0
+    assert always.ci95 == wilson_interval(1.0, 60)
+    never = length_controlled([-1] * 60, mixed, [5.0] * 60, [*range(30)] * 2)
+    assert never.rate == 0.0 and never.ci95 == wilson_interval(0.0, 30)
+
+
+def test_where_one_side_is_always_longer_nothing_is_known_at_equal_length() -> None:
+    outcomes, base = [1, 1, 1, -1] * 10, [40.0] * 40
+    constant, varied = [148.0] * 40, [147.0, 148.0] * 20
+    for longer in (constant, varied, [b + 200 * (i % 2) for i, b in enumerate(varied)]):
+        assert length_control.length_controlled(outcomes, longer, base, range(40)) is None
+        assert length_control.length_controlled(outcomes, base, longer, range(40)) is None
+    known = length_controlled(outcomes, [44.0, *constant[1:]], base, range(40))  # one is similar
+    other = length_controlled(outcomes, [44.0, *varied[1:]], base, range(40))
+    assert known.rate == pytest.approx(other.rate, abs=0.01)  # a token more or less: no jump
+    assert known.ci95[0] <= known.rate <= known.ci95[1]
+    both = length_controlled(outcomes, [10.0, *constant[1:]], base, range(40))
+    assert 0 < both.rate < 1  # shorter once, longer otherwise
+
+
+def test_groups_that_are_all_alike_have_an_interval() -> None:
+    outcomes = [1, 0, -1, 1, 1, 1]
+    lengths = [5.0, 6.0, 4.0, 7.0, 5.0, 3.0]
+    one = length_controlled(outcomes, lengths, [5.0] * 6, [0] * 6)
+    assert one.ci95 == wilson_interval(one.rate, 1)
+    assert one.ci95[0] < 0.2 and one.ci95[1] > 0.8
+    # Each of ten prompts is won once and lost once.
+    even = length_controlled([1, -1] * 10, [5.0] * 20, [5.0] * 20, [n // 2 for n in range(20)])
+    assert even.ci95 == wilson_interval(even.rate, 10)
+
+
+def test_the_interval_holds_the_rate() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(40):
+        n = int(rng.integers(2, 8))
+        outcomes = [int(x) for x in rng.choice([-1, 0, 1], size=n)]
+        lengths = rng.integers(1, 30, size=(2, n)).astype(float).tolist()
+        found = length_control.length_controlled(outcomes, *lengths, rng.integers(0, 4, n).tolist())
+        if found is not None:
+            assert found.ci95[0] <= found.rate <= found.ci95[1]
+            assert found.ci95[1] - found.ci95[0] > 1e-3
 
 
 def test_a_judge_of_length_alone_has_no_preference_at_equal_length() -> None:
@@ -62,10 +114,10 @@ def test_a_judge_of_length_alone_has_no_preference_at_equal_length() -> None:
 
 
 def test_a_better_model_that_is_also_longer() -> None:
-    """The outcomes follow a known curve: log-odds of 0.8 + 1.5 tanh(difference / deviation)."""
+    """The outcomes follow a known curve: log-odds of 0.8 + 1.5 tanh(difference / scale)."""
     rng = np.random.default_rng(2)
     base, extra = rng.integers(10, 60, size=4000).astype(float), rng.normal(10, 20, size=4000)
-    odds = 0.8 + 1.5 * np.tanh(extra / extra.std())
+    odds = 0.8 + 1.5 * np.tanh(extra / np.sqrt(np.mean(extra**2)))
     outcomes = [1 if u < sigmoid(z) else -1 for u, z in zip(rng.random(4000), odds, strict=True)]
     found = length_controlled(outcomes, [*(base + extra)], [*base], range(4000))
     assert found.rate == pytest.approx(sigmoid(0.8), abs=0.03)

@@ -16,6 +16,7 @@ from lorarlhf.evaluation.report import write_report
 from lorarlhf.preferences.accounts import password_fits
 from lorarlhf.preferences.imports import read_votes
 from lorarlhf.project.project import Project, project_settings
+from lorarlhf.runtime.files import absolute_names
 from tests.pages import Bench
 
 pytest_plugins = ("tests.pages",)
@@ -123,7 +124,8 @@ def resumed(run: Path, steps: int) -> list[Row]:
     assert [row["step"] for row in new if {"score", "loss"} & row.keys()] == [*range(3, steps + 1)]
     about, started = read(run / "run.json"), read(OLD / run / "run.json")
     assert about["status"] == "done"
-    assert {name: about["config"].get(name) for name in started["config"]} == started["config"]
+    kept = {name: absolute_names(value) for name, value in started["config"].items()}
+    assert {name: absolute_names(about["config"].get(name)) for name in kept} == kept
     return new
 
 

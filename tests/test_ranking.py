@@ -13,6 +13,7 @@ import pytest
 from rated_votes import vote
 
 from lorarlhf.cli.main import main
+from lorarlhf.evaluation import ranking
 from lorarlhf.evaluation.ranking import (
     Battle,
     Choice,
@@ -23,6 +24,7 @@ from lorarlhf.evaluation.ranking import (
     rank_choices,
     rank_pairs,
 )
+from lorarlhf.preferences.blind_comparisons import add_comparison
 from lorarlhf.preferences.records import RANKED, SKIP, TIE, Verdict, Vote
 from lorarlhf.project.project import create
 from lorarlhf.runtime.errors import UserError
@@ -208,15 +210,76 @@ def test_the_command_on_crowd_data(tmp_path: Path, capsys: pytest.CaptureFixture
     told = json.loads(capsys.readouterr().out)
     assert told["votes"] == 300
     expected = {"bradley-terry": evalica.bradley_terry, "newman": evalica.newman}
-    for ranking in told["rankings"]:
-        strengths = {one["model"]: one["strength"] for one in ranking["models"]}
-        assert strengths == pytest.approx(direct(expected[ranking["method"]], battles), rel=1e-4)
+    for found in told["rankings"]:
+        strengths = {one["model"]: one["strength"] for one in found["models"]}
+        assert strengths == pytest.approx(direct(expected[found["method"]], battles), rel=1e-4)
     assert main(["report", "ranking", folder]) == 0
     text = capsys.readouterr().out
     assert "by 300 votes on pairs" in text and "Bradley-Terry" in text and "on 20 prompts" in text
     assert "By Newman's model, two equal models tie in" in text
     assert main(["report", "ranking", str(create(tmp_path / "empty").folder)]) == 2
     assert "nothing to rank" in capsys.readouterr().err
+
+
+def test_pairs_without_connection_are_told_beside_rankings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = create(tmp_path / "mine")
+    store = project.store()
+    item = store.add_item("Why?", [("x", "base"), ("y", "runs/1")])
+    store.judge(store.present(item, "ann").token, Verdict(RANKED, [[0], [1]]))
+    for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):
+        item = store.add_item("Why?", [("x", "base"), ("y", "runs/1"), ("z", "runs/2")])
+        store.judge(store.present(item, "ann").token, Verdict(RANKED, [[one] for one in order]))
+    assert main(["report", "ranking", str(project.folder)]) == 0
+    text = capsys.readouterr().out
+    assert "Plackett-Luce" in text
+    assert "From votes on pairs: The models can't be ranked yet: base never lost" in text
+
+
+def test_votes_of_a_running_blind_comparison_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = create(tmp_path / "mine")
+    store, folder = project.store(), str(project.folder)
+
+    def vote_in(comparison: int, rater: str, verdict: Verdict) -> None:
+        answers = [("x", "base"), ("y", "runs/1")]
+        item = store.add_item("Why?", answers, purpose="compare", comparison=comparison)
+        store.judge(store.present(item, rater).token, verdict)
+
+    given_up = add_comparison(store, "base", "runs/1", 9).id
+    vote_in(given_up, "ann", Verdict(TIE))
+    newest = add_comparison(store, "base", "runs/1", 2).id  # ends the earlier one
+    vote_in(newest, "ann", Verdict(TIE))
+    vote_in(newest, "bob", Verdict(RANKED, [[0], [1]]))
+    assert main(["report", "ranking", folder, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["votes"] == 1
+    assert told["notes"] == ["2 votes of the blind comparison that still runs are left out."]
+    vote_in(newest, "ann", Verdict(SKIP))  # she has seen all of it
+    assert main(["report", "ranking", folder, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["votes"] == 2 and told["notes"][0].startswith("1 votes")
+
+
+def test_a_method_that_does_not_settle_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "LIMIT", 1)
+    project = create(tmp_path / "mine")
+    votes, answers = llmfao(tmp_path, crowd(100))
+    assert (
+        main(["votes", str(project.folder), "--import", str(votes), "--answers", str(answers)]) == 0
+    )
+    capsys.readouterr()
+    assert main(["report", "ranking", str(project.folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rankings"] == []
+    assert told["notes"] == [
+        f"{name}'s model has no ranking: its iteration did not settle on these votes."
+        for name in ("Bradley-Terry", "Newman")
+    ]
 
 
 def test_rankings_without_connection_are_told_beside_pairs(

@@ -1,18 +1,20 @@
 """What a command was asked for: the files that it names survive `--resume`, in every stage."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lorarlhf.cli.parser import Parser, build_parser
-from lorarlhf.cli.project_defaults import fill_in
+from lorarlhf.cli.project_defaults import fill_in, remove_reserved
 from lorarlhf.cli.request import TrainRequest, recorded_fields
 from lorarlhf.project.project import create
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.run_folder import log_changed_settings
 from lorarlhf.stages.table import STAGES
 
 NOT_FILES = {"PROJECT", "KEY=VALUE", "DIR", None}  # of the run itself, or no file at all
@@ -77,6 +79,59 @@ def test_what_is_recorded_is_what_a_new_run_keeps(tmp_path: Path) -> None:
     run = Run(tmp_path, "ppo", asked.recorded())
     saved = read_json(run.folder / "run.json")["config"]
     assert request("ppo").restored(saved) == request("ppo").restored(asked.recorded())
+
+
+def test_existing_files_are_recorded_with_their_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("d.jsonl", "r.py"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "runs/reward").mkdir(parents=True)
+    asked = request(
+        *("ppo", "--prompts", "d.jsonl", "--reward", "runs/reward", "--eval", "gone.jsonl"),
+        *("--reward-function", "r.py:f", "--reward-model", "org/judge#2"),
+    )
+    assert asked.recorded() == {
+        "data": str(tmp_path / "d.jsonl"),
+        "eval": "gone.jsonl",
+        "reward": str(tmp_path / "runs/reward"),
+        "reward_function": [f"{tmp_path / 'r.py'}:f"],
+        "reward_model": ["org/judge#2"],  # the name of a model
+    }
+
+
+def test_a_run_that_recorded_relative_paths_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.jsonl").write_text("")
+    (tmp_path / "r.py").write_text("")
+    earlier = {"data": "d.jsonl", "reward_function": ["r.py:f"], "epochs": 2.0}
+    Run(tmp_path / "ppo", "ppo", earlier).finish("stopped")
+    resumed, _ = fill_in(request("ppo", "--out", "ppo", "--resume"))
+    assert resumed.data == "d.jsonl"
+    log_changed_settings(tmp_path / "ppo", resumed.recorded() | {"epochs": 2.0})
+    assert capsys.readouterr().err == ""
+    log_changed_settings(tmp_path / "ppo", resumed.recorded() | {"epochs": 3.0})
+    assert "with other settings: epochs was 2.0 and is 3.0." in capsys.readouterr().err
+
+
+def test_the_votes_of_a_run_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    votes = tmp_path / "mine/runs/1.votes.jsonl"
+    asked = request("reward", "--out", "mine/runs/1")
+    asked = replace(
+        asked, data="mine/runs/1.votes.jsonl", reserved=True, votes="mine/runs/1.votes.jsonl"
+    )
+    Run(tmp_path / "mine/runs/1", "reward", {})
+    votes.write_text("")
+    Run(tmp_path / "mine/runs/1", "reward", asked.recorded())
+    remove_reserved(asked)
+    assert votes.is_file()
+    Run(tmp_path / "mine/runs/1", "reward", {})  # another run's record: this one never began
+    remove_reserved(asked)
+    assert not votes.exists()
 
 
 def test_without_resume_nothing_is_taken_from_an_earlier_run(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from tests.training_steps import PPO, QUESTIONS, Train, rows_of, summary_of
 pytest_plugins = ("tests.training_steps",)
 
 
-def test_sft_leaves_a_whole_run(sft_run: Path, tiny_base: Path) -> None:
+def test_sft_leaves_a_whole_run(sft_run: Path, work: Path, tiny_base: Path) -> None:
     about, summary = read_json(sft_run / "run.json"), read_json(sft_run / "summary.json")
     assert about["status"] == "done" and about["base_path"] == str(tiny_base)
-    assert about["config"]["epochs"] == 1.0 and about["config"]["data"] == "demos.jsonl"
+    assert about["config"]["epochs"] == 1.0 and about["config"]["data"] == str(work / "demos.jsonl")
     assert summary["rows"] == len(QUESTIONS) and summary["steps"] == 1
     assert summary["peak_rss_mb"] > 0 and summary["out"] == "runs/sft"
     assert all("step" in row for row in rows_of(sft_run / "metrics.jsonl"))
@@ -72,7 +72,7 @@ def test_direct_methods_start_from_a_run(
     assert summary["steps"] == 1 and summary["rows"] == rows
     about = read_json(work / "runs" / method / "run.json")
     assert about["seed"] == 7 and about["config"]["trl"] == {"max_steps": 1}
-    assert about["config"]["init"] == "runs/sft"
+    assert about["config"]["init"] == str(work / "runs/sft")
     if method == "dpo":  # policy and reference are the same, so the first loss is ln 2
         assert summary["loss_first"] == pytest.approx(0.6931, abs=1e-3)
 
@@ -104,7 +104,7 @@ def test_ppo_by_a_reward_run(reward_run: Path, work: Path, train: Train) -> None
     status, out, _ = train(*words, sets=PPO)
     assert status == 0 and "kl_per_sequence" in out and "episodes" in out  # for people
     assert all(isinstance(row["score"], float) for row in rows_of(work / "by_role/samples.jsonl"))
-    assert read_json(work / "by_role/run.json")["config"]["reward"] == "runs/reward"
+    assert read_json(work / "by_role/run.json")["config"]["reward"] == str(work / "runs/reward")
     assert not (work / "by_role/adapters/reference").exists()  # the bare base is the reference
 
 

@@ -86,14 +86,14 @@ class Answering:
     def best_of(self, count: int, reward: str) -> Candidate:
         """The best of so many answers of the base, picked by the reward role.
 
+        It does no tasks: the base's weights are unchanged, so nothing can be forgotten.
+
         Args:
             reward: the folder of its run.
         """
         name = f"best of {count}"
-        if self.tasks:
-            self.told[name] = [one.text for one in self._best(name, self.asked, count, TASK_TOKENS)]
         prompts = [row["prompt"] for row in self.rows]
-        completions = self._best(name, prompts, count, ANSWER_TOKENS) if prompts else []
+        completions = self._best(name, prompts, count) if prompts else []
         return _candidate(name, completions, kl_bound=kl_bound(count), made_with=(reward,))
 
     def policy(self, name: str) -> Candidate:
@@ -136,7 +136,7 @@ class Answering:
                 progress=_steps(advance),
             )
 
-    def _best(self, name: str, prompts: Sequence[Any], count: int, tokens: int) -> list[Completion]:
+    def _best(self, name: str, prompts: Sequence[Any], count: int) -> list[Completion]:
         found: list[Completion] = []
         with progress_bar(name, len(prompts)) as advance:
             for start in range(0, len(prompts), BATCH_SIZE):
@@ -146,10 +146,10 @@ class Answering:
                     some,
                     count,
                     role=BASE,
-                    max_new_tokens=self.args.max_new_tokens or tokens,
+                    max_new_tokens=self.args.max_new_tokens or ANSWER_TOKENS,
                     temperature=self.args.temperature,
                     batch_size=BATCH_SIZE,
-                    seed=self.plan.settings.seed + start,
+                    seed=self.plan.settings.seed + 1 + start,  # not the base's own answers
                     max_prompt_tokens=self.plan.settings.own["max_prompt_tokens"],
                 )
                 found += [one.answer for one in best]
@@ -192,8 +192,8 @@ class Answering:
 
 
 def _candidate(name: str, completions: Sequence[Completion], **more: Any) -> Candidate:
-    ids = [one.ids[:-1] if one.ended else one.ids for one in completions]
-    return Candidate(name, [Answer.of(one) for one in completions], ids, **more)
+    answers = [Answer.of(one) for one in completions]
+    return Candidate(name, answers, [one.ids for one in completions], **more)
 
 
 def _steps(advance: Callable[[int], Any]) -> Callable[[int], None]:

@@ -1,6 +1,7 @@
 """What the candidates of `eval` were trained with, read from the records of their runs."""
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 
 Row = dict[str, Any]
-LONGEST_LINE = 10
-"""Runs that are followed backwards, from each to the one that it started from."""
+LEVELS = 3
+"""Folders around a run in which a relative path of its record is looked for."""
 
 
 def made_with(source: SourceRun) -> tuple[str, ...]:
@@ -22,24 +23,25 @@ def made_with(source: SourceRun) -> tuple[str, ...]:
     Runs as absolute folders, functions as `FILE.py:NAME` with an absolute file.
     """
     found: list[str] = []
-    for folder, config in _line(source):
+    for folder, config in _history(source):
         if (folder / "adapters" / "reward").is_dir():
             found.append(str(folder.resolve()))
-        if isinstance(config.get("reward"), str):
-            found.append(str(Path(config["reward"]).expanduser().resolve()))
-        found += [absolute_function(str(name)) for name in config.get("reward_function") or ()]
+        found += [str(place) for place in _places(folder, config.get("reward"))]
+        for spec in config.get("reward_function") or ():
+            file, _, name = str(spec).rpartition(":")
+            found += [f"{place}:{name}" for place in _places(folder, file)]
     return tuple(dict.fromkeys(found))
 
 
 def learned_prompts(source: SourceRun, prompts: Sequence[Any]) -> int:
-    """How many of the prompts a run, or the runs it started from, has learned from.
+    """How many of the prompts a run, or the runs it was made from, has learned from.
 
-    Files that are gone count for nothing.
+    The rows of its reward run count, too. Files that are gone count for nothing.
     """
     learned: set[str] = set()
-    for _, config in _line(source):
-        if isinstance(config.get("data"), str):
-            learned |= set(map(normal, _prompts_in(config["data"])))
+    for folder, config in _history(source):
+        for file in _places(folder, config.get("data")):
+            learned |= set(map(normal, _prompts_in(file)))
     return sum(normal(as_conversation(prompt)) in learned for prompt in prompts)
 
 
@@ -55,7 +57,7 @@ def learned_note(sources: dict[str, SourceRun], prompts: Sequence[Any]) -> str:
     )
 
 
-def _prompts_in(file: str) -> Iterator[Any]:
+def _prompts_in(file: Path) -> Iterator[Any]:
     try:
         rows = read_rows(file)
     except UserError:
@@ -65,26 +67,50 @@ def _prompts_in(file: str) -> Iterator[Any]:
         if isinstance(prompt, str | list):
             yield as_conversation(prompt)
         elif isinstance(messages, list) and messages:
-            yield messages[:1]
+            yield list(takewhile(lambda turn: turn.get("role") != "assistant", messages))
 
 
-def _line(source: SourceRun) -> Iterator[tuple[Path, Row]]:
-    """The run of an adapter and its settings, then the run that it started from, and so on."""
-    folder = Path(run_folder(source))
-    for _ in range(LONGEST_LINE):
+def _history(source: SourceRun) -> Iterator[tuple[Path, Row]]:
+    """The run of an adapter and its settings, then all runs that it was made from.
+
+    That is the run that it started from (`init`), the one of its reward role, and theirs.
+    """
+    left, seen = [Path(run_folder(source))], set()
+    while left:
+        folder = left.pop(0)
         config = read_json(folder / "run.json").get("config")
-        if not isinstance(config, dict):
-            return
+        if folder in seen or not isinstance(config, dict):
+            continue
+        seen.add(folder)
         yield folder, config
-        if not isinstance(config.get("init"), str):
-            return
-        folder = Path(config["init"]).expanduser()
+        for name in ("init", "reward"):
+            places = _places(folder, config.get(name))
+            left += [Path(_run_of(place)) for place in places]
+
+
+def _places(folder: Path, recorded: Any) -> list[Path]:
+    """Where a file or folder can be that a run's record names; absolute.
+
+    Older versions recorded paths as they were typed. A relative one is looked for in the working
+    directory, and in the folder of the run and those around it: of the runs, of the project, and
+    where the project lies. All places where it exists count, because a judge that may not be
+    independent should not pass as independent.
+    """
+    if not isinstance(recorded, str) or not recorded:
+        return []
+    path = Path(recorded).expanduser()
+    around = [Path.cwd(), folder, *folder.resolve().parents[:LEVELS]]
+    found = [place.resolve() for start in around if (place := start / path).exists()]
+    return list(dict.fromkeys(found)) or [path.resolve()]
 
 
 def run_folder(source: SourceRun) -> str:
     """The run that an adapter lies in, absolute; an adapter outside of a run is its own."""
-    adapter = source.adapter.resolve()
-    return str(adapter.parents[1] if adapter.parent.name == "adapters" else adapter)
+    return _run_of(source.adapter.resolve())
+
+
+def _run_of(folder: Path) -> str:
+    return str(folder.parents[1] if folder.parent.name == "adapters" else folder)
 
 
 def absolute_function(spec: str) -> str:

@@ -2,14 +2,16 @@
 
 import gc
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.cli.eval_history import absolute_function
 from lorarlhf.cli.eval_plan import EvalPlan
-from lorarlhf.evaluation.candidates import Candidate
+from lorarlhf.evaluation.candidates import BASE, Candidate
 from lorarlhf.evaluation.judges import (
     Comparisons,
     Verdicts,
@@ -18,11 +20,12 @@ from lorarlhf.evaluation.judges import (
     by_scores,
     function_scores,
 )
+from lorarlhf.preferences.blind_comparisons import finished_votes
 from lorarlhf.project.load import load_backbone, open_base_of
 from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.rewards.functions import RewardFunction, load_function
 from lorarlhf.rewards.raters import Rater
-from lorarlhf.runtime.terminal import progress_bar
+from lorarlhf.runtime.terminal import log_to_stderr, progress_bar
 
 if TYPE_CHECKING:
     from lorarlhf.cli.eval_answers import Answering
@@ -56,18 +59,21 @@ class Judges:
         Raises:
             UserError: no such rater, function, template or base.
         """
-        for name in args.rater:
+        raters = list(dict.fromkeys(args.rater))
+        for name in raters:
             Rater.named(name)
         functions = {spec: load_function(spec) for spec in args.judge_function}
         if args.judge_model is None:
-            return cls(args.rater, functions, None)
-        from lorarlhf.evaluation.model_judge import read_template
+            return cls(raters, functions, None)
+        from lorarlhf.evaluation.model_judge import letter_tokens, read_template
 
         template = read_template(args.judge_prompt)
         names = ("bits", "device", "compute_dtype")
         how = {name: plan.settings.backbone[name] for name in names}
         settings = resolve("eval", flags={"base": args.judge_model, **how})
-        return cls(args.rater, functions, ModelJudge(settings, open_base_of(settings), template))
+        files = open_base_of(settings)
+        letter_tokens(files.tokenizer)
+        return cls(raters, functions, ModelJudge(settings, files, template))
 
     def ask(
         self,
@@ -84,10 +90,11 @@ class Judges:
         people = _people(plan)
         found = [] if people is None else [people]
         found += [by_rater(name, *sides) for name in self.raters]
+        names = _function_names(list(self.functions))
         for spec, function in self.functions.items():
             scores = partial(function_scores, function, answering.rows)
             about = _doubt(candidates, absolute_function(spec), "")
-            found.append(by_scores(f"function {spec.rpartition(':')[2]}", scores, *sides, **about))
+            found.append(by_scores(f"function {names[spec]}", scores, *sides, **about))
         if plan.reward is not None:
             about = _doubt(candidates, plan.reward_folder, REWARD_NOTE) | {"independent": False}
             name = f"reward of {plan.reward.run.name}"
@@ -95,6 +102,13 @@ class Judges:
         if self.model is not None:
             found.append(_by_model(self.model, answering, *sides))
         return found
+
+
+def _function_names(specs: Sequence[str]) -> dict[str, str]:
+    """The name of each function in the tables: as short as the others allow."""
+    short = {spec: spec.rpartition(":")[2] for spec in specs}
+    times = Counter(short.values())
+    return {spec: name if times[name] == 1 else spec for spec, name in short.items()}
 
 
 def _doubt(candidates: Sequence[Candidate], judge: str, otherwise: str) -> Row:
@@ -105,7 +119,10 @@ def _doubt(candidates: Sequence[Candidate], judge: str, otherwise: str) -> Row:
 
 
 def _people(plan: EvalPlan) -> Verdicts | None:
-    """The votes of the project's blind comparisons of these candidates with the base."""
+    """The votes of the project's blind comparisons of these candidates with the base.
+
+    Those that are still running are left out: the Compare page hides who is ahead, too.
+    """
     if plan.project is None:
         return None
     runs = (plan.project.folder / "runs").resolve()
@@ -114,11 +131,16 @@ def _people(plan: EvalPlan) -> Verdicts | None:
         for name, source in plan.policies.items()
         if (folder := source.adapter.resolve().parent.parent).parent == runs
     }
+    if plan.best_of and (picker := Path(plan.reward_folder)).parent == runs:
+        names[f"{BASE}, best of {plan.best_of} by {picker.name}"] = f"best of {plan.best_of}"
     store = plan.project.store()
     try:
-        return by_people(store.votes(purpose="compare"), names)
+        votes, running = finished_votes(store, purpose="compare")
     finally:
         store.close()
+    if running:
+        log_to_stderr(f"{running} votes of the blind comparison that still runs are left out.")
+    return by_people(votes, names)
 
 
 def _by_model(
@@ -129,8 +151,10 @@ def _by_model(
     groups: Sequence[int],
 ) -> Verdicts:
     from lorarlhf.backbone.devices import give_back_memory
+    from lorarlhf.backbone.storage import fingerprint
     from lorarlhf.evaluation.model_judge import judge_pairs_by_model
 
+    own_base = fingerprint(answering.backbone)
     del answering.backbone  # both bases at once may not fit into memory
     gc.collect()
     give_back_memory()
@@ -144,4 +168,6 @@ def _by_model(
                 backbone, judge.template, prompts, ours, theirs, advance
             )
         found[one.name] = Comparisons([*outcomes], one.lengths, base.lengths, list(groups))
-    return Verdicts(f"model {judge.settings.base}", found, note=MODEL_NOTE)
+    same = fingerprint(backbone) == own_base
+    note = f"it is the candidates' own base; {MODEL_NOTE}" if same else MODEL_NOTE
+    return Verdicts(f"model {judge.settings.base}", found, independent=not same, note=note)

@@ -7,7 +7,10 @@ def add_eval_options(sub: ArgumentParser) -> None:
     """Add what `eval` compares, who judges, and what it writes."""
     text = "runs with a policy, of one base; or a project: its newest policy of each stage"
     sub.add_argument("run", metavar="RUN", nargs="*", help=text)
-    text = "also compare the base's best of N answers, which the reward role picks"
+    text = (
+        "also compare the base's best of N answers, which the reward role picks (default: 4 in a "
+    )
+    text += "project with a reward role; 0: none)"
     sub.add_argument("--best-of", type=int, metavar="N", help=text)
     text = "held-out prompts (default: the project's, or the bundled ones)"
     sub.add_argument("--prompts", metavar="FILE", help=text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.backbone.limits import count_adapter_layers
 from lorarlhf.cli.eval_history import run_folder
 from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.data.readers import bundled, read_prompts
@@ -22,6 +23,10 @@ from lorarlhf.runtime.terminal import log_to_stderr
 Row = dict[str, Any]
 HELD_OUT = "prompts_heldout.jsonl"
 """A project's own held-out prompts; without this file the bundled ones are used."""
+BEST_OF = 4
+"""From how many answers best of n picks where nobody says it and a project has a reward role."""
+FOR_PROMPTS = ("prompts", "rater", "reward", "judge_function", "judge_model", "best_of")
+"""Options that have no effect on the short tasks."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,14 @@ class EvalPlan:
     Attributes:
         policies: the source run of each candidate by its name.
         reward: the run of the reward role that judges and picks; None without one.
+        best_of: from how many answers of the base the reward role picks; 0 for no best of n.
         project: whose held-out prompts and votes are used; None outside of a project.
         prompts: the held-out prompts as they were read, with their columns.
     """
 
     policies: dict[str, SourceRun]
     reward: SourceRun | None
+    best_of: int
     project: Project | None
     prompts: list[Row]
     settings: Settings
@@ -62,14 +69,17 @@ def check_options(args: Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')} is 1 or more, not {value}.")
     if not 0 < args.temperature < float("inf"):
         raise UserError(f"--temperature is above 0, not {args.temperature}.")
-    if args.best_of is not None and args.best_of < 2:
-        raise UserError(f"--best-of is 2 or more, not {args.best_of}.")
+    if args.best_of is not None and args.best_of < 2 and args.best_of != 0:
+        raise UserError(f"--best-of is 2 or more, or 0 for none, not {args.best_of}.")
     if args.judge_prompt is not None and args.judge_model is None:
         raise UserError("--judge-prompt is for a judging model: name one with --judge-model BASE.")
     if args.no_skills and (args.skills_only or limit is not None or args.tasks is not None):
         raise UserError("--no-skills leaves out what the other options ask for. Leave it out.")
-    if not args.run and args.best_of is None:
+    if not args.run and not args.best_of:
         raise UserError("Say what to compare with the base: RUN, a project, or --best-of N.")
+    given = [f"--{name.replace('_', '-')}" for name in FOR_PROMPTS if getattr(args, name)]
+    if args.skills_only and given:
+        raise UserError(f"--skills-only asks nothing but the tasks. Leave out {given[0]}.")
 
 
 def read_plan(args: Namespace) -> EvalPlan:
@@ -79,10 +89,13 @@ def read_plan(args: Namespace) -> EvalPlan:
         UserError: a run or file does not exist, there is nothing to compare, or two runs can't
             share a base.
     """
-    project = _project(args.run)
-    policies = _policies(args)
-    reward = _reward(args, project)
-    if args.best_of is not None and reward is None:
+    project = _project([*args.run, *([args.reward] if args.reward else [])])
+    reward = None if args.skills_only else _reward(args, project)
+    policies = _policies(args, has_reward=reward is not None)
+    for_tasks = args.skills_only or args.limit_regressions is not None or args.tasks is not None
+    if not policies and for_tasks:
+        raise UserError("The short tasks are for policies, and there is none: name a RUN.")
+    if args.best_of and reward is None:
         raise UserError("--best-of needs a reward role to pick by: name a run with --reward RUN.")
     file = Path(args.prompts).expanduser() if args.prompts else bundled("prompts_heldout")
     if args.prompts is None and project is not None and (project.folder / HELD_OUT).is_file():
@@ -90,10 +103,59 @@ def read_plan(args: Namespace) -> EvalPlan:
     prompts = [] if args.skills_only else read_prompts(file)
     sources = [*policies.values(), *([reward] if reward is not None else [])]
     settings = _settings(args, project, sources)
+    if reward is not None and not _reads_these_layers(reward, settings):
+        _leave_out(reward, args, policies, settings)
+        reward, sources = None, [*policies.values()]
+        settings = _settings(args, project, sources)
     # Adapters of other shapes are brought to the largest one, so only the base has to be the same.
     bare = [replace(source, settings={}) for source in sources]
     check_same_base(bare, "base" in settings.given)
-    return EvalPlan(policies, reward, project, prompts, settings)
+    return EvalPlan(policies, reward, _best_of(args, project, reward), project, prompts, settings)
+
+
+def _best_of(args: Namespace, project: Project | None, reward: SourceRun | None) -> int:
+    if args.best_of is not None:
+        return int(args.best_of)
+    if project is None or reward is None:
+        return 0
+    log_to_stderr(
+        f"Best of {BEST_OF} is compared, too: the base answers each prompt {BEST_OF} times more. "
+        "--best-of 0 leaves it out."
+    )
+    return BEST_OF
+
+
+def _reads_these_layers(reward: SourceRun, settings: Settings) -> bool:
+    """Whether the head fits: a mean-pooled one reads the states below its own adapter layers."""
+    note = read_json(reward.adapter / "lorarlhf.json")
+    own, here = note.get("adapter_layers"), settings.backbone["adapter_layers"]
+    pooling = note.get("pooling", "mean" if note else "last")  # as `storage.load_role` reads it
+    if pooling != "mean" or own is None or str(own) == str(here):
+        return True
+    if str(here).isdecimal():
+        return False
+    config = read_json(Path(reward.base_path) / "config.json")
+    layers = (config.get("text_config") or config).get("num_hidden_layers")
+    # Where the base can't be counted, loading the role decides.
+    return not isinstance(layers, int) or count_adapter_layers(here, layers) == own
+
+
+def _leave_out(
+    reward: SourceRun, args: Namespace, policies: dict[str, SourceRun], settings: Settings
+) -> None:
+    """Say that a reward role can't be loaded beside the policies, or refuse if it was asked for."""
+    own, here = reward.settings["adapter_layers"], settings.backbone["adapter_layers"]
+    others = [name for name, run in policies.items() if run.settings.get("adapter_layers") != own]
+    why = (
+        f"the reward role of {reward.run} reads the states below {own} adapter layers, and the "
+        f"roles here have {here}{f' because of {others[0]}' if others else ''}"
+    )
+    if args.reward is not None or args.best_of or not policies:
+        raise UserError(
+            f"Can't load these together: {why}. Train a reward role with --set "
+            f"adapter_layers={here}, or compare policies with the reward role's {own} layers."
+        )
+    log_to_stderr(f"The reward role is left out as a judge: {why}.")
 
 
 def _project(runs: Sequence[str]) -> Project | None:
@@ -106,12 +168,12 @@ def _project(runs: Sequence[str]) -> Project | None:
     return None
 
 
-def _policies(args: Namespace) -> dict[str, SourceRun]:
+def _policies(args: Namespace, has_reward: bool) -> dict[str, SourceRun]:
     folders: list[str] = []
     for run in args.run:
         if is_project(run):
             newest = _newest_of_each_stage(Project(run))
-            if not newest and args.best_of is None:
+            if not newest and not (has_reward and args.best_of != 0):
                 newest_run(run, "policy")  # explains how to train one
             folders += map(str, newest)
         else:

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.cli.eval_history import learned_note
@@ -11,8 +12,10 @@ from lorarlhf.cli.result import Result
 from lorarlhf.evaluation.candidates import BASE, Candidate
 from lorarlhf.evaluation.eval_page import write_eval
 from lorarlhf.evaluation.eval_results import answer_rows, as_text, results, skills_as_text
+from lorarlhf.evaluation.judges import Verdicts
 from lorarlhf.evaluation.skills import SkillChange, Task, compare_skills, read_tasks
 from lorarlhf.project.load import load_backbone
+from lorarlhf.runtime.terminal import log_to_stderr
 
 if TYPE_CHECKING:
     from lorarlhf.cli.eval_answers import Answering
@@ -25,22 +28,22 @@ def evaluate(args: Namespace) -> Result:
     check_options(args)
     tasks = [] if args.no_skills else read_tasks(args.tasks)
     plan = read_plan(args)
+    tasks = tasks if plan.policies else []  # the base and best of n of it can't forget anything
     judges = Judges.of(args, plan)
     folder = out_folder(args.out, plan)
     answering, base, candidates = _answer(plan, args, tasks)
+    changes = _skills(tasks, answering.told)
     data: Row = {"prompts": len(plan.prompts), "samples": args.samples}
+    data |= _skill_data(tasks, answering.told, changes)
     text: list[str] = []
     answers: list[Row] = []
     if plan.prompts:
-        verdicts = judges.ask(answering, plan, base, candidates)
-        data |= results(base, candidates, verdicts, plan.settings.seed)
         note = learned_note(plan.policies, [row["prompt"] for row in plan.prompts])
         data["notes"] = [note] if note else []
-        asked = [plan.prompts[group]["prompt"] for group in answering.groups]
-        answers = answer_rows(asked, base, candidates, verdicts)
+        verdicts = _verdicts(judges, answering, plan, folder, base, candidates, data)
+        data |= results(base, candidates, verdicts, plan.settings.seed)
+        answers = answer_rows(_asked(plan, answering), base, candidates, verdicts)
         text += [as_text(data)]
-    changes = _skills(tasks, answering.told)
-    data |= _skill_data(tasks, answering.told, changes)
     text += [skills_as_text(some, name) for name, some in changes.items()]
     data["page"] = str(write_eval(folder, data, answers))
     text.append(f"Page: {data['page']}")
@@ -62,10 +65,33 @@ def _answer(
         backbone.load_role("reward", plan.reward.adapter)
     answering = Answering(backbone, plan, args, tasks)
     base, candidates = answering.base(), []
-    if args.best_of is not None:
-        candidates.append(answering.best_of(args.best_of, plan.reward_folder))
+    if plan.best_of:
+        candidates.append(answering.best_of(plan.best_of, plan.reward_folder))
     candidates += [answering.policy(name) for name in plan.policies]
     return answering, base, candidates
+
+
+def _asked(plan: EvalPlan, answering: "Answering") -> list[Any]:
+    return [plan.prompts[group]["prompt"] for group in answering.groups]
+
+
+def _verdicts(
+    judges: Judges,
+    answering: "Answering",
+    plan: EvalPlan,
+    folder: Path,
+    base: Candidate,
+    candidates: list[Candidate],
+    data: Row,
+) -> list[Verdicts]:
+    """What the judges say. The answers are written first, so that a judge that fails loses none."""
+    unjudged = data | results(base, candidates, [], plan.settings.seed)
+    write_eval(folder, unjudged, answer_rows(_asked(plan, answering), base, candidates, []))
+    try:
+        return judges.ask(answering, plan, base, candidates)
+    except BaseException:
+        log_to_stderr(f"The answers are in {folder / 'answers.jsonl'}, without all verdicts.")
+        raise
 
 
 # ---- skills

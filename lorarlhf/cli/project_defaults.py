@@ -68,7 +68,7 @@ def remove_reserved(request: TrainRequest) -> None:
     if request.reserved and not any(request.folder.iterdir()):
         request.folder.rmdir()
     config = read_json(request.folder / "run.json").get("config") or {}
-    if request.votes is not None and config.get("data") != request.votes:
+    if request.votes is not None and config.get("data") != request.recorded().get("data"):
         Path(request.votes).unlink(missing_ok=True)
 
 

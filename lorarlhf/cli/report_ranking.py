@@ -14,9 +14,13 @@ from lorarlhf.evaluation.ranking import (
     rank_choices,
     rank_pairs,
 )
+from lorarlhf.preferences.blind_comparisons import finished_votes
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 
+METHODS_OF_PAIRS = ("bradley-terry", "newman")
+NOT_SETTLED = "{}'s model has no ranking: its iteration did not settle on these votes."
+STILL_RUNS = "{} votes of the blind comparison that still runs are left out."
 NAMES = {"bradley-terry": "Bradley-Terry", "newman": "Newman", "plackett-luce": "Plackett-Luce"}
 
 
@@ -24,24 +28,37 @@ def report_ranking(args: Namespace) -> Result:
     """The rankings of the models by the votes on their answers.
 
     Raises:
-        UserError: there are no votes on different models, or the comparisons are not connected.
+        UserError: there are no votes on different models, or neither the votes on pairs nor the
+            rankings of three or more answers are connected.
     """
     store = Project(args.project).store()
     try:
-        votes = store.votes()
+        votes, running = finished_votes(store)
     finally:
         store.close()
+    notes = [STILL_RUNS.format(running)] if running else []
     battles, choices = battles_of(votes), choices_of(votes)
-    pairs = rank_pairs(battles) if battles or not choices else []
+    pairs: list[Ranking] = []
     rankings: list[Ranking] = []
-    notes: list[str] = []
+    failed: list[UserError] = []
+    if battles or not choices:
+        try:
+            pairs = rank_pairs(battles)
+        except UserError as error:
+            failed.append(UserError(f"From votes on pairs: {error}" if choices else str(error)))
+        else:
+            settled = {one.method for one in pairs}
+            ties = any(battle.outcome == 0 for battle in battles)
+            wanted = METHODS_OF_PAIRS if ties else METHODS_OF_PAIRS[:1]
+            notes += [NOT_SETTLED.format(NAMES[name]) for name in wanted if name not in settled]
     if choices:
         try:
             rankings.append(rank_choices(choices))
         except UserError as error:
-            if not pairs:
-                raise
-            notes.append(f"From rankings of three or more answers: {error}")
+            failed.append(UserError(f"From rankings of three or more answers: {error}"))
+    if failed and not pairs and not rankings:
+        raise UserError("\n".join([*map(str, failed), *notes]))
+    notes += map(str, failed)
     lines = [f"Chance to beat an average model (95% interval), by {_counts(battles, choices)}"]
     for some in (pairs, rankings):
         lines += ["", *_table(some)] if some else []

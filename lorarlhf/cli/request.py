@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.project.stage import Stage
+from lorarlhf.runtime.files import absolute_names
 from lorarlhf.stages.table import STAGES
 
 
@@ -68,13 +69,12 @@ class TrainRequest:
         return Path(self.out or f"runs/{self.stage.name}")
 
     def recorded(self) -> dict[str, Any]:
-        """The files that the run is made from, for run.json."""
+        """The files that the run is made from, for run.json.
+
+        What exists is recorded with its absolute path: later commands may be given elsewhere.
+        """
         named = {name: getattr(self, name) for name in recorded_fields()}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in named.items()
-            if value
-        }
+        return {name: absolute_names(value) for name, value in named.items() if value}
 
     def restored(self, saved: dict[str, Any]) -> "TrainRequest":
         """The request with the files of an earlier run where this one names none.

@@ -18,7 +18,7 @@ class Candidate:
     Attributes:
         name: `base`, `best of 4`, or the name of a run.
         answers: n answers with their lengths in tokens, the stop token included.
-        ids: the token ids of each, without the stop token.
+        ids: the token ids of each, the stop token included.
         kl: of each answer log p(answer) - log p_base(answer), in nats; empty if not measured.
         kl_bound: the most nats that it can be away from the base, where that is known instead.
         run: its folder; "" for the base and for best of n.
@@ -43,9 +43,12 @@ class Candidate:
         """The figures that need no judge.
 
         `kl` is the mean in nats per answer with its standard error `kl_se`, both None where it was
-        not measured; `length` is in tokens; `ended` is the share that stopped before the limit.
+        not measured; `length` is in tokens; `ended` is the share that stopped before the limit;
+        `distinct_n` are without the stop token, which says nothing about repetition.
         """
         known = len(self.kl) > 0
+        pairs = zip(self.ids, self.answers, strict=True)
+        words = [ids[:-1] if answer.ended else ids for ids, answer in pairs]
         error = stdev(self.kl) / math.sqrt(len(self.kl)) if len(self.kl) > 1 else None
         return {
             "name": self.name,
@@ -55,8 +58,8 @@ class Candidate:
             "kl_bound": self.kl_bound,
             "length": fmean(self.lengths),
             "ended": fmean(float(answer.ended) for answer in self.answers),
-            "distinct_1": distinct(self.ids, 1),
-            "distinct_2": distinct(self.ids, 2),
+            "distinct_1": distinct(words, 1),
+            "distinct_2": distinct(words, 2),
         }
 
 

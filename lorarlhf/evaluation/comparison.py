@@ -5,6 +5,7 @@ from typing import Any
 
 from lorarlhf.evaluation.report_headline import headline
 from lorarlhf.evaluation.win_rate import (
+    SIMILAR,
     judge_pairs,
     length_matched_win_rate,
     length_only_rate,
@@ -15,8 +16,6 @@ from lorarlhf.rewards.raters import Answer, Rater
 
 Row = dict[str, Any]
 VERDICTS = {1: "tuned", 0: "tie", -1: "base"}
-SIMILAR = 0.3
-"""Two lengths count as similar if they differ by at most this share of the longer one."""
 SHOWN = 6
 """Pairs of answers printed in the terminal."""
 

@@ -66,7 +66,7 @@ def _wins(judges: Sequence[Row]) -> str:
             similar = one["similar_length"]
             alike = f"{share(similar['rate'])} of {similar['n']}" if similar else "–"
             counts = ", ".join(show(one[key]) for key in ("wins", "ties", "losses"))
-            controlled = rate_text(one["length_controlled"])
+            controlled = rate_text(one["length_controlled"]) if one["length_controlled"] else "–"
             rows.append((one["candidate"], rate_text(one), counts, controlled, alike))
         doubt = "" if judge["independent"] else ", not independent"
         tables.append(table(f"{judge['judge']}{doubt}", head, rows))
@@ -76,7 +76,8 @@ def _wins(judges: Sequence[Row]) -> str:
 
 INTERVALS = (
     "Ties count as half. The 95% intervals are over prompts. “At equal length” is what a logistic "
-    "regression on the difference of lengths gives for no difference."
+    "regression on the difference of lengths gives for no difference; it is unknown (–) if one "
+    "side is always much longer."
 )
 
 

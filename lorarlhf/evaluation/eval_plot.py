@@ -85,14 +85,17 @@ def _draw(axes: Any, shown: Sequence[Point]) -> None:
             textcoords="offset points",
             fontsize=8.5,
         )
-    most = max(point.kl for point in shown)
-    axes.set_xlim(
-        min(0.0, *(point.kl for point in shown)) - 0.03 * max(most, 0.1), 1.3 * most + 0.1
-    )
+    axes.set_xlim(*x_limits(shown))
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     axes.set_xlabel("KL from the base, nats per answer")
     axes.set_ylabel("win rate")
+
+
+def x_limits(shown: Sequence[Point]) -> tuple[float, float]:
+    """The ends of the KL axis: with the base at 0, also if all estimates are negative."""
+    places = [0.0, *(point.kl for point in shown)]
+    return min(places) - 0.03 * max(*places, 0.1), 1.3 * max(places) + 0.1
 
 
 def _label(judge: Row, shown: Sequence[Point]) -> str:

@@ -101,7 +101,7 @@ def _result(result: Row) -> list[str]:
         result["candidate"],
         *(str(result[name]) for name in ("wins", "ties", "losses")),
         rate_text(result),
-        rate_text(controlled),
+        "-" if controlled is None else rate_text(controlled),
         "-" if similar is None else f"{similar['rate']:.0%} of {similar['n']}",
     ]
 
@@ -113,7 +113,38 @@ def rate_text(found: Mapping[str, Any]) -> str:
 
 
 def better_and_worse(judges: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences on what is beyond chance: against the base, and between candidates."""
+    """Sentences on what is beyond chance: against the base, and between candidates.
+
+    What judges say that are not independent stands in a line of its own.
+    """
+    asked = [judge for judge in judges if judge["results"]]
+    independent = [judge for judge in asked if judge["independent"]]
+    better, worse = _beyond_chance(independent)
+    lines = [
+        f"{word} than the base, beyond chance: {', '.join(names)}."
+        for word, names in (("Better", better), ("Worse", worse))
+        if names
+    ]
+    if not independent:
+        lines = ["No independent judge has compared these answers with the base's."]
+    elif not lines:
+        lines = ["No difference to the base that is larger than chance."]
+    lines += [f"{gap}." for gap in _gaps(independent)]
+    others = [judge for judge in asked if not judge["independent"]]
+    better, worse = _beyond_chance(others)
+    doubtful = [
+        f"{word} than the base: {', '.join(names)}"
+        for word, names in (("better", better), ("worse", worse))
+        if names
+    ]
+    doubtful += _gaps(others)
+    if doubtful:
+        lines.append(f"By a judge that is not independent: {'; '.join(doubtful)}.")
+    return lines
+
+
+def _beyond_chance(judges: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """The candidates that win, and those that lose, more often than by chance."""
     better, worse = [], []
     for judge in judges:
         for result in judge["results"]:
@@ -121,13 +152,11 @@ def better_and_worse(judges: Sequence[Mapping[str, Any]]) -> list[str]:
             name = f"{result['candidate']} ({judge['judge']})"
             better += [name] * (low > 0.5)
             worse += [name] * (high < 0.5)
-    lines = [
-        f"{word} than the base, beyond chance: {', '.join(names)}."
-        for word, names in (("Better", better), ("Worse", worse))
-        if names
-    ]
-    lines = lines or ["No difference to the base that is larger than chance."]
-    return lines + [_gap(judge["judge"], gap) for judge in judges for gap in sure_gaps(judge)]
+    return better, worse
+
+
+def _gaps(judges: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [_gap(judge["judge"], gap) for judge in judges for gap in sure_gaps(judge)]
 
 
 def sure_gaps(judge: Mapping[str, Any]) -> list[Row]:
@@ -140,7 +169,7 @@ def _gap(judge: str, gap: Mapping[str, Any]) -> str:
     names = (gap["candidate"], gap["other"])[::sign]
     low, high = sorted(100 * sign * end for end in gap["ci95"])
     points = f"{100 * abs(gap['difference']):.0f} points ({low:.0f} to {high:.0f})"
-    return f"{names[0]} wins {points} more often than {names[1]} ({judge})."
+    return f"{names[0]} wins {points} more often than {names[1]} ({judge})"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

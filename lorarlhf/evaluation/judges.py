@@ -16,6 +16,7 @@ from lorarlhf.evaluation.candidates import BASE, Candidate
 from lorarlhf.evaluation.length_control import length_controlled
 from lorarlhf.evaluation.vote_causes import words_in
 from lorarlhf.evaluation.win_rate import (
+    SIMILAR,
     bootstrap_interval,
     length_matched_win_rate,
     length_only_rate,
@@ -28,8 +29,6 @@ from lorarlhf.rewards.raters import Rater
 Row = dict[str, Any]
 Scores = list[float | None]
 PEOPLE = "people"
-SIMILAR = 0.3
-"""Two lengths count as similar if they differ by at most this share of the longer one."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,8 @@ def compared(comparisons: Comparisons, seed: int) -> Row | None:
 
     `rate` is the win rate with ties as half. Its interval `ci95`, and those of the rates that take
     length into account, are bootstraps over prompts, each of which has both answers: they are
-    paired. `longer_wins` is the rate that a judge of length alone would give.
+    paired. `length_controlled` is None where the comparisons can't tell it. `longer_wins` is the
+    rate that a judge of length alone would give.
     """
     known = comparisons.known
     outcomes = [int(x) for x in known.outcomes if x is not None]
@@ -194,11 +194,7 @@ def compared(comparisons: Comparisons, seed: int) -> Row | None:
     controlled = length_controlled(*sides, known.groups, seed)
     similar = length_matched_win_rate(*sides, SIMILAR, known.groups, seed)
     return win_rate(outcomes, known.groups, seed).to_dict() | {
-        "length_controlled": {
-            "rate": controlled.rate,
-            "ci95": list(controlled.ci95),
-            "weight": controlled.weight,
-        },
+        "length_controlled": None if controlled is None else controlled.to_dict(),
         "similar_length": None if similar is None else similar.to_dict(),
         "longer_wins": length_only_rate(known.lengths, known.base_lengths),
     }

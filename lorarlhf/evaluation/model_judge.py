@@ -13,10 +13,8 @@ import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.devices import give_back_memory
-from lorarlhf.backbone.generation import encode_prompts
 from lorarlhf.backbone.oom import retry_halving
 from lorarlhf.backbone.sampler import pad_left
-from lorarlhf.backbone.tokenizer import Prompt
 from lorarlhf.backbone.trunk import position_ids
 from lorarlhf.data.readers import as_conversation
 from lorarlhf.runtime.errors import UserError
@@ -37,6 +35,8 @@ Answer B:
 
 Which answer is better? Reply with one letter, A or B."""
 LETTERS = ("A", "B")
+CUE = "\nAnswer:"
+"""Ends a question to a base without a chat template, so that a letter is a likely next token."""
 MOST_TOKENS = 4096
 """Of a filled template; longer pairs are refused, because a cut answer can't be judged."""
 BATCH_SIZE = 8
@@ -109,23 +109,30 @@ def judge_pairs_by_model(
     rows = list(zip(prompts, ours, theirs, strict=True))
     asked = [fill(template, prompt, a, b) for prompt, a, b in rows]
     swapped = [fill(template, prompt, b, a) for prompt, a, b in rows]
-    first = prefers_first(backbone, [*asked, *swapped], progress)
+    found = preferred_side(backbone, [*asked, *swapped], progress)
     return [
-        0 if forth == back else (1 if forth else -1)
-        for forth, back in zip(first[: len(rows)], first[len(rows) :], strict=True)
+        forth if forth == -back else 0
+        for forth, back in zip(found[: len(rows)], found[len(rows) :], strict=True)
     ]
 
 
 @torch.no_grad()
-def prefers_first(
+def preferred_side(
     backbone: Backbone, questions: Sequence[str], progress: Callable[[int], object]
-) -> list[bool]:
-    """For each question whether the letter A is likelier as the next token than B."""
+) -> list[int]:
+    """For each question 1 if the letter A is likelier as the next token than B, -1 if B is, or 0.
+
+    A base without a chat template continues the text, so the question ends with `CUE` for it.
+    """
     chats = backbone.tokenizer.chat_template is not None
-    prompts: list[Prompt] = [as_conversation(text) if chats else text for text in questions]
-    encoded = encode_prompts(backbone, prompts, MOST_TOKENS)
-    letters = [letter_token(backbone.tokenizer, letter) for letter in LETTERS]
-    found: dict[int, bool] = {}
+    # Some tokenizers write the space with the letter and some before it, so the letter is cut off.
+    encoded = [
+        backbone.encode(as_conversation(q)) if chats else backbone.encode(f"{q}{CUE} A")[:-1]
+        for q in questions
+    ]
+    _check_lengths(encoded)
+    letters = letter_tokens(backbone.tokenizer)
+    found: dict[int, int] = {}
     left = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     size = BATCH_SIZE
 
@@ -146,23 +153,36 @@ def prefers_first(
             scores = retry_halving(len(part), lambda count, rows=part: attempt(rows[:count]))  # type: ignore[misc]
             size = len(scores)
             for i, (a, b) in zip(left[:size], scores.tolist(), strict=True):
-                found[i] = a > b
+                found[i] = (a > b) - (a < b)
             left = left[size:]
             progress(size)
             give_back_memory()
     return [found[i] for i in range(len(questions))]
 
 
-def letter_token(tokenizer: Any, letter: str) -> int:
-    """The token of a letter at the beginning of an answer.
+def _check_lengths(encoded: Sequence[Sequence[int]]) -> None:
+    """Refuse questions that are too long to be read."""
+    lengths = [len(ids) for ids in encoded if len(ids) > MOST_TOKENS]
+    if lengths:
+        raise UserError(
+            f"{len(lengths)} of {len(encoded)} questions to the judging model are longer than "
+            f"{MOST_TOKENS} tokens, the longest with {max(lengths)}: the template, the prompt and "
+            "both answers together. Shorten the prompts, the answers (--max-new-tokens) or the "
+            "template (--judge-prompt)."
+        )
+
+
+def letter_tokens(tokenizer: Any) -> list[int]:
+    """The tokens of A and B as an answer, or behind `CUE` for a base without a chat template.
 
     Raises:
-        UserError: the tokenizer writes it as several tokens.
+        UserError: the tokenizer does not tell them apart by one token.
     """
-    ids = tokenizer(letter, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
+    cue = "" if tokenizer.chat_template is not None else f"{CUE} "
+    a, b = (tokenizer(cue + x, add_special_tokens=False)["input_ids"] for x in LETTERS)
+    if a[:-1] != b[:-1] or a == b or (not cue and len(a) != 1):
         raise UserError(
-            f"The judging model writes the letter {letter} as {len(ids)} tokens, so its verdict "
-            "can't be read. Name another --judge-model."
+            "The judging model does not write the letters A and B as one token each, so its "
+            "verdict can't be read. Name another --judge-model."
         )
-    return int(ids[0])
+    return [int(a[-1]), int(b[-1])]

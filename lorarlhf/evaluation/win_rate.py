@@ -17,6 +17,9 @@ Z95 = 1.959963984540054
 
 BOOTSTRAP_RESAMPLES = 10_000
 
+SIMILAR = 0.3
+"""Two lengths count as similar if they differ by at most this share of the longer one."""
+
 
 class Judge(Protocol):
     """Anything that can compare two answers, such as the simulated raters."""
@@ -241,11 +244,17 @@ def length_only_rate(
     return 1 - longer if prefer_shorter else longer
 
 
+def similar_lengths(ours: float, theirs: float, tolerance: float = SIMILAR) -> bool:
+    """Whether two lengths differ by at most `tolerance` of the longer one."""
+    # The margin lets 14 and 20 differ by 30%, however 0.3 * 20 is rounded.
+    return abs(ours - theirs) <= tolerance * max(ours, theirs) + 1e-9
+
+
 def length_matched_win_rate(
     outcomes: Sequence[int],
     tuned_lengths: Sequence[float],
     base_lengths: Sequence[float],
-    tolerance: float = 0.3,
+    tolerance: float = SIMILAR,
     groups: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> WinRate | None:
@@ -272,8 +281,7 @@ def length_matched_win_rate(
     kept = [
         index
         for index, (_, ours, theirs) in enumerate(rows)
-        # The margin lets 14 and 20 differ by 30%, however 0.3 * 20 is rounded.
-        if abs(ours - theirs) <= tolerance * max(ours, theirs) + 1e-9
+        if similar_lengths(ours, theirs, tolerance)
     ]
     if groups is not None and len(groups) != len(outcomes):
         raise ValueError(f"there are {len(outcomes)} outcomes but {len(groups)} groups")

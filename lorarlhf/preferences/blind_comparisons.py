@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from lorarlhf.preferences.records import SKIP, Prompt
+from lorarlhf.preferences.records import SKIP, Prompt, Vote
 from lorarlhf.preferences.rows import now
 from lorarlhf.preferences.store import Store
 
@@ -69,6 +69,33 @@ def outcomes(store: Store, comparison: int, rater: str | None = None) -> list[fl
     )
     best: list[Any] = [json.loads(row["ranking"] or "[[0, 1]]")[0] for row in rows]
     return [sum(positions) / len(positions) for positions in best]
+
+
+def finished_votes(store: Store, purpose: str | None = None) -> tuple[list[Vote], int]:
+    """The votes without those that raters cast in the newest comparison and have not finished.
+
+    Until then the Compare page does not say who is ahead, so that it sways no vote. An earlier
+    comparison is over: nobody is asked about it any more.
+
+    Args:
+        purpose: only items with this purpose.
+
+    Returns:
+        The votes in the order in which they were cast, and the number of votes left out.
+    """
+    rows = store.rows(
+        "SELECT o.id, r.name FROM current_judgement c JOIN presentation p "
+        "ON p.id = c.presentation_id JOIN rater r ON r.id = p.rater_id JOIN item o "
+        "ON o.id = p.item_id JOIN taste_test t ON t.id = o.taste_test "
+        "WHERE t.id = (SELECT max(id) FROM taste_test) AND t.wanted > ("
+        "SELECT count(*) FROM current_judgement d JOIN presentation q ON q.id = d.presentation_id "
+        "JOIN item e ON e.id = q.item_id WHERE e.taste_test = t.id AND q.rater_id = p.rater_id "
+        "AND d.verdict != 'undone')"
+    )
+    running = {(row["id"], row["name"]) for row in rows}
+    votes = store.votes(purpose=purpose)
+    kept = [vote for vote in votes if (vote.item_id, vote.rater) not in running]
+    return kept, len(votes) - len(kept)
 
 
 def has_finished(store: Store, rater: str, item_id: int) -> bool:

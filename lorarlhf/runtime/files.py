@@ -134,3 +134,19 @@ def write_bytes(path: Path, content: bytes) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def absolute_names(named: Any) -> Any:
+    """The absolute path of a file, a folder, a `FILE.py:NAME` or a `FOLDER#LABEL`; or of a list.
+
+    Names of models, and everything else that does not exist on this disk, stay as they are.
+    """
+    if isinstance(named, list | tuple):
+        return [absolute_names(one) for one in named]
+    if not isinstance(named, str) or not named:
+        return named
+    for sign in ("", ":", "#"):
+        path, _, rest = named.rpartition(sign) if sign else (named, "", "")
+        if path and os.path.exists(file := os.path.expanduser(path)):
+            return f"{os.path.abspath(file)}{sign}{rest}"
+    return named

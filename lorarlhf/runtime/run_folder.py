@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import Row, read_json, readable_rows, write_jsonl
+from lorarlhf.runtime.files import Row, absolute_names, read_json, readable_rows, write_jsonl
 from lorarlhf.runtime.terminal import log_to_stderr
 
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html")
@@ -71,12 +71,12 @@ def restore_earlier_run(folder: Path, kept: Path) -> None:
 def log_changed_settings(folder: Path, config: Row) -> None:
     """Log which settings differ from those of the interrupted run."""
     before = read_json(folder / "run.json").get("config", {})
-    # Through JSON, like the earlier settings.
+    # Through JSON, like the earlier settings. Older versions recorded files as they were typed.
     now = json.loads(json.dumps(config, default=str))
     changed = [
         f"{name} was {before[name]} and is {now[name]}"
         for name in now
-        if name in before and before[name] != now[name]
+        if name in before and absolute_names(before[name]) != absolute_names(now[name])
     ]
     if changed:
         log_to_stderr(f"Continuing with other settings: {'; '.join(changed)}.")
