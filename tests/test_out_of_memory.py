@@ -283,7 +283,7 @@ def test_what_is_run_without_gradients_shrinks_too(tiny_base: Path) -> None:
     scores, sampled = both()
     with short_of_memory(backbone, 45, backward=False) as refused:
         again, resampled = both()
-    assert len(refused) > 2 and resampled == sampled
+    assert len(refused) >= 2 and resampled == sampled  # four rows, then two, then one
     assert again == pytest.approx(scores, abs=1e-5)
 
 
