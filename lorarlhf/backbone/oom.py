@@ -1,10 +1,12 @@
 """Out of memory: tell it from other errors, free what is left over, and retry at half the size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from lorarlhf.backbone.devices import give_back_memory
 
 T = TypeVar("T")
 CUDA_MESSAGES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -55,3 +57,26 @@ def retry_halving(
         free_memory()
         size //= 2
         on_halved(size)
+
+
+def batches_by_length(
+    lengths: Sequence[int], size: int, forward: Callable[[list[int]], T]
+) -> Iterator[tuple[list[int], T]]:
+    """Batches of rows of similar length, the shortest first: (numbers of the rows, their result).
+
+    Args:
+        lengths: n lengths.
+        size: most rows in a batch. After memory ran out, no later batch is larger than the one
+            that fitted.
+        forward: the result for some rows; called again with fewer when memory runs out.
+    """
+    left = sorted(range(len(lengths)), key=lengths.__getitem__)
+    while left:
+
+        def attempt(count: int, waiting: list[int] = left) -> tuple[list[int], T]:
+            return waiting[:count], forward(waiting[:count])
+
+        rows, found = retry_halving(min(size, len(left)), attempt)
+        size, left = len(rows), left[len(rows) :]
+        yield rows, found
+        give_back_memory()  # the gaps that dequantised weights leave in the heap of a CPU

@@ -3,19 +3,19 @@
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.generation import (
     Completion,
     check_chat_template,
     encode_prompts,
     generate_encoded,
 )
-from lorarlhf.backbone.oom import retry_halving
+from lorarlhf.backbone.oom import batches_by_length
 from lorarlhf.cli.eval_history import made_with
 from lorarlhf.cli.eval_plan import EvalPlan
 from lorarlhf.data.readers import as_conversation
@@ -163,20 +163,14 @@ class Answering:
         an unbiased estimate of its KL from the base.
         """
         found = [0.0] * len(completions)
-        order = sorted(range(len(found)), key=lambda i: len(self.encoded[i] + completions[i].ids))
-        size = LOGPROB_ROWS
-        with progress_bar(f"{name}: KL", len(order)) as advance:
-            while order:
-                part = order[:size]
-                done = retry_halving(
-                    len(part),
-                    lambda count, rows=part: self._gaps(completions, rows[:count]),  # type: ignore[misc]
-                )
+        pairs = zip(self.encoded, completions, strict=True)
+        lengths = [len(prompt) + len(one.ids) for prompt, one in pairs]
+        gaps = partial(self._gaps, completions)
+        with progress_bar(f"{name}: KL", len(found)) as advance:
+            for rows, done in batches_by_length(lengths, LOGPROB_ROWS, gaps):
                 for i, gap in done.items():
                     found[i] = gap
-                size, order = len(done), order[len(done) :]
-                advance(len(done))
-                give_back_memory()
+                advance(len(rows))
         return found
 
     @torch.no_grad()

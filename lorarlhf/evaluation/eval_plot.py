@@ -1,11 +1,10 @@
 """The picture of `eval`: win rate with its interval over the KL from the base, as inline SVG."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorarlhf.evaluation.report_plots import PLOT_LOCK, inline_svg
+from lorarlhf.evaluation.report_plots import draw_svg
 
 Row = Mapping[str, Any]
 POLICY, SPARE = "#1d5fa6", "#b3480a"
@@ -46,26 +45,16 @@ def win_rate_over_kl(name: str, judge: Row, candidates: Sequence[Row]) -> str:
     shown = points(judge, candidates)
     if not shown:
         return ""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
 
-    style: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9.5}
-    style |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e5e7eb"}
-    stream = io.StringIO()
-    with PLOT_LOCK, matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the user's matplotlibrc must not change the page
-        matplotlib.rcParams.update(style)
-        figure = Figure(figsize=(WIDTH, HEIGHT))
-        axes = figure.subplots()
+    def draw(figure: Any) -> str:
         figure.subplots_adjust(0.14, 0.16, 0.97, 0.96)
-        _draw(axes, shown)
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
-    return inline_svg(stream.getvalue(), name, _label(judge, shown))
+        _draw(figure.subplots(), shown)
+        return _label(judge, shown)
+
+    return draw_svg(name, (WIDTH, HEIGHT), draw)
 
 
 def _draw(axes: Any, shown: Sequence[Point]) -> None:
-    axes.grid(True)
     axes.axhline(0.5, color="#57606a", linestyle=":", linewidth=1)
     axes.plot([0], [0.5], "s", color="#57606a", markersize=5)
     axes.annotate("base", (0, 0.5), xytext=(5, -11), textcoords="offset points", fontsize=8.5)

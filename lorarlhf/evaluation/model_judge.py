@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.devices import give_back_memory
-from lorarlhf.backbone.oom import retry_halving
+from lorarlhf.backbone.oom import batches_by_length
 from lorarlhf.backbone.sampler import pad_left
 from lorarlhf.backbone.trunk import position_ids
 from lorarlhf.data.readers import as_conversation
@@ -133,10 +132,8 @@ def preferred_side(
     _check_lengths(encoded)
     letters = letter_tokens(backbone.tokenizer)
     found: dict[int, int] = {}
-    left = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    size = BATCH_SIZE
 
-    def attempt(rows: Sequence[int]) -> torch.Tensor:
+    def forward(rows: Sequence[int]) -> torch.Tensor:
         ids, mask = pad_left([encoded[i] for i in rows], backbone.pad_id, backbone.device)
         output = backbone.causal(
             input_ids=ids,
@@ -148,15 +145,10 @@ def preferred_side(
         return output.logits[:, -1, letters].float()  # (b, 2)
 
     with backbone.role("base"):
-        while left:
-            part = left[:size]
-            scores = retry_halving(len(part), lambda count, rows=part: attempt(rows[:count]))  # type: ignore[misc]
-            size = len(scores)
-            for i, (a, b) in zip(left[:size], scores.tolist(), strict=True):
+        for rows, scores in batches_by_length(list(map(len, encoded)), BATCH_SIZE, forward):
+            for i, (a, b) in zip(rows, scores.tolist(), strict=True):
                 found[i] = (a > b) - (a < b)
-            left = left[size:]
-            progress(size)
-            give_back_memory()
+            progress(len(rows))
     return [found[i] for i in range(len(questions))]
 
 

@@ -4,7 +4,7 @@ import io
 import math
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,18 +192,10 @@ def _draw(axes: Any, panel: Panel, rows: Sequence[Row], along: str) -> str:
 
 
 def _svg(name: str, plot: Plot, panels: Sequence[Panel], rows: Sequence[Row]) -> str:
-    """A figure as inline SVG with ids that start with `name`; equal input gives equal bytes."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    """The panels of a plot below each other, as `draw_svg` gives them."""
+    height = 2.1 + 0.8 * (len(panels) - 1)
 
-    style: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9.5, "axes.grid": True}
-    style |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e5e7eb"}
-    stream = io.StringIO()
-    with PLOT_LOCK, matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the user's matplotlibrc must not change the page
-        matplotlib.rcParams.update(style)
-        figure = Figure(figsize=(_WIDTH, height := 2.1 + 0.8 * (len(panels) - 1)))
+    def draw(figure: Any) -> str:
         all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         # Matplotlib's own layouts draw everything once more: half of the time.
         figure.subplots_adjust(
@@ -214,8 +206,32 @@ def _svg(name: str, plot: Plot, panels: Sequence[Panel], rows: Sequence[Row]) ->
         for axes in all_axes if plot.mark is not None else ():
             axes.axvline(plot.mark, color="#6b7280", linestyle=":", linewidth=1)
         all_axes[-1].set_xlabel(plot.xlabel)
+        return f"Plot by {plot.xlabel}: {'; '.join(parts)}"
+
+    return draw_svg(name, (_WIDTH, height), draw)
+
+
+def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Any], str]) -> str:
+    """A figure as inline SVG with ids that start with `name`; equal input gives equal bytes.
+
+    Args:
+        size: its width and height in inches.
+        draw: draws on matplotlib's figure, and returns what it shows in words.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9.5, "axes.grid": True}
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e5e7eb"}
+    stream = io.StringIO()
+    with PLOT_LOCK, matplotlib.rc_context():
+        matplotlib.rcdefaults()  # the user's matplotlibrc must not change the page
+        matplotlib.rcParams.update(style)
+        figure = Figure(figsize=size)
+        label = draw(figure)
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
-    return inline_svg(stream.getvalue(), name, f"Plot by {plot.xlabel}: {'; '.join(parts)}")
+    return inline_svg(stream.getvalue(), name, label)
 
 
 def inline_svg(svg: str, name: str, label: str) -> str:

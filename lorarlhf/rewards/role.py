@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.devices import give_back_memory
 from lorarlhf.backbone.kernels.packing import Pack
-from lorarlhf.backbone.oom import retry_halving
+from lorarlhf.backbone.oom import batches_by_length
 from lorarlhf.backbone.roles import normed, reads_trunk
 from lorarlhf.backbone.tokenizer import Prompt
 from lorarlhf.data.readers import as_text
@@ -157,15 +156,10 @@ def _batches(backbone: Backbone, answers: Sequence[EncodedAnswer], size: int):
         trunk = backbone.forward.packed_trunk(pack)
         hidden = backbone.forward.packed_hidden(pack, trunk)
         places, mask = _pooled_rows(pack, some, backbone.device)
-        return rows, hidden[places], mask, None if trunk is None else trunk[places]
+        return hidden[places], mask, None if trunk is None else trunk[places]
 
-    left = sorted(range(len(answers)), key=lambda i: len(answers[i].ids))
-    while left:
-        batch = retry_halving(size, lambda count, rows=left: forward(rows[:count]))  # type: ignore[misc]
-        size = len(batch[0])
-        left = left[size:]
-        yield batch
-        give_back_memory()  # the gaps that dequantised weights leave in the heap of a CPU
+    for rows, found in batches_by_length([len(answer.ids) for answer in answers], size, forward):
+        yield rows, *found
 
 
 def _pooled_rows(
