@@ -99,17 +99,3 @@ NEAR_RULES: dict[str, Rule] = {
     )
 }
 """Rules whose taste is also an axis, by name."""
-
-NEAREST_AXIS = {
-    "second_person": "practical advice / reflection",
-    "together": "personal / impersonal",
-    "reasons": "simple / technical",
-    "other_side": "confident / hedging",
-    "affirmative": "encouraging / critical",
-    "past": "personal / impersonal",
-    "formal": "casual / formal",
-    "examples": "concrete / vague",
-    "asks_back": "asking / telling",
-    "certain": "confident / hedging",
-}
-"""The axis whose sentences are nearest in meaning to each rule, by reading them."""
