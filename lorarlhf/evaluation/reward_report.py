@@ -171,8 +171,9 @@ def length_report(found: HeldOut, texts: Sequence[Text], groups: Sequence[str]) 
     prompts = [groups[place] for place in found.places]
     scores = np.concatenate([found.chosen, found.rejected])
     correlation, low, high = rank_correlation(scores, words.T.ravel(), prompts * 2)
-    rare = (Rate.mean(found.right[longer == side]) for side in (0, 1))
-    return LengthReport(Rate.mean(longer), *rare, correlation, low, high)
+    shorter_chosen, longer_chosen = (Rate.mean(found.right[longer == side]) for side in (0, 1))
+    rate = Rate.mean(longer)
+    return LengthReport(rate, shorter_chosen, longer_chosen, correlation, low, high)
 
 
 def most_reachable(self_agreement: float) -> float:
