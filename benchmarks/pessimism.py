@@ -208,7 +208,9 @@ def train(args: argparse.Namespace, name: str, noise: float, strength: float, se
 def print_course(folder: Path, strength: float) -> None:
     """Reward without pessimism, and rule, over the KL of a run."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
-    deviations = {row["step"]: row.get("eval_reward_deviation", 0.0) for row in rows}
+    deviations = {
+        row["step"]: row.get("eval_reward_deviation", 0.0) for row in rows if "eval_score" in row
+    }
     measured = measurements(rows)
     print(f"\n{folder.name}\n\n| KL, nats | reward | rule |\n|---|---|---|")
     for one in measured:

@@ -7,7 +7,7 @@ import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import generate
-from lorarlhf.rewards.best_of import best_of, best_stream, kl_bound
+from lorarlhf.rewards.best_of import best_of, best_places, best_stream, kl_bound
 
 PROMPTS = ["Why?", "How are you today?"]
 HOW = {"role": "base", "max_new_tokens": 6, "seed": 3}
@@ -40,6 +40,11 @@ def test_more_answers_have_a_higher_best(backbone: Backbone) -> None:
     assert sum(max(one.scores) for one in many) > sum(max(one.scores) for one in few)
     with pytest.raises(ValueError, match="one answer or more"):
         best_of(backbone, PROMPTS, 0, **HOW)
+
+
+def test_the_first_of_the_best_scores_is_picked() -> None:
+    assert best_places([1.0, 3.0, 3.0, 0.5, -1.0, -2.0], 3) == [1, 0]
+    assert best_places([], 4) == []
 
 
 def test_the_bound_is_that_of_a_choice_among_many() -> None:

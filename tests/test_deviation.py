@@ -1,4 +1,4 @@
-"""The deviation of every score, and what pessimism does with it in PPO and in best of n."""
+"""The deviation of every score, and what pessimism does with it in PPO."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,6 @@ from lorarlhf.backbone.roles import SHRINK_TOKENS
 from lorarlhf.ppo.micro_batches import make_micro_batches
 from lorarlhf.ppo.rollout import Answers, reward_scores
 from lorarlhf.ppo.scores import Rewards
-from lorarlhf.rewards.best_of import best_of
 from lorarlhf.rewards.deviation import ScoreDeviation, score_with_deviations
 from lorarlhf.rewards.features import answer_features
 from lorarlhf.rewards.posterior import Posterior
@@ -182,23 +181,6 @@ def test_pessimism_needs_a_deviation(tiny: Backbone, votes: VoteFit, make: Make)
         make(tiny, reward_pessimism=1.0, deviation=doubt)  # a function alone
     with pytest.raises(ValueError, match="reward_pessimism is 0 or more"):
         make(tiny, reward_funcs=None, reward_pessimism=-1.0, deviation=doubt)
-
-
-def test_the_best_of_n_by_the_lowest_plausible_score(tiny: Backbone, votes: VoteFit) -> None:
-    doubt = ScoreDeviation.of(votes.posterior())
-    how: dict[str, Any] = {"role": "base", "max_new_tokens": 6, "seed": 3}
-    plain = best_of(tiny, PROMPTS[:2], 4, **how)
-    assert best_of(tiny, PROMPTS[:2], 4, deviation=doubt, **how) == plain
-    careful = best_of(tiny, PROMPTS[:2], 4, pessimism=5.0, deviation=doubt, **how)
-    for one, other, prompt in zip(plain, careful, PROMPTS, strict=False):
-        assert one.answers == other.answers
-        texts = [answer.text for answer in one.answers]
-        _, unsure = score_with_deviations(tiny, [prompt] * 4, texts, doubt)
-        less = [score - 5 * d for score, d in zip(one.scores, unsure, strict=True)]
-        assert other.scores == pytest.approx(less, abs=1e-4)
-        assert other.best == less.index(max(less))
-    with pytest.raises(ValueError, match="needs the ScoreDeviation"):
-        best_of(tiny, PROMPTS[:1], 2, pessimism=1.0, **how)
 
 
 def test_what_has_no_deviation_is_refused(tiny: Backbone, votes: VoteFit, tmp_path: Path) -> None:

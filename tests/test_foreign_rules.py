@@ -4,12 +4,9 @@ import re
 
 import pytest
 
-from lorarlhf.data.readers import bundled
-from lorarlhf.rewards.axes import read_axes
 from lorarlhf.rewards.foreign_rules import (
     FOREIGN_RULES,
     NEAR_RULES,
-    NEAREST_AXIS,
     WIDTH,
     frequency,
 )
@@ -77,8 +74,3 @@ def test_the_rules_are_not_offered_by_name_and_keep_their_own_coin() -> None:
     votes = [rater.vote(str(number), good, bad) for number in range(200)]
     assert 70 < votes.count(1) < 130 and votes.count(1) + votes.count(-1) == 200
     assert "(because" in rater.sentence
-
-
-def test_the_nearest_axes_exist() -> None:
-    axes = {axis for axis, _, _ in read_axes(bundled("style_axes.jsonl"))}
-    assert list(NEAREST_AXIS) == list(RULES) and set(NEAREST_AXIS.values()) <= axes

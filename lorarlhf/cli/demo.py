@@ -34,7 +34,7 @@ from lorarlhf.data.readers import bundled, read_prompts, read_rows
 from lorarlhf.evaluation.comparison import as_text, judge, judge_best_of
 from lorarlhf.evaluation.report import write_report
 from lorarlhf.ppo.config import PPOConfig
-from lorarlhf.rewards.best_of import kl_bound
+from lorarlhf.rewards.best_of import best_places, kl_bound
 from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
 from lorarlhf.rewards.role import score_answers
 from lorarlhf.runtime.errors import UserError
@@ -314,8 +314,7 @@ class _Demo:
         with self.backbone.dequantised():
             texts = [answer.text for row in candidates for answer in row]
             scores = score_answers(self.backbone, chats, texts)
-        parts = [scores[at : at + BEST_OF] for at in range(0, len(scores), BEST_OF)]
-        best = [max(range(BEST_OF), key=part.__getitem__) for part in parts]
+        best = best_places(scores, BEST_OF)
         return [row[place] for row, place in zip(candidates, best, strict=True)]
 
     # ---- the end

@@ -8,7 +8,6 @@ from typing import Any
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import Completion, generate
 from lorarlhf.backbone.tokenizer import Prompt
-from lorarlhf.rewards.deviation import ScoreDeviation, score_with_deviations
 from lorarlhf.rewards.role import score_answers
 
 
@@ -17,7 +16,7 @@ class BestOf:
     """The answers to one prompt with their scores.
 
     Attributes:
-        answers, scores: n of each, as they were sampled; with pessimism it is subtracted already.
+        answers, scores: n of each, as they were sampled.
         best: the place of the highest score.
     """
 
@@ -27,7 +26,7 @@ class BestOf:
     @property
     def best(self) -> int:
         """The first place with the highest score."""
-        return max(range(len(self.scores)), key=lambda place: self.scores[place])
+        return best_places(self.scores, len(self.scores))[0]
 
     @property
     def answer(self) -> Completion:
@@ -41,8 +40,6 @@ def best_of(
     count: int,
     *,
     role: str,
-    pessimism: float = 0.0,
-    deviation: ScoreDeviation | None = None,
     **sampling: Any,
 ) -> list[BestOf]:
     """The best of `count` answers of a role to each prompt, by the reward role.
@@ -50,28 +47,25 @@ def best_of(
     The same seed gives the same answers.
 
     Args:
-        pessimism: how many deviations are subtracted from each score.
-        deviation: gives these deviations.
         sampling: `max_new_tokens`, `temperature`, `seed` and others of `generation.generate`.
 
     Raises:
-        ValueError: fewer than one answer, or pessimism without a deviation.
+        ValueError: fewer than one answer.
         UserError: a prompt is too long, or the base has no chat template.
     """
     if count < 1:
         raise ValueError(f"one answer or more, not {count}")
-    if pessimism and deviation is None:
-        raise ValueError("pessimism needs the ScoreDeviation of the reward role")
     repeated = [prompt for prompt in prompts for _ in range(count)]
     answers = generate(backbone, repeated, role=role, **sampling)
-    texts = [answer.text for answer in answers]
-    if pessimism and deviation is not None:
-        raw, unsure = score_with_deviations(backbone, repeated, texts, deviation)
-        scores = [score - pessimism * d for score, d in zip(raw, unsure, strict=True)]
-    else:
-        scores = score_answers(backbone, repeated, texts)
+    scores = score_answers(backbone, repeated, [answer.text for answer in answers])
     places = range(0, len(repeated), count)
     return [BestOf(answers[at : at + count], scores[at : at + count]) for at in places]
+
+
+def best_places(scores: Sequence[float], count: int) -> list[int]:
+    """Of each `count` scores in turn, the first place (from 0) with the highest one."""
+    parts = (scores[at : at + count] for at in range(0, len(scores), count))
+    return [max(range(len(part)), key=part.__getitem__) for part in parts]
 
 
 def best_stream(

@@ -6,7 +6,9 @@ with given pooled states of the base. Folded, it is one matrix product on the de
 The states are the base's. A reward role whose adapter was not trained on top of the fit has the
 same, so that its own forward gives both score and deviation. One whose adapter was trained has
 other states, of which the votes' posterior knows nothing: there the base runs once more, and the
-deviation is that of the fit that the training started from.
+deviation is that of the fit to all votes (the training itself started from the fit to a part of
+them). It is in that fit's unit. A trained head may spread its scores more or less, so there one
+deviation is not one unit of the score, and what `reward_pessimism` should be has to be found anew.
 
 Shapes: B answers, F features, H hidden size.
 """
