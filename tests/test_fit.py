@@ -107,6 +107,18 @@ def test_many_votes_are_fitted_as_few_are(monkeypatch: pytest.MonkeyPatch) -> No
     assert part == blend_priors(matrix.part(taken), kept) != whole
 
 
+def test_priors_of_few_prompts_with_many_votes_are_weighted_by_a_part_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    columns = np.random.default_rng(5).normal(size=(1200, 6))
+    groups = [f"prompt {place // 100}" for place in range(1200)]
+    taken = spread_groups(groups, 120)
+    assert taken.reshape(12, 100).sum(axis=1).tolist() == [10] * 12  # not all of one
+    monkeypatch.setattr(priors, "MOST_WEIGHED", 120)
+    found = blend_priors(VoteMatrix(np.abs(columns), 6), groups)
+    assert found.cv_accuracy == 1.0 and found.cv_loss is not None and found.cv_loss < 0.2
+
+
 @pytest.mark.parametrize("shape", [(3, 50), (80, 7), (200, 576)])
 def test_gradient_is_zero_at_the_solution(shape: tuple[int, int]) -> None:
     d = np.random.default_rng(1).normal(size=shape)

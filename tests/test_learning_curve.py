@@ -58,7 +58,7 @@ def test_votes_that_are_all_predicted_are_enough() -> None:
     found = extrapolate([40, 20, 10], np.ones((3, 30)), [str(n) for n in range(30)], 50)
     assert [point.votes for point in found.points] == [10, 20, 40]
     assert found.now.accuracy == found.doubled.accuracy == 1.0 and found.gain == (0.0, 0.0, 0.0)
-    assert found.verdict == "enough" and advice(found).startswith("Enough votes: go and train.")
+    assert found.verdict == "enough" and advice(found).startswith("Enough votes: twice as many")
 
 
 def test_prompts_are_resampled_and_not_votes() -> None:
@@ -116,9 +116,28 @@ def test_an_unclear_gain_is_told_with_its_interval() -> None:
     found = Forecast([point], 60, point, Point(120, 0.72, 0.6, 0.84), (0.02, 0.0, 0.06), 0.4)
     assert found.verdict == "unclear"
     assert advice(found) == (
-        "Too few votes to tell whether more would help. With twice as many, 72% of new votes would "
-        "be predicted right (60% to 84%); now it is 70%."
+        "It can't be told yet whether more votes would help. With twice as many, 72% of new votes "
+        "would be predicted right (60% to 84%); now it is 70%."
     )
+
+
+def test_a_curve_is_not_continued_far_beyond_what_was_measured() -> None:
+    """Of 50,000 votes, fits to 640 are measured: their curve says nothing about 100,000."""
+    point = Point(640, 0.7, 0.68, 0.72)
+    right = np.full((3, 800), 0.8)
+    groups = [str(n // 2) for n in range(800)]
+    for votes, verdict, said in (
+        (800, "enough", "now it is 80%."),
+        (2000, "enough", "now it is about 80% by the curve."),
+        (2560, "enough", "now it is about 80% by the curve."),
+        (2561, "unclear", "Only fits to up to 640 votes were measured, too few to say what 2,561"),
+        (50_000, "unclear", "what 50,000 do."),
+    ):
+        found = extrapolate([640, 320, 160], right, groups, votes)
+        assert found.measured == 640 and found.verdict == verdict and said in advice(found)
+    # Not even a clear rise: it is the same guess.
+    far = Forecast([point], 50_000, point, Point(100_000, 0.9, 0.8, 1.0), (0.2, 0.1, 0.3), 1.0)
+    assert far.verdict == "unclear" and "twice as many" not in advice(far)
 
 
 def test_more_votes_are_told_in_two_figures() -> None:
@@ -181,6 +200,18 @@ def test_of_many_votes_a_sample_of_prompts_is_measured() -> None:
     assert all(whole)  # both votes of a prompt, or none
     found = forecast(votes)
     assert found is not None and found.votes == 2500 and found.points[-1].votes < 800
+
+
+def test_of_few_prompts_with_many_votes_each_a_part_of_every_one_is_measured() -> None:
+    votes = planted(10_000, width=2, wrong=0.1, a_prompt=1000)
+    places = sample_of(votes)
+    assert len(places) == 800
+    assert [sum(votes.groups[p] == str(n) for p in places) for n in range(10)] == [80] * 10
+    found = predict_held_out(votes)
+    assert found.places.tolist() == places.tolist() and 0.85 < found.right.mean() < 0.95
+    curve = forecast(votes)
+    assert curve is not None and curve.measured == 640 and curve.verdict == "unclear"
+    assert forecast(planted(2000, width=2, a_prompt=250)) is None  # 8 prompts
 
 
 def test_votes_on_one_prompt_can_not_predict_each_other() -> None:

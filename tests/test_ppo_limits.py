@@ -208,8 +208,10 @@ def test_the_best_policy_can_be_the_one_that_the_judge_likes(tiny_base: Path, ma
     assert trainer.evaluate()["eval_judge"] == judged[best]
     with pytest.raises(UserError, match="resume it with keep_best_by=judge"):
         make(load(tiny_base), **settings).train(resume_from_checkpoint=True)
-    with pytest.raises(ValueError, match="keep_best_by judge needs a judge"):
+    with pytest.raises(ValueError, match="keep_best_by judge needs a judge: give judge_funcs"):
         make(load(tiny_base), **settings, keep_best_by="judge")
+    with pytest.raises(ValueError, match="inside a KL budget, and without one the last policy"):
+        make(load(tiny_base), **(settings | by_judge | {"kl_budget": None}))
 
 
 def test_a_measurement_is_due_where_the_kl_has_grown(tmp_path: Path) -> None:
@@ -235,8 +237,10 @@ def test_measuring_changes_nothing_in_the_training(tiny_base: Path, make: Make) 
 
 
 def test_a_budget_needs_held_out_prompts(tiny: Backbone, make: Make) -> None:
-    with pytest.raises(ValueError, match="need held-out prompts"):
+    with pytest.raises(ValueError, match="kl_budget needs held-out prompts: give eval_dataset"):
         make(tiny, kl_budget=1.0)
+    with pytest.raises(ValueError, match="eval_kl_steps needs held-out prompts"):
+        make(tiny, eval_kl_steps=1.0)
 
 
 def test_a_raised_budget_goes_on_where_the_smaller_one_ended(

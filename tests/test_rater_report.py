@@ -12,7 +12,13 @@ import pytest
 from lorarlhf.cli import parser
 from lorarlhf.cli.main import main
 from lorarlhf.cli.report import KINDS
-from lorarlhf.evaluation.rater_report import Share, in_words, rater_report, raters_report
+from lorarlhf.evaluation.rater_report import (
+    Share,
+    in_words,
+    rater_report,
+    raters_report,
+    same_winner_again,
+)
 from lorarlhf.evaluation.vote_causes import CAUSES, LEFT, holm, vote_causes, words_in
 from lorarlhf.evaluation.win_rate import binomial_test
 from lorarlhf.preferences.records import SKIP, Verdict
@@ -158,6 +164,17 @@ def test_asked_again_both_good_is_not_both_bad() -> None:
     votes = [vote(1, Verdict("both_good")), vote(2, Verdict("both_bad"), item=1, repeats=1)]
     three = [vote(3, FIRST, completions=["a", "b", "c"])]
     assert rater_report(votes + three, "ann").same_again == Share(0, 1)
+
+
+def test_the_same_winner_again_leaves_out_ties() -> None:
+    votes = [vote(n, FIRST) for n in range(3)] + [vote(3, Verdict("tie"))]
+    votes += [vote(4, FIRST, item=0, repeats=0), vote(5, SECOND, item=1, repeats=1)]
+    votes += [
+        vote(6, Verdict("tie"), item=2, repeats=2),
+        vote(7, Verdict("tie"), item=3, repeats=3),
+    ]
+    assert rater_report(votes, "ann").same_again == Share(2, 4)
+    assert same_winner_again(votes) == Share(1, 2)  # neither a tie twice nor one against a winner
 
 
 def test_fifty_thousand_votes_take_seconds() -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.cli.main import main
+from lorarlhf.cli.prepare import fingerprint
 from lorarlhf.data.readers import split_by_prompt
 from lorarlhf.evaluation.cosmetics import Effect
 from lorarlhf.evaluation.rater_report import Share
@@ -23,6 +25,7 @@ from lorarlhf.evaluation.reward_report import (
     RewardReport,
     Text,
     length_report,
+    most_reachable,
     rank_correlation,
     reward_report,
 )
@@ -30,7 +33,7 @@ from lorarlhf.evaluation.reward_words import in_words, verdict
 from lorarlhf.evaluation.win_rate import wilson_interval
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.project.project import create
-from lorarlhf.rewards.held_out import HeldOut
+from lorarlhf.rewards.held_out import HeldOut, predict_held_out
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
@@ -62,6 +65,17 @@ def test_the_interval_of_a_correlation_is_that_of_its_groups() -> None:
         assert found[2] - found[1] == pytest.approx(2 * 1.96 / np.sqrt(37), rel=0.25)
 
 
+def test_the_most_that_a_model_can_reach() -> None:
+    # One vote in ten goes wrong: 0.9^2 + 0.1^2 = 0.82 agree again, and 0.9 can be predicted.
+    assert most_reachable(0.82) == pytest.approx(0.9)
+    assert most_reachable(1.0) == 1.0
+    assert most_reachable(0.5) == most_reachable(0.3) == 0.5
+    # It is a bound, not an estimate, where some votes are clear and others a coin.
+    p = np.random.default_rng(0).beta(0.5, 0.5, size=1000)
+    again, ceiling = np.mean(p**2 + (1 - p) ** 2), np.mean(np.maximum(p, 1 - p))
+    assert again < ceiling < most_reachable(float(again)) < ceiling + 0.05
+
+
 def test_length_by_hand() -> None:
     long, short = "one two three four", "one"
     texts = [
@@ -77,6 +91,7 @@ def test_length_by_hand() -> None:
     report = length_report(found, texts, list("abcde"))
     assert report.longer == Rate((1 + 0 + 0 + 0.5) / 4, 4)
     assert report.shorter_chosen == Rate(0.5, 2)  # of b and c only c is right
+    assert report.longer_chosen == Rate(1.0, 1)  # a; in d both are as long
     # Scores 3 -1 2 0 -1 2 0 0 against words 4 1 1 1 1 4 4 1.
     ranks = np.array([8, 1.5, 6.5, 4, 1.5, 6.5, 4, 4]), np.array([7, 3, 3, 3, 3, 7, 7, 3])
     assert report.correlation == pytest.approx(np.corrcoef(*ranks)[0, 1])
@@ -110,12 +125,33 @@ def test_a_planted_rule_is_measured() -> None:
     assert reward_report(votes, same_again=Share(0, 0)).same_again is None
 
 
-def test_the_doubt_about_the_weights_is_right_with_few_votes() -> None:
-    """The best weights alone are too sure of a rule that few votes have taught."""
-    votes = planted(60, width=30, wrong=0.2)
-    found = reward_report(votes)
-    sure = max(part.predicted for part in found.without_doubt.curve)
-    assert max(part.predicted for part in found.calibration.curve) <= sure
+def test_the_doubt_about_the_weights_helps_where_votes_contradict_each_other() -> None:
+    """Of 60 votes two in five are wrong: the best weights alone are too sure of themselves."""
+    losses, errors = [], []
+    for seed in range(10):
+        votes = planted(60, width=10, wrong=0.4, seed=seed)
+        found, report = predict_held_out(votes), reward_report(votes)
+        both = [found.confidence(doubt) for doubt in (True, False)]
+        losses.append([log_loss(sure, found.right) for sure in both])
+        errors.append([report.calibration.error, report.without_doubt.error])
+    with_doubt, without = np.array(losses).T
+    assert (with_doubt < without).sum() >= 9
+    assert np.mean(errors, axis=0)[0] < np.mean(errors, axis=0)[1]
+
+
+def test_the_doubt_costs_next_to_nothing_where_they_do_not() -> None:
+    """A rule that few votes contradict: there the best weights alone are no worse."""
+    losses = []
+    for seed in range(10):
+        found = predict_held_out(planted(60, width=30, wrong=0.1, seed=seed))
+        losses.append([log_loss(found.confidence(doubt), found.right) for doubt in (True, False)])
+    with_doubt, without = np.mean(losses, axis=0)
+    assert with_doubt < without + 0.01
+
+
+def log_loss(sure: np.ndarray, right: np.ndarray) -> float:
+    """The mean -log of the chance that was given to what came true."""
+    return float(-np.mean(right * np.log(sure) + (1 - right) * np.log(1 - sure)))
 
 
 def test_texts_of_other_votes_are_refused() -> None:
@@ -126,11 +162,19 @@ def test_texts_of_other_votes_are_refused() -> None:
 # ---- the verdict
 
 
-def made(accuracy: float, longer: float | None = None, **more: Any) -> RewardReport:
+SOME = Rate(0.5, 40)  # of votes that went against a rule for length
+
+
+def made(
+    accuracy: float,
+    longer: float | None = None,
+    against: tuple[Rate, Rate] = (SOME, SOME),
+    **more: Any,
+) -> RewardReport:
     calibration = Calibration.of(np.array([0.6, 0.9]), np.array([1.0, 1.0]))
     length = None
     if longer is not None:
-        length = LengthReport(Rate(longer, 100), Rate(0.5, 40), 0.3, 0.1, 0.5)
+        length = LengthReport(Rate(longer, 100), *against, 0.3, 0.1, 0.5)
     fields = {"same_again": None, "curve": None} | more
     rate = Rate(accuracy, 100)
     return RewardReport(100, 50, rate, calibration, calibration, [], length, **fields)
@@ -159,6 +203,26 @@ def test_a_fit_that_is_no_better_than_a_rule_for_length(longer: float, rule: str
     assert f"ones where the {rare} answer is better" in found.text
 
 
+@pytest.mark.parametrize("rule", ["longer", "shorter"])
+def test_a_fit_that_fails_where_length_fails_is_not_called_good(rule: str) -> None:
+    """It beats the rule for length by two points, but knows nothing of the votes against it."""
+
+    def judged(share: float, of: int, longer: float = 0.7) -> Any:
+        against = (Rate(share, of), Rate(0.9, 300))
+        report = made(0.72, longer, against) if rule == "longer" else None
+        report = report or made(0.72, 1 - longer, against[::-1])
+        return verdict(report)
+
+    rare = "shorter" if rule == "longer" else "longer"
+    found = judged(0.15, 200)
+    assert found.level == "doubtful"
+    assert f"where you chose the {rare} answer it is right in only 15%" in found.text
+    assert f"PPO may only make answers {rule}." in found.text
+    assert judged(0.15, 200, longer=0.72).text.count("predicts your votes as well") == 1
+    for share, of in ((0.0, 9), (0.4, 60), (0.55, 200)):  # too few, not surely, and not at all
+        assert judged(share, of).level == "good"
+
+
 def test_a_weak_fit_and_one_that_pays_for_looks() -> None:
     weak = verdict(replace(made(0.57), accuracy=Rate(0.57, 1000)))
     assert weak.level == "doubtful" and "two votes in five are predicted wrong" in weak.text
@@ -175,10 +239,14 @@ def test_the_words() -> None:
     assert lines[0].startswith("100 votes on 50 prompts. Each is predicted")
     assert "  predicted right       75% (66% to 82%) of 100" in lines
     assert '  "the longer one"      55% (45% to 64%) of 100' in lines
-    assert any(line.startswith("  the same rater again  90% (70% to 97%) of 20") for line in lines)
+    assert (
+        "  the same rater again  90% (70% to 97%) of 20, so a model can reach 95% at most (82% to "
+        "99%)" in lines
+    )
     assert any(line.startswith("  the trained model     70%") for line in lines)
     assert "Score and length: rank correlation +0.30 (+0.10 to +0.50)" in lines
     assert "Right where the shorter answer was chosen: 50% (35% to 65%) of 40" in lines
+    assert "Right where the longer answer was chosen: 50% (35% to 65%) of 40" in lines
     assert "  60% to 70% sure       100% (21% to 100%) of 1" in lines
     assert "  made a list  +0.25 (-0.10 to +0.60)" in lines
     assert lines[-1] == "Good enough for PPO." and lines[-2].startswith("Too few votes to tell")
@@ -186,30 +254,35 @@ def test_the_words() -> None:
     assert part.endswith("of 80 of them (a fit to all is better):")
     few = in_words(replace(report, same_again=Share(1, 2)))
     assert any(line.endswith("of 2: too few to judge") for line in few)
-    never = LengthReport(Rate(1.0, 100), Rate(float("nan"), 0), 0.3, 0.1, 0.5)
+    never = LengthReport(Rate(1.0, 100), Rate(float("nan"), 0), SOME, 0.3, 0.1, 0.5)
     assert "The shorter answer was never chosen." in in_words(replace(report, length=never))
 
 
 # ---- the command
 
 
-def rows(count: int) -> list[dict[str, str]]:
-    """Two pairs of each prompt; the shorter answer is chosen in every third one."""
+def rows(count: int, a_prompt: int = 2) -> list[dict[str, str]]:
+    """So many pairs of each prompt; the shorter answer is chosen in every third pair."""
     made = []
     for n in range(count):
         answers = [f"Yes, yes, gladly {n}.", f"No {n}."]
         chosen, rejected = answers if n % 3 else answers[::-1]
-        made.append({"prompt": f"Question {n // 2}?", "chosen": chosen, "rejected": rejected})
+        made.append(
+            {"prompt": f"Question {n // a_prompt}?", "chosen": chosen, "rejected": rejected}
+        )
     return made
 
 
-def run_with_votes(folder: Path, file: Path, count: int = 100) -> VoteFit:
+def run_with_votes(
+    folder: Path, file: Path, count: int = 100, a_prompt: int = 2, **plan: Any
+) -> VoteFit:
     """A run's folder as the reward stage leaves it, of made-up features; returns its votes."""
-    data = rows(count)
+    data = rows(count, a_prompt)
     file.write_text("".join(json.dumps(row) + "\n" for row in data), "utf-8")
     run = Run(folder, "reward", {"data": str(file), "seed": 3, "holdout": 0.2})
+    run.about["rows"] = fingerprint(data)
     train, held = split_by_prompt(data, 0.2, 3)
-    votes = planted(len(train), width=6)
+    votes = planted(len(train), **({"width": 6} | plan))
     votes.groups = [repr([{"role": "user", "content": row["prompt"]}]) for row in train]
     votes.fit()
     votes.save(folder / "votes.safetensors")
@@ -234,9 +307,28 @@ def test_the_command_finds_the_texts(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert mistake["prompt"] == row["prompt"]
     shorter = sum(len(row["chosen"]) < len(row["rejected"]) for row in train)
     assert data["length"]["shorter_chosen"]["of"] == shorter
-    assert data["good_enough_for_ppo"]["level"] in ("good", "doubtful", "no")
-    assert data["votes_wanted"]["verdict"] in ("more", "enough", "unclear")
+    # An easy rule without wrong votes, which has nothing to do with the length.
+    assert data["accuracy"]["low"] > 0.85
+    assert data["good_enough_for_ppo"] == {"level": "good", "text": "Good enough for PPO."}
+    assert data["votes_wanted"]["verdict"] == "enough"
     assert data["run"]["share"] == 0.75 and data["cosmetic"] == []
+
+
+def test_the_command_on_votes_of_a_coin_and_on_a_rule_that_is_hard_to_learn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(name: str, **plan: Any) -> dict[str, Any]:
+        run_with_votes(tmp_path / name, tmp_path / f"{name}.jsonl", **plan)
+        assert main(["report", "reward", str(tmp_path / name), "--json"]) == 0
+        data: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return data
+
+    coin = found("coin", wrong=0.5)
+    assert coin["good_enough_for_ppo"]["level"] == "no"
+    assert "may be no better than a coin" in coin["good_enough_for_ppo"]["text"]
+    assert coin["votes_wanted"]["verdict"] == "unclear"
+    hard = found("hard", width=40, count=150, a_prompt=1)  # 120 votes, as in test_learning_curve
+    assert hard["votes_wanted"]["verdict"] == "more"
 
 
 def test_texts_that_are_gone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,6 +350,50 @@ def test_texts_that_are_gone_are_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--cosmetic belongs to `lorarlhf report reward`" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: lines[::-1],
+        lambda lines: [line.replace("Question", "Another question") for line in lines],
+        lambda lines: [line.replace("gladly", "sadly") for line in lines],
+    ],
+    ids=["reversed", "other prompts", "other answers"],
+)
+def test_a_file_of_the_same_length_with_other_rows_is_not_shown(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[list[str]], list[str]],
+) -> None:
+    """One vote on each prompt, so that the pattern of the prompts is always the same."""
+    file, run = tmp_path / "pairs.jsonl", tmp_path / "run"
+    run_with_votes(run, file, count=60, a_prompt=1)
+    lines = file.read_text("utf-8").splitlines(keepends=True)
+    assert main(["report", "reward", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["length"] is not None
+    file.write_text("".join(change(lines)), "utf-8")
+    assert main(["report", "reward", str(run), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "is missing or has changed" in printed.err
+    data = json.loads(printed.out)
+    assert data["length"] is None and "chosen" not in data["mistakes"][0]
+
+
+def test_an_older_run_without_a_hash_is_known_by_its_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, run = tmp_path / "pairs.jsonl", tmp_path / "run"
+    run_with_votes(run, file)
+    about = json.loads((run / "run.json").read_text("utf-8"))
+    del about["rows"]
+    (run / "run.json").write_text(json.dumps(about), "utf-8")
+    assert main(["report", "reward", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["length"] is not None
+    text = file.read_text("utf-8")
+    file.write_text("".join(text.splitlines(keepends=True)[:-20]), "utf-8")
+    assert main(["report", "reward", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["length"] is None
+
+
 def test_a_project_that_was_moved_has_its_texts_and_repeats(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +412,7 @@ def test_a_project_that_was_moved_has_its_texts_and_repeats(
     assert main(["report", "reward", str(tmp_path / "after" / "runs" / run.name), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["same_again"]["share"] == 0.75 and data["same_again"]["of"] == 4
+    assert data["same_again"]["most_reachable"] == pytest.approx((1 + 0.5**0.5) / 2)
     assert data["length"] is not None
     assert main(["report", "reward", str(tmp_path / "after")]) == 2  # it has no adapter
     assert "has no reward yet" in capsys.readouterr().err

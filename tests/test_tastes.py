@@ -8,6 +8,7 @@ import pytest
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.cli.main import main
+from lorarlhf.cli.prepare import fingerprint
 from lorarlhf.rewards.tastes import Taste, axis_sides, clearest_votes, tastes_of
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.run import Run
@@ -35,12 +36,25 @@ def test_a_planted_taste_is_sure_and_the_surest() -> None:
     assert found[0].preferred == "plus 4" and found[0].other == "minus 4" and found[0].sure
     low, high = found[0].interval
     assert 0.5 < low < found[0].chance < high < 1
-    assert sum(taste.sure for taste in found[1:]) <= 4
     few = votes_along(4, 12)
     unsure = next(
         t for t in tastes_of(few.posterior(), few.axes, sides) if "4" in t.preferred.split()
     )
     assert unsure.interval[1] - unsure.interval[0] > high - low
+
+
+def test_tastes_that_nobody_has_are_seldom_sure() -> None:
+    """A 90% interval may miss 0 in a tenth of them; with the prior it is about a hundredth.
+
+    Of 380 that is 12 or more in one of a thousand (binomial).
+    """
+    sides, false = [(f"plus {n}", f"minus {n}") for n in range(AXES)], 0
+    for seed in range(20):
+        votes = votes_along(4, 150, seed)
+        first, *others = tastes_of(votes.posterior(), votes.axes, sides)
+        assert first.axis == 4 and first.sure
+        false += sum(taste.sure for taste in others)
+    assert false < 12
 
 
 def test_the_sides_follow_the_sign() -> None:
@@ -153,6 +167,7 @@ def test_the_command_shows_the_votes(
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {"seed": 0, "compute_dtype": "float32", "data": str(data), "holdout": 0.25}
     run = Run(tmp_path / "run", "reward", config)
+    run.about["rows"] = fingerprint(rows)
     run.base(tiny)
     train_reward_model(tiny, rows, run, RewardSettings(epochs=0, holdout=0.25))
     assert main(["report", "tastes", str(run.folder), "--json"]) == 0
@@ -162,6 +177,9 @@ def test_the_command_shows_the_votes(
         number = example["prompt"].removeprefix("Question ").removesuffix("?")
         assert example["chosen"] == f"Yes, yes {number}."
         assert example["rejected"] == f"No {number}."
-    data.write_text(data.read_text().partition("\n")[2])  # it is another file now
-    assert main(["report", "tastes", str(run.folder), "--json"]) == 0
-    assert not any(taste["example"] for taste in json.loads(capsys.readouterr().out))
+    lines = data.read_text().splitlines(keepends=True)
+    others = [line.replace("Question", "Problem") for line in lines]
+    for changed in (lines[1:], lines[::-1], others):  # it is another file now
+        data.write_text("".join(changed))
+        assert main(["report", "tastes", str(run.folder), "--json"]) == 0
+        assert not any(taste["example"] for taste in json.loads(capsys.readouterr().out))

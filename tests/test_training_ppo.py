@@ -208,13 +208,18 @@ def test_held_out_prompts_are_measured_and_judged(ppo: Run, tmp_path: Path) -> N
     assert summary["eval_judge"] == rows[-1]["eval_judge"]
 
 
+JUDGED = ("--eval", "heldout.jsonl", "--judge-function", "rewards.py:length")
+
+
 @pytest.mark.parametrize(
     ("words", "sets", "said"),
     [
-        (("--judge-function", "rewards.py:length"), (), "add --eval FILE"),
-        ((), ("kl_budget=3",), "kl_budget is measured on held-out prompts: add --eval FILE"),
+        (("--judge-function", "rewards.py:length"), (), "A judge needs held-out prompts: add --ev"),
+        ((), ("kl_budget=3",), "kl_budget needs held-out prompts: add --eval FILE"),
+        ((), ("eval_kl_steps=2",), "eval_kl_steps needs held-out prompts: add --eval FILE"),
         ((), ("reward_pessimism=1",), "name its run with --reward RUN"),
         ((), ("keep_best_by=judge",), "keep_best_by judge needs a judge: add --judge-function"),
+        (JUDGED, ("keep_best_by=judge",), "inside a KL budget, and without one the last"),
         ((), ("reward_weights=[1, 2]",), "a list of 1 numbers here"),
         ((), ("reward_weights=[x]",), "a list of 1 numbers here"),
         ((), ("algorithm=grpo",), "algorithm is ppo or rloo, found"),

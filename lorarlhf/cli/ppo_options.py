@@ -16,16 +16,13 @@ def read_rewards(request: TrainRequest) -> RewardSpec:
     The reward models that `--reward-model` names are loaded after it, and come last.
 
     Raises:
-        UserError: there is no reward, a function or file does not exist, or there are judges
-            without held-out prompts.
+        UserError: there is no reward, or a function or file does not exist.
     """
     if not (request.reward or request.reward_function or request.reward_model):
         raise UserError(
             "PPO needs a reward: --reward RUN for a trained reward role, --reward-function "
             "FILE.py:NAME for a Python function, or --reward-model FOLDER; or several of them."
         )
-    if request.judge_function and not request.eval:
-        raise UserError("A judge needs held-out prompts: add --eval FILE.")
     return RewardSpec(
         rewards=["reward"] * bool(request.reward)
         + [load_function(name) for name in request.reward_function],
@@ -37,8 +34,8 @@ def check_rewards(request: TrainRequest, settings: Settings, spec: RewardSpec) -
     """Check that the settings fit the rewards.
 
     Raises:
-        UserError: the wrong number of weights, settings that RLOO does not use, a KL budget
-            without held-out prompts, or no judge to keep the best policy by.
+        UserError: the wrong number of weights, settings that RLOO does not use, or settings or
+            judges without the held-out prompts, the judge or the KL budget that they need.
     """
     own = settings.own
     sources, weights = len(spec.rewards) + len(request.reward_model), own["reward_weights"]
@@ -48,10 +45,12 @@ def check_rewards(request: TrainRequest, settings: Settings, spec: RewardSpec) -
             f"reward_weights is a list of {sources} numbers here, one a reward in the order role, "
             f"functions, models; found {weights}."
         )
-    if own["kl_budget"] is not None and request.eval is None:
-        raise UserError("kl_budget is measured on held-out prompts: add --eval FILE.")
-    if own["keep_best_by"] == "judge" and not request.judge_function:
-        raise UserError("keep_best_by judge needs a judge: add --judge-function FILE.py:NAME.")
+    from lorarlhf.ppo.heldout import missing
+
+    add = ("add --eval FILE", "add --judge-function FILE.py:NAME")
+    lack = missing(own, request.eval is not None, bool(request.judge_function), add)
+    if lack:
+        raise UserError(lack)
     if own["algorithm"] == "rloo":
         _check_rloo(request, settings)
     elif "num_generations" in settings.given:

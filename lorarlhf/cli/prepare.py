@@ -66,7 +66,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     assert request.data is not None  # `fill_in` has named it or raised an error
     rows = read_stage_rows(stage, request.data)
     stage.check_rows(rows)
-    fingerprint = _fingerprint(rows)
+    found = fingerprint(rows)
     if stage.rewarded:
         from lorarlhf.cli.ppo_options import (
             check_pessimism,
@@ -99,7 +99,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     inputs = StageInputs(rows, own, args, eval_rows, request.resume)
     if stage.rewarded:
         inputs = PPOInputs(**vars(inputs), spec=spec)
-    return Prepared(request, settings, sources, base, inputs, estimate, fingerprint)
+    return Prepared(request, settings, sources, base, inputs, estimate, found)
 
 
 def load(prepared: Prepared) -> "Backbone":
@@ -169,7 +169,8 @@ def _read_votes(stage: Stage, path: str) -> list[Row]:
     return [FileRow(row, place) for row, place in zip(export.rows, places, strict=False)]
 
 
-def _fingerprint(rows: list[Row]) -> dict[str, Any]:
+def fingerprint(rows: list[Row]) -> dict[str, Any]:
+    """How many rows there are and a hash of their contents in their order: `rows` in run.json."""
     text = json.dumps(rows, sort_keys=True, default=str)
     return {"count": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 

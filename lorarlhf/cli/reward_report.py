@@ -7,13 +7,19 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.cli.prepare import read_stage_rows
+from lorarlhf.cli.prepare import fingerprint, read_stage_rows
 from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.result import Result, excerpt
 from lorarlhf.data.readers import as_conversation, as_text, split_by_prompt
 from lorarlhf.evaluation.cosmetics import CHANGES, Effect, effects
-from lorarlhf.evaluation.rater_report import Share, same_again
-from lorarlhf.evaluation.reward_report import Rate, RewardReport, Text, reward_report
+from lorarlhf.evaluation.rater_report import Share, same_winner_again
+from lorarlhf.evaluation.reward_report import (
+    Rate,
+    RewardReport,
+    Text,
+    most_reachable,
+    reward_report,
+)
 from lorarlhf.evaluation.reward_words import in_words, verdict
 from lorarlhf.project.lineage import read_source_run
 from lorarlhf.project.project import RUNS, Project, is_project
@@ -74,11 +80,15 @@ def rows_of(run: Path, votes: VoteFit) -> list[Row] | None:
     try:
         with redirect_stderr(StringIO()):  # what is unusual was said when the run was trained
             rows = read_stage_rows(STAGES["reward"], str(file))
+        known = about.get("rows")
+        if isinstance(known, dict) and fingerprint(rows)["sha256"] != known.get("sha256"):
+            return None
         if not config.get("eval"):
             rows, _ = split_by_prompt(rows, config["holdout"], about["seed"])
     except (UserError, KeyError):
         return None
-    # The votes keep only names of their prompts: the same rows have the same pattern of prompts.
+    # Of runs from before version 0.2 there is no hash, and the votes keep only names of their
+    # prompts: the same rows have the same pattern of prompts.
     prompts = [repr(row["prompt"]) for row in rows]
     pairs = set(zip(prompts, votes.groups, strict=False))
     same = len(rows) == len(votes) and len(pairs) == len(set(prompts)) == len(set(votes.groups))
@@ -92,13 +102,13 @@ def _text(row: Row) -> Text:
 
 
 def _same_again(run: Path) -> Share | None:
-    """How often the raters of the run's project gave the same verdict again."""
+    """How often the raters of the run's project preferred the same answer again."""
     folder = run.resolve().parent
     if folder.name != RUNS or not is_project(folder.parent):
         return None
     store = Project(folder.parent).store()
     try:
-        return same_again(store.votes(purpose="train"))
+        return same_winner_again(store.votes(purpose="train"))
     finally:
         store.close()
 
@@ -162,8 +172,10 @@ def _as_data(
     data = asdict(found)
     for name in ("accuracy", "same_again"):
         data[name] = _interval(getattr(found, name))
+    if found.same_again is not None:
+        data["same_again"]["most_reachable"] = most_reachable(found.same_again.value)
     if found.length is not None:
-        for name in ("longer", "shorter_chosen"):
+        for name in ("longer", "shorter_chosen", "longer_chosen"):
             data["length"][name] = _interval(getattr(found.length, name))
     if texts is not None:
         data["mistakes"] = [asdict(m) | asdict(texts[m.place]) for m in found.mistakes]

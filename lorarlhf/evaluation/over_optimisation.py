@@ -14,6 +14,13 @@ from lorarlhf.evaluation.report_format import number, show
 
 Row = Mapping[str, Any]
 
+SURE = 2.5
+"""Standard errors of a fall above which it counts. The best of several noisy verdicts is too high
+by chance, and every later one is compared with it: of runs of eight measurements whose judge never
+changes, most would be called falling at one error, and a few of a hundred are at 2.5
+(tests/test_over_optimisation.py simulates them).
+"""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -88,8 +95,9 @@ def parting(measured: Sequence[Measurement]) -> Measurement | None:
     """Where score and judge part; None if they do not.
 
     It is the first measurement at a larger KL than the judge's best whose score is still higher
-    than there, while the judge has fallen by more than the standard error of that fall. The error
-    counts the two means as independent. They are of the same prompts, so it is rather too large.
+    than there, while the judge has fallen by more than `SURE` standard errors of that fall. The
+    error counts the two means as independent. They are of the same prompts, so it is rather too
+    large.
 
     Args:
         measured: by their KL (`measurements`).
@@ -100,7 +108,7 @@ def parting(measured: Sequence[Measurement]) -> Measurement | None:
     for one in measured:
         fall = best.judge - one.judge
         error = math.hypot(best.judge_error, one.judge_error)
-        if one.kl > best.kl and one.score > best.score and fall > error:
+        if one.kl > best.kl and one.score > best.score and fall > SURE * error:
             return one
     return None
 
@@ -128,17 +136,26 @@ def describe(measured: Sequence[Measurement], step: Any = None) -> str:
     found = (
         f"Score and judge part at a KL of {show(point.kl)} nats (update {point.step}): the score "
         f"is higher than where the judge was best (KL {show(best.kl)}, update {best.step}), and "
-        f"the judge is {show(best.judge - point.judge, digits=3)} lower, more than the standard "
-        "error of that fall. "
-        "From there on the policy learns what the reward overrates."
+        f"the judge is {show(best.judge - point.judge, digits=3)} lower, more than {SURE:g} "
+        "standard errors of that fall. "
+        "From there on the policy probably learns what the reward overrates."
     )
     if policy is None:
         return found
     if policy.kl < point.kl:
         return f"{found} {_place(policy)[:-1]}, before that point."
+    return f"{found} {_place(policy)[:-1]}, beyond that point: {_remedy(best)}"
+
+
+def _remedy(best: Measurement) -> str:
+    """What to do, as the end of a sentence, where the policy went too far."""
+    if best.step == 0 or best.kl <= 0:  # no budget can be so small
+        return (
+            "no policy of this run is better for the judge than the one that it started from, so "
+            "collect votes on its answers."
+        )
     return (
-        f"{found} {_place(policy)[:-1]}, beyond that point: train again with a kl_budget of "
-        f"about {show(best.kl)}, or collect votes on its answers."
+        f"train again with a kl_budget of about {show(best.kl)}, or collect votes on its answers."
     )
 
 

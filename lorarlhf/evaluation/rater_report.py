@@ -173,6 +173,14 @@ def same_again(votes: Sequence[Vote]) -> Share:
     return Share(sum(said(a) == said(b) for a, b in pairs), len(pairs))
 
 
+def same_winner_again(votes: Sequence[Vote]) -> Share:
+    """Of the pairs that were preferred one way both times they were asked, those the same way.
+
+    Unlike `same_again` this knows no ties, just as the votes that a reward model learns from.
+    """
+    return same_again([vote for vote in votes if vote.verdict.verdict == RANKED])
+
+
 # ---- in words
 
 

@@ -133,7 +133,7 @@ OVER_OPTIMISATION = Plot(
     "KL on held-out prompts, nats per answer",
     "How far the score and the judge have risen, in standard deviations of the first policy's "
     "answers, and the gap between them: healthy is both rising; the score rising alone means that "
-    "the policy learns what the reward overrates (from the vertical line on, if there is one).",
+    "the policy probably learns what the reward overrates (from the vertical line on, if any).",
     (
         Panel("rise", (("score_rise", "score"), ("judge_rise", "judge")), guide=0.0),
         Panel("gap", (("gap", "score less judge"),), guide=0.0),

@@ -1,9 +1,10 @@
 """How good the reward model's fit to the votes is, measured on votes that it has not seen.
 
 Every figure has an interval. It stands beside what a coin and "the longer one wins" get on the same
-votes, and below what raters agree with themselves, the most that any model can be expected to do.
+votes, and beside the most that any model can reach, given how often raters agree with themselves.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ Array = NDArray[np.float64]
 
 RESAMPLES = 2000
 FEWEST_SHORTER = 10
-"""Votes for the shorter answer below which their accuracy decides nothing."""
+"""Votes for the shorter (or the longer) answer below which their accuracy decides nothing."""
 GOOD = 0.6
 """The accuracy from which PPO has something to climb: below, two votes in five are predicted wrong,
 and most of what raises the score is noise of the fit."""
@@ -88,13 +89,14 @@ class LengthReport:
 
     Attributes:
         longer: how often the longer answer was chosen.
-        shorter_chosen: the accuracy where the shorter one was.
+        shorter_chosen, longer_chosen: the accuracy where the shorter, the longer one was.
         correlation: of an answer's score with its length, by ranks (Spearman 1904).
         low, high: its 95% interval, by a bootstrap over the prompts.
     """
 
     longer: Rate
     shorter_chosen: Rate
+    longer_chosen: Rate
     correlation: float
     low: float
     high: float
@@ -109,7 +111,7 @@ class RewardReport:
         calibration, without_doubt: of the chances with and without the doubt about the weights.
         mistakes: the surest first.
         length: None if the texts are not known.
-        same_again: how often raters gave the same verdict again; None without repeats.
+        same_again: how often raters preferred the same answer again; None without repeats.
         curve: None with too few votes.
     """
 
@@ -134,7 +136,7 @@ def reward_report(
 
     Args:
         texts: of each vote, if they are known.
-        same_again: from the votes that were asked again.
+        same_again: from the votes that were asked again (`rater_report.same_winner_again`).
         of: how many votes there are, if `votes` are only the newest ones.
 
     Raises:
@@ -169,8 +171,21 @@ def length_report(found: HeldOut, texts: Sequence[Text], groups: Sequence[str]) 
     prompts = [groups[place] for place in found.places]
     scores = np.concatenate([found.chosen, found.rejected])
     correlation, low, high = rank_correlation(scores, words.T.ravel(), prompts * 2)
-    shorter = Rate.mean(found.right[longer == 0])
-    return LengthReport(Rate.mean(longer), shorter, correlation, low, high)
+    rare = (Rate.mean(found.right[longer == side]) for side in (0, 1))
+    return LengthReport(Rate.mean(longer), *rare, correlation, low, high)
+
+
+def most_reachable(self_agreement: float) -> float:
+    """The largest accuracy that any model can have on votes of raters with this self-agreement.
+
+    If a vote goes one way with chance p, asking again gives the same verdict with chance
+    p^2 + (1 - p)^2 = 1/2 + 2 d^2 for d = |p - 1/2|, and the best prediction is right with chance
+    1/2 + d. Over votes with different p, E[d] <= sqrt(E[d^2]) (Jensen). Equal where all p are.
+
+    Args:
+        self_agreement: the share of votes that went the same way again; 0.5 or less is a coin.
+    """
+    return (1 + math.sqrt(max(0.0, 2 * self_agreement - 1))) / 2
 
 
 def rank_correlation(

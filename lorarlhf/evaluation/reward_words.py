@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorarlhf.evaluation.cosmetics import Effect
+from lorarlhf.evaluation.rater_report import Share
 from lorarlhf.evaluation.reward_report import (
     FEWEST_SHORTER,
     GOOD,
@@ -11,6 +12,7 @@ from lorarlhf.evaluation.reward_report import (
     LengthReport,
     Rate,
     RewardReport,
+    most_reachable,
 )
 from lorarlhf.rewards.learning_curve import advice
 
@@ -35,15 +37,8 @@ def verdict(report: RewardReport, effects: Sequence[Effect] = ()) -> Verdict:
         return Verdict(
             "no", f"Not good enough for PPO: it may be no better than a coin. {_more(report)}"
         )
-    if length is not None and _is_length(accuracy, length):
-        longer = length.longer.value > 0.5
-        rule, rare = ("longer", "shorter") if longer else ("shorter", "longer")
-        return Verdict(
-            "doubtful",
-            f'Doubtful for PPO: "the {rule} one wins" predicts your votes as well, so PPO may only '
-            f"make answers {rule}. If you want more than that, collect votes between answers of "
-            f"similar length, and ones where the {rare} answer is better.",
-        )
+    if length is not None and (found := _about_length(accuracy, length)):
+        return Verdict("doubtful", found)
     if accuracy.value < GOOD:
         return Verdict(
             "doubtful",
@@ -60,9 +55,30 @@ def verdict(report: RewardReport, effects: Sequence[Effect] = ()) -> Verdict:
     return Verdict("good", "Good enough for PPO.")
 
 
-def _is_length(accuracy: Rate, length: LengthReport) -> bool:
-    """Whether a rule that reads nothing but the length does as well as the fit."""
-    return max(length.longer.value, 1 - length.longer.value) >= accuracy.value
+def _about_length(accuracy: Rate, length: LengthReport) -> str:
+    """Why the fit may be little but a rule for length; empty if it is not.
+
+    It is where such a rule does as well, or where the fit does worse than a coin on the votes that
+    went against the rule.
+    """
+    longer = length.longer.value
+    sides = (
+        ("longer", "shorter", longer, length.shorter_chosen),
+        ("shorter", "longer", 1 - longer, length.longer_chosen),
+    )
+    for rule, rare, share, against in sides:
+        if share >= accuracy.value:
+            why = f'"the {rule} one wins" predicts your votes as well'
+        elif against.of >= FEWEST_SHORTER and against.interval[1] < 0.5:
+            why = f"where you chose the {rare} answer it is right in only {against.value:.0%}"
+        else:
+            continue
+        return (
+            f"Doubtful for PPO: {why}, so PPO may only make answers {rule}. If you want more than "
+            "that, collect votes between answers of similar length, and ones where the "
+            f"{rare} answer is better."
+        )
+    return ""
 
 
 def _more(report: RewardReport) -> str:
@@ -100,9 +116,7 @@ def in_words(
     if report.length is not None:
         lines.append(f'  "the longer one"      {_rate(report.length.longer)}')
     if report.same_again is not None:
-        again = Rate(report.same_again.value, report.same_again.of)
-        limit = "what a model can reach at most" if again.of >= FEW else "too few to judge"
-        lines.append(f"  the same rater again  {_rate(again)}: {limit}")
+        lines.append(f"  the same rater again  {_again(report.same_again)}")
     if run is not None:
         lines.append(f"  the trained model     {_rate(run)}, on pairs that the run held out")
     if report.length is not None:
@@ -124,14 +138,26 @@ def _rate(rate: Rate) -> str:
     return f"{rate.value:.0%} ({low:.0%} to {high:.0%}) of {rate.of:,}"
 
 
+def _again(share: Share) -> str:
+    """How often raters agree with themselves, and what that lets a model reach."""
+    said = _rate(Rate(share.value, share.of))
+    if share.of < FEW:
+        return f"{said}: too few to judge"
+    most, low, high = (most_reachable(value) for value in (share.value, *share.interval))
+    return f"{said}, so a model can reach {most:.0%} at most ({low:.0%} to {high:.0%})"
+
+
 def _length(length: LengthReport) -> list[str]:
     between = f"{length.low:+.2f} to {length.high:+.2f}"
     lines = [f"Score and length: rank correlation {length.correlation:+.2f} ({between})"]
-    shorter = length.shorter_chosen
-    if shorter.of:
-        few = ", too few to judge" if shorter.of < FEWEST_SHORTER else ""
-        return [*lines, f"Right where the shorter answer was chosen: {_rate(shorter)}{few}"]
-    return [*lines, "The shorter answer was never chosen."]
+    for name, rate in (("shorter", length.shorter_chosen), ("longer", length.longer_chosen)):
+        few = ", too few to judge" if rate.of < FEWEST_SHORTER else ""
+        lines.append(
+            f"Right where the {name} answer was chosen: {_rate(rate)}{few}"
+            if rate.of
+            else f"The {name} answer was never chosen."
+        )
+    return lines
 
 
 def _calibration(found: Calibration, without: Calibration) -> list[str]:

@@ -286,9 +286,10 @@ ALARMS = (
     ),
     Alarm(
         name="over_optimisation",
-        limit=2.0,
-        reason="Two standard errors of the judge's mean are seldom chance. (arXiv 2210.10760: the "
-        "score keeps rising while the true reward falls.)",
+        limit=2.5,
+        reason="The best of several noisy verdicts is too high by chance, so a fall of two "
+        "standard errors is common without any cause. (arXiv 2210.10760: the score keeps rising "
+        "while the true reward falls.)",
         check=_over_optimised,
         problem="The score rises, but the judge of the held-out answers has fallen by {0:.2g}.",
         advice="Stop here and use an earlier checkpoint, set kl_budget, or collect votes on "

@@ -17,12 +17,36 @@ from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 
 
+def missing(settings: Mapping[str, Any], heldout: bool, judged: bool, add: tuple[str, str]) -> str:
+    """What the settings need and lack, as a sentence; empty if nothing.
+
+    Args:
+        settings: the fields of `PPOConfig`.
+        heldout, judged: whether there are held-out prompts and a judge.
+        add: how to give held-out prompts, and a judge.
+    """
+    prompts, judge = add
+    measured = {"A judge": judged} | {
+        name: settings[name] is not None for name in ("kl_budget", "eval_kl_steps")
+    }
+    for name, used in measured.items():
+        if used and not heldout:
+            return f"{name} needs held-out prompts: {prompts}."
+    if settings["keep_best_by"] == "judge" and not judged:
+        return f"keep_best_by judge needs a judge: {judge}."
+    if settings["keep_best_by"] == "judge" and settings["kl_budget"] is None:
+        return (
+            "keep_best_by chooses among the policies inside a KL budget, and without one the last "
+            "policy is kept: set kl_budget."
+        )
+    return ""
+
+
 def check(args: PPOConfig, heldout: bool, judged: bool) -> None:
-    """Raise ValueError where the settings or judges need held-out prompts or a judge."""
-    if not heldout and (judged or args.kl_budget is not None):
-        raise ValueError("kl_budget and judges need held-out prompts: give eval_dataset")
-    if args.keep_best_by == "judge" and not judged:
-        raise ValueError("keep_best_by judge needs a judge: give judge_funcs")
+    """Raise ValueError where the settings or judges need held-out prompts, a judge or a budget."""
+    lack = missing(vars(args), heldout, judged, ("give eval_dataset", "give judge_funcs"))
+    if lack:
+        raise ValueError(lack)
 
 
 def is_due(args: PPOConfig, step: int, kl: float, history: Sequence[Mapping[str, Any]]) -> bool:

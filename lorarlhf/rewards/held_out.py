@@ -17,8 +17,8 @@ from lorarlhf.runtime.errors import UserError
 Array = NDArray[np.float64]
 
 MOST = 800
-"""Votes that are predicted at most: a share of 800 is known to 3 points, and the time of a fit
-grows with their square."""
+"""Votes that are predicted at most: with 800 votes, a share is known to within 3 points, and the
+time of a fit grows with their square."""
 REWEIGHED = 300
 """Up to so many votes the priors are weighted anew for each fit. Beyond, their shares are those of
 the fit to all votes: a dozen numbers that no single vote changes."""
@@ -61,7 +61,10 @@ def shares_right(margins: Array) -> Array:
 
 
 def sample_of(votes: VoteFit, most: int = MOST) -> NDArray[np.int64]:
-    """Which votes to measure on, in their order: all, or about `most` of evenly spread prompts."""
+    """Which votes to measure on, in their order: all, or about `most` of evenly spread prompts.
+
+    Of few prompts with many votes each, it is a part of every prompt's votes (`spread_groups`).
+    """
     if len(votes) <= most:
         return np.arange(len(votes))
     return np.flatnonzero(spread_groups(votes.groups, most))

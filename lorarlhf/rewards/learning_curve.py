@@ -38,6 +38,9 @@ WORTH = 0.02
 """Twice the votes are worth it for at least two votes more in a hundred predicted right."""
 LIKELY, UNLIKELY = 0.5, 0.1
 """More votes are advised if it is likely that they are worth it, and none if it is unlikely."""
+NEAR, FARTHEST = 1.5, 4
+"""Times the largest measured size up to which a curve's value passes for measured (the fits of
+cross-validation lack a fifth of the votes), and up to which the curve is continued at all."""
 
 
 def learning_curve(
@@ -94,8 +97,20 @@ class Forecast:
     chance: float
 
     @property
+    def measured(self) -> int:
+        """The largest number of votes that a measured fit has learned from."""
+        return max(point.votes for point in self.points)
+
+    @property
+    def too_far(self) -> bool:
+        """Whether there are so many more votes than were measured that the curve is a guess."""
+        return self.votes > FARTHEST * self.measured
+
+    @property
     def verdict(self) -> str:
         """`more`, `enough`, or `unclear`."""
+        if self.too_far:
+            return "unclear"
         if self.now.low <= 0.5:
             return "unclear"  # no better than a coin: a flat curve says nothing about later votes
         if self.chance < UNLIKELY:
@@ -117,10 +132,10 @@ def forecast(votes: VoteFit, seed: int = 0, of: int | None = None) -> Forecast |
         None with too few votes or prompts.
     """
     places = sample_of(votes)
-    if len(places) < MIN_VOTES or len(set(votes.groups)) < MIN_PROMPTS:
+    groups = [votes.groups[place] for place in places]
+    if len(places) < MIN_VOTES or len(set(groups)) < MIN_PROMPTS:
         return None
     sizes, right = _measure(votes, places, np.random.default_rng(seed))
-    groups = [votes.groups[place] for place in places]
     return extrapolate(sizes, right, groups, max(of or 0, len(votes)), seed)
 
 
@@ -227,21 +242,30 @@ def advice(found: Forecast | None) -> str:
     if found is None:
         return f"{first} {MIN_VOTES} votes on {MIN_PROMPTS} prompts are the least."
     then, now = found.doubled, found.now
+    if found.too_far:
+        return (
+            f"{first} Only fits to up to {found.measured:,} votes were measured, too few to say "
+            f"what {found.votes:,} do."
+        )
     if now.low <= 0.5:
         return f"{first} The reward model may predict them no better than a coin."
+    near = found.votes <= NEAR * found.measured
+    is_now = f"it is {now.accuracy:.0%}" if near else f"it is about {now.accuracy:.0%} by the curve"
     return (
         f"{first} With twice as many, {then.accuracy:.0%} of new votes would be predicted right "
-        f"({then.low:.0%} to {then.high:.0%}); now it is {now.accuracy:.0%}."
+        f"({then.low:.0%} to {then.high:.0%}); now {is_now}."
     )
 
 
 def headline(found: Forecast | None) -> str:
-    """Whether to vote on, in one sentence."""
-    if found is None or found.verdict == "unclear":
+    """Whether to vote on, in one sentence; not whether what was learned is good enough."""
+    if found is None:
         return "Too few votes to tell whether more would help."
+    if found.verdict == "unclear":
+        return "It can't be told yet whether more votes would help."
     if found.verdict == "more":
         return f"About {_rounded(found.votes):,} more votes are worth it."
-    return "Enough votes: go and train."
+    return "Enough votes: twice as many would hardly help."
 
 
 def _rounded(count: int) -> int:

@@ -45,6 +45,8 @@ MIN_SHARE = 0.01
 MOST_WEIGHED = 4000
 """The votes by which priors are weighted at most: with as many the prior hardly matters any more,
 and every prior is fitted once a fold."""
+FEWEST_SPREAD = 20
+"""Groups below which a sample of whole groups says too little of the others."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,8 @@ def blend_priors(
     A prior's share is proportional to exp(-its summed held-out loss) (pseudo-Bayesian model
     averaging; Yao et al. 2018, arXiv 1704.02030, section 3.4). Picking the best prior instead would
     be a matter of luck, since with 50 votes the losses of similar priors hardly differ. All votes
-    of a group (a prompt) are on the same side of a split. Of more than `MOST_WEIGHED` votes, those
-    of evenly spread groups are taken.
+    of a group (a prompt) are on the same side of a split. Of more than `MOST_WEIGHED` votes, a
+    sample is taken (`spread_groups`).
 
     Args:
         votes: N votes.
@@ -165,10 +167,22 @@ def split_groups(groups: Sequence[Hashable], folds: int = FOLDS) -> NDArray[np.i
 
 
 def spread_groups(groups: Sequence[Hashable], most: int) -> NDArray[np.bool_]:
-    """Which votes (N,) to take so that there are about `most` of N: every so manieth group."""
+    """Which votes (N,) to take so that there are about `most` of N: every so manieth group.
+
+    Where these would be fewer than `FEWEST_SPREAD` groups, since each has many votes, it is every
+    so manieth vote instead.
+    """
     places = _places(groups)
     step = len(groups) / most
-    return np.floor(places / step) != np.floor((places - 1) / step)
+    taken = _every(places, step)
+    if len(np.unique(places[taken])) < FEWEST_SPREAD:
+        return _every(np.arange(len(places)), step)
+    return taken
+
+
+def _every(numbers: NDArray[np.int64], step: float) -> NDArray[np.bool_]:
+    """Which of the numbers 0, 1, 2, ... are the first ones in their multiple of a step."""
+    return np.floor(numbers / step) != np.floor((numbers - 1) / step)
 
 
 def _places(groups: Sequence[Hashable]) -> NDArray[np.int64]:

@@ -99,6 +99,7 @@ def test_a_lost_reply_does_not_end_the_page(open_page: Any, project: ServedProje
     status = page.locator('.insights [data-part="status"]')
     expect(section(page, "causes")).not_to_be_empty()
     expect(status).to_have_text("")  # all is there: the next request is that of the choice below
+    open_page.allow("component_server")
     lost = 0
 
     def lose(route: Any) -> None:
