@@ -166,7 +166,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Pipe]:
     for kind in ("_features_of", "_scores_of", "_direction_of"):
         monkeypatch.setattr(worker, kind, lambda value, kind=kind: kind)
     monkeypatch.setattr(worker, "_advance", lambda job, queue: None)
-    worker.live.append("a live answer")
+    worker.live.append(SimpleNamespace(number=9))
     worker.small.extend([(1, "features", {}), (2, "scores", {}), (3, "direction", {})])
     return worker, pipe
 

@@ -150,12 +150,14 @@ def test_few_repeats_are_told_to_decide_nothing(planted: Planted) -> None:
     planted.vote(30)
     found = fit(planted)
     texts = [Text(one.asked, one.chosen, one.rejected) for one in found.pairs]
-    for repeats, few in ((19, True), (20, False)):
-        report = reward_report(found.votes, texts, Share(10, repeats))
+    for repeats, few in ((18, True), (20, False)):
+        report = reward_report(found.votes, texts, Share(9 * repeats // 10, repeats))
         drawn = reward_html(report, found.pairs)
         again = drawn.partition("when asked again")[2].partition("</li>")[0]
         assert (f"{repeats} votes, too few to judge" in again) == few
         assert f"{repeats} votes" in again
+        # (1 + sqrt(2 * 0.9 - 1)) / 2 = 0.947
+        assert ("so a model can predict 95 (" in again) != few
 
 
 def test_too_few_votes_for_a_forecast(planted: Planted) -> None:

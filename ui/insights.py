@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from lorarlhf.evaluation.rater_report import Share, raters_report, same_again
+from lorarlhf.evaluation.rater_report import Share, raters_report, same_winner_again
 from lorarlhf.evaluation.reward_report import Text, reward_report
 from lorarlhf.preferences.accounts import is_owner, with_password
 from lorarlhf.preferences.exports import better_and_worse
@@ -80,7 +80,7 @@ class Figures:
         sections: HTML by the name of the section.
         newest_judgement: when all these votes were last read.
         votes: the numbers of all these votes, as a hash.
-        again, pairs: of all votes, what `same_again` says and how many pairs they order.
+        again, pairs: of all votes, what `same_winner_again` says and how many pairs they order.
         newest: those that tastes are read from; None if they have to be read again.
         fit: what tastes are read from; None if there is none, or it is not kept.
         no_fit: why there is none, or "".
@@ -261,7 +261,7 @@ class Insights:
         report = raters_report(votes)
         figures.sections["causes"] = causes_html(report.together)
         figures.sections["raters"] = raters_html(report)
-        figures.again = same_again(votes)
+        figures.again = same_winner_again(votes)
         figures.pairs = sum(len(list(better_and_worse(vote))) for vote in votes)
         figures.votes = numbers
 

@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 
 from lorarlhf.evaluation.calibration import Bin
-from lorarlhf.evaluation.reward_report import FEWEST_SHORTER, Rate, RewardReport
+from lorarlhf.evaluation.rater_report import Share
+from lorarlhf.evaluation.reward_report import FEWEST_SHORTER, Rate, RewardReport, most_reachable
 from lorarlhf.evaluation.reward_words import FEW, verdict
 from lorarlhf.rewards.learning_curve import Forecast, advice, headline
 from lorarlhf_ui.insights_html import finding, pair_html
@@ -95,8 +96,7 @@ def reward_html(found: RewardReport, texts: Sequence[Example]) -> str:
             what = "predicted right where the shorter was preferred"
             items.append(_rate(what, length.shorter_chosen, FEWEST_SHORTER))
     if again is not None:
-        rate = Rate(again.value, again.of)
-        items.append(_rate("the same verdict when asked again", rate, FEW))
+        items.append(_again(again))
     shown = [
         f'<details class="disagreement"><summary>{mistake.confidence:.0%} sure, and wrong: '
         f"{html.escape(excerpt(texts[mistake.place].prompt))}</summary>"
@@ -120,6 +120,15 @@ def _rate(what: str, rate: Rate, fewest: int = 0) -> str:
     votes = f"{rate.of:,} vote{'s' * (rate.of != 1)}"
     few = ", too few to judge" if rate.of < fewest else ""
     return finding(html.escape(what), rate.value, low, high, f"{votes}{few}")
+
+
+def _again(again: Share) -> str:
+    """How often raters prefer the same answer again, and what that lets a model reach."""
+    what = "the same answer was preferred when asked again"
+    if again.of >= FEW:
+        most, low, high = (100 * most_reachable(value) for value in (again.value, *again.interval))
+        what += f", so a model can predict {most:.0f} ({low:.0f} to {high:.0f}) at most"
+    return _rate(what, Rate(again.value, again.of), FEW)
 
 
 def _calibration(curve: Sequence[Bin], error: float) -> str:

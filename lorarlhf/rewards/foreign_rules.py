@@ -41,8 +41,9 @@ def _rule(name: str, sentence: str, pattern: re.Pattern[str], sign: int = 1) -> 
 _SECOND_PERSON = _words("you|your|yours|yourself|yourselves")
 _TOGETHER = _words("we|us|our|ours|ourselves|let's")
 _REASONS = _words(
-    "because|since|therefore|thus|hence|so that|due to|in order to|as a result|which means|"
-    "that's why|that is why|which is why|reasons?|causes?|caused|leads? to"
+    "because|since|so|therefore|thus|hence|due to|in order to|why|reasons?|causes?|caused|causing|"
+    "results?|resulted|resulting|leads?|leading|means|makes?|making|lets?|helps?|helping|allows?|"
+    "allowing|enables?|enabling"
 )
 _OTHER_SIDE = _words(
     "but|however|although|though|while|whereas|yet|despite|instead|rather|unlike|"
@@ -63,7 +64,7 @@ FOREIGN_RULES: dict[str, Rule] = {
     for rule in (
         _rule("second_person", "that says you and your more often", _SECOND_PERSON),
         _rule("together", "that says we, us and our more often", _TOGETHER),
-        _rule("reasons", "that gives reasons more often (because, therefore)", _REASONS),
+        _rule("reasons", "that says more often what leads to what (because, so, makes)", _REASONS),
         _rule("other_side", "that names the other side more often (but, however)", _OTHER_SIDE),
         _rule(
             "affirmative", "with fewer negations for its length (not, no, never)", _NEGATIONS, -1

@@ -219,9 +219,14 @@ def test_the_reward_roles_scores(chat: Any) -> None:
     answered(page)
     expect(page.locator("#chat-message")).to_have_text("")
     page.get_by_label("Show the reward role's score of each answer").check()
+    page.wait_for_timeout(SETTLED_MS)
     page.get_by_role("button", name="Answer again").click()
+    answered(page)
     number = r"(-?\d+\.\d\d)"
     message = page.locator("#chat-message")
+    page.wait_for_timeout(1000)
+    expect(message).to_have_text("")  # before the vote
+    vote(page, "Tie")
     expect(message).to_have_text(re.compile(f"Reward role's score: {number} and {number}\\."))
     one, other = re.findall(number, message.inner_text())
     assert one != other

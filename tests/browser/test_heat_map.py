@@ -11,7 +11,21 @@ from playwright.sync_api import Locator, Page, expect
 
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
-from tests.browser.chat_steps import SETTLED_MS, ask, letters, messages, number, ready, written
+from tests.browser.chat_steps import (
+    SETTLED_MS,
+    answered,
+    ask,
+    choose,
+    letters,
+    messages,
+    new_conversation,
+    number,
+    ready,
+    said,
+    texts,
+    vote,
+    written,
+)
 from tests.browser.projects import ME, ServedProject, ends, press, put_runs, running
 from tests.browser.test_compare_page import asked, begin, compared
 from tests.browser.test_looks import FAINT
@@ -44,7 +58,7 @@ def numbers(heat: Locator) -> tuple[list[float], float]:
 
 
 def adds_up(heat: Locator, text: str) -> None:
-    heat.get_by_text("The numbers as a table").click()
+    table(heat)
     shares, score = numbers(heat)
     assert abs(sum(shares) - score) <= 0.0005 * (len(shares) + 1)  # each is rounded
     assert heat.locator(".heat-words").inner_text() == text
@@ -52,6 +66,16 @@ def adds_up(heat: Locator, text: str) -> None:
     assert [float(title.replace("\u2212", "-")) for title in titles] == shares
     assert heat.locator('.heat-words [class^="more"], .heat-words [class^="less"]').count() > 2
     assert heat.locator("thead th").all_inner_texts() == ["Word", "Adds"]
+
+
+def table(heat: Locator) -> None:
+    """Open the table: it is one for a screen reader, and the keyboard can scroll it."""
+    heat.get_by_text("The numbers as a table").click()
+    expect(heat.get_by_role("table")).to_be_visible()
+    rows = heat.get_by_role("group", name="What each word adds")
+    rows.focus()
+    expect(rows).to_be_focused()
+    assert heat.get_by_role("rowheader").count() == heat.locator("td").count()
 
 
 def readable(page: Page) -> None:
@@ -84,8 +108,8 @@ def test_beside_a_chat_answer_and_the_best_of_four(open_page: Any, project: Serv
     number(page, "Longest answer, in tokens", 16)
     page.wait_for_timeout(SETTLED_MS)
     ask(page, "A quiet hobby?")
-    said = page.locator("#chat-message")
-    expect(said).to_have_text(
+    message = page.locator("#chat-message")
+    expect(message).to_have_text(
         re.compile(
             r"The best of 4 answers, picked by the reward role, with a score of -?\d+\.\d\d\. "
             r"Picking moves the model by at most 0\.64 nats \(KL\)\."
@@ -100,7 +124,7 @@ def test_beside_a_chat_answer_and_the_best_of_four(open_page: Any, project: Serv
     shares, score = numbers(heat)
     assert abs(sum(shares) - score) <= 0.0005 * (len(shares) + 1)
     readable(page)
-    picked = re.search(r"score of (-?\d+\.\d\d)", said.inner_text())
+    picked = re.search(r"score of (-?\d+\.\d\d)", message.inner_text())
     assert picked and abs(float(picked[1]) - score) <= 0.0105
 
 
@@ -120,3 +144,39 @@ def test_the_best_of_four_is_compared_blind(open_page: Any, project: ServedProje
     }
     counts = {sampling.get("best_of") for vote in votes for sampling in vote.sampling}
     assert counts == {None, 4}
+
+
+def test_a_pair_does_not_show_it_before_its_vote(open_page: Any, project: ServedProject) -> None:
+    page = new_conversation(open_page, project, RUN)
+    page.locator("#chat-best").get_by_label("1", exact=True).check()
+    page.wait_for_timeout(SETTLED_MS)
+    ask(page, "A quiet hobby?")
+    answered(page)
+    vote(page, "Tie")
+    heats = page.locator(".message .heat")
+    answer = messages(page, "left", "bot").last
+    button = answer.get_by_role("button", name="What the reward role likes")
+    button.click()
+    expect(answer.locator(".heat")).to_be_visible()
+    expect(answer.locator(".said")).to_have_text("Shown below the answer.")
+    expect(button).to_be_focused()  # the thread is not drawn anew
+    # The likeliest tokens: the same two answers come again, on sides that are drawn anew.
+    told = texts(page)[1]
+    for _ in range(4):
+        page.get_by_role("button", name="Answer again").click()
+        page.wait_for_timeout(SETTLED_MS)
+        answered(page)
+        expect(heats).to_have_count(0)
+    assert told in (texts(page)[1], texts(page, "right")[1])
+    vote(page, "Tie")
+    expect(page.locator(".message .heat")).to_have_count(int(texts(page)[1] == told))
+    page.get_by_role("button", name="New conversation").click()
+    expect(messages(page)).to_have_count(0)
+    choose(page, "right", "nobody")
+    page.wait_for_timeout(SETTLED_MS)
+    ask(page, "A quiet hobby?")
+    expect(said(page, who="bot")).to_have_count(1)
+    expect(
+        messages(page, "left", "bot").get_by_role("button", name="What the reward")
+    ).to_be_visible()
+    expect(heats).to_have_count(0)  # nobody has asked in this conversation

@@ -80,12 +80,56 @@ def test_what_the_votes_say(open_page: Any, project: ServedProject) -> None:
 def test_an_axis_of_one_s_own(open_page: Any, project: ServedProject) -> None:
     page = open_page(f"{project.url}/insights")
     tastes(page)
-    page.get_by_role("button", name="Look").click()
+    page.get_by_role("button", name="See what the votes say").click()
     expect(page.locator(".insights .said")).to_contain_text("Write two texts")
     page.get_by_label("One way to say it").fill("Yes, gladly and at length.")
     page.get_by_label("The other way").fill("No.")
-    page.get_by_role("button", name="Look").click()
+    page.get_by_role("button", name="See what the votes say").click()
     own = page.locator('.insights [data-part="own"] .finding')
     expect(own).to_have_count(1)
     expect(own).to_contain_text("Yes, gladly and at length. over No.")
     expect(own.locator(".numbers")).to_have_text(re.compile(r"\d+ of 100 \(\d+ to \d+\)"))
+    page.reload()  # what was typed is still there
+    expect(page.get_by_label("One way to say it")).to_have_value("Yes, gladly and at length.")
+    expect(page.get_by_label("The other way")).to_have_value("No.")
+
+
+def test_a_lost_reply_does_not_end_the_page(open_page: Any, project: ServedProject) -> None:
+    page = open_page(f"{project.url}/insights")
+    status = page.locator('.insights [data-part="status"]')
+    expect(section(page, "causes")).not_to_be_empty()
+    expect(status).to_have_text("")  # all is there: the next request is that of the choice below
+    open_page.allow("component_server")
+    lost = 0
+
+    def lose(route: Any) -> None:
+        nonlocal lost
+        lost += 1
+        route.abort() if lost == 1 else route.continue_()
+
+    page.route(re.compile("component_server"), lose)
+    page.get_by_label("Whose votes").select_option("mine")
+    expect(section(page, "raters")).to_contain_text(f"{ME}: 24 votes")
+    expect(section(page, "raters")).not_to_contain_text("ann")
+    expect(status).to_have_text("")
+    assert lost > 1
+
+
+def test_a_hidden_page_looks_again_once_it_is_seen(open_page: Any, project: ServedProject) -> None:
+    page = open_page(f"{project.url}/insights")
+    tastes(page)
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.away })")
+    page.evaluate("window.away = true")
+    page.clock.install()
+    answers = (("Of an answer that nobody has read yet.", "a"), ("No.", "b"))
+    add_votes(project.store, [ImportedVote("A new question?", answers, FIRST, rater=ME)])
+    page.get_by_label("Whose votes").select_option("mine")
+    page.clock.run_for(5000)
+    expect(section(page, "raters")).to_contain_text(f"{ME}: 25 votes")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.clock.run_for(40_000)
+    assert not [url for url in asked if "component_server" in url]
+    page.evaluate("window.away = false")
+    page.clock.run_for(16_000)
+    assert [url for url in asked if "component_server" in url]
