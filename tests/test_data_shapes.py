@@ -186,7 +186,7 @@ def test_files_of_votes_are_read_as_an_import_reads_them(stage: str, tmp_path: P
     battle = {"conversation_a": [USER, GOOD], "conversation_b": [USER, BAD], "winner": "model_a"}
     more = {"model_a": "one", "model_b": "two", "question_id": "1", "judge": "ann"}
     write_jsonl(tmp_path / "battles.jsonl", [battle | more])
-    rows = prepare._read(STAGES[stage], str(tmp_path / "battles.jsonl"))
+    rows = prepare.read_stage_rows(STAGES[stage], str(tmp_path / "battles.jsonl"))
     if stage == "dpo":
         assert [{name: row[name] for name in WANTED} for row in rows] == [WANTED]
     else:
@@ -195,7 +195,7 @@ def test_files_of_votes_are_read_as_an_import_reads_them(stage: str, tmp_path: P
             ([BAD], False),
         ]
     with pytest.raises(UserError, match='"completion"'):  # prompts are not
-        prepare._read(STAGES["kto"], str(write_prompts(tmp_path)))
+        prepare.read_stage_rows(STAGES["kto"], str(write_prompts(tmp_path)))
 
 
 def write_prompts(folder: Path) -> Path:

@@ -230,7 +230,8 @@ def _about(one: RaterReport) -> list[str]:
     if one.seconds is not None:
         fast = f", {_share(one.too_fast)} faster than reading" if one.too_fast.count else ""
         doubt = ": many votes without reading" if one.hurried else ""
-        lines.append(f"  {one.seconds:.0f} seconds a vote{fast}{doubt}")
+        unit = "second" if round(one.seconds) == 1 else "seconds"
+        lines.append(f"  {one.seconds:.0f} {unit} a vote{fast}{doubt}")
     return lines
 
 
