@@ -186,10 +186,13 @@ def test_a_prediction_is_that_of_the_other_folds_posterior() -> None:
 
 def test_doubt_makes_less_sure() -> None:
     numbers = np.arange(3)
-    found = HeldOut(numbers, np.array([2.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]), np.ones(3))
+    scores = np.array([2.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0])
+    found = HeldOut(numbers, *scores, np.ones(3), np.ones(3))
     assert found.right.tolist() == [1.0, 0.0, 0.5]
     np.testing.assert_allclose(found.confidence(doubt=False), 1 / (1 + np.exp([-2.0, -1.0, 0.0])))
     assert (found.confidence()[:2] < found.confidence(doubt=False)[:2]).all()
+    doubled = HeldOut(numbers, *scores, np.ones(3), np.full(3, 2.0))
+    np.testing.assert_allclose(doubled.confidence(doubt=False), 1 / (1 + np.exp([-4.0, -2.0, 0])))
 
 
 def test_of_many_votes_a_sample_of_prompts_is_measured() -> None:

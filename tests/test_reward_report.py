@@ -70,9 +70,8 @@ def test_length_by_hand() -> None:
         Text("d", short, "two"),
         Text("e", "left out of the sample", short),
     ]
-    found = HeldOut(
-        np.arange(4), np.array([3.0, -1.0, 2.0, 0.0]), np.array([-1.0, 2.0, 0.0, 0.0]), np.ones(4)
-    )
+    scores = np.array([3.0, -1.0, 2.0, 0.0]), np.array([-1.0, 2.0, 0.0, 0.0])
+    found = HeldOut(np.arange(4), *scores, np.ones(4), np.ones(4))
     report = length_report(found, texts, list("abcde"))
     assert report.longer == Rate((1 + 0 + 0 + 0.5) / 4, 4)
     assert report.shorter_chosen == Rate(0.5, 2)  # of b and c only c is right

@@ -32,12 +32,14 @@ class HeldOut:
         places: (M,) which of the votes, in their order.
         chosen, rejected: (M,) scores of the answers.
         deviations: (M,) standard deviations of the margins, from the fits' posteriors.
+        scales: (M,) by which each fit multiplies margins and deviations for a chance.
     """
 
     places: NDArray[np.int64]
     chosen: Array
     rejected: Array
     deviations: Array
+    scales: Array
 
     @property
     def right(self) -> Array:
@@ -51,8 +53,8 @@ class HeldOut:
             doubt: count how unsure the weights are (`Posterior.win_probability`); without it the
                 fit's single best weights are taken for certain.
         """
-        margins = np.abs(self.chosen - self.rejected)
-        return moderated(margins, self.deviations if doubt else np.zeros_like(margins))
+        margins = self.scales * np.abs(self.chosen - self.rejected)
+        return moderated(margins, self.scales * self.deviations if doubt else 0 * margins)
 
 
 def shares_right(margins: Array) -> Array:
@@ -88,11 +90,12 @@ def predict_held_out(votes: VoteFit) -> HeldOut:
             "Votes on two or more prompts are needed to predict some of them from the others. Rate "
             "answers to more prompts."
         )
-    found = np.empty((3, len(places)))
+    found = np.empty((4, len(places)))
     for fold in np.unique(folds):
         test = folds == fold
         posterior = part_of(votes, places[~test]).posterior()
         chosen, rejected = votes.chosen[places[test]], votes.rejected[places[test]]
         found[0, test], found[1, test] = (posterior.scores(x)[0] for x in (chosen, rejected))
         found[2, test] = posterior.margins(chosen, rejected)[1]
+        found[3, test] = posterior.scale
     return HeldOut(places, *found)

@@ -126,6 +126,10 @@ def test_a_hidden_page_looks_again_once_it_is_seen(open_page: Any, project: Serv
     page.get_by_label("Whose votes").select_option("mine")
     page.clock.run_for(5000)
     expect(section(page, "raters")).to_contain_text(f"{ME}: 25 votes")
+    status = page.locator('.insights [data-part="status"]')
+    while status.inner_text():  # the sections that are still computed
+        page.clock.run_for(700)
+        page.wait_for_timeout(100)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.clock.run_for(40_000)

@@ -49,8 +49,8 @@ def test_the_meter_tells_the_sure_predictions_apart(open_page: Any, project: Ser
     page = open_page(project.url)
     shows(page, "Now?")
     expect(part(page, "meter")).to_have_text(
-        "50% of your last 4 votes were predicted correctly (15% to 85%); of the 2 it was sure of, "
-        "100% (34% to 100%). Guessing gets 50%, “the longer one” 25%."
+        "50% of your last 4 votes were predicted correctly (15% to 85%); of the 2 sure "
+        "predictions, 100% were correct (34% to 100%). Guessing gets 50%, “the longer one” 25%."
     )
 
 
