@@ -239,17 +239,20 @@ class Insights:
         """
         key, newest = self._key(self.store), newest_judgement(self.store)
         changed = figures.newest is None or newest != figures.newest_judgement
+        votes: list[Vote] = []
         if changed:  # the tastes need the newest votes alone, and come first
-            figures.newest = newest_that_prefer(wanted.read(self.store, NEWEST))
+            votes = wanted.read(self.store, NEWEST)
+            figures.newest = newest_that_prefer(votes)
         figures.problem = ""
-        if not (figures.newest or wanted.read(self.store, 1)):
+        if changed and not votes:
             figures.sections, figures.fit, figures.no_fit = {}, None, NO_VOTES
             figures.problem, figures.unread, figures.votes = NO_VOTES, False, None
             figures.newest, figures.fitted = None, ()
         else:
             self._tastes(figures.newest or [], figures)
             if changed:
-                self._votes(wanted.read(self.store), figures)
+                all_read = len(votes) != NEWEST
+                self._votes(votes if all_read else wanted.read(self.store), figures)
             self._reward(figures)
         figures.newest_judgement, figures.key = newest, key
 
