@@ -153,6 +153,13 @@ def evaluate(args: Namespace) -> Result:
     return run(args)
 
 
+def project_round(args: Namespace) -> Result:
+    """A round of a project: from its votes to a new policy and a card."""
+    from lorarlhf.cli.round import project_round as run
+
+    return run(args)
+
+
 def report(args: Namespace) -> Result:
     """What a project's votes look like."""
     from lorarlhf.cli.report import report as make
@@ -164,6 +171,7 @@ COMMANDS = {
     "demo": demo,
     "new": new,
     **dict.fromkeys(STAGES, train),
+    "round": project_round,
     "chat": chat,
     "score": score,
     "eval": evaluate,

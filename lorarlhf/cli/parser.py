@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 from lorarlhf import __version__
 from lorarlhf.cli.eval_options import add_eval_options
+from lorarlhf.cli.round_options import add_round_options
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.stages.table import STAGES
@@ -30,6 +31,7 @@ SUMMARIES = {
     "demo": "the complete loop on the small base, with a simulated rater",
     "new": "make a project: a folder with settings, prompts, votes and runs",
     **{stage.name: stage.summary for stage in STAGES.values()},
+    "round": "votes in, a new policy out: trained, evaluated, with a card to keep or drop it",
     "chat": "talk to the base or to a trained policy",
     "score": "the reward role's scores of given answers",
     "eval": "compare runs and best of n with the base: did it get better, what was forgotten?",
@@ -64,6 +66,7 @@ def build_parser() -> Parser:
     _new(made["new"])
     for stage in STAGES.values():
         _training(stage, made[stage.name])
+    add_round_options(made["round"])
     _score(made["score"])
     _chat(made["chat"])
     add_eval_options(made["eval"])

@@ -43,7 +43,7 @@ def fill_in(request: TrainRequest) -> tuple[TrainRequest, list[SettingValue]]:
         return request, []
     settings = project_settings(project)
     request = _with_sources(request, project)
-    rows = None if request.data or not request.stage.export else _votes(project, request.stage)
+    rows = None if request.data or not request.stage.export else vote_rows(project, request.stage)
     if request.out is None:
         out = str(project.next_run(request.stage.name))
         request = replace(request, out=out, reserved=True)
@@ -139,8 +139,12 @@ def _with_sources(request: TrainRequest, project: Project) -> TrainRequest:
     return request
 
 
-def _votes(project: Project, stage: Stage) -> list[dict[str, Any]]:
-    """The project's votes as the rows that the stage learns from."""
+def vote_rows(project: Project, stage: Stage) -> list[dict[str, Any]]:
+    """The project's votes as the rows that the stage learns from.
+
+    Raises:
+        UserError: they give too few rows.
+    """
     votes = project.store().votes(purpose="train")
     export = training_rows(stage.export, votes)
     if stage.export == "demonstrations" and not export.rows:

@@ -151,3 +151,32 @@ def newest_judgement(store: Store) -> int | None:
     None in a store without votes. Ids only grow, since judgements are never changed or deleted.
     """
     return store.rows("SELECT max(id) FROM judgement")[0][0]
+
+
+@dataclass(frozen=True)
+class PairVotes:
+    """Votes for training that name a better answer, on so many prompts.
+
+    Attributes:
+        newest: the number of the newest vote; 0 without any.
+    """
+
+    votes: int
+    prompts: int
+    newest: int
+
+
+def count_pair_votes(store: Store, after: int = 0) -> PairVotes:
+    """The current votes for training that name a better answer, by a ranking or by writing it.
+
+    Args:
+        after: only votes with a larger number. A corrected vote gets a new number.
+    """
+    (row,) = store.rows(
+        "SELECT count(*), count(DISTINCT i.prompt_id), coalesce(max(c.id), 0) "
+        "FROM current_judgement c JOIN presentation p ON p.id = c.presentation_id "
+        "JOIN item i ON i.id = p.item_id WHERE i.purpose = 'train' AND c.id > ? "
+        "AND (c.verdict = 'ranked' OR (c.edited != '' AND c.verdict NOT IN ('skip', 'undone')))",
+        (after,),
+    )
+    return PairVotes(*row)

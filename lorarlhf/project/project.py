@@ -14,9 +14,11 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 
 PROJECT, PROMPTS, VOTES, RUNS = "project.yaml", "prompts.jsonl", "preferences.sqlite", "runs"
+DROP_MARK = "dropped"
+"""A file of this name in a run's folder: the run is never chosen as the newest one."""
 KEYS = (
     *("base", "bits", "adapter_layers", "lora_rank", "lora_alpha", "chat_template", "thinking"),
-    "seed",
+    *("seed", "method"),
 )
 _TEMPLATE = """\
 # A lorarlhf project. The training commands, chat and score take its folder: lorarlhf reward {name}
@@ -39,6 +41,9 @@ seed: 0
 
 # Some bases can write their thoughts before an answer. They are rated and trained with it.
 # thinking: true
+
+# How `lorarlhf round` tunes the policy: ppo (the default), rloo, dpo, orpo, kto or sft.
+# method: ppo
 """
 _RUN = re.compile(r"(\d{4,})-(\w+)")
 
@@ -107,8 +112,13 @@ class Project:
         return ours[0] if ours and not done else None
 
     def newest_with(self, role: str, stages: tuple[str, ...] = ()) -> Path | None:
-        """The newest finished run that saved a role; only of `stages`, if any are named."""
+        """The newest finished run that saved a role; only of `stages`, if any are named.
+
+        Dropped runs are passed over.
+        """
         for run in self.runs():
+            if (run / DROP_MARK).exists():
+                continue
             about = read_json(run / "run.json")
             trained = not stages or about.get("stage") in stages
             saved = (run / "adapters" / role / "adapter_config.json").is_file()

@@ -1,0 +1,127 @@
+"""The command `round` from votes to the card, on the tiny base."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorarlhf.cli import eval_answers, round_steps
+from lorarlhf.cli.main import main
+from lorarlhf.preferences.blind_comparisons import comparisons, count_items
+from lorarlhf.project.project import Project
+from lorarlhf.project.rounds import rounds
+from lorarlhf.runtime.files import read_json
+from tests.project_rounds import small_project, vote
+
+Command = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A small project with enough votes for a round; `eval` writes few tokens."""
+    for name, tokens in (("ANSWER_TOKENS", 6), ("TASK_TOKENS", 3)):
+        monkeypatch.setattr(eval_answers, name, tokens)
+    monkeypatch.setattr(round_steps, "MAX_NEW_TOKENS", 6)
+    monkeypatch.chdir(tmp_path)
+    made = small_project(tmp_path / "mine", tiny_base)
+    vote(made, range(20))
+    return made
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    def run(*words: str) -> dict[str, Any]:
+        status = main(["round", "mine", *words, "--json"])
+        out, err = capsys.readouterr()
+        assert status == 0 and "Traceback" not in err, err
+        return json.loads(out) | {"err": err}
+
+    return run
+
+
+def config_of(project: Project, run: str) -> dict[str, Any]:
+    return read_json(project.folder / run / "run.json")["config"]
+
+
+def test_rounds_one_after_the_other(project: Project, command: Command) -> None:
+    """A round by PPO from the base; then one by DPO from it, once it was kept."""
+    first = command("--judge-function", "mine/judge.py:longer")
+    steps = first["steps"]
+    assert steps["reward"]["run"] == "runs/0001-reward"
+    assert steps["method"]["run"] == "runs/0002-ppo"
+    assert all(step["done"] and step["seconds"] >= 0 for step in steps.values())
+    assert first["votes"] == {"count": 20, "new": 20, "newest": 20}
+    assert first["parents"] == {"round": None, "policy": None}
+    for place in range(1, 6):
+        assert f"Round 1, step {place} of 5: " in first["err"]
+        assert f"Step {place} of 5 took " in first["err"]
+    config = config_of(project, "runs/0002-ppo")
+    assert config["reward"].endswith("runs/0001-reward") and "init" not in config
+    assert config["updates"] == 3 and config["data"] == str(project.folder / "prompts.jsonl")
+    found = first["result"]
+    judges = {one["judge"]: one["independent"] for one in found["judges"]}
+    assert judges == {"function longer": True, "reward of 0001-reward": False}
+    assert found["tasks"]["base"]["tasks"] == 100
+    assert found["tasks"]["base"] == found["tasks"]["previous"]
+    assert found["previous"]["kl"] == 0 and found["policy"]["kl"] != 0
+    assert found["reward"]["of"] == 20 and 0 <= found["reward"]["low"] <= found["reward"]["high"]
+    store = project.store()
+    (asked,) = comparisons(store)
+    assert (asked.first, asked.second, asked.wanted) == ("base", "runs/0002-ppo", 4)
+    assert count_items(store, asked.id) == 4
+    folder = project.folder / "rounds/0001"
+    assert "Round 1: ppo, from the base" in (folder / "card.html").read_text()
+    assert (folder / "card.txt").is_file() and (folder / "eval/report.html").is_file()
+
+    command("--keep")
+    vote(project, range(20, 40))
+    with project.settings_file.open("a") as file:
+        file.write("method: dpo\n")
+    second = command()
+    assert second["votes"] == {"count": 40, "new": 20, "newest": 40}
+    assert second["parents"] == {"round": 1, "policy": "runs/0002-ppo"}
+    assert second["steps"]["method"]["run"] == "runs/0004-dpo"
+    config = config_of(project, "runs/0004-dpo")
+    assert config["init"].endswith("runs/0002-ppo")
+    assert config["data"].endswith("rounds/0002/votes-trl.jsonl")
+    assert second["steps"]["reward"]["summary"]["pairs"] == 32  # of all 40, a fifth held out
+    assert [one["previous"] is not None for one in second["result"]["judges"]] == [True]
+    newest = comparisons(store, newest=1)[0]
+    assert (newest.first, newest.second) == ("runs/0002-ppo", "runs/0004-dpo")
+
+    command("--drop")
+    policy = project.newest_with("policy")
+    assert policy is not None and policy.name == "0002-ppo"
+    assert rounds(project)[0].verdict == "dropped" and rounds(project)[1].verdict == "kept"
+
+
+def test_a_round_by_an_algorithm_without_checkpoints_starts_it_again(
+    project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLOO can't resume: what a stopped run has left is removed, and the round continues."""
+    from lorarlhf.stages import ppo
+
+    with project.settings_file.open("a") as file:
+        file.write("method: rloo\n")
+    sets = ["updates=1", "rollout_batch_size=4", "max_new_tokens=4"]
+    text = "compute_dtype: float32\nlora_rank: 4\nreward: {epochs: 0}\n"
+    (project.folder / "round.yaml").write_text(text)
+    words = [part for one in sets for part in ("--set", one)]
+    run = ppo.run_ppo
+
+    def stopped(backbone: Any, made: Any, inputs: Any) -> Any:
+        made.log({"step": 1})
+        raise RuntimeError("the power is gone")
+
+    monkeypatch.setattr(ppo, "run_ppo", stopped)
+    assert main(["round", "mine", *words]) == 1
+    one = rounds(project)[0]
+    assert one.is_done("reward") and not one.is_done("method")
+    monkeypatch.setattr(ppo, "run_ppo", run)
+    again = command("--resume")
+    assert "Round 1 continues." in again["err"]
+    assert again["steps"]["method"]["run"] == "runs/0002-ppo"
+    assert config_of(project, "runs/0002-ppo")["algorithm"] == "rloo"
+    assert not list((project.folder / "runs/0002-ppo").glob("earlier-*"))

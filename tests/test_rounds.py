@@ -1,0 +1,429 @@
+"""Rounds as data: what they start from, which votes are new, and what the card says."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lorarlhf.cli.main import main
+from lorarlhf.cli.round_plan import sets_for
+from lorarlhf.evaluation.round_card import (
+    advice,
+    blind_votes,
+    card_lines,
+    card_page,
+    card_text,
+    measured,
+)
+from lorarlhf.evaluation.skills import SkillChange
+from lorarlhf.preferences.blind_comparisons import add_comparison
+from lorarlhf.preferences.records import Verdict
+from lorarlhf.preferences.statistics import count_pair_votes
+from lorarlhf.project.project import Project, create
+from lorarlhf.project.rounds import (
+    decide,
+    least_votes,
+    make_round,
+    newest_kept,
+    rounds,
+    too_few_votes,
+    unfinished,
+)
+from lorarlhf.rewards.vote_fit import VoteFit
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.lock import hold
+from lorarlhf.stages.table import STAGES
+from lorarlhf_ui.rounds import round_card_html
+from tests.project_rounds import finished_round, judge, result, vote
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return create(tmp_path / "mine")
+
+
+# ---- which votes are new
+
+
+def test_votes_that_name_a_better_answer_are_counted(project: Project) -> None:
+    vote(project, range(3))
+    vote(project, range(3), "tie")
+    vote(project, range(3, 5), "skip")
+    store = project.store()
+    item = store.add_item("What is 0?", [("a", "base"), ("b", "base")])
+    written = store.judge(store.present(item, "ann").token, Verdict("both_bad", edited="Zero."))
+    for_comparison = store.add_item("Why?", [("a", "x"), ("b", "x")], purpose="compare")
+    store.judge(store.present(for_comparison, "ann").token, Verdict("ranked", [[0], [1]]))
+    found = count_pair_votes(store)
+    assert (found.votes, found.prompts, found.newest) == (4, 3, written)
+    assert count_pair_votes(store, found.newest).votes == 0
+    # A correction is a new vote; an undone one is none.
+    store.correct(1, Verdict("ranked", [[1], [0]]))
+    store.correct(2, None)
+    assert count_pair_votes(store, found.newest).votes == 1
+    assert count_pair_votes(store).votes == 3
+
+
+def test_the_first_round_needs_votes_and_prompts(project: Project) -> None:
+    vote(project, range(19))
+    assert too_few_votes(project) == (
+        "So far 19 votes name a better answer, on 19 prompts. The first round needs 20 of them on "
+        "10 prompts."
+    )
+    vote(project, [0])
+    assert too_few_votes(project) == ""
+
+
+def test_another_round_needs_twenty_votes_and_a_tenth(project: Project) -> None:
+    assert [least_votes(used) for used in (0, 20, 200, 201, 4000)] == [20, 20, 20, 21, 400]
+    vote(project, range(20))
+    one = finished_round(project, 1)
+    vote(project, range(7))
+    assert too_few_votes(project).startswith(
+        "Round 1 learned from 20 votes, and 7 have come since then. Another round needs 20 new ones"
+    )
+    made = make_round(project, "ppo", {})
+    assert made.votes == {"count": 27, "new": 7, "newest": 27}
+    decide(project, one, "dropped")  # its votes are free again
+    assert too_few_votes(project) == ""
+    assert make_round(project, "ppo", {}).votes == {"count": 27, "new": 27, "newest": 27}
+
+
+# ---- what a round starts from
+
+
+def test_the_newest_kept_round_is_the_parent(project: Project) -> None:
+    assert newest_kept(project) is None
+    assert make_round(project, "ppo", {}).parents == {"round": None, "policy": None}
+    first, second = finished_round(project, 1), finished_round(project, 2)
+    assert make_round(project, "ppo", {}).parents["round"] is None  # nobody has kept one
+    decide(project, first, "kept")
+    decide(project, second, "dropped")
+    made = make_round(project, "ppo", {})
+    assert made.number == 3 and made.parents == {"round": 1, "policy": "runs/0002-ppo"}
+    newest = project.newest_with("policy")
+    assert newest is not None and newest.name == "0002-ppo"
+    reward = project.newest_with("reward")
+    assert reward is not None and reward.name == "0001-reward"
+    decide(project, second, "kept")  # a drop is taken back
+    assert make_round(project, "ppo", {}).parents == {"round": 2, "policy": "runs/0004-ppo"}
+    newest = project.newest_with("policy")
+    assert newest is not None and newest.name == "0004-ppo"
+    assert [one.number for one in rounds(project)] == [2, 1]
+
+
+def test_the_first_round_starts_from_the_newest_supervised_run(project: Project) -> None:
+    runs = {"reward": "runs/0001-reward", "method": "runs/0002-sft"}
+    one = finished_round(project, 1)
+    for step, name in runs.items():
+        one.steps[step]["run"] = name
+    (project.folder / "runs/0002-ppo").rename(project.folder / "runs/0002-sft")
+    (project.folder / "runs/0002-sft/run.json").write_text('{"stage": "sft", "status": "done"}')
+    assert make_round(project, "ppo", {}).parents["policy"] == "runs/0002-sft"
+    one.save()  # now it is the run of a round that nobody has kept
+    assert make_round(project, "ppo", {}).parents["policy"] is None
+
+
+def test_an_unfinished_round_is_found_and_can_only_be_dropped(project: Project) -> None:
+    one = finished_round(project, 1, result=None)
+    assert unfinished(project) == one == rounds(project)[0]
+    with pytest.raises(UserError, match="Round 1 is not finished"):
+        decide(project, one, "kept")
+    decide(project, one, "dropped")
+    assert unfinished(project) is None
+    (project.folder / "rounds/0002").mkdir()  # killed before its record was written
+    assert make_round(project, "ppo", {}).number == 2
+
+
+def test_settings_reach_their_stage() -> None:
+    sets = ["updates=3", "reward.epochs=0", "ppo.kl_coef=0.2", "trl.optim=sgd"]
+    assert [*sets_for(STAGES["reward"], "rloo", sets)] == ["epochs=0"]
+    expected = ["algorithm=rloo", "updates=3", "kl_coef=0.2", "trl.optim=sgd"]
+    assert [*sets_for(STAGES["ppo"], "rloo", sets)] == expected
+
+
+# ---- the command, before anything is trained
+
+
+def refused(capsys: pytest.CaptureFixture[str], project: Project, *words: str) -> str:
+    status = main(["round", str(project.folder), *words])
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "") and "Traceback" not in err
+    return err
+
+
+def test_too_few_votes_are_refused_with_numbers(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vote(project, range(3))
+    error = refused(capsys, project)
+    assert "So far 3 votes name a better answer, on 3 prompts." in error
+    assert "needs 20 of them on 10 prompts" in error and "--anyway" in error
+    assert not (project.folder / "rounds").exists()
+
+
+def test_how_many_votes_are_worth_it_comes_from_the_learning_curve(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vote(project, range(20))
+    one = finished_round(project, 1, verdict="kept")
+    rng = np.random.default_rng(0)
+    fit = VoteFit()  # a taste in one of sixteen directions, with noise: more votes help
+    for number in range(40):
+        pair = rng.normal(size=(2, 16)).astype(np.float32)
+        order = np.argsort(-(pair[:, 0] + 0.3 * rng.normal(size=2)))
+        fit.add(pair[order[0]], pair[order[1]], number)
+    fit.fit()
+    fit.save(project.folder / one.steps["reward"]["run"] / "votes.safetensors")
+    vote(project, range(7))
+    error = refused(capsys, project)
+    assert "7 have come since then. Another round needs 20 new ones" in error
+    assert "About 40 more votes are worth it." in error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--keep",), "has no round yet"),
+        (("--drop", "3"), "has no round 3"),
+        (("--set", "kto.epochs=1"), "this round runs reward and ppo, and not kto"),
+        (("--set", "update=3"), "Did you mean updates?"),
+        (("--config", "none.yaml"), "none.yaml can't be read"),
+        (("--judge-function", "none.py:f"), "none.py"),
+        (("--judge-model", "no/such"), "no/such"),
+    ],
+)
+def test_mistakes_are_found_before_the_night(
+    project: Project, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    vote(project, range(20))
+    assert said in refused(capsys, project, *words)
+    assert rounds(project) == []
+
+
+def test_a_method_that_does_not_exist_is_named(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vote(project, range(20))
+    with project.settings_file.open("a") as file:
+        file.write("method: reward\n")
+    assert "there is no method reward. The methods are sft, ppo, dpo" in refused(capsys, project)
+    file_text = project.settings_file.read_text()
+    project.settings_file.write_text(file_text.replace("method: reward", "method: sft"))
+    assert "nobody has written a better answer" in refused(capsys, project)
+
+
+def test_a_round_waits_for_the_decision_about_the_last_one(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vote(project, range(60))
+    finished_round(project, 1)
+    assert "Round 1 is finished, and nobody has said" in refused(capsys, project)
+    with hold(project.folder / "rounds", "Wait."):
+        assert "is in use" in refused(capsys, project, "--drop")
+    assert main(["round", str(project.folder), "--drop", "--json"]) == 0
+    assert rounds(project)[0].verdict == "dropped"
+    assert (project.folder / "runs/0002-ppo/dropped").is_file()
+    capsys.readouterr()
+    assert main(["round", str(project.folder), "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "Round 1: ppo, from the base, dropped" in listed
+    assert listed.splitlines()[1].split() == ["1", "ppo", "base", "20", "20", "dropped"]
+
+
+# ---- the card
+
+
+def about(**changes: Any) -> dict[str, Any]:
+    return {
+        "number": 2,
+        "method": "ppo",
+        "votes": {"count": 312, "new": 82, "newest": 400},
+        "parents": {"round": 1, "policy": "runs/0002-ppo"},
+        "verdict": "undecided",
+        "result": result(),
+    } | changes
+
+
+def test_the_card_says_what_changed_in_numbers() -> None:
+    assert card_lines(about()) == [
+        ("Votes", "312, of which 82 are new"),
+        (
+            "Reward role",
+            "predicts 71% (66 to 76%) of 312 votes, each by a fit to votes on other prompts. About "
+            "310 more votes are worth it.",
+        ),
+        (
+            "By reward of 0003-reward",
+            "wins 64% (52 to 75%) against the base, +11 points (+2 to +20) compared with round 1; "
+            "not independent",
+        ),
+        ("By people", "no votes yet; 30 pairs are ready on the Compare page"),
+        ("KL from the base", "4.20 nats an answer; round 1: 2.10"),
+        ("Length", "83 tokens; round 1: 61"),
+        (
+            "Short tasks",
+            "62 of 100 done, -2 points (-9 to +5) compared with round 1: no change larger than "
+            "chance",
+        ),
+        (
+            "Short tasks",
+            "62 of 100 done, -8 points (-9 to +5) compared with the base: no change larger than "
+            "chance",
+        ),
+        ("Time", "43 min 12 s"),
+    ]
+    text = card_text(about(verdict="kept"))
+    assert text.startswith("Round 2: ppo, from round 1, kept\n  Votes ")
+    assert text.endswith("vote on the Compare page before you decide.")
+
+
+def test_the_card_of_a_first_round_compares_with_the_base_once() -> None:
+    one = result(judges=[judge("function f", (0.02, 0.25))], alarms=["kl-high"])
+    lines = card_lines(about(parents={"round": None, "policy": None}, result=one))
+    names = [name for name, _ in lines]
+    assert names.count("Short tasks") == 1 and "Alarms" in names
+    assert dict(lines)["By function f"] == "wins 64% (52 to 75%) against the base"
+    assert dict(lines)["KL from the base"] == "4.20 nats an answer"
+    votes = {"rate": 0.6, "ci95": [0.42, 0.76], "n": 30}
+    people = dict(card_lines(about(), votes))["By people"]
+    assert people == "wins 60% (42 to 76%) of 30 blind votes against round 1"
+
+
+SURE, NOT, WORSE = (0.02, 0.2), (-0.1, 0.1), (-0.2, -0.02)
+FORGOT = {"kind": "all", "tasks": 100, "before": 64, "after": 44}
+FORGOT |= {"low": -0.3, "high": -0.1, "p": 0.001, "change": -0.2}
+
+
+@pytest.mark.parametrize(
+    ("independent", "reward", "people", "forgot", "action", "sure"),
+    [
+        (None, SURE, None, False, "look", False),  # its own reward role alone decides nothing
+        (None, SURE, [0.55, 0.9], False, "keep", True),
+        (None, SURE, [0.3, 0.7], False, "look", False),
+        (None, SURE, [0.1, 0.4], False, "drop", True),
+        (None, NOT, None, False, "drop", False),
+        (None, SURE, None, True, "drop", False),
+        (SURE, NOT, None, False, "keep", True),
+        (SURE, NOT, None, True, "look", False),
+        (SURE, SURE, [0.1, 0.4], False, "look", False),
+        (WORSE, SURE, None, False, "drop", True),
+        (NOT, WORSE, None, False, "drop", False),
+    ],
+)
+def test_the_advice_follows_independent_judges(
+    independent: tuple[float, float] | None,
+    reward: tuple[float, float],
+    people: list[float] | None,
+    forgot: bool,
+    action: str,
+    sure: bool,
+) -> None:
+    judges = [judge("reward", reward, independent=False)]
+    judges += [judge("function f", independent)] if independent else []
+    one = result(judges=judges, **({"tasks": {"previous": FORGOT}} if forgot else {}))
+    votes = {"rate": 0.5, "ci95": people, "n": 30} if people else None
+    said = advice(one, votes)
+    assert (said.action, said.sure) == (action, sure), said.text
+    assert said.text.endswith(".")
+
+
+def test_a_judge_that_has_not_seen_the_round_before_decides_nothing() -> None:
+    """People may have compared the new policy with the base alone."""
+    better = judge("people", (0, 0)) | {"previous": None}
+    assert advice(result(judges=[better])).action == "drop"
+
+
+def test_what_eval_found_is_turned_to_the_new_policy() -> None:
+    """`eval` names the two policies in either order; the difference is that of the new one."""
+    figures = {"kl": 1.0, "kl_se": 0.1, "kl_bound": None, "length": 9.0, "ended": 1.0, "run": "x"}
+    rate = {"rate": 0.6, "ci95": [0.4, 0.7], "n": 9, "wins": 5}
+    gap = {"candidate": "old", "other": "new", "difference": -0.1, "ci95": [-0.3, 0.05]}
+    found = {
+        "candidates": [figures | {"name": name} for name in ("base", "new", "old")],
+        "judges": [
+            {
+                "judge": "f",
+                "independent": True,
+                "note": "",
+                "results": [rate | {"candidate": name} for name in ("new", "old")],
+                "between": [gap],
+            },
+            {"judge": "people", "independent": True, "note": "", "results": [], "between": []},
+        ],
+    }
+    changes = [SkillChange("all", 10, 5, 4, -0.3, 0.1, 1.0)]
+    one = measured(found, "new", "old", {"previous": changes})
+    assert [judge["judge"] for judge in one["judges"]] == ["f"]
+    assert one["judges"][0]["previous"] == {"difference": 0.1, "ci95": [-0.05, 0.3]}
+    assert one["judges"][0]["base"] == {"rate": 0.6, "ci95": [0.4, 0.7], "n": 9}
+    assert one["tasks"]["previous"]["change"] == pytest.approx(-0.1)
+    first = measured(found, "new", "base", {"previous": changes})["judges"][0]["previous"]
+    assert first["difference"] == pytest.approx(0.1)
+    assert first["ci95"] == pytest.approx([-0.1, 0.2])
+    assert "run" not in one["policy"]
+
+
+def test_blind_votes_are_of_the_two_policies_and_of_finished_comparisons(project: Project) -> None:
+    store = project.store()
+    pair = ("runs/0002-ppo", "runs/0004-ppo")
+
+    def cast(first: str, second: str, best: list[int], wanted: int) -> None:
+        made = add_comparison(store, first, second, wanted)
+        for n, place in enumerate(best):
+            item = store.add_item(
+                f"{n}?", [("a", first), ("b", second)], purpose="compare", comparison=made.id
+            )
+            verdict = Verdict("ranked", [[place], [1 - place]])
+            store.judge(store.present(item, "ann").token, verdict)
+
+    assert blind_votes(store, *pair) is None
+    cast(*pair, [1, 1, 1, 0], wanted=4)
+    cast("base", pair[1], [0, 0], wanted=2)
+    cast(*pair[::-1], [1, 1], wanted=9)  # not finished: it stays hidden who is ahead
+    found = blind_votes(store, *pair)
+    assert found is not None and (found["n"], found["wins"], found["rate"]) == (4, 3, 0.75)
+
+
+# ---- the card as pages
+
+
+def test_the_cards_pages_show_names_as_text(project: Project) -> None:
+    evil = "function <img src=x onerror=alert(1)>"
+    record = about(result=result(judges=[judge(evil, SURE)]))
+    page = card_page(record)
+    assert "<img" not in page and "&lt;img" in page
+    finished_round(project, 1, result=record["result"])
+    shown = round_card_html(project)
+    assert "<img" not in shown and "&lt;img" in shown
+    assert "Keep it. It is better, beyond chance" in shown
+
+
+def test_the_page_shows_what_is_missing_and_how_far_a_round_is(project: Project) -> None:
+    assert "No round yet" in round_card_html(project)
+    assert "So far 0 votes name a better answer, on 0 prompts." in round_card_html(project)
+    vote(project, range(20))
+    assert "20 new votes: enough for the next round." in round_card_html(project)
+    one = finished_round(project, 1, result=None)
+    del one.steps["card"], one.steps["eval"]
+    one.save()
+    shown = round_card_html(project)
+    assert shown.count(": done</li>") == 3 and "<li>the card</li>" in shown
+    decide(project, one, "dropped")
+    assert "It was dropped unfinished." in round_card_html(project)
+    finished_round(project, 2, verdict="kept")
+    shown = round_card_html(project)
+    assert "Round 2: ppo, from the base, kept" in shown and "0 have come since then" in shown
+
+
+def test_a_decided_card_is_written_again(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = finished_round(project, 1)
+    assert main(["round", str(project.folder), "--keep", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "Round 1: ppo, from the base, kept" in out and "Decide with" not in out
+    assert "Round 1: ppo, from the base, kept" in (one.folder / "card.html").read_text()
+    assert read_json(one.folder / "round.json")["verdict"] == "kept"
