@@ -66,7 +66,8 @@ def test_rounds_one_after_the_other(project: Project, command: Command) -> None:
     assert found["tasks"]["base"]["tasks"] == 100
     assert found["tasks"]["base"] == found["tasks"]["previous"]
     assert found["previous"]["kl"] == 0 and found["policy"]["kl"] != 0
-    assert found["reward"]["of"] == 20 and 0 <= found["reward"]["low"] <= found["reward"]["high"]
+    assert found["reward"]["of"] == 16  # of 20: a fifth is held out from the fit
+    assert 0 <= found["reward"]["low"] <= found["reward"]["high"]
     store = project.store()
     (asked,) = comparisons(store)
     assert (asked.first, asked.second, asked.wanted) == ("base", "runs/0002-ppo", 4)

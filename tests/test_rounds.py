@@ -171,16 +171,16 @@ def test_how_many_votes_are_worth_it_comes_from_the_learning_curve(
     one = finished_round(project, 1, verdict="kept")
     rng = np.random.default_rng(0)
     fit = VoteFit()  # a taste in one of sixteen directions, with noise: more votes help
-    for number in range(40):
+    for number in range(60):
         pair = rng.normal(size=(2, 16)).astype(np.float32)
-        order = np.argsort(-(pair[:, 0] + 0.3 * rng.normal(size=2)))
+        order = np.argsort(-(pair[:, 0] + 0.1 * rng.normal(size=2)))
         fit.add(pair[order[0]], pair[order[1]], number)
     fit.fit()
     fit.save(project.folder / one.steps["reward"]["run"] / "votes.safetensors")
     vote(project, range(7))
     error = refused(capsys, project)
     assert "7 have come since then. Another round needs 20 new ones" in error
-    assert "About 40 more votes are worth it." in error
+    assert "About 60 more votes are worth it." in error
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ def _run(project: Project, one: Round) -> None:
         if one.is_done(name):
             continue
         started, which = time.monotonic(), f"{place} of {len(STEPS)}"
-        log_to_stderr(f"Round {one.number}, step {which}: {title}.")
+        words = f"{title}, by {one.method}" if name == "method" else title
+        log_to_stderr(f"Round {one.number}, step {which}: {words}")
         try:
             made = FUNCTIONS[name](project, one)
         except BaseException:
@@ -93,7 +94,7 @@ def _card(project: Project, one: Round) -> Result:
     about, people = one.about(), _people(project, one)
     text = card_text(about, people)
     write_bytes(one.folder / "card.html", card_page(about, people).encode())
-    write_bytes(one.folder / "card.txt", f"{text}\n".encode())
+    write_bytes(one.folder / "card.txt", f"{text}\n".encode("utf-8", "replace"))
     said = advice(about["result"], people)
     data = about | {"people": people, "advice": {"action": said.action, "sure": said.sure}}
     lines = [text, f"Page: {one.folder / 'card.html'}"]

@@ -93,7 +93,7 @@ def _worth(project: Project) -> str:
     from lorarlhf.rewards.learning_curve import forecast, headline
     from lorarlhf.rewards.vote_fit import VoteFit
 
-    found = forecast(VoteFit.load(file))
+    found = forecast(VoteFit.load(file), of=last.votes["count"])
     return "" if found is None else f" {headline(found)}"
 
 

@@ -97,7 +97,7 @@ def card_step(project: Project, one: Round) -> Row:
     from lorarlhf.rewards.vote_fit import VoteFit
 
     run = project.folder / one.steps["reward"]["run"]
-    found = reward_report(VoteFit.load(run / "votes.safetensors"))
+    found = reward_report(VoteFit.load(run / "votes.safetensors"), of=one.votes["count"])
     low, high = found.accuracy.interval
     return {
         "accuracy": found.accuracy.value,

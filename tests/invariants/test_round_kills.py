@@ -1,7 +1,7 @@
 """`kill -9` of `lorarlhf round` between its steps and in the training: the same command goes on.
 
-As in `test_kills.py`, real processes are killed. Each dies at one place, and the last one has to end
-with what a round has that was never killed.
+As in `test_kills.py`, real processes are killed. Each dies at one place, and the last one has to
+end with what a round has that was never killed.
 """
 
 import json
