@@ -10,6 +10,7 @@ import pytest
 from lorarlhf.cli import eval_answers, round_steps
 from lorarlhf.cli.main import main
 from lorarlhf.preferences.blind_comparisons import comparisons, count_items
+from lorarlhf.preferences.queue import next_shown
 from lorarlhf.project.project import Project
 from lorarlhf.project.rounds import rounds
 from lorarlhf.runtime.files import read_json
@@ -72,6 +73,8 @@ def test_rounds_one_after_the_other(project: Project, command: Command) -> None:
     (asked,) = comparisons(store)
     assert (asked.first, asked.second, asked.wanted) == ("base", "runs/0002-ppo", 4)
     assert count_items(store, asked.id) == 4
+    shown = next_shown(store, "ann", purpose="compare", comparison=asked.id)
+    assert shown is not None and len(shown.completions) == 2  # what the Compare page asks
     folder = project.folder / "rounds/0001"
     assert "Round 1: ppo, from the base" in (folder / "card.html").read_text()
     assert (folder / "card.txt").is_file() and (folder / "eval/report.html").is_file()

@@ -18,6 +18,7 @@ from lorarlhf.project.project import Project
 from lorarlhf.project.rounds import Round
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.terminal import log_to_stderr
 
 Row = dict[str, Any]
 COMPARED = 30
@@ -223,6 +224,7 @@ def _compare(store: Store, one: Round, first: str, second: str) -> Row:
     backbone = load_backbone(plan.settings)
     texts = []
     for side, source in enumerate((first, second)):
+        log_to_stderr(f"{source} answers {count} held-out prompts ...")
         if source != BASE:
             backbone.load_role("policy", plan.policies[_name(source)].adapter)
         found = generate(

@@ -7,7 +7,7 @@ started from, which of its steps are done, and what came out, so a killed round 
 import math
 import re
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +112,16 @@ class Round:
             ) from error
 
 
+KEYS = [known.name for known in fields(Round) if known.name != "folder"]
+
+
 def rounds(project: Project) -> list[Round]:
     """The rounds of a project, the newest first."""
     found = []
     for folder in (project.folder / ROUNDS).glob("*"):
         about = read_json(folder / RECORD) if re.fullmatch(r"\d{4,}", folder.name) else {}
-        about.pop("number", None)
         if about:
-            found.append(Round(folder, **about))
+            found.append(Round(folder, **{name: about[name] for name in KEYS if name in about}))
     return sorted(found, key=lambda one: one.number, reverse=True)
 
 
