@@ -43,6 +43,8 @@ OPENING = 100
 
 def words_in(text: str) -> int:
     """The number of words; Chinese and Japanese signs and Korean syllables count as half a word."""
+    if text.isascii():
+        return len(text.split())
     signs = len(_SIGNS.findall(text))
     return len(_SIGNS.sub(" ", text).split()) + (signs + 1) // 2
 
@@ -61,8 +63,10 @@ CAUSES: dict[str, Callable[[str], float]] = {
     "longer": doublings,
     "a list": lambda text: float(len(_LIST.findall(_unfenced(text))) >= 2),
     "a heading": lambda text: float("#" in text and _HEADING.search(_unfenced(text)) is not None),
-    "bold": lambda text: float(_BOLD.search(_unfenced(text)) is not None),
-    "code": lambda text: float(_CODE.search(text) is not None),
+    "bold": lambda text: float(
+        ("**" in text or "__" in text) and _BOLD.search(_unfenced(text)) is not None
+    ),
+    "code": lambda text: float("`" in text and _CODE.search(text) is not None),
     "an exclamation mark": lambda text: float("!" in text or "\uff01" in text),
     "a hedging opening": lambda text: float(_HEDGES.search(text[:OPENING]) is not None),
 }
