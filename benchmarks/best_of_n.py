@@ -1,17 +1,17 @@
 """Best of 4 and of 16 against the base: the win rate on held-out prompts, without any training.
 
     python benchmarks/best_of_n.py --out runs/best_of_n.json
-    python benchmarks/best_of_n.py --rater cheerful --ppo runs/demo
+    python benchmarks/best_of_n.py --votes 100 --temperature 0.7 --demos runs/hundred
 
-For each of three raters and three seeds a head is fitted on 150 votes, a tenth of them wrong, on
+For each of three raters and three seeds a head is fitted on votes, a tenth of them wrong, on
 answers to the 280 bundled prompts. The base answers each of the 60 held-out prompts 16 times, and
 the head picks the best of 16 and the best of each four. Every pick is compared, by the rater's rule
 without noise, with four other answers of the base. `rule` is the win rate if the rule itself
 picked. KL is the most that the choice can move the answers (`kl_bound`).
 
-With `--ppo`, the policy of a run answers the held-out prompts four times, and is compared with the
-base and with the picks. Name the rater whose votes it was tuned on, and with `--temperature` that
-of its training (0.7 in the demo), at which all answers are sampled.
+With `--demos`, the policies that `demo_seeds.py` left in that folder answer the held-out prompts
+four times, and are compared with the base and with the picks. Name the temperature of their
+training (0.7 in the demo), at which all answers are sampled, and their number of votes.
 
 The answers are sampled once and kept in the cache folder: about 20 minutes on 2 free cores, half of
 which `votes_to_accuracy.py` shares. Later runs take half a minute.
@@ -45,15 +45,15 @@ from lorarlhf.runtime.run import adapter_folder
 
 COUNTS = (4, 16)
 REPEATS = 4  # of a prompt in the pool of candidates, which has four answers to each: 16 together
-WANTED, NOISE, SEEDS = 150, 0.1, 3
+NOISE, SEEDS = 0.1, 3
 Answers = list[list[Answer]]
 Array = np.ndarray
 
 
-def fit_of(pool: Pool, rater: Rater, prompts: int, axes: Any) -> HeadFit:
+def fit_of(pool: Pool, rater: Rater, prompts: int, wanted: int, axes: Any) -> HeadFit:
     """The head fitted on votes on the first prompts of the pool."""
     seen = list(range(prompts))
-    votes = collect_votes(pool, rater, seen, WANTED)
+    votes = collect_votes(pool, rater, seen, wanted)
     background = pool.mean[:prompts].reshape(-1, pool.mean.shape[-1])
     groups = [place for place, _, _ in votes]
     return fit_head(*voted_features(pool.mean, votes), groups, background=[background], axes=axes)
@@ -115,7 +115,7 @@ def candidates_of(pool: Pool, prompts: int) -> tuple[Array, Answers]:
 
 
 def ppo_answers(
-    backbone: Backbone, run: str, prompts: list[Any], tokens: int, temperature: float
+    backbone: Backbone, run: Path, prompts: list[Any], tokens: int, temperature: float
 ) -> Answers:
     """Four answers of a run's policy to each prompt."""
     how: dict[str, Any] = {"max_new_tokens": tokens, "temperature": temperature, "batch_size": 64}
@@ -144,7 +144,10 @@ def main() -> None:
     parser.add_argument("--rater", choices=sorted(RATERS), action="append", help="several times")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--temperature", type=float, default=1.0, help="of all answers")
-    parser.add_argument("--ppo", metavar="RUN", help="a run whose policy is compared, too")
+    parser.add_argument("--votes", type=int, default=150, help="that a head is fitted on")
+    parser.add_argument(
+        "--demos", type=Path, help="the folder in which demo_seeds.py left policies"
+    )
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     parser.add_argument("--quick", action="store_true", help="80 prompts, 24 tokens, one seed")
     args = parser.parse_args()
@@ -159,15 +162,16 @@ def main() -> None:
     others = {"base": pool.answers[-held_out:]}
     repeated = sample_pool(backbone, tokens, args.temperature, unseen * REPEATS)
     features, texts = candidates_of(repeated, len(unseen))
-    if args.ppo:
-        others["ppo"] = ppo_answers(backbone, args.ppo, unseen, tokens, args.temperature)
     results: dict[str, Any] = {}
     print("| rater | comparison | wins | each seed | KL at most |\n|---|---|---|---|---|")
     for name in args.rater or RATERS:
         results[name] = []
         for seed in range(seeds):
             rater = Rater.of(remembering(RATERS[name]), noise=NOISE, seed=seed)
-            fit = fit_of(pool, rater, len(prompts) - held_out, axes)
+            fit = fit_of(pool, rater, len(prompts) - held_out, args.votes, axes)
+            if args.demos:
+                run = args.demos / f"{name}-{seed}"
+                others["ppo"] = ppo_answers(backbone, run, unseen, tokens, args.temperature)
             results[name].append(measure(rater, fit, features, texts, others))
         print_table(name, results[name])
     if args.out:

@@ -18,9 +18,9 @@ import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.data.readers import bundled, read_rows
+from lorarlhf.evaluation.heat_map import WordShares, heat_map
 from lorarlhf.rewards.role import encode_answer, token_scores
 from lorarlhf.rewards.token_shares import TokenShares, token_texts, words_of
-from lorarlhf_ui.heat_map import WordShares, heat_map
 
 PROMPT = [{"role": "user", "content": "What is a good way to start the day?"}]
 

@@ -16,6 +16,7 @@ from lorarlhf.cli.prepare import fingerprint
 from lorarlhf.data.readers import split_by_prompt
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.project.project import create
+from lorarlhf.rewards.role import score_answers
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
@@ -199,7 +200,10 @@ def test_a_trained_run_with_changes_of_the_look(
     run.base(tiny)
     summary = train_reward_model(tiny, rows(60), run, RewardSettings(epochs=0))
     run.finish("done", summary)
-    assert main(["report", "reward", str(run.folder), "--cosmetic", "--json"]) == 0
+    public = tmp_path / "public.jsonl"
+    public.write_text("".join(json.dumps(row) + "\n" for row in rows(4)), "utf-8")
+    words = ["report", "reward", str(run.folder), "--cosmetic", "--pairs", str(public)]
+    assert main([*words, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["length"] is not None  # the texts fit the votes that the stage has written
     assert [effect["name"] for effect in data["cosmetic"]] == [
@@ -210,3 +214,16 @@ def test_a_trained_run_with_changes_of_the_look(
     ]
     assert all(effect["low"] <= effect["change"] <= effect["high"] for effect in data["cosmetic"])
     assert any(effect["change"] for effect in data["cosmetic"])
+    (found,) = data["sets"]
+    pairs = rows(4)
+    prompts = [[{"role": "user", "content": row["prompt"]}] for row in pairs]
+    chosen, other = (
+        score_answers(tiny, prompts, [row[side] for row in pairs])
+        for side in ("chosen", "rejected")
+    )
+    right = sum((a > b) + 0.5 * (a == b) for a, b in zip(chosen, other, strict=True))
+    assert (found["name"], found["pairs"], found["accuracy"]["of"]) == ("public.jsonl", 4, 4)
+    assert found["accuracy"]["share"] == right / 4
+    longer = [len(row["chosen"].split()) > len(row["rejected"].split()) for row in pairs]
+    assert found["longer"]["share"] == sum(longer) / 4
+    assert main([*words[:3], "--pairs", str(tmp_path / "missing.jsonl")]) == 2

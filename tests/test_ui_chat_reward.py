@@ -133,7 +133,7 @@ def test_what_the_reward_role_likes_is_told_after_the_vote(
     seen: list[tuple[Any, list[str]]] = []
 
     def shares(adapter: Any, prompt: Any, answers: list[str]) -> Job:
-        from lorarlhf_ui.heat_map import WordShares
+        from lorarlhf.evaluation.heat_map import WordShares
 
         seen.append((prompt, answers))
         job = Job()

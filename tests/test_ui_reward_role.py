@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from lorarlhf.evaluation.heat_map import WordShares
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui import reward_role
 from lorarlhf_ui.backfill import LONGEST_TEXT
-from lorarlhf_ui.heat_map import WordShares
 from lorarlhf_ui.reward_role import BUSY, WAITING, RewardRole, result_of
 from tests.pages import FakeEngine, Job, add_run
 

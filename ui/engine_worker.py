@@ -20,10 +20,10 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from lorarlhf.evaluation.heat_map import WordShares
 from lorarlhf.project.settings import Settings
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_jobs import AnswerJob, Request
-from lorarlhf_ui.heat_map import WordShares
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.evaluation.heat_map import heat_maps
 from lorarlhf.preferences.records import Prompt
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.backfill import LONGEST_TEXT
 from lorarlhf_ui.engine_client import FAILED, OFF, Engine, Job
-from lorarlhf_ui.heat_map import heat_maps
 
 SECONDS = 120
 """How long a page waits for the model."""

@@ -281,6 +281,8 @@ def _report(sub: Parser) -> None:
     sub.add_argument("--axis", nargs=2, metavar=("TEXT", "TEXT"), help=text)
     text = "reward: also what a change of the look adds to a score; this loads the base"
     sub.add_argument("--cosmetic", action="store_const", const=True, help=text)
+    text = "reward: also how it orders the preference pairs of this file (several times: of each)"
+    sub.add_argument("--pairs", metavar="FILE", action="append", help=text)
 
 
 def _ui(sub: Parser) -> None:

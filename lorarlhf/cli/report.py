@@ -184,4 +184,4 @@ KINDS = {
     "reward": report_on_reward,
     "ranking": report_ranking,
 }
-OPTIONS = {"raters": ("rater", "purpose"), "tastes": ("axis",), "reward": ("cosmetic",)}
+OPTIONS = {"raters": ("rater", "purpose"), "tastes": ("axis",), "reward": ("cosmetic", "pairs")}

@@ -5,11 +5,13 @@ from contextlib import redirect_stderr
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorarlhf.cli.prepare import fingerprint, read_stage_rows
 from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.result import Result, excerpt
+from lorarlhf.cli.reward_sets import PairSet, measure_set, read_sets
+from lorarlhf.cli.reward_sets import in_words as sets_in_words
 from lorarlhf.data.readers import as_conversation, as_text, split_by_prompt
 from lorarlhf.evaluation.cosmetics import CHANGES, Effect, effects
 from lorarlhf.evaluation.rater_report import Share, same_winner_again
@@ -29,6 +31,9 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf.stages.table import STAGES
+
+if TYPE_CHECKING:  # it brings torch, which most of the report does without
+    from lorarlhf.backbone.base import Backbone
 
 MISTAKES = 5
 """Mistakes that are shown with their texts."""
@@ -54,12 +59,19 @@ def report_on_reward(args: Namespace) -> Result:
                 "--cosmetic changes the texts of answers, and they are gone. Put the file back "
                 f"that {run / 'run.json'} names as data, or train a reward model again."
             )
+    named = read_sets(args.pairs or [])
     found = reward_report(votes, texts, _same_again(run))
-    changed = _cosmetic(run, rows) if args.cosmetic and rows else []
+    changed: list[Effect] = []
+    sets: list[PairSet] = []
+    if args.cosmetic or named:
+        backbone, plain = _load(run)
+        changed = _cosmetic(backbone, rows, plain) if args.cosmetic and rows else []
+        sets = [measure_set(backbone, file, some, plain) for file, some in named.items()]
     own = _own_accuracy(run)
     mistakes = [] if texts is None else _mistakes(found, texts)
-    lines = in_words(found, changed, own, mistakes)
-    return Result(_as_data(found, texts, changed, own), "\n".join(lines))
+    lines = in_words(found, changed, own, mistakes) + sets_in_words(sets)
+    data = _as_data(found, texts, changed, own) | {"sets": [_set(one) for one in sets]}
+    return Result(data, "\n".join(lines))
 
 
 # ---- where things are
@@ -124,16 +136,22 @@ def _own_accuracy(run: Path) -> Rate | None:
 # ---- with the base
 
 
-def _cosmetic(run: Path, rows: list[Row]) -> list[Effect]:
-    """The effects of `CHANGES` on the scores of `CHANGED` answers, from all parts of the votes."""
+def _load(run: Path) -> tuple["Backbone", bool]:
+    """The base with the run's reward role, and whether its prompts are plain texts."""
     from lorarlhf.project.load import load_backbone
     from lorarlhf.project.settings import resolve
-    from lorarlhf.rewards.role import score_answers
 
     source = read_source_run(run, "reward", "RUN")
     settings = resolve("score", inherited=source.settings_values())
     backbone = load_backbone(settings)
     backbone.load_role("reward", source.adapter)
+    return backbone, bool(settings.own["plain"])
+
+
+def _cosmetic(backbone: "Backbone", rows: list[Row], plain: bool) -> list[Effect]:
+    """The effects of `CHANGES` on the scores of `CHANGED` answers, from all parts of the votes."""
+    from lorarlhf.rewards.role import score_answers
+
     step = max(1, len(rows) // CHANGED)
     taken = [
         (row["prompt"], as_text(row[("chosen", "rejected")[n % 2]]))
@@ -142,7 +160,7 @@ def _cosmetic(run: Path, rows: list[Row]) -> list[Effect]:
     taken = [(prompt, answer) for prompt, answer in taken if answer.strip()]
     if len(taken) < 2:
         raise UserError("--cosmetic needs two or more votes with answers that are not blank.")
-    prompts = [prompt if settings.own["plain"] else as_conversation(prompt) for prompt, _ in taken]
+    prompts = [prompt if plain else as_conversation(prompt) for prompt, _ in taken]
     answers = [answer for _, answer in taken]
     before = score_answers(backbone, prompts, answers)
     after = {
@@ -188,6 +206,11 @@ def _as_data(
         },
         "good_enough_for_ppo": asdict(decided),
     }
+
+
+def _set(one: PairSet) -> Row:
+    rates = ("accuracy", "longer", "shorter_chosen")
+    return asdict(one) | {name: _interval(getattr(one, name)) for name in rates}
 
 
 def _interval(rate: Rate | Share | None) -> Row | None:

@@ -29,6 +29,7 @@ def eval_page(data: Row, answers: Sequence[Row]) -> str:
         ("Notes", _notes([*data.get("notes", []), *map(judge_note, judges)])),
     )
     return PAGE.substitute(
+        style="",
         title="Did it get better?",
         lead=text(" ".join(better_and_worse(judges)) if judges else ""),
         sections="\n".join(f"<h2>{heading}</h2>\n{body}" for heading, body in sections if body),

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.evaluation.heat_map import WORDS
 from lorarlhf.evaluation.over_optimisation import describe, kept, measurements, parting
 from lorarlhf.evaluation.report_format import (
     duration,
@@ -26,6 +27,7 @@ from lorarlhf.evaluation.report_format import (
 from lorarlhf.evaluation.report_headline import headline, stage_label, title
 from lorarlhf.evaluation.report_plots import OVER_OPTIMISATION, figure, plots
 from lorarlhf.evaluation.report_template import PAGE
+from lorarlhf.evaluation.report_words import STYLE, words_section
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_bytes
 
@@ -213,10 +215,12 @@ def build_html(
     samples: Sequence[Row] | None,
     run: Row | None,
     reading_notes: Sequence[str] = (),
+    words: Sequence[Row] | None = None,
 ) -> str:
-    """The page from the contents of the four files; None stands for a missing file.
+    """The page from the contents of the files; None stands for a missing file.
 
-    Equal input gives equal text. `reading_notes` are sentences about problems with the files.
+    Equal input gives equal text. `reading_notes` are sentences about problems with the files;
+    `words` are the rows of `words.jsonl`, which only a reward stage writes.
     """
     summary, run = summary or {}, run or {}
     sections = (
@@ -224,6 +228,7 @@ def build_html(
         ("How training went", plots(metrics or [], run), "metrics.jsonl"),
         ("Over-optimisation", _over_optimisation(metrics or [], summary), ""),
         ("Health", _health(metrics or [], summary), ""),  # only PPO and RLOO have health checks
+        ("What the reward role sees in answers", words_section(words or []), ""),
         ("Answers", _samples(samples or []), "samples.jsonl"),
         ("Time and memory", _time(summary, run), "summary.json or run.json"),
         ("Settings", _settings(summary, run), "summary.json or run.json"),
@@ -239,6 +244,7 @@ def build_html(
     parts = [(heading, body) for heading, body, _ in sections]
     parts.append(("Notes", items and f"<ul>\n{items}\n</ul>"))
     return PAGE.substitute(
+        style=STYLE,
         title=text(title(summary, run)),
         lead=text(headline(summary, run)),
         sections="\n".join(f"<h2>{heading}</h2>\n{body}" for heading, body in parts if body),
@@ -263,7 +269,8 @@ def write_report(folder: Path) -> Path:
                 f"There is nothing to report on in {folder}: it has no summary.json, run.json, "
                 "metrics.jsonl or samples.jsonl. Name the folder that a run wrote to (its --out)."
             )
-        html = build_html(summary, metrics, samples, run, notes)
+        words = _read_rows(folder / WORDS, notes)
+        html = build_html(summary, metrics, samples, run, notes, words)
         return write_bytes(folder / "report.html", html.encode("utf-8"))
     except OSError as error:
         raise UserError(

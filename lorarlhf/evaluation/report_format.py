@@ -60,7 +60,7 @@ def duration(seconds: Any) -> str:
 def text(value: Any) -> str:
     """A JSON value as escaped text; a conversation (a list of messages) as one line for each turn.
 
-    Control characters and lone surrogates, which UTF-8 cannot encode, become U+FFFD.
+    See `printable` for what is replaced.
     """
     if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
         value = "\n".join(f"{turn.get('role', '?')}: {turn.get('content', '')}" for turn in value)
@@ -68,7 +68,12 @@ def text(value: Any) -> str:
         value = json.dumps(value, ensure_ascii=False, default=str)
     if len(value) > MAX_CHARACTERS:
         value = value[:MAX_CHARACTERS] + " […]"
-    return escape(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", value))
+    return escape(printable(value))
+
+
+def printable(value: str) -> str:
+    """A text with U+FFFD for control characters and lone surrogates, which UTF-8 can't encode."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", value)
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

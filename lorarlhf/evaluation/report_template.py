@@ -1,4 +1,4 @@
-"""The HTML page that `report` fills in: `$title`, `$lead` and `$sections`, all escaped already."""
+"""The HTML page that `report` fills in: `$style`, `$title`, `$lead`, `$sections`, all escaped."""
 
 from string import Template
 
@@ -42,6 +42,7 @@ h4 { font-size: .875rem; margin: 0 0 .25rem; }
 .answers > div { border-top: 1px solid var(--line); padding-top: .6rem; min-width: 0; }
 @media (min-width: 44rem) { .plots { grid-template-columns: 1fr 1fr; }
   .answers { grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); } }
+$style
 </style>
 </head>
 <body>

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,8 @@ OPENING = 100
 
 def words_in(text: str) -> int:
     """The number of words; Chinese and Japanese signs and Korean syllables count as half a word."""
+    if text.isascii():
+        return len(text.split())
     signs = len(_SIGNS.findall(text))
     return len(_SIGNS.sub(" ", text).split()) + (signs + 1) // 2
 
@@ -51,12 +54,19 @@ def doublings(text: str) -> float:
     return math.log2(1 + words_in(text))
 
 
+def _unfenced(text: str) -> str:
+    """A text without its blocks of code."""
+    return _FENCED.sub("", text) if "```" in text else text
+
+
 CAUSES: dict[str, Callable[[str], float]] = {
     "longer": doublings,
-    "a list": lambda text: float(len(_LIST.findall(_FENCED.sub("", text))) >= 2),
-    "a heading": lambda text: float(_HEADING.search(_FENCED.sub("", text)) is not None),
-    "bold": lambda text: float(_BOLD.search(_FENCED.sub("", text)) is not None),
-    "code": lambda text: float(_CODE.search(text) is not None),
+    "a list": lambda text: float(len(_LIST.findall(_unfenced(text))) >= 2),
+    "a heading": lambda text: float("#" in text and _HEADING.search(_unfenced(text)) is not None),
+    "bold": lambda text: float(
+        ("**" in text or "__" in text) and _BOLD.search(_unfenced(text)) is not None
+    ),
+    "code": lambda text: float("`" in text and _CODE.search(text) is not None),
     "an exclamation mark": lambda text: float("!" in text or "\uff01" in text),
     "a hedging opening": lambda text: float(_HEDGES.search(text[:OPENING]) is not None),
 }
@@ -94,7 +104,8 @@ Difference = tuple[float, ...]
 
 def differences(votes: Sequence[Vote]) -> dict[int, Difference]:
     """By number of the vote; only for votes that prefer one of two answers."""
-    return {vote.id: found for vote in votes if (found := _difference(vote)) is not None}
+    causes = cache(_causes)  # several raters vote on the same texts
+    return {vote.id: found for vote in votes if (found := _difference(vote, causes)) is not None}
 
 
 def vote_causes(votes: Sequence[Vote], known: dict[int, Difference] | None = None) -> list[Cause]:
@@ -135,13 +146,17 @@ def vote_causes(votes: Sequence[Vote], known: dict[int, Difference] | None = Non
     return sorted(causes, key=lambda cause: cause.p)
 
 
-def _difference(vote: Vote) -> Difference | None:
+def _causes(text: str) -> Difference:
+    return tuple(cause(text) for cause in CAUSES.values())
+
+
+def _difference(vote: Vote, causes: Callable[[str], Difference]) -> Difference | None:
     if vote.verdict.verdict != RANKED or len(vote.completions) != 2 or vote.repeats is not None:
         return None
     best = vote.verdict.ranking[0][0]
     side = 0.0 if vote.imported else (1.0 if vote.shown[0] == best else -1.0)
-    preferred, other = vote.completions[best], vote.completions[1 - best]
-    return side, *(cause(preferred) - cause(other) for cause in CAUSES.values())
+    preferred, other = causes(vote.completions[best]), causes(vote.completions[1 - best])
+    return side, *(a - b for a, b in zip(preferred, other, strict=True))
 
 
 def logit(columns: Array) -> tuple[Array, Array]:

@@ -256,7 +256,7 @@ class Store(Database):
                 "LIMIT :newest) ORDER BY voted_at, id",
                 {"rater": rater, "purpose": purpose, "newest": -1 if newest is None else newest},
             )
-            return [self._with_answers(row) for row in rows]
+            return self._with_answers(rows)
 
     def vote(self, judgement_id: int) -> Vote | None:
         """One vote; None if it was undone or corrected since."""
@@ -264,7 +264,7 @@ class Store(Database):
             f"{VOTES} WHERE c.id = ? AND c.verdict != 'undone'",
             (judgement_id,),
         )
-        return self._with_answers(rows[0]) if rows else None
+        return self._with_answers(rows)[0] if rows else None
 
     def count(self, rater: str | None = None, since: int = 0) -> int:
         """The number of current votes, without undone ones, from a time on (ms since 1970)."""
@@ -282,10 +282,14 @@ class Store(Database):
         )
         return list(rows[0])
 
-    def _with_answers(self, row: sqlite3.Row) -> Vote:
-        answers = self.rows(
-            "SELECT c.text, c.source, c.sampling FROM item_completion ic "
-            "JOIN completion c ON c.id = ic.completion_id WHERE ic.item_id = ? ORDER BY position",
-            (row["item_id"],),
-        )
-        return vote_from_row(row, answers)
+    def _with_answers(self, rows: Sequence[sqlite3.Row]) -> list[Vote]:
+        answers: dict[int, list[sqlite3.Row]] = {row["item_id"]: [] for row in rows}
+        # One query for all, because one for each of many thousand votes takes seconds.
+        for answer in self.rows(
+            "SELECT ic.item_id, c.text, c.source, c.sampling FROM item_completion ic "
+            "JOIN completion c ON c.id = ic.completion_id "
+            "WHERE ic.item_id IN (SELECT value FROM json_each(?)) ORDER BY ic.item_id, position",
+            (json.dumps(list(answers)),),
+        ):
+            answers[answer["item_id"]].append(answer)
+        return [vote_from_row(row, answers[row["item_id"]]) for row in rows]

@@ -30,6 +30,7 @@ from lorarlhf.runtime.terminal import progress_bar
 from lorarlhf.stages.callbacks import RunCallback
 from lorarlhf.stages.conversations import Row, conversational
 from lorarlhf.stages.inputs import StageInputs
+from lorarlhf.stages.reward_examples import write_examples
 from lorarlhf.stages.reward_view import (
     Pair,
     PairCollator,
@@ -163,6 +164,8 @@ def run_reward_model(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[
         set_score_scale(backbone, score_states(backbone, train, votes.chosen, votes.rejected))
         scores = score_states(backbone, test, heldout[::2], heldout[1::2])
     accuracy = pair_accuracy(scores)
+    if distributed.is_main():
+        write_examples(backbone, inputs.eval_rows or [], scores, run.folder)
     backbone.save("reward", run.folder / "adapters" / "reward")
     run.log({"step": kept, "heldout_accuracy": accuracy}, stage="reward")
     return {

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHADES = 5
+WORDS = "words.jsonl"
+"""The file in a reward run's folder with the pairs that its report shows as heat maps."""
 EXACT = (
     "The reward role scores an answer by the mean over its tokens, so these shares are exact: "
     "together they are the score. A word may owe its share to the words before it."

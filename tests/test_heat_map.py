@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lorarlhf_ui.heat_map import WordShares, heat_map, heat_maps, signed
+from lorarlhf.evaluation.heat_map import WordShares, heat_map, heat_maps, signed
 
 HOSTILE = '<img src=x onerror="alert(1)">&{{'
 
