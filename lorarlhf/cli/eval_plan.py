@@ -187,9 +187,9 @@ def _policies(args: Namespace, has_reward: bool) -> dict[str, SourceRun]:
 
 
 def _newest_of_each_stage(project: Project) -> list[Path]:
-    """The newest finished policy of each stage, the oldest first."""
+    """The newest finished policy of each stage that is not dropped, the oldest first."""
     found: dict[str, Path] = {}
-    for run in project.runs():
+    for run in project.kept_runs():
         about = read_json(run / "run.json")
         saved = (run / "adapters" / "policy" / "adapter_config.json").is_file()
         if saved and about.get("status") == "done":
