@@ -1,6 +1,7 @@
 """The command `runs`: the table and the tree, titles, dropping, deleting."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from io import StringIO
@@ -55,7 +56,7 @@ def test_the_table_and_the_tree(command: Command, project: Project) -> None:
     assert status == 0 and lines[0].split() == [
         *("run", "title", "state", "started", "took", "size", "started", "from", "result")
     ]
-    assert lines[1].split("  ")[:2] == ["0003-ppo", "friendly, in few words"]
+    assert re.split(r"\s\s+", lines[1])[:2] == ["0003-ppo", "friendly, in few words"]
     for part in ("stopped", "2026-11-28 19:49", "2 min", "policy of 0001-sft; reward of 0002-r"):
         assert part in lines[1], part
     assert lines[1].endswith("step 4; score 0.4")

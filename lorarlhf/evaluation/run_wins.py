@@ -79,12 +79,14 @@ def _of_eval(data: Row) -> dict[str, Wins]:
         judges = reversed(data.get("judges", []))
         for judge in sorted(judges, key=lambda judge: bool(judge["independent"])):
             for result in judge["results"]:  # the last one counts: the first independent judge
+                low, high = map(float, result["ci95"])
                 found[str(result["candidate"])] = Wins(
                     float(result["rate"]),
-                    *map(float, result["ci95"]),
-                    count=int(result["n"]),
-                    judge=str(judge["judge"]),
-                    independent=bool(judge["independent"]),
+                    low,
+                    high,
+                    int(result["n"]),
+                    str(judge["judge"]),
+                    bool(judge["independent"]),
                 )
     except (KeyError, TypeError, ValueError):
         return {}

@@ -32,8 +32,10 @@ RUNNING, INTERRUPTED, NOT_STARTED, UNREADABLE = (
 """What a run's state can be beside the status in its record (`done`, `stopped`, `failed`)."""
 SOURCES = ("init", "reward")
 """The options that name a run which another one starts from."""
-RESULTS = ("heldout_accuracy", "n", "kl_per_sequence", "eval_score")
-RESULTS += ("accuracy_last", "margin_last", "loss_last")
+RESULTS = (
+    *("heldout_accuracy", "n", "kl_per_sequence", "eval_score"),
+    *("accuracy_last", "margin_last", "loss_last"),
+)
 """The figures of a run's summary that say how it went."""
 TAIL_BYTES = 2**16
 TIME = "%Y-%m-%dT%H:%M:%S"

@@ -35,7 +35,7 @@ function say(text, reply) {
   if (status.dataset.text === text) return;
   status.dataset.text = text;
   status.textContent = text;
-  status.dataset.kind = reply?.error ? "warn" : "";
+  status.dataset.kind = reply?.lost ? "lost" : reply?.error ? "warn" : "";
   if (reply?.login) addLogin(status);
 }
 
@@ -59,7 +59,7 @@ async function look(message) {
     return;
   }
   if (message) say(message);
-  else if (find("status").dataset.kind === "warn" || !shown.size) say("");
+  else if (find("status").dataset.kind === "lost" || !shown.size) say("");
   const focus = document.activeElement?.closest("[data-do]")?.dataset;
   const drawn = put("table", reply.table);
   put("tree", reply.tree);
@@ -119,8 +119,9 @@ function close() {
 
 async function change(name, data) {
   const reply = await ask(name, data);
-  if (reply.error) return say(reply.lost ? "The server does not answer. Look at the table what was saved." : reply.error, reply);
-  await look(reply.message);
+  if (reply.error) say(reply.error, reply);
+  if (reply.lost) await look(); // until the table shows what was saved
+  else if (!reply.error) await look(reply.message);
 }
 
 // What a dialog was closed with; "no" if somebody left it.
@@ -151,13 +152,18 @@ async function remove(run) {
 
 // ---- curves
 
-async function drawCurves() {
+// Draws what is ticked; if that is too much, `added` is not ticked any more.
+async function drawCurves(added) {
   const number = (draws += 1);
   const reply = await ask("curves", { runs: [...ticked], metric: metric.value });
   if (number !== draws || !element.isConnected) return;
-  if (reply.error) return say(reply.error, reply);
-  const table = find("curves").querySelector("details")?.open;
-  if (put("curves", reply.html) && table) find("curves").querySelector("details").open = true;
+  if (reply.error) {
+    say(reply.error, reply);
+    if (!reply.lost && ticked.delete(added)) checkBoxes();
+    return;
+  }
+  const unfolded = find("curves").querySelector("details")?.open;
+  if (put("curves", reply.html) && unfolded) find("curves").querySelector("details")?.setAttribute("open", "");
   find("choose").hidden = !ticked.size;
   const options = reply.metrics.map(([name, words]) => new Option(words, name));
   const known = [...metric.options].map((option) => option.value).join("\n");
@@ -168,7 +174,7 @@ async function drawCurves() {
 function tick(box) {
   if (box.checked) ticked.add(box.dataset.run);
   else ticked.delete(box.dataset.run);
-  drawCurves();
+  drawCurves(box.checked ? box.dataset.run : "");
 }
 
 // ---- clicks
