@@ -18,7 +18,7 @@ NO_RUNS = (
     "There are no runs yet. Rate some answers, then train a reward model with "
     "<code>lorarlhf reward</code>."
 )
-HEADS = ("Show", "Run", "State", "Started", "Took", "Started from", "Result", "Size", "Open")
+HEADS = ("Show", "Run", "Open", "State", "Result", "Started from", "Started", "Took", "Size")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 280, 64, 12, 10, 40
 TABLE_ROWS = 12
 MARKED = 40
@@ -58,20 +58,29 @@ def _row(shown: Shown) -> str:
         f'<button type="button" class="name" data-do="open" data-run="{name}" '
         f'aria-expanded="false"><bdi>{label}</bdi></button> <span class="faint">{name}</span>'
         f"{dropped}",
-        f'<span class="state" data-state="{state}">{state}</span>',
-        html.escape(run.started.replace("T", " ")[:16]),
-        duration(run.seconds),
-        _sources(run.sources),
-        html.escape("; ".join([*won, *results_in_words(run)])),
-        size(shown.bytes),
         _links(run),
+        f'<span class="state" data-state="{state}">{state}</span>',
+        html.escape("; ".join([*won, *results_in_words(run)])),
+        _sources(run.sources),
+        _day_and_time(run.started),
+        duration(run.seconds),
+        size(shown.bytes),
     )
     kind = ' class="dropped"' if run.dropped else ""
     return f'<tr{kind} data-row="{name}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
+def _day_and_time(started: str) -> str:
+    """Each of both on one line."""
+    day, _, time = html.escape(started[:16]).partition("T")
+    return f'<span class="whole">{day}</span> <span class="whole">{time}</span>'
+
+
 def _sources(sources: Sequence[Source]) -> str:
-    return "<br>".join(f"<bdi>{html.escape(source_in_words(one))}</bdi>" for one in sources)
+    return "<br>".join(
+        f"<bdi{' class=whole' if one.run else ''}>{html.escape(source_in_words(one))}</bdi>"
+        for one in sources
+    )
 
 
 def _links(run: RunInfo) -> str:
@@ -117,7 +126,7 @@ def details_html(run: RunInfo, needed: Sequence[str]) -> str:
         f'<button type="button" data-do="{do}" data-run="{name}">{text}</button>'
         for do, text in (("rename", "Rename"), (keep.lower(), keep), ("delete", "Delete"))
     )
-    return f'<dl>{listed}</dl><div class="line">{buttons}</div>'
+    return f'<div class="inside"><dl>{listed}</dl><div class="line">{buttons}</div></div>'
 
 
 def goes_html(run: RunInfo, count: int, files: Sequence[str]) -> str:
@@ -167,7 +176,7 @@ def _leaf(run: RunInfo, level: int) -> str:
     rest = [source_in_words(one) for one in run.sources if one is not above]
     if above is not None and above.option == "reward":
         rest.insert(0, "trained against the reward role above")
-    others = f' <span class="faint">{html.escape("; ".join(rest))}</span>' if rest else ""
+    others = f' <span class="faint">({html.escape("; ".join(rest))})</span>' if rest else ""
     dropped = ' <span class="badge">dropped</span>' if run.dropped else ""
     name = f' <span class="faint">{html.escape(run.name)}</span>'
     return f"<bdi>{html.escape(run.label)}</bdi>{name}{dropped}{others}"

@@ -174,8 +174,8 @@ def open_all(page: Page, path: str) -> None:
         expect(page.locator('[data-part="raters-body"]')).to_contain_text("3 votes")
         expect(page.locator('[data-part="status"]')).to_be_hidden()
     elif path == "/runs":
-        for box in page.locator(".runs [type=checkbox]").all():
-            box.check()
+        for name in (RUN, "0002-ppo"):
+            page.locator(f'.runs [data-row="{name}"] [type=checkbox]').check()
         page.locator(".runs .legend li").nth(1).wait_for()
         page.get_by_text("The numbers as a table").click()
         page.locator(".runs .name").first.click()

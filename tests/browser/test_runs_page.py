@@ -166,22 +166,16 @@ def test_deleting_asks_and_is_refused_where_needed(open_page: Any, project: Serv
     assert not folder.exists()
 
 
-def test_two_hundred_runs_on_a_telephone(
-    open_page: Any, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    def runs(project: Project) -> None:
-        for number in range(1, 201):
-            write_run(project, f"{number:04d}-ppo", rows=ppo_rows(3))
-
-    with running(tmp_path_factory, runs=runs) as project:
-        page = open_page(f"{project.url}/runs", width=360, height=740)
-        expect(page.locator(".runs tr[data-row]")).to_have_count(200)
-        asking = """async () => {
-          const start = performance.now();
-          document.querySelector('[data-run="0001-ppo"][data-do="tick"]').click();
-          while (!document.querySelector(".runs .legend")) await new Promise(requestAnimationFrame);
-          return performance.now() - start;
-        }"""
-        assert page.evaluate(asking) < 2000  # a busy machine; the answer alone takes milliseconds
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        page.close()
+def test_two_hundred_runs_on_a_telephone(open_page: Any, project: ServedProject) -> None:
+    for number in range(101, 301):  # the last test of this project
+        write_run(project.project, f"{number:04d}-ppo", role="", rows=ppo_rows(3))
+    page = opened(open_page, project, width=360, height=740)
+    assert page.locator(".runs tr[data-row]").count() > 200
+    asking = """async () => {
+      const start = performance.now();
+      document.querySelector('[data-run="0101-ppo"][data-do="tick"]').click();
+      while (!document.querySelector(".runs .legend")) await new Promise(requestAnimationFrame);
+      return performance.now() - start;
+    }"""
+    assert page.evaluate(asking) < 2000  # on a busy machine
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
