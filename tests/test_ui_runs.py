@@ -20,6 +20,7 @@ from lorarlhf.preferences.blind_comparisons import add_comparison
 from lorarlhf.project.project import Project
 from lorarlhf.project.run_labels import set_dropped, write_title
 from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.conversation import Turn
 from lorarlhf_ui.engine_client import BASE
 from lorarlhf_ui.login import COOKIE
 from lorarlhf_ui.models import Models
@@ -276,6 +277,8 @@ def test_the_lists_of_the_compare_page_show_titles(
     assert choices[best] == "0004-ppo, best of 4 by 0002-reward"
     set_dropped(project.folder / "runs" / "0002-reward", True)
     assert len(bench.comparisons.candidates()) == 4
+    turn = Turn("Why?", [BASE, bench.prefetch.models.place("0004-ppo")], ["So.", "Because."])
+    assert bench.conversations.authors(turn) == [BASE, "Brief (0004-ppo)"]  # after a vote
 
 
 def test_a_run_that_is_needed_stays(runs: Runs, project: Project) -> None:

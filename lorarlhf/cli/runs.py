@@ -17,7 +17,7 @@ from lorarlhf.project.run_words import duration, results_in_words, size, source_
 
 NO_RUNS = "There are no runs yet. `lorarlhf reward {folder}` or another stage makes one."
 HEAD = ["run", "title", "state", "started", "took", "size", "started from", "result"]
-LONGEST = 40
+LONGEST_TITLE, LONGEST_SOURCES = 40, 60
 
 
 def runs(args: Namespace) -> Result:
@@ -104,12 +104,12 @@ def _row(run: RunInfo, wins: Wins | None, count: int) -> list[str]:
     won = [] if wins is None else [wins.in_words()]
     return [
         run.name,
-        excerpt(run.title, LONGEST),
+        excerpt(run.title, LONGEST_TITLE),
         f"{run.state}, dropped" if run.dropped else run.state,
         run.started.replace("T", " ")[:16],
         duration(run.seconds),
         size(count),
-        excerpt("; ".join(map(source_in_words, run.sources)), LONGEST),
+        excerpt("; ".join(map(source_in_words, run.sources)), LONGEST_SOURCES),
         "; ".join([*won, *results_in_words(run)]),
     ]
 
