@@ -16,11 +16,12 @@ from lorarlhf.preferences.records import Verdict
 from lorarlhf.preferences.settings import ANSWERS, write_setting
 from lorarlhf.project.project import DELETED, Project, create
 from lorarlhf.project.run_deletion import delete_run, dependents, finish_deletions
-from lorarlhf.project.run_labels import read_label, set_dropped, write_title
+from lorarlhf.project.run_labels import RunLabel, read_label, set_dropped, write_title
 from lorarlhf.project.run_list import RunInfo, find_run, folder_bytes, lineage, read_runs
 from lorarlhf.project.run_words import duration, results_in_words, size, source_in_words
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import LOCK, hold, is_held
+from lorarlhf.runtime.run_folder import archive_earlier_run, restore_earlier_run
 from tests.run_folders import STARTED, ppo_rows, write_run
 
 HOLDS = """
@@ -263,6 +264,16 @@ def test_a_dropped_run_is_never_the_newest(four: Project) -> None:
     assert four.next_run("dpo").name == "0005-dpo"
     set_dropped(folder / "0003-ppo", False)
     assert four.newest_with("policy") == folder / "0003-ppo"
+
+
+def test_a_new_run_in_the_folder_has_a_label_of_its_own(project: Project) -> None:
+    run = write_run(project, "0001-ppo", rows=ppo_rows(2))
+    write_title(run, "The first")
+    set_dropped(run, True)
+    kept = archive_earlier_run(run)
+    assert kept is not None and read_label(run) == RunLabel()
+    restore_earlier_run(run, kept)  # the new one failed at once
+    assert read_label(run) == RunLabel("The first", True)
 
 
 # ---- deleting

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lorarlhf.cli.eval_plan import _newest_of_each_stage
 from lorarlhf.cli.main import main
 from lorarlhf.project.project import Project, create
 from lorarlhf.project.run_labels import read_label
@@ -95,6 +96,13 @@ def test_changes(command: Command, project: Project) -> None:
     assert status == 2 and "up to 80 characters" in err
     status, _, err = command("--drop", "9")
     assert status == 2 and "has no run 9" in err
+
+
+def test_eval_compares_no_dropped_run(command: Command, project: Project) -> None:
+    write_run(project, "0004-sft")
+    assert [run.name for run in _newest_of_each_stage(project)] == ["0004-sft"]
+    command("--drop", "4")
+    assert [run.name for run in _newest_of_each_stage(project)] == ["0001-sft"]
 
 
 def test_deleting(
