@@ -9,7 +9,7 @@ import pytest
 from report_page import HOSTILE, Page, write_demo
 
 from lorarlhf.evaluation.report import build_html, write_report
-from lorarlhf.evaluation.report_plots import PLOTS, _series, _thin
+from lorarlhf.evaluation.report_plots import PLOTS, _series, thin
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,8 @@ def test_series_keeps_the_later_of_two_rows_and_joins_eval_rows() -> None:
 
 
 def test_thin_takes_means_of_neighbours() -> None:
-    assert _thin([1.0, 2.0, 6.0]) == [1.0, 2.0, 6.0]
-    thinned = _thin(float(value) for value in range(1001))
+    assert thin([1.0, 2.0, 6.0]) == [1.0, 2.0, 6.0]
+    thinned = thin(float(value) for value in range(1001))
     assert thinned[:2] == [1.0, 4.0]  # means of 0, 1, 2 and of 3, 4, 5
     assert thinned[-1] == 999.5  # the two that are left over, 999 and 1000
     assert len(thinned) == 334

@@ -27,6 +27,7 @@ OF_ALL |= {"look", "own_axis"}  # the Insights page
 OF_ALL |= {"fill", "on_send", "on_stop", "on_retry", "on_edit", "on_restart", "on_tick"}
 OF_ALL |= {f"on_vote_{choice}" for choice in ("left", "right", "tie", "both_good", "both_bad")}
 OF_OWNERS = {"/compare start_comparison", "/settings fill", "/settings change_settings"}
+OF_OWNERS |= {f"/runs {name}" for name in ("runs", "details", "curves", "rename", "keep", "delete")}
 REFUSED = "Only an owner of this project can do this."
 VOTE: dict[str, Any] = {"prompt": "Why?", "verdict": "ranked", "ranking": [[0], [1]], "item": 1}
 VOTE |= {"completions": [{"text": text, "source": "base"} for text in ("So.", "Because.")]}

@@ -43,11 +43,14 @@ from lorarlhf_ui.page_frame import PAGES
 from lorarlhf_ui.prefetch import Prefetch
 from lorarlhf_ui.rate import Ratings
 from lorarlhf_ui.rate_page import rate_page
+from lorarlhf_ui.runs import Runs
+from lorarlhf_ui.runs_page import runs_page
+from lorarlhf_ui.runs_report import add_report
 from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
 from lorarlhf_ui.settings_page import settings_page
 from lorarlhf_ui.theme import static, theme
 
-STYLES = ("pages.css", "text.css", "heat_map.css", "insights.css", "welcome.css")
+STYLES = ("pages.css", "text.css", "heat_map.css", "insights.css", "runs.css", "welcome.css")
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
@@ -149,6 +152,8 @@ def build(pages: Pages, access: Access) -> gr.Blocks:
                 open_answers=pages.open_answers,
             )
         )
+    with blocks.route("Runs", "/runs", show_in_navbar=False):
+        runs_page(Runs(pages.project, pages.project.store()))
     with blocks.route("Settings", "/settings", show_in_navbar=False):
         settings_page(pages.prefetch)
     return blocks
@@ -159,6 +164,7 @@ def web_app(pages: Pages, access: Access) -> Guard:
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # Before Gradio is mounted, since it answers every other path.
     add_files(app, pages.project.store(), everybody=not access.login)
+    add_report(app, pages.project)
     with without_apps():
         blocks = build(pages, access)
     app = gr.mount_gradio_app(

@@ -194,8 +194,9 @@ class Conversations:
 
     def authors(self, turn: Turn) -> list[str]:
         """Who wrote the answers of a turn, by the names that the pages show."""
-        labels = [self.prefetch.models.label(place) for place in turn.models]
-        return [label.removeprefix("runs/") for label in labels]
+        models = self.prefetch.models
+        names = [models.label(place).removeprefix("runs/") for place in turn.models]
+        return [models.title(name) for name in names]
 
     def vote(self, rater: str, choice: str) -> Conversation:
         """Store a vote on the last two answers; the conversation continues with the better one.

@@ -9,7 +9,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.chat import BEST_OF, Conversations
 from lorarlhf_ui.chat_html import about, message_html, thread_html
 from lorarlhf_ui.conversation import Conversation
-from lorarlhf_ui.events import IN_TURN, NEVER_DROPPED, served
+from lorarlhf_ui.events import EVENT, FORGET_MODEL, IN_TURN, NEVER_DROPPED, asked_model, served
 from lorarlhf_ui.security import rater_of
 from lorarlhf_ui.theme import static
 
@@ -109,7 +109,8 @@ class _ChatPage:
         options = [*self.models, *sampling, self.scored]
         shown = [*self.sides, self.message, self.votes]
         filled = [*self.models, *sampling, *shown]
-        gr.on(None, self.fill, None, filled, **NEVER_DROPPED)
+        there = gr.on(None, self.fill, None, filled, **NEVER_DROPPED)
+        there.then(None, None, None, js=FORGET_MODEL, **EVENT)
         self.sides[0].tick(self.on_tick, self.models, filled, **NEVER_DROPPED)
         gr.on(
             [self.text.submit, self.send.click],
@@ -129,19 +130,26 @@ class _ChatPage:
     # ---- events
 
     def fill(self, request: gr.Request) -> Iterator[list[Any]]:
-        """The models, and the rater's conversation with its settings; answers may still grow."""
+        """The models, and the rater's conversation with its settings; answers may still grow.
+
+        A run that the page's address names is chosen as the model of the next answer.
+        """
         rater = _name(request)
         models = self.conversations.prefetch.models
-        names = models.names()
         conversation = self.conversations.of(rater)
-        current = names[1:2] or names[:1]
-        if conversation.turns:  # the models whose answers are shown
-            places = conversation.models
-            current = [models.label(place).removeprefix("runs/") for place in places]
+        # The models whose answers are shown.
+        places = conversation.models if conversation.turns else []
+        current = [models.label(place).removeprefix("runs/") for place in places]
+        choices = models.choices(also=current)
+        names = [name for _, name in choices]
+        current = current or names[1:2] or names[:1]
+        if asked_model(request) in names:
+            current[0] = asked_model(request)
         second = current[1] if len(current) > 1 else NOBODY
+        nobody = [(NOBODY, NOBODY), *choices]
         yield [
-            gr.Dropdown(choices=names, value=current[0] if current[0] in names else names[0]),
-            gr.Dropdown(choices=[NOBODY, *names], value=second if second in names else NOBODY),
+            gr.Dropdown(choices=choices, value=current[0] if current[0] in names else names[0]),
+            gr.Dropdown(choices=nobody, value=second if second in names else NOBODY),
             *_settings(conversation, self.conversations.reward.is_there()),
             *self._shown(rater, two=len(current) > 1),
         ]

@@ -119,6 +119,16 @@ class Comparisons:
             return names
         return names + [f"{name}, best of {BEST_OF} by {reward.name}" for name in names[:2]]
 
+    def choices(self) -> list[tuple[str, str]]:
+        """`candidates` as the choices of a list: what a person reads, and the name."""
+        title = self.prefetch.models.title
+        found = []
+        for name in self.candidates():
+            best = _PICKED.fullmatch(name)
+            read = f"{title(best[1])}, best of {best[2]} by {title(best[3])}" if best else ""
+            found.append((read or title(name), name))
+        return found
+
     def _candidate(self, name: str) -> Candidate:
         """The side behind a name of `candidates`, or behind its source in the store.
 

@@ -6,7 +6,7 @@ import gradio as gr
 
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.compare import Comparisons
-from lorarlhf_ui.events import EVENT, for_owners
+from lorarlhf_ui.events import EVENT, FORGET_MODEL, asked_model, for_owners
 from lorarlhf_ui.security import is_owner, rater_of
 from lorarlhf_ui.vote_widget import vote_widget
 
@@ -36,11 +36,13 @@ def compare_page(comparisons: Comparisons) -> None:
         results = _earlier(comparisons, rater_of(request))
         if not is_owner(request):
             return [gr.skip(), gr.skip(), gr.skip(), results, gr.skip(), gr.skip()]
-        names, models = comparisons.candidates(), comparisons.prefetch.models.names()
-        newest = models[1] if len(models) > 1 else names[-1]
+        choices, models = comparisons.choices(), comparisons.prefetch.models.names()
+        other = models[1] if len(models) > 1 else choices[-1][1]
+        if asked_model(request) in models:
+            other = asked_model(request)
         return [
-            gr.Dropdown(choices=names, value=names[0]),
-            gr.Dropdown(choices=names, value=newest),
+            gr.Dropdown(choices=choices, value=models[0]),
+            gr.Dropdown(choices=choices, value=other),
             gr.Slider(maximum=len(comparisons.prompts())),
             results,
             gr.Button(interactive=True),
@@ -54,7 +56,8 @@ def compare_page(comparisons: Comparisons) -> None:
             return str(error)
         return "The answers are being generated. Vote as they appear; names are shown at the end."
 
-    gr.on(None, fill, None, [first, second, wanted, earlier, start, new], **EVENT)
+    there = gr.on(None, fill, None, [first, second, wanted, earlier, start, new], **EVENT)
+    there.then(None, None, None, js=FORGET_MODEL, **EVENT)
     started = start.click(for_owners(start_comparison), [first, second, wanted], message, **EVENT)
     started.then(None, None, None, js=RELOAD)
 

@@ -1,10 +1,12 @@
 """The models that can answer, and the settings they answer with."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorarlhf.preferences.queue import REPEAT_SHARE
-from lorarlhf.project.project import Project
+from lorarlhf.project.project import RUNS, Project
+from lorarlhf.project.run_labels import read_label
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import BASE
 
@@ -71,26 +73,40 @@ class Models:
     def __init__(self, project: Project) -> None:
         self.project = project
 
-    def names(self) -> list[str]:
-        """`base`, then the runs that have a policy, the newest first."""
-        return [BASE, *(run.name for run in self.project.runs() if _policy(run).is_dir())]
+    def names(self, also: Collection[str] = ()) -> list[str]:
+        """`base`, then the runs that have a policy and are not dropped, the newest first.
+
+        Args:
+            also: runs that are named even if they are dropped.
+        """
+        runs = [run for run in self.project.runs() if _policy(run).is_dir()]
+        kept = [run.name for run in runs if run.name in also or not read_label(run).dropped]
+        return [BASE, *kept]
+
+    def choices(self, also: Collection[str] = ()) -> list[tuple[str, str]]:
+        """`names` as the choices of a list: what a person reads, and the name."""
+        return [(self.title(name), name) for name in self.names(also)]
+
+    def title(self, name: str) -> str:
+        """A name of `names` behind the title that a person gave the run, if there is one."""
+        title = "" if name == BASE else read_label(self.project.folder / RUNS / name).title
+        return f"{title} ({name})" if title else name
 
     def place(self, name: str) -> str:
         """What the engine loads for a name: `base`, or the folder of an adapter.
 
         Args:
-            name: as in `names`, or `newest`.
+            name: as in `names`, a dropped run's name, or `newest`.
 
         Raises:
             UserError: there is no such run, or it has no policy.
         """
-        names = self.names()
         if name == "newest":
             finished = self.project.newest_with("policy")
             name = finished.name if finished else BASE
-        if name not in names:
+        if name not in self.names(also=[name]):
             raise UserError(f"This project has no policy {name}.")
-        return name if name == BASE else str(_policy(self.project.folder / "runs" / name))
+        return name if name == BASE else str(_policy(self.project.folder / RUNS / name))
 
     def label(self, place: str) -> str:
         """The source that the store keeps with an answer: `base` or `runs/NAME`."""

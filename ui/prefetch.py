@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lorarlhf.data.readers import as_conversation, read_prompts
 from lorarlhf.preferences.queue import is_shared, waiting
 from lorarlhf.preferences.records import Prompt
-from lorarlhf.preferences.settings import read_setting, write_setting
+from lorarlhf.preferences.settings import ANSWERS, read_setting, write_setting
 from lorarlhf.preferences.statistics import count_asked
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import Project
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 READY_ITEMS = 6
 """How many unseen items are kept ready, unless one is chosen among more."""
-SETTING = "collect"
-"""The name of the answer settings in the store's table; projects on disk have it."""
 MAX_FAILED_IN_A_ROW = 5
 """After so many prompts without comparable answers the settings are probably the reason."""
 RETRY_SECONDS = 5.0
@@ -43,7 +41,7 @@ GONE = "A model that should answer no longer exists. Choose another one on the S
 
 def read_settings(store: Store) -> AnswerSettings:
     """How answers are generated now, and which of them are asked next."""
-    return AnswerSettings(**(read_setting(store, SETTING) or {}))
+    return AnswerSettings(**(read_setting(store, ANSWERS) or {}))
 
 
 class Prefetch:
@@ -93,7 +91,7 @@ class Prefetch:
                 "At temperature 0 a model always writes the same answer, so there is nothing to "
                 "compare. Choose a higher one."
             )
-        write_setting(self.store, SETTING, asdict(settings))
+        write_setting(self.store, ANSWERS, asdict(settings))
         self.wake()
 
     def learn(self, rater: str, head: "Posterior | None") -> None:

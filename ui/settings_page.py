@@ -27,10 +27,12 @@ def settings_page(prefetch: Prefetch) -> None:
     message = gr.Markdown(elem_id="settings-message", elem_classes="page-message")
 
     def fill() -> list[Any]:
-        settings, names = prefetch.settings(), prefetch.models.names()
+        settings = prefetch.settings()
+        names = prefetch.models.choices(also=(settings.model, settings.against))
+        newest, same = (NEWEST, NEWEST), (SAME, SAME)
         return [
-            gr.Dropdown(choices=[NEWEST, *names], value=settings.model, interactive=True),
-            gr.Dropdown(choices=[SAME, *names], value=settings.against or SAME, interactive=True),
+            gr.Dropdown(choices=[newest, *names], value=settings.model, interactive=True),
+            gr.Dropdown(choices=[same, *names], value=settings.against or SAME, interactive=True),
             gr.Slider(value=settings.answers, interactive=True),
             gr.Slider(value=settings.temperature, interactive=True),
             gr.Slider(value=settings.max_new_tokens, interactive=True),

@@ -167,6 +167,13 @@ def report(args: Namespace) -> Result:
     return make(args)
 
 
+def runs(args: Namespace) -> Result:
+    """A project's runs."""
+    from lorarlhf.cli.runs import runs as list_or_change
+
+    return list_or_change(args)
+
+
 COMMANDS = {
     "demo": demo,
     "new": new,
@@ -178,6 +185,7 @@ COMMANDS = {
     "votes": votes,
     "raters": raters,
     "report": report,
+    "runs": runs,
     "estimate": estimate,
     "doctor": doctor,
     "ui": ui,

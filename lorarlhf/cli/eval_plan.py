@@ -13,7 +13,7 @@ from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.data.readers import bundled, read_prompts
 from lorarlhf.evaluation.candidates import BASE
 from lorarlhf.project.lineage import SourceRun, check_same_base, read_source_run
-from lorarlhf.project.project import DROP_MARK, Project, is_project, project_settings
+from lorarlhf.project.project import Project, is_project, project_settings
 from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.runtime.errors import UserError
@@ -187,12 +187,12 @@ def _policies(args: Namespace, has_reward: bool) -> dict[str, SourceRun]:
 
 
 def _newest_of_each_stage(project: Project) -> list[Path]:
-    """The newest finished policy of each stage, the oldest first, without dropped runs."""
+    """The newest finished policy of each stage that is not dropped, the oldest first."""
     found: dict[str, Path] = {}
-    for run in project.runs():
+    for run in project.kept_runs():
         about = read_json(run / "run.json")
         saved = (run / "adapters" / "policy" / "adapter_config.json").is_file()
-        if saved and about.get("status") == "done" and not (run / DROP_MARK).exists():
+        if saved and about.get("status") == "done":
             found.setdefault(str(about.get("stage")), run)
     if found:
         log_to_stderr(f"policies of {', '.join(run.name for run in found.values())}")

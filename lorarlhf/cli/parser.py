@@ -38,6 +38,7 @@ SUMMARIES = {
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
     "report": "what a project's votes look like and prefer, and how sure that is",
+    "runs": "a project's runs: a table, what started from what, titles, dropping, deleting",
     "estimate": "peak memory of every stage, before anything is loaded",
     "doctor": "check machine and installation, and say how to fix problems",
     "ui": "the pages in the browser: rate answers, talk to models, compare them",
@@ -75,6 +76,7 @@ def build_parser() -> Parser:
     _votes(made["votes"])
     _raters(made["raters"])
     _report(made["report"])
+    _runs(made["runs"])
     _ui(made["ui"])
     return parser
 
@@ -283,6 +285,18 @@ def _report(sub: Parser) -> None:
     sub.add_argument("--cosmetic", action="store_const", const=True, help=text)
     text = "reward: also how it orders the preference pairs of this file (several times: of each)"
     sub.add_argument("--pairs", metavar="FILE", action="append", help=text)
+
+
+def _runs(sub: Parser) -> None:
+    sub.add_argument("project", metavar="PROJECT", help="the project's folder")
+    one = sub.add_mutually_exclusive_group()
+    text = 'call a run by a title of your own; "" takes it away'
+    one.add_argument("--rename", nargs=2, metavar=("RUN", "TITLE"), help=text)
+    text = "hide a run from all lists of models; no command starts from it by itself"
+    one.add_argument("--drop", metavar="RUN", help=text)
+    one.add_argument("--keep", metavar="RUN", help="bring a dropped run back")
+    text = "remove a run's folder for good, unless something depends on it"
+    one.add_argument("--delete", metavar="RUN", help=text)
 
 
 def _ui(sub: Parser) -> None:

@@ -153,7 +153,7 @@ def _series(rows: Iterable[Row], key: str, x: str = "step") -> dict[float, float
     return dict(sorted(found.items()))
 
 
-def _thin(values: Iterable[float]) -> list[float]:
+def thin(values: Iterable[float]) -> list[float]:
     """At most MAX_POINTS means of neighbouring values."""
     values = list(values)
     size = -(-len(values) // MAX_POINTS) or 1
@@ -167,11 +167,11 @@ def _draw(axes: Any, panel: Panel, rows: Sequence[Row], along: str) -> str:
     for (key, name), color, dash in zip(panel.lines, _COLORS, ("-", "--"), strict=False):
         if not (series := _series(rows, key, along)):
             continue
-        x, y = _thin(series), _thin(series.values())
+        x, y = thin(series), thin(series.values())
         mark = "o" if len(x) <= 40 else ""
         axes.plot(x, y, color=color, linestyle=dash, marker=mark, markersize=2.5, label=name)
         if not parts and (spread := _series(rows, panel.band, along)):  # the first line's
-            width = _thin(spread.get(step, 0.0) for step in series)
+            width = thin(spread.get(step, 0.0) for step in series)
             low = [value - wide for value, wide in zip(y, width, strict=True)]
             high = [value + wide for value, wide in zip(y, width, strict=True)]
             axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)

@@ -71,6 +71,22 @@ def outcomes(store: Store, comparison: int, rater: str | None = None) -> list[fl
     return [sum(positions) / len(positions) for positions in best]
 
 
+def finished_outcomes(store: Store, comparison: int) -> list[float]:
+    """`outcomes` without the votes that `finished_votes` leaves out."""
+    rows = store.rows(
+        "SELECT r.name, t.id = (SELECT max(id) FROM taste_test) AND count(*) < t.wanted AS open "
+        "FROM current_judgement c JOIN presentation p ON p.id = c.presentation_id "
+        "JOIN rater r ON r.id = p.rater_id JOIN item i ON i.id = p.item_id "
+        "JOIN taste_test t ON t.id = i.taste_test "
+        "WHERE t.id = ? AND c.verdict != 'undone' GROUP BY r.id",
+        (comparison,),
+    )
+    if not any(row["open"] for row in rows):
+        return outcomes(store, comparison)
+    over = [row["name"] for row in rows if not row["open"]]
+    return [outcome for name in over for outcome in outcomes(store, comparison, name)]
+
+
 def finished_votes(store: Store, purpose: str | None = None) -> tuple[list[Vote], int]:
     """The votes without those that raters cast in the newest comparison and have not finished.
 

@@ -5,6 +5,10 @@ from typing import Any
 
 from lorarlhf.preferences.store import Store
 
+ANSWERS = "collect"
+"""The setting that says which models answer on the Rate page, and how; the pages' `AnswerSettings`.
+Projects on disk have it under this name."""
+
 
 def read_setting(store: Store, name: str) -> Any:
     """The value of a setting; None if it was never written."""

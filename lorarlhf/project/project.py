@@ -9,13 +9,15 @@ from pathlib import Path
 
 from lorarlhf.data.readers import bundled, read_prompts
 from lorarlhf.preferences.store import Store
+from lorarlhf.project.run_labels import read_label
 from lorarlhf.project.settings_sources import SettingValue, from_file
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 
 PROJECT, PROMPTS, VOTES, RUNS = "project.yaml", "prompts.jsonl", "preferences.sqlite", "runs"
-DROP_MARK = "dropped"
-"""A file of this name in a run's folder: the run is never chosen as the newest one."""
+DELETED = ".deleted"
+"""In the folder of the runs: an empty folder for each deleted run. Votes name the models that wrote
+their answers, so the number of a deleted run is never used again."""
 KEYS = (
     *("base", "bits", "adapter_layers", "lora_rank", "lora_alpha", "chat_template", "thinking"),
     *("seed", "method"),
@@ -85,11 +87,16 @@ class Project:
         found = [p for p in (self.folder / RUNS).glob("*") if _RUN.fullmatch(p.name)]
         return sorted(found, key=lambda p: int(p.name.split("-")[0]), reverse=True)
 
+    def kept_runs(self) -> list[Path]:
+        """The runs that nobody has dropped, the newest first."""
+        return [run for run in self.runs() if not read_label(run).dropped]
+
     def next_run(self, stage: str) -> Path:
         """Make the folder for a new run, for example `runs/0007-ppo`, and reserve its number."""
         while True:
-            newest = self.runs()[:1]
-            number = 1 + (int(newest[0].name.split("-")[0]) if newest else 0)
+            deleted = (self.folder / RUNS / DELETED).glob("*")
+            used = [run.name for run in (*self.runs(), *deleted) if _RUN.fullmatch(run.name)]
+            number = 1 + max((int(name.split("-")[0]) for name in used), default=0)
             taken = self.folder / RUNS / f"{number:04d}"
             try:
                 # The number alone, so two commands of different stages can't take the same one.
@@ -105,24 +112,23 @@ class Project:
             return run
 
     def unfinished(self, stage: str) -> Path | None:
-        """The newest run of a stage, if it is not done."""
-        ours = [run for run in self.runs() if run.name.endswith(f"-{stage}")]
+        """The newest run of a stage that is not dropped, if it is not done."""
+        ours = [run for run in self.kept_runs() if run.name.endswith(f"-{stage}")]
         ours = [run for run in ours if (run / "run.json").is_file()]
         done = bool(ours) and read_json(ours[0] / "run.json").get("status") == "done"
         return ours[0] if ours and not done else None
 
     def newest_with(self, role: str, stages: tuple[str, ...] = ()) -> Path | None:
-        """The newest finished run that saved a role; only of `stages`, if any are named.
+        """The newest finished run that saved a role and is not dropped.
 
-        Dropped runs are passed over.
+        Args:
+            stages: only runs of these; of all, if none are named.
         """
         for run in self.runs():
-            if (run / DROP_MARK).exists():
-                continue
             about = read_json(run / "run.json")
             trained = not stages or about.get("stage") in stages
             saved = (run / "adapters" / role / "adapter_config.json").is_file()
-            if trained and saved and about.get("status") == "done":
+            if trained and saved and about.get("status") == "done" and not read_label(run).dropped:
                 return run
         return None
 

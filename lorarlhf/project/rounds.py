@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.preferences.statistics import PairVotes, count_pair_votes
-from lorarlhf.project.project import DROP_MARK, Project
+from lorarlhf.project.project import Project
+from lorarlhf.project.run_labels import set_dropped
 from lorarlhf.rewards.learning_curve import MIN_PROMPTS, MIN_VOTES
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json
@@ -80,6 +81,12 @@ class Round:
         """The folders of its runs so far."""
         named = [step["run"] for step in self.steps.values() if "run" in step]
         return [self.project_folder / name for name in named]
+
+    @property
+    def run_names(self) -> set[str]:
+        """The names of its runs, and of the one that it starts from."""
+        start = self.parents.get("policy")
+        return {run.name for run in self.runs} | ({Path(start).name} if start else set())
 
     def is_done(self, step: str) -> bool:
         """Whether a step is done."""
@@ -179,10 +186,8 @@ def decide(project: Project, one: Round, verdict: str) -> None:
             f"{project.folder}`, or drop it with --drop."
         )
     for run in one.runs:
-        if verdict == DROPPED and run.is_dir():
-            (run / DROP_MARK).touch()
-        else:
-            (run / DROP_MARK).unlink(missing_ok=True)
+        if run.is_dir():
+            set_dropped(run, verdict == DROPPED)
     one.verdict = verdict
     one.save()
 

@@ -52,6 +52,28 @@ def check_free(folder: Path, advice: str) -> None:
             pass
 
 
+def is_held(folder: Path) -> bool | None:
+    """Whether a process holds a folder; None where the system or the disk can't tell.
+
+    It changes nothing in the folder.
+    """
+    if fcntl is None:
+        return None
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released as the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return False
+
+
 def _acquire(folder: Path, advice: str) -> int | None:
     """The locked file; None where the disk or the system has no locks."""
     if fcntl is None:

@@ -14,7 +14,9 @@ from lorarlhf.runtime.terminal import log_to_stderr
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html")
 IN_USE = "Wait until that run ends, or name another folder with --out."
 """Advice for a folder that another run holds."""
-RESULTS = (*FILES, "votes.safetensors", "words.jsonl", "checkpoints")
+LABEL = "label.json"
+"""A run's title, and whether it is dropped: what a person said about it."""
+RESULTS = (*FILES, LABEL, "votes.safetensors", "words.jsonl", "checkpoints")
 
 
 def check_writable(folder: Path) -> None:

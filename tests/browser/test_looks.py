@@ -11,13 +11,15 @@ from playwright.sync_api import Page, expect
 from lorarlhf.preferences.accounts import set_password
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
-from lorarlhf.project.project import create
+from lorarlhf.project.project import Project, create
+from lorarlhf.project.run_labels import set_dropped, write_title
 from tests.browser.projects import ME, ServedProject, part, put_runs, running
+from tests.run_folders import ppo_rows, write_run
 
 WIDTHS = {360: 740, 768: 1024, 1280: 800}
 SCHEMES = ["light", "dark"]
 RUN = "0001-sft"
-PAGES = ["/", "/chat", "/compare", "/history", "/insights", "/settings"]
+PAGES = ["/", "/chat", "/compare", "/history", "/insights", "/runs", "/settings"]
 LONG = "A_very_long_word_" * 12 + " and some more of it. " * 40
 MARKDOWN = (
     "# Head\n\nI am ChatGPT, and **bold**.\n\n```python\nprint('wide', "
@@ -125,8 +127,15 @@ FOCUS = """() => {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedProject]:
-    """Without a model: answers that wait for votes, and votes to look back on."""
-    with running(tmp_path_factory) as project:
+    """Without a model: answers that wait for votes, votes to look back on, and runs."""
+
+    def runs(project: Project) -> None:
+        write_run(project, RUN, rows=ppo_rows(5))
+        dropped = write_run(project, "0002-ppo", rows=ppo_rows(50), config={"init": RUN})
+        set_dropped(dropped, True)
+        write_title(dropped, LONG[:80])
+
+    with running(tmp_path_factory, runs=runs) as project:
         answers = ((MARKDOWN, "base"), (LONG, f"runs/{RUN}"))
         first = Verdict("ranked", [[0], [1]], "clearly", note=LONG)
         votes = [ImportedVote(f"Question {n}? {LONG}", answers, first, rater=ME) for n in range(3)]
@@ -164,6 +173,13 @@ def open_all(page: Page, path: str) -> None:
     elif path == "/insights":
         expect(page.locator('[data-part="raters-body"]')).to_contain_text("3 votes")
         expect(page.locator('[data-part="status"]')).to_be_hidden()
+    elif path == "/runs":
+        for name in (RUN, "0002-ppo"):
+            page.locator(f'.runs [data-row="{name}"] [type=checkbox]').check()
+        page.locator(".runs .legend li").nth(1).wait_for()
+        page.get_by_text("The numbers as a table").click()
+        page.locator(".runs .name").first.click()
+        expect(page.locator(".runs tr.details")).to_be_visible()
     elif path == "/settings":
         expect(page.locator("#settings-save")).to_be_enabled()
         expect(page.locator("#settings-save")).to_have_css("opacity", "1")  # it fades in
