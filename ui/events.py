@@ -57,12 +57,16 @@ def for_owners(handler: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
-def served(name: str, handler: Handler) -> Callable[..., dict[str, Any]]:
-    """A handler as gr.HTML calls it: with the rater of the login, and errors as text."""
+def served(name: str, handler: Handler, owner: bool = False) -> Callable[..., dict[str, Any]]:
+    """A handler as gr.HTML calls it: with the rater of the login, and errors as text.
+
+    Args:
+        owner: whether only owners of the project may use it.
+    """
 
     def answer(data: Any, request: gr.Request) -> dict[str, Any]:
         try:
-            return handler(allowed(request), data if isinstance(data, dict) else {})
+            return handler(allowed(request, owner), data if isinstance(data, dict) else {})
         except UserError as error:
             return {"error": str(error)}
 

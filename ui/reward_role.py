@@ -10,7 +10,7 @@ from lorarlhf.preferences.records import Prompt
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.backfill import LONGEST_TEXT
-from lorarlhf_ui.engine_client import FAILED, OFF, Engine, Job
+from lorarlhf_ui.engine_client import SILENT, Engine, Job
 from lorarlhf_ui.heat_map import heat_maps
 
 SECONDS = 120
@@ -47,7 +47,7 @@ class RewardRole:
 
         A new run is noticed `REMEMBERED` seconds later.
         """
-        if self.engine.state in (OFF, FAILED):
+        if self.engine.state in SILENT:
             return False
         now = time.monotonic()
         if now - self._looked >= REMEMBERED:

@@ -17,7 +17,7 @@ from tests.browser.projects import ME, ServedProject, part, put_runs, running
 WIDTHS = {360: 740, 768: 1024, 1280: 800}
 SCHEMES = ["light", "dark"]
 RUN = "0001-sft"
-PAGES = ["/", "/chat", "/compare", "/history", "/insights", "/settings"]
+PAGES = ["/", "/chat", "/compare", "/history", "/insights", "/train", "/settings"]
 LONG = "A_very_long_word_" * 12 + " and some more of it. " * 40
 MARKDOWN = (
     "# Head\n\nI am ChatGPT, and **bold**.\n\n```python\nprint('wide', "
@@ -164,6 +164,10 @@ def open_all(page: Page, path: str) -> None:
     elif path == "/insights":
         expect(page.locator('[data-part="raters-body"]')).to_contain_text("3 votes")
         expect(page.locator('[data-part="status"]')).to_be_hidden()
+    elif path == "/train":
+        expect(page.locator('.train [data-part="status"]')).to_be_hidden()
+        for summary in page.locator(".train fieldset:visible summary").all():
+            summary.click()
     elif path == "/settings":
         expect(page.locator("#settings-save")).to_be_enabled()
         expect(page.locator("#settings-save")).to_have_css("opacity", "1")  # it fades in
