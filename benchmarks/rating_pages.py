@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/rating_pages.py --only key --votes 50000
 
 `start` measures from the start of the command until a real Chromium shows a pair that can be voted
-on. `key` measures from a key press in Chromium until the next pair is shown, and `training` the same
+on. `key` measures from a key press in Chromium until the next pair is shown, and `training` does so
 while a training that was started as a job computes. `raters` runs 20 logged-in HTTP clients, which
 together vote five times a second, and then as fast as they can.
 """

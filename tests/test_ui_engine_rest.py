@@ -125,6 +125,7 @@ def test_the_rate_page_says_that_it_rests_and_takes_votes(
     bench = open_bench(engine)
     bench.store.add_item("A fish?", [("A cod.", "base"), ("An eel.", "base")])
     shown = bench.ratings.begin("ann")
+    assert shown["rests"] == engine.message and shown["answers"]
     verdict = {"verdict": "ranked", "ranking": [[0], [1]]}
     reply = bench.ratings.vote("ann", shown["token"], verdict)
     assert reply["voted"] and reply["empty"] == reply["wait"] == "The answering model rests."

@@ -306,10 +306,12 @@ class Ratings:
         today, hour = (int(1000 * start) for start in (midnight, now - 3600))
         counts = self.store.counts(rater, (0, today, hour))
         names = ("all", "today", "hour")
+        engine = self.prefetch.engine
         return {
             "progress": dict(zip(names, counts, strict=True)),
             "goal": self._goal(rater),
             "meter": self.meter.report(rater),
             "ready": queue.waiting(self.store),
             "last": last_vote(self.store, rater),
+            "rests": engine.message if engine.state == RESTING else "",
         }

@@ -34,6 +34,7 @@ FAILED, STOPPED, INTERRUPTED = "failed", "stopped", "interrupted"
 STATES = (WAITING, RUNNING, DONE, FAILED, STOPPED, INTERRUPTED)
 UNFINISHED = (FAILED, STOPPED, INTERRUPTED)
 RUNNER = "lorarlhf.project.jobs_runner"
+WRITE_ATTEMPTS = 20
 INTERRUPTIONS = 2
 """Wishes to stop that are Ctrl-C, as in a terminal; the next one ends the processes at once."""
 UNREADABLE = "Its file can't be read, so it can't be continued. Delete the file, or start anew."
@@ -197,7 +198,14 @@ def requested_stops(file: Path) -> int:
 
 def write_record(file: Path, record: dict[str, Any]) -> None:
     """Write a job's record; after a power cut it is there complete, or as it was."""
-    write_bytes(file, json.dumps(record, indent=2).encode())
+    for attempt in range(WRITE_ATTEMPTS):
+        try:
+            write_bytes(file, json.dumps(record, indent=2).encode())
+            return
+        except PermissionError:  # on Windows, while somebody reads it
+            if attempt == WRITE_ATTEMPTS - 1:
+                raise
+            time.sleep(0.05)
 
 
 def _launch(file: Path, record: dict[str, Any]) -> Job:

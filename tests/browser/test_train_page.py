@@ -12,7 +12,7 @@ from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.project.jobs import list_jobs
 from lorarlhf.runtime.process import kill_group
-from tests.browser.projects import ServedProject, running, shows
+from tests.browser.projects import ServedProject, part, running, shows
 from tests.browser.test_rate_page import GONE
 
 STOP = "Stop after this step"
@@ -73,9 +73,10 @@ def test_a_run_outlives_the_page_and_the_server(open_page: Any, project: ServedP
     # Meanwhile the model rests, and pairs that wait are rated.
     rate = open_page(project.url)
     shows(rate, "Question 1?")
+    expect(part(rate, "rests")).to_contain_text("The answering model rests")
     rate.keyboard.press("1")
     shows(rate, "Question 2?")
-    rate.goto(f"{project.url}/compare")
+    rate.close()
     page.reload()
     stands(page, "running")
     assert steps(page) >= started
