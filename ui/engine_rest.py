@@ -46,7 +46,7 @@ class EngineRest:
         self.engine, self.project, self.woken = engine, project, woken
         self._registered: Path | None = None
         self._closed = threading.Event()
-        self.look()
+        self._look_if_possible()
         threading.Thread(target=self._watch, daemon=True, name="engine rest").start()
 
     def look(self) -> None:
@@ -66,8 +66,11 @@ class EngineRest:
 
     def _watch(self) -> None:
         while not self._closed.wait(LOOK_SECONDS):
-            with contextlib.suppress(OSError, UserError):  # the cache folder; it is tried again
-                self.look()
+            self._look_if_possible()
+
+    def _look_if_possible(self) -> None:
+        with contextlib.suppress(OSError, UserError):  # the cache folder; it is tried again
+            self.look()
 
     def _register(self) -> None:
         """Note in the machine's list whether this engine has memory."""

@@ -27,8 +27,8 @@ ROUND = "round"
 PARTS = ("alarms", "curves", "samples", "log")
 NOTHING = "Nothing has been started on this page yet. Choose what to train below."
 CARD_SECONDS = 10.0
-KEPT_SECONDS = 120.0
-"""How long an estimate counts: votes and runs may be added."""
+KEPT_SECONDS, ERROR_KEPT_SECONDS = 120.0, 5.0
+"""How long an estimate counts: votes and runs may be added, and mistakes mended."""
 MOST_SECONDS = 600
 Wanted = tuple[str, ...]
 """A stage and the options of its command."""
@@ -185,8 +185,9 @@ class Estimates:
     def known(self, kind: Kind, settings: Mapping[str, str]) -> dict[str, Any] | None:
         """The estimate if there is a recent one."""
         wanted = (kind.stage, *kind.words(settings))
-        at, found = self._known.get(wanted, (0.0, None))
-        return found if time.monotonic() - at < KEPT_SECONDS else None
+        at, found = self._known.get(wanted, (0.0, {}))
+        kept = ERROR_KEPT_SECONDS if "error" in found else KEPT_SECONDS
+        return found if found and time.monotonic() - at < kept else None
 
     def get(self, kind: Kind, settings: Mapping[str, str]) -> dict[str, Any] | None:
         """The estimate, or None while it is computed; `error` in it says why there is none.

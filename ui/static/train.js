@@ -104,6 +104,7 @@ form.addEventListener("input", () => {
   clearTimeout(typing);
   typing = setTimeout(estimate, TYPED_MS);
 });
+form.addEventListener("focusin", estimate, { once: true });
 kind.addEventListener("change", () => {
   for (const group of form.querySelectorAll("fieldset")) group.hidden = group.dataset.kind !== kind.value;
 });
