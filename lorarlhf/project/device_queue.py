@@ -20,7 +20,7 @@ from lorarlhf.runtime.files import read_json, write_json
 from lorarlhf.runtime.lock import hold
 from lorarlhf.runtime.process import ProcessId, from_json, identify, is_running
 
-SETTLE_SECONDS = 0.2
+SETTLE_SECONDS = 0.1
 """Before a new ticket is looked at: another one with an earlier time may still be on its way."""
 
 
@@ -97,7 +97,8 @@ def is_first(taken: Ticket) -> bool:
     if not taken.file.exists():  # somebody has emptied the cache folder
         _made("tickets")
         write(taken)
-    return queue()[0].file == taken.file
+    first = next(iter(queue()), taken)
+    return first.file == taken.file
 
 
 @contextmanager

@@ -132,15 +132,13 @@ def find_job(project: Project, number: int) -> Job:
 
 def read_job(file: Path) -> Job:
     """The job of a record as it stands now; a record that can't be read is a failed job."""
-    record = read_json(file)
     try:
-        job = _from_record(file, record)
+        return _from_record(file, *_settled(file))
     except (KeyError, TypeError, ValueError):
         missing: dict[str, Any] = {"run": None, "started": None, "ended": None, "queued": 0.0}
         return Job(
             file, int(file.stem), "?", (), "", file.parent, FAILED, message=UNREADABLE, **missing
         )
-    return job
 
 
 def stop_job(job: Job) -> Job:
@@ -227,15 +225,32 @@ def _existing(folder: Path, file: Path) -> Path:
     return folder if folder.is_dir() else file.resolve().parent.parent
 
 
-def _from_record(file: Path, record: dict[str, Any]) -> Job:
-    """The job of a record; raises KeyError, TypeError or ValueError if it is none."""
+def _settled(file: Path) -> tuple[dict[str, Any], bool]:
+    """A job's record, and whether its runner runs.
+
+    A runner writes how the job ended and is gone: what was read before is then read once more.
+    """
+    while True:
+        record = read_json(file)
+        if is_running(from_json(record.get("runner"))):
+            return record, True
+        if read_json(file) == record:
+            return record, False
+
+
+def _from_record(file: Path, record: dict[str, Any], looked_after: bool) -> Job:
+    """The job of a record; raises KeyError, TypeError or ValueError if it is none.
+
+    Args:
+        looked_after: whether its runner runs.
+    """
     runner, command = (from_json(record[name]) for name in ("runner", "command"))
     state, message, ended = record["state"], str(record["message"]), record["ended"]
     argv = tuple(map(str, record["argv"]))
-    if state not in STATES or not argv:
-        raise ValueError(state)
+    if state not in STATES or not argv or not isinstance(record["argv"], list):
+        raise ValueError(f"no state {state}, or no command {argv}")
     run = Path(record["run"]) if record["run"] else None
-    if state in (WAITING, RUNNING) and not is_running(runner):
+    if state in (WAITING, RUNNING) and not looked_after:
         state = RUNNING if is_running(command) else _state_left_behind(run, command)
     return Job(
         file=file,

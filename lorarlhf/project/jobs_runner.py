@@ -27,7 +27,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 from lorarlhf.runtime.process import from_json, identify, lower_priority, start_group
 
-LOOK_SECONDS = 0.2
+LOOK_SECONDS = 0.1
 NAMED_SECONDS = 30.0
 """How long the record may take to name this process; then another one looks after the job."""
 ROOM_SECONDS = 60.0

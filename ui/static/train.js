@@ -57,7 +57,8 @@ root.addEventListener("click", (event) => {
   const button = event.target.closest("[data-do]");
   if (!button) return;
   const { do: action, job } = button.dataset;
-  askServer(button, () => server[action]({ job: Number(job) }), sayBelow, drawAnew);
+  const tell = (text, reply) => say(find("answer"), text, reply);
+  askServer(button, () => server[action]({ job: Number(job) }), tell, drawAnew);
 });
 
 const said = form.querySelector(".said");
