@@ -131,7 +131,8 @@ def buttons(job: Job) -> str:
             label = "Take it out of the queue"
         return f'<p class="line">{_button("stop", job, label)}</p>'
     if job.can_resume:
-        return f'<p class="line">{_button("resume", job, "Resume")}</p>'
+        label = "Start again" if job.stage and job.run is None else "Resume"
+        return f'<p class="line">{_button("resume", job, label)}</p>'
     return ""
 
 
