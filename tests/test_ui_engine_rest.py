@@ -93,7 +93,7 @@ def test_it_rests_while_a_job_of_any_project_has_the_device(
     assert engine.state == READY and len(device_queue.models()) == 1 and resting_words() == ""
     with device_queue.ticket(tmp_path / "other", 1, "A training"):
         until(lambda: engine.state == RESTING, 60)
-        assert "rests while “A training” runs" in engine.message
+        assert "rests while a training runs" in engine.message
         assert "Pairs that wait can be rated" in engine.message
         until(lambda: not device_queue.models(), 60)  # now the job begins
     until(lambda: engine.state == STARTING, 60)

@@ -9,26 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorarlhf.project import device_queue
-from lorarlhf.project.device_queue import Ticket
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.engine_client import READY, RESTING, STARTING, Engine
 
 LOOK_SECONDS = 0.5
 
 
+RESTS = (
+    "The answering model rests while a training runs, which needs the memory. It comes back by "
+    "itself afterwards. Pairs that wait can be rated meanwhile."
+)
+"""It does not say what is trained: raters must not learn which models there are."""
+
+
 def resting_words() -> str:
     """Why the model rests now; "" if it need not."""
-    waiting = device_queue.queue()
-    return words(waiting[0]) if waiting else ""
-
-
-def words(ticket: Ticket) -> str:
-    """What a page says while a job has the device."""
-    return (
-        f"The answering model rests while “{ticket.title}” runs, which needs the memory. It comes "
-        "back by itself afterwards. Pairs that wait can be rated meanwhile, and what you type is "
-        "kept."
-    )
+    return RESTS if device_queue.queue() else ""
 
 
 class EngineRest:
