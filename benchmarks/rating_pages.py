@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/rating_pages.py --only key --votes 50000
 
 `start` measures from the start of the command until a real Chromium shows a pair that can be voted
-on. `key` measures from a key press in Chromium until the next pair is shown. `raters` runs 20
-logged-in HTTP clients, which together vote five times a second, and then as fast as they can.
+on. `key` measures from a key press in Chromium until the next pair is shown, and `training` does so
+while a training that was started as a job computes. `raters` runs 20 logged-in HTTP clients, which
+together vote five times a second, and then as fast as they can.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.queue import next_shown
 from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
+from lorarlhf.project.jobs import read_job, start_job, stop_job
 from lorarlhf.project.project import Project, create
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -116,6 +118,28 @@ def key(args: argparse.Namespace) -> dict[str, Any]:
         "commit_ms": spread(commits),
         "kept": counted - args.votes,
     }
+
+
+def training(args: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds from a key to the next pair while DPO trains the small base on all cores."""
+    with TemporaryDirectory() as folder, chromium() as browser:
+        space = project(Path(folder) / "busy", items=400, votes=400)
+        words = ["dpo", str(space.folder), "--set", "epochs=100"]
+        job = start_job(space, words, "DPO", stage="dpo")
+        try:
+            log = space.folder / "runs" / "0001-dpo" / "metrics.jsonl"
+            wait_for(log.stat, seconds=600)
+            with serving(space) as url:  # with a model, which rests
+                page = browser.new_page()
+                page.goto(url, wait_until="commit")
+                page.locator(SHOWN).first.wait_for()
+                pages = [page.evaluate(KEY_TO_NEXT) for _ in range(100)]
+            steps = len(log.read_text().splitlines())
+        finally:
+            while read_job(job.file).alive:
+                stop_job(job)
+                time.sleep(1)
+    return {"key_to_next_pair_ms": spread(pages), "steps": steps}
 
 
 # Runs in the page, so only the page and the server are measured: the time until the widget has
@@ -316,6 +340,7 @@ def spread(times: list[float]) -> dict[str, float]:
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "start": start,
     "key": key,
+    "training": training,
     "raters": raters,
 }
 

@@ -6,7 +6,6 @@ this module first, and pytest would warn about that: PYTEST_DONT_REWRITE.
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,22 +25,15 @@ from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.prefetch import Prefetch
 from lorarlhf_ui.rate import Ratings
 from tests.forked import start_engines_here
+from tests.waiting import until
 
+__all__ = ["until"]
 FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
 FAST = ["bits=16", "compute_dtype=float32", "lora_rank=4", "adapter_layers=2"]
 PROMPTS = [f"What is {number} and one more?" for number in range(8)]
 
 
 start_engines_here()
-
-
-def until(happened: Callable[[], Any], seconds: float = 600.0) -> Any:
-    """Wait until something is true, and return it; a busy machine may need minutes."""
-    end = time.monotonic() + seconds
-    while not (value := happened()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-    return value
 
 
 def pair(store: Store, prompt: Any = "Why?", **more: Any) -> int:

@@ -294,8 +294,8 @@ def test_the_tree_of_the_readme_exists() -> None:
 def test_the_table_lists_every_command() -> None:
     named = re.findall(r"^\| `lorarlhf (\w+)[^`]*` \|", text_of("docs/commands.md"), re.M)
     assert list(dict.fromkeys(named)) == [
-        *("demo", "new", "ui", "votes", "raters", "report", "runs", "sft", "reward", "ppo", "dpo"),
-        *("orpo", "kto", "round", "chat", "score", "eval", "estimate", "doctor"),
+        *("demo", "new", "ui", "votes", "raters", "report", "runs", "jobs", "sft", "reward"),
+        *("ppo", "dpo", "orpo", "kto", "round", "chat", "score", "eval", "estimate", "doctor"),
     ]
     assert set(named) == set(SUMMARIES)
 

@@ -261,6 +261,7 @@ def test_no_name_of_a_model_reaches_a_page(bench: Bench, project: Project) -> No
         "voted",
         "streaming",
         "goal",
+        "rests",
     }
     assert {key for view in reply for key in view} == known | {*("seen", "was", "last", "draft")}
 

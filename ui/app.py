@@ -6,7 +6,7 @@ import socket
 import threading
 import webbrowser
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from lorarlhf.preferences.records import is_name
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import VOTES, Project, project_settings
 from lorarlhf.project.settings import Settings, resolve
+from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import hold
 from lorarlhf.runtime.terminal import log_to_stderr
@@ -33,6 +34,7 @@ from lorarlhf_ui.compare import Comparisons
 from lorarlhf_ui.compare_page import compare_page
 from lorarlhf_ui.downloads import add_files
 from lorarlhf_ui.engine_client import Engine
+from lorarlhf_ui.engine_rest import EngineRest, resting_words
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
 from lorarlhf_ui.history_page import history_page
 from lorarlhf_ui.insights import Insights
@@ -49,8 +51,18 @@ from lorarlhf_ui.runs_report import add_report
 from lorarlhf_ui.security import SAFE_LAUNCH, Access, Guard, rater_of
 from lorarlhf_ui.settings_page import settings_page
 from lorarlhf_ui.theme import static, theme
+from lorarlhf_ui.train import Training
+from lorarlhf_ui.train_page import train_page
 
-STYLES = ("pages.css", "text.css", "heat_map.css", "insights.css", "runs.css", "welcome.css")
+STYLES = (
+    "pages.css",
+    "text.css",
+    "heat_map.css",
+    "insights.css",
+    "train.css",
+    "runs.css",
+    "welcome.css",
+)
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
@@ -68,6 +80,8 @@ class Pages:
     conversations: Conversations
     comparisons: Comparisons
     backfill: FeatureBackfill
+    rest: EngineRest
+    training: Training
 
     def open_answers(self, rater: str) -> list[str]:
         """The answers that a rater sees and has not voted on."""
@@ -78,15 +92,22 @@ class Pages:
         self.prefetch.close()
         self.comparisons.close()
         self.engine.close()
+        self.rest.close()
         self.store.checkpoint()  # the other connections stay open until the process ends
         self.store.close()
 
 
-def open_pages(project: Project, settings: Callable[[], Settings] | None) -> Pages:
+def open_pages(
+    project: Project,
+    settings: Callable[[], Settings] | None,
+    stages: Iterable[Stage] = (),
+    commands: Collection[str] = (),
+) -> Pages:
     """Open a project for the pages.
 
     Args:
         settings: see `Engine`. The base is loaded in the background; None for no model.
+        stages: what can be trained; commands: what else can be started (see `Training`).
     """
     store = project.store()
     states = HiddenStates(project.folder / FILE)
@@ -94,6 +115,7 @@ def open_pages(project: Project, settings: Callable[[], Settings] | None) -> Pag
         settings,
         on_ready=lambda about: use_feature_space(engine, states, about),
         on_failed=lambda message: log_to_stderr(f"No model can answer: {message}"),
+        resting=resting_words(),
     )
     prefetch = Prefetch(project, project.store(), engine, states)
     backfill = FeatureBackfill(engine, states)
@@ -109,6 +131,8 @@ def open_pages(project: Project, settings: Callable[[], Settings] | None) -> Pag
         Conversations(store, prefetch, meter),
         Comparisons(store, prefetch),
         backfill,
+        EngineRest(engine, project.folder.resolve(), woken=prefetch.wake),
+        Training(project, stages, commands),
     )
 
 
@@ -154,6 +178,8 @@ def build(pages: Pages, access: Access) -> gr.Blocks:
         )
     with blocks.route("Runs", "/runs", show_in_navbar=False):
         runs_page(Runs(pages.project, pages.project.store()))
+    with blocks.route("Train", "/train", show_in_navbar=False):
+        train_page(pages.training)
     with blocks.route("Settings", "/settings", show_in_navbar=False):
         settings_page(pages.prefetch)
     return blocks
@@ -203,7 +229,8 @@ def _run(
     sockets: list[socket.socket],
     args: Namespace,
 ) -> None:
-    pages = open_pages(project, settings)
+    stages, commands = getattr(args, "stages", ()), getattr(args, "commands", ())
+    pages = open_pages(project, settings, stages, commands)
     try:
         access = _access(pages, args)
         if access.login:

@@ -20,7 +20,7 @@ from lorarlhf.preferences.records import Prompt
 from lorarlhf.preferences.store import Store
 from lorarlhf.preferences.undo import last_vote, undo
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.engine_client import FAILED, OFF
+from lorarlhf_ui.engine_client import RESTING, SILENT
 from lorarlhf_ui.engine_worker import describe
 from lorarlhf_ui.prefetch import Prefetch
 from lorarlhf_ui.votes import NO_MODEL, View, cast, item_view, vote_number
@@ -105,7 +105,7 @@ class Comparisons:
                 "At temperature 0 all answers of a model are the same, so there is none to pick. "
                 "Choose a higher one on the Settings page."
             )
-        if self.prefetch.engine.state in (OFF, FAILED):
+        if self.prefetch.engine.state in SILENT:
             raise UserError(self.prefetch.engine.message or "The pages run without a model.")
         comparison = blind_comparisons.add_comparison(self.store, sources[0], sources[1], wanted)
         self._wake.set()
@@ -182,7 +182,9 @@ class Comparisons:
         made, engine = self.made(comparison), self.prefetch.engine
         if made >= comparison.wanted:
             return {"empty": self.result(comparison, rater)} | about
-        if engine.state in (OFF, FAILED):
+        if engine.state == RESTING:  # "wait": the page asks again, since it ends
+            return {"empty": engine.message, "wait": engine.message} | about
+        if engine.state in SILENT:
             return {"empty": engine.message or NO_MODEL} | about
         if self.problem:  # "wait": the page asks again, since the problem may go away
             return {"empty": self.problem, "wait": self.problem} | about
@@ -248,13 +250,15 @@ class Comparisons:
         while not self._closed:
             try:
                 comparison = self.newest()
-                ready = self.prefetch.engine.state not in (OFF, FAILED)
+                ready = self.prefetch.engine.state not in SILENT
                 if comparison is not None and ready and self.made(comparison) < comparison.wanted:
                     self._make_item(comparison)
                     self.problem = ""
                     continue
             except Exception as error:  # the page shows it, and it is tried again
-                self.problem = describe(error)
+                # A model that rests says so itself.
+                resting = self.prefetch.engine.state == RESTING
+                self.problem = "" if resting else describe(error)
             self._wake.wait(RETRY_SECONDS)
             self._wake.clear()
 

@@ -21,7 +21,10 @@ START_METHOD = "spawn"
 LAST_WORDS = 10.0
 """Seconds that a process that has ended gets until its last message is read."""
 STARTING, READY, FAILED, OFF = "starting", "ready", "failed", "off"
-__all__ = ["BASE", "FAILED", "OFF", "READY", "STARTING", "Engine", "Job"]
+RESTING = "resting"
+SILENT = (FAILED, OFF, RESTING)
+"""The states in which nothing answers; `Engine.message` says why, except for OFF."""
+__all__ = ["BASE", "FAILED", "OFF", "READY", "RESTING", "SILENT", "STARTING", "Engine", "Job"]
 
 
 class Job:
@@ -79,11 +82,12 @@ class Engine:
             called in the process, because it imports torch. None: no process and no model.
         on_ready: called with `about` in a thread of the engine.
         on_failed: called with the reason if the base can't be loaded.
+        resting: if not empty, the process does not start yet, and this says why; see `rest`.
 
     Attributes:
-        state: `starting`, `ready`, `failed` or `off`.
+        state: `starting`, `ready`, `failed`, `off` or `resting`.
         about: the base, its device and the name of its feature space, once ready.
-        message: why it failed.
+        message: why it failed or rests.
     """
 
     def __init__(
@@ -91,23 +95,58 @@ class Engine:
         settings: Callable[[], Settings] | None,
         on_ready: Callable[[dict[str, Any]], None] = lambda about: None,
         on_failed: Callable[[str], None] = lambda message: None,
+        resting: str = "",
     ) -> None:
-        self.state, self.message = OFF if settings is None else STARTING, ""
+        self.state, self.message = OFF if settings is None else RESTING, resting
         self.about: dict[str, Any] = {}
+        self._settings = settings
         self._on_ready, self._on_failed = on_ready, on_failed
         self._jobs: dict[int, Job] = {}
         self._count, self._lock = 0, threading.Lock()
-        if settings is None:
-            return
-        context: Any = multiprocessing.get_context(START_METHOD)
-        self._connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=engine_worker.main, args=(theirs, settings), daemon=True, name="lorarlhf-engine"
-        )
-        self.process.start()
-        theirs.close()  # otherwise the end of the process would not close the pipe
-        self._listener = threading.Thread(target=self._listen, daemon=True, name="engine")
-        self._listener.start()
+        self._changing = threading.RLock()  # while the process starts or ends
+        self._connection: Any = None
+        self._listener: threading.Thread | None = None
+        if not resting:
+            self.wake()
+
+    def rest(self, message: str) -> None:
+        """End the process, so that its memory is free; all jobs end with the message.
+
+        The engine rests until `wake`. One without a model stays as it is, and so does one that
+        has failed, which has no memory to give back.
+        """
+        with self._changing:
+            if self.state in (STARTING, READY):
+                # The message first: who sees the state may read it at once.
+                self.message, self.state = message, RESTING
+                self.process.kill()
+                self.process.join()
+            if self.state != RESTING:
+                return
+            self.message = message
+        for number in list(self._jobs):
+            self._end(number, error=message)
+
+    def wake(self) -> None:
+        """Start the process and load the base, if the engine rests."""
+        with self._changing:
+            if self.state != RESTING:
+                return
+            context: Any = multiprocessing.get_context(START_METHOD)
+            self._connection, theirs = context.Pipe()
+            self.process = context.Process(
+                target=engine_worker.main,
+                args=(theirs, self._settings),
+                daemon=True,
+                name="lorarlhf-engine",
+            )
+            self.process.start()
+            theirs.close()  # otherwise the end of the process would not close the pipe
+            self.state, self.message = STARTING, ""
+            self._listener = threading.Thread(
+                target=self._listen, args=(self._connection,), daemon=True, name="engine"
+            )
+            self._listener.start()
 
     def answer(
         self,
@@ -182,10 +221,11 @@ class Engine:
 
     def close(self) -> None:
         """End the process."""
-        if self.state != OFF:
-            self.state = OFF
-            self.process.kill()
-            self.process.join()
+        with self._changing:
+            before, self.state = self.state, OFF
+            if before not in (OFF, RESTING):
+                self.process.kill()
+                self.process.join()
 
     def _submit(self, kind: str, request: dict[str, Any], job: Job | None = None) -> Job:
         job = job or Job()
@@ -193,29 +233,32 @@ class Engine:
             self._count += 1
             number = self._count
             self._jobs[number] = job
-        if self.state in (FAILED, OFF):
+        if self.state in SILENT:
             self._end(number, error=self.message or "The pages run without a model.")
         else:
             self._send((number, kind, request))
         return job
 
     def _send(self, message: tuple[int, str, Any]) -> None:
+        connection, listener = self._connection, self._listener
         try:
             with self._lock:
-                self._connection.send(message)
+                connection.send(message)
         except (OSError, ValueError):
             # The process may have said why it ended, which is still to be read.
-            if threading.current_thread() is not self._listener:
-                self._listener.join(LAST_WORDS)
-            self._lost()
+            if listener is not None and threading.current_thread() is not listener:
+                listener.join(LAST_WORDS)
+            self._lost(connection)
 
-    def _listen(self) -> None:
+    def _listen(self, connection: Any) -> None:
         while True:
             try:
-                number, kind, value = self._connection.recv()
+                number, kind, value = connection.recv()
             except (EOFError, OSError):
-                self._lost()
+                self._lost(connection)
                 return
+            if connection is not self._connection or self.state == RESTING:
+                continue  # the last words of a process that made room
             if number == 0:
                 self._loaded(kind, value)
             elif kind == "texts":
@@ -242,14 +285,21 @@ class Engine:
         if job := self._jobs.pop(number, None):
             job.update(**attributes, done=True)  # `done` last: readers without the lock see it last
 
-    def _lost(self) -> None:
-        """The process has ended: end all jobs with the reason."""
-        if self.state != OFF:
-            if self.state != FAILED:
+    def _lost(self, connection: Any) -> None:
+        """The process has ended: end all jobs with the reason.
+
+        Args:
+            connection: to that process; there may be another one by now.
+        """
+        with self._changing:
+            if connection is not self._connection:
+                return
+            if self.state not in SILENT:
                 self.message = (
                     "The model's process has ended, probably because memory ran out. Votes are "
                     "kept. Start `lorarlhf ui` again, with fewer bits or a smaller base."
                 )
-            self.state = FAILED
+                self.state = FAILED
+            message = self.message or "The pages are closing."
         for number in list(self._jobs):
-            self._end(number, error=self.message or "The pages are closing.")
+            self._end(number, error=message)

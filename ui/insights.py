@@ -19,7 +19,7 @@ from lorarlhf.preferences.statistics import newest_judgement
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.downloads import whose
-from lorarlhf_ui.engine_client import FAILED, OFF, STARTING, Engine
+from lorarlhf_ui.engine_client import SILENT, STARTING, Engine
 from lorarlhf_ui.engine_worker import describe, unpacked
 from lorarlhf_ui.hidden_states import HiddenStates
 from lorarlhf_ui.insights_html import causes_html, note_html, taste_html, tastes_html
@@ -214,7 +214,7 @@ class Insights:
     def _no_model(self) -> str:
         """Why no model will read anything; "" if there is one, or soon will be."""
         state = self.engine.state
-        return (self.engine.message or NO_MODEL) if state in (OFF, FAILED) else ""
+        return (self.engine.message or NO_MODEL) if state in SILENT else ""
 
     # ---- in the thread
 

@@ -18,11 +18,12 @@ PAGES = {
     "/compare": ("Compare", "Compare two models"),
     "/history": ("History", "Your votes"),
     "/insights": ("Insights", "What the votes say"),
+    "/train": ("Train", "Train the models"),
     "/runs": ("Runs", "Training runs"),
     "/settings": ("Settings", "Settings"),
 }
 """The name of each page on its tab, and its heading."""
-OWNER_PAGES = ("/runs", "/settings")
+OWNER_PAGES = ("/train", "/runs", "/settings")
 """The pages that only owners may open."""
 _VISITOR = "lorarlhf_visitor"
 _BODY = re.compile(r"<body[^>]*>")

@@ -18,7 +18,7 @@ from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import append_jsonl
-from lorarlhf_ui.engine_client import FAILED, OFF, Engine, Job
+from lorarlhf_ui.engine_client import RESTING, SILENT, Engine, Job
 from lorarlhf_ui.engine_worker import describe
 from lorarlhf_ui.hidden_states import HiddenStates
 from lorarlhf_ui.information_order import MOST_COMPARED, InformationOrder
@@ -203,13 +203,14 @@ class Prefetch:
     def _work(self) -> None:
         while not self._closed:
             try:
-                running = self.engine.state not in (OFF, FAILED)
+                running = self.engine.state not in SILENT
                 if running and waiting(self.store) < self._wanted():
                     self._make_item()
                     self.problem = ""
                     continue
             except Exception as error:  # the page shows it, and it is tried again
-                self.problem = describe(error)
+                # A model that rests says so itself.
+                self.problem = "" if self.engine.state == RESTING else describe(error)
             self._wake.wait(RETRY_SECONDS)
             self._wake.clear()
 
@@ -223,7 +224,8 @@ class Prefetch:
         try:
             job.wait()
         except UserError:
-            self.failed(prompt)
+            if self.engine.state != RESTING:
+                self.failed(prompt)
             raise
         if settings != self.settings():  # they were changed in the meantime
             return

@@ -16,7 +16,7 @@ from lorarlhf.preferences.statistics import count_to_train_on
 from lorarlhf.preferences.store import Store
 from lorarlhf.preferences.undo import last_vote, undo
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.engine_client import FAILED, OFF, Job
+from lorarlhf_ui.engine_client import RESTING, SILENT, Job
 from lorarlhf_ui.markdown import prompt_html
 from lorarlhf_ui.meter import Meter
 from lorarlhf_ui.models import INFORMATION, AnswerSettings
@@ -206,7 +206,9 @@ class Ratings:
     def _nothing_ready(self, rater: str) -> View:
         """Start live answers if there is a model; else the reason why nothing is shown."""
         engine = self.prefetch.engine
-        if engine.state in (OFF, FAILED):
+        if engine.state == RESTING:  # "wait": the page asks again, since it ends
+            return {"empty": engine.message, "wait": engine.message, "after": SECONDS_TO_READ}
+        if engine.state in SILENT:
             return {"empty": engine.message or NO_MODEL}
         if self.prefetch.problem:  # "wait": the page asks again, since the problem may go away
             return {"empty": self.prefetch.problem, "wait": self.prefetch.problem}
@@ -304,10 +306,12 @@ class Ratings:
         today, hour = (int(1000 * start) for start in (midnight, now - 3600))
         counts = self.store.counts(rater, (0, today, hour))
         names = ("all", "today", "hour")
+        engine = self.prefetch.engine
         return {
             "progress": dict(zip(names, counts, strict=True)),
             "goal": self._goal(rater),
             "meter": self.meter.report(rater),
             "ready": queue.waiting(self.store),
             "last": last_vote(self.store, rater),
+            "rests": engine.message if engine.state == RESTING else "",
         }

@@ -11,7 +11,7 @@ from lorarlhf.preferences.records import Prompt
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.backfill import LONGEST_TEXT
-from lorarlhf_ui.engine_client import FAILED, OFF, Engine, Job
+from lorarlhf_ui.engine_client import SILENT, Engine, Job
 
 SECONDS = 120
 """How long a page waits for the model."""
@@ -47,7 +47,7 @@ class RewardRole:
 
         A new run is noticed `REMEMBERED` seconds later.
         """
-        if self.engine.state in (OFF, FAILED):
+        if self.engine.state in SILENT:
             return False
         now = time.monotonic()
         if now - self._looked >= REMEMBERED:

@@ -53,7 +53,12 @@ def doctor(args: Namespace) -> Result:
 
 
 def estimate(args: Namespace) -> Result:
-    """Peak memory of the stages on a base."""
+    """Peak memory of the stages on a base; memory and time of a stage on a project."""
+    if args.project is not None:
+        from lorarlhf.cli import estimate_project
+
+        found = estimate_project.run(args)
+        return Result(found, estimate_project.as_text(found))
     from lorarlhf.cli.estimate import as_text, run
 
     result = run(args)
@@ -80,6 +85,8 @@ def ui(args: Namespace) -> Result:
             f"The rating pages need {error.name}, which is not installed: "
             "pip install 'lorarlhf[ui]'."
         ) from error
+    # The pages stand beside the stages and below the commands, so both are handed over.
+    args.stages, args.commands = tuple(STAGES.values()), tuple(COMMANDS)
     return Result(pages.main(args))
 
 
@@ -174,6 +181,13 @@ def runs(args: Namespace) -> Result:
     return list_or_change(args)
 
 
+def jobs(args: Namespace) -> Result:
+    """The jobs of a project."""
+    from lorarlhf.cli.jobs import jobs as run
+
+    return run(args)
+
+
 COMMANDS = {
     "demo": demo,
     "new": new,
@@ -186,6 +200,7 @@ COMMANDS = {
     "raters": raters,
     "report": report,
     "runs": runs,
+    "jobs": jobs,
     "estimate": estimate,
     "doctor": doctor,
     "ui": ui,

@@ -39,7 +39,8 @@ SUMMARIES = {
     "raters": "who votes in a project, and who can log in",
     "report": "what a project's votes look like and prefer, and how sure that is",
     "runs": "a project's runs: a table, what started from what, titles, dropping, deleting",
-    "estimate": "peak memory of every stage, before anything is loaded",
+    "jobs": "what the Train page has started: list it, stop it, let it go on",
+    "estimate": "peak memory of every stage, before anything is loaded; of a project also the time",
     "doctor": "check machine and installation, and say how to fix problems",
     "ui": "the pages in the browser: rate answers, talk to models, compare them",
 }
@@ -77,6 +78,7 @@ def build_parser() -> Parser:
     _raters(made["raters"])
     _report(made["report"])
     _runs(made["runs"])
+    _jobs(made["jobs"])
     _ui(made["ui"])
     return parser
 
@@ -210,6 +212,10 @@ def _chat(sub: Parser) -> None:
 def _estimate(sub: Parser) -> None:
     sub.add_argument("--base", default="smollm2-135m", help="a base, or a config.json")
     sub.add_argument("--stage", choices=list(STAGES), help="only this stage")
+    text = "memory and time of --stage on this project's own rows, as the command would start it"
+    sub.add_argument("--project", metavar="PROJECT", help=text)
+    text = "with --project: one setting of the stage; may be repeated"
+    sub.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=text)
     sub.add_argument(
         "--card", type=float, metavar="GB", help="show what fits on a card of this size"
     )
@@ -297,6 +303,15 @@ def _runs(sub: Parser) -> None:
     one.add_argument("--keep", metavar="RUN", help="bring a dropped run back")
     text = "remove a run's folder for good, unless something depends on it"
     one.add_argument("--delete", metavar="RUN", help=text)
+
+
+def _jobs(sub: Parser) -> None:
+    sub.add_argument("project", metavar="PROJECT", help="the project's folder")
+    one = sub.add_mutually_exclusive_group()
+    text = "end this job after the running step; again: at once"
+    one.add_argument("--stop", type=int, metavar="ID", help=text)
+    text = "let this job go on that was stopped, interrupted, or failed"
+    one.add_argument("--resume", type=int, metavar="ID", help=text)
 
 
 def _ui(sub: Parser) -> None:

@@ -10,6 +10,8 @@ from transformers import TrainerCallback
 
 from lorarlhf.runtime import distributed
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGBREAK") if hasattr(signal, name)]
+"""Ctrl-C; on Windows also Ctrl-Break, by which another program stops this one (`process.py`)."""
 NOTICE = b"\nStopping after this update; Ctrl-C again stops at once and loses it.\n"
 LAUNCHER_NOTICE = (
     b"The launcher kills processes that still run after 30 seconds; then --resume continues from "
@@ -30,16 +32,16 @@ class StopAfterUpdate(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopAfterUpdate":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
+            self._before = {name: signal.signal(name, self._on_signal) for name in SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for name, before in self._before.items():
+            signal.signal(name, before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -19,7 +19,7 @@ from tests.run_folders import ppo_rows, write_run
 WIDTHS = {360: 740, 768: 1024, 1280: 800}
 SCHEMES = ["light", "dark"]
 RUN = "0001-sft"
-PAGES = ["/", "/chat", "/compare", "/history", "/insights", "/runs", "/settings"]
+PAGES = ["/", "/chat", "/compare", "/history", "/insights", "/train", "/runs", "/settings"]
 LONG = "A_very_long_word_" * 12 + " and some more of it. " * 40
 MARKDOWN = (
     "# Head\n\nI am ChatGPT, and **bold**.\n\n```python\nprint('wide', "
@@ -180,6 +180,10 @@ def open_all(page: Page, path: str) -> None:
         page.get_by_text("The numbers as a table").click()
         page.locator(".runs .name").first.click()
         expect(page.locator(".runs tr.details")).to_be_visible()
+    elif path == "/train":
+        expect(page.locator('.train [data-part="status"]')).to_be_hidden()
+        for summary in page.locator(".train fieldset:visible summary").all():
+            summary.click()
     elif path == "/settings":
         expect(page.locator("#settings-save")).to_be_enabled()
         expect(page.locator("#settings-save")).to_have_css("opacity", "1")  # it fades in

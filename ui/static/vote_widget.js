@@ -118,6 +118,10 @@ function showProgress(reply) {
     find("welcome").hidden = reply.goal.votes > 0;
   }
   if (reply.meter) drawMeter(reply.meter);
+  if (reply.rests !== undefined) {
+    find("rests").textContent = reply.rests;
+    find("rests").hidden = !reply.rests || Boolean(view?.wait); // then it stands below already
+  }
 }
 
 function goalLine(goal) {

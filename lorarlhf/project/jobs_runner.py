@@ -1,0 +1,180 @@
+"""The process that looks after one job: waits for its turn, runs the command, notes the end.
+
+`python -m lorarlhf.project.jobs_runner JOBS/0001.json`; `jobs.py` starts it. It imports nothing
+heavy, since it lives as long as the job.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.project import device_queue
+from lorarlhf.project.jobs import (
+    DONE,
+    FAILED,
+    RUNNING,
+    STOPPED,
+    carry_out_stop,
+    requested_stops,
+    write_record,
+)
+from lorarlhf.project.project import Project
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.process import from_json, identify, lower_priority, start_group
+
+LOOK_SECONDS = 0.1
+NAMED_SECONDS = 30.0
+"""How long the record may take to name this process; then another one looks after the job."""
+ROOM_SECONDS = 60.0
+"""How long a job waits for the pages' models to give their memory back. Then it starts anyway, and
+the command itself checks the memory."""
+INTERRUPTED_STATUS = 130
+"""The exit status of a command after Ctrl-C."""
+LOG_END = 8000
+
+
+class Runner:
+    """Looks after the job of a record.
+
+    Attributes:
+        record: its contents, which only this process writes.
+        stops: the wishes to stop that were carried out.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.project = file, file.parent.parent
+        self.record: dict[str, Any] = {}
+        self.stops = 0
+
+    def is_named(self) -> bool:
+        """Wait until the record names this process; False if it does not."""
+        here = identify(os.getpid())
+        for _ in range(round(NAMED_SECONDS / LOOK_SECONDS)):
+            self.record = read_json(self.file)
+            if here is not None and from_json(self.record.get("runner")) == here:
+                return True
+            time.sleep(LOOK_SECONDS)
+        return False
+
+    def write(self, **changes: Any) -> None:
+        """Change the record."""
+        self.record |= changes
+        write_record(self.file, self.record)
+
+    def run(self) -> None:
+        """Wait for the turn, run the command, and note how it ended."""
+        with device_queue.ticket(self.project, int(self.file.stem), self.record["title"]) as ticket:
+            while not requested_stops(self.file):
+                if device_queue.is_first(ticket):
+                    with device_queue.device() as free:
+                        if free:
+                            self._run_here(ticket)
+                            return
+                time.sleep(LOOK_SECONDS)
+        self.write(state=STOPPED, ended=time.time())
+
+    def _run_here(self, ticket: device_queue.Ticket) -> None:
+        """Run the command on the device, which this process holds."""
+        until = time.monotonic() + ROOM_SECONDS
+        while device_queue.models() and time.monotonic() < until:
+            if requested_stops(self.file):
+                break
+            time.sleep(LOOK_SECONDS)
+        if requested_stops(self.file):
+            self.write(state=STOPPED, ended=time.time())
+            return
+        run = self._run_folder()
+        argv = self._words(run)
+        safe = ["-P"] if sys.version_info >= (3, 11) else []
+        with self.file.with_suffix(".log").open("ab") as log:
+            log.write(f"$ lorarlhf {' '.join(argv)}\n".encode())
+            log.flush()
+            process = start_group(
+                [sys.executable, *safe, "-m", "lorarlhf.cli", *argv],
+                log,
+                Path.cwd(),
+                # A bar that writes a line ten times a second would fill the log of a long run.
+                {**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1"},
+            )
+            command = identify(process.pid)
+            device_queue.mark_running(ticket, command)
+            self.write(
+                state=RUNNING,
+                started=time.time(),
+                run=None if run is None else str(run),
+                command=command and command.as_json(),
+            )
+            status = self._wait(process)
+        self._end(status, run)
+
+    def _run_folder(self) -> Path | None:
+        """The folder of a training stage's run: the one it has begun, or the next number."""
+        if self.record["run"]:
+            return Path(self.record["run"])
+        if not self.record["stage"]:
+            return None
+        return Project(self.project).next_run(self.record["stage"]).resolve()
+
+    def _words(self, run: Path | None) -> list[str]:
+        """What follows `lorarlhf`, with the run that is made or continued."""
+        words = list(self.record["argv"])
+        if run is not None:
+            words += ["--out", str(run)]
+            words += ["--resume"] * (run / "run.json").is_file()
+        return words
+
+    def _wait(self, process: "subprocess.Popen[bytes]") -> int:
+        """Wait for the command's end, and pass on wishes to stop; its exit status."""
+        while True:
+            try:
+                return process.wait(LOOK_SECONDS)
+            except subprocess.TimeoutExpired:
+                wished = requested_stops(self.file)
+            if wished > self.stops:
+                self.stops += 1
+                carry_out_stop(identify(process.pid), self.stops)
+
+    def _end(self, status: int, run: Path | None) -> None:
+        state = DONE if status == 0 else FAILED
+        if status and (self.stops or status == INTERRUPTED_STATUS):
+            state = STOPPED
+        message = last_words(self.file.with_suffix(".log")) if state == FAILED else ""
+        if run is not None and run.is_dir() and not any(run.iterdir()):
+            run.rmdir()  # the command refused to start
+            self.record["run"] = None
+        self.write(state=state, ended=time.time(), message=message)
+
+
+def last_words(log: Path) -> str:
+    """The last line that a command has printed; errors are one paragraph."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_END))
+        lines = file.read().decode("utf-8", "replace").replace("\r", "\n").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else ""
+
+
+def main(words: list[str]) -> int:
+    """Look after the job of a record; returns the exit status."""
+    # A program started in the background by a script ignores Ctrl-C, and so would the command. A
+    # handler of our own is not handed on, so the command's is the usual one again.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    lower_priority()
+    runner = Runner(Path(words[0]))
+    if not runner.is_named():
+        return 1
+    try:
+        runner.run()
+    except (OSError, UserError) as error:
+        runner.write(state=FAILED, ended=time.time(), message=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""A stand-in for `lorarlhf` in the tests of jobs: it starts in a moment, and does as it is told.
+
+Python imports a file `sitecustomize.py` on its path before anything else; `install` writes one that
+runs `main` where a process is started as the command line.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+CUSTOMIZE = """
+import runpy, sys
+if "lorarlhf.cli" in sys.orig_argv:
+    words = sys.orig_argv[sys.orig_argv.index("lorarlhf.cli") + 1 :]
+    sys.argv = ["lorarlhf", *words]
+    runpy.run_path({program!r}, run_name="__main__")
+"""
+
+
+def install(folder: Path) -> str:
+    """Write the file into a folder; returns a PYTHONPATH with the folder in front."""
+    folder.mkdir()
+    text = CUSTOMIZE.format(program=str(Path(__file__).resolve()))
+    (folder / "sitecustomize.py").write_text(text)
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+
+
+def main(words: list[str]) -> int:
+    """Do what the first word says.
+
+    `wait FILE` says that it has begun and waits for the file; Ctrl-C ends it as a training. `fail`
+    ends with an error, and `end` at once. With `--out` a run folder is written.
+    """
+    out = Path(words[words.index("--out") + 1]) if "--out" in words else None
+    stops = 0
+
+    def note(status: str) -> None:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "run.json").write_text(f'{{"status": "{status}", "stage": "sft"}}')
+
+    def on_signal(number: int, frame: object) -> None:
+        nonlocal stops
+        stops += 1
+        print(f"stop {stops}", flush=True)
+
+    signal.signal(signal.SIGINT, on_signal)
+    if words[0] == "estimate":
+        return estimate(words)
+    print("words:", *words, flush=True)
+    if words[0] == "fail":
+        print("The votes are gone.\nBring them back.", file=sys.stderr)
+        return 2
+    note("running")
+    while words[0] in ("wait", "stubborn") and not Path(words[1]).exists():
+        if stops and words[0] == "wait":
+            note("stopped")
+            return 130
+        time.sleep(0.01)
+    note("done")
+    return 0
+
+
+def estimate(words: list[str]) -> int:
+    """As `lorarlhf estimate --project --json`; a setting without a number is a mistake."""
+    sets = [word for word, before in zip(words[1:], words, strict=False) if before == "--set"]
+    if any(not text.partition("=")[2][:1].isdigit() for text in sets):
+        print("Reading the rows.\nA setting is a number.", file=sys.stderr)
+        return 2
+    found = {"needed": 1.5e9, "free": 4e9, "advice": "", "seconds": 240.0}
+    found |= {"time": "about 4 minutes.", "settings": {"updates": 20, "kl_coef": 0.05}}
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)

@@ -1,0 +1,231 @@
+"""The requests of the Train page, as plain functions: start a run, watch it, stop it, resume it.
+
+A run is a job: a process of its own that outlives the page and the server (`project/jobs.py`).
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from lorarlhf.project import device_queue
+from lorarlhf.project.jobs import RUNNING, Job, find_job, list_jobs, resume_job, start_job, stop_job
+from lorarlhf.project.project import Project
+from lorarlhf.project.stage import Stage
+from lorarlhf.runtime.errors import UserError
+from lorarlhf_ui.train_curves import curves
+from lorarlhf_ui.train_form import Kind, kinds_of
+from lorarlhf_ui.train_html import earlier_html, estimate_html, job_sections, note_html, queue_html
+from lorarlhf_ui.train_run import Rows, alarms, log_lines, messages, progress, samples
+from lorarlhf_ui.votes import View
+
+ROUND = "round"
+"""The command behind the button Tonight."""
+PARTS = ("alarms", "curves", "samples", "log")
+NOTHING = "Nothing has been started on this page yet. Choose what to train below."
+CARD_SECONDS = 10.0
+KEPT_SECONDS, ERROR_KEPT_SECONDS = 120.0, 5.0
+"""How long an estimate counts: votes and runs may be added, and mistakes mended."""
+MOST_SECONDS = 600
+Wanted = tuple[str, ...]
+"""A stage and the options of its command."""
+
+
+class Training:
+    """The requests of the Train page.
+
+    Args:
+        project: whose runs are started.
+        stages: of the stage table.
+        commands: the commands that there are.
+        card: the newest round as HTML, or "".
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        stages: Iterable[Stage],
+        commands: Collection[str] = (),
+        card: Callable[[Project], str] = lambda project: "",
+    ) -> None:
+        self.project, self.kinds, self.card = project, kinds_of(stages), card
+        self.has_rounds = ROUND in commands
+        self._card = -CARD_SECONDS, ""
+        self.estimates = Estimates(project)
+        self._folder = project.folder.resolve()
+        self._metrics, self._samples = Rows(), Rows()
+
+    def look(self, rater: str, data: View) -> View:
+        """Where everything stands: `sections`, HTML by name; `busy`, whether anything goes on.
+
+        It shows the job that runs, or else the newest one.
+        """
+        jobs, tickets = list_jobs(self.project), device_queue.queue()
+        now = next((job for job in jobs if job.state == RUNNING), jobs[0] if jobs else None)
+        sections = {"now": note_html(NOTHING), **dict.fromkeys(PARTS, "")}
+        sections |= {} if now is None else self._job(now, tickets)
+        sections["queue"] = queue_html(tickets, self._folder)
+        sections["earlier"] = earlier_html([job for job in jobs if job is not now])
+        sections["round"] = self._newest_round()
+        return {"sections": sections, "busy": bool(tickets) or any(job.alive for job in jobs)}
+
+    def estimate(self, rater: str, data: View) -> View:
+        """Memory and time of what is chosen: `html`; `busy`, while they are being computed.
+
+        Raises:
+            UserError: the settings are wrong, or the project lacks what the stage needs.
+        """
+        kind, settings = self._chosen(data)
+        found = self.estimates.get(kind, settings)
+        if found is None:
+            return {"busy": True}
+        if "error" in found:
+            raise UserError(found["error"])
+        values = {key: _shown(value) for key, value in found.get("settings", {}).items()}
+        return {"busy": False, "html": estimate_html(found), "values": values}
+
+    def start(self, rater: str, data: View) -> View:
+        """Start what is chosen as a job.
+
+        Raises:
+            UserError: the settings are wrong, or nothing can be written.
+        """
+        kind, settings = self._chosen(data)
+        words = [kind.stage, str(self._folder), *kind.words(settings)]
+        if data.get("anyway") is True:
+            words.append("--no-memory-check")
+        known = self.estimates.known(kind, settings)
+        if known is not None and "error" in known:
+            raise UserError(known["error"])
+        start_job(self.project, words, kind.title(settings), kind.stage)
+        return self.look(rater, {})
+
+    def tonight(self, rater: str, data: View) -> View:
+        """Start a round as a job.
+
+        Raises:
+            UserError: nothing can be written, or a round waits or runs already.
+        """
+        if not self.has_rounds:
+            raise UserError("This version has no command for a round.")
+        for job in list_jobs(self.project):
+            if job.alive and job.argv[:1] == (ROUND,):
+                raise UserError(f"A round {'runs' if job.state == RUNNING else 'waits'} already.")
+        start_job(self.project, [ROUND, str(self._folder)], "A round: reward, tuning, comparison")
+        return self.look(rater, {})
+
+    def stop(self, rater: str, data: View) -> View:
+        """Ask a job to stop; see `stop_job`."""
+        stop_job(self._named(data))
+        return self.look(rater, {})
+
+    def resume(self, rater: str, data: View) -> View:
+        """Let a job go on."""
+        resume_job(self._named(data))
+        return self.look(rater, {})
+
+    # ---- parts
+
+    def _job(self, job: Job, tickets: list[device_queue.Ticket]) -> dict[str, str]:
+        ours = [(ticket.project, ticket.job) for ticket in tickets]
+        mine = (self._folder, job.id)
+        ahead = ours.index(mine) if mine in ours else 0
+        lines = log_lines(job.log)
+        rows = self._metrics.of(job.run / "metrics.jsonl") if job.run else []
+        answers = self._samples.of(job.run / "samples.jsonl") if job.run else []
+        parts = job_sections(
+            job, progress(lines), alarms(rows), samples(answers), messages(lines), ahead
+        )
+        return parts | {"curves": curves(rows, job.stage)}
+
+    def _newest_round(self) -> str:
+        """The card; it reads votes and results, so it is not made anew for every request."""
+        at, card = self._card
+        if time.monotonic() - at > CARD_SECONDS:
+            card = self.card(self.project)
+            self._card = time.monotonic(), card
+        return card
+
+    def _named(self, data: View) -> Job:
+        number = data.get("job")
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise UserError("The server does not know this job. Reload the page.")
+        return find_job(self.project, number)
+
+    def _chosen(self, data: View) -> tuple[Kind, dict[str, str]]:
+        kind, settings = self.kinds.get(str(data.get("kind"))), data.get("settings")
+        if kind is None or not isinstance(settings, dict):
+            raise UserError("The server does not know this choice. Reload the page.")
+        typed = {str(key): str(value).strip() for key, value in settings.items()}
+        return kind, {key: value for key, value in typed.items() if value}
+
+
+def _shown(value: Any) -> str:
+    """A setting's value as one would type it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class Estimates:
+    """Estimates by `lorarlhf estimate`, in a process of its own, since they need torch.
+
+    One is computed at a time. If another one is wanted meanwhile, it comes next, and what was
+    wanted before it is forgotten.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self._known: dict[Wanted, tuple[float, dict[str, Any]]] = {}
+        self._next: Wanted | None = None
+        self._working: Wanted | None = None
+        self._lock = threading.Lock()
+
+    def known(self, kind: Kind, settings: Mapping[str, str]) -> dict[str, Any] | None:
+        """The estimate if there is a recent one."""
+        wanted = (kind.stage, *kind.words(settings))
+        at, found = self._known.get(wanted, (0.0, {}))
+        kept = ERROR_KEPT_SECONDS if "error" in found else KEPT_SECONDS
+        return found if found and time.monotonic() - at < kept else None
+
+    def get(self, kind: Kind, settings: Mapping[str, str]) -> dict[str, Any] | None:
+        """The estimate, or None while it is computed; `error` in it says why there is none.
+
+        Raises:
+            UserError: the settings can't be those of a command.
+        """
+        if (found := self.known(kind, settings)) is not None:
+            return found
+        wanted = (kind.stage, *kind.words(settings))
+        with self._lock:
+            if self._working == wanted:
+                return None
+            self._next = wanted
+            if self._working is None:
+                self._working = wanted
+                threading.Thread(target=self._work, daemon=True, name="estimate").start()
+        return None
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._working, self._next = self._next, None
+                wanted = self._working
+            if wanted is None:
+                return
+            found = self._compute(wanted)
+            self._known[wanted] = time.monotonic(), found
+
+    def _compute(self, wanted: Wanted) -> dict[str, Any]:
+        stage, *words = wanted
+        command = [sys.executable, "-m", "lorarlhf.cli", "estimate", "--json", "--stage", stage]
+        command += ["--project", str(self.project.folder.resolve()), *words]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=MOST_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return {"error": f"The estimate could not be computed ({error})."}
+        if done.returncode == 0:
+            return json.loads(done.stdout)
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        return {"error": said[-1] if said else "The estimate could not be computed."}
