@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 from lorarlhf import __version__
 from lorarlhf.cli.eval_options import add_eval_options
+from lorarlhf.cli.request import NO_RUN
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.stages.table import STAGES
@@ -149,16 +150,24 @@ def _training(stage: Stage, sub: Parser) -> None:
     else:
         text = f"{stage.rows}: .jsonl, .json, .csv or .parquet"
         sub.add_argument(stage.data_option, metavar="FILE", help=text)
+    if stage.rounds:
+        text = "prompts that rounds of new answers (--set rounds=N) are for"
+        sub.add_argument("--prompts", metavar="FILE", help=text)
+        text = "a run with the reward role that labels these answers"
+        sub.add_argument("--reward", metavar="RUN", help=text)
     if stage.hold_out and not stage.rewarded:
         sub.add_argument("--eval", metavar="FILE", help="pairs to measure the accuracy on")
     trains_policy = stage.trains == "policy"
     init = "start from its policy" if trains_policy else "base and adapter shape of that run"
+    init += f"; {NO_RUN}: from none, though the project has one" if stage.starts_from_sft else ""
     sub.add_argument("--init", metavar="RUN", help=f"an earlier run: {init}")
     sub.add_argument("--out", metavar="DIR", help=f"folder of the run (default: runs/{stage.name})")
     sub.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     sub.add_argument("--base", help="smollm2-135m (the default), a folder or a Hugging Face id")
     sub.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
     sub.add_argument("--config", metavar="FILE.yaml", help="settings, one `key: value` a line")
+    text = "train at most so long; what is trained by then is kept"
+    sub.add_argument("--minutes", type=float, metavar="M", help=text)
     text = "start even if the memory seems too small"
     sub.add_argument("--no-memory-check", action="store_true", help=text)
     _set_option(sub)

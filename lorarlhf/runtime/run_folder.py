@@ -14,7 +14,7 @@ from lorarlhf.runtime.terminal import log_to_stderr
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html")
 IN_USE = "Wait until that run ends, or name another folder with --out."
 """Advice for a folder that another run holds."""
-RESULTS = (*FILES, "votes.safetensors", "checkpoints")
+RESULTS = (*FILES, "votes.safetensors", "rounds", "checkpoints")
 
 
 def check_writable(folder: Path) -> None:
