@@ -4,6 +4,7 @@ import argparse
 from typing import Any, NoReturn
 
 from lorarlhf import __version__
+from lorarlhf.cli.compare_options import add_compare_options
 from lorarlhf.cli.eval_options import add_eval_options
 from lorarlhf.cli.request import NO_RUN
 from lorarlhf.project.stage import Stage
@@ -34,6 +35,7 @@ SUMMARIES = {
     "chat": "talk to the base or to a trained policy",
     "score": "the reward role's scores of given answers",
     "eval": "compare runs and best of n with the base: did it get better, what was forgotten?",
+    "compare-methods": "train several methods on the same votes for the same time, in one table",
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
     "report": "what a project's votes look like and prefer, and how sure that is",
@@ -69,6 +71,7 @@ def build_parser() -> Parser:
     _chat(made["chat"])
     add_eval_options(made["eval"])
     _set_option(made["eval"])
+    add_compare_options(made["compare-methods"])
     _estimate(made["estimate"])
     _votes(made["votes"])
     _raters(made["raters"])

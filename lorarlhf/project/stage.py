@@ -41,6 +41,7 @@ class Stage:
         configs: TRL's classes for other values of the setting `algorithm`, by value.
         rewarded: whether it takes rewards and judges, and prompts instead of answers.
         rounds: whether it can also learn, in rounds, from answers that a reward role labels.
+        strengths: whether its loss uses how strong a preference is (the rows' `margin`).
         trains: the role that learns.
         starts_from_sft: whether it starts from the project's newest SFT run.
         reference: whether the policy that it starts from becomes the reference.
@@ -62,6 +63,7 @@ class Stage:
     configs: Mapping[str, str] = field(default_factory=dict, hash=False)
     rewarded: bool = False
     rounds: bool = False
+    strengths: bool = False
     trains: str = "policy"
     starts_from_sft: bool = True
     reference: bool = False

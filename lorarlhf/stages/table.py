@@ -44,6 +44,7 @@ _LIST = (
         keys="pooling, epochs, learning_rate, batch_size, micro_batch_size, holdout, evaluations, "
         "center_rewards_coefficient, save_steps, plain",
         hold_out="lorarlhf.stages.reward_model:hold_out",
+        strengths=True,
         trains="reward",
     ),
     Stage(

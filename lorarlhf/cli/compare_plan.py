@@ -1,0 +1,326 @@
+"""What `compare-methods` trains: the methods, the folder, and the record of what is done."""
+
+import json
+import re
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorarlhf.cli.eval_plan import HELD_OUT
+from lorarlhf.cli.project_defaults import FEWEST_PROMPTS, newest_run
+from lorarlhf.cli.request import NO_RUN
+from lorarlhf.preferences.exports import to_own, training_rows
+from lorarlhf.preferences.vote_use import VoteUse, count_use
+from lorarlhf.project.project import Project
+from lorarlhf.project.settings import resolve
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json, write_json, write_jsonl
+from lorarlhf.stages.table import STAGES
+
+Row = dict[str, Any]
+ENDLESS = 10**6
+"""Updates or rounds that no budget suffices for."""
+BEST_OF = re.compile(r"best-of-(\d+)")
+FORMS = ("trl", "kto", "demonstrations")
+RECORD, VOTES = "methods.json", "votes.jsonl"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to learn from votes.
+
+    Attributes:
+        stage: whose command trains it; "" for best of n.
+        sets: settings that make the stage this method.
+        until: the setting that says how long it goes on, which the budget replaces; "" if it is
+            done by itself.
+        rewarded: whether it needs the reward role.
+        best_of: of best of n, from how many answers it picks.
+    """
+
+    name: str
+    stage: str = ""
+    sets: tuple[str, ...] = ()
+    until: str = ""
+    rewarded: bool = False
+    best_of: int = 0
+
+    @property
+    def form(self) -> str:
+        """The form of the votes that it learns from, itself or through the reward role."""
+        return (STAGES[self.stage].export if self.stage else "") or "trl"
+
+
+_LIST = (
+    Method("sft", "sft"),
+    Method("dpo", "dpo"),
+    Method("orpo", "orpo"),
+    Method("kto", "kto"),
+    Method("ppo", "ppo", (), "updates", rewarded=True),
+    Method("rloo", "ppo", ("algorithm=rloo",), "updates", rewarded=True),
+    Method("grpo", "ppo", ("algorithm=grpo",), "updates", rewarded=True),
+    Method("iterated-dpo", "dpo", (), "rounds", rewarded=True),
+)
+METHODS = {method.name: method for method in _LIST}
+BY_DEFAULT = (*METHODS, "best-of-4")
+
+
+def find_methods(names: Sequence[str]) -> list[Method]:
+    """The methods of these names, each once.
+
+    Raises:
+        UserError: no such method, or best of n with two different n.
+    """
+    found = {}
+    for name in names:
+        best = BEST_OF.fullmatch(name)
+        if best and int(best[1]) >= 2:
+            found[name] = Method(name, rewarded=True, best_of=int(best[1]))
+        elif name in METHODS:
+            found[name] = METHODS[name]
+        else:
+            raise UserError(
+                f"There is no method {name}. The methods are {', '.join(METHODS)}, and best-of-N "
+                "with a number of 2 or more."
+            )
+    if sum(bool(method.best_of) for method in found.values()) > 1:
+        raise UserError("Only one best-of-N can be compared at a time. Leave the others out.")
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class ComparePlan:
+    """What is compared, and how.
+
+    Attributes:
+        folder: of the results; its own runs are in it where `apart` is true, else in the project.
+        init, reward: the runs to start from and to be rewarded by; "" for none and for a new one.
+    """
+
+    project: Project
+    methods: list[Method]
+    folder: Path
+    apart: bool
+    minutes: float
+    seed: int
+    config: str
+    init: str
+    reward: str
+    args: Namespace
+
+    def words(self, method: Method, folder: Path, reward: str | None) -> list[str]:
+        """The command that trains a method into a folder."""
+        stage = STAGES[method.stage]
+        words = [stage.name, str(self.project.folder), "--out", str(folder)]
+        words += ["--init", self.init or NO_RUN] if stage.starts_from_sft else []
+        words += ["--seed", str(self.seed), *(["--config", self.config] if self.config else [])]
+        if stage.export:
+            words += ["--data", str(self.folder / VOTES)]
+        if method.name == "reward":
+            return words
+        words += ["--minutes", f"{self.minutes:g}"]
+        if method.rewarded and reward is not None:
+            words += ["--reward", reward]
+        sets = list(method.sets)
+        if method.until:
+            given = resolve(stage, config=self.config or None).given
+            sets += [f"{method.until}={ENDLESS}"] if method.until not in given else []
+        return words + [part for text in sets for part in ("--set", text)]
+
+    def eval_words(self, runs: Sequence[Path], reward: str | None) -> list[str]:
+        """The command that evaluates these runs and best of n; empty if there is nothing."""
+        best = next((method.best_of for method in self.methods if method.best_of), 0)
+        if not runs and not best:
+            return []
+        args = self.args
+        words = ["eval", *([self.init] if self.init else []), *map(str, runs)]
+        words += ["--best-of", str(best), *(["--reward", reward] if reward is not None else [])]
+        for option in ("rater", "judge_function"):
+            for value in getattr(args, option):
+                words += [f"--{option.replace('_', '-')}", value]
+        held_out = self.project.folder / HELD_OUT
+        prompts = args.prompts or (str(held_out) if held_out.is_file() else None)
+        words += ["--prompts", prompts] if prompts else []
+        words += ["--max-new-tokens", str(args.max_new_tokens)] if args.max_new_tokens else []
+        words += ["--samples", str(args.samples), "--seed", str(self.seed)]
+        words += ["--no-skills"] if args.no_skills or not runs else []
+        return [*words, "--out", str(self.folder / "eval")]
+
+    def asked(self) -> Row:
+        """What has to be the same for methods that are compared."""
+        names = ("minutes", "seed", "config", "init", "reward")
+        return {name: getattr(self, name) for name in names}
+
+
+def read_plan(args: Namespace) -> ComparePlan:
+    """The plan that the options describe, checked before anything is trained.
+
+    Raises:
+        UserError: an option is out of range, or a method, run, file or judge does not exist.
+    """
+    from lorarlhf.project.lineage import read_source_run
+    from lorarlhf.rewards.functions import load_function
+    from lorarlhf.rewards.raters import Rater
+
+    project = Project(args.project)
+    if not args.minutes > 0:
+        raise UserError(f"--minutes is above 0, not {args.minutes:g}.")
+    for name in args.rater:
+        Rater.named(name)
+    for spec in args.judge_function:
+        load_function(spec)
+    init = args.init
+    if init is None:
+        init = project.newest_with("policy", ("sft",)) or ""
+    elif init == NO_RUN and not Path(NO_RUN).is_dir():
+        init = ""
+    if init:
+        read_source_run(init, "policy", "--init")
+    reward = newest_run(args.reward, "reward") if args.reward else ""
+    if reward:
+        read_source_run(reward, "reward", "--reward")
+    methods = find_methods(args.methods or _by_default(project))
+    if args.config:
+        for stage in {method.stage or "reward": None for method in methods}:
+            resolve(STAGES[stage], config=args.config)
+    folder = Path(args.out).expanduser() if args.out else _unfinished(project)
+    return ComparePlan(
+        project=project,
+        methods=methods,
+        folder=folder,
+        apart=args.out is not None,
+        minutes=args.minutes,
+        seed=args.seed,
+        config=str(Path(args.config).expanduser().resolve()) if args.config else "",
+        init=str(init),
+        reward=reward,
+        args=args,
+    )
+
+
+def _by_default(project: Project) -> list[str]:
+    """All methods; sft only where somebody has written answers."""
+    store = project.store()
+    try:
+        written = training_rows("demonstrations", store.votes(purpose="train")).rows
+    finally:
+        store.close()
+    return [name for name in BY_DEFAULT if name != "sft" or written]
+
+
+def _unfinished(project: Project) -> Path:
+    """The folder of the project's unfinished comparison, or of a new one."""
+    number, folder = 1, project.folder / "methods"
+    while (folder / "comparison.json").exists():
+        number += 1
+        folder = project.folder / f"methods-{number}"
+    return folder
+
+
+@dataclass
+class Record:
+    """What is done, in `methods.json`: the runs by method, and what became of the votes.
+
+    Attributes:
+        failed: why methods could not be trained this time.
+    """
+
+    file: Path
+    runs: dict[str, str]
+    asked: Row
+    votes: dict[str, Row]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, plan: ComparePlan) -> "Record":
+        """The record of a folder; a new one begins with a copy of the project's votes.
+
+        Raises:
+            UserError: the folder holds something else, or a comparison with other options.
+        """
+        file = plan.folder / RECORD
+        found = read_json(file)
+        if found:
+            changed = [
+                name for name, value in plan.asked().items() if found["asked"][name] != value
+            ]
+            if changed:
+                name = changed[0]
+                raise UserError(
+                    f"The comparison in {plan.folder} was begun with {name} "
+                    f"{found['asked'][name] or 'left out'}, and now it is "
+                    f"{plan.asked()[name] or 'left out'}. Name a new folder with --out."
+                )
+            return cls(file, found["runs"], found["asked"], found["votes"])
+        other = [entry for entry in plan.folder.glob("*") if not entry.name.startswith(".in-use")]
+        if other:
+            raise UserError(f"{plan.folder} holds something else already. Name a new folder.")
+        store = plan.project.store()
+        try:
+            votes = store.votes(purpose="train")
+        finally:
+            store.close()
+        write_jsonl(plan.folder / VOTES, to_own(votes).rows)
+        uses = {form: count_use(form, votes).as_dict() for form in FORMS}
+        record = cls(file, {}, plan.asked(), uses)
+        record._write()
+        return record
+
+    def check_votes(self, plan: ComparePlan) -> None:
+        """See that each method has votes to learn from.
+
+        Raises:
+            UserError: it names the method that has too few.
+        """
+        for method in plan.methods:
+            use = self.use(method.form)
+            fewest = 1 if method.form == "demonstrations" else FEWEST_PROMPTS
+            if use.used < fewest:
+                raise UserError(
+                    f"{method.name} can use {use.used} of the {use.votes} votes in "
+                    f"{plan.project.folder}, and needs {fewest} or more. Rate some answers, or "
+                    "leave the method out."
+                )
+
+    def use(self, form: str) -> VoteUse:
+        """What became of the votes in a form."""
+        return VoteUse(**self.votes[form])
+
+    def folder_of(self, name: str) -> Path:
+        """The run of a method."""
+        return Path(self.runs[name])
+
+    def folder_for(self, plan: ComparePlan, method: Method) -> Path:
+        """The run of a method, made where there is none."""
+        if method.name not in self.runs:
+            place = plan.folder / method.name
+            if not plan.apart:
+                place = plan.project.next_run(method.stage)
+            self.runs[method.name] = str(place)
+            self._write()
+        return self.folder_of(method.name)
+
+    def about(self, name: str) -> Row:
+        """The `run.json` of a method; empty where it has none."""
+        return read_json(self.folder_of(name) / "run.json") if name in self.runs else {}
+
+    def reward(self, plan: ComparePlan) -> str | None:
+        """The run of the reward role; None where no method needs one."""
+        if plan.reward:
+            return plan.reward
+        return self.runs.get("reward")
+
+    def drop_empty(self, name: str) -> None:
+        """Forget a run that has not begun."""
+        folder = self.folder_of(name)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            if folder.is_dir():
+                folder.rmdir()
+            del self.runs[name]
+            self._write()
+
+    def _write(self) -> None:
+        kept = {name: getattr(self, name) for name in ("asked", "runs", "votes")}
+        write_json(self.file, json.loads(json.dumps(kept)))
