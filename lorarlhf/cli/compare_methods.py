@@ -24,6 +24,10 @@ from lorarlhf.stages.table import STAGES
 Row = dict[str, Any]
 IN_USE = "Wait until it is done, or name another folder with --out."
 RESULTS = "comparison.json"
+NO_JUDGE = (
+    "No independent judge has compared these methods. Name one with --rater or --judge-function, "
+    "or compare the runs on the Compare page and give this command with the same --out again."
+)
 
 
 def compare_methods(args: Namespace) -> Result:
@@ -76,7 +80,8 @@ def _evaluate(plan: ComparePlan, record: Record, trained: bool) -> Row:
     if not words:
         return {}
     earlier = read_json(plan.folder / RESULTS)
-    if not trained and earlier.get("eval_words") == words:
+    same = earlier.get("eval_words") == words
+    if same and not trained and earlier.get("people") == plan.people():
         log_to_stderr(f"The answers of {plan.folder / 'eval'} are kept.")
         return read_json(plan.folder / "eval" / "eval.json")
     result = evaluate(build_parser().parse_args(words))
@@ -101,6 +106,7 @@ def _results(plan: ComparePlan, record: Record, found: Row) -> Result:
     )
     data = {"minutes": plan.minutes, "methods": rows, "judges": judges, "notes": notes}
     data |= {"pictures": pictures, "eval_words": words, "folder": str(plan.folder)}
+    data["people"] = plan.people()
     write_json(plan.folder / RESULTS, data)
     text += f"\n\nThe table, its data and the pictures are in {plan.folder}."
     return Result(data, text, status=1 if record.failed else 0)
@@ -157,4 +163,6 @@ def _notes(plan: ComparePlan, record: Record, rows: list[Row], found: Row) -> li
             use: VoteUse = record.use(method.form)
             notes.append(use.sentence(method.name, STAGES[method.stage].strengths))
     notes += [f"{row['method']} failed: {row['failed']}" for row in rows if row.get("failed")]
+    if not any(judge["independent"] for judge in found.get("judges", []) if judge["results"]):
+        notes.append(NO_JUDGE)
     return notes + list(found.get("notes", []))

@@ -148,6 +148,14 @@ class ComparePlan:
         words += ["--no-skills"] if args.no_skills or not runs else []
         return [*words, "--out", str(self.folder / "eval")]
 
+    def people(self) -> int:
+        """The number of votes in blind comparisons: with new ones the runs are judged anew."""
+        store = self.project.store()
+        try:
+            return len(store.votes(purpose="compare"))
+        finally:
+            store.close()
+
     def asked(self) -> Row:
         """What has to be the same for methods that are compared."""
         names = ("minutes", "seed", "config", "init", "reward")

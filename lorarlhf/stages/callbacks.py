@@ -65,7 +65,7 @@ class RunCallback(TrainerCallback):
         budget = self.run.minutes
         # All processes have to stop after the same step, whose clocks differ.
         if budget is not None and distributed.any_process(self._trained() >= 60 * budget):
-            control.should_training_stop = True
+            control.should_training_stop = control.should_save = True
             log_beside_bars(
                 f"The {budget:g} minutes of training are over: {self.title} ends after step "
                 f"{state.global_step}."
