@@ -317,7 +317,7 @@ def seen(prompts, completions, **columns):
     for name in ("log_extra", "log_metric"):  # TRL's own, for its tables
         columns.pop(name, None)
     with open("seen.jsonl", "a") as file:
-        file.write(json.dumps(kept | columns) + "\n")
+        print(json.dumps(kept | columns), file=file)
     return [float(len(c[0]["content"])) for c in completions]
 """
 
