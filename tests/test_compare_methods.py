@@ -66,7 +66,10 @@ def compare(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(SETTINGS)
 
+    before: list[str] = []  # what the comparison itself has said so far
+
     def here(words: Sequence[str], log: Path) -> int:
+        before.append(capsys.readouterr().err)
         status = main(list(words))
         log.write_text(capsys.readouterr().err)
         return status
@@ -76,10 +79,11 @@ def compare(
     def call(*words: str, minutes: str = MINUTES) -> tuple[int, str, str]:
         fixed = ["compare-methods", "mine", "--config", "tiny.yaml", "--minutes", minutes]
         fixed += ["--rater", "brief", "--max-new-tokens", "6", "--no-skills"]
+        before.clear()
         status = main([*fixed, *words])
         out, err = capsys.readouterr()
         assert "Traceback" not in err
-        return status, out, err
+        return status, out, "".join([*before, err])
 
     return call
 
