@@ -187,6 +187,8 @@ def test_a_method_that_fails_stops_no_other(
         (("--methods", "best-of-2", "best-of-4"), "Only one best-of-N"),
         (("--methods", "sft"), "sft can use 0 of the 9 votes"),
         (("--methods", "dpo", "--rater", "cheery"), "no rater named 'cheery'"),
+        (("--methods", "dpo", "--samples", "0"), "--samples is 1 or more"),
+        (("--methods", "dpo", "--prompts", "no.jsonl"), "no.jsonl"),
         (("--methods", "dpo", "--init", "nowhere"), "there is no such folder"),
         (("--methods", "ppo", "--reward", "nowhere"), "there is no such folder"),
         (("--methods", "dpo", "--judge-function", "no.py:f"), "no.py, which does not exist"),

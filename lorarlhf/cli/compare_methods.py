@@ -6,11 +6,13 @@ methods cost different amounts, and the time of a step depends on the answers, s
 steps chosen beforehand would miss it.
 """
 
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.cli.compare_plan import ComparePlan, Method, Record, read_plan
+from lorarlhf.cli.compare_plan import ComparePlan, Method, read_plan
+from lorarlhf.cli.compare_record import Record
 from lorarlhf.cli.own_process import last_line, run_command
 from lorarlhf.cli.result import Result
 from lorarlhf.evaluation.method_table import as_markdown, method_rows, picture
@@ -84,6 +86,9 @@ def _evaluate(plan: ComparePlan, record: Record, trained: bool) -> Row:
     if same and not trained and earlier.get("people") == plan.people():
         log_to_stderr(f"The answers of {plan.folder / 'eval'} are kept.")
         return read_json(plan.folder / "eval" / "eval.json")
+    folder = plan.folder / "eval"
+    if not (folder / "eval.json").is_file():  # what a stopped one has left there is not complete
+        shutil.rmtree(folder, ignore_errors=True)
     result = evaluate(build_parser().parse_args(words))
     return {name: value for name, value in result.data.items() if name != "answers"}
 

@@ -1,30 +1,28 @@
-"""What `compare-methods` trains: the methods, the folder, and the record of what is done."""
+"""What `compare-methods` trains: the methods, and the command of each."""
 
-import json
 import re
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.cli.eval_plan import HELD_OUT
-from lorarlhf.cli.project_defaults import FEWEST_PROMPTS, newest_run
+from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.request import NO_RUN
-from lorarlhf.preferences.exports import to_own, training_rows
-from lorarlhf.preferences.vote_use import VoteUse, count_use
+from lorarlhf.data.readers import read_prompts
+from lorarlhf.preferences.exports import training_rows
 from lorarlhf.project.project import Project
 from lorarlhf.project.settings import resolve
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import read_json, write_json, write_jsonl
 from lorarlhf.stages.table import STAGES
 
 Row = dict[str, Any]
 ENDLESS = 10**6
 """Updates or rounds that no budget suffices for."""
 BEST_OF = re.compile(r"best-of-(\d+)")
-FORMS = ("trl", "kto", "demonstrations")
-RECORD, VOTES = "methods.json", "votes.jsonl"
+VOTES = "votes.jsonl"
+"""The copy of the votes that all methods learn from."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +173,16 @@ def read_plan(args: Namespace) -> ComparePlan:
     project = Project(args.project)
     if not args.minutes > 0:
         raise UserError(f"--minutes is above 0, not {args.minutes:g}.")
+    for option in ("samples", "max_new_tokens"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option.replace('_', '-')} is 1 or more, not {value}.")
     for name in args.rater:
         Rater.named(name)
     for spec in args.judge_function:
         load_function(spec)
+    if args.prompts:
+        read_prompts(args.prompts)
     init = args.init
     if init is None:
         init = project.newest_with("policy", ("sft",)) or ""
@@ -225,110 +229,3 @@ def _unfinished(project: Project) -> Path:
         number += 1
         folder = project.folder / f"methods-{number}"
     return folder
-
-
-@dataclass
-class Record:
-    """What is done, in `methods.json`: the runs by method, and what became of the votes.
-
-    Attributes:
-        failed: why methods could not be trained this time.
-    """
-
-    file: Path
-    runs: dict[str, str]
-    asked: Row
-    votes: dict[str, Row]
-    failed: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def open(cls, plan: ComparePlan) -> "Record":
-        """The record of a folder; a new one begins with a copy of the project's votes.
-
-        Raises:
-            UserError: the folder holds something else, or a comparison with other options.
-        """
-        file = plan.folder / RECORD
-        found = read_json(file)
-        if found:
-            changed = [
-                name for name, value in plan.asked().items() if found["asked"][name] != value
-            ]
-            if changed:
-                name = changed[0]
-                raise UserError(
-                    f"The comparison in {plan.folder} was begun with {name} "
-                    f"{found['asked'][name] or 'left out'}, and now it is "
-                    f"{plan.asked()[name] or 'left out'}. Name a new folder with --out."
-                )
-            return cls(file, found["runs"], found["asked"], found["votes"])
-        other = [entry for entry in plan.folder.glob("*") if not entry.name.startswith(".in-use")]
-        if other:
-            raise UserError(f"{plan.folder} holds something else already. Name a new folder.")
-        store = plan.project.store()
-        try:
-            votes = store.votes(purpose="train")
-        finally:
-            store.close()
-        write_jsonl(plan.folder / VOTES, to_own(votes).rows)
-        uses = {form: count_use(form, votes).as_dict() for form in FORMS}
-        record = cls(file, {}, plan.asked(), uses)
-        record._write()
-        return record
-
-    def check_votes(self, plan: ComparePlan) -> None:
-        """See that each method has votes to learn from.
-
-        Raises:
-            UserError: it names the method that has too few.
-        """
-        for method in plan.methods:
-            use = self.use(method.form)
-            fewest = 1 if method.form == "demonstrations" else FEWEST_PROMPTS
-            if use.used < fewest:
-                raise UserError(
-                    f"{method.name} can use {use.used} of the {use.votes} votes in "
-                    f"{plan.project.folder}, and needs {fewest} or more. Rate some answers, or "
-                    "leave the method out."
-                )
-
-    def use(self, form: str) -> VoteUse:
-        """What became of the votes in a form."""
-        return VoteUse(**self.votes[form])
-
-    def folder_of(self, name: str) -> Path:
-        """The run of a method."""
-        return Path(self.runs[name])
-
-    def folder_for(self, plan: ComparePlan, method: Method) -> Path:
-        """The run of a method, made where there is none."""
-        if method.name not in self.runs:
-            place = plan.folder / method.name
-            if not plan.apart:
-                place = plan.project.next_run(method.stage)
-            self.runs[method.name] = str(place)
-            self._write()
-        return self.folder_of(method.name)
-
-    def about(self, name: str) -> Row:
-        """The `run.json` of a method; empty where it has none."""
-        return read_json(self.folder_of(name) / "run.json") if name in self.runs else {}
-
-    def reward(self, plan: ComparePlan) -> str | None:
-        """The run of the reward role; None where no method needs one."""
-        if plan.reward:
-            return plan.reward
-        return self.runs.get("reward")
-
-    def drop_empty(self, name: str) -> None:
-        """Forget a run that has not begun."""
-        folder = self.folder_of(name)
-        if not folder.is_dir() or not any(folder.iterdir()):
-            if folder.is_dir():
-                folder.rmdir()
-            del self.runs[name]
-            self._write()
-
-    def _write(self) -> None:
-        kept = {name: getattr(self, name) for name in ("asked", "runs", "votes")}
-        write_json(self.file, json.loads(json.dumps(kept)))

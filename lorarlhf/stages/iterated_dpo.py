@@ -87,6 +87,12 @@ class _Rounds:
         folder = self.folder / "rounds" / str(number)
         labels = self._labels(number, folder)
         pairs = [self._pair(row) for row in labels.pairs]
+        left = "; ".join(f"{count} {why}" for why, count in labels.left_out.items())
+        asked = len(pairs) + labels.left_out.total()
+        log_beside_bars(
+            f"Round {number}: {len(pairs)} pairs from {asked} prompts."
+            + (f" Left out: {left}." if left else "")
+        )
         if number == 1:
             pairs += [dict(row) for row in self.inputs.rows]
         row: Row = {"step": number, "score": labels.score, "pairs": len(labels.pairs)}
@@ -132,7 +138,6 @@ class _Rounds:
         inner = Run(folder, "dpo", total.about["config"], minutes)
         inner.base(self.backbone)
         args = dpo_arguments(Placement.of(self.backbone, inner), self.settings)
-        log_beside_bars(f"Round {number}: DPO on {len(pairs)} pairs.")
         found = run_dpo(self.backbone, inner, StageInputs(pairs, self.settings, args, None, resume))
         inner.finish("done", found)
         self._restore_reference()
