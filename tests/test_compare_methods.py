@@ -11,6 +11,7 @@ import pytest
 
 from lorarlhf.cli import compare_methods
 from lorarlhf.cli.compare_plan import find_methods
+from lorarlhf.cli.compare_settings import check_settings, method_settings
 from lorarlhf.cli.main import main
 from lorarlhf.cli.own_process import last_line, run_command
 from lorarlhf.evaluation.method_table import as_markdown, method_rows, picture
@@ -213,13 +214,37 @@ def test_minutes_and_folders_are_checked(compare: Compare, tmp_path: Path) -> No
 
 def test_the_methods_are_stages_with_their_settings() -> None:
     found = find_methods(["grpo", "best-of-8", "grpo", "iterated-dpo"])
-    assert [(m.name, m.stage, m.sets, m.until, m.best_of) for m in found] == [
-        ("grpo", "ppo", ("algorithm=grpo",), "updates", 0),
-        ("best-of-8", "", (), "", 8),
-        ("iterated-dpo", "dpo", (), "rounds", 0),
+    assert [(m.name, m.stage, m.sets, m.best_of) for m in found] == [
+        ("grpo", "ppo", ("algorithm=grpo",), 0),
+        ("best-of-8", "", (), 8),
+        ("iterated-dpo", "dpo", (), 0),
     ]
     with pytest.raises(UserError, match="The methods are sft, dpo, orpo, kto, ppo, rloo, grpo"):
         find_methods(["PPO"])
+
+
+def test_each_method_has_its_part_of_the_settings() -> None:
+    blocks = {"ppo", "dpo", "grpo", "iterated-dpo"}
+    config = {"lora_rank": 4, "ppo": {"critic_warmup": 0, "updates": 7}, "grpo": {"updates": 8}}
+    config |= {"dpo": {"epochs": 2}, "iterated-dpo": {"rounds": 3}}
+    found = {
+        name: method_settings(config, name, stage, blocks)
+        for name, stage in [
+            *(("ppo", "ppo"), ("rloo", "ppo"), ("grpo", "ppo")),
+            *(("dpo", "dpo"), ("iterated-dpo", "dpo"), ("kto", "kto")),
+        ]
+    }
+    assert found == {
+        "ppo": {"lora_rank": 4, "ppo": {"critic_warmup": 0, "updates": 7}},
+        "rloo": {"lora_rank": 4, "ppo": {"updates": 7}},  # it has no critic
+        "grpo": {"lora_rank": 4, "ppo": {"updates": 8}},
+        "dpo": {"lora_rank": 4, "dpo": {"epochs": 2}},
+        "iterated-dpo": {"lora_rank": 4, "dpo": {"epochs": 2, "rounds": 3}},
+        "kto": {"lora_rank": 4},
+    }
+    assert "updates" in check_settings(found["rloo"], "rloo", "ppo", "mine.yaml")
+    with pytest.raises(UserError, match="mine.yaml, for kto: there is no setting lora_rang"):
+        check_settings({"lora_rang": 4}, "kto", "kto", "mine.yaml")
 
 
 def test_the_table_by_hand() -> None:

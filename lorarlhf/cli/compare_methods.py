@@ -11,7 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.cli.compare_plan import ComparePlan, Method, read_plan
+from lorarlhf.cli.compare_plan import REWARD, ComparePlan, Method, read_plan
 from lorarlhf.cli.compare_record import Record
 from lorarlhf.cli.own_process import last_line, run_command
 from lorarlhf.cli.result import Result
@@ -40,7 +40,7 @@ def compare_methods(args: Namespace) -> Result:
         record.check_votes(plan)
         trained = False
         if any(method.rewarded for method in plan.methods) and not plan.reward:
-            trained |= _train(plan, record, Method("reward", "reward"))
+            trained |= _train(plan, record, REWARD)
             if record.about("reward").get("status") != "done":
                 raise UserError(f"No reward role could be trained: {record.failed['reward']}")
         for method in plan.methods:
@@ -57,10 +57,12 @@ def _train(plan: ComparePlan, record: Record, method: Method) -> bool:
         log_to_stderr(f"{method.name}: trained already, in {record.folder_of(method.name)}.")
         return False
     folder = record.folder_for(plan, method)
+    if settings := plan.settings[method.name]:
+        write_json(plan.config_file(method), settings)
     words = plan.words(method, folder, record.reward(plan))
     words += ["--resume"] if about.get("config") else []
     log = plan.folder / f"{method.name}.log"
-    limit = "" if method.name == "reward" else f" for up to {plan.minutes:g} minutes"
+    limit = "" if method == REWARD else f" for up to {plan.minutes:g} minutes"
     log_to_stderr(f"{method.name}: training{limit}; its messages are in {log}.")
     status = run_command(words, log)
     if status == 130:

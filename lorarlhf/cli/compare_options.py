@@ -15,7 +15,7 @@ def add_compare_options(sub: ArgumentParser) -> None:
     sub.add_argument("--methods", metavar="NAME", nargs="+", help=text)
     text = f"how long each method trains, at most (default: {MINUTES:g})"
     sub.add_argument("--minutes", type=float, metavar="M", default=MINUTES, help=text)
-    text = "settings of the methods, in a block for each stage"
+    text = "settings of the methods, in a block for each of them or for its stage"
     sub.add_argument("--config", metavar="FILE.yaml", help=text)
     text = "the run that all start from (default: the newest supervised run; base: from none)"
     sub.add_argument("--init", metavar="RUN", help=text)

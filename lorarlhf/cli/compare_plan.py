@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.cli.compare_settings import check_settings, method_settings, read_config
 from lorarlhf.cli.eval_plan import HELD_OUT
 from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.request import NO_RUN
 from lorarlhf.data.readers import read_prompts
 from lorarlhf.preferences.exports import training_rows
 from lorarlhf.project.project import Project
-from lorarlhf.project.settings import resolve
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.stages.table import STAGES
 
 Row = dict[str, Any]
-ENDLESS = 10**6
-"""Updates or rounds that no budget suffices for."""
+UPDATES, ROUNDS = "updates=1000000", "rounds=1000000"
+"""More than any budget suffices for."""
+ANSWERS = "num_generations=4"
+"""To a prompt: from two, an advantage says no more than which is the better one."""
 BEST_OF = re.compile(r"best-of-(\d+)")
 VOTES = "votes.jsonl"
 """The copy of the votes that all methods learn from."""
@@ -32,8 +34,8 @@ class Method:
     Attributes:
         stage: whose command trains it; "" for best of n.
         sets: settings that make the stage this method.
-        until: the setting that says how long it goes on, which the budget replaces; "" if it is
-            done by itself.
+        usual: settings that count where nobody has given them: among them the one that says how
+            long it goes on, which the minutes replace.
         rewarded: whether it needs the reward role.
         best_of: of best of n, from how many answers it picks.
     """
@@ -41,7 +43,7 @@ class Method:
     name: str
     stage: str = ""
     sets: tuple[str, ...] = ()
-    until: str = ""
+    usual: tuple[str, ...] = ()
     rewarded: bool = False
     best_of: int = 0
 
@@ -56,11 +58,13 @@ _LIST = (
     Method("dpo", "dpo"),
     Method("orpo", "orpo"),
     Method("kto", "kto"),
-    Method("ppo", "ppo", (), "updates", rewarded=True),
-    Method("rloo", "ppo", ("algorithm=rloo",), "updates", rewarded=True),
-    Method("grpo", "ppo", ("algorithm=grpo",), "updates", rewarded=True),
-    Method("iterated-dpo", "dpo", (), "rounds", rewarded=True),
+    Method("ppo", "ppo", (), (UPDATES,), rewarded=True),
+    Method("rloo", "ppo", ("algorithm=rloo",), (UPDATES, ANSWERS), rewarded=True),
+    Method("grpo", "ppo", ("algorithm=grpo",), (UPDATES, ANSWERS), rewarded=True),
+    Method("iterated-dpo", "dpo", (), (ROUNDS,), rewarded=True),
 )
+REWARD = Method("reward", "reward")
+"""Trained before the methods that need it."""
 METHODS = {method.name: method for method in _LIST}
 BY_DEFAULT = (*METHODS, "best-of-4")
 
@@ -94,6 +98,8 @@ class ComparePlan:
 
     Attributes:
         folder: of the results; its own runs are in it where `apart` is true, else in the project.
+        settings: of each method, by name, for a settings file.
+        usual: of each method, its usual settings that the file does not give.
         init, reward: the runs to start from and to be rewarded by; "" for none and for a new one.
     """
 
@@ -103,7 +109,9 @@ class ComparePlan:
     apart: bool
     minutes: float
     seed: int
-    config: str
+    config: Row
+    settings: dict[str, Row]
+    usual: dict[str, tuple[str, ...]]
     init: str
     reward: str
     args: Namespace
@@ -113,19 +121,22 @@ class ComparePlan:
         stage = STAGES[method.stage]
         words = [stage.name, str(self.project.folder), "--out", str(folder)]
         words += ["--init", self.init or NO_RUN] if stage.starts_from_sft else []
-        words += ["--seed", str(self.seed), *(["--config", self.config] if self.config else [])]
+        words += ["--seed", str(self.seed)]
+        if self.settings[method.name]:
+            words += ["--config", str(self.config_file(method))]
         if stage.export:
             words += ["--data", str(self.folder / VOTES)]
-        if method.name == "reward":
+        if method == REWARD:
             return words
         words += ["--minutes", f"{self.minutes:g}"]
         if method.rewarded and reward is not None:
             words += ["--reward", reward]
-        sets = list(method.sets)
-        if method.until:
-            given = resolve(stage, config=self.config or None).given
-            sets += [f"{method.until}={ENDLESS}"] if method.until not in given else []
+        sets = (*method.sets, *self.usual[method.name])
         return words + [part for text in sets for part in ("--set", text)]
+
+    def config_file(self, method: Method) -> Path:
+        """Where the settings of a method are written for its command."""
+        return self.folder / f"{method.name}.yaml"
 
     def eval_words(self, runs: Sequence[Path], reward: str | None) -> list[str]:
         """The command that evaluates these runs and best of n; empty if there is nothing."""
@@ -186,7 +197,7 @@ def read_plan(args: Namespace) -> ComparePlan:
     init = args.init
     if init is None:
         init = project.newest_with("policy", ("sft",)) or ""
-    elif init == NO_RUN and not Path(NO_RUN).is_dir():
+    elif init == NO_RUN:
         init = ""
     if init:
         read_source_run(init, "policy", "--init")
@@ -194,9 +205,15 @@ def read_plan(args: Namespace) -> ComparePlan:
     if reward:
         read_source_run(reward, "reward", "--reward")
     methods = find_methods(args.methods or _by_default(project))
-    if args.config:
-        for stage in {method.stage or "reward": None for method in methods}:
-            resolve(STAGES[stage], config=args.config)
+    config = read_config(args.config)
+    blocks = {*STAGES, *METHODS}
+    settings, usual = {}, {}
+    for method in [REWARD, *(method for method in methods if method.stage)]:
+        made = method_settings(config, method.name, method.stage, blocks)
+        given = check_settings(made, method.name, method.stage, str(args.config))
+        settings[method.name] = made
+        kept = [text for text in method.usual if text.partition("=")[0] not in given]
+        usual[method.name] = tuple(kept)
     folder = Path(args.out).expanduser() if args.out else _unfinished(project)
     return ComparePlan(
         project=project,
@@ -205,7 +222,9 @@ def read_plan(args: Namespace) -> ComparePlan:
         apart=args.out is not None,
         minutes=args.minutes,
         seed=args.seed,
-        config=str(Path(args.config).expanduser().resolve()) if args.config else "",
+        config=config,
+        settings=settings,
+        usual=usual,
         init=str(init),
         reward=reward,
         args=args,

@@ -46,10 +46,17 @@ class Record:
             ]
             if changed:
                 name = changed[0]
+                before, now = (
+                    asked[name] or "left out" for asked in (found["asked"], plan.asked())
+                )
+                how = (
+                    "other settings"
+                    if name == "config"
+                    else f"{name} {before}, and now it is {now}"
+                )
                 raise UserError(
-                    f"The comparison in {plan.folder} was begun with {name} "
-                    f"{found['asked'][name] or 'left out'}, and now it is "
-                    f"{plan.asked()[name] or 'left out'}. Name a new folder with --out."
+                    f"The comparison in {plan.folder} was begun with {how}. Name a new folder with "
+                    "--out."
                 )
             return cls(file, found["runs"], found["asked"], found["votes"])
         other = [entry for entry in plan.folder.glob("*") if not entry.name.startswith(".in-use")]

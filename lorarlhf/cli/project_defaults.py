@@ -150,8 +150,7 @@ def _with_sources(request: TrainRequest, project: Project) -> TrainRequest:
 
 def _without_init(request: TrainRequest) -> TrainRequest:
     """The request without the run to start from where `--init base` says so."""
-    none = request.init == NO_RUN and not Path(NO_RUN).is_dir()
-    return replace(request, init=None) if none else request
+    return replace(request, init=None) if request.init == NO_RUN else request
 
 
 def rounds_of(request: TrainRequest) -> int:

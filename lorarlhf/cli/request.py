@@ -10,7 +10,8 @@ from lorarlhf.runtime.files import absolute_names
 from lorarlhf.stages.table import STAGES
 
 NO_RUN = "base"
-"""What `--init` names where a project's newest supervised run is not wanted."""
+"""What `--init` names where a project's newest supervised run is not wanted; a folder of that name
+is `./base`."""
 
 
 def _recorded(default: Any) -> Any:

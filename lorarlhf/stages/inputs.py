@@ -40,7 +40,7 @@ class PPOSettings:
     """
 
     algorithm: Annotated[str, one_of("ppo", "rloo", "grpo")] = "ppo"  # the others have no critic
-    num_generations: int = 4  # answers to a prompt; rloo and grpo alone
+    num_generations: int = 2  # answers to a prompt; rloo and grpo alone
     reward_weights: list | None = None  # one number a reward
     plain: bool = False  # texts as they are, without the chat template
     config: dict[str, Any] = field(default_factory=dict)
