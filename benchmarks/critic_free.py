@@ -7,8 +7,8 @@ An update answers 16 prompts (without a critic 4 prompts, 4 times each) with exa
 scores them by a Python function and trains on them. TRL loads its own model in 4 bit and trains
 LoRA of rank 16 on all linear layers of all layers, with one pass over the answers, its default.
 `ppo` has the defaults of lorarlhf, with four passes; `ppo-1` has one pass; `ppo-all` has four
-passes over adapters on all layers, like TRL's; `rloo` is TRL's trainer on the shared backbone. A
-figure is the median of the updates of all rounds, without each round's first one.
+passes over adapters on all layers, like TRL's; `rloo` and `grpo` are TRL's trainers on the shared
+backbone. A figure is the median of the updates of all rounds, without each round's first one.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 from _memory import environment, forget_peak, interpreter_mb, peak_mb
 from stages_vs_trl import LORA, load_for_trl, step_ends, train_in_compute_dtype
 
-SIDES = ("ppo", "ppo-1", "ppo-all", "rloo", "trl-rloo", "trl-grpo")
+SIDES = ("ppo", "ppo-1", "ppo-all", "rloo", "grpo", "trl-rloo", "trl-grpo")
 EACH = 4  # answers to one prompt without a critic
 
 
@@ -135,17 +135,17 @@ def run_critic_free(side: str, args: argparse.Namespace, folder: Path) -> list[f
     ended = step_ends()
     rows = prompts_of(args)
     always = {"min_new_tokens": args.tokens}
-    if side == "rloo":
+    if side in ("rloo", "grpo"):
         from lorarlhf import Backbone, PPOConfig
         from lorarlhf.runtime.run import Run
+        from lorarlhf.stages.critic_free import train_critic_free
         from lorarlhf.stages.inputs import PPOSettings, RewardSpec
-        from lorarlhf.stages.rloo import train_rloo
 
         config = PPOConfig(**sizes_of(args, folder), num_ppo_epochs=1)
         backbone = Backbone.load(args.base)
-        settings = PPOSettings(num_generations=EACH, trl={"generation_kwargs": always})
+        settings = PPOSettings(side, num_generations=EACH, trl={"generation_kwargs": always})
         run = Run(folder / "run", "ppo", {"seed": 0})
-        train_rloo(backbone, rows, run, config, RewardSpec([reward]), settings)
+        train_critic_free(backbone, rows, run, config, RewardSpec([reward]), settings)
     else:
         from datasets import Dataset
         from peft import LoraConfig

@@ -292,10 +292,11 @@ def test_the_tree_of_the_readme_exists() -> None:
 
 
 def test_the_table_lists_every_command() -> None:
-    named = re.findall(r"^\| `lorarlhf (\w+)[^`]*` \|", text_of("docs/commands.md"), re.M)
+    named = re.findall(r"^\| `lorarlhf ([\w-]+)[^`]*` \|", text_of("docs/commands.md"), re.M)
     assert list(dict.fromkeys(named)) == [
         *("demo", "new", "ui", "votes", "raters", "report", "runs", "jobs", "sft", "reward"),
-        *("ppo", "dpo", "orpo", "kto", "round", "chat", "score", "eval", "estimate", "doctor"),
+        *("ppo", "dpo", "orpo", "kto", "round", "chat", "score", "eval", "compare-methods"),
+        *("estimate", "doctor"),
     ]
     assert set(named) == set(SUMMARIES)
 

@@ -18,9 +18,9 @@ from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.callbacks import RunCallback
+from lorarlhf.stages.critic_free import train_critic_free
 from lorarlhf.stages.inputs import PPOSettings, RewardSpec
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
-from lorarlhf.stages.rloo import train_rloo
 from lorarlhf.stages.sft import SFTSettings, train_sft
 from lorarlhf.stages.trl.trainer import scale_losses
 from tests.ppo_runs import PROMPTS, length_reward, weights
@@ -62,23 +62,24 @@ def test_the_reward_stage_learns_and_scales_its_loss(
     assert {p.dtype for p in backbone.parameters_of("reward")} == {torch.float32}
 
 
-def test_rloo_finds_its_scale_without_an_alarm(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_without_a_critic_the_scale_is_found_without_an_alarm(
+    algorithm: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**40))
-    trainers = noted_trainers(monkeypatch, "stages.rloo")
+    trainers = noted_trainers(monkeypatch, "stages.critic_free")
     backbone = load(tiny_base)
     args = PPOConfig(
         output_dir=str(tmp_path), use_cpu=True, updates=2, rollout_batch_size=4, max_new_tokens=4
     )
     run = Run(tmp_path, "ppo", {"seed": 1})
-    summary = train_rloo(
+    summary = train_critic_free(
         backbone,
         [{"prompt": p} for p in PROMPTS],
         run,
         args,
         RewardSpec([length_reward]),
-        PPOSettings(algorithm="rloo"),
+        PPOSettings(algorithm=algorithm),
     )
     assert summary["updates"] == 2 and "not_a_number" not in summary["alarms"]
     assert trainers[0].accelerator.scaler.get_scale() == 2.0 ** (40 - 8)  # in none of the 8 steps

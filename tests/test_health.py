@@ -19,8 +19,8 @@ from lorarlhf.ppo.health import Finding, HealthWatch, diagnose
 from lorarlhf.project.settings import known_keys, resolve
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
+from lorarlhf.stages.critic_free import LOGGED
 from lorarlhf.stages.inputs import RewardSpec
-from lorarlhf.stages.rloo import LOGGED
 from lorarlhf.stages.table import STAGES
 from lorarlhf.stages.trl.arguments import Placement
 from tests.provocations import CALM, PROVOCATIONS, provoke
@@ -134,32 +134,32 @@ VALUES = {
     "critic_warmup": "4",
     "algorithm": "rloo",
 }
-RLOO_ROW = {"kl": 1.0, "ended_fraction": 0.0, "episodes": 4, **dict.fromkeys(LOGGED, 1.0)}
+CRITIC_FREE_ROW = {"kl": 1.0, "ended_fraction": 0.0, "episodes": 4, **dict.fromkeys(LOGGED, 1.0)}
 
 
-def rloo_alarms() -> set[str]:
-    """The alarms that can start on what RLOO logs."""
+def critic_free_alarms() -> set[str]:
+    """The alarms that can start on what RLOO and GRPO log."""
     extremes = [-9.0, 0.0, 1e-3, 1.0, 1e3, math.nan]
-    starts = [RLOO_ROW | {"entropy": 5.0, "ended_fraction": 0.9}] * 3
+    starts = [CRITIC_FREE_ROW | {"entropy": 5.0, "ended_fraction": 0.9}] * 3
     found = set()
-    for name in RLOO_ROW:
+    for name in CRITIC_FREE_ROW:
         for value in extremes:
-            rows = [*starts, *[RLOO_ROW | {"completion_length": 9.0, name: value}] * WINDOW]
+            rows = [*starts, *[CRITIC_FREE_ROW | {"completion_length": 9.0, name: value}] * WINDOW]
             found |= {finding.alarm.name for finding in diagnose(rows)}
     return found
 
 
-def test_rloo_can_raise_the_alarms_of_its_figures() -> None:
+def test_without_a_critic_the_alarms_of_its_figures_can_be_raised() -> None:
     known = {"not_a_number", "negative_kl", "kl_runaway", "entropy_collapse", "length_drift"}
-    assert rloo_alarms() == known | {"endless_answers", "clip_fraction"}
+    assert critic_free_alarms() == known | {"endless_answers", "clip_fraction"}
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo"])
 def test_all_advice_can_be_followed_with_the_algorithm_that_it_speaks_of(
     algorithm: str, tmp_path: Path
 ) -> None:
     stage, tried = STAGES["ppo"], set()
-    raised = rloo_alarms() if algorithm == "rloo" else {alarm.name for alarm in ALARMS}
+    raised = {alarm.name for alarm in ALARMS} if algorithm == "ppo" else critic_free_alarms()
     for alarm in (alarm for alarm in ALARMS if alarm.name in raised):
         words = set(re.findall(r"[a-z_]+|--[a-z]+", Finding(alarm, 0.0).message(algorithm)))
         words -= set(re.findall(r"[a-z_]+|--[a-z]+", alarm.problem))
@@ -169,8 +169,8 @@ def test_all_advice_can_be_followed_with_the_algorithm_that_it_speaks_of(
             options["eval"] = "e.jsonl"
         for name in settings:
             sets = [f"{name}={VALUES[name]}"]
-            if algorithm == "rloo":
-                sets.append("algorithm=rloo")
+            if algorithm != "ppo":
+                sets.append(f"algorithm={algorithm}")
             request = TrainRequest(stage, sets=tuple(sets), **options)
             found = resolve(stage, sets=sets)
             check_rewards(request, found, RewardSpec(rewards=["reward"]))

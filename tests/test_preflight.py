@@ -162,8 +162,9 @@ def test_the_plan_is_that_of_the_settings(tiny_base: Path) -> None:
     )
     assert found is not None and found.smaller == (2, 1)
     assert found.parts["total"] == estimate(found.shape, found.plan)["total"] + 10**9
-    rloo = resolve(STAGES["ppo"], sets=["algorithm=rloo"])
-    assert estimated(STAGES["ppo"], rloo, base(config, 2), True) is None
+    for algorithm in ("rloo", "grpo"):
+        settings = resolve(STAGES["ppo"], sets=[f"algorithm={algorithm}"])
+        assert estimated(STAGES["ppo"], settings, base(config, 2), True) is None
     for family in ("gpt2", "gemma3n_text"):  # sizes under other names, and one a layer
         odd = AutoConfig.for_model(family)
         assert estimated(STAGES["sft"], resolve(STAGES["sft"]), base(odd, 2), False) is None

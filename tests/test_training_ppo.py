@@ -1,6 +1,8 @@
-"""The command `ppo`: mixed rewards, reward models, held-out prompts with a judge, and RLOO."""
+"""The command `ppo`: mixed rewards, reward models, held-out prompts, and RLOO and GRPO."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from lorarlhf.cli.main import main
 from lorarlhf.rewards.classifier import load_classifier
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_jsonl
+from lorarlhf.runtime.run import Run as RunRecord
 
 QUESTIONS = [f"What is {number} and why?" for number in range(8)]
 REWARDS = """
@@ -34,7 +37,7 @@ def shortness(prompts, completions, **columns):
 """
 SETS = ("bits=16", "compute_dtype=float32", "lora_rank=4", "updates=2", "rollout_batch_size=4")
 SETS += ("max_new_tokens=6", "save_steps=1")
-RLOO = ("algorithm=rloo",)
+CRITIC_FREE = ("rloo", "grpo")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -222,9 +225,10 @@ JUDGED = ("--eval", "heldout.jsonl", "--judge-function", "rewards.py:length")
         (JUDGED, ("keep_best_by=judge",), "inside a KL budget, and without one the last"),
         ((), ("reward_weights=[1, 2]",), "a list of 1 numbers here"),
         ((), ("reward_weights=[x]",), "a list of 1 numbers here"),
-        ((), ("algorithm=grpo",), "algorithm is ppo or rloo, found"),
+        ((), ("algorithm=dpo",), "algorithm is ppo, rloo or grpo, found"),
         ((), ("algorithm=rloo", "gae_lambda=0.9"), "does not use gae_lambda"),
-        ((), ("num_generations=2",), "num_generations is for algorithm rloo"),
+        ((), ("algorithm=grpo", "num_generations=3"), "divides rollout_batch_size (4), found 3"),
+        ((), ("num_generations=2",), "num_generations is for the algorithms rloo and grpo"),
         (("--reward-model", "nowhere"), (), "The reward model nowhere could not be loaded"),
     ],
 )
@@ -236,11 +240,16 @@ def test_what_does_not_fit_together_is_told(
     assert not (tmp_path / "run").exists()
 
 
-# ---- RLOO
+# ---- RLOO and GRPO
 
 
-def test_rloo_is_the_same_command_with_the_same_report(
-    reward_run: Path, tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("algorithm", CRITIC_FREE)
+def test_without_a_critic_it_is_the_same_command_with_the_same_report(
+    algorithm: str,
+    reward_run: Path,
+    tmp_path: Path,
+    tiny_base: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The last log line, the summary and the report are those of PPO; there is no value."""
     (tmp_path / "rewards.py").write_text(REWARDS)
@@ -250,21 +259,22 @@ def test_rloo_is_the_same_command_with_the_same_report(
         "learning_rate=0.01",
         "save_steps=1",
         "trl.epsilon_high=0.3",
-        "algorithm=rloo",
+        f"algorithm={algorithm}",
         "num_generations=2",
         "num_ppo_epochs=2",
         "reward_pessimism=0.5",
     ]
     told = [part for text in sets for part in ("--set", text)]
     words = ["ppo", "--prompts", str(tmp_path / "prompts.jsonl"), "--base", str(tiny_base)]
-    words += ["--reward", str(reward_run), "--out", str(tmp_path / "rloo"), "--json"]
+    words += ["--reward", str(reward_run), "--out", str(tmp_path / "run"), "--json"]
     words += ["--reward-function", f"{tmp_path / 'rewards.py'}:length"]
     capsys.readouterr()
     assert main([*words, *told]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["updates"], summary["episodes"]) == (2, 8)
+    assert summary["algorithm"] == algorithm
     assert {"seconds_per_update", "kl_per_sequence", "peak_rss_mb"} <= summary.keys()
-    folder = tmp_path / "rloo"
+    folder = tmp_path / "run"
     rows = metrics(folder)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
@@ -273,7 +283,8 @@ def test_rloo_is_the_same_command_with_the_same_report(
         assert row["reward_deviation"] > 0
     assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-5) and abs(rows[1]["kl"]) > 1e-3
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "RLOO run" in page and "After 2 updates of RLOO, " in page
+    name = algorithm.upper()
+    assert f"{name} run" in page and f"After 2 updates of {name}, " in page
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [0] * 4 + [1] * 4 + [2] * 4
     assert (folder / "adapters/policy/adapter_config.json").is_file()
@@ -282,14 +293,123 @@ def test_rloo_is_the_same_command_with_the_same_report(
     policy = load_file(folder / "adapters/policy/adapter_model.safetensors")
     moved = [name for name, weight in policy.items() if not torch.equal(weight, reference[name])]
     assert len(moved) > len(policy) / 2
-    assert read_json(folder / "run.json")["config"]["algorithm"] == "rloo"
+    assert read_json(folder / "run.json")["config"]["algorithm"] == algorithm
+    steps = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert steps == ["checkpoint-1", "checkpoint-2"]  # counted in updates, as PPO's
 
 
-def test_rloo_trains_on_fewer_prompts_than_an_update_has(ppo: Run, tmp_path: Path) -> None:
+def test_without_a_critic_it_trains_on_fewer_prompts_than_an_update_has(
+    ppo: Run, tmp_path: Path
+) -> None:
     """TRL drops what does not fill an update; one prompt is then asked again."""
     write_jsonl(tmp_path / "one.jsonl", [{"prompt": "Why?"}])
-    status, out, err = ppo(
-        "--prompts", "one.jsonl", "--reward-function", "rewards.py:length", sets=RLOO
-    )
+    words = ("--prompts", "one.jsonl", "--reward-function", "rewards.py:length")
+    status, out, err = ppo(*words, sets=("algorithm=grpo", "num_generations=2"))
     assert status == 0, err
     assert json.loads(out)["updates"] == 2
+
+
+SEEN = """
+import json
+def seen(prompts, completions, **columns):
+    kept = {"prompts": prompts, "answers": completions}
+    kept["state"] = columns.pop("trainer_state").max_steps > 0
+    for name in ("log_extra", "log_metric"):  # TRL's own, for its tables
+        columns.pop(name, None)
+    with open("seen.jsonl", "a") as file:
+        print(json.dumps(kept | columns), file=file)
+    return [float(len(c[0]["content"])) for c in completions]
+"""
+
+
+def test_reward_functions_get_the_same_from_every_algorithm(ppo: Run, tmp_path: Path) -> None:
+    """The prompts in PPO's order, the dataset's columns, the ids, and who ended by itself."""
+    (tmp_path / "seen.py").write_text(SEEN)
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": q, "kind": q[:6]} for q in QUESTIONS])
+    found = {}
+    for algorithm in ("ppo", *CRITIC_FREE):
+        (tmp_path / "seen.jsonl").unlink(missing_ok=True)
+        words = ("--prompts", "rows.jsonl", "--reward-function", "seen.py:seen")
+        sets = ["updates=1", "save_steps=2", f"algorithm={algorithm}"]
+        sets += ["num_generations=2"] if algorithm != "ppo" else ["rollout_batch_size=2"]
+        status, _, err = ppo(*words, "--out", algorithm, sets=tuple(sets))
+        assert status == 0, err
+        calls = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+        found[algorithm] = calls[1]  # the first are the samples before the first update
+    ppo_call = found.pop("ppo")
+    for call in found.values():
+        assert call.keys() == ppo_call.keys() and call["state"]
+        assert call["prompts"] == [p for p in ppo_call["prompts"] for _ in range(2)]
+        assert call["kind"] == [row[0]["content"][:6] for row in call["prompts"]]
+        for answer, ids, ended in zip(
+            call["answers"], call["completion_ids"], call["ended"], strict=True
+        ):
+            assert answer[0]["role"] == "assistant" and 1 <= len(ids) <= 6
+            assert ended == (len(ids) < 6 or ids[-1] == 2)
+
+
+def test_without_a_critic_ctrl_c_ends_after_the_update_and_resume_goes_on(
+    ppo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLOO; GRPO, which shares the code, is killed in tests/invariants."""
+    log = RunRecord.log
+
+    def interrupts(self: RunRecord, row: dict[str, Any], stage: str | None = None) -> None:
+        log(self, row, stage)
+        if row.get("step") == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    words = ("--reward-function", "rewards.py:length")
+    sets = ("algorithm=rloo", "num_generations=2", "updates=4", "save_steps=3")
+    sets += ("num_ppo_epochs=2", "num_minibatches=2", "learning_rate=0.01", "lora_dropout=0.1")
+    status, out, err = ppo(*words, "--out", "whole", sets=sets)
+    assert status == 0, err
+    monkeypatch.setattr(RunRecord, "log", interrupts)
+    status, out, err = ppo(*words, "--out", "parts", sets=sets)
+    assert (status, out) == (130, "") and "To resume where it ended" in err
+    monkeypatch.setattr(RunRecord, "log", log)
+    assert (tmp_path / "parts/checkpoints/checkpoint-3").is_dir()  # not within an update
+    status, out, err = ppo(*words, "--out", "parts", "--resume", sets=sets)
+    assert status == 0 and "Continuing after update 3." in err
+    assert json.loads(out)["updates"] == 4
+
+    def kept(name: str) -> list[dict[str, Any]]:
+        rows = metrics(tmp_path / name)
+        return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+    assert kept("parts") == kept("whole")
+    file = "adapters/policy/adapter_model.safetensors"
+    assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    told = (tmp_path / "parts/samples.jsonl").read_text()
+    assert told.count('"step": 4') == (tmp_path / "whole/samples.jsonl").read_text().count(
+        '"step": 4'
+    )
+
+
+# ---- a budget of minutes
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_the_training_ends_when_its_minutes_are_over(
+    algorithm: str, ppo: Run, tmp_path: Path
+) -> None:
+    words = ("--reward-function", "rewards.py:length", "--minutes", "0.03")
+    sets = (f"algorithm={algorithm}", "updates=1000000", "save_steps=1000000")
+    status, out, err = ppo(*words, sets=sets)
+    assert status == 0, err
+    assert "The 0.03 minutes of training are over" in err
+    updates = json.loads(out)["updates"]
+    rows = [row for row in metrics(tmp_path / "run") if "score" in row]
+    assert 1 <= updates == len(rows)
+    spent = [row["trained_seconds"] for row in rows]
+    assert spent == sorted(spent) and all(second < 1.8 for second in spent[:-1])
+    assert (tmp_path / "run/adapters/policy/adapter_config.json").is_file()
+    about = read_json(tmp_path / "run/run.json")
+    assert about["minutes"] == 0.03 and 1.8 <= about["trained_seconds"] < 30
+    # A run that goes on has only what is left of its minutes.
+    about["status"] = "stopped"
+    (tmp_path / "run/run.json").write_text(json.dumps(about))
+    status, out, err = ppo(*words, "--resume", sets=sets)
+    assert status == 0 and json.loads(out)["updates"] == updates + 1
+    status, _, err = ppo(*words[:2], "--minutes", "0")
+    assert status == 2 and "--minutes is above 0" in err

@@ -167,6 +167,13 @@ def project_round(args: Namespace) -> Result:
     return run(args)
 
 
+def compare_methods(args: Namespace) -> Result:
+    """Several methods on the same votes, with the same budget of minutes."""
+    from lorarlhf.cli.compare_methods import compare_methods as run
+
+    return run(args)
+
+
 def report(args: Namespace) -> Result:
     """What a project's votes look like."""
     from lorarlhf.cli.report import report as make
@@ -196,6 +203,7 @@ COMMANDS = {
     "chat": chat,
     "score": score,
     "eval": evaluate,
+    "compare-methods": compare_methods,
     "votes": votes,
     "raters": raters,
     "report": report,

@@ -3,10 +3,7 @@
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
-
-import torch
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import (
@@ -15,13 +12,12 @@ from lorarlhf.backbone.generation import (
     encode_prompts,
     generate_encoded,
 )
-from lorarlhf.backbone.oom import batches_by_length
 from lorarlhf.cli.eval_history import made_with
 from lorarlhf.cli.eval_plan import EvalPlan
 from lorarlhf.data.readers import as_conversation
 from lorarlhf.evaluation.candidates import BASE, Candidate
 from lorarlhf.evaluation.skills import Task
-from lorarlhf.ppo.micro_batches import make_micro_batches, policy_logprobs
+from lorarlhf.ppo.divergence import sampled_kl
 from lorarlhf.rewards.best_of import best_of, kl_bound
 from lorarlhf.rewards.raters import Answer
 from lorarlhf.rewards.role import score_answers
@@ -31,7 +27,6 @@ from lorarlhf.stages.conversations import prompt_conversations
 
 Row = dict[str, Any]
 BATCH_SIZE = 25
-LOGPROB_ROWS = 8  # answers in a forward
 ANSWER_TOKENS, TASK_TOKENS = 128, 64
 """The longest answer, in tokens, to a held-out prompt and to a task."""
 
@@ -157,32 +152,10 @@ class Answering:
         return found
 
     def _kl(self, completions: list[Completion], name: str) -> list[float]:
-        """log p(answer) - log p_base(answer) of each answer, in nats.
-
-        Both at the temperature of the sampling. The mean over answers that the policy sampled is
-        an unbiased estimate of its KL from the base.
-        """
-        found = [0.0] * len(completions)
-        pairs = zip(self.encoded, completions, strict=True)
-        lengths = [len(prompt) + len(one.ids) for prompt, one in pairs]
-        gaps = partial(self._gaps, completions)
-        with progress_bar(f"{name}: KL", len(found)) as advance:
-            for rows, done in batches_by_length(lengths, LOGPROB_ROWS, gaps):
-                for i, gap in done.items():
-                    found[i] = gap
-                advance(len(rows))
-        return found
-
-    @torch.no_grad()
-    def _gaps(self, completions: list[Completion], rows: Sequence[int]) -> dict[int, float]:
-        (micro,) = make_micro_batches(self.backbone, self.encoded, completions, len(rows), rows)
-        totals = {}
-        for role in ("policy", BASE):
-            with self.backbone.role(role):
-                totals[role], _ = policy_logprobs(self.backbone, micro, self.args.temperature)
-        lengths = [len(completions[i].ids) for i in micro.rows]
-        gaps = (totals["policy"] - totals[BASE]).split(lengths)
-        return {i: float(gap.sum()) for i, gap in zip(micro.rows, gaps, strict=True)}
+        """The KL of each answer from the base, in nats, at the temperature of the sampling."""
+        temperature = self.args.temperature
+        with progress_bar(f"{name}: KL", len(completions)) as advance:
+            return sampled_kl(self.backbone, self.encoded, completions, temperature, BASE, advance)
 
 
 def _candidate(name: str, completions: Sequence[Completion], **more: Any) -> Candidate:

@@ -40,8 +40,9 @@ def learned_prompts(source: SourceRun, prompts: Sequence[Any]) -> int:
     """
     learned: set[str] = set()
     for folder, config in _history(source):
-        for file in _places(folder, config.get("data")):
-            learned |= set(map(normal, _prompts_in(file)))
+        for name in ("data", "prompts"):
+            for file in _places(folder, config.get(name)):
+                learned |= set(map(normal, _prompts_in(file)))
     return sum(normal(as_conversation(prompt)) in learned for prompt in prompts)
 
 

@@ -4,7 +4,9 @@ import argparse
 from typing import Any, NoReturn
 
 from lorarlhf import __version__
+from lorarlhf.cli.compare_options import add_compare_options
 from lorarlhf.cli.eval_options import add_eval_options
+from lorarlhf.cli.request import NO_RUN
 from lorarlhf.cli.round_options import add_round_options
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
@@ -35,6 +37,7 @@ SUMMARIES = {
     "chat": "talk to the base or to a trained policy",
     "score": "the reward role's scores of given answers",
     "eval": "compare runs and best of n with the base: did it get better, what was forgotten?",
+    "compare-methods": "train several methods on the same votes for the same time, in one table",
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
     "report": "what a project's votes look like and prefer, and how sure that is",
@@ -73,6 +76,7 @@ def build_parser() -> Parser:
     _chat(made["chat"])
     add_eval_options(made["eval"])
     _set_option(made["eval"])
+    add_compare_options(made["compare-methods"])
     _estimate(made["estimate"])
     _votes(made["votes"])
     _raters(made["raters"])
@@ -156,16 +160,24 @@ def _training(stage: Stage, sub: Parser) -> None:
     else:
         text = f"{stage.rows}: .jsonl, .json, .csv or .parquet"
         sub.add_argument(stage.data_option, metavar="FILE", help=text)
+    if stage.rounds:
+        text = "prompts that rounds of new answers (--set rounds=N) are for"
+        sub.add_argument("--prompts", metavar="FILE", help=text)
+        text = "a run with the reward role that labels these answers"
+        sub.add_argument("--reward", metavar="RUN", help=text)
     if stage.hold_out and not stage.rewarded:
         sub.add_argument("--eval", metavar="FILE", help="pairs to measure the accuracy on")
     trains_policy = stage.trains == "policy"
     init = "start from its policy" if trains_policy else "base and adapter shape of that run"
+    init += f"; {NO_RUN}: from none, though the project has one" if stage.starts_from_sft else ""
     sub.add_argument("--init", metavar="RUN", help=f"an earlier run: {init}")
     sub.add_argument("--out", metavar="DIR", help=f"folder of the run (default: runs/{stage.name})")
     sub.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     sub.add_argument("--base", help="smollm2-135m (the default), a folder or a Hugging Face id")
     sub.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
     sub.add_argument("--config", metavar="FILE.yaml", help="settings, one `key: value` a line")
+    text = "train at most so long; what is trained by then is kept"
+    sub.add_argument("--minutes", type=float, metavar="M", help=text)
     text = "start even if the memory seems too small"
     sub.add_argument("--no-memory-check", action="store_true", help=text)
     _set_option(sub)

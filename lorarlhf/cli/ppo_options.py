@@ -34,8 +34,8 @@ def check_rewards(request: TrainRequest, settings: Settings, spec: RewardSpec) -
     """Check that the settings fit the rewards.
 
     Raises:
-        UserError: the wrong number of weights, settings that RLOO does not use, or settings or
-            judges without the held-out prompts, the judge or the KL budget that they need.
+        UserError: the wrong number of weights, settings that RLOO and GRPO do not use, or settings
+            or judges without the held-out prompts, the judge or the KL budget that they need.
     """
     own = settings.own
     sources, weights = len(spec.rewards) + len(request.reward_model), own["reward_weights"]
@@ -51,10 +51,12 @@ def check_rewards(request: TrainRequest, settings: Settings, spec: RewardSpec) -
     lack = missing(own, request.eval is not None, bool(request.judge_function), add)
     if lack:
         raise UserError(lack)
-    if own["algorithm"] == "rloo":
-        _check_rloo(request, settings)
+    if own["algorithm"] != "ppo":
+        _check_critic_free(request, settings)
     elif "num_generations" in settings.given:
-        raise UserError("num_generations is for algorithm rloo; PPO answers each prompt once.")
+        raise UserError(
+            "num_generations is for the algorithms rloo and grpo; PPO answers each prompt once."
+        )
 
 
 def check_pessimism(settings: Settings, reward: SourceRun | None) -> None:
@@ -79,21 +81,21 @@ def check_pessimism(settings: Settings, reward: SourceRun | None) -> None:
     check_pooling(note.get("pooling", "mean" if note else "last"), votes_of(reward.adapter))
 
 
-def _check_rloo(request: TrainRequest, settings: Settings) -> None:
-    from lorarlhf.stages.rloo import USED
+def _check_critic_free(request: TrainRequest, settings: Settings) -> None:
+    from lorarlhf.stages.critic_free import USED
 
-    unused = sorted(name for name in settings.given & settings.own.keys() if name not in USED)
+    own = settings.own
+    start = f"algorithm {own['algorithm']}"
+    unused = sorted(name for name in settings.given & own.keys() if name not in USED)
     if unused:
-        raise UserError(f"algorithm rloo has no critic and does not use {', '.join(unused)}.")
+        raise UserError(f"{start} has no critic and does not use {', '.join(unused)}.")
     if distributed.world_size() > 1:
-        raise UserError("algorithm rloo runs in one process; several share the work of PPO.")
-    if request.resume:
-        raise UserError("algorithm rloo can't be resumed: TRL's checkpoints are pickles.")
+        raise UserError(f"{start} runs in one process; several share the work of PPO.")
     if request.eval is not None:
-        raise UserError("algorithm rloo measures nothing on held-out prompts: leave out --eval.")
-    if settings.own["kl_coef"] <= 0:
-        raise UserError("kl_coef is above 0 with algorithm rloo: without it TRL measures no KL.")
-    size, generations = settings.own["rollout_batch_size"], settings.own["num_generations"]
+        raise UserError(f"{start} measures nothing on held-out prompts: leave out --eval.")
+    if own["kl_coef"] <= 0:
+        raise UserError(f"kl_coef is above 0 with {start}: without it TRL measures no KL.")
+    size, generations = own["rollout_batch_size"], own["num_generations"]
     if generations < 2 or size % generations:
         raise UserError(
             f"num_generations is 2 or more and divides rollout_batch_size ({size}), found "

@@ -161,7 +161,8 @@ def estimate_memory(
         new_adapters, reward_models: see `MemoryEstimate`.
     """
     own, trl = settings.own, settings.trl
-    if own.get("algorithm") == "rloo" or (stage.name == "reward" and own["epochs"] == 0):
+    without_critic = own.get("algorithm", "ppo") != "ppo"  # TRL samples in its own way
+    if without_critic or (stage.name == "reward" and own["epochs"] == 0):
         return None
     try:
         shape = Shape.of(base.config.to_dict())

@@ -64,6 +64,8 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     """
     stage = request.stage
     assert request.data is not None  # `fill_in` has named it or raised an error
+    if request.minutes is not None and not request.minutes > 0:
+        raise UserError(f"--minutes is above 0, not {request.minutes:g}.")
     rows = read_stage_rows(stage, request.data)
     stage.check_rows(rows)
     found = fingerprint(rows)
@@ -84,6 +86,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
         check_rewards(request, settings, spec)
         check_pessimism(settings, sources.get("reward"))
         spec = replace(spec, weights=settings.own["reward_weights"])
+    in_rounds = stage.rounds and _in_rounds(request, settings, sources)
     check_writable(request.folder)
 
     from lorarlhf.project.load import open_base_of
@@ -95,11 +98,28 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     if stage.rewarded:
         check_vllm(settings, base.path)
     parts = stage.split(rows, eval_rows, own, settings.seed)
-    rows, eval_rows, estimate = _check_rows(request, settings, base, *parts)
+    rounds = _round_prompts(request, settings, base) if in_rounds else None
+    rows, eval_rows, estimate = _check_rows(request, settings, base, *parts, rounds)
     inputs = StageInputs(rows, own, args, eval_rows, request.resume)
     if stage.rewarded:
         inputs = PPOInputs(**vars(inputs), spec=spec)
+    if rounds is not None:
+        from lorarlhf.stages.round_inputs import RoundInputs
+
+        inputs = RoundInputs(**vars(inputs), prompts=rounds[0], held_out=rounds[1])
     return Prepared(request, settings, sources, base, inputs, estimate, found)
+
+
+def _in_rounds(request: TrainRequest, settings: Settings, sources: dict[str, SourceRun]) -> bool:
+    from lorarlhf.cli.iterated_options import check_rounds
+
+    return check_rounds(request, settings, sources.get("reward"))
+
+
+def _round_prompts(request: TrainRequest, settings: Settings, base: "BaseFiles") -> Any:
+    from lorarlhf.cli.iterated_options import round_prompts
+
+    return round_prompts(request, settings, base)
 
 
 def load(prepared: Prepared) -> "Backbone":
@@ -114,13 +134,14 @@ def load(prepared: Prepared) -> "Backbone":
             backbone.freeze_reference()
     if "reward" in sources:
         backbone.load_role("reward", sources["reward"].adapter)
-        if prepared.settings.own.get("reward_pessimism"):
+        own = prepared.settings.own
+        if own.get("reward_pessimism") or own.get("least_gap"):
             from lorarlhf.rewards.deviation import ScoreDeviation, votes_of
-            from lorarlhf.stages.inputs import PPOInputs
 
-            assert isinstance(prepared.inputs, PPOInputs)
-            votes = votes_of(sources["reward"].adapter)
-            prepared.inputs.spec.deviation = ScoreDeviation.load(votes, backbone)
+            inputs: Any = prepared.inputs
+            name = "reward_pessimism" if request.stage.rewarded else "least_gap"
+            found = ScoreDeviation.load(votes_of(sources["reward"].adapter), backbone, name)
+            (inputs.spec if request.stage.rewarded else inputs).deviation = found
     if request.reward_model:
         from lorarlhf.rewards.classifier import load_classifier
         from lorarlhf.stages.inputs import PPOInputs
@@ -226,19 +247,25 @@ def _check_rows(
     base: "BaseFiles",
     rows: Any,
     eval_rows: Any,
+    rounds: Any = None,
 ) -> tuple[list[Row], list[Row] | None, "MemoryEstimate | None"]:
     """See that the base can read the rows, and that the training will fit into memory.
+
+    Args:
+        rounds: what `round_prompts` has found, if there are rounds of new answers.
 
     Returns:
         both kinds of rows as the stage takes them, and the estimate.
     """
     from lorarlhf.cli import preflight
-    from lorarlhf.cli.row_checks import prepare_rows
+    from lorarlhf.cli.row_checks import Length, prepare_rows
 
     stage = request.stage
     count = len(rows)
     made, longest = prepare_rows(stage, base.encoder, [*rows, *(eval_rows or [])], settings)
     rows, eval_rows = made[:count], None if eval_rows is None else made[count:]
+    if rounds is not None:
+        longest = Length(*map(max, longest, rounds[2]))
     estimate = preflight.estimate_memory(
         stage,
         settings,

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.cli.request import TrainRequest
+from lorarlhf.cli.request import NO_RUN, TrainRequest
 from lorarlhf.preferences.exports import training_rows
 from lorarlhf.project.project import Project, is_project, project_settings
+from lorarlhf.project.settings import resolve
 from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
@@ -40,7 +41,7 @@ def fill_in(request: TrainRequest) -> tuple[TrainRequest, list[SettingValue]]:
                 f"{stage.name} needs {stage.data_option} FILE with {stage.rows}, or a project's "
                 "folder."
             )
-        return request, []
+        return _without_init(request), []
     settings = project_settings(project)
     request = _with_sources(request, project)
     rows = None if request.data or not request.stage.export else vote_rows(project, request.stage)
@@ -122,21 +123,39 @@ def open_for_chat(args: Namespace) -> list[SettingValue]:
 
 
 def _with_sources(request: TrainRequest, project: Project) -> TrainRequest:
-    """The newest supervised run for the policy; for PPO without a reward the newest reward."""
+    """The newest supervised run for the policy; for PPO without a reward the newest reward.
+
+    Rounds of new answers also get the newest reward, and the project's prompts.
+    """
     stage = request.stage
     if request.init is None and stage.starts_from_sft:
         run = project.newest_with("policy", ("sft",))
         request = replace(request, init=None if run is None else str(run))
+    request = _without_init(request)
     rewards = request.reward or request.reward_function or request.reward_model
-    if stage.rewarded and not rewards:
+    in_rounds = stage.rounds and rounds_of(request) > 0
+    if in_rounds and request.prompts is None:
+        request = replace(request, prompts=str(project.prompts))
+    if (stage.rewarded or in_rounds) and not rewards:
         run = project.newest_with("reward")
         if run is None:
+            other = "" if in_rounds else ", or name a --reward-function"
             raise UserError(
                 f"The project {project.folder} has no reward yet. Train one with `lorarlhf reward "
-                f"{project.folder}`, or name a --reward-function."
+                f"{project.folder}`{other}."
             )
         request = replace(request, reward=str(run))
     return request
+
+
+def _without_init(request: TrainRequest) -> TrainRequest:
+    """The request without the run to start from where `--init base` says so."""
+    return replace(request, init=None) if request.init == NO_RUN else request
+
+
+def rounds_of(request: TrainRequest) -> int:
+    """How many rounds of new answers are asked for."""
+    return int(resolve(request.stage, config=request.config, sets=request.sets).own["rounds"])
 
 
 def vote_rows(project: Project, stage: Stage) -> list[dict[str, Any]]:

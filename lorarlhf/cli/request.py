@@ -9,6 +9,10 @@ from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.files import absolute_names
 from lorarlhf.stages.table import STAGES
 
+NO_RUN = "base"
+"""What `--init` names where a project's newest supervised run is not wanted; a folder of that name
+is `./base`."""
+
 
 def _recorded(default: Any) -> Any:
     """A field that names files of the run: it is saved in run.json and restored by `--resume`."""
@@ -26,9 +30,11 @@ class TrainRequest:
         argv: the words of the command line.
         project: a project's folder.
         data: rows to learn from, or prompts; eval: held-out rows.
+        prompts: those of the rounds of new answers.
         init, reward: runs to start from, for the policy and for the reward role.
         reward_function, reward_model, judge_function: as `FILE.py:NAME` and `NAME[#LABEL]`.
         config: a settings file; sets: `KEY=VALUE` settings.
+        minutes: the longest time to train; None: until the stage is done.
         memory_check: whether a run that seems too large is refused.
         reserved: whether a project has made the folder `out` for this run.
         votes: the file that a project has written for this run.
@@ -39,6 +45,7 @@ class TrainRequest:
     project: str | None = None
     data: str | None = _recorded(None)
     eval: str | None = _recorded(None)
+    prompts: str | None = _recorded(None)
     init: str | None = _recorded(None)
     reward: str | None = _recorded(None)
     reward_function: tuple[str, ...] = _recorded(())
@@ -50,6 +57,7 @@ class TrainRequest:
     seed: int | None = None
     out: str | None = None
     resume: bool = False
+    minutes: float | None = None
     memory_check: bool = True
     reserved: bool = False
     votes: str | None = None

@@ -40,7 +40,7 @@ def prepare_rows(
     """
     own = settings.own
     if stage.rewarded:
-        return _prepare_prompts(encoder, rows, own)
+        return prepare_prompts(encoder, rows, own)
     made = conversational(rows, encoder, own["plain"])
     learned = own.get("assistant_only", False)
     limit = settings.trl.get("max_length", own.get("max_tokens"))
@@ -60,9 +60,17 @@ def prepare_rows(
     return made, Length(longest - answer, answer)
 
 
-def _prepare_prompts(
+def prepare_prompts(
     encoder: PromptEncoder, rows: Sequence[Row], own: dict[str, Any]
 ) -> tuple[list[Row], Length]:
+    """Prompts as they are answered; the length of the longest, and that of an answer.
+
+    Args:
+        own: settings with `plain`, `max_prompt_tokens` and `max_new_tokens`.
+
+    Raises:
+        UserError: a prompt is too long, or the base can't read it.
+    """
     made = prompt_conversations(rows, own["plain"])
     check_chat_template(encoder, [row["prompt"] for row in made])
     answer = own["max_new_tokens"]

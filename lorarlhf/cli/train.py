@@ -98,7 +98,7 @@ def _open_run(prepared: Prepared) -> tuple[Run, Path | None]:
             f"The output folder {folder} can't be written ({error.strerror}). Name another one "
             "with --out."
         ) from error
-    run = Run(folder, stage, config)
+    run = Run(folder, stage, config, request.minutes)
     run.about["rows"] = prepared.rows
     return run, kept
 

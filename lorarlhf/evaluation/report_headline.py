@@ -38,6 +38,8 @@ def headline(summary: Row, run: Row) -> str:
     updates = f"After {show(ppo['updates'])} updates of {label}, " if "updates" in ppo else ""
     if number(part(summary, "win_rate").get("rate")) is not None:
         sentence = updates + _wins(part(summary, "win_rate"))
+    elif number(summary.get("score_best")) is not None:
+        sentence = _rounds(summary)
     elif number(ppo.get("kl_per_sequence")) is not None:
         kl = show(ppo["kl_per_sequence"])
         sentence = f"{updates}the KL of the policy from its reference is {kl} nats per answer."
@@ -64,6 +66,16 @@ def _wins(win_rate: Row) -> str:
     if low <= 0.5 <= high:
         meaning = "which may still be chance"
     return f"{sentence} (95% interval {span}), {meaning}."
+
+
+def _rounds(summary: Row) -> str:
+    """How the held-out score changed over rounds of DPO, and which round was kept."""
+    best, first = show(summary["score_best"]), show(summary["score_first"])
+    done, kept = summary["rounds"], summary["best_round"]
+    start = f"After {show(done)} round{'' if done == 1 else 's'} of DPO on new answers, "
+    if not kept:
+        return f"{start}the held-out score is not above the {first} of the start, which is kept."
+    return f"{start}the held-out score went from {first} to {best}, that of round {show(kept)}."
 
 
 def _learned(summary: Row, stage: str) -> str:

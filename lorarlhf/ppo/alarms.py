@@ -25,8 +25,8 @@ class Alarm:
         check: (rows, limit) -> the figure that is out of range, or None.
         problem: what is happening, with the figure as `{0:...}`.
         advice: what to change.
-        rloo_advice: the same where the algorithm is rloo, which has fewer settings; the advice
-            itself by default.
+        critic_free_advice: the same for the algorithms rloo and grpo, which have fewer settings;
+            the advice itself by default.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Alarm:
     check: Callable[[Sequence[Row], float], float | None]
     problem: str
     advice: str
-    rloo_advice: str = ""
+    critic_free_advice: str = ""
 
 
 def _updates(rows: Sequence[Row]) -> list[Row]:
@@ -168,8 +168,8 @@ ALARMS = (
         problem="{0:.0f} figures of the last update are infinite or undefined.",
         advice="Halve learning_rate, limit the scores with score_clip if the reward has no "
         "bounds, and continue from the last checkpoint with --resume.",
-        rloo_advice="Halve learning_rate, keep the scores of reward functions within bounds, and "
-        "start again: a run of algorithm rloo can't be resumed.",
+        critic_free_advice="Halve learning_rate, keep the scores of reward functions within "
+        "bounds, and continue from the last checkpoint with --resume.",
     ),
     Alarm(
         name="negative_kl",
@@ -190,7 +190,7 @@ ALARMS = (
         check=_kl_a_token,
         problem="The policy is far from its reference ({0:.2f} nats per token).",
         advice="Raise kl_coef, set kl_target or (with --eval) kl_budget, or halve learning_rate.",
-        rloo_advice="Raise kl_coef or halve learning_rate.",
+        critic_free_advice="Raise kl_coef or halve learning_rate.",
     ),
     Alarm(
         name="entropy_collapse",
@@ -221,9 +221,9 @@ ALARMS = (
         problem="Few answers end by themselves ({0:.0%} do).",
         advice="Raise max_new_tokens, or set missing_eos_penalty (1 or 2). If answers go on with "
         "turns that nobody wrote, the base has not learned to stop: tune it with sft first.",
-        rloo_advice="Raise max_new_tokens, or add a reward function that gives less to answers "
-        "whose `ended` is false. If answers go on with turns that nobody wrote, the base has not "
-        "learned to stop: tune it with sft first.",
+        critic_free_advice="Raise max_new_tokens, or add a reward function that gives less to "
+        "answers whose `ended` is false. If answers go on with turns that nobody wrote, the base "
+        "has not learned to stop: tune it with sft first.",
     ),
     Alarm(
         name="clip_fraction",

@@ -24,8 +24,8 @@ class Finding:
     def message(self, algorithm: str = "ppo") -> str:
         """What is happening and what to change, in settings that the algorithm has."""
         advice = self.alarm.advice
-        if algorithm == "rloo" and self.alarm.rloo_advice:
-            advice = self.alarm.rloo_advice
+        if algorithm != "ppo" and self.alarm.critic_free_advice:
+            advice = self.alarm.critic_free_advice
         return f"{self.alarm.problem.format(self.value)} {advice}"
 
 
@@ -42,7 +42,7 @@ class HealthWatch(TrainerCallback):
         run: its `metrics.jsonl` gets rows `{"step", "alarm", "value", "words"}`.
         log: prints a line in the terminal.
         stage: written into the rows if the run has several stages.
-        algorithm: ppo or rloo, whose settings the advice names.
+        algorithm: ppo, rloo or grpo, whose settings the advice names.
 
     Attributes:
         active: the names of the alarms that are active now.

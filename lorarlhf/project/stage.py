@@ -4,8 +4,8 @@ The records themselves are in `lorarlhf.stages.table`, since they name that fold
 holds only names of modules and functions; they are imported when they are needed.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import Any
 
@@ -38,8 +38,10 @@ class Stage:
         check: checks all rows together before anything is loaded; "" if the stage has no check.
         hold_out: splits rows into training and held-out rows, with none in both; "" if the stage
             has no split.
-        rloo_config: TRL's class where the setting `algorithm` is rloo.
+        configs: TRL's classes for other values of the setting `algorithm`, by value.
         rewarded: whether it takes rewards and judges, and prompts instead of answers.
+        rounds: whether it can also learn, in rounds, from answers that a reward role labels.
+        strengths: whether its loss uses how strong a preference is (the rows' `margin`).
         trains: the role that learns.
         starts_from_sft: whether it starts from the project's newest SFT run.
         reference: whether the policy that it starts from becomes the reference.
@@ -58,8 +60,10 @@ class Stage:
     keys: str
     check: str = ""
     hold_out: str = ""
-    rloo_config: str = ""
+    configs: Mapping[str, str] = field(default_factory=dict, hash=False)
     rewarded: bool = False
+    rounds: bool = False
+    strengths: bool = False
     trains: str = "policy"
     starts_from_sft: bool = True
     reference: bool = False
@@ -85,8 +89,7 @@ class Stage:
 
     def config_class(self, algorithm: str = "") -> Any:
         """TRL's configuration class, for the algorithm that the settings name."""
-        rloo = algorithm == "rloo" and self.rloo_config
-        return load_named(self.rloo_config if rloo else self.config)
+        return load_named(self.configs.get(algorithm, self.config))
 
     def own_settings(self) -> list[Setting]:
         """The settings of its own classes; those of TRL's configuration are under `trl`."""

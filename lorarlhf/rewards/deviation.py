@@ -57,23 +57,26 @@ class ScoreDeviation:
         return cls(torch.tensor(offset, **like), torch.tensor(factor, **like))
 
     @classmethod
-    def load(cls, votes: str | Path, backbone: Backbone) -> "ScoreDeviation":
+    def load(
+        cls, votes: str | Path, backbone: Backbone, setting: str = "reward_pessimism"
+    ) -> "ScoreDeviation":
         """The deviation of the backbone's reward role, by the votes that its run has kept.
 
         Args:
             votes: `votes.safetensors` in the run's folder.
+            setting: that needs it, for messages.
 
         Raises:
             UserError: there is no such file, or the votes' states are not of this backbone.
         """
-        check_pooling(backbone.heads["reward"].pooling, votes)
+        check_pooling(backbone.heads["reward"].pooling, votes, setting)
         fit = VoteFit.load(votes)
         width = state_width(backbone, "mean")
         if fit.chosen.shape[1] != width:
             raise UserError(
                 f"The votes in {votes} have {fit.chosen.shape[1]} features an answer, and this "
                 f"base with its adapters has {width}. Train the reward role again, or set "
-                "reward_pessimism to 0."
+                f"{setting} to 0."
             )
         return cls.of(fit.posterior(), backbone.device)
 
@@ -85,9 +88,17 @@ class ScoreDeviation:
             counts: (B,) how many tokens that were; short answers' scores are shrunk, and their
                 deviations with them (`ScalarHead.pool`).
         """
+        return self.vectors(states, counts).norm(dim=1)
+
+    def vectors(self, states: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Vectors (B, F): the length of one is the deviation of the score.
+
+        A score is linear in the weights, so the length of the difference of two of them is the
+        deviation of the difference of the two scores.
+        """
         with torch.autocast(states.device.type, enabled=False):
-            lengths = ((states.float() - self.offset) @ self.factor.T).norm(dim=1)
-        return lengths * counts / (counts + SHRINK_TOKENS)
+            found = (states.float() - self.offset) @ self.factor.T
+        return found * (counts / (counts + SHRINK_TOKENS))[:, None]
 
 
 def has_base_states(backbone: Backbone) -> bool:
@@ -103,6 +114,18 @@ def score_with_deviations(
     deviation: ScoreDeviation,
 ) -> tuple[list[float], list[float]]:
     """Raw scores of the reward role for texts, and their deviations."""
+    scores, vectors = score_with_vectors(backbone, prompts, answers, deviation)
+    return scores, vectors.norm(dim=1).tolist()
+
+
+@torch.no_grad()
+def score_with_vectors(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Answer],
+    deviation: ScoreDeviation,
+) -> tuple[list[float], torch.Tensor]:
+    """Raw scores of the reward role for texts, and their `ScoreDeviation.vectors` (B, F)."""
     head, place = backbone.heads["reward"], backbone.device
     encoded = [encode_answer(backbone, p, a) for p, a in zip(prompts, answers, strict=True)]
     states = torch.as_tensor(pooled_states(backbone, encoded), device=place)
@@ -111,7 +134,7 @@ def score_with_deviations(
         scores = head.score_pooled(states, counts).tolist()
     else:
         scores = score_encoded(backbone, encoded)
-    return scores, deviation(states, counts).tolist()
+    return scores, deviation.vectors(states, counts)
 
 
 def votes_of(adapter: Path) -> Path:
@@ -119,23 +142,24 @@ def votes_of(adapter: Path) -> Path:
     return adapter.parent.parent / VOTES
 
 
-def check_pooling(pooling: str, votes: str | Path) -> None:
+def check_pooling(pooling: str, votes: str | Path, setting: str = "reward_pessimism") -> None:
     """Refuse a reward role whose scores have no deviation.
 
     Args:
         votes: where its votes should be.
+        setting: that needs the deviation.
 
     Raises:
         UserError: it scores the last token, or the file is missing.
     """
     if pooling != "mean":
         raise UserError(
-            f"reward_pessimism needs a reward role with pooling mean, and this one has {pooling}: "
-            "only a mean is scored by the fit whose doubt is known. Train it with --set "
-            "pooling=mean, or set reward_pessimism to 0."
+            f"{setting} needs a reward role with pooling mean, and this one has {pooling}: only a "
+            "mean is scored by the fit whose doubt is known. Train it with --set pooling=mean, or "
+            f"set {setting} to 0."
         )
     if not Path(votes).is_file():
         raise UserError(
-            f"reward_pessimism needs the votes of the reward run, and there is no {votes}. Name "
-            "the folder of a run of `lorarlhf reward`, or set reward_pessimism to 0."
+            f"{setting} needs the votes of the reward run, and there is no {votes}. Name the "
+            f"folder of a run of `lorarlhf reward`, or set {setting} to 0."
         )

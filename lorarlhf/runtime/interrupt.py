@@ -26,12 +26,15 @@ class StopAfterUpdate(TrainerCallback):
     `KeyboardInterrupt` at once. Outside the main thread nothing changes. Several processes stop
     after the same update, whichever of them received the signal.
 
+    Args:
+        steps: optimizer steps in an update, for trainers that count these.
+
     Attributes:
         requested: whether Ctrl-C was pressed.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, steps: int = 1) -> None:
+        self.requested, self.steps = False, steps
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopAfterUpdate":
@@ -55,5 +58,5 @@ class StopAfterUpdate(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the training and save, if any process has received Ctrl-C."""
-        if distributed.any_process(self.requested):
+        if state.global_step % self.steps == 0 and distributed.any_process(self.requested):
             self.requested = control.should_training_stop = control.should_save = True

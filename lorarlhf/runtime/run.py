@@ -25,13 +25,20 @@ class Run:
         folder: created if it does not exist.
         stage: the name of the stage, or `demo`.
         settings: all settings of the run, as plain values.
+        minutes: the longest time that its trainers may train; None: until they are done.
 
     Raises:
         UserError: the folder can't be written.
     """
 
-    def __init__(self, folder: str | Path, stage: str, settings: dict[str, Any]) -> None:
-        self.folder, self.stage = Path(folder), stage
+    def __init__(
+        self,
+        folder: str | Path,
+        stage: str,
+        settings: dict[str, Any],
+        minutes: float | None = None,
+    ) -> None:
+        self.folder, self.stage, self.minutes = Path(folder), stage, minutes
         self.started = time.time()
         self.about: dict[str, Any] = {
             "stage": stage,
@@ -41,6 +48,8 @@ class Run:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.started)),
             "versions": library_versions(),
         }
+        if minutes is not None:
+            self.about["minutes"] = minutes
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write()

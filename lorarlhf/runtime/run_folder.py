@@ -16,7 +16,7 @@ IN_USE = "Wait until that run ends, or name another folder with --out."
 """Advice for a folder that another run holds."""
 LABEL = "label.json"
 """A run's title, and whether it is dropped: what a person said about it."""
-RESULTS = (*FILES, LABEL, "votes.safetensors", "words.jsonl", "checkpoints")
+RESULTS = (*FILES, LABEL, "votes.safetensors", "words.jsonl", "rounds", "checkpoints")
 
 
 def check_writable(folder: Path) -> None:

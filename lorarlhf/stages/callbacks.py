@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import TrainerCallback
 
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import readable_rows
 from lorarlhf.runtime.machine import peak_card_mb, peak_rss_mb
 from lorarlhf.runtime.run import Run
 
@@ -20,7 +22,12 @@ PATIENCE = 3
 
 
 class RunCallback(TrainerCallback):
-    """Writes each log line to `metrics.jsonl` and moves one progress bar."""
+    """Writes each log line to `metrics.jsonl` and moves one progress bar.
+
+    Where the run has a budget of minutes, it ends the training after the step in which they are
+    over, and each log line has the `trained_seconds`, so that a resumed run goes on with what is
+    left. `run.json` says how long was trained.
+    """
 
     def __init__(
         self,
@@ -34,6 +41,7 @@ class RunCallback(TrainerCallback):
         self.bar: tqdm | None = None
         self._peak_logged = False
         self._lost, self._seen = 0, False  # log lines in a row without a loss; one with a loss
+        self._began = 0.0
 
     def _log_peak(self) -> None:
         """Log the peak memory once, after the first step, which has the longest rows."""
@@ -45,6 +53,7 @@ class RunCallback(TrainerCallback):
         log_beside_bars(f"Peak after the first step: {taken / 1e3:.1f} GB {where}.")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began = time.monotonic() - trained_seconds(self.run)
         total, done, quiet = state.max_steps, state.global_step, not distributed.is_main()
         self.bar = tqdm(total=total, initial=done, desc=self.title, disable=quiet)
 
@@ -53,6 +62,18 @@ class RunCallback(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
         if not self._peak_logged and state.is_world_process_zero:
             self._log_peak()
+        budget = self.run.minutes
+        # All processes have to stop after the same step, whose clocks differ.
+        if budget is not None and distributed.any_process(self._trained() >= 60 * budget):
+            control.should_training_stop = control.should_save = True
+            log_beside_bars(
+                f"The {budget:g} minutes of training are over: {self.title} ends after step "
+                f"{state.global_step}."
+            )
+
+    def _trained(self) -> float:
+        """Seconds of training so far, with those before a stop."""
+        return time.monotonic() - self._began
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any
@@ -61,7 +82,10 @@ class RunCallback(TrainerCallback):
         self._look_for_a_loss(args, logs)
         if "train_runtime" in logs or not state.is_world_process_zero:
             return  # the trainer's closing line, which run.json has; or another process's
-        self.run.log({"step": state.global_step, **logs}, stage=self.stage)
+        row = {"step": state.global_step, **logs}
+        if self.run.minutes is not None:
+            row["trained_seconds"] = self._trained()
+        self.run.log(row, stage=self.stage)
         shown = {name: logs[name] for name in self.shown if math.isfinite(logs.get(name, math.nan))}
         if self.bar is not None and shown:
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
@@ -80,8 +104,17 @@ class RunCallback(TrainerCallback):
             raise UserError(f"The loss of {self.title} is not a number any more. {fix}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.run.about["trained_seconds"] = round(self._trained(), 1)
         if self.bar is not None:
             self.bar.close()
+
+
+def trained_seconds(run: Run) -> float:
+    """How long a run with a budget had trained at the last line of its log; 0 without a log."""
+    file = run.folder / "metrics.jsonl"
+    if run.minutes is None or not file.exists():
+        return 0.0
+    return max((row.get("trained_seconds", 0.0) for row in readable_rows(file)), default=0.0)
 
 
 def log_beside_bars(text: str) -> None:

@@ -75,40 +75,33 @@ def train_ppo(
 
 
 def arguments(placement: Placement, settings: PPOSettings) -> PPOConfig:
-    """PPO's configuration. For RLOO, TRL's configuration is checked as well.
+    """PPO's configuration. For RLOO and GRPO, TRL's configuration is checked as well.
 
     Raises:
         UserError, ValueError: a field or its value is not accepted.
     """
-    if settings.algorithm != "rloo":
+    if settings.algorithm == "ppo":
         return trl_arguments(PPOConfig, placement, settings.config, settings.trl)
-    from lorarlhf.stages.rloo import rloo_arguments
+    from lorarlhf.stages.critic_free import critic_free_arguments
 
     args = trl_arguments(PPOConfig, placement, settings.config, {})
-    rloo_arguments(placement, args, settings)
+    critic_free_arguments(placement, args, settings)
     return args
 
 
 def run_ppo(backbone: Backbone, run: Run, inputs: PPOInputs) -> dict[str, Any]:
-    """PPO or RLOO from prepared inputs. If there is a reference, it is saved, too.
+    """PPO, RLOO or GRPO from prepared inputs. If there is a reference, it is saved, too.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended the training after an update.
     """
-    if inputs.settings.algorithm == "rloo":
-        from lorarlhf.stages.rloo import train_rloo
-
-        summary = train_rloo(backbone, inputs.rows, run, inputs.args, inputs.spec, inputs.settings)
+    made = (backbone, inputs.rows, run, inputs.args, inputs.spec)
+    if inputs.settings.algorithm == "ppo":
+        summary = train_ppo(*made, eval_rows=inputs.eval_rows, resume=inputs.resume)
     else:
-        summary = train_ppo(
-            backbone,
-            inputs.rows,
-            run,
-            inputs.args,
-            inputs.spec,
-            eval_rows=inputs.eval_rows,
-            resume=inputs.resume,
-        )
+        from lorarlhf.stages.critic_free import train_critic_free
+
+        summary = train_critic_free(*made, inputs.settings, resume=inputs.resume)
     if backbone.has("reference"):
         backbone.save("reference", run.folder / "adapters" / "reference")
     return summary

@@ -44,6 +44,7 @@ _LIST = (
         keys="pooling, epochs, learning_rate, batch_size, micro_batch_size, holdout, evaluations, "
         "center_rewards_coefficient, save_steps, plain",
         hold_out="lorarlhf.stages.reward_model:hold_out",
+        strengths=True,
         trains="reward",
     ),
     Stage(
@@ -54,7 +55,7 @@ _LIST = (
         export="",
         settings="lorarlhf.stages.inputs:PPOSettings",
         config="lorarlhf.ppo.config:PPOConfig",
-        rloo_config="trl:RLOOConfig",
+        configs={"rloo": "trl:RLOOConfig", "grpo": "trl:GRPOConfig"},
         arguments="lorarlhf.stages.ppo:arguments",
         run="lorarlhf.stages.ppo:run_ppo",
         keys=PPO_KEYS,
@@ -68,11 +69,13 @@ _LIST = (
         rows=PAIRS,
         reader=READ_PAIRS,
         export="trl",
-        settings="lorarlhf.stages.dpo_orpo:DirectSettings",
+        settings="lorarlhf.stages.round_inputs:DPOSettings",
         config="trl:DPOConfig",
         arguments="lorarlhf.stages.dpo_orpo:dpo_arguments",
-        run="lorarlhf.stages.dpo_orpo:run_dpo",
-        keys=DIRECT_KEYS,
+        run="lorarlhf.stages.iterated_dpo:run_dpo_rounds",
+        keys=f"{DIRECT_KEYS}, rounds, round_prompts, num_generations, max_prompt_tokens, "
+        "max_new_tokens, temperature, least_gap",
+        rounds=True,
         reference=True,
     ),
     Stage(

@@ -37,8 +37,12 @@ def test_stages_do_not_import_one_another() -> None:
     def stage(module: str) -> str:
         parts = module.split(".")
         inside = parts[:2] == [PACKAGE, "stages"] and len(parts) > 2
-        # RLOO is an algorithm of the command ppo; the stages reward and sft have two files.
-        same = {"rloo": "ppo", "reward_view": "reward_model", "assistant_turns": "sft"}
+        # RLOO and GRPO are algorithms of the command ppo, and rounds belong to the command dpo; the
+        # stages reward and sft have several files.
+        same = {"critic_free": "ppo", "assistant_turns": "sft"}
+        same |= dict.fromkeys(("reward_view", "reward_examples"), "reward_model")
+        rounds = ("iterated_dpo", "round_inputs", "round_alarms")
+        same |= dict.fromkeys(rounds, "dpo_orpo")
         return same.get(parts[2], parts[2]) if inside and parts[2] not in SHARED else ""
 
     graph = module_graph()

@@ -57,8 +57,14 @@ def _newest(folder: Path) -> Path | None:
 class CheckpointingMixin(_Trainer):
     """A trainer whose `train(True)` resumes from the run's newest checkpoint.
 
-    Its first Ctrl-C lets the step finish, writes a checkpoint and raises `KeyboardInterrupt`.
+    Its first Ctrl-C lets the update finish, writes a checkpoint and raises `KeyboardInterrupt`.
+
+    Attributes:
+        steps_in_update: optimizer steps between two moments at which training can go on from a
+            checkpoint; checkpoints are counted in updates of so many steps.
     """
+
+    steps_in_update = 1
 
     def train(self, resume_from_checkpoint: bool = False) -> Any:
         """Train to the end, from the newest checkpoint where that is wanted and there is one.
@@ -69,7 +75,7 @@ class CheckpointingMixin(_Trainer):
         place = _newest(self._folder) if resume_from_checkpoint else None
         if place is not None:
             self.args.eval_on_start = False  # its result is in the checkpoint
-        stopper = StopAfterUpdate()
+        stopper = StopAfterUpdate(self.steps_in_update)
         self.add_callback(stopper)
         with stopper:
             done = super().train(resume_from_checkpoint=str(place) if place else None)
@@ -87,7 +93,8 @@ class CheckpointingMixin(_Trainer):
         own = checkpoints.rng_tensors(self.args.device)
         everyone = distributed.all_gather([own])
         if self.args.save_strategy != "no" and distributed.is_main():
-            target = self._folder / f"{PREFIX}{self.state.global_step}"
+            done = self.state.global_step // self.steps_in_update
+            target = self._folder / f"{PREFIX}{done}"
             scratch = checkpoints.make_scratch(target)
             tensors = {f"weight.{name}": p.detach() for name, p in self._trained().items()}
             tensors |= checkpoints.optimizer_tensors("optimizer", self.optimizer)

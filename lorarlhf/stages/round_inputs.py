@@ -1,0 +1,144 @@
+"""What DPO in rounds learns from: its settings, its prompts, and the pairs of a round."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.setting_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from lorarlhf.stages.dpo_orpo import DirectSettings
+from lorarlhf.stages.inputs import StageInputs
+
+if TYPE_CHECKING:
+    from lorarlhf.rewards.deviation import ScoreDeviation
+
+Row = dict[str, Any]
+HELD_OUT, SHARE = 32, 0.25
+"""So many prompts are measured on and never learned from, and at most this share of all."""
+FEWEST_PROMPTS = 8
+EQUAL, CLOSE = "equal or empty answers", "score differences below the reward role's doubt"
+"""Why the answers to a prompt give no pair."""
+ROUND_SETTINGS = {
+    *("round_prompts", "num_generations", "max_prompt_tokens", "max_new_tokens", "temperature"),
+    "least_gap",
+}
+
+
+@dataclass
+class DPOSettings(DirectSettings):
+    """Settings of DPO, on given pairs and in rounds of new answers."""
+
+    rounds: NonNegativeInt = 0  # of new answers that the reward role labels; 0: the pairs alone
+    round_prompts: PositiveInt = 64  # prompts answered in a round
+    num_generations: PositiveInt = 4  # answers to a prompt, of which the best and worst are a pair
+    max_prompt_tokens: PositiveInt = 512  # longer prompts are refused, not cut
+    max_new_tokens: PositiveInt = 64  # the longest answer
+    temperature: PositiveFloat = 1.0  # of the sampling
+    least_gap: NonNegativeFloat = 1.0  # deviations by which the best answer scores above the worst
+
+
+@dataclass
+class RoundInputs(StageInputs):
+    """`StageInputs` with the prompts of the rounds; `rows` are the votes, for the first round.
+
+    Attributes:
+        prompts: to answer and learn from; held_out: to measure on.
+        deviation: of the reward role's scores, where `least_gap` is above 0.
+    """
+
+    prompts: Sequence[Row] = ()
+    held_out: Sequence[Row] = ()
+    deviation: "ScoreDeviation | None" = None
+
+
+@dataclass
+class Labels:
+    """Pairs that the reward role has labelled.
+
+    Attributes:
+        pairs: `row` (the number of the prompt), `chosen`, `rejected`, the `gap` of their scores and
+            its `deviation`.
+        left_out: the prompts that gave no pair, by reason.
+        score: the mean score of all answers.
+    """
+
+    pairs: list[Row] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    score: float = 0.0
+
+
+def split_prompts(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
+    """(prompts to learn from, held-out prompts), drawn by the seed.
+
+    Raises:
+        UserError: there are fewer than `FEWEST_PROMPTS`.
+    """
+    if len(rows) < FEWEST_PROMPTS:
+        raise UserError(
+            f"Rounds of new answers need {FEWEST_PROMPTS} prompts or more, of which some are only "
+            f"measured on; there are {len(rows)}. Add prompts, or name others with --prompts FILE."
+        )
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    count = min(HELD_OUT, int(SHARE * len(rows)))
+    return [rows[i] for i in sorted(order[count:])], [rows[i] for i in sorted(order[:count])]
+
+
+def pair_up(
+    asked: Sequence[int],
+    texts: Sequence[str],
+    scores: Sequence[float],
+    doubt: Callable[[int, int], float],
+    settings: DPOSettings,
+) -> Labels:
+    """Of the answers to each prompt the best and the worst, where the scores are surely apart.
+
+    Args:
+        asked: the prompt of each answer, by number; `num_generations` answers to a prompt follow
+            one another.
+        doubt: the deviation of the difference of the scores of two answers, by their places.
+    """
+    labels = Labels(score=fmean(scores))
+    for start in range(0, len(asked), settings.num_generations):
+        part = slice(start, start + settings.num_generations)
+        found = best_and_worst(texts[part], scores[part])
+        if found is None:
+            labels.left_out[EQUAL] += 1
+            continue
+        best, worst = (start + place for place in found)
+        gap, deviation = scores[best] - scores[worst], doubt(best, worst)
+        if gap <= settings.least_gap * deviation:
+            labels.left_out[CLOSE] += 1
+            continue
+        pair = {"row": asked[start], "chosen": texts[best], "rejected": texts[worst]}
+        labels.pairs.append(pair | {"gap": gap, "deviation": deviation})
+    return labels
+
+
+def best_and_worst(texts: Sequence[str], scores: Sequence[float]) -> tuple[int, int] | None:
+    """The places of the highest and the lowest score; None if no trainer takes the two as a pair.
+
+    Blank answers count for nothing, and equal texts or equal scores are no pair.
+    """
+    places = [place for place, text in enumerate(texts) if text.strip()]
+    if len(places) < 2:
+        return None
+    best = max(places, key=lambda place: scores[place])
+    worst = min(places, key=lambda place: scores[place])
+    same = texts[best] == texts[worst] or scores[best] <= scores[worst]
+    return None if same else (best, worst)
+
+
+def with_same_columns(rows: list[Row]) -> list[Row]:
+    """Rows that all have the same columns: votes have a margin or tools that new pairs lack."""
+    filled: Row = {"margin": 0.0, "tools": None, "chat_template_kwargs": {}}
+    names = [name for name in filled if any(name in row for row in rows)]
+    return [{**{name: filled[name] for name in names}, **row} for row in rows]

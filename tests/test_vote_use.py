@@ -1,0 +1,75 @@
+"""How many votes each trainer uses, and what is dropped, by a store made by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from lorarlhf.preferences.merge import add_votes
+from lorarlhf.preferences.records import (
+    BOTH_BAD,
+    BOTH_GOOD,
+    RANKED,
+    SKIP,
+    TIE,
+    ImportedVote,
+    Verdict,
+    Vote,
+)
+from lorarlhf.preferences.store import Store
+from lorarlhf.preferences.vote_use import NOTES, STRENGTHS, VoteUse, count_use
+
+
+@pytest.fixture
+def votes(tmp_path: Path) -> list[Vote]:
+    verdicts = [
+        Verdict(RANKED, [[0], [1]], strength="much", note="clearer"),
+        Verdict(RANKED, [[1], [0]], strength="slightly"),
+        Verdict(RANKED, [[0], [1]]),
+        Verdict(TIE, note="the same"),
+        Verdict(BOTH_GOOD),
+        Verdict(BOTH_BAD, edited="A better one."),
+        Verdict(SKIP),
+    ]
+    pair = (("First.", "base"), ("Second.", "base"))
+    made = [ImportedVote(f"{n}?", pair, verdict) for n, verdict in enumerate(verdicts)]
+    three = (*pair, ("Third.", "base"))
+    made.append(ImportedVote("8?", three, Verdict(RANKED, [[2], [0], [1]])))
+    store = Store(tmp_path / "votes.sqlite")
+    add_votes(store, made)
+    return store.votes(purpose="train")
+
+
+def test_pairs_use_rankings_and_written_answers_but_no_ties(votes: list[Vote]) -> None:
+    use = count_use("trl", votes)
+    # Three pairs, two of both bad with the answer that was written, three of the ranking.
+    assert (use.votes, use.used, use.rows) == (8, 5, 8)
+    assert use.left_out == {
+        "both good, which names no better answer": 1,
+        "skipped": 1,
+        "ties, which name no better answer": 1,
+    }
+    assert use.parts == {STRENGTHS: 2, NOTES: 2}
+    assert use.dropped(strengths=False) == use.left_out | {STRENGTHS: 2, NOTES: 2}
+    assert use.dropped(strengths=True) == use.left_out | {NOTES: 2}
+    said = use.sentence("dpo", strengths=True)
+    assert said.startswith("dpo learns from 5 of 8 votes (8 rows). Not used: 1 both good")
+    assert said.endswith("2 notes.")
+    assert VoteUse(**use.as_dict()) == use
+
+
+def test_labels_use_both_good_and_both_bad_but_no_rankings_of_three(votes: list[Vote]) -> None:
+    use = count_use("kto", votes)
+    # Three pairs, both good, both bad and the answer that was written.
+    assert (use.votes, use.used, use.rows) == (8, 5, 3 * 2 + 2 + 3)
+    assert use.left_out == {
+        "rankings of more than two answers, which this format can't express": 1,
+        "skipped": 1,
+        "ties, which call no answer good or bad": 1,
+    }
+
+
+def test_demonstrations_are_the_answers_that_were_written(votes: list[Vote]) -> None:
+    use = count_use("demonstrations", votes)
+    assert (use.used, use.rows) == (1, 1)
+    assert use.left_out == {"votes without an edited answer": 7}
+    assert count_use("trl", []).sentence("dpo", False) == "dpo learns from 0 of 0 votes (0 rows)."
