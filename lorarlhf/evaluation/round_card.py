@@ -295,6 +295,7 @@ def card_page(about: Mapping[str, Any], people: Row | None = None) -> str:
     report = '<p><a href="eval/report.html">The answers side by side, and all figures</a></p>'
     return PAGE.substitute(
         title=text(card_title(about)),
+        style="",
         lead=text(advice(about["result"], people).text),
         sections=f"<table><tbody>\n{rows}\n</tbody></table>\n{report}",
     )
