@@ -150,7 +150,8 @@ def _training(stage: Stage, sub: Parser) -> None:
         text = f"{stage.rows}: .jsonl, .json, .csv or .parquet"
         sub.add_argument(stage.data_option, metavar="FILE", help=text)
     if stage.hold_out and not stage.rewarded:
-        sub.add_argument("--eval", metavar="FILE", help="pairs to measure the accuracy on")
+        what = "pairs to measure the accuracy on" if stage.name == "reward" else "held-out rows"
+        sub.add_argument("--eval", metavar="FILE", help=what)
     trains_policy = stage.trains == "policy"
     init = "start from its policy" if trains_policy else "base and adapter shape of that run"
     sub.add_argument("--init", metavar="RUN", help=f"an earlier run: {init}")

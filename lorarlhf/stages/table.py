@@ -3,8 +3,10 @@
 from lorarlhf.project.stage import Stage
 
 PAIRS, READ_PAIRS = "preference pairs", "lorarlhf.data.readers:read_preferences"
+HOLD_OUT = "lorarlhf.stages.held_out:hold_out"
 DIRECT_KEYS = (
-    "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, save_steps, plain"
+    "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, holdout, evaluations, "
+    "save_steps, plain"
 )
 PPO_KEYS = (
     "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
@@ -68,11 +70,12 @@ _LIST = (
         rows=PAIRS,
         reader=READ_PAIRS,
         export="trl",
-        settings="lorarlhf.stages.dpo_orpo:DirectSettings",
+        settings="lorarlhf.stages.dpo_orpo:DPOSettings",
         config="trl:DPOConfig",
         arguments="lorarlhf.stages.dpo_orpo:dpo_arguments",
         run="lorarlhf.stages.dpo_orpo:run_dpo",
-        keys=DIRECT_KEYS,
+        keys=DIRECT_KEYS + ", sft_weight, noise",
+        hold_out=HOLD_OUT,
         reference=True,
     ),
     Stage(
@@ -87,6 +90,7 @@ _LIST = (
         run="lorarlhf.stages.dpo_orpo:run_orpo",
         check="lorarlhf.stages.dpo_orpo:check_orpo_rows",
         keys=DIRECT_KEYS,
+        hold_out=HOLD_OUT,
     ),
     Stage(
         "kto",
@@ -100,6 +104,7 @@ _LIST = (
         run="lorarlhf.stages.kto:run_kto",
         check="lorarlhf.stages.kto:check_labels",
         keys=DIRECT_KEYS,
+        hold_out=HOLD_OUT,
         reference=True,
         smallest_micro_batch=2,
     ),
