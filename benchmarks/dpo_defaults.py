@@ -135,7 +135,14 @@ def combinations(args: argparse.Namespace) -> list[DPOSettings]:
     """All settings that the options name."""
     named = itertools.product(args.epochs, args.rates, args.sft, args.noise, args.holdout)
     return [
-        DPOSettings(epochs=epochs, learning_rate=rate, sft_weight=sft, noise=noise, holdout=holdout)
+        DPOSettings(
+            epochs=epochs,
+            learning_rate=rate,
+            sft_weight=sft,
+            noise=noise,
+            holdout=holdout,
+            evaluations=4 if holdout else 1,  # for the alarms the start and the end are enough
+        )
         for epochs, rate, sft, noise, holdout in named
     ]
 
