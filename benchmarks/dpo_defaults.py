@@ -126,7 +126,7 @@ def table_row(settings: DPOSettings | None, found: Row) -> str:
     low, high = won["ci95"]
     cells += [f"{won['rate']:.0%} ({low:.0%} to {high:.0%})", f"{found['repetition']:.1%}"]
     cells += [f"{found['ended_fraction']:.0%}", f"{found['completion_length']:.1f}"]
-    cells += [f"{found[name]:+.2f}" for name in ("chosen", "rejected")]
+    cells += [f"{found[name]:+.2f}" if name in found else "" for name in ("chosen", "rejected")]
     cells += [f"{found['margin']:.1f}" if "margin" in found else "", str(found.get("kept", ""))]
     return f"| {' | '.join(cells)} | {', '.join(found.get('alarms', []))} |"
 

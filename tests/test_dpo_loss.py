@@ -98,11 +98,11 @@ def test_the_sft_term_keeps_chosen_answers_likely(tiny_base: Path, tmp_path: Pat
     for weight in (0.0, 1.0):
         backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32")
         run = Run(tmp_path / str(weight), "dpo", {"seed": 0})
-        made = DPOSettings(**SIZES, epochs=6, sft_weight=weight)
+        made = DPOSettings(**SIZES, epochs=4, evaluations=1, sft_weight=weight)
         train_direct(backbone, PAIRS, run, "dpo", made)
-        first, *_, last = [row["chosen_logp"] for row in log_of(run) if "chosen_logp" in row]
+        first, last = [row["chosen_logp"] for row in log_of(run) if "chosen_logp" in row]
         ends.append(last - first)
-    assert ends[1] > 0.5 > ends[0]
+    assert ends[1] > ends[0] + 0.5
 
 
 # ---- held-out prompts
@@ -149,7 +149,7 @@ def test_what_held_out_votes_contradict_is_not_kept(
     method: str, tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, run = policy(tiny), Run(tmp_path, method, {"seed": 0})
-    more: Row = {"epochs": 20, "evaluations": 8}
+    more: Row = {"epochs": 10 if method == "kto" else 20, "evaluations": 8}
     if method == "kto":
         summary = train_kto(tiny, PAIRS, run, KTOSettings(**SIZES, **more), eval_rows=SWAPPED)
     else:
@@ -162,7 +162,7 @@ def test_what_held_out_votes_contradict_is_not_kept(
     assert summary["kept_step"] == 0 and summary["eval_loss"] == losses[0]
     assert torch.equal(policy(tiny), before)
     said = capsys.readouterr().err
-    assert "Stopped 30 steps before the end" in said or method == "kto"
+    assert "Stopped 30 steps before the end" in said
     assert "the policy is as it was before" in said
 
 
@@ -200,14 +200,13 @@ def test_kto_s_held_out_loss_does_not_depend_on_the_forward(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     found = []
-    for micro in (2, 4, 8):
+    for micro in (2, 8):
         backbone = Backbone.load(
             str(tiny_base), bits=16, compute_dtype="float32", adapter_layers=2, lora_rank=4
         )
         run = Run(tmp_path / str(micro), "kto", {"seed": 0})
-        made = KTOSettings(batch_size=8, micro_batch_size=micro, learning_rate=1e-2, epochs=3)
+        made = KTOSettings(batch_size=8, micro_batch_size=micro, learning_rate=1e-2, epochs=2)
         train_kto(backbone, PAIRS, run, made, eval_rows=SWAPPED[:7])
         found.append([row["eval_loss"] for row in log_of(run) if "eval_loss" in row])
-    assert len(found[0]) == 3 and found[0][0] == pytest.approx(0.5, abs=1e-4)
-    for others in found[1:]:
-        assert others == pytest.approx(found[0], abs=1e-5)
+    assert len(found[0]) == 2 and found[0][0] == pytest.approx(0.5, abs=1e-4)
+    assert found[1] == pytest.approx(found[0], abs=1e-5)

@@ -60,40 +60,55 @@ def raised(run: Run) -> set[str]:
 # ---- each alarm by a training that goes wrong
 
 
+@pytest.fixture(scope="module")
+def sharp_base(make_base: Callable[..., Path]) -> Path:
+    """A tiny base whose probabilities can come near 0 and 1, as a real one's can."""
+    return make_base(initializer_range=0.4)
+
+
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
-def test_a_huge_learning_rate_is_reported(
-    method: str, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_huge_learning_rate_makes_margins_explode(
+    method: str, sharp_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run(tmp_path, method, {"seed": 0})
-    wild: Row = {"learning_rate": 0.1, "epochs": 8}
-    if method == "dpo":
-        wild |= {"sft_weight": 0.0}
-    if method == "orpo":  # its own SFT term holds the chosen answers, so its odds must be strong
-        wild |= {"beta": 50.0}
-    summary = train(method, load(tiny_base), PAIRS, run, **wild)
-    assert raised(run) >= {"margins_explode"}
-    assert "margins_explode" in summary["alarms"]
-    if method == "dpo":
-        assert "chosen_falls" in raised(run)
+    backbone, run = load(sharp_base, adapter_layers="all"), Run(tmp_path, method, {"seed": 0})
+    long = [row | {n: row[n] * 4 for n in ("chosen", "rejected")} for row in PAIRS]
+    settings: Row = {"learning_rate": 0.02, "epochs": 5, "evaluations": 1}
+    settings |= {"sft_weight": 0.0} if method == "dpo" else {}
+    settings |= {"beta": 20.0} if method == "orpo" else {}
+    summary = train(method, backbone, long, run, **settings)
+    assert "margins_explode" in raised(run) and "margins_explode" in summary["alarms"]
     assert re.search(r"Step \d+, margins_explode: The margins explode", capsys.readouterr().err)
 
 
-def test_answers_that_repeat_and_do_not_end_are_reported(tiny_base: Path, tmp_path: Path) -> None:
-    backbone, run = load(tiny_base), Run(tmp_path, "dpo", {"seed": 0})
-    written = set(backbone.tokenizer("no " * 40)["input_ids"])
-    stops = [token for token in range(3, 259) if token % 3 == 0 and token not in written]
-    with patch.object(Backbone, "stop_ids", stops):  # so that the tiny base's answers end
-        train("dpo", backbone, ENDLESS, run, learning_rate=2e-2, epochs=12, sft_weight=4.0)
+def test_what_others_prefer_becomes_less_likely(sharp_base: Path, tmp_path: Path) -> None:
+    """The held-out votes prefer what the training rejects."""
+    others = [
+        {"prompt": f"Well, {row['prompt']}", "chosen": row["rejected"], "rejected": row["chosen"]}
+        for row in PAIRS
+    ]
+    backbone, run = load(sharp_base, adapter_layers="all"), Run(tmp_path, "dpo", {"seed": 0})
+    settings = DPOSettings(**SMALL, learning_rate=0.01, epochs=5, sft_weight=0.0)
+    summary = train_direct(backbone, PAIRS, run, "dpo", settings, eval_rows=others)
+    assert "chosen_falls" in raised(run)
+    assert summary["kept_step"] == 0 and summary["alarms"] == []  # of the policy that is kept
+
+
+def test_answers_that_repeat_and_do_not_end_are_reported(sharp_base: Path, tmp_path: Path) -> None:
+    backbone, run = load(sharp_base, adapter_layers="all"), Run(tmp_path, "dpo", {"seed": 0})
+    settings: Row = {"learning_rate": 1e-2, "epochs": 5, "sft_weight": 4.0, "evaluations": 1}
+    with patch.object(Backbone, "stop_ids", list(range(3, 28))):  # so that answers end at first
+        train("dpo", backbone, ENDLESS, run, **settings)
     assert raised(run) >= {"repetition", "length_drift", "endless_answers"}
-    first, *_, last = [row for row in log_of(run) if "repetition" in row]
-    assert first["ended_fraction"] == 1.0 and last["ended_fraction"] < 0.25
+    first, last = [row for row in log_of(run) if "repetition" in row]
+    assert first["ended_fraction"] > 0.5 and last["ended_fraction"] < 0.2
     assert first["repetition"] < 0.1 and last["repetition"] > 0.5
 
 
 def test_a_calm_training_has_no_alarm(tiny_base: Path, tmp_path: Path) -> None:
     for method in ("dpo", "orpo", "kto"):
         run = Run(tmp_path / method, method, {"seed": 0})
-        summary = train(method, load(tiny_base), PAIRS, run, learning_rate=1e-3, epochs=6)
+        settings: Row = {"learning_rate": 1e-3, "epochs": 3, "evaluations": 1}
+        summary = train(method, load(tiny_base), PAIRS, run, **settings)
         assert raised(run) == set() and summary["alarms"] == []
 
 
@@ -219,7 +234,7 @@ def test_watching_changes_no_weight(method: str, tiny_base: Path, tmp_path: Path
         torch.manual_seed(1)
         backbone = load(tiny_base, lora_dropout=0.2)  # draws from torch's random state
         run = Run(tmp_path / str(evaluations), method, {"seed": 1})
-        train(method, backbone, PAIRS, run, epochs=4, learning_rate=1e-3, evaluations=evaluations)
+        train(method, backbone, PAIRS, run, epochs=2, learning_rate=1e-3, evaluations=evaluations)
         trained.append(torch.cat([p.detach().flatten() for p in backbone.parameters_of("policy")]))
         assert (run.folder / "samples.jsonl").exists() == bool(evaluations)
     assert trained[0].abs().sum() > 0 and torch.equal(*trained)
@@ -227,7 +242,8 @@ def test_watching_changes_no_weight(method: str, tiny_base: Path, tmp_path: Path
 
 def test_a_run_has_curves_samples_and_alarms_in_its_report(tiny_base: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, "dpo", {"seed": 0})
-    summary = train("dpo", load(tiny_base), PAIRS, run, learning_rate=0.1, epochs=4, sft_weight=0.0)
+    summary = train("dpo", load(tiny_base), PAIRS, run, learning_rate=1e-3, epochs=4)
+    run.log({"step": 8, "alarm": "chosen_falls", "value": 0.6, "words": "Halve learning_rate."})
     rows = [row for row in log_of(run) if "chosen_logp" in row]
     assert [row["step"] for row in rows] == [0, 5, 8]
     assert all({"rejected_logp", "repetition", "ended_fraction"} <= row.keys() for row in rows)
