@@ -19,6 +19,8 @@ class DPOMixin(_Trainer):
     """
 
     sft_weight = 0.0
+    loss_types: list[str]
+    loss_weights: list[float]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
