@@ -20,9 +20,16 @@ from lorarlhf.project.settings import known_keys
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, train_direct
+from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.kto import KTOSettings, train_kto
 from lorarlhf.stages.preference_alarms import ALARMS
-from lorarlhf.stages.preference_watch import good_and_bad, is_due, likelihoods, sample_figures
+from lorarlhf.stages.preference_watch import (
+    PreferenceWatch,
+    good_and_bad,
+    is_due,
+    likelihoods,
+    sample_figures,
+)
 from lorarlhf.stages.table import STAGES
 
 Row = dict[str, Any]
@@ -238,6 +245,22 @@ def test_watching_changes_no_weight(method: str, tiny_base: Path, tmp_path: Path
         trained.append(torch.cat([p.detach().flatten() for p in backbone.parameters_of("policy")]))
         assert (run.folder / "samples.jsonl").exists() == bool(evaluations)
     assert trained[0].abs().sum() > 0 and torch.equal(*trained)
+
+
+def test_a_resumed_run_knows_its_alarms_as_of_the_last_measurement(
+    tiny: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, "dpo", {"seed": 0})
+    watch = PreferenceWatch(tiny, run, StageInputs(PAIRS, DPOSettings(plain=True), None))
+    log = [START, START | {"chosen_logp": -2.0}, *[{"loss": 0.0, "rewards/margins": 11.0}] * 5]
+    state = type("State", (), {"log_history": log, "global_step": 6, "is_world_process_zero": True})
+    watch.on_train_begin(None, state, None)
+    assert watch.health.active == {"chosen_falls"}  # margins are checked at the next one
+    log.append(START | {"chosen_logp": -2.0})
+    watch.health.check(log, 7)
+    assert watch.health.active == {"chosen_falls", "margins_explode"}
+    assert raised(run) == {"margins_explode"}
+    assert "chosen_falls" not in capsys.readouterr().err
 
 
 def test_a_run_has_curves_samples_and_alarms_in_its_report(tiny_base: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ FILE = "samples.jsonl"
 PROMPTS, TOKENS = 16, 48  # answered at each measurement, and the longest answer
 TEMPERATURE = 0.8  # as on the pages
 FEWEST_STEPS = 5  # between two measurements
+MEASURED = {"chosen_logp", "rejected_logp", "repetition"}  # in the log's rows of the watch alone
 
 
 class PreferenceWatch(TrainerCallback):
@@ -53,9 +54,13 @@ class PreferenceWatch(TrainerCallback):
         self.prompts = _short_prompts(backbone, rows, limit)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.health.on_train_begin(args, state, control)
         if state.global_step == 0:
             self.measure(state)
+            return
+        log = state.log_history  # of a resumed run, which has reported these alarms before
+        ends = [place + 1 for place, row in enumerate(log) if MEASURED & row.keys()]
+        found = diagnose(log[: ends[-1]] if ends else [], ALARMS)
+        self.health.active = {finding.alarm.name for finding in found}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if is_due(state.global_step, state.max_steps, self.settings.evaluations):
