@@ -180,9 +180,9 @@ def run_ours(stage: str, layers: str, args: argparse.Namespace, folder: Path) ->
         settings = RewardSettings(evaluations=1, holdout=0.01, **sizes)
         train_reward_model(backbone, rows[args.batch :], run, settings, rows[:1])
     elif stage == "kto":
-        train_kto(backbone, rows, run, KTOSettings(**sizes))
+        train_kto(backbone, rows, run, KTOSettings(evaluations=0, **sizes))
     else:
-        train_direct(backbone, rows, run, stage, DirectSettings(**sizes))
+        train_direct(backbone, rows, run, stage, DirectSettings(evaluations=0, **sizes))
 
 
 def run_trl(stage: str, args: argparse.Namespace, folder: str) -> None:

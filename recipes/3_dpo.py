@@ -1,13 +1,14 @@
 """Step 3 of 4, with DPO instead of PPO: learn from the votes directly.
 
 There is no sampling and no reward model. TRL's DPOTrainer makes the chosen answers more likely and
-the rejected ones less likely, compared with the model of step 1.
+the rejected ones less likely, compared with the model of step 1. An SFT term keeps the chosen ones
+likely, so that answers do not fall apart.
 
     python recipes/3_dpo.py
 
 Costs: more than any other step on a CPU; the progress bar shows the remaining time.
-You should see: the loss falls below 0.69, where it starts. In metrics.jsonl, the share of training
-pairs that the policy orders like the voter (rewards/accuracies) rises. At the end, the script
+You should see: the loss falls. In metrics.jsonl, the share of training pairs that the policy orders
+like the voter (rewards/accuracies) rises. At the end, the script
 prints how many comparisons the new answers win on held-out prompts.
 You get: runs/3_dpo with adapters/policy, metrics.jsonl, samples.jsonl and summary.json. If you run
 it again, the earlier run is kept in runs/3_dpo/earlier-1.
@@ -26,7 +27,7 @@ from lorarlhf.runtime.errors import exit_on_user_error
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import archive_earlier_run
-from lorarlhf.stages.dpo_orpo import DirectSettings
+from lorarlhf.stages.dpo_orpo import DPOSettings
 
 BASE = "smollm2-135m"
 METHOD = "dpo"
@@ -63,7 +64,7 @@ def main() -> None:
     length = 12 if args.quick else MAX_NEW_TOKENS
     before = generate(backbone, chats, max_new_tokens=length, seed=SEED)
 
-    settings = DirectSettings(
+    settings = DPOSettings(
         beta=BETA,
         epochs=1 if args.quick else EPOCHS,
         learning_rate=LEARNING_RATE,

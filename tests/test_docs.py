@@ -141,6 +141,17 @@ def test_every_alarm_is_shown_with_its_words_and_its_picture() -> None:
         assert f"({picture})" in guide and (ROOT / "docs" / picture).is_file()
 
 
+def test_every_alarm_of_preference_tuning_is_shown_with_its_words() -> None:
+    from lorarlhf.stages.preference_alarms import ALARMS
+
+    guide = text_of("docs/health.md")
+    words = " ".join(guide.replace("\n> ", " ").split())
+    for alarm in ALARMS:
+        assert f"\n| {alarm.name} |" in guide and f"\n**{alarm.name}**\n" in guide
+        assert alarm.advice in words, alarm.name
+        assert alarm.reason[1:] in words, alarm.name
+
+
 # ---- docs/data.md
 
 

@@ -26,7 +26,7 @@ from lorarlhf.stages.round_alarms import round_alarms
 from lorarlhf.stages.round_inputs import (
     CLOSE,
     EQUAL,
-    DPOSettings,
+    IteratedDPOSettings,
     best_and_worst,
     pair_up,
     split_prompts,
@@ -57,14 +57,14 @@ def test_the_best_and_the_worst_answer_are_a_pair() -> None:
 def test_pairs_below_the_doubt_are_left_out_and_counted() -> None:
     texts = ["good", "bad", "x", "y", "same", "same"]
     scores = [2.0, 0.0, 1.0, 0.6, 1.0, 0.0]
-    settings = DPOSettings(num_generations=2, least_gap=1.0)
+    settings = IteratedDPOSettings(num_generations=2, least_gap=1.0)
     labels = pair_up([7, 7, 3, 3, 5, 5], texts, scores, lambda one, other: 0.5, settings)
     assert labels.pairs == [
         {"row": 7, "chosen": "good", "rejected": "bad", "gap": 2.0, "deviation": 0.5}
     ]
     assert labels.left_out == {CLOSE: 1, EQUAL: 1}
     assert labels.score == pytest.approx(4.6 / 6)
-    settings = DPOSettings(num_generations=2, least_gap=0.0)
+    settings = IteratedDPOSettings(num_generations=2, least_gap=0.0)
     labels = pair_up([7, 7, 3, 3, 5, 5], texts, scores, lambda one, other: 0.5, settings)
     assert [pair["row"] for pair in labels.pairs] == [7, 3]
 

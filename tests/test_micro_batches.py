@@ -12,7 +12,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.runtime.run import Run
-from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
+from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, train_direct
 from lorarlhf.stages.kto import KTOSettings, train_kto
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
 from lorarlhf.stages.sft import SFTSettings, train_sft
@@ -51,6 +51,11 @@ def messages(backbone: Backbone, run: Run, micro: int) -> dict[str, Any]:
 
 def dpo(backbone: Backbone, run: Run, micro: int) -> dict[str, Any]:
     settings = DirectSettings(**SIZES, micro_batch_size=micro)
+    return train_direct(backbone, PAIRS, run, "dpo", settings)
+
+
+def dpo_sft(backbone: Backbone, run: Run, micro: int) -> dict[str, Any]:
+    settings = DPOSettings(**SIZES, micro_batch_size=micro, sft_weight=1.0, noise=0.1)
     return train_direct(backbone, PAIRS, run, "dpo", settings)
 
 
@@ -98,7 +103,7 @@ def ppo(backbone: Backbone, run: Run, micro: int) -> dict[str, Any]:
     return {"loss_first": trainer.state.log_history[0]["policy_loss"]}
 
 
-@pytest.mark.parametrize("train", [sft, messages, dpo, orpo, kto, reward, ppo])
+@pytest.mark.parametrize("train", [sft, messages, dpo, dpo_sft, orpo, kto, reward, ppo])
 def test_the_size_of_a_forward_changes_no_step(
     train: Callable[..., dict[str, Any]], tiny_base: Path, tmp_path: Path
 ) -> None:

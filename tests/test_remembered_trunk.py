@@ -68,6 +68,7 @@ def test_the_reference_starts_at_the_policy_s_trunk(
 def train(stage: str, backbone: Backbone, run: Run, trl: dict[str, Any]) -> None:
     prompts = [f"What is {n}?" for n in range(6)]
     sizes: dict[str, Any] = {"epochs": 2.0, "batch_size": 2, "micro_batch_size": 2, "trl": trl}
+    sizes["evaluations"] = 0  # the forwards of the training alone are counted
     if stage == "kto":
         rows = [
             {"prompt": p, "completion": f"A sum of {n}.", "label": bool(n % 2)}

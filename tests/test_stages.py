@@ -167,8 +167,12 @@ def test_a_run_leaves_its_metrics_and_safe_files(
     train(method, tiny, run, epochs=2)
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
+    assert all(row["stage"] == method for row in rows)
+    measured = [row["step"] for row in rows if "chosen_logp" in row]  # by the health watch
+    assert measured == ([] if method == "sft" else [0, 2])
+    rows = [row for row in rows if "chosen_logp" not in row]
     assert [row["step"] for row in rows] == [1, 2]
-    assert all(row["stage"] == method and row["loss"] > 0 for row in rows)
+    assert all(row["loss"] > 0 for row in rows)
     roles_saved = ["policy", "reference"] if method == "sft" else ["policy"]
     assert sorted(p.name for p in (run.folder / "adapters").iterdir()) == roles_saved
     files = {path.suffix for path in run.folder.rglob("*") if path.is_file()}

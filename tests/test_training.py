@@ -67,7 +67,8 @@ def test_direct_methods_start_from_a_run(
     method: str, sft_run: Path, work: Path, train: Train
 ) -> None:
     words = (method, "--data", "pairs.jsonl", "--init", "runs/sft", "--json")
-    summary = summary_of(train(*words, "--seed", "7", sets=["trl.max_steps=1"]))
+    sets = ["trl.max_steps=1", *["sft_weight=0"] * (method == "dpo")]
+    summary = summary_of(train(*words, "--seed", "7", sets=sets))
     rows = len(QUESTIONS) * (2 if method == "kto" else 1)  # KTO takes a pair's answers singly
     assert summary["steps"] == 1 and summary["rows"] == rows
     about = read_json(work / "runs" / method / "run.json")
@@ -75,6 +76,20 @@ def test_direct_methods_start_from_a_run(
     assert about["config"]["init"] == str(work / "runs/sft")
     if method == "dpo":  # policy and reference are the same, so the first loss is ln 2
         assert summary["loss_first"] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_dpo_measures_the_rows_that_are_named(work: Path, train: Train) -> None:
+    words = ("dpo", "--data", "pairs.jsonl", "--eval", "heldout_pairs.jsonl", "--out", "held")
+    status, out, err = train(*words, "--json", sets=["batch_size=4", "epochs=2", "sft_weight=0.5"])
+    summary = json.loads(out)
+    assert status == 0 and "Nothing is held out" not in err
+    assert summary["held_out"] == len(QUESTIONS) and summary["kept_step"] in (0, 4)
+    rows = rows_of(work / "held/metrics.jsonl")
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 4]
+    assert {row["step"] for row in rows_of(work / "held/samples.jsonl")} == {0, 4}
+    assert "Sampled answers: DPO" in (work / "held/report.html").read_text(encoding="utf-8")
+    status, _, err = train("orpo", "--data", "pairs.jsonl", "--out", "no", sets=["sft_weight=1"])
+    assert status == 2 and "sft_weight" in err
 
 
 def test_ppo_by_reward_functions(sft_run: Path, work: Path, train: Train) -> None:

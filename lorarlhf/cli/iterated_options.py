@@ -41,6 +41,10 @@ def check_rounds(request: TrainRequest, settings: Settings, reward: SourceRun | 
             "Rounds of new answers need prompts and a reward role: --prompts FILE and --reward "
             "RUN, or a project that has both."
         )
+    if request.eval:
+        raise UserError(
+            "--eval is for votes alone: rounds of new answers are measured on held-out prompts."
+        )
     if distributed.world_size() > 1:
         raise UserError("Rounds of new answers run in one process; several share DPO's own work.")
     if settings.own["num_generations"] < 2:

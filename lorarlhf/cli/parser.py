@@ -166,7 +166,8 @@ def _training(stage: Stage, sub: Parser) -> None:
         text = "a run with the reward role that labels these answers"
         sub.add_argument("--reward", metavar="RUN", help=text)
     if stage.hold_out and not stage.rewarded:
-        sub.add_argument("--eval", metavar="FILE", help="pairs to measure the accuracy on")
+        what = "pairs to measure the accuracy on" if stage.name == "reward" else "held-out rows"
+        sub.add_argument("--eval", metavar="FILE", help=what)
     trains_policy = stage.trains == "policy"
     init = "start from its policy" if trains_policy else "base and adapter shape of that run"
     init += f"; {NO_RUN}: from none, though the project has one" if stage.starts_from_sft else ""

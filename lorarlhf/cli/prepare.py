@@ -97,7 +97,8 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     base = open_base_of(settings)
     if stage.rewarded:
         check_vllm(settings, base.path)
-    parts = stage.split(rows, eval_rows, own, settings.seed)
+    # Rounds are measured on held-out prompts, so they learn from all votes.
+    parts = (rows, None) if in_rounds else stage.split(rows, eval_rows, own, settings.seed)
     rounds = _round_prompts(request, settings, base) if in_rounds else None
     rows, eval_rows, estimate = _check_rows(request, settings, base, *parts, rounds)
     inputs = StageInputs(rows, own, args, eval_rows, request.resume)

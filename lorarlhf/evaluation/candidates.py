@@ -63,6 +63,15 @@ class Candidate:
         }
 
 
+def repetition(tokens: Sequence[Hashable], n: int = 4) -> float:
+    """seq-rep-n of one text: the share of its n-grams that stand in it before.
+
+    0 for a text of fewer than n + 1 tokens. Source: arXiv 1908.04319.
+    """
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
 def distinct(texts: Sequence[Sequence[Hashable]], n: int) -> float | None:
     """distinct-n: different n-grams in all texts, divided by the number of tokens in them.
 

@@ -108,7 +108,9 @@ def _health(metrics: Sequence[Row], summary: Row) -> str:
         watched = "alarms" in of_stage(summary, "ppo")
         return "<p>The health checks of this run raised no alarm.</p>" if watched else ""
     rows = [(show(row.get("step"), digits=0), row["alarm"], row.get("words")) for row in alarms]
-    return table("Alarms, at the update that raised them", ("Update", "Alarm", "What to do"), rows)
+    unit = "Step" if alarms[0].get("stage") in ("dpo", "orpo", "kto") else "Update"
+    head = (unit, "Alarm", "What to do")
+    return table(f"Alarms, at the {unit.lower()} that raised them", head, rows)
 
 
 # Samples, time, settings, notes.
@@ -227,7 +229,7 @@ def build_html(
         ("Before and after", _results(summary), "summary.json"),
         ("How training went", plots(metrics or [], run), "metrics.jsonl"),
         ("Over-optimisation", _over_optimisation(metrics or [], summary), ""),
-        ("Health", _health(metrics or [], summary), ""),  # only PPO and RLOO have health checks
+        ("Health", _health(metrics or [], summary), ""),  # sft and reward have no health checks
         ("What the reward role sees in answers", words_section(words or []), ""),
         ("Answers", _samples(samples or []), "samples.jsonl"),
         ("Time and memory", _time(summary, run), "summary.json or run.json"),

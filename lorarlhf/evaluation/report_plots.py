@@ -124,6 +124,31 @@ PLOTS = {
         "train falls, stop earlier or use more data.",
         (_LOSS, _percent("pairs right", "rewards/accuracies", "eval_rewards/accuracies")),
     ),
+    "likelihood": Plot(
+        "",
+        "Chosen and rejected answers",
+        "step",
+        "How likely a token of fixed answers is to the policy, and the margins of the training "
+        "pairs: healthy is rejected falling below chosen, which stays about level, and margins of "
+        "a few; both falling steeply means that the policy moves to answers that nobody voted on.",
+        (
+            Panel("nats a token", (("chosen_logp", "chosen"), ("rejected_logp", "rejected"))),
+            Panel("margin", (("rewards/margins", "margin"), ("log_odds_chosen", "log odds"))),
+        ),
+    ),
+    "sampled": Plot(
+        "",
+        "Sampled answers",
+        "step",
+        "The policy's answers to a few fixed prompts: runs of four tokens that repeat, the length, "
+        "and the share that ended before the limit: healthy is little change; a rise of the first "
+        "means that answers fall apart.",
+        (
+            Panel("repeated", (("repetition", "repeated"),), percent=True),
+            Panel("tokens", (("completion_length", "length"),)),
+            _ENDED,
+        ),
+    ),
 }
 
 

@@ -29,9 +29,9 @@ class Finding:
         return f"{self.alarm.problem.format(self.value)} {advice}"
 
 
-def diagnose(rows: Sequence[Row]) -> list[Finding]:
+def diagnose(rows: Sequence[Row], alarms: Sequence[Alarm] = ALARMS) -> list[Finding]:
     """The alarms that are active after the last of a run's log rows."""
-    found = ((alarm, alarm.check(rows, alarm.limit)) for alarm in ALARMS)
+    found = ((alarm, alarm.check(rows, alarm.limit)) for alarm in alarms)
     return [Finding(alarm, value) for alarm, value in found if value is not None]
 
 
@@ -43,6 +43,8 @@ class HealthWatch(TrainerCallback):
         log: prints a line in the terminal.
         stage: written into the rows if the run has several stages.
         algorithm: ppo, rloo or grpo, whose settings the advice names.
+        alarms: what is checked.
+        unit: what the log's steps are called in the terminal.
 
     Attributes:
         active: the names of the alarms that are active now.
@@ -54,13 +56,16 @@ class HealthWatch(TrainerCallback):
         log: Callable[[str], None],
         stage: str | None = None,
         algorithm: str = "ppo",
+        alarms: Sequence[Alarm] = ALARMS,
+        unit: str = "Update",
     ) -> None:
         self.run, self.log, self.stage, self.algorithm = run, log, stage, algorithm
+        self.alarms, self.unit = alarms, unit
         self.active: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A resumed run has reported these before.
-        self.active = {finding.alarm.name for finding in diagnose(state.log_history)}
+        self.active = {f.alarm.name for f in diagnose(state.log_history, self.alarms)}
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -68,12 +73,12 @@ class HealthWatch(TrainerCallback):
 
     def check(self, rows: Sequence[Row], step: int) -> None:
         """Check the rows so far; an alarm that stays active is reported once."""
-        found = diagnose(rows)
+        found = diagnose(rows, self.alarms)
         for finding in found:
             name = finding.alarm.name
             if name not in self.active:
                 words = finding.message(self.algorithm)
-                self.log(f"Update {step}, {name}: {words}")
+                self.log(f"{self.unit} {step}, {name}: {words}")
                 row = {"step": step, "alarm": name, "value": finding.value, "words": words}
                 self.run.log(replace_nonfinite(row), stage=self.stage)
         self.active = {finding.alarm.name for finding in found}

@@ -88,10 +88,14 @@ class SampleCallback(TrainerCallback):
         answers = Answers(self.rows, completions, [micros])
         scores = self.rewards.score(answers, range(len(self.rows)), state).sums
         for prompt, answer, score in zip(prompts, completions, scores, strict=True):
-            line = {"step": state.global_step, "prompt": _shown(prompt), "completion": answer.text}
+            line = {
+                "step": state.global_step,
+                "prompt": shown_prompt(prompt),
+                "completion": answer.text,
+            }
             append_jsonl(self.file, line | {"score": score})
 
 
-def _shown(prompt: Any) -> Any:
+def shown_prompt(prompt: Any) -> Any:
     """A conversation of one message as its text; longer ones as their messages."""
     return prompt[0]["content"] if isinstance(prompt, list) and len(prompt) == 1 else prompt

@@ -53,6 +53,8 @@ NonNegativeFloat = Annotated[float, at_least(0)]
 FloatAbove1 = Annotated[float, Limit("above 1", lambda x: x > 1)]
 Fraction = Annotated[float, Limit("from 0 to 1", lambda x: 0 <= x <= 1)]
 OpenFraction = Annotated[float, Limit("above 0 and below 1", lambda x: 0 < x < 1)]
+FractionBelow1 = Annotated[float, Limit("from 0 to below 1", lambda x: 0 <= x < 1)]
+FractionBelowHalf = Annotated[float, Limit("from 0 to below 0.5", lambda x: 0 <= x < 0.5)]
 Address = Annotated[
     str, Limit("http://HOST:PORT", lambda x: bool(re.fullmatch(r"https?://[^/\s]+/?", x)))
 ]

@@ -7,21 +7,31 @@ from typing import Any
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
-from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
-from lorarlhf.stages.callbacks import RunCallback
+from lorarlhf.runtime.setting_types import (
+    FractionBelow1,
+    FractionBelowHalf,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from lorarlhf.stages.conversations import Row, conversational, refuse_template_columns
+from lorarlhf.stages.held_out import hold_out
 from lorarlhf.stages.inputs import StageInputs
+from lorarlhf.stages.preference_run import run_watched
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.checkpointing import saving
+from lorarlhf.stages.trl.dpo import DPOMixin
 from lorarlhf.stages.trl.orpo import ORPOMixin
-from lorarlhf.stages.trl.trainer import last_logged, loss_summary, run_trl_trainer
+from lorarlhf.stages.trl.trainer import last_logged, loss_summary
 
 METHODS = ("dpo", "orpo")
+SHOWN = ("loss", "rewards/accuracies")
 
 
 @dataclass
 class DirectSettings:
-    """Settings of DPO and ORPO; `trl` reaches every other field of TRL's configuration."""
+    """Settings of ORPO, and those that DPO shares; `trl` reaches TRL's other fields."""
 
     epochs: PositiveFloat = 1.0  # passes over the pairs
     learning_rate: NonNegativeFloat = 1e-4
@@ -29,9 +39,20 @@ class DirectSettings:
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together
     beta: PositiveFloat = 0.1  # DPO: strength of the reference; ORPO: weight of the odds ratio
+    holdout: FractionBelow1 = 0.1  # share of the prompts that decides which weights are kept
+    evaluations: NonNegativeInt = 4  # of held-out loss and health, spread over the training; 0: off
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DPOSettings(DirectSettings):
+    """Settings of DPO. `trl.loss_type` replaces the whole loss, the SFT term included."""
+
+    # Of the chosen answers' mean negative log-likelihood per token, added to the loss
+    sft_weight: NonNegativeFloat = 1.0
+    noise: FractionBelowHalf = 0.0  # share of wrong votes, for the robust loss; 0: the usual loss
 
 
 def train_direct(
@@ -41,6 +62,7 @@ def train_direct(
     method: str = "dpo",
     settings: DirectSettings | None = None,
     resume: bool = False,
+    eval_rows: Sequence[Row] | None = None,
 ) -> dict[str, Any]:
     """Train the policy on preference pairs.
 
@@ -49,21 +71,28 @@ def train_direct(
         rows: `prompt`, `chosen`, `rejected`.
         run: gets the metrics; the policy is saved under its adapters/.
         method: `dpo` (arXiv 2305.18290) or `orpo` (arXiv 2403.07691, without a reference).
+        settings: for DPO `DPOSettings`; plain `DirectSettings` give it TRL's own loss alone.
         resume: continue from the run's newest checkpoint, if there is one.
+        eval_rows: pairs of other prompts that decide which weights are kept; without them a share
+            of the prompts is held out.
 
     Returns:
-        a summary: rows, steps, first and last loss, accuracy of the last log line.
+        a summary: rows, steps, first and last loss, accuracy of the last log line, the `alarms`
+        that are on for the policy that is kept; with held-out pairs also their number, the step
+        whose weights are kept, and their loss.
 
     Raises:
         UserError: another method.
     """
     if method not in METHODS:
         raise UserError(f"The method is one of {', '.join(METHODS)}, not {method}.")
-    settings = settings or DirectSettings()
-    made = conversational(rows, backbone, settings.plain)
+    settings = settings or (DPOSettings() if method == "dpo" else DirectSettings())
+    train, held = hold_out(rows, eval_rows, settings, run.about["seed"])
+    made = conversational(train, backbone, settings.plain)
+    test = None if held is None else conversational(held, backbone, settings.plain)
     placement = Placement.of(backbone, run)
     args = (dpo_arguments if method == "dpo" else orpo_arguments)(placement, settings)
-    inputs = StageInputs(made, settings, args, resume=resume)
+    inputs = StageInputs(made, settings, args, test, resume)
     return (run_dpo if method == "dpo" else run_orpo)(backbone, run, inputs)
 
 
@@ -71,7 +100,21 @@ def dpo_arguments(placement: Placement, settings: DirectSettings) -> Any:
     """TRL's `DPOConfig`. Raises a `UserError` or `ValueError` for values it does not take."""
     from trl import DPOConfig
 
-    return trl_arguments(DPOConfig, placement, pair_arguments(settings), settings.trl)
+    own = pair_arguments(settings) | _loss(settings)
+    return trl_arguments(DPOConfig, placement, own, settings.trl)
+
+
+def _loss(settings: DirectSettings) -> dict[str, Any]:
+    """The robust loss (arXiv 2403.00409) and the SFT term by TRL's names, as far as wanted."""
+    if not isinstance(settings, DPOSettings) or "loss_type" in settings.trl:
+        return {}
+    own: dict[str, Any] = {}
+    if settings.noise:
+        own = {"loss_type": ["robust"], "label_smoothing": settings.noise}
+    if settings.sft_weight:
+        main = "robust" if settings.noise else "sigmoid"
+        own |= {"loss_type": [main, "sft"], "loss_weights": [1.0, settings.sft_weight]}
+    return own
 
 
 def orpo_arguments(placement: Placement, settings: DirectSettings) -> Any:
@@ -88,6 +131,7 @@ def pair_arguments(settings: DirectSettings) -> dict[str, Any]:
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
         **batch_arguments(settings.batch_size, settings.micro_batch_size),
+        "per_device_eval_batch_size": settings.micro_batch_size,
         "max_length": settings.max_tokens,
         "beta": settings.beta,
         **saving(settings.save_steps),
@@ -100,7 +144,8 @@ def run_dpo(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
 
     if backbone.has("reference"):
         backbone.model.delete_adapter("ref")  # TRL makes a new one, a copy of the policy
-    return _run(DPOTrainer, "DPO", backbone, run, inputs)
+    kind = type("DPOTrainer", (DPOMixin, DPOTrainer), {})  # TRL writes the class's name into logs
+    return _run(kind, "DPO", backbone, run, inputs)
 
 
 def check_orpo_rows(rows: Sequence[Row]) -> None:
@@ -120,17 +165,6 @@ def run_orpo(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any
 def _run(
     trainer_class: type, title: str, backbone: Backbone, run: Run, inputs: StageInputs
 ) -> dict[str, Any]:
-    from datasets import Dataset
-
-    trainer = run_trl_trainer(
-        trainer_class,
-        backbone,
-        "policy",
-        inputs.args,
-        resume=inputs.resume,
-        train_dataset=Dataset.from_list(list(inputs.rows)),
-        callbacks=[RunCallback(run, title, ("loss", "rewards/accuracies"))],
-    )
-    backbone.save("policy", run.folder / "adapters" / "policy")
-    accuracy = last_logged(trainer, "rewards/accuracies")
-    return {"rows": len(inputs.rows)} | loss_summary(trainer) | accuracy
+    trainer, found = run_watched(trainer_class, title, SHOWN, backbone, run, inputs, inputs.rows)
+    accuracy = last_logged(trainer, SHOWN[1])
+    return {"rows": len(inputs.rows)} | loss_summary(trainer) | accuracy | found

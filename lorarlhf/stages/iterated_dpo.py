@@ -8,6 +8,7 @@ round, and through the reward role in all of them.
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -32,7 +33,7 @@ from lorarlhf.stages.dpo_orpo import dpo_arguments, run_dpo
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.round_alarms import round_alarms
 from lorarlhf.stages.round_inputs import (
-    DPOSettings,
+    IteratedDPOSettings,
     Labels,
     RoundInputs,
     pair_up,
@@ -56,7 +57,7 @@ class _Rounds:
 
     def __init__(self, backbone: Backbone, run: Run, inputs: RoundInputs) -> None:
         self.backbone, self.run_record, self.inputs = backbone, run, inputs
-        self.settings: DPOSettings = inputs.settings
+        self.settings: IteratedDPOSettings = inputs.settings
         self.folder = run.folder
         self.seed = int(run.about["seed"])
         self.rows: list[Row] = []
@@ -138,7 +139,8 @@ class _Rounds:
         inner = Run(folder, "dpo", total.about["config"], minutes)
         inner.base(self.backbone)
         args = dpo_arguments(Placement.of(self.backbone, inner), self.settings)
-        found = run_dpo(self.backbone, inner, StageInputs(pairs, self.settings, args, None, resume))
+        settings = replace(self.settings, evaluations=0)  # the rounds are measured themselves
+        found = run_dpo(self.backbone, inner, StageInputs(pairs, settings, args, None, resume))
         inner.finish("done", found)
         self._restore_reference()
         return {"loss": found["loss_last"]} if "loss_last" in found else {}

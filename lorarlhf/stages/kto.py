@@ -9,14 +9,21 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.data.readers import as_text, unpair
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
-from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
-from lorarlhf.stages.callbacks import RunCallback
+from lorarlhf.runtime.setting_types import (
+    FractionBelow1,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from lorarlhf.stages.conversations import Row, conversational, refuse_template_columns
+from lorarlhf.stages.held_out import hold_out
 from lorarlhf.stages.inputs import StageInputs
+from lorarlhf.stages.preference_run import run_watched
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.checkpointing import saving
 from lorarlhf.stages.trl.kto import KTOMixin
-from lorarlhf.stages.trl.trainer import loss_summary, run_trl_trainer
+from lorarlhf.stages.trl.trainer import loss_summary
 
 WEIGHTS = ("desirable_weight", "undesirable_weight")
 SHOWN = ("loss", "rewards/margins")
@@ -36,6 +43,8 @@ class KTOSettings:
     micro_batch_size: PositiveInt = 4  # answers in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together
     beta: PositiveFloat = 0.1  # strength of the reference
+    holdout: FractionBelow1 = 0.1  # share of the prompts that decides which weights are kept
+    evaluations: NonNegativeInt = 4  # of held-out loss and health, spread over the training; 0: off
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     trl: dict[str, Any] = field(default_factory=dict)
@@ -47,6 +56,7 @@ def train_kto(
     run: Run,
     settings: KTOSettings | None = None,
     resume: bool = False,
+    eval_rows: Sequence[Row] | None = None,
 ) -> dict[str, Any]:
     """Train the policy on answers with a label (arXiv 2402.01306).
 
@@ -56,18 +66,25 @@ def train_kto(
             chosen answers are good and whose rejected ones are bad.
         run: gets the metrics; the policy is saved under its adapters/.
         resume: continue from the run's newest checkpoint, if there is one.
+        eval_rows: answers or pairs of other prompts that decide which weights are kept; without
+            them a share of the prompts is held out.
 
     Returns:
-        a summary: rows, good and bad answers, steps, first and last loss, and the last margin
-        (implied reward of good answers minus that of bad ones).
+        a summary: rows, good and bad answers, steps, first and last loss, the last margin (implied
+        reward of good answers minus that of bad ones), the `alarms` that are on for the policy
+        that is kept; with held-out answers also their number, the step whose weights are kept, and
+        their loss.
 
     Raises:
         UserError: all answers are good or all are bad, or a forward holds a single answer.
     """
     settings = settings or KTOSettings()
-    made = conversational(unpair(rows), backbone, settings.plain)
+    single = None if eval_rows is None else unpair(eval_rows)
+    train, held = hold_out(unpair(rows), single, settings, run.about["seed"])
+    made = conversational(train, backbone, settings.plain)
+    test = None if held is None else conversational(held, backbone, settings.plain)
     args = arguments(Placement.of(backbone, run), settings)
-    return run_kto(backbone, run, StageInputs(made, settings, args, resume=resume))
+    return run_kto(backbone, run, StageInputs(made, settings, args, test, resume))
 
 
 def arguments(placement: Placement, settings: KTOSettings) -> Any:
@@ -84,6 +101,7 @@ def arguments(placement: Placement, settings: KTOSettings) -> Any:
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate,
         **batch_arguments(settings.batch_size, settings.micro_batch_size),
+        "per_device_eval_batch_size": settings.micro_batch_size,
         "max_length": settings.max_tokens,
         "beta": settings.beta,
         "train_sampling_strategy": "sequential",  # TRL pairs neighbours for the KL
@@ -113,26 +131,19 @@ def arguments(placement: Placement, settings: KTOSettings) -> Any:
 
 def run_kto(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]:
     """`train_kto` from prepared inputs."""
-    from datasets import Dataset
     from trl import KTOTrainer
 
     good, bad = check_labels(inputs.rows)
     balance(inputs.args, good, bad, inputs.settings.trl)
     if backbone.has("reference"):
         backbone.model.delete_adapter("ref")  # TRL makes a new one, a copy of the policy
-    trainer = run_trl_trainer(
-        type("KTOTrainer", (KTOMixin, KTOTrainer), {}),  # TRL writes the class's name into logs
-        backbone,
-        "policy",
-        inputs.args,
-        resume=inputs.resume,
-        train_dataset=Dataset.from_list(shuffled(inputs.rows, inputs.args.seed)),
-        callbacks=[RunCallback(run, "KTO", SHOWN)],
-    )
-    backbone.save("policy", run.folder / "adapters" / "policy")
+    kind = type("KTOTrainer", (KTOMixin, KTOTrainer), {})  # TRL writes the class's name into logs
+    rows = shuffled(inputs.rows, inputs.args.seed)
+    trainer, found = run_watched(kind, "KTO", SHOWN, backbone, run, inputs, rows)
     margins = [row[SHOWN[1]] for row in trainer.state.log_history if SHOWN[1] in row]
     last = {"margin_last": margins[-1]} if margins else {}
-    return {"rows": len(inputs.rows), "good": good, "bad": bad} | loss_summary(trainer) | last
+    counts = {"rows": len(inputs.rows), "good": good, "bad": bad}
+    return counts | loss_summary(trainer) | last | found
 
 
 def check_labels(rows: Sequence[Row]) -> tuple[int, int]:

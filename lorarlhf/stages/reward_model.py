@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.data.readers import split_by_prompt
@@ -30,6 +29,7 @@ from lorarlhf.runtime.terminal import progress_bar
 from lorarlhf.stages.callbacks import RunCallback
 from lorarlhf.stages.conversations import Row, conversational
 from lorarlhf.stages.inputs import StageInputs
+from lorarlhf.stages.keep_best import KeepBest
 from lorarlhf.stages.reward_examples import write_examples
 from lorarlhf.stages.reward_view import (
     Pair,
@@ -270,7 +270,7 @@ def _train_on_top(
     put_fit(backbone, votes.subset(part).fit())
     head.requires_grad_(True)
     head.bias.requires_grad_(head.pooling != "last")
-    keeper = _KeepBest(backbone)
+    keeper = KeepBest(backbone, "reward", min_gain=MIN_GAIN)
     try:
         run_trl_trainer(
             RewardTrainer,
@@ -290,35 +290,3 @@ def _train_on_top(
     if keeper.best_step == 0:
         head.load_state_dict(fit_on_all)
     return keeper.best_step
-
-
-class _KeepBest(TrainerCallback):
-    """Keeps a copy of the reward role's weights from where the held-out loss was lowest."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone, self.best_loss, self.best_step = backbone, float("inf"), 0
-        self.weights: list[torch.Tensor] = []
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Row | None = None, **kwargs: Any
-    ) -> None:
-        loss = (metrics or {}).get("eval_loss", float("inf"))
-        if loss < self.best_loss - (MIN_GAIN if self.weights else 0.0):
-            self.best_loss, self.best_step = loss, state.global_step
-            self.weights = [p.detach().clone() for p in self.backbone.parameters_of("reward")]
-
-    def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """For the checkpoint: the best weights, and where they come from."""
-        values = {"best_loss": self.best_loss, "best_step": self.best_step}
-        return {str(n): weight for n, weight in enumerate(self.weights)}, values
-
-    def load_state_dict(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        """Back from a checkpoint."""
-        own = self.backbone.parameters_of("reward")
-        self.weights = [tensors[str(n)].to(p.device) for n, p in enumerate(own)]
-        self.best_loss, self.best_step = values["best_loss"], values["best_step"]
-
-    def restore(self) -> None:
-        """Put the best weights back."""
-        for weight, best in zip(self.backbone.parameters_of("reward"), self.weights, strict=True):
-            weight.data.copy_(best)

@@ -14,7 +14,7 @@ from lorarlhf.runtime.setting_types import (
     PositiveFloat,
     PositiveInt,
 )
-from lorarlhf.stages.dpo_orpo import DirectSettings
+from lorarlhf.stages.dpo_orpo import DPOSettings
 from lorarlhf.stages.inputs import StageInputs
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ ROUND_SETTINGS = {
 
 
 @dataclass
-class DPOSettings(DirectSettings):
+class IteratedDPOSettings(DPOSettings):
     """Settings of DPO, on given pairs and in rounds of new answers."""
 
     rounds: NonNegativeInt = 0  # of new answers that the reward role labels; 0: the pairs alone
@@ -97,7 +97,7 @@ def pair_up(
     texts: Sequence[str],
     scores: Sequence[float],
     doubt: Callable[[int, int], float],
-    settings: DPOSettings,
+    settings: IteratedDPOSettings,
 ) -> Labels:
     """Of the answers to each prompt the best and the worst, where the scores are surely apart.
 

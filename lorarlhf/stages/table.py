@@ -3,8 +3,10 @@
 from lorarlhf.project.stage import Stage
 
 PAIRS, READ_PAIRS = "preference pairs", "lorarlhf.data.readers:read_preferences"
+HOLD_OUT = "lorarlhf.stages.held_out:hold_out"
 DIRECT_KEYS = (
-    "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, save_steps, plain"
+    "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, holdout, evaluations, "
+    "save_steps, plain"
 )
 PPO_KEYS = (
     "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
@@ -69,12 +71,13 @@ _LIST = (
         rows=PAIRS,
         reader=READ_PAIRS,
         export="trl",
-        settings="lorarlhf.stages.round_inputs:DPOSettings",
+        settings="lorarlhf.stages.round_inputs:IteratedDPOSettings",
         config="trl:DPOConfig",
         arguments="lorarlhf.stages.dpo_orpo:dpo_arguments",
         run="lorarlhf.stages.iterated_dpo:run_dpo_rounds",
-        keys=f"{DIRECT_KEYS}, rounds, round_prompts, num_generations, max_prompt_tokens, "
-        "max_new_tokens, temperature, least_gap",
+        keys=f"{DIRECT_KEYS}, sft_weight, noise, rounds, round_prompts, num_generations, "
+        "max_prompt_tokens, max_new_tokens, temperature, least_gap",
+        hold_out=HOLD_OUT,
         rounds=True,
         reference=True,
     ),
@@ -90,6 +93,7 @@ _LIST = (
         run="lorarlhf.stages.dpo_orpo:run_orpo",
         check="lorarlhf.stages.dpo_orpo:check_orpo_rows",
         keys=DIRECT_KEYS,
+        hold_out=HOLD_OUT,
     ),
     Stage(
         "kto",
@@ -103,6 +107,7 @@ _LIST = (
         run="lorarlhf.stages.kto:run_kto",
         check="lorarlhf.stages.kto:check_labels",
         keys=DIRECT_KEYS,
+        hold_out=HOLD_OUT,
         reference=True,
         smallest_micro_batch=2,
     ),

@@ -13,7 +13,8 @@ from tests.invariants.imports import FLOORS, PACKAGE, ROOT, circles, module_grap
 HEAVY = (
     "torch transformers datasets trl peft bitsandbytes accelerate pandas scipy matplotlib gradio"
 )
-SHARED = ("callbacks", "conversations", "inputs", "table", "trl")  # by the stages
+SHARED = ("callbacks", "conversations", "inputs", "keep_best", "table", "trl")  # by the stages
+SHARED += ("held_out", "preference_alarms", "preference_run", "preference_watch")
 
 
 def test_folders_import_lower_floors_only() -> None:

@@ -71,12 +71,17 @@ def test_a_stage_killed_and_resumed_is_the_one_never_killed(
     rows = [{"prompt": q, "completion": "A sum.", **answers} for q in questions]
     wanted = ("prompt", "completion") if stage == "sft" else ("prompt", "chosen", "rejected")
     write_jsonl(tmp_path / "data.jsonl", [{name: row[name] for name in wanted} for row in rows])
+    held = [row | {"prompt": f"And {row['prompt']}"} for row in rows]
+    measured = [{name: row[name] for name in wanted} for row in held]
+    write_jsonl(tmp_path / "held.jsonl", measured)
     server = context()
     phase, starts = server.Value("i", -1), server.Value("i", 0)
 
     def start(folder: Path) -> Any:
         words = [stage, "--data", str(tmp_path / "data.jsonl"), "--base", str(tiny_base)]
         words += ["--resume", "--out", str(folder)]
+        if stage in ("dpo", "orpo", "kto"):  # the best weights are in the checkpoints, too
+            words += ["--eval", str(tmp_path / "held.jsonl")]
         words += [part for text in SETS for part in ("--set", text)]
         phase.value, starts.value = -1, 0
         process = server.Process(target=run_command, args=(words, phase, starts))

@@ -12,7 +12,7 @@ from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
 
-_HELD_OUT = "only reward and ppo measure on held-out rows, by evaluations and eval_steps"
+_HELD_OUT = "held-out rows are measured by evaluations, and in ppo by eval_steps"
 _HUB = "nothing is uploaded; a run's adapters are plain PEFT folders"
 _TOKENIZER = "the tokenizer and the chat template of the base decide that; see chat_template"
 _WEIGHTS = "the base is loaded by base, bits and compute_dtype"
@@ -26,7 +26,7 @@ MANAGED = {
     "save_steps": "set save_steps without trl.",
     "save_total_limit": "a stage keeps its two newest checkpoints, and ppo has save_total_limit",
     "save_only_model": "a checkpoint has all that --resume needs",
-    "load_best_model_at_end": "reward keeps what lowers its held-out loss, and ppo has kl_budget",
+    "load_best_model_at_end": "what lowers the held-out loss is kept, and ppo has kl_budget",
     "eval_strategy": _HELD_OUT,
     "do_eval": _HELD_OUT,
     "push_to_hub": _HUB,

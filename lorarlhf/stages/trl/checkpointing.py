@@ -160,7 +160,8 @@ class CheckpointingMixin(_Trainer):
         if scaler and values["scaler"]:
             scaler.load_state_dict(values["scaler"])
         for name, callback in self._stateful_callbacks().items():
-            callback.load_state_dict(_with_prefix(tensors, name), values[name])
+            if name in values:  # an older version's run may have had no such callback
+                callback.load_state_dict(_with_prefix(tensors, name), values[name])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -35,11 +35,19 @@ class KTOMixin(_Trainer):
         self.step_rows = None  # only now: after running out of memory this is called again
         return super().training_step(model, inputs, *rest)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the trainer's own, with the mean KL of all held-out rows."""
+        if self.calculate_KL:
+            self.model.eval()
+            self._step_kl = self._mean_kl(list(self._remove_unused_columns(self.eval_dataset)))
+        return super().evaluate(*args, **kwargs)
+
     def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> torch.Tensor | None:
         """For TRL, which takes the mean difference between the policy's and the reference's."""
-        if not self.calculate_KL or not self.model.training:
+        if not self.calculate_KL:
             return super()._compute_kl_logps(model, batch)
-        value = self._step_kl if torch.is_grad_enabled() else 0.0  # TRL asks the reference without
+        reference = self.accelerator.unwrap_model(self.model).active_adapter == "ref"
+        value = 0.0 if reference else self._step_kl
         return torch.full((len(batch["label"]),), value, device=self.accelerator.device)
 
     @torch.no_grad()
