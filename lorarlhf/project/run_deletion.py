@@ -94,8 +94,8 @@ def delete_run(project: Project, name: str, store: Store) -> str:
     run = next(one for one in runs if one.name == folder.name)
     if needed := dependents(project, run, runs, store):
         raise UserError(
-            f"{run.label} ({run.name}) can't be deleted: {in_one_line(needed)}. Drop it instead, and "
-            "it is out of the way."
+            f"{run.label} ({run.name}) can't be deleted: {in_one_line(needed)}. Drop it instead, "
+            "and it is out of the way."
         )
     grave = folder.parent / DELETED / folder.name
     with hold(folder, IN_USE):
