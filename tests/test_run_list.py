@@ -302,6 +302,16 @@ def test_what_depends_on_a_run(four: Project) -> None:
     assert (four.folder / "runs/0002-reward/run.json").is_file() and votes.is_file()
 
 
+def test_many_dependents_are_counted(project: Project) -> None:
+    write_run(project, "0001-sft")
+    for n in range(2, 10):
+        write_run(project, f"{n:04d}-dpo", config={"init": "0001-sft"})
+    with pytest.raises(
+        UserError, match=r"DPO 9 .*; DPO 5 \(0005-dpo\) started from it; and 3 more\."
+    ):
+        delete_run(project, "1", project.store())
+
+
 @pytest.mark.parametrize(
     ("first", "second", "names"),
     [

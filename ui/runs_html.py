@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from lorarlhf.evaluation.run_wins import Wins
+from lorarlhf.project.run_deletion import in_one_line
 from lorarlhf.project.run_list import NOT_STARTED, RunInfo, Source, kind_of
 from lorarlhf.project.run_words import duration, results_in_words, size, source_in_words
 from lorarlhf_ui.runs_curves import MOST_RUNS, Curves, Series
@@ -115,7 +116,7 @@ def details_html(run: RunInfo, needed: Sequence[str]) -> str:
         ("Base", run.base),
         ("Adapters", ", ".join(run.roles) or "none"),
         ("Alarms at its end", ", ".join(run.alarms)),
-        ("Needed by", "; ".join(needed)),
+        ("Needed by", in_one_line(needed)),
     ]
     listed = "".join(
         f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts if value

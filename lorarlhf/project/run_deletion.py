@@ -22,6 +22,7 @@ from lorarlhf.project.run_list import RunInfo, find_run, read_runs, run_named_in
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import hold
 
+MOST_NAMED = 5
 IN_USE = "Wait until that run ends, or stop it first."
 USES = {"init": "started from it", "reward": "was trained against its reward role"}
 FILES = ("data", "eval", "config", "reward_function", "reward_model", "judge_function")
@@ -59,6 +60,12 @@ def dependents(project: Project, run: RunInfo, runs: Sequence[RunInfo], store: S
     return found
 
 
+def in_one_line(needed: Sequence[str]) -> str:
+    """The first of what `dependents` found, and how many there are beyond."""
+    more = len(needed) - MOST_NAMED
+    return "; ".join([*needed[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
+
+
 def _use(config: Mapping[str, Any], name: str, names: set[str], place: str) -> str:
     """How a run uses another one; "" if it does not."""
     for option, words in USES.items():
@@ -92,8 +99,8 @@ def delete_run(project: Project, name: str, store: Store) -> str:
     run = next(one for one in runs if one.name == folder.name)
     if needed := dependents(project, run, runs, store):
         raise UserError(
-            f"{run.label} ({run.name}) can't be deleted: {'; '.join(needed)}. Drop it instead, and "
-            "it is out of the way."
+            f"{run.label} ({run.name}) can't be deleted: {in_one_line(needed)}. Drop it instead, "
+            "and it is out of the way."
         )
     grave = folder.parent / DELETED / folder.name
     with hold(folder, IN_USE):
