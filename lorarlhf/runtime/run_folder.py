@@ -14,7 +14,9 @@ from lorarlhf.runtime.terminal import log_to_stderr
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html")
 IN_USE = "Wait until that run ends, or name another folder with --out."
 """Advice for a folder that another run holds."""
-RESULTS = (*FILES, "votes.safetensors", "words.jsonl", "checkpoints")
+TENSORBOARD, ROUNDS = "tensorboard", "rounds"
+"""Folders of a run: the files of a tracker, and what each round of `ditto` was trained on."""
+RESULTS = (*FILES, "votes.safetensors", "words.jsonl", "checkpoints", TENSORBOARD, ROUNDS)
 
 
 def check_writable(folder: Path) -> None:
@@ -61,6 +63,8 @@ def restore_earlier_run(folder: Path, kept: Path) -> None:
     if any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
         return
     for name in RESULTS:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
         (folder / name).unlink(missing_ok=True)
         if (kept / name).exists():
             os.replace(kept / name, folder / name)

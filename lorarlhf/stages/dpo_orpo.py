@@ -31,6 +31,7 @@ class DirectSettings:
     beta: PositiveFloat = 0.1  # DPO: strength of the reference; ORPO: weight of the odds ratio
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
+    report_to: str = "none"  # trackers that get the metrics too, with commas between them
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,6 +92,7 @@ def pair_arguments(settings: DirectSettings) -> dict[str, Any]:
         "max_length": settings.max_tokens,
         "beta": settings.beta,
         **saving(settings.save_steps),
+        "report_to": settings.report_to,
     }
 
 
