@@ -153,6 +153,13 @@ def evaluate(args: Namespace) -> Result:
     return run(args)
 
 
+def recipe(args: Namespace) -> Result:
+    """List the recipes, or copy one."""
+    from lorarlhf.cli.recipes import recipe as run
+
+    return run(args)
+
+
 def report(args: Namespace) -> Result:
     """What a project's votes look like."""
     from lorarlhf.cli.report import report as make
@@ -170,6 +177,7 @@ COMMANDS = {
     "votes": votes,
     "raters": raters,
     "report": report,
+    "recipe": recipe,
     "estimate": estimate,
     "doctor": doctor,
     "ui": ui,

@@ -36,6 +36,7 @@ SUMMARIES = {
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
     "report": "what a project's votes look like and prefer, and how sure that is",
+    "recipe": "short scripts for each stage, to read, copy and change",
     "estimate": "peak memory of every stage, before anything is loaded",
     "doctor": "check machine and installation, and say how to fix problems",
     "ui": "the pages in the browser: rate answers, talk to models, compare them",
@@ -72,6 +73,7 @@ def build_parser() -> Parser:
     _votes(made["votes"])
     _raters(made["raters"])
     _report(made["report"])
+    _recipe(made["recipe"])
     _ui(made["ui"])
     return parser
 
@@ -280,6 +282,14 @@ def _report(sub: Parser) -> None:
     sub.add_argument("--cosmetic", action="store_const", const=True, help=text)
     text = "reward: also how it orders the preference pairs of this file (several times: of each)"
     sub.add_argument("--pairs", metavar="FILE", action="append", help=text)
+
+
+def _recipe(sub: Parser) -> None:
+    text = "list: their names and what they do; copy: one of them into a file of yours"
+    sub.add_argument("action", choices=("list", "copy"), help=text)
+    sub.add_argument("name", metavar="NAME", nargs="?", help="copy: which one, for example 3_dpo")
+    text = "copy: the new file, or a folder (default: recipes/NAME.py)"
+    sub.add_argument("to", metavar="TO", nargs="?", help=text)
 
 
 def _ui(sub: Parser) -> None:
