@@ -18,6 +18,7 @@ _HOMES = {
     "UserError": "lorarlhf.runtime.errors",
     "generate": "lorarlhf.backbone.generation",
     "train_direct": "lorarlhf.stages.dpo_orpo",
+    "train_ditto": "lorarlhf.stages.ditto",
     "train_kto": "lorarlhf.stages.kto",
     "train_ppo": "lorarlhf.stages.ppo",
     "train_reward_model": "lorarlhf.stages.reward_model",

@@ -1,4 +1,4 @@
-"""Step 1 of 4: supervised fine-tuning, which shows the model how to answer.
+"""Step 1 of 7: supervised fine-tuning, which shows the model how to answer.
 
 Trains the policy's adapter on written demonstrations, with TRL's SFTTrainer. Steps 2 and 3 start
 from the result and use it as the reference to stay close to.

@@ -1,4 +1,4 @@
-"""Step 2 of 4: a reward model, which learns from votes what a good answer is.
+"""Step 2 of 7: a reward model, which learns from votes what a good answer is.
 
 The tuned model answers each prompt twice, and a rater says which answer is better. Here the rater
 is simulated: a fixed rule that is wrong in one vote of ten. The reward model learns to give the
@@ -75,7 +75,7 @@ def main() -> None:
     write_json(folder / "summary.json", summary)
 
     print(f"It agrees with {summary['heldout_accuracy']:.0%} of {summary['n']} held-out votes.")
-    print(f"Wrote {folder}. Next: python recipes/3_ppo.py (or 3_dpo.py, 3_orpo.py)")
+    print(f"Wrote {folder}. Next: python recipes/3_ppo.py (or another of step 3)")
 
 
 def simulated_votes(backbone: Backbone, quick: bool) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Step 3 of 4, with DPO instead of PPO: learn from the votes directly.
+"""Step 3 of 7, with DPO instead of PPO: learn from the votes directly.
 
 There is no sampling and no reward model. TRL's DPOTrainer makes the chosen answers more likely and
 the rejected ones less likely, compared with the model of step 1. An SFT term keeps the chosen ones

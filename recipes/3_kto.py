@@ -1,4 +1,4 @@
-"""Step 3 of 4, with KTO instead of PPO: learn from single answers that are good or bad.
+"""Step 3 of 7, with KTO instead of PPO: learn from single answers that are good or bad.
 
 There is no sampling and no reward model, and answers need not come in pairs: a thumb up or down for
 each is enough. Here the votes of step 2 give two answers each, a good one and a bad one.

@@ -1,4 +1,4 @@
-"""Step 3 of 4, with ORPO instead of PPO: learn from the votes directly, without a reference.
+"""Step 3 of 7, with ORPO instead of PPO: learn from the votes directly, without a reference.
 
 There is no sampling and no reward model. TRL's ORPOTrainer makes the chosen answers more likely, as
 supervised fine-tuning does, and raises the odds of the chosen answer over the rejected one.

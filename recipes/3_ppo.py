@@ -1,4 +1,4 @@
-"""Step 3 of 4: PPO, which trains the policy against the reward model.
+"""Step 3 of 7: PPO, which trains the policy against the reward model.
 
 In each update the policy answers some prompts and the reward model scores the answers. The policy
 then moves towards the answers with high scores, while it stays near the model of step 1 (KL).

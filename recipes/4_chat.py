@@ -1,4 +1,4 @@
-"""Step 4 of 4: chat with the tuned model and with the base.
+"""Step 4 of 7: chat with the tuned model and with the base.
 
 Both answer a few questions, streamed token by token. In a terminal you can then ask your own
 questions; `/role base` and `/role policy` switch between the two.
@@ -7,7 +7,7 @@ questions; `/role base` and `/role policy` switch between the two.
 
 Costs: a second an answer on two CPU cores, no training.
 You should see: the same knowledge (that of a small model, often wrong) in another tone.
-The script uses the newest of runs/3_ppo, 3_dpo, 3_orpo and 3_kto. Set RUN to choose one.
+The script uses the newest policy of step 3. Set RUN to choose one.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
         "--out", type=Path, default=Path("runs"), help="folder of all recipes' runs"
     )
     args = parser.parse_args()
-    names = [RUN] if RUN else ["3_ppo", "3_dpo", "3_orpo", "3_kto"]
+    names = [RUN] if RUN else ["3_ppo", "3_rloo", "3_dpo", "3_orpo", "3_kto", "3_ditto"]
     weights = [args.out / name / "adapters/policy/adapter_model.safetensors" for name in names]
     found = sorted((file for file in weights if file.is_file()), key=lambda f: f.stat().st_mtime)
     if not found:

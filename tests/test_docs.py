@@ -20,6 +20,7 @@ from lorarlhf.backbone.shape import Shape
 from lorarlhf.cli.parser import SUMMARIES, build_parser
 from lorarlhf.data.readers import (
     read_demonstrations,
+    read_edits,
     read_labelled,
     read_preferences,
     read_prompts,
@@ -35,6 +36,7 @@ READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "demonstrations": read_demonstrations,
     "preferences": read_preferences,
     "labelled": read_labelled,
+    "edits": read_edits,
     "prompts": read_prompts,
 }
 
@@ -266,7 +268,7 @@ def test_the_help_is_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_options_of_training_commands_are_those_of_the_parser() -> None:
     listed = re.findall(r"^\| `(--[a-z-]+)", text_of("docs/commands.md"), re.MULTILINE)
-    for command in ("sft", "reward", "ppo", "dpo", "orpo", "kto"):
+    for command in ("sft", "reward", "ppo", "dpo", "orpo", "kto", "ditto"):
         usage = build_parser().parse_args([command, "PROJECT"])
         missing = [o for o in listed if not hasattr(usage, o.removeprefix("--").replace("-", "_"))]
         assert missing == [], command
@@ -306,8 +308,8 @@ def test_the_table_lists_every_command() -> None:
     named = re.findall(r"^\| `lorarlhf ([\w-]+)[^`]*` \|", text_of("docs/commands.md"), re.M)
     assert list(dict.fromkeys(named)) == [
         *("demo", "new", "ui", "votes", "raters", "report", "runs", "jobs", "sft", "reward"),
-        *("ppo", "dpo", "orpo", "kto", "round", "chat", "score", "eval", "compare-methods"),
-        *("estimate", "doctor"),
+        *("ppo", "dpo", "orpo", "kto", "ditto", "round", "chat", "score", "eval"),
+        *("compare-methods", "recipe", "estimate", "doctor"),
     ]
     assert set(named) == set(SUMMARIES)
 

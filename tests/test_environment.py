@@ -26,3 +26,12 @@ def test_waiting_threads_spin_little_unless_the_user_says_otherwise(
         check=True,
     )
     assert done.stdout.strip() == wanted
+
+
+def test_wandb_does_not_send_what_is_printed_unless_the_user_says_so() -> None:
+    shown = "import os, lorarlhf; print(os.environ['WANDB_CONSOLE'])"
+    others = {name: value for name, value in os.environ.items() if name != "WANDB_CONSOLE"}
+    for given, wanted in ({}, "off"), ({"WANDB_CONSOLE": "auto"}, "auto"):
+        command = [sys.executable, "-c", shown]
+        done = subprocess.run(command, env=others | given, capture_output=True, text=True)
+        assert done.stdout.strip() == wanted

@@ -61,7 +61,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words_of(stage: str, base: Path, out: str, sets: Sequence[str]) -> list[str]:
-    data = {"sft": "demos.jsonl", "ppo": "prompts.jsonl"}.get(stage, "pairs.jsonl")
+    files = {"sft": "demos.jsonl", "ditto": "demos.jsonl", "ppo": "prompts.jsonl"}
+    data = files.get(stage, "pairs.jsonl")
     words = [stage, "--prompts" if stage == "ppo" else "--data", data, "--base", str(base)]
     if stage == "ppo":
         words += ["--reward-function", "rewards.py:length"]
@@ -175,6 +176,20 @@ def test_a_process_without_rows_in_the_last_step_runs_along(
     alone([*words_of(stage, tiny_base, one, sets), *data])
     done(fork(work, [*words_of(stage, tiny_base, two, sets), *data]))
     check_same(work / two, work / one, tolerance=1e-5)  # six steps, whose sums round otherwise
+
+
+@pytest.mark.slow
+def test_ditto_compares_with_the_same_answers_in_both(
+    tiny_base: Path, work: Path, alone: Any
+) -> None:
+    sets = ("rounds=1", "steps=2", "answers=1", "max_new_tokens=4", "sft_epochs=1")
+    sets += ("batch_size=8", "micro_batch_size=2", "learning_rate=0.003")
+    one, two = ([*words_of("ditto", tiny_base, f"ditto-{n}", sets)] for n in ("one", "two"))
+    assert alone(one)["steps"] == 4
+    assert done(fork(work, two))["rows"] == 13
+    check_same(work / "ditto-two", work / "ditto-one", tolerance=1e-5)
+    pairs = [(work / f"ditto-{n}/rounds/1/pairs.jsonl").read_bytes() for n in ("one", "two")]
+    assert pairs[0] == pairs[1]
 
 
 @pytest.mark.slow

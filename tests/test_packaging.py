@@ -71,6 +71,9 @@ def test_the_wheel_holds_the_package_its_data_and_nothing_else(wheel: Path) -> N
     data = {f"lorarlhf/_data/{file.name}" for file in (ROOT / "recipes/data").glob("*.jsonl")}
     assert "lorarlhf/_data/prompts.jsonl" in data
     assert data <= set(names)
+    recipes = {f"lorarlhf/_recipes/{file.name}" for file in (ROOT / "recipes").glob("*.py")}
+    assert {name for name in names if name.startswith("lorarlhf/_recipes/")} == recipes
+    assert "lorarlhf/_recipes/1_supervised.py" in recipes
     assert {"lorarlhf/__init__.py", "lorarlhf/runtime/errors.py", "lorarlhf/py.typed"} <= set(names)
     assert {name for name in names if name.startswith("lorarlhf_ui/")} == {
         f"lorarlhf_ui/{file.relative_to(ROOT / 'ui').as_posix()}"
@@ -107,6 +110,19 @@ def test_the_data_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -
     size, path = run(sys.executable, "-I", "-c", script, cwd=tmp_path).split("\n")[:2]
     assert int(size) == (ROOT / "recipes/data/prompts.jsonl").stat().st_size
     assert Path(path) == tmp_path / "lorarlhf/_data/prompts.jsonl"
+
+
+def test_the_recipes_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    # -I: without the checkout and its environment variables.
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r})\n"
+        "from lorarlhf.cli.main import main\n"
+        "main(['recipe', 'copy', '3_dpo'])\n"
+    )
+    run(sys.executable, "-I", "-c", script, cwd=tmp_path)
+    copied = (tmp_path / "recipes/3_dpo.py").read_bytes()
+    assert copied == (ROOT / "recipes/3_dpo.py").read_bytes()
 
 
 def test_every_subpackage_is_listed() -> None:

@@ -38,6 +38,7 @@ STAGES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "dpo": ("--data", PAIR, ("chosen", "rejected")),
     "orpo": ("--data", PAIR, ("chosen", "rejected")),
     "kto": ("--data", PAIR, ("completion",)),
+    "ditto": ("--data", {"completion": GOOD}, ("completion",)),
     "ppo": ("--prompts", {}, ()),
 }
 
@@ -210,10 +211,10 @@ def test_the_context_is_what_the_configuration_says(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_settings_that_can_not_be_used_are_refused_first(stage: str, ask: Ask) -> None:
-    report = "report_to" if stage == "ppo" else "trl.report_to"
     wrong = {
-        f"{report}=wandbb": "no service of transformers. Did you mean wandb?",
-        f"{report}=neptune": "neptune, which is not installed",
+        "report_to=wandbb": "no service of transformers. Did you mean wandb?",
+        "report_to=neptune": "neptune, which is not installed",
+        "report_to=none, comet_ml": "comet_ml, which is not installed. Install it with `pip",
         "trl.output_dir=elsewhere": "trl.output_dir can't be set: a run's folder is named by --out",
         "trl.resume_from_checkpoint=run": "continued by --resume",
         "trl.save_strategy=epoch": "every save_steps steps",

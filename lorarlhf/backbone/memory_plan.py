@@ -47,6 +47,8 @@ STAGE_MEMORY = {
     # forwards of their own, without gradients, which keep nothing (TRL 1.16).
     "kto": StageMemory(adapters=("policy", "reference")),
     "orpo": StageMemory(adapters=("policy",), sequences=2, logits="full"),
+    # That of its rounds of DPO; sampling and the supervised part need less.
+    "ditto": StageMemory(adapters=("policy", "reference"), sequences=2),
     "ppo": StageMemory(
         adapters=("policy", "reference", "reward", "value"),
         optional=("reference", "value"),

@@ -174,6 +174,13 @@ def compare_methods(args: Namespace) -> Result:
     return run(args)
 
 
+def recipe(args: Namespace) -> Result:
+    """List the recipes, or copy one."""
+    from lorarlhf.cli.recipes import recipe as run
+
+    return run(args)
+
+
 def report(args: Namespace) -> Result:
     """What a project's votes look like."""
     from lorarlhf.cli.report import report as make
@@ -209,6 +216,7 @@ COMMANDS = {
     "report": report,
     "runs": runs,
     "jobs": jobs,
+    "recipe": recipe,
     "estimate": estimate,
     "doctor": doctor,
     "ui": ui,

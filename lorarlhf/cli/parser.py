@@ -44,6 +44,7 @@ SUMMARIES = {
     "runs": "a project's runs: a table, what started from what, titles, dropping, deleting",
     "jobs": "what the Train page has started: list it, stop it, let it go on",
     "estimate": "peak memory of every stage, before anything is loaded; of a project also the time",
+    "recipe": "short scripts for each stage, to read, copy and change",
     "doctor": "check machine and installation, and say how to fix problems",
     "ui": "the pages in the browser: rate answers, talk to models, compare them",
 }
@@ -83,6 +84,7 @@ def build_parser() -> Parser:
     _report(made["report"])
     _runs(made["runs"])
     _jobs(made["jobs"])
+    _recipe(made["recipe"])
     _ui(made["ui"])
     return parser
 
@@ -325,6 +327,14 @@ def _jobs(sub: Parser) -> None:
     one.add_argument("--stop", type=int, metavar="ID", help=text)
     text = "let this job go on that was stopped, interrupted, or failed"
     one.add_argument("--resume", type=int, metavar="ID", help=text)
+
+
+def _recipe(sub: Parser) -> None:
+    text = "list: their names and what they do; copy: one of them into a file of yours"
+    sub.add_argument("action", choices=("list", "copy"), help=text)
+    sub.add_argument("name", metavar="NAME", nargs="?", help="copy: which one, for example 3_dpo")
+    text = "copy: the new file, or a folder (default: recipes/NAME.py)"
+    sub.add_argument("to", metavar="TO", nargs="?", help=text)
 
 
 def _ui(sub: Parser) -> None:

@@ -166,13 +166,14 @@ def vote_rows(project: Project, stage: Stage) -> list[dict[str, Any]]:
     """
     votes = project.store().votes(purpose="train")
     export = training_rows(stage.export, votes)
-    if stage.export == "demonstrations" and not export.rows:
+    written = stage.export in ("demonstrations", "edits")
+    if written and not export.rows:
         raise UserError(
             f"The project {project.folder} has no demonstrations: nobody has written a better "
             "answer while rating. Name a file with --data."
         )
     prompts = len({json.dumps(row["prompt"]) for row in export.rows})
-    if stage.export != "demonstrations" and prompts < FEWEST_PROMPTS:
+    if not written and prompts < FEWEST_PROMPTS:
         which = "name a better answer" if stage.export == "trl" else "call an answer good or bad"
         raise UserError(
             f"The project {project.folder} has votes that {which} on {prompts} prompts, and "

@@ -53,6 +53,9 @@ def prepare_rows(
 
     lengths = _measured(rows, made, length)
     longest, answer = max(map(sum, lengths)), max(length.answer for length in lengths)
+    if sampled := own.get("max_new_tokens", 0):  # it trains on answers of its own, too
+        answer = max(answer, sampled)
+        longest = max(longest, max(length.prompt for length in lengths) + sampled)
     if limit is not None:
         _check_cut_rows(rows, lengths, limit)
         longest = min(longest, limit)

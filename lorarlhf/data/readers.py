@@ -34,6 +34,7 @@ from lorarlhf.data.validation import (
     Inspected,
     checked,
     inspect_demonstration,
+    inspect_edit,
     inspect_labelled,
     inspect_preference,
     inspect_prompt,
@@ -65,6 +66,15 @@ def read_demonstrations(path: str | os.PathLike[str]) -> list[Row]:
     file = Path(path).expanduser()
     used = ("prompt", "completion", "messages", "text")
     return _read(file, read_rows(file), inspect_demonstration, used)
+
+
+def read_edits(path: str | os.PathLike[str]) -> list[Row]:
+    """Rows with `prompt` and `completion`, and, where it is known, `worse`: a list of texts.
+
+    Raises `UserError`.
+    """
+    file = Path(path).expanduser()
+    return _read(file, read_rows(file), inspect_edit, ("prompt", "completion", "worse"))
 
 
 def read_preferences(path: str | os.PathLike[str]) -> list[Row]:

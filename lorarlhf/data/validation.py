@@ -121,6 +121,20 @@ def inspect_demonstration(row: Row) -> Inspected:
     return row, fields, [f"{expected}, {found}"]
 
 
+def inspect_edit(row: Row) -> Inspected:
+    """A row with `prompt`, `completion`, and in `worse` answers that are not as good."""
+    fields, worse = ("prompt", "completion"), row.get("worse")
+    problems = _field_problems(row, fields) + _template_problems(row)
+    if worse is not None and not (
+        isinstance(worse, list) and all(isinstance(answer, str) for answer in worse)
+    ):
+        problems.append(
+            f'field "worse": expected a list of texts, found {shown(worse)}; write the answers '
+            "that the completion is better than, or leave the column out"
+        )
+    return _without_rivals(row, fields), fields, problems
+
+
 def as_label(value: Any) -> bool | None:
     """Whether an answer is called good: true, 1 or yes, as text as well; None if it is no label."""
     return LABELS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None

@@ -18,8 +18,9 @@ Row = Mapping[str, Any]
 
 
 def stage_label(stage: str) -> str:
-    """The name of a stage or algorithm for readers: up to four letters, as in DPO, in capitals."""
-    return stage.upper() if len(stage) <= 4 and stage != "demo" else stage.replace("_", " ")
+    """The name of a stage or algorithm for readers: DITTO and up to four letters in capitals."""
+    short = len(stage) <= 4 and stage != "demo"
+    return stage.upper() if short or stage == "ditto" else stage.replace("_", " ")
 
 
 def title(summary: Row, run: Row) -> str:

@@ -119,6 +119,20 @@ def to_demonstrations(votes: Iterable[Vote]) -> Export:
     return export
 
 
+def to_edits(votes: Iterable[Vote]) -> Export:
+    """`to_demonstrations`, with the answers that the rater saw in `worse`.
+
+    They are empty where the rater skipped the comparison.
+    """
+    export = Export()
+    for vote in votes:
+        found = to_demonstrations([vote])
+        seen = [] if vote.verdict.verdict == SKIP else vote.completions
+        export.rows += [row | {"worse": list(seen)} for row in found.rows]
+        export.left_out += found.left_out
+    return export
+
+
 def to_kto(votes: Iterable[Vote]) -> Export:
     """TRL's unpaired rows: `prompt`, `completion`, and `label`: whether it is a good answer.
 
@@ -249,7 +263,13 @@ EXPORTS: dict[str, Callable[[Iterable[Vote]], Export]] = {
 
 
 def training_rows(form: str, votes: Iterable[Vote]) -> Export:
-    """The rows of a form as a training command takes them: without what only an import reads."""
+    """The rows of a form as a training command takes them: without what only an import reads.
+
+    Args:
+        form: one of `EXPORTS`, or `edits`, which only the command `ditto` takes.
+    """
+    if form == "edits":
+        return to_edits(votes)
     export = EXPORTS[form](votes)
     if form == "kto":
         names = ("prompt", "completion", "label")

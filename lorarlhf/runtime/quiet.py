@@ -75,6 +75,7 @@ def private_by_default() -> None:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # transformers, datasets, TRL
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("WANDB_CONSOLE", "off")  # it would send what is printed: answers, too
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPOTrainer's notice at import
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no fork warnings
     # On the CPU, oneDNN caches compiled products for the last 1024 shapes, which take half a

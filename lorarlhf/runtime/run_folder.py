@@ -16,7 +16,11 @@ IN_USE = "Wait until that run ends, or name another folder with --out."
 """Advice for a folder that another run holds."""
 LABEL = "label.json"
 """A run's title, and whether it is dropped: what a person said about it."""
-RESULTS = (*FILES, LABEL, "votes.safetensors", "words.jsonl", "rounds", "checkpoints")
+TENSORBOARD, ROUNDS = "tensorboard", "rounds"
+"""Folders of a run: the files of a tracker, and what each round of new answers learned from."""
+RESULTS = (
+    *(*FILES, LABEL, "votes.safetensors", "words.jsonl", "checkpoints", TENSORBOARD, ROUNDS),
+)
 
 
 def check_writable(folder: Path) -> None:
@@ -63,6 +67,8 @@ def restore_earlier_run(folder: Path, kept: Path) -> None:
     if any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints")):
         return
     for name in RESULTS:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
         (folder / name).unlink(missing_ok=True)
         if (kept / name).exists():
             os.replace(kept / name, folder / name)

@@ -12,8 +12,11 @@ from lorarlhf.data.validation import TEMPLATE_COLUMNS
 from lorarlhf.runtime.errors import UserError
 
 Row = dict[str, Any]
-COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "margin", "label")
-"""TRL's columns; those for the chat template come on top."""
+COLUMNS = (
+    *("prompt", "completion", "chosen", "rejected", "messages", "text", "margin", "label"),
+    "worse",
+)
+"""TRL's columns, and one of `ditto`; those for the chat template come on top."""
 PAIR = ("prompt", "chosen", "rejected", "margin")
 """Of them, those of a pair: some of TRL's trainers refuse one that also has a single answer."""
 
@@ -33,7 +36,7 @@ def conversational(
 ) -> list[Row]:
     """Texts as conversations for the chat template; unchanged if `plain`.
 
-    Only TRL's columns are kept.
+    Only the columns in `COLUMNS` are kept.
 
     Raises:
         UserError: conversations, and the base has no chat template.

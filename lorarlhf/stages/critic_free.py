@@ -58,6 +58,7 @@ USED = {
     *("max_prompt_tokens", "max_new_tokens", "temperature", "learning_rate", "linear_lr_decay"),
     *("kl_coef", "clip_range", "gradient_checkpointing", "plain"),
     *("algorithm", "num_generations", "reward_weights", "save_steps", "reward_pessimism"),
+    "report_to",
 }
 
 
@@ -144,6 +145,7 @@ def critic_free_arguments(placement: Placement, args: PPOConfig, settings: PPOSe
         "max_grad_norm": args.max_grad_norm,
         "reward_weights": list(weights) if weights else None,
         "gradient_checkpointing": args.gradient_checkpointing,
+        "report_to": args.report_to,
         **saving(max(1, int(every)) * steps),
     }
     _, config = TRAINERS[settings.algorithm]

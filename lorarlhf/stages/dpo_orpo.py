@@ -43,6 +43,7 @@ class DirectSettings:
     evaluations: NonNegativeInt = 4  # of held-out loss and health, spread over the training; 0: off
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
+    report_to: str = "none"  # trackers that get the metrics too, with commas between them
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -135,6 +136,7 @@ def pair_arguments(settings: DirectSettings) -> dict[str, Any]:
         "max_length": settings.max_tokens,
         "beta": settings.beta,
         **saving(settings.save_steps),
+        "report_to": settings.report_to,
     }
 
 

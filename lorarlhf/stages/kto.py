@@ -47,6 +47,7 @@ class KTOSettings:
     evaluations: NonNegativeInt = 4  # of held-out loss and health, spread over the training; 0: off
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
+    report_to: str = "none"  # trackers that get the metrics too, with commas between them
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,6 +107,7 @@ def arguments(placement: Placement, settings: KTOSettings) -> Any:
         "beta": settings.beta,
         "train_sampling_strategy": "sequential",  # TRL pairs neighbours for the KL
         **saving(settings.save_steps),
+        "report_to": settings.report_to,
     }
     args = trl_arguments(KTOConfig, placement, own, settings.trl)
     if args.loss_type != "kto":

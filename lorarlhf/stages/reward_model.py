@@ -61,6 +61,7 @@ class RewardSettings:
     center_rewards_coefficient: NonNegativeFloat = 0.0
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
+    report_to: str = "none"  # trackers that get the metrics too, with commas between them
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -140,6 +141,7 @@ def arguments(placement: Placement, settings: RewardSettings) -> Any:
         "remove_unused_columns": False,
         "max_length": None,
         **saving(settings.save_steps),
+        "report_to": settings.report_to,
     }
     return trl_arguments(RewardConfig, placement, own, settings.trl)
 

@@ -28,6 +28,7 @@ class SFTSettings:
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     assistant_only: bool = True  # of messages, learn the assistant's turns and not the others
+    report_to: str = "none"  # trackers that get the metrics too, with commas between them
     trl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -66,6 +67,7 @@ def arguments(placement: Placement, settings: SFTSettings) -> Any:
         **batch_arguments(settings.batch_size, settings.micro_batch_size),
         "max_length": settings.max_tokens,
         **saving(settings.save_steps),
+        "report_to": settings.report_to,
     }
     return trl_arguments(SFTConfig, placement, own, settings.trl)
 

@@ -6,7 +6,7 @@ PAIRS, READ_PAIRS = "preference pairs", "lorarlhf.data.readers:read_preferences"
 HOLD_OUT = "lorarlhf.stages.held_out:hold_out"
 DIRECT_KEYS = (
     "epochs, learning_rate, batch_size, micro_batch_size, max_tokens, beta, holdout, evaluations, "
-    "save_steps, plain"
+    "save_steps, plain, report_to"
 )
 PPO_KEYS = (
     "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
@@ -30,7 +30,7 @@ _LIST = (
         arguments="lorarlhf.stages.sft:arguments",
         run="lorarlhf.stages.sft:run_sft",
         keys="epochs, learning_rate, batch_size, micro_batch_size, max_tokens, save_steps, plain, "
-        "assistant_only",
+        "assistant_only, report_to",
         starts_from_sft=False,
     ),
     Stage(
@@ -44,7 +44,7 @@ _LIST = (
         arguments="lorarlhf.stages.reward_model:arguments",
         run="lorarlhf.stages.reward_model:run_reward_model",
         keys="pooling, epochs, learning_rate, batch_size, micro_batch_size, holdout, evaluations, "
-        "center_rewards_coefficient, save_steps, plain",
+        "center_rewards_coefficient, save_steps, plain, report_to",
         hold_out="lorarlhf.stages.reward_model:hold_out",
         strengths=True,
         trains="reward",
@@ -110,6 +110,20 @@ _LIST = (
         hold_out=HOLD_OUT,
         reference=True,
         smallest_micro_batch=2,
+    ),
+    Stage(
+        "ditto",
+        "tune the policy on a few edited answers, each better than all that it writes (DITTO)",
+        rows="edited answers",
+        reader="lorarlhf.data.readers:read_edits",
+        export="edits",
+        settings="lorarlhf.stages.ditto:DittoSettings",
+        config="trl:DPOConfig",
+        arguments="lorarlhf.stages.ditto:arguments",
+        run="lorarlhf.stages.ditto:run_ditto",
+        keys="rounds, steps, answers, sft_epochs, sft_learning_rate, learning_rate, batch_size, "
+        "micro_batch_size, max_tokens, max_new_tokens, temperature, beta, plain, report_to",
+        starts_from_sft=False,
     ),
 )
 STAGES = {stage.name: stage for stage in _LIST}

@@ -11,6 +11,7 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.trainer import PPOTrainer
 from lorarlhf.runtime.run import Run
+from lorarlhf.stages.ditto import DittoSettings, train_ditto
 from lorarlhf.stages.dpo_orpo import DirectSettings, train_direct
 from lorarlhf.stages.kto import KTOSettings, train_kto
 from lorarlhf.stages.reward_model import RewardSettings, train_reward_model
@@ -56,6 +57,10 @@ def stages(backbone: Backbone, folder: Path) -> dict[str, Callable[[], Any]]:
             backbone, PREFERENCES, Run(folder / "kto", "kto", {}), KTOSettings(**SMALL)
         )
 
+    def ditto() -> Any:
+        settings = DittoSettings(rounds=1, steps=1, answers=1, max_new_tokens=4, batch_size=4)
+        return train_ditto(backbone, DEMONSTRATIONS, Run(folder / "ditto", "ditto", {}), settings)
+
     def supervised() -> Any:
         return train_sft(backbone, DEMONSTRATIONS, Run(folder, "sft", {}), SFTSettings(**SMALL))
 
@@ -70,6 +75,7 @@ def stages(backbone: Backbone, folder: Path) -> dict[str, Callable[[], Any]]:
         "dpo": direct("dpo"),
         "orpo": direct("orpo"),
         "kto": kto,
+        "ditto": ditto,
         "sft once more": supervised,
     }
 

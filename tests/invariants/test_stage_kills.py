@@ -1,4 +1,4 @@
-"""`kill -9` of `lorarlhf sft`, `reward`, `dpo`, `orpo`; `--resume` gives the run never killed.
+"""`kill -9` of the stages that TRL trains; `--resume` gives the run never killed.
 
 As in `test_kills.py`, real processes are killed, while they train and while they save.
 """
@@ -21,7 +21,9 @@ from tests.forked import context
 
 SETS = ["bits=16", "compute_dtype=float32", "lora_rank=4", "save_steps=2", "lora_dropout=0.1"]
 SETS += ["batch_size=4", "micro_batch_size=2", "learning_rate=0.003", "epochs=8"]
-KILLS = {"sft": 3, "reward": 3, "dpo": 1, "orpo": 1, "kto": 1}
+# DITTO saves after its supervised part, which has seven forwards here, and after each round.
+DITTO = ["rounds=3", "steps=2", "answers=1", "max_new_tokens=4", "sft_epochs=1"]
+KILLS = {"sft": 3, "reward": 3, "dpo": 1, "orpo": 1, "kto": 1, "ditto": 1}
 TRAINING, SAVING = 0, 1
 
 
@@ -69,7 +71,11 @@ def test_a_stage_killed_and_resumed_is_the_one_never_killed(
     questions = [f"What is {n}?" + " And why?" * (n % 3) for n in range(13)]
     answers = {"chosen": "It is good.", "rejected": "No idea at all, sorry."}
     rows = [{"prompt": q, "completion": "A sum.", **answers} for q in questions]
-    wanted = ("prompt", "completion") if stage == "sft" else ("prompt", "chosen", "rejected")
+    answers_of = {"sft": ("completion",), "ditto": ("completion",)}
+    wanted = ("prompt", *answers_of.get(stage, ("chosen", "rejected")))
+    sets = SETS
+    if stage == "ditto":
+        sets = [text for text in SETS if not text.startswith(("save_steps", "epochs"))] + DITTO
     write_jsonl(tmp_path / "data.jsonl", [{name: row[name] for name in wanted} for row in rows])
     held = [row | {"prompt": f"And {row['prompt']}"} for row in rows]
     measured = [{name: row[name] for name in wanted} for row in held]
@@ -80,9 +86,9 @@ def test_a_stage_killed_and_resumed_is_the_one_never_killed(
     def start(folder: Path) -> Any:
         words = [stage, "--data", str(tmp_path / "data.jsonl"), "--base", str(tiny_base)]
         words += ["--resume", "--out", str(folder)]
+        words += [part for text in sets for part in ("--set", text)]
         if stage in ("dpo", "orpo", "kto"):  # the best weights are in the checkpoints, too
             words += ["--eval", str(tmp_path / "held.jsonl")]
-        words += [part for text in SETS for part in ("--set", text)]
         phase.value, starts.value = -1, 0
         process = server.Process(target=run_command, args=(words, phase, starts))
         process.start()

@@ -1,4 +1,4 @@
-"""The recipes: all seven in order at their quick size, and what they leave.
+"""The recipes: all in order at their quick size, and what they leave.
 
 They run on a tiny base whose answers are words, so that the rater has something to prefer;
 test_demo.py runs the loop on the real small base.
@@ -19,7 +19,11 @@ import pytest
 from lorarlhf.data.readers import read_preferences, read_rows
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-ORDER = ["1_supervised", "2_reward_model", "3_ppo", "3_dpo", "3_orpo", "3_kto", "4_chat"]
+ORDER = [
+    *("1_supervised", "2_reward_model", "3_ppo", "3_rloo", "3_dpo", "3_orpo", "3_ditto"),
+    *("3_best_of_n", "3_kto", "4_chat", "5_evaluate", "6_rounds", "7_export_votes"),
+]
+TUNED = ("3_ppo", "3_rloo", "3_dpo", "3_orpo", "3_ditto", "3_kto")
 
 
 def run_recipe(name: str, out: Path, *words: str) -> str:
@@ -56,8 +60,9 @@ def printed(out: Path, base: str) -> dict[str, str]:
 def test_every_run_is_whole(printed: dict[str, str], out: Path, base: str) -> None:
     roles = {"1_supervised": ["policy", "reference"], "2_reward_model": ["reward"]}
     roles |= {"3_ppo": ["policy", "value"], "3_dpo": ["policy"], "3_orpo": ["policy"]}
-    roles |= {"3_kto": ["policy"]}
-    assert sorted(path.name for path in out.iterdir()) == sorted(roles)
+    roles |= {"3_kto": ["policy"], "3_rloo": ["policy"], "3_ditto": ["policy", "reference"]}
+    others = ("3_best_of_n", "5_evaluate", "6_rounds", "7_export_votes")  # that train no run here
+    assert sorted(path.name for path in out.iterdir()) == sorted([*roles, *others])
     for name, saved in roles.items():
         folder = out / name
         assert sorted(path.name for path in (folder / "adapters").iterdir()) == saved
@@ -73,10 +78,9 @@ def test_every_run_is_whole(printed: dict[str, str], out: Path, base: str) -> No
 def test_every_step_goes_on_from_the_one_before(printed: dict[str, str], out: Path) -> None:
     weights = {
         name: (out / name / "adapters/policy/adapter_model.safetensors").read_bytes()
-        for name in ORDER
-        if name not in ("2_reward_model", "4_chat")
+        for name in ("1_supervised", *TUNED, "6_rounds/round_1", "6_rounds/round_2")
     }
-    assert len(set(weights.values())) == 5  # each of the four moved the policy in its own way
+    assert len(set(weights.values())) == 9  # each moved the policy in its own way
     reference = (out / "1_supervised/adapters/reference/adapter_model.safetensors").read_bytes()
     assert reference == weights["1_supervised"]
     assert "untuned base" not in printed["2_reward_model"]
@@ -90,7 +94,7 @@ def test_what_each_recipe_measures(printed: dict[str, str], out: Path) -> None:
     assert reward["pairs"] + reward["n"] == len(votes)
     ppo = json.loads((out / "3_ppo/summary.json").read_text())
     assert (ppo["updates"], ppo["episodes"]) == (2, 8)
-    for name in ("3_ppo", "3_dpo", "3_orpo", "3_kto"):
+    for name in (*TUNED, "3_best_of_n"):
         won = json.loads((out / name / "summary.json").read_text())["win_rate"]
         samples = [row for _, row in read_rows(out / name / "samples.jsonl")]
         assert won["n"] == len(samples) == 6
@@ -98,6 +102,39 @@ def test_what_each_recipe_measures(printed: dict[str, str], out: Path) -> None:
         assert all(sample["prompt"] in printed[name] for sample in samples)
     report = (out / "3_ppo/report.html").read_text(encoding="utf-8")
     assert "Distance from the reference" in report and "<svg" in report
+
+
+def test_what_the_steps_after_training_leave(printed: dict[str, str], out: Path) -> None:
+    picked = json.loads((out / "3_best_of_n/summary.json").read_text())
+    assert picked["best_of"] == 4 and 0.63 < picked["kl_at_most"] < 0.64  # log 4 - 3 / 4
+    found = json.loads((out / "5_evaluate/summary.json").read_text())
+    assert sorted(found["policies"]) == sorted(TUNED)
+    assert all(name in printed["5_evaluate"] for name in TUNED)
+    rounds = json.loads((out / "6_rounds/summary.json").read_text())["rounds"]
+    assert [row["round"] for row in rounds] == [1, 2] and all(row["n"] == 6 for row in rounds)
+    asked = [
+        {row["prompt"] for row in read_preferences(out / f"6_rounds/round_{n}/preferences.jsonl")}
+        for n in (1, 2)
+    ]
+    assert asked[0] and asked[1] and not asked[0] & asked[1]  # new prompts in each round
+    edits = [row for _, row in read_rows(out / "3_ditto/edits.jsonl")]
+    assert len(edits) == 3 and all(len(row["worse"]) == 2 for row in edits)
+
+
+def test_the_votes_are_exported_and_added_once(
+    printed: dict[str, str], out: Path, base: str, tmp_path: Path
+) -> None:
+    votes = read_preferences(out / "2_reward_model/preferences.jsonl")
+    folder = out / "7_export_votes"
+    assert f"{len(votes)} votes added, 0 were there already" in printed["7_export_votes"]
+    for form in ("own", "trl", "kto", "hh", "sharegpt", "arena"):
+        assert (folder / f"{form}.jsonl").is_file()
+    pairs = [row for _, row in read_rows(folder / "trl.jsonl")]
+    assert [row["chosen"][0]["content"] for row in pairs] == [row["chosen"] for row in votes]
+    shutil.copytree(out / "2_reward_model", tmp_path / "2_reward_model")
+    shutil.copytree(folder, tmp_path / "7_export_votes")
+    again = run_recipe("7_export_votes", tmp_path, "--base", base)
+    assert f"0 votes added, {len(votes)} were there already" in again
 
 
 def test_chat_shows_both_and_takes_the_newest_policy(printed: dict[str, str], out: Path) -> None:
@@ -136,6 +173,12 @@ def test_the_first_recipe_trains_the_real_base(tmp_path: Path) -> None:
         ("3_dpo", [], "recipes/1_supervised.py"),
         ("3_orpo", [], "recipes/1_supervised.py"),
         ("3_kto", [], "recipes/1_supervised.py"),
+        ("3_rloo", [], "recipes/1_supervised.py"),
+        ("3_best_of_n", [], "recipes/1_supervised.py"),
+        ("3_best_of_n", ["1_supervised/adapters/policy"], "recipes/2_reward_model.py"),
+        ("5_evaluate", ["1_supervised/adapters/policy"], "recipes/3_ppo.py"),
+        ("6_rounds", [], "recipes/1_supervised.py"),
+        ("7_export_votes", ["2_reward_model"], "recipes/2_reward_model.py"),
         ("3_ppo", ["1_supervised/adapters/policy"], "recipes/2_reward_model.py"),
         ("3_dpo", ["1_supervised/adapters/policy"], "recipes/2_reward_model.py"),
         ("4_chat", ["1_supervised/adapters/policy"], "recipes/3_ppo.py"),

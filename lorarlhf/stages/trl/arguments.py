@@ -45,6 +45,9 @@ MANAGED = {
 }
 """Fields of TRL's configurations that would contradict this package, and what to do instead."""
 
+PIP_NAMES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit"}
+"""The packages of trackers that have another name on PyPI."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -89,7 +92,9 @@ def trl_arguments(
         "fp16": placement.dtype == torch.float16,
         "use_cpu": placement.device.type == "cpu",
         "disable_tqdm": True,
-        "report_to": "none",
+        "report_to": "none",  # whatever is installed
+        "project": "lorarlhf",  # of trackers that have projects
+        "run_name": placement.folder.resolve().name,
         "save_strategy": "no",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would log 0 for a loss that is not a number
@@ -99,7 +104,10 @@ def trl_arguments(
         "seed": placement.seed,
         "ddp_find_unused_parameters": False,  # each forward uses all weights that train
     }
-    made = config_class(**(defaults | own | extra))
+    given = defaults | own | extra
+    if isinstance(given["report_to"], str):
+        given["report_to"] = [name.strip() for name in given["report_to"].split(",")]
+    made = config_class(**given)
     _check_services(made.report_to)
     if made.n_gpu > 1:  # the Trainer would copy the model to each card that it sees
         made._n_gpu = 1
@@ -120,9 +128,11 @@ def _check_services(names: str | list[str]) -> None:
             hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(sorted(known))}."
             raise UserError(f"report_to names {name}, which is no service of transformers. {hint}")
         if not getattr(integration_utils, f"is_{packages.get(name, name)}_available")():
+            package = PIP_NAMES.get(name, name)
             raise UserError(
-                f"report_to names {name}, which is not installed. Install its package with pip, or "
-                "leave report_to out: the metrics are in the run's folder either way."
+                f"report_to names {name}, which is not installed. Install it with `pip install "
+                f"{package}`, or leave report_to out: the metrics are in the run's folder either "
+                "way."
             )
 
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.structure import no_input_gradients
+from lorarlhf.runtime.run_folder import TENSORBOARD
 from lorarlhf.stages.trl.checkpointing import CheckpointingMixin
 from lorarlhf.stages.trl.even_steps import EvenStepsMixin
 from lorarlhf.stages.trl.oom_retry import OOMRetryMixin
@@ -73,9 +76,13 @@ def dequantised(backbone: Backbone) -> Iterator[None]:
 
 
 def remove_library_output(trainer: Any) -> None:
-    """Leave printing and progress to `RunCallback`."""
+    """Leave printing and progress to `RunCallback`, and TensorBoard's files in the run's folder."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    for callback in trainer.callback_handler.callbacks:
+        # Its own default is a folder with the name of this machine.
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(Path(trainer.args.output_dir) / TENSORBOARD)
 
 
 def scale_losses(trainer: Any) -> None:
