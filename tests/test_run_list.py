@@ -1,6 +1,7 @@
 """A project's runs as data: what each is, what started from what; titles, dropping, deleting."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ from lorarlhf.preferences.blind_comparisons import add_comparison
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.preferences.settings import ANSWERS, write_setting
 from lorarlhf.project.project import DELETED, Project, create
+from lorarlhf.project.rounds import decide
 from lorarlhf.project.run_deletion import delete_run, dependents, finish_deletions
 from lorarlhf.project.run_labels import RunLabel, read_label, set_dropped, write_title
 from lorarlhf.project.run_list import RunInfo, find_run, folder_bytes, lineage, read_runs
 from lorarlhf.project.run_words import duration, results_in_words, size, source_in_words
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import LOCK, hold, is_held
+from lorarlhf.runtime.process import identify
 from lorarlhf.runtime.run_folder import archive_earlier_run, restore_earlier_run
+from tests.project_rounds import finished_round
 from tests.run_folders import STARTED, ppo_rows, write_run
 
 HOLDS = """
@@ -335,6 +339,46 @@ def test_the_settings_need_the_runs_that_they_name(four: Project) -> None:
     write_setting(four.store(), ANSWERS, {"model": "newest", "against": "0004-ppo"})
     assert needed(four, "0004-ppo") == ["it answers on the Rate page (see Settings)"]
     assert needed(four, "0003-ppo") == []
+
+
+def test_jobs_that_wait_or_run_need_their_runs(four: Project) -> None:
+    here, runs = identify(os.getpid()), four.folder.resolve() / "runs"
+    assert here is not None
+    record: dict[str, Any] = {"title": "More PPO", "stage": "ppo", "folder": ".", "run": None}
+    record |= {"argv": ["ppo", str(four.folder), f"--init={runs / '0004-ppo'}"], "queued": 0.0}
+    record |= dict.fromkeys(("started", "ended", "command")) | {"message": ""}
+    record |= {"runner": here.as_json()}
+    (four.folder / "jobs").mkdir()
+    for changed, name, needs in (
+        ({"state": "waiting"}, "0004-ppo", ["job 1 (More PPO) waits with it"]),
+        ({"state": "running"}, "0004-ppo", ["job 1 (More PPO) runs with it"]),
+        (
+            {"state": "running", "run": str(runs / "0003-ppo")},
+            "0003-ppo",
+            ["job 1 (More PPO) runs"],
+        ),
+        ({"state": "waiting"}, "0003-ppo", []),
+        ({"state": "done"}, "0004-ppo", []),
+    ):
+        (four.folder / "jobs" / "0001.json").write_text(json.dumps(record | changed))
+        found = needed(four, name)
+        assert len(found) == len(needs) and all(map(str.startswith, found, needs)), found
+
+
+def test_rounds_that_were_not_dropped_need_their_runs(project: Project) -> None:
+    first = finished_round(project, 1)
+    parents = {"round": 1, "policy": "runs/0002-ppo"}
+    second = finished_round(project, 2, parents=parents)
+    assert needed(project, "0001-reward") == ["round 1 made it or starts from it"]
+    assert needed(project, "0002-ppo") == [
+        "round 2 made it or starts from it",
+        "round 1 made it or starts from it",
+    ]
+    decide(project, second, "dropped")
+    assert needed(project, "0004-ppo") == []
+    assert needed(project, "0002-ppo") == ["round 1 made it or starts from it"]
+    decide(project, first, "dropped")
+    assert needed(project, "0002-ppo") == []
 
 
 def test_a_deleted_run_is_gone_and_its_number_stays_taken(four: Project) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from lorarlhf.preferences.blind_comparisons import comparisons
 from lorarlhf.preferences.settings import ANSWERS, read_setting
 from lorarlhf.preferences.store import Store
+from lorarlhf.project.jobs import WAITING, list_jobs
 from lorarlhf.project.project import DELETED, RUNS, Project
 from lorarlhf.project.rounds import DROPPED, rounds
 from lorarlhf.project.run_list import RunInfo, find_run, read_runs, run_named_in
@@ -34,9 +35,9 @@ _VOTES = re.compile(r"(\d{4,}-\w+)\.votes(?:-\d+)?\.jsonl")
 def dependents(project: Project, run: RunInfo, runs: Sequence[RunInfo], store: Store) -> list[str]:
     """What needs a run, in words; empty if nothing does.
 
-    That are runs which started from it or learned from its files, rounds that were not dropped, the
-    newest blind comparison, and the settings of the Rate page. Earlier comparisons are over: their
-    results stay.
+    That are runs which started from it or learned from its files, jobs that wait or run with it,
+    rounds that were not dropped, the newest blind comparison, and the settings of the Rate page.
+    Earlier comparisons are over: their results stay.
 
     Args:
         runs: all runs of the project.
@@ -48,6 +49,12 @@ def dependents(project: Project, run: RunInfo, runs: Sequence[RunInfo], store: S
     for other in runs:
         if other.name != run.name and (use := _use(other.config, run.name, names, place)):
             found.append(f"{other.label} ({other.name}) {use}")
+    for job in list_jobs(project):
+        named = [*(word.rpartition("=")[2] for word in job.argv), str(job.run or "")]
+        if job.alive and any(run_named_in(path, names, place) == run.name for path in named):
+            found.append(
+                f"job {job.id} ({job.title}) {'waits' if job.state == WAITING else 'runs'} with it"
+            )
     for one in comparisons(store, newest=1):
         if run.name in _NAMES.findall(f"{one.first}\n{one.second}"):
             found.append(f"the newest blind comparison, {one.first} against {one.second}, names it")
