@@ -10,6 +10,7 @@ import pytest
 
 from lorarlhf.project.jobs import DONE, RUNNING, STOPPED, Job, list_jobs
 from lorarlhf.project.project import create
+from lorarlhf.project.rounds import MIN_VOTES
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.process import kill_group
 from lorarlhf.stages.table import STAGES
@@ -19,6 +20,7 @@ from lorarlhf_ui.train_form import form_html, kinds_of
 from lorarlhf_ui.train_html import left_words, samples_html, standing
 from lorarlhf_ui.train_run import Progress, Rows, alarms, messages, progress, samples
 from tests.job_program import install
+from tests.project_rounds import finished_round, vote
 from tests.waiting import until
 
 SECONDS = 60.0
@@ -28,9 +30,9 @@ HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
 # ---- the form
 
 
-def test_every_stage_can_be_started_and_rloo_too() -> None:
+def test_every_stage_can_be_started_and_other_algorithms_too() -> None:
     kinds = kinds_of(STAGES.values())
-    assert set(STAGES) | {"rloo"} <= set(kinds)
+    assert set(STAGES) | {"rloo", "grpo"} == set(kinds)
     assert kinds["rloo"].stage == "ppo" and kinds["rloo"].sets == ("algorithm=rloo",)
     for kind in kinds.values():
         assert len(kind.on_top) == 3, kind.name
@@ -170,7 +172,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Traini
     monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", install(tmp_path / "path"))
     project = create(tmp_path / "project")
-    yield Training(project, STAGES.values(), ("round",))
+    yield Training(project, STAGES.values())
     for job in list_jobs(project):
         for process in (job.runner, job.command):
             if process is not None:
@@ -224,14 +226,30 @@ def test_what_runs_is_shown_before_what_is_newer(training: Training, tmp_path: P
 
 
 def test_a_round_is_one_job_at_a_time(training: Training) -> None:
+    with pytest.raises(UserError, match="votes"):
+        training.tonight("me", {})
+    vote(training.project, range(MIN_VOTES))
     training.tonight("me", {})
     assert now(training).argv == ("round", str(training.project.folder.resolve()))
     if now(training).alive:
         with pytest.raises(UserError, match="A round"):
             training.tonight("me", {})
     until(lambda: now(training).state == DONE, SECONDS)
-    with pytest.raises(UserError, match="no command for a round"):
-        Training(training.project, STAGES.values()).tonight("me", {})
+    assert "No round yet" in training.look("me", {})["sections"]["round"]
+
+
+def test_the_newest_round_is_kept_or_dropped(training: Training) -> None:
+    for wrong in ({}, {"round": "1"}, {"round": 1}):
+        with pytest.raises(UserError, match="does not know this round"):
+            training.drop("me", wrong)
+    one = finished_round(training.project, 1)
+    training._card = -1e9, ""
+    shown = training.look("me", {})["sections"]["round"]
+    assert "Keep round 1" in shown and "Drop round 1" in shown
+    kept = training.keep("me", {"round": one.number})["sections"]["round"]
+    assert "Keep round 1" not in kept and "Drop round 1" in kept
+    dropped = training.drop("me", {"round": one.number})["sections"]["round"]
+    assert "Keep round 1" in dropped and "Drop round 1" not in dropped
 
 
 def test_memory_and_time_before_the_start(training: Training) -> None:

@@ -6,7 +6,7 @@ import socket
 import threading
 import webbrowser
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,13 +101,12 @@ def open_pages(
     project: Project,
     settings: Callable[[], Settings] | None,
     stages: Iterable[Stage] = (),
-    commands: Collection[str] = (),
 ) -> Pages:
     """Open a project for the pages.
 
     Args:
         settings: see `Engine`. The base is loaded in the background; None for no model.
-        stages: what can be trained; commands: what else can be started (see `Training`).
+        stages: what can be trained (see `Training`).
     """
     store = project.store()
     states = HiddenStates(project.folder / FILE)
@@ -132,7 +131,7 @@ def open_pages(
         Comparisons(store, prefetch),
         backfill,
         EngineRest(engine, project.folder.resolve(), woken=prefetch.wake),
-        Training(project, stages, commands),
+        Training(project, stages),
     )
 
 
@@ -229,8 +228,7 @@ def _run(
     sockets: list[socket.socket],
     args: Namespace,
 ) -> None:
-    stages, commands = getattr(args, "stages", ()), getattr(args, "commands", ())
-    pages = open_pages(project, settings, stages, commands)
+    pages = open_pages(project, settings, getattr(args, "stages", ()))
     try:
         access = _access(pages, args)
         if access.login:

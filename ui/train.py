@@ -8,17 +8,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lorarlhf.project import device_queue
 from lorarlhf.project.jobs import RUNNING, Job, find_job, list_jobs, resume_job, start_job, stop_job
 from lorarlhf.project.project import Project
+from lorarlhf.project.rounds import DROPPED, KEPT
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.train_curves import curves
 from lorarlhf_ui.train_form import Kind, kinds_of
 from lorarlhf_ui.train_html import earlier_html, estimate_html, job_sections, note_html, queue_html
+from lorarlhf_ui.train_rounds import check_round, decide_round, round_html
 from lorarlhf_ui.train_run import Rows, alarms, log_lines, messages, progress, samples
 from lorarlhf_ui.votes import View
 
@@ -40,19 +42,10 @@ class Training:
     Args:
         project: whose runs are started.
         stages: of the stage table.
-        commands: the commands that there are.
-        card: the newest round as HTML, or "".
     """
 
-    def __init__(
-        self,
-        project: Project,
-        stages: Iterable[Stage],
-        commands: Collection[str] = (),
-        card: Callable[[Project], str] = lambda project: "",
-    ) -> None:
-        self.project, self.kinds, self.card = project, kinds_of(stages), card
-        self.has_rounds = ROUND in commands
+    def __init__(self, project: Project, stages: Iterable[Stage]) -> None:
+        self.project, self.kinds = project, kinds_of(stages)
         self._card = -CARD_SECONDS, ""
         self.estimates = Estimates(project)
         self._folder = project.folder.resolve()
@@ -107,13 +100,13 @@ class Training:
         """Start a round as a job.
 
         Raises:
-            UserError: nothing can be written, or a round waits or runs already.
+            UserError: a round waits or runs already, there are too few new votes, or nothing can
+                be written.
         """
-        if not self.has_rounds:
-            raise UserError("This version has no command for a round.")
         for job in list_jobs(self.project):
             if job.alive and job.argv[:1] == (ROUND,):
                 raise UserError(f"A round {'runs' if job.state == RUNNING else 'waits'} already.")
+        check_round(self.project)
         start_job(self.project, [ROUND, str(self._folder)], "A round: reward, tuning, comparison")
         return self.look(rater, {})
 
@@ -127,7 +120,20 @@ class Training:
         resume_job(self._named(data))
         return self.look(rater, {})
 
+    def keep(self, rater: str, data: View) -> View:
+        """Keep a round: the next one starts from its policy."""
+        return self._decided(data, KEPT)
+
+    def drop(self, rater: str, data: View) -> View:
+        """Drop a round: nothing starts from its policy by itself, and its votes count again."""
+        return self._decided(data, DROPPED)
+
     # ---- parts
+
+    def _decided(self, data: View, verdict: str) -> View:
+        decide_round(self.project, data.get("round"), verdict)
+        self._card = -CARD_SECONDS, ""
+        return self.look("", {})
 
     def _job(self, job: Job, tickets: list[device_queue.Ticket]) -> dict[str, str]:
         ours = [(ticket.project, ticket.job) for ticket in tickets]
@@ -145,7 +151,7 @@ class Training:
         """The card; it reads votes and results, so it is not made anew for every request."""
         at, card = self._card
         if time.monotonic() - at > CARD_SECONDS:
-            card = self.card(self.project)
+            card = round_html(self.project)
             self._card = time.monotonic(), card
         return card
 

@@ -91,9 +91,8 @@ def kinds_of(stages: Iterable[Stage]) -> dict[str, Kind]:
     for stage in stages:
         keys = tuple(key.strip() for key in stage.keys.split(","))
         found[stage.name] = Kind(stage.name, stage.name, stage.summary, (), keys)
-        others = getattr(stage, "configs", ()) or ["rloo"] * bool(getattr(stage, "rloo_config", ""))
         for name, summary in ALGORITHMS.items():
-            if name in others:
+            if name in stage.configs:
                 sets = (f"algorithm={name}",)
                 found[name] = Kind(name, stage.name, summary, sets, keys)
     return found

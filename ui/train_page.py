@@ -15,8 +15,6 @@ FORM = "<!-- form -->"
 def train_page(training: Training) -> None:
     """Put the page's components into the Blocks that are being built."""
     page = static("train.html").replace(FORM, form_html(training.kinds))
-    if not training.has_rounds:
-        page = page.replace('data-part="tonight"', 'data-part="tonight" hidden')
     handlers = {
         "look": training.look,
         "estimate": training.estimate,
@@ -24,6 +22,8 @@ def train_page(training: Training) -> None:
         "tonight": training.tonight,
         "stop": training.stop,
         "resume": training.resume,
+        "keep": training.keep,
+        "drop": training.drop,
     }
     gr.HTML(
         html_template=page,

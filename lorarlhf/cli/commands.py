@@ -85,8 +85,7 @@ def ui(args: Namespace) -> Result:
             f"The rating pages need {error.name}, which is not installed: "
             "pip install 'lorarlhf[ui]'."
         ) from error
-    # The pages stand beside the stages and below the commands, so both are handed over.
-    args.stages, args.commands = tuple(STAGES.values()), tuple(COMMANDS)
+    args.stages = tuple(STAGES.values())  # the pages stand beside the stages: see architecture.md
     return Result(pages.main(args))
 
 

@@ -85,7 +85,18 @@ def passes(
     if stage.name == "reward":  # both answers; every answer is read once for the fit
         return 2 * rows * length + 2 * learned * learn
     sides = 1 if stage.name in ("sft", "kto") else 2
-    return sides * learned * (learn + compare * stage.reference)
+    a_token = sides * (learn + compare * stage.reference)
+    return learned * a_token + _rounds(settings, length, a_token)
+
+
+def _rounds(settings: Mapping[str, Any], length: float, a_token: float) -> float:
+    """The work of rounds of new answers: they are sampled, scored, and learned from as pairs."""
+    prompts = settings.get("rounds", 0) * settings.get("round_prompts", 0)
+    if not prompts:
+        return 0.0
+    answers, answer = prompts * settings["num_generations"], settings["max_new_tokens"]
+    learned = prompts * settings["epochs"] * length
+    return answers * (answer * SAMPLED_TOKEN + length) + learned * a_token
 
 
 def in_words(seconds: float) -> str:

@@ -56,9 +56,9 @@ function say(place, text, reply = {}) {
 root.addEventListener("click", (event) => {
   const button = event.target.closest("[data-do]");
   if (!button) return;
-  const { do: action, job } = button.dataset;
+  const { do: action, job, round } = button.dataset;
   const tell = (text, reply) => say(find("answer"), text, reply);
-  askServer(button, () => server[action]({ job: Number(job) }), tell, drawAnew);
+  askServer(button, () => server[action]({ job: Number(job), round: Number(round) }), tell, drawAnew);
 });
 
 const said = form.querySelector(".said");
