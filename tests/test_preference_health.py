@@ -231,6 +231,17 @@ def test_the_likelihood_of_an_answer_is_the_models_own(
     assert likelihoods(tiny, answers[:1], []).keys() == {"chosen_logp"}
 
 
+def test_a_family_that_scales_its_logits_is_only_sampled(tiny: Backbone, tmp_path: Path) -> None:
+    run, inputs = Run(tmp_path, "dpo", {}), StageInputs(PAIRS, DPOSettings(plain=True), None)
+    watch = PreferenceWatch(tiny, run, inputs)
+    assert len(watch.good) == len(watch.bad) == len(watch.prompts) == len(PAIRS)
+    head = tiny.causal.get_output_embeddings()
+    head.register_forward_hook(lambda layer, given, output: output / 8)  # as Granite does
+    watch = PreferenceWatch(tiny, run, inputs)
+    assert watch.good == watch.bad == [] and len(watch.prompts) == len(PAIRS)
+    assert likelihoods(tiny, [], []) == {}
+
+
 # ---- the run
 
 

@@ -17,6 +17,7 @@ from lorarlhf.ppo.health import HealthWatch, diagnose
 from lorarlhf.ppo.objective import token_logprobs
 from lorarlhf.ppo.samples import shown_prompt
 from lorarlhf.rewards.role import EncodedAnswer, encode_answer
+from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import append_jsonl
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.callbacks import log_beside_bars
@@ -50,7 +51,8 @@ class PreferenceWatch(TrainerCallback):
         self.health = HealthWatch(run, log_beside_bars, alarms=ALARMS, unit="Step")
         rows = inputs.eval_rows or inputs.rows
         limit = inputs.settings.max_tokens
-        self.good, self.bad = (_encoded(backbone, some, limit) for some in good_and_bad(rows))
+        few = good_and_bad(rows) if knows_logits(backbone) else ([], [])
+        self.good, self.bad = (_encoded(backbone, some, limit) for some in few)
         self.prompts = _short_prompts(backbone, rows, limit)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -134,6 +136,16 @@ def _answers(rows: Sequence[Row], name: str) -> list[Row]:
 def _drawn(rows: Sequence[Row]) -> list[Row]:
     places = random.Random(0).sample(range(len(rows)), min(PROMPTS, len(rows)))
     return [rows[place] for place in sorted(places)]
+
+
+def knows_logits(backbone: Backbone) -> bool:
+    """Whether `likelihoods` are the family's own; some scale their logits in a way of their own."""
+    try:
+        with backbone.role("base"):
+            backbone.lm_head.check()
+    except UserError:
+        return False
+    return True
 
 
 def _encoded(backbone: Backbone, rows: Sequence[Row], limit: int) -> list[EncodedAnswer]:
