@@ -53,7 +53,8 @@ def prepare_rows(
 
     lengths = _measured(rows, made, length)
     longest, answer = max(map(sum, lengths)), max(length.answer for length in lengths)
-    if sampled := own.get("max_new_tokens", 0):  # it trains on answers of its own, too
+    # Some train on answers of their own, too; those of DPO's rounds are measured with the prompts.
+    if sampled := 0 if stage.rounds else own.get("max_new_tokens", 0):
         answer = max(answer, sampled)
         longest = max(longest, max(length.prompt for length in lengths) + sampled)
     if limit is not None:
