@@ -30,6 +30,7 @@ from lorarlhf.project.rounds import (
     too_few_votes,
     unfinished,
 )
+from lorarlhf.project.run_labels import read_label
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
@@ -225,7 +226,7 @@ def test_a_round_waits_for_the_decision_about_the_last_one(
         assert "is in use" in refused(capsys, project, "--drop")
     assert main(["round", str(project.folder), "--drop", "--json"]) == 0
     assert rounds(project)[0].verdict == "dropped"
-    assert (project.folder / "runs/0002-ppo/dropped").is_file()
+    assert read_label(project.folder / "runs/0002-ppo").dropped
     capsys.readouterr()
     assert main(["round", str(project.folder), "--list"]) == 0
     listed = capsys.readouterr().out
