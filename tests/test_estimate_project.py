@@ -38,10 +38,25 @@ def test_the_work_of_a_stage_by_hand() -> None:
     # 8 answers of 10 tokens to prompts of 20: sampled at 4 each, read by 1 + 3 * 0.5 roles, and
     # trained on once at 3 * 0.5.
     assert passes(STAGES["ppo"], PPO, 10, 20.0, 0.5) == 8 * (10 * 4 + 30 * (1 + 1.5 + 1.5))
+    ditto = {"rounds": 2, "steps": 3, "batch_size": 4, "answers": 5, "max_new_tokens": 10}
+    # Tuned once; 2 rounds of 50 answers; 2 * 3 * 4 pairs at 2.5 a token, as in DPO.
+    assert passes(STAGES["ditto"], ditto | {"sft_epochs": 1}, 10, 20.0, 0.5) == (
+        10 * 20 * 2 + 100 * (10 * 4 + 20) + 2 * 24 * 20 * 2.5
+    )
+    rounds = {"epochs": 1, "rounds": 2, "round_prompts": 3, "num_generations": 4}
+    assert passes(STAGES["dpo"], rounds | {"max_new_tokens": 10}, 10, 20.0, 0.5) == (
+        2 * 10 * 20 * 2.5 + 24 * (10 * 4 + 20) + 6 * 20 * 2 * 2.5
+    )
     rloo = PPO | {"algorithm": "rloo", "num_generations": 2}
     assert passes(STAGES["ppo"], rloo, 10, 20.0, 0.5) == 2 * passes(
         STAGES["ppo"], PPO, 10, 20.0, 0.5
     )
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_is_counted_with_its_defaults(name: str) -> None:
+    defaults = {known.name: known.default for known in STAGES[name].own_settings()}
+    assert passes(STAGES[name], defaults, 10, 20.0, 0.5) > 0
 
 
 def test_time_in_words() -> None:

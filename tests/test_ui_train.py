@@ -1,6 +1,8 @@
 """The Train page: what can be started, and a run as its files tell it, without a browser."""
 
 import html
+import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,6 +238,25 @@ def test_a_round_is_one_job_at_a_time(training: Training) -> None:
             training.tonight("me", {})
     until(lambda: now(training).state == DONE, SECONDS)
     assert "No round yet" in training.look("me", {})["sections"]["round"]
+
+
+def test_a_round_shows_the_curves_of_the_run_that_it_makes_now(training: Training) -> None:
+    vote(training.project, range(MIN_VOTES))
+    earlier = training.project.next_run("sft")
+    (earlier / "run.json").write_text("{}")
+    os.utime(earlier / "run.json", (1.0, 1.0))
+    training.tonight("me", {})
+    until(lambda: now(training).state == DONE, SECONDS)
+    assert training._run_made_by(now(training)) is None
+    run = training.project.next_run("reward")
+    (run / "run.json").write_text("{}")
+    rows = [{"stage": "reward", "step": n, "loss": 1.0 / n} for n in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    began = now(training).started
+    assert began is not None
+    os.utime(run / "run.json", (began, began))
+    assert training._run_made_by(now(training)) == run
+    assert "<svg" in training.look("me", {})["sections"]["curves"]
 
 
 def test_the_newest_round_is_kept_or_dropped(training: Training) -> None:

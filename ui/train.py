@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lorarlhf.project import device_queue
@@ -140,12 +141,26 @@ class Training:
         mine = (self._folder, job.id)
         ahead = ours.index(mine) if mine in ours else 0
         lines = log_lines(job.log)
-        rows = self._metrics.of(job.run / "metrics.jsonl") if job.run else []
-        answers = self._samples.of(job.run / "samples.jsonl") if job.run else []
+        run = job.run or self._run_made_by(job)
+        rows = self._metrics.of(run / "metrics.jsonl") if run else []
+        answers = self._samples.of(run / "samples.jsonl") if run else []
         parts = job_sections(
             job, progress(lines), alarms(rows), samples(answers), messages(lines), ahead
         )
         return parts | {"curves": curves(rows, job.stage)}
+
+    def _run_made_by(self, job: Job) -> Path | None:
+        """The newest run of a job that makes several, as a round does; None if there is none."""
+        if job.stage or job.started is None:
+            return None
+        for run in self.project.runs():
+            try:
+                written = (run / "run.json").stat().st_mtime
+            except OSError:  # it has not begun
+                continue
+            if job.started <= written <= (job.ended or written) + 1:
+                return run
+        return None
 
     def _newest_round(self) -> str:
         """The card; it reads votes and results, so it is not made anew for every request."""

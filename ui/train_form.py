@@ -13,13 +13,14 @@ from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 
 MOST_IMPORTANT = (
-    *("updates", "epochs", "kl_coef", "learning_rate", "beta", "holdout", "batch_size"),
+    *("updates", "epochs", "steps", "kl_coef", "learning_rate", "beta", "holdout", "batch_size"),
 )
 """In this order; the first three that a stage has stand on top."""
 SHOWN = 3
 HINTS = {
     "updates": "rounds of answering and learning; more of them take longer",
     "epochs": "how often all rows are learned from; 0 trains no adapter, where that is possible",
+    "steps": "optimizer steps in each of its rounds",
     "kl_coef": "the price of moving away from the first policy; a higher one keeps it closer",
     "learning_rate": "how large a step is; halve it if the run becomes unstable",
     "beta": "how closely the policy keeps to where it started; a higher one keeps it closer",

@@ -28,6 +28,7 @@ REACHED = 0.35
 """The share of the speed of plain products that a training reaches."""
 SAME = ("base", "bits", "adapter_layers", "algorithm")
 """Settings that two runs share if the speed of one says something of the other."""
+UNKNOWN = "it can't be estimated before it starts."
 START_SECONDS = 12.0
 """For libraries, the base, and the report."""
 
@@ -42,10 +43,13 @@ def expected_time(prepared: Prepared, project: Project) -> tuple[float | None, s
         shape = Shape.of(base.config.to_dict())
         layers = count_adapter_layers(settings.backbone["adapter_layers"], shape.layers)
     except (KeyError, TypeError, ValueError):  # a family of another shape
-        return None, "it can't be estimated before it starts."
+        return None, UNKNOWN
     length = _mean_length(prepared)
     flat = settings.flat()
-    work = passes(stage, flat, prepared.rows["count"], length, layers / shape.layers)
+    try:
+        work = passes(stage, flat, prepared.rows["count"], length, layers / shape.layers)
+    except KeyError:  # a stage that is counted in other settings
+        return None, UNKNOWN
     if (earlier := _earlier(project, stage, flat, length, layers / shape.layers)) is not None:
         run, a_pass = earlier
         seconds = START_SECONDS + a_pass * work
@@ -81,6 +85,12 @@ def passes(
         epochs = settings["num_ppo_epochs"] if algorithm == "ppo" else 1
         read = (length + answer) * (1 + 3 * upper + epochs * 3 * upper)
         return answers * (answer * SAMPLED_TOKEN + read)
+    if stage.name == "ditto":  # supervised tuning first; its pairs are drawn from all that it has
+        answers = settings["rounds"] * rows * settings["answers"]
+        pairs = settings["rounds"] * settings["steps"] * settings["batch_size"]
+        sampled = answers * (settings["max_new_tokens"] * SAMPLED_TOKEN + length)
+        tuned = rows * settings["sft_epochs"] * length * learn
+        return tuned + sampled + 2 * pairs * length * (learn + compare)
     learned = rows * float(settings["epochs"]) * length
     if stage.name == "reward":  # both answers; every answer is read once for the fit
         return 2 * rows * length + 2 * learned * learn
