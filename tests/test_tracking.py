@@ -61,15 +61,17 @@ def test_nothing_is_reported_unasked_and_a_tracker_that_is_named_is(
     assert arguments(stage, folder, "report_to=none").report_to == []
 
 
-def test_rloo_hands_it_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lorarlhf.stages import rloo
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+@pytest.mark.usefixtures("trackers")
+def test_rloo_and_grpo_hand_it_on(algorithm: str, tmp_path: Path) -> None:
+    from lorarlhf.stages.critic_free import critic_free_arguments
 
-    monkeypatch.setattr("lorarlhf.stages.trl.arguments._check_services", lambda names: None)
-    settings = resolve(STAGES["ppo"], sets=("algorithm=rloo", "report_to=tensorboard"))
+    sets = (f"algorithm={algorithm}", "report_to=tensorboard")
+    settings = resolve(STAGES["ppo"], sets=sets)
     own = STAGES["ppo"].make_settings(settings.own, settings.trl)
     placement = Placement(torch.device("cpu"), torch.float32, tmp_path, 0)
     args = STAGES["ppo"].make_arguments(placement, own)
-    assert rloo.rloo_arguments(placement, args, own).report_to == ["tensorboard"]
+    assert critic_free_arguments(placement, args, own).report_to == ["tensorboard"]
 
 
 def test_a_missing_tracker_says_what_to_install(tmp_path: Path) -> None:
