@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few votes, seconds, two methods")
     args = parser.parse_args()
     if args.quick:
-        args.votes, args.minutes, args.tokens = 12, 0.1, 16
-        args.rater, args.methods = args.rater or ["brief"], args.methods or ["dpo", "grpo"]
+        args.votes, args.minutes, args.tokens = 12, 0.1, 24
+        args.rater, args.methods = args.rater or ["cheerful"], args.methods or ["dpo", "grpo"]
     found = []
     for rater in args.rater or RATERS:
         for seed in range(args.seeds):
