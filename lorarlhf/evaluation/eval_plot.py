@@ -40,8 +40,17 @@ def points(judge: Row, candidates: Sequence[Row]) -> list[Point]:
     return found
 
 
-def win_rate_over_kl(name: str, judge: Row, candidates: Sequence[Row]) -> str:
-    """One judge's picture with ids that start with `name`; "" if there is nothing to draw."""
+def win_rate_over_kl(
+    name: str,
+    judge: Row,
+    candidates: Sequence[Row],
+    size: tuple[float, float] = (WIDTH, HEIGHT),
+) -> str:
+    """One judge's picture with ids that start with `name`; "" if there is nothing to draw.
+
+    Args:
+        size: width and height in inches.
+    """
     shown = points(judge, candidates)
     if not shown:
         return ""
@@ -51,7 +60,7 @@ def win_rate_over_kl(name: str, judge: Row, candidates: Sequence[Row]) -> str:
         _draw(figure.subplots(), shown)
         return _label(judge, shown)
 
-    return draw_svg(name, (WIDTH, HEIGHT), draw)
+    return draw_svg(name, size, draw)
 
 
 def _draw(axes: Any, shown: Sequence[Point]) -> None:

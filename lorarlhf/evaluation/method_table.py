@@ -8,6 +8,8 @@ from lorarlhf.evaluation.eval_results import kl_text, rate_text
 
 Row = dict[str, Any]
 GB = 1e3  # megabytes
+SIZE = (6.4, 4.4)
+"""Inches of the picture: larger than that of `eval`, for the names of up to nine methods."""
 
 
 def method_rows(methods: Mapping[str, Row], found: Mapping[str, Any]) -> list[Row]:
@@ -84,5 +86,6 @@ def picture(number: int, judge: Mapping[str, Any], rows: Sequence[Row]) -> str:
         if result["candidate"] in names
     ]
     candidates = [row["answers"] | {"name": row["method"]} for row in rows if row["answers"]]
-    svg = win_rate_over_kl(f"methods{number}", {**judge, "results": shown}, candidates)
+    drawn = {**judge, "results": shown}
+    svg = win_rate_over_kl(f"methods{number}", drawn, candidates, size=SIZE)
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
