@@ -29,8 +29,8 @@ from lorarlhf.stages.preference_alarms import ALARMS
 FILE = "samples.jsonl"
 PROMPTS = 16  # answered at each measurement
 FEWEST_TOKENS, MOST_TOKENS = 48, 128
-"""Limits of the longest answer. Many answers of usual bases have not ended after 48 tokens, and more
-than 128 would take long on a CPU."""
+"""Limits of the longest answer. Many answers of usual bases have not ended after 48 tokens, and
+more than 128 would take long on a CPU."""
 TEMPERATURE = 0.8  # as on the pages
 FEWEST_STEPS = 5  # between two measurements
 MEASURED = {"chosen_logp", "rejected_logp", "repetition"}  # in the log's rows of the watch alone
