@@ -39,8 +39,8 @@ def test_stages_do_not_import_one_another() -> None:
         parts = module.split(".")
         inside = parts[:2] == [PACKAGE, "stages"] and len(parts) > 2
         # RLOO and GRPO are algorithms of the command ppo, and rounds belong to the command dpo; the
-        # stages reward and sft have several files.
-        same = {"critic_free": "ppo", "assistant_turns": "sft"}
+        # stages reward, sft and ditto have several files.
+        same = {"critic_free": "ppo", "assistant_turns": "sft", "ditto_callbacks": "ditto"}
         same |= dict.fromkeys(("reward_view", "reward_examples"), "reward_model")
         rounds = ("iterated_dpo", "round_inputs", "round_alarms")
         same |= dict.fromkeys(rounds, "dpo_orpo")
