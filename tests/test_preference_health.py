@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import Completion
@@ -20,6 +21,7 @@ from lorarlhf.project.settings import known_keys
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages import preference_watch
+from lorarlhf.stages.callbacks import RunCallback
 from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, train_direct
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.kto import KTOSettings, train_kto
@@ -212,6 +214,17 @@ def test_a_training_whose_minutes_are_over_keeps_what_it_has_learned(
     assert found["steps"] == found["kept_step"] == 1
     measured = [row["step"] for row in log_of(run) if "eval_loss" in row]
     assert measured == [0, 1]
+
+
+@pytest.mark.parametrize(("strategy", "evaluates"), [("steps", True), ("no", False)])
+def test_the_end_of_the_minutes_asks_for_a_trainers_own_evaluation(
+    strategy: str, evaluates: bool, tmp_path: Path
+) -> None:
+    callback = RunCallback(Run(tmp_path, "reward", {}, minutes=1e-9), "reward model")
+    args = TrainingArguments(str(tmp_path), eval_strategy=strategy, use_cpu=True)
+    control, state = TrainerControl(), TrainerState(global_step=3)
+    callback.on_step_end(args, state, control)
+    assert control.should_training_stop and control.should_evaluate == evaluates
 
 
 def test_good_and_bad_answers_are_drawn_from_pairs_and_labels() -> None:

@@ -26,8 +26,8 @@ from lorarlhf.runtime.run_folder import ROUNDS
 from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
 from lorarlhf.stages.callbacks import log_beside_bars
 from lorarlhf.stages.conversations import Row, conversational
-from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.ditto_callbacks import KeepReference, RoundCallback
+from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.trainer import last_logged, loss_summary, run_trl_trainer
 
