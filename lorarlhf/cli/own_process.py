@@ -31,9 +31,10 @@ def run_command(words: Sequence[str], log: Path) -> int:
     apart = os.name != "nt"  # on Windows, Ctrl-C reaches all processes of a console
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream, _ending_as_ctrl_c():
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=stream, start_new_session=apart
-        )
+        with _heeding_ctrl_c():
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=stream, start_new_session=apart
+            )
         try:
             return process.wait()
         except KeyboardInterrupt:
@@ -65,6 +66,23 @@ def _ending_as_ctrl_c() -> Iterator[None]:
     finally:
         for one, how in before.items():
             signal.signal(one, how)
+
+
+@contextmanager
+def _heeding_ctrl_c() -> Iterator[None]:
+    """Do not ignore Ctrl-C while a process is started, since it would ignore it, too.
+
+    Shells without job control have `command &` ignore it.
+    """
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def reason(status: int, log: Path) -> str:
