@@ -17,7 +17,7 @@ from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import log_changed_settings
 from lorarlhf.stages.table import STAGES
 
-NOT_FILES = {"PROJECT", "KEY=VALUE", "DIR", None}  # of the run itself, or no file at all
+NOT_FILES = {"PROJECT", "KEY=VALUE", "DIR", "M", None}  # of the run itself, or no file at all
 
 
 def command_of(stage: str) -> Parser:
