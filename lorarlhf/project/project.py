@@ -91,6 +91,11 @@ class Project:
         """The runs that nobody has dropped, the newest first."""
         return [run for run in self.runs() if not read_label(run).dropped]
 
+    def evaluations(self) -> list[Path]:
+        """The results of `eval`, also those of the rounds."""
+        patterns = ("eval*/eval.json", "rounds/*/eval/eval.json")
+        return [file for pattern in patterns for file in self.folder.glob(pattern)]
+
     def next_run(self, stage: str) -> Path:
         """Make the folder for a new run, for example `runs/0007-ppo`, and reserve its number."""
         while True:
