@@ -240,6 +240,14 @@ def test_a_round_is_one_job_at_a_time(training: Training) -> None:
     assert "No round yet" in training.look("me", {})["sections"]["round"]
 
 
+def test_a_round_waits_until_the_last_one_is_decided(training: Training) -> None:
+    vote(training.project, range(3 * MIN_VOTES))
+    finished_round(training.project, 1)
+    with pytest.raises(UserError, match=r"nobody has said what becomes of it\. Keep or drop it"):
+        training.tonight("me", {})
+    assert list_jobs(training.project) == []
+
+
 def test_a_round_shows_the_curves_of_the_run_that_it_makes_now(training: Training) -> None:
     vote(training.project, range(MIN_VOTES))
     earlier = training.project.next_run("sft")

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.project import device_queue
-from lorarlhf.project.jobs import RUNNING, Job, find_job, list_jobs, resume_job, start_job, stop_job
+from lorarlhf.project.jobs import (
+    JOBS,
+    RUNNING,
+    Job,
+    find_job,
+    list_jobs,
+    resume_job,
+    start_job,
+    starting,
+    stop_job,
+)
 from lorarlhf.project.project import Project
 from lorarlhf.project.rounds import DROPPED, KEPT
 from lorarlhf.project.stage import Stage
@@ -101,14 +111,17 @@ class Training:
         """Start a round as a job.
 
         Raises:
-            UserError: a round waits or runs already, there are too few new votes, or nothing can
-                be written.
+            UserError: a round waits or runs already, the last one is not decided, there are too few
+                new votes, or nothing can be written.
         """
-        for job in list_jobs(self.project):
-            if job.alive and job.argv[:1] == (ROUND,):
-                raise UserError(f"A round {'runs' if job.state == RUNNING else 'waits'} already.")
-        check_round(self.project)
-        start_job(self.project, [ROUND, str(self._folder)], "A round: reward, tuning, comparison")
+        with starting(self.project.folder / JOBS):
+            for job in list_jobs(self.project):
+                if job.alive and job.argv[:1] == (ROUND,):
+                    how = "runs" if job.state == RUNNING else "waits"
+                    raise UserError(f"A round {how} already.")
+            check_round(self.project)
+            title = "A round: reward, tuning, comparison"
+            start_job(self.project, [ROUND, str(self._folder)], title)
         return self.look(rater, {})
 
     def stop(self, rater: str, data: View) -> View:
