@@ -123,11 +123,14 @@ def test_a_round_by_an_algorithm_without_a_critic_goes_on_after_its_checkpoint(
         patch.setattr(UpdateLog, "on_step_begin", on_step_begin)
         assert main(["round", "mine", *words]) == 1
     run = project.folder / "runs/0002-ppo"
-    assert rounds(project)[0].is_done("reward") and not rounds(project)[0].is_done("method")
+    one = rounds(project)[0]
+    assert one.is_done("reward") and not one.is_done("method")
+    one.note("method", seconds=one.steps["method"]["seconds"] + 1000)
     assert [path.name for path in run.glob("checkpoints/*")] == ["checkpoint-1"]
     again = command("--resume")
     assert "Round 1 continues." in again["err"] and "Continuing after update 1." in again["err"]
     assert again["steps"]["method"]["run"] == "runs/0002-ppo"
+    assert again["steps"]["method"]["seconds"] > 1000  # with the time before the stop
     assert config_of(project, "runs/0002-ppo")["algorithm"] == algorithm
     assert not list(run.glob("earlier-*"))
 

@@ -82,7 +82,7 @@ def check_worth(project: Project) -> None:
 def _worth(project: Project) -> str:
     """By the learning curve of the last round's votes, how many more are worth it."""
     last = last_used(project)
-    if last is None or "reward" not in last.steps:
+    if last is None or "run" not in last.steps.get("reward", {}):
         return ""
     file = last.project_folder / last.steps["reward"]["run"] / "votes.safetensors"
     if not file.is_file():
