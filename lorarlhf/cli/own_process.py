@@ -3,9 +3,10 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from lorarlhf.runtime.process import python_command
 
 
 def run_command(words: Sequence[str], log: Path) -> int:
@@ -19,7 +20,7 @@ def run_command(words: Sequence[str], log: Path) -> int:
     Raises:
         KeyboardInterrupt: Ctrl-C, after the command has ended.
     """
-    command = [sys.executable, "-m", "lorarlhf.cli", *words]
+    command = python_command("lorarlhf.cli", *words)
     apart = os.name != "nt"  # on Windows, Ctrl-C reaches all processes of a console
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
