@@ -35,7 +35,7 @@ from lorarlhf.rewards.editor import EDITS, edit
 from lorarlhf.rewards.raters import Answer, Rater
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages.ditto import DittoSettings
-from lorarlhf.stages.dpo_orpo import DirectSettings
+from lorarlhf.stages.dpo_orpo import DPOSettings
 from lorarlhf.stages.sft import SFTSettings
 
 MINUTES = (15, 30, 60)
@@ -114,7 +114,7 @@ def train(method: str, backbone: Backbone, rows: list[Row], seed: int, tokens: i
                 rows = edited_pairs(rows)
             if not rows:
                 return 0
-            train_direct(backbone, rows, run, "dpo", DirectSettings(epochs=2))
+            train_direct(backbone, rows, run, "dpo", DPOSettings(epochs=2))
         return len(rows)
 
 

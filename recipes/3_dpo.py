@@ -10,8 +10,9 @@ Costs: more than any other step on a CPU; the progress bar shows the remaining t
 You should see: the loss falls. In metrics.jsonl, the share of training pairs that the policy orders
 like the voter (rewards/accuracies) rises. At the end, the script
 prints how many comparisons the new answers win on held-out prompts.
-You get: runs/3_dpo with adapters/policy, metrics.jsonl, samples.jsonl and summary.json. If you run
-it again, the earlier run is kept in runs/3_dpo/earlier-1.
+You get: runs/3_dpo with adapters/policy, metrics.jsonl, comparison.jsonl (the answers before and
+after), samples.jsonl (a few answers during the training) and summary.json. If you run it again, the
+earlier run is kept in runs/3_dpo/earlier-1.
 
 A smaller BETA moves the policy further from step 1 for the same votes.
 """
@@ -79,7 +80,7 @@ def main() -> None:
     old, new = ([Answer.of(completion) for completion in side] for side in (before, after))
     figures, samples = judge(Rater.named(RATER, noise=0), prompts, old, new, SEED)
     print(samples_as_text(samples))
-    write_jsonl(folder / "samples.jsonl", samples)
+    write_jsonl(folder / "comparison.jsonl", samples)
     summary = run.finish("done", trained | figures)
     write_json(folder / "summary.json", summary)
 

@@ -9,8 +9,9 @@ Costs: about as much as 3_dpo.py; the progress bar shows the remaining time.
 You should see: rewards/margins in metrics.jsonl rises. It says how much more the policy prefers
 good answers to bad ones than the model of step 1 does. At the end, the script prints how many
 comparisons the new answers win on held-out prompts.
-You get: runs/3_kto with adapters/policy, metrics.jsonl, samples.jsonl and summary.json. If you run
-it again, the earlier run is kept in runs/3_kto/earlier-1.
+You get: runs/3_kto with adapters/policy, metrics.jsonl, comparison.jsonl (the answers before and
+after), samples.jsonl (a few answers during the training) and summary.json. If you run it again, the
+earlier run is kept in runs/3_kto/earlier-1.
 
 A smaller BETA moves the policy further from step 1 for the same answers.
 """
@@ -78,7 +79,7 @@ def main() -> None:
     old, new = ([Answer.of(completion) for completion in side] for side in (before, after))
     figures, samples = judge(Rater.named(RATER, noise=0), prompts, old, new, SEED)
     print(samples_as_text(samples))
-    write_jsonl(folder / "samples.jsonl", samples)
+    write_jsonl(folder / "comparison.jsonl", samples)
     summary = run.finish("done", trained | figures)
     write_json(folder / "summary.json", summary)
 

@@ -9,8 +9,9 @@ Costs: a little less than DPO; the progress bar shows the remaining time.
 You should see: the loss falls. In metrics.jsonl, the share of training pairs that the policy orders
 like the voter (rewards/accuracies) rises. At the end, the script prints how many comparisons the
 new answers win on held-out prompts.
-You get: runs/3_orpo with adapters/policy, metrics.jsonl, samples.jsonl and summary.json. If you run
-it again, the earlier run is kept in runs/3_orpo/earlier-1.
+You get: runs/3_orpo with adapters/policy, metrics.jsonl, comparison.jsonl (the answers before and
+after), samples.jsonl (a few answers during the training) and summary.json. If you run it again, the
+earlier run is kept in runs/3_orpo/earlier-1.
 
 A larger BETA gives the votes more weight against the likelihood of the chosen answers.
 """
@@ -78,7 +79,7 @@ def main() -> None:
     old, new = ([Answer.of(completion) for completion in side] for side in (before, after))
     figures, samples = judge(Rater.named(RATER, noise=0), prompts, old, new, SEED)
     print(samples_as_text(samples))
-    write_jsonl(folder / "samples.jsonl", samples)
+    write_jsonl(folder / "comparison.jsonl", samples)
     summary = run.finish("done", trained | figures)
     write_json(folder / "summary.json", summary)
 

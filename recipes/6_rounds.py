@@ -27,7 +27,7 @@ from lorarlhf.runtime.errors import exit_on_user_error
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import archive_earlier_run
-from lorarlhf.stages.dpo_orpo import DirectSettings
+from lorarlhf.stages.dpo_orpo import DPOSettings
 
 BASE = "smollm2-135m"
 ROUNDS = 3
@@ -35,7 +35,7 @@ PROMPTS = 80  # in each round, answered twice, with one vote each
 RATER = "cheerful"  # votes, and judges at the end of each round without noise
 NOISE = 0.1  # fraction of votes that are wrong
 MAX_NEW_TOKENS = 64
-SETTINGS = DirectSettings(epochs=1, learning_rate=1e-4, beta=0.1)
+SETTINGS = DPOSettings(epochs=1, learning_rate=1e-4, beta=0.1)
 SEED = 0
 
 

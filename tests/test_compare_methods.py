@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from lorarlhf.cli import compare_methods
 from lorarlhf.cli.compare_plan import BY_DEFAULT, _by_default, count_uses, find_methods
 from lorarlhf.cli.compare_settings import check_settings, method_settings
 from lorarlhf.cli.main import main
-from lorarlhf.cli.own_process import last_line, run_command
+from lorarlhf.cli.own_process import last_line, reason, run_command
 from lorarlhf.evaluation.method_table import as_markdown, method_rows, picture
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import BOTH_GOOD, RANKED, TIE, ImportedVote, Verdict
@@ -21,6 +23,7 @@ from lorarlhf.project.project import Project, create
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_jsonl
 from lorarlhf.runtime.run import Run
+from tests.waiting import until
 
 SETTINGS = """
 compute_dtype: float32
@@ -114,7 +117,7 @@ def test_methods_in_one_table_and_done_ones_are_kept(
     assert set(rows["ppo"]["judges"]) == set(judges)
     notes = "\n".join(data["notes"])
     assert "dpo learns from 8 of 9 votes (8 rows). Not used: 1 ties" in notes
-    assert "8 strengths of a preference; 1 notes" in notes or "1 notes; 8 strengths" in notes
+    assert "; 8 strengths of a preference." in notes  # the tie's note is left out with it
     assert "All start from the base" in notes
     table = (tmp_path / "results/comparison.md").read_text()
     assert table.splitlines()[0].startswith("| method | win rate, rater brief | at equal length |")
@@ -350,3 +353,40 @@ def test_a_command_runs_in_a_process_of_its_own(project: Project, tmp_path: Path
     assert run_command(["votes", "nowhere"], log) == 2
     assert "nowhere is not a project" in last_line(log)
     assert last_line(tmp_path / "none.txt") == "it gave no reason."
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no command ends by a signal there")
+def test_a_killed_command_is_told_as_one(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("Peak after the first step: 0.6 GB.\n")
+    assert reason(1, log) == "Peak after the first step: 0.6 GB."
+    assert reason(-9, log).startswith("it was killed by the signal SIGKILL. Most likely")
+    assert reason(-11, log) == "it was killed by the signal SIGSEGV."
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process can't be asked to end there")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_what_ends_a_command_ends_the_one_that_it_waits_for(name: str, tmp_path: Path) -> None:
+    """A child in a session of its own would train on, with nobody to see it."""
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import pathlib, time\n"
+        "try:\n    pathlib.Path('begun').touch()\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    pathlib.Path('stopped').touch()\n"
+    )
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom lorarlhf.cli import own_process\n"
+        f"own_process.sys = type('S', (), dict(executable={str(tmp_path / 'python')!r}))\n"
+        "own_process.run_command([], Path('log.txt'))\n"
+    )
+    start = tmp_path / "python"  # in place of `python -m lorarlhf.cli`
+    start.write_text(f"#!/bin/sh\nexec {sys.executable} {child}\n")
+    start.chmod(0o755)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment)
+    try:
+        until(lambda: (tmp_path / "begun").exists())
+        parent.send_signal(getattr(signal, name))
+        assert parent.wait(20) != 0 and (tmp_path / "stopped").exists()
+    finally:
+        parent.kill()

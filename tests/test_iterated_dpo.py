@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.generation import Completion
 from lorarlhf.cli.project_defaults import fill_in
 from lorarlhf.cli.request import TrainRequest
 from lorarlhf.preferences.merge import add_votes
@@ -20,11 +24,12 @@ from lorarlhf.rewards.deviation import ScoreDeviation, score_with_deviations, sc
 from lorarlhf.rewards.role import encode_answer, pooled_states
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.files import read_json, write_jsonl
 from lorarlhf.stages import iterated_dpo
 from lorarlhf.stages.round_alarms import round_alarms
 from lorarlhf.stages.round_inputs import (
     CLOSE,
+    CUT_OFF,
     EQUAL,
     IteratedDPOSettings,
     best_and_worst,
@@ -53,6 +58,19 @@ def test_the_best_and_the_worst_answer_are_a_pair() -> None:
     assert best_and_worst(["a", ""], [0.1, 0.9]) is None
     assert best_and_worst(["a", "a"], [0.9, 0.1]) is None
     assert best_and_worst(["a", "b"], [0.5, 0.5]) is None
+
+
+def test_a_cut_off_answer_is_never_the_better_one() -> None:
+    texts, scores = ["a", "b", "c"], [0.9, 0.4, 0.1]
+    assert best_and_worst(texts, scores, [False, True, False]) == (1, 2)
+    assert best_and_worst(texts, scores, [False, False, True]) is None  # it is also the worst
+    assert best_and_worst(texts, scores, [False] * 3) is None
+    settings = IteratedDPOSettings(num_generations=2, least_gap=0.0)
+    texts, scores = ["a", "b", "a", "b", "a", "a"], [1.0, 0.0] * 3
+    ended = [True, False, False, True, False, False]
+    labels = pair_up([4, 4, 6, 6, 8, 8], texts, scores, lambda one, other: 0.5, settings, ended)
+    assert [pair["row"] for pair in labels.pairs] == [4]
+    assert labels.left_out == {CUT_OFF: 1, EQUAL: 1}
 
 
 def test_pairs_below_the_doubt_are_left_out_and_counted() -> None:
@@ -137,14 +155,31 @@ def test_the_doubt_of_a_difference_is_the_length_of_the_difference(
 # ---- the command
 
 
+@pytest.fixture
+def endings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny base's answers count as ended, though its stop token is as rare as any other."""
+    generate = iterated_dpo.generate_encoded
+
+    def ended(*given: Any, **named: Any) -> list[Completion]:
+        return [replace(answer, ended=True) for answer in generate(*given, **named)]
+
+    monkeypatch.setattr(iterated_dpo, "generate_encoded", ended)
+
+
 def without_seconds(file: Path) -> list[dict[str, Any]]:
     rows = rows_of(file)
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
 
 
 def test_rounds_from_votes_and_from_labelled_answers(
-    work: Path, train: Train, reward_run: Path
+    work: Path, train: Train, reward_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    learn, names = iterated_dpo.run_dpo, []
+    monkeypatch.setattr(
+        iterated_dpo,
+        "run_dpo",
+        lambda *given: (names.append(given[2].args.run_name), learn(*given))[1],
+    )
     sets = [*ROUNDS, "least_gap=0"]
     status, out, err = train(*WORDS, "--reward", "runs/reward", "--out", "rounds", sets=sets)
     assert status == 0 and "2 of 8 rows are on held-out prompts" in err
@@ -164,17 +199,17 @@ def test_rounds_from_votes_and_from_labelled_answers(
     assert len(pairs) == rows[1]["pairs"] and all(pair["gap"] > 0 for pair in pairs)
     inner = read_json(folder / "rounds/1/run.json")
     assert inner["status"] == "done" and inner["summary"]["rows"] == 6 + len(pairs)
-    assert (folder / "report.html").is_file()
+    assert (folder / "report.html").is_file() and names[0] == "rounds-round-1"
     config = read_json(folder / "run.json")["config"]
     assert Path(config["reward"]).name == "reward" and config["rounds"] == 2
 
 
 def test_rounds_that_were_stopped_go_on(
-    work: Path, train: Train, reward_run: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, train: Train, reward_run: Path, endings: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped within the DPO of the first round, the run resumes as if it had not been."""
     monkeypatch.setattr(iterated_dpo._Rounds, "_best", lambda self: len(self.rows) - 1)
-    words = (*WORDS, "--reward", "runs/reward")
+    words = (*WORDS, "--reward", "runs/reward", "--minutes", "9")
     sets = [*ROUNDS, "least_gap=0"]
     whole = summary_of(train(*words, "--out", "whole", sets=sets))
     assert whole["rounds"] == 2
@@ -189,16 +224,51 @@ def test_rounds_that_were_stopped_go_on(
     status, _, _ = train(*words, "--out", "parts", sets=sets)
     assert status == 1
     monkeypatch.setattr(iterated_dpo.Run, "log", before)
-    answers = (work / "parts/rounds/1/pairs.jsonl").read_bytes()
+    file = work / "parts/rounds/1/pairs.jsonl"
+    head, *pairs = rows_of(file)
+    assert head["seconds"] > 0
+    write_jsonl(file, [head | {"seconds": 100.0}, *pairs])  # it took long
+    answers = file.read_bytes()
+    kept = work / "parts/rounds/1/metrics.jsonl"
+    write_jsonl(kept, [row | {"trained_seconds": 50.0} for row in rows_of(kept)])
     status, out, err = train(*words, "--out", "parts", "--resume", sets=sets)
     assert status == 0 and "Continuing after step 0." in err, err
     assert (work / "parts/rounds/1/pairs.jsonl").read_bytes() == answers
     assert json.loads(out)["rounds"] == 2
+    # What was spent on the round before the stop is not given again.
+    first = next(row for row in rows_of(work / "parts/metrics.jsonl") if row["step"] == 1)
+    assert first["seconds"] > 150
     ours, theirs = (without_seconds(work / n / "metrics.jsonl") for n in ("parts", "whole"))
     assert ours == theirs
     for file in ("adapters/policy", "rounds/1/adapters/policy", "rounds/2/adapters/policy"):
         name = f"{file}/adapter_model.safetensors"
         assert (work / "parts" / name).read_bytes() == (work / "whole" / name).read_bytes()
+
+
+def test_ctrl_c_in_the_last_step_of_a_round_stops_the_rounds(
+    work: Path, train: Train, reward_run: Path, endings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*WORDS, "--reward", "runs/reward", "--out", "pressed")
+    # A run that had a reference has left it here.
+    (work / "pressed/adapters/reference").mkdir(parents=True)
+    log, last = iterated_dpo.Run.log, []
+
+    def presses(self: Any, row: dict[str, Any], stage: str | None = None) -> None:
+        log(self, row, stage)
+        if self.folder.name == "1" and "loss" in row:
+            last.append(row["step"])
+            learned = 6 + len(rows_of(self.folder / "pairs.jsonl")) - 1  # six votes, a heading
+            if row["step"] == math.ceil(learned / 4):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(iterated_dpo.Run, "log", presses)
+    status, _, err = train(*words, sets=[*ROUNDS, "least_gap=0", "rounds=1"])
+    assert status == 130 and read_json(work / "pressed/run.json")["status"] == "stopped", err
+    assert not (work / "pressed/adapters/reference").exists()
+    monkeypatch.setattr(iterated_dpo.Run, "log", log)
+    summary = summary_of(train(*words, "--resume", sets=[*ROUNDS, "least_gap=0", "rounds=1"]))
+    rows = [row["step"] for row in rows_of(work / "pressed/rounds/1/metrics.jsonl")]
+    assert summary["rounds"] == 1 and rows == last == list(range(1, last[-1] + 1))
 
 
 def test_rounds_end_when_the_held_out_score_no_longer_rises(

@@ -19,6 +19,7 @@ from lorarlhf.ppo.health import Finding, diagnose
 from lorarlhf.project.settings import known_keys
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
+from lorarlhf.stages import preference_watch
 from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, train_direct
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.kto import KTOSettings, train_kto
@@ -28,6 +29,7 @@ from lorarlhf.stages.preference_watch import (
     good_and_bad,
     is_due,
     likelihoods,
+    longest_answer,
     sample_figures,
 )
 from lorarlhf.stages.table import STAGES
@@ -104,7 +106,8 @@ def test_what_others_prefer_becomes_less_likely(sharp_base: Path, tmp_path: Path
 def test_answers_that_repeat_and_do_not_end_are_reported(sharp_base: Path, tmp_path: Path) -> None:
     backbone, run = load(sharp_base, adapter_layers="all"), Run(tmp_path, "dpo", {"seed": 0})
     settings: Row = {"learning_rate": 1e-2, "epochs": 5, "sft_weight": 4.0, "evaluations": 1}
-    with patch.object(Backbone, "stop_ids", list(range(3, 28))):  # so that answers end at first
+    ends = patch.object(Backbone, "stop_ids", list(range(3, 28)))  # so that answers end at first
+    with ends, patch.object(preference_watch, "MOST_TOKENS", 48):
         train("dpo", backbone, ENDLESS, run, **settings)
     assert raised(run) >= {"repetition", "length_drift", "endless_answers"}
     first, last = [row for row in log_of(run) if "repetition" in row]
@@ -221,6 +224,23 @@ def test_good_and_bad_answers_are_drawn_from_pairs_and_labels() -> None:
     good, bad = good_and_bad(many)
     assert len(good) == len(bad) == 16 and good_and_bad(many) == (good, bad)
     assert all(int(row["prompt"][:-1]) % 3 == 0 for row in good)
+
+
+def test_sampled_answers_may_be_twice_as_long_as_good_ones(tiny: Backbone) -> None:
+    one = len(tiny.tokenizer("no")["input_ids"])
+
+    def longest(words: int) -> int:
+        return longest_answer(tiny, [{"prompt": "a", "chosen": "no" * words, "rejected": "b"}])
+
+    assert longest(1) == 48 and longest(200 // one) == 128
+    given = "no " * 12
+    tokens = len(tiny.tokenizer(given)["input_ids"])
+    assert 24 < tokens < 64
+    labelled = [
+        {"prompt": "a", "completion": given, "label": True},
+        {"prompt": "a", "completion": "no " * 90, "label": False},
+    ]
+    assert longest_answer(tiny, labelled) == 2 * tokens
 
 
 def test_the_likelihood_of_an_answer_is_the_models_own(

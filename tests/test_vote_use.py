@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lorarlhf.cli.project_defaults import vote_rows
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import (
     BOTH_BAD,
@@ -16,7 +17,9 @@ from lorarlhf.preferences.records import (
     Vote,
 )
 from lorarlhf.preferences.store import Store
-from lorarlhf.preferences.vote_use import NOTES, STRENGTHS, VoteUse, count_use
+from lorarlhf.preferences.vote_use import NOTES, STRENGTHS, VoteUse, carried_along, count_use
+from lorarlhf.project.project import create
+from lorarlhf.stages.table import STAGES
 
 
 @pytest.fixture
@@ -48,13 +51,16 @@ def test_pairs_use_rankings_and_written_answers_but_no_ties(votes: list[Vote]) -
         "skipped": 1,
         "ties, which name no better answer": 1,
     }
-    assert use.parts == {STRENGTHS: 2, NOTES: 2}
-    assert use.dropped(strengths=False) == use.left_out | {STRENGTHS: 2, NOTES: 2}
-    assert use.dropped(strengths=True) == use.left_out | {NOTES: 2}
+    # The note of the tie is left out with the tie, and counted once.
+    assert use.parts == {STRENGTHS: 2, NOTES: 1}
+    assert use.dropped(strengths=False) == use.left_out | {STRENGTHS: 2, NOTES: 1}
+    assert use.dropped(strengths=True) == use.left_out | {NOTES: 1}
     said = use.sentence("dpo", strengths=True)
     assert said.startswith("dpo learns from 5 of 8 votes (8 rows). Not used: 1 both good")
-    assert said.endswith("2 notes.")
+    assert said.endswith("1 notes.")
     assert VoteUse(**use.as_dict()) == use
+    assert carried_along("trl", votes, strengths=True) == {NOTES: 1}
+    assert carried_along("edits", votes) == {}  # the one answer that was written has neither
 
 
 def test_labels_use_both_good_and_both_bad_but_no_rankings_of_three(votes: list[Vote]) -> None:
@@ -73,3 +79,17 @@ def test_demonstrations_are_the_answers_that_were_written(votes: list[Vote]) -> 
     assert (use.used, use.rows) == (1, 1)
     assert use.left_out == {"votes without an edited answer": 7}
     assert count_use("trl", []).sentence("dpo", False) == "dpo learns from 0 of 0 votes (0 rows)."
+
+
+def test_a_training_says_what_its_votes_carry_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = create(tmp_path / "mine")
+    verdict = Verdict(RANKED, [[0], [1]], strength="much", note="clearer")
+    pair = (("First.", "base"), ("Second.", "base"))
+    add_votes(project.store(), [ImportedVote(f"{n}?", pair, verdict) for n in range(4)])
+    vote_rows(project, STAGES["dpo"])
+    said = capsys.readouterr().err
+    assert "4 votes give 4 rows for dpo. Not used: 4 notes; 4 strengths of a preference." in said
+    vote_rows(project, STAGES["reward"])  # which uses the strengths
+    assert "rows for reward. Not used: 4 notes." in capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import Any
 
 from lorarlhf.cli.compare_plan import REWARD, ComparePlan, Method, read_plan
 from lorarlhf.cli.compare_record import Record
-from lorarlhf.cli.own_process import last_line, run_command
+from lorarlhf.cli.own_process import reason, run_command
 from lorarlhf.cli.result import Result
 from lorarlhf.evaluation.method_table import as_markdown, method_rows, picture
 from lorarlhf.preferences.vote_use import VoteUse
@@ -67,7 +67,7 @@ def _train(plan: ComparePlan, record: Record, method: Method) -> bool:
     if status == 130:
         raise KeyboardInterrupt
     if status:
-        record.failed[method.name] = last_line(log)
+        record.failed[method.name] = reason(status, log)
         log_to_stderr(f"{method.name} failed: {record.failed[method.name]}")
         record.drop_empty(method.name)
     return status == 0

@@ -3,16 +3,24 @@
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from lorarlhf.runtime.process import python_command
+
+ENDING = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, n)]
+"""What ends this process, for example a closed terminal. On Windows it is Ctrl-Break alone:
+another program ends a process there without its notice."""
 
 
 def run_command(words: Sequence[str], log: Path) -> int:
     """Run `lorarlhf WORDS` and wait; returns its exit status.
 
-    Ctrl-C is handed on once, so that the command can save what it has; a second one ends it.
+    Ctrl-C is handed on once, so that the command can save what it has; a second one ends it. A
+    signal that would end this process counts as Ctrl-C, so that the command does not stay behind.
 
     Args:
         log: gets what it writes to standard error.
@@ -23,7 +31,7 @@ def run_command(words: Sequence[str], log: Path) -> int:
     command = python_command("lorarlhf.cli", *words)
     apart = os.name != "nt"  # on Windows, Ctrl-C reaches all processes of a console
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream:
+    with log.open("ab") as stream, _ending_as_ctrl_c():
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=stream, start_new_session=apart
         )
@@ -38,6 +46,42 @@ def run_command(words: Sequence[str], log: Path) -> int:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def _ending_as_ctrl_c() -> Iterator[None]:
+    """Raise a `KeyboardInterrupt` for signals that would end this process; not for ignored ones."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # Python allows it there alone
+        before = {one: signal.getsignal(one) for one in ENDING}
+        before = {one: how for one, how in before.items() if how == signal.SIG_DFL}
+    for one in before:
+        signal.signal(one, interrupt)
+    try:
+        yield
+    finally:
+        for one, how in before.items():
+            signal.signal(one, how)
+
+
+def reason(status: int, log: Path) -> str:
+    """Why a command has failed, in one line.
+
+    Args:
+        status: its exit status; below 0 the number of the signal that killed it (not on Windows).
+    """
+    if status >= 0:
+        return last_line(log)
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal
+        name = f"number {-status}"
+    likely = " Most likely the machine ran out of memory: see its log, and lower its sizes."
+    return f"it was killed by the signal {name}.{likely if name == 'SIGKILL' else ''}"
 
 
 def last_line(log: Path) -> str:

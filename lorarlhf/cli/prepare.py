@@ -196,14 +196,17 @@ def _read_votes(stage: Stage, path: str) -> list[Row]:
     from lorarlhf.preferences.imports import read_votes
     from lorarlhf.preferences.merge import add_votes
     from lorarlhf.preferences.store import Store
+    from lorarlhf.preferences.vote_use import carried_along
 
     found = read_votes(path)
     with TemporaryDirectory() as folder:
         store = Store(Path(folder) / "votes.sqlite")
         add_votes(store, found.votes)
-        export = training_rows(stage.export, store.votes(purpose="train"))
+        votes = store.votes(purpose="train")
         store.close()
-    log_to_stderr(f"{path}: {export.summary(len(found.votes), stage.name, found.left_out)}")
+    export = training_rows(stage.export, votes)
+    also = found.left_out + carried_along(stage.export, votes, stage.strengths)
+    log_to_stderr(f"{path}: {export.summary(len(found.votes), stage.name, also)}")
     if found.remarks:
         log_to_stderr(f"{path}: {found.remarked()}.")
     if not export.rows:

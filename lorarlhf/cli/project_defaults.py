@@ -11,6 +11,7 @@ from typing import Any
 
 from lorarlhf.cli.request import NO_RUN, TrainRequest
 from lorarlhf.preferences.exports import training_rows
+from lorarlhf.preferences.vote_use import carried_along
 from lorarlhf.project.project import Project, is_project, project_settings
 from lorarlhf.project.settings import resolve
 from lorarlhf.project.settings_sources import SettingValue
@@ -179,5 +180,6 @@ def vote_rows(project: Project, stage: Stage) -> list[dict[str, Any]]:
             f"The project {project.folder} has votes that {which} on {prompts} prompts, and "
             f"{stage.name} needs {FEWEST_PROMPTS} or more. Rate some answers, or name --data FILE."
         )
-    log_to_stderr(export.summary(len(votes), stage.name))
+    also = carried_along(stage.export, votes, stage.strengths)
+    log_to_stderr(export.summary(len(votes), stage.name, also))
     return export.rows

@@ -35,7 +35,11 @@ class Export:
         return dict(sorted((self.left_out + self.lost).items()))
 
     def summary(self, votes: int, stage: str, also: Counter[str] | None = None) -> str:
-        """How many rows `votes` give, and what is not used; `also` is what was left before."""
+        """How many rows `votes` give, and what is not used.
+
+        Args:
+            also: what was left out before, and what the rows carry along unused.
+        """
         left = self.left_out + self.lost + (also or Counter())
         reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(left.items()))
         rest = f" Not used: {reasons}." if reasons else ""

@@ -58,14 +58,31 @@ def count_use(form: str, votes: Sequence[Vote]) -> VoteUse:
     """
     export = training_rows(form, votes)
     left = sum(export.left_out.values())
-    parts: Counter[str] = Counter(export.lost)
-    ranked = [vote.verdict for vote in votes if vote.verdict.verdict == RANKED]
-    parts[STRENGTHS] = sum(verdict.strength is not None for verdict in ranked)
-    parts[NOTES] = sum(bool((vote.verdict.note or "").strip()) for vote in votes)
+    parts = export.lost + carried_along(form, votes)
     return VoteUse(
         votes=len(votes),
         used=len(votes) - left,
         rows=len(export.rows),
         left_out=dict(sorted(export.left_out.items())),
-        parts={name: n for name, n in sorted(parts.items()) if n},
+        parts=dict(sorted(parts.items())),
     )
+
+
+def carried_along(form: str, votes: Sequence[Vote], strengths: bool = False) -> Counter[str]:
+    """How many of the votes that give a row have a strength or a note that the loss does not use.
+
+    Votes that give no row are counted as a whole (`Export.left_out`).
+
+    Args:
+        form: as for `count_use`, or `edits`.
+        strengths: whether the loss uses how strong a preference is.
+    """
+    found: Counter[str] = Counter()
+    for vote in votes:
+        if not training_rows(form, [vote]).rows:
+            continue
+        verdict = vote.verdict
+        strong = verdict.verdict == RANKED and verdict.strength is not None
+        found[STRENGTHS] += strong and not strengths
+        found[NOTES] += bool((verdict.note or "").strip())
+    return +found  # without what there is none of

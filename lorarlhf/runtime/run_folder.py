@@ -16,10 +16,13 @@ IN_USE = "Wait until that run ends, or name another folder with --out."
 """Advice for a folder that another run holds."""
 LABEL = "label.json"
 """A run's title, and whether it is dropped: what a person said about it."""
+COMPARISON = "comparison.jsonl"
+"""Answers of a recipe before and after its training."""
 TENSORBOARD, ROUNDS = "tensorboard", "rounds"
 """Folders of a run: the files of a tracker, and what each round of new answers learned from."""
 RESULTS = (
-    *(*FILES, LABEL, "votes.safetensors", "words.jsonl", "checkpoints", TENSORBOARD, ROUNDS),
+    *(*FILES, LABEL, COMPARISON, "votes.safetensors", "words.jsonl", "checkpoints"),
+    *(TENSORBOARD, ROUNDS),
 )
 
 

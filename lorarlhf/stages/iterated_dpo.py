@@ -6,6 +6,7 @@ round, and through the reward role in all of them.
 """
 
 import json
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -27,7 +28,7 @@ from lorarlhf.runtime.files import readable_rows, write_json, write_jsonl
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import drop_later_rows
 from lorarlhf.runtime.terminal import progress_bar
-from lorarlhf.stages.callbacks import log_beside_bars
+from lorarlhf.stages.callbacks import log_beside_bars, trained_seconds
 from lorarlhf.stages.conversations import Row
 from lorarlhf.stages.dpo_orpo import dpo_arguments, run_dpo
 from lorarlhf.stages.inputs import StageInputs
@@ -53,7 +54,12 @@ def run_dpo_rounds(backbone: Backbone, run: Run, inputs: StageInputs) -> Row:
 
 
 class _Rounds:
-    """The rounds of a run. `rows` are their figures, of which the first are those of the start."""
+    """The rounds of a run.
+
+    Attributes:
+        rows: their figures, of which the first are those of the start.
+        began: when the running round would have begun if it had not been stopped.
+    """
 
     def __init__(self, backbone: Backbone, run: Run, inputs: RoundInputs) -> None:
         self.backbone, self.run_record, self.inputs = backbone, run, inputs
@@ -62,6 +68,7 @@ class _Rounds:
         self.seed = int(run.about["seed"])
         self.rows: list[Row] = []
         self.alarms: set[str] = set()
+        self.began = 0.0
 
     def run(self) -> Row:
         """All rounds, or those that are left; returns the summary."""
@@ -81,10 +88,12 @@ class _Rounds:
         for role in ("policy", "reference"):
             if self.backbone.has(role):
                 self.backbone.save(role, self.folder / "adapters" / role)
+        if not self.backbone.has("reference"):  # an earlier run may have left one there
+            shutil.rmtree(self.folder / "adapters" / "reference", ignore_errors=True)
         self._finish({"step": 0} | self._measure())
 
     def _round(self, number: int) -> Row:
-        began = time.monotonic()
+        self.began = time.monotonic()
         folder = self.folder / "rounds" / str(number)
         labels = self._labels(number, folder)
         pairs = [self._pair(row) for row in labels.pairs]
@@ -99,9 +108,9 @@ class _Rounds:
         row: Row = {"step": number, "score": labels.score, "pairs": len(labels.pairs)}
         row["left_out"] = dict(labels.left_out)
         if pairs:
-            row |= self._learn(number, folder, with_same_columns(pairs), began)
+            row |= self._learn(number, folder, with_same_columns(pairs))
         row |= self._measure()
-        row["seconds"] = time.monotonic() - began
+        row["seconds"] = time.monotonic() - self.began
         return row
 
     def _labels(self, number: int, folder: Path) -> Labels:
@@ -109,7 +118,9 @@ class _Rounds:
         file = folder / "pairs.jsonl"
         if self.inputs.resume and file.exists():
             head, *pairs = readable_rows(file)
-            return Labels(pairs, Counter(head["left_out"]), head["score"])
+            seconds = head.get("seconds", 0.0)  # an older version's file has none
+            self.began -= seconds
+            return Labels(pairs, Counter(head["left_out"]), head["score"], seconds)
         order, settings = PromptOrder(len(self.inputs.prompts), self.seed), self.settings
         wanted = min(settings.round_prompts, len(self.inputs.prompts))
         for _ in range(number):  # those of the earlier rounds first
@@ -123,24 +134,31 @@ class _Rounds:
         def doubt(one: int, other: int) -> float:
             return 0.0 if vectors is None else float((vectors[one] - vectors[other]).norm())
 
-        labels = pair_up(asked, texts, scores, doubt, settings)
-        write_jsonl(file, [{"left_out": labels.left_out, "score": labels.score}, *labels.pairs])
+        ended = [answer.ended for answer in answers]
+        labels = pair_up(asked, texts, scores, doubt, settings, ended)
+        labels.seconds = time.monotonic() - self.began
+        head = {name: getattr(labels, name) for name in ("left_out", "score", "seconds")}
+        write_jsonl(file, [head, *labels.pairs])
         return labels
 
-    def _learn(self, number: int, folder: Path, pairs: list[Row], began: float) -> Row:
+    def _learn(self, number: int, folder: Path, pairs: list[Row]) -> Row:
         """DPO on the pairs of a round, from the policy that the last one has left."""
         total, minutes = self.run_record, None
         if total.minutes is not None:
-            spent = self._trained() + time.monotonic() - began
+            spent = self._trained() + time.monotonic() - self.began
             minutes = max(total.minutes - spent / 60, 0.0)
         resume = self.inputs.resume and (folder / "metrics.jsonl").exists()
-        if resume:
-            drop_later_rows(folder, "dpo")
         inner = Run(folder, "dpo", total.about["config"], minutes)
         inner.base(self.backbone)
+        if resume:
+            drop_later_rows(folder, "dpo")
+            self.began -= trained_seconds(inner)  # which its callback counts, too
         args = dpo_arguments(Placement.of(self.backbone, inner), self.settings)
+        name = self.settings.trl.get("run_name") or self.folder.resolve().name
+        args.run_name = f"{name}-round-{number}"  # each round is a run of its own in a tracker
         settings = replace(self.settings, evaluations=0)  # the rounds are measured themselves
-        found = run_dpo(self.backbone, inner, StageInputs(pairs, settings, args, None, resume))
+        part = StageInputs(pairs, settings, args, resume=resume, goes_on=True)
+        found = run_dpo(self.backbone, inner, part)
         inner.finish("done", found)
         self._restore_reference()
         return {"loss": found["loss_last"]} if "loss_last" in found else {}

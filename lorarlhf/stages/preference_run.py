@@ -34,6 +34,9 @@ def run_watched(
     Returns:
         the trainer; the `alarms` that are on for the policy that is kept, and with held-out rows
         their number, the `kept_step` and its `eval_loss`.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the checkpoint was written.
     """
     from datasets import Dataset
 
@@ -59,6 +62,8 @@ def run_watched(
         found = {"held_out": len(held), "kept_step": kept_step, "eval_loss": keeper.best_loss}
         _log_kept(kept_step, trainer.state.global_step)
     backbone.save("policy", run.folder / "adapters" / "policy")
+    if inputs.goes_on and trainer.interrupted:
+        raise KeyboardInterrupt
     if watch is not None:
         found |= watch.summary(trainer.state.log_history, kept_step)
     return trainer, found

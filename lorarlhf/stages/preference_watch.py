@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import Completion, generate
 from lorarlhf.backbone.oom import batches_by_length, retry_halving
+from lorarlhf.data.readers import as_text
 from lorarlhf.evaluation.candidates import repetition
 from lorarlhf.ppo.health import HealthWatch, diagnose
 from lorarlhf.ppo.objective import token_logprobs
@@ -26,7 +27,10 @@ from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.preference_alarms import ALARMS
 
 FILE = "samples.jsonl"
-PROMPTS, TOKENS = 16, 48  # answered at each measurement, and the longest answer
+PROMPTS = 16  # answered at each measurement
+FEWEST_TOKENS, MOST_TOKENS = 48, 128
+"""Limits of the longest answer. Many answers of usual bases have not ended after 48 tokens, and
+more than 128 would take long on a CPU."""
 TEMPERATURE = 0.8  # as on the pages
 FEWEST_STEPS = 5  # between two measurements
 MEASURED = {"chosen_logp", "rejected_logp", "repetition"}  # in the log's rows of the watch alone
@@ -54,7 +58,8 @@ class PreferenceWatch(TrainerCallback):
         limit = inputs.settings.max_tokens
         few = good_and_bad(rows) if knows_logits(backbone) else ([], [])
         self.good, self.bad = (_encoded(backbone, some, limit) for some in few)
-        self.prompts = _short_prompts(backbone, rows, limit)
+        self.tokens = longest_answer(backbone, rows)
+        self.prompts = _short_prompts(backbone, rows, limit, self.tokens)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
@@ -94,7 +99,7 @@ class PreferenceWatch(TrainerCallback):
             return generate(
                 self.backbone,
                 self.prompts,
-                max_new_tokens=TOKENS,
+                max_new_tokens=self.tokens,
                 temperature=TEMPERATURE,
                 batch_size=size,
                 seed=self.run.about["seed"],
@@ -159,10 +164,22 @@ def _encoded(backbone: Backbone, rows: Sequence[Row], limit: int) -> list[Encode
     return [one for one in cut if one.start < one.end]
 
 
-def _short_prompts(backbone: Backbone, rows: Sequence[Row], limit: int) -> list[Any]:
-    """A few prompts, of those that leave room for an answer in the base's context."""
+def longest_answer(backbone: Backbone, rows: Sequence[Row]) -> int:
+    """How many tokens a sampled answer may have: twice the mean of a few good answers, in limits.
+
+    So answers that become longer, or no longer end, are told from those that they should be like.
+    """
+    name = "chosen" if "chosen" in rows[0] else "completion"
+    good = _drawn([row for row in rows if row.get("label", True)])
+    lengths = [len(backbone.tokenizer(as_text(row[name]))["input_ids"]) for row in good]
+    wanted = math.ceil(2 * fmean(lengths)) if lengths else FEWEST_TOKENS
+    return min(MOST_TOKENS, max(FEWEST_TOKENS, wanted))
+
+
+def _short_prompts(backbone: Backbone, rows: Sequence[Row], limit: int, tokens: int) -> list[Any]:
+    """A few prompts, of those that leave room for an answer of so many tokens in the context."""
     context = backbone.encoder.context
-    room = limit if context is None else min(limit, context - TOKENS)
+    room = limit if context is None else min(limit, context - tokens)
     unique = list({repr(row["prompt"]): row for row in rows}.values())
     random.Random(0).shuffle(unique)
     prompts = (row["prompt"] for row in unique)

@@ -13,8 +13,9 @@ ENDED = 0.25
 LONGER = 2.0
 """Answers that have doubled in length are often liked for their length alone."""
 ADVICE = {
-    "few_pairs": "Only {0:.0%} of the prompts gave a pair that the reward role is sure of. More "
-    "votes make it surer; a lower least_gap takes more pairs.",
+    "few_pairs": "Only {0:.0%} of the prompts gave a pair that the reward role is sure of, with a "
+    "better answer that ended. More votes make it surer, a lower least_gap takes more pairs, and a "
+    "higher max_new_tokens lets more answers end.",
     "kl_runaway": "The policy is far from its reference ({0:.2f} nats per token). Raise beta, "
     "halve learning_rate, or take fewer rounds.",
     "endless_answers": "Few answers end by themselves ({0:.0%} do). Raise max_new_tokens, or halve "

@@ -26,6 +26,7 @@ HELD_OUT, SHARE = 32, 0.25
 """So many prompts are measured on and never learned from, and at most this share of all."""
 FEWEST_PROMPTS = 8
 EQUAL, CLOSE = "equal or empty answers", "score differences below the reward role's doubt"
+CUT_OFF = "with a better answer that was cut off at max_new_tokens"
 """Why the answers to a prompt give no pair."""
 ROUND_SETTINGS = {
     *("round_prompts", "num_generations", "max_prompt_tokens", "max_new_tokens", "temperature"),
@@ -71,11 +72,13 @@ class Labels:
             its `deviation`.
         left_out: the prompts that gave no pair, by reason.
         score: the mean score of all answers.
+        seconds: how long it took to answer and to score.
     """
 
     pairs: list[Row] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     score: float = 0.0
+    seconds: float = 0.0
 
 
 def split_prompts(
@@ -122,10 +125,12 @@ def pair_up(
     scores: Sequence[float],
     doubt: Callable[[int, int], float],
     settings: IteratedDPOSettings,
+    ended: Sequence[bool] | None = None,
 ) -> Labels:
     """Of the answers to each prompt the best and the worst, where the scores are surely apart.
 
     Args:
+        ended: whether each answer ended by itself; None: all did.
         asked: the prompt of each answer, by number; `num_generations` answers to a prompt follow
             one another.
         doubt: the deviation of the difference of the scores of two answers, by their places.
@@ -133,9 +138,10 @@ def pair_up(
     labels = Labels(score=fmean(scores))
     for start in range(0, len(asked), settings.num_generations):
         part = slice(start, start + settings.num_generations)
-        found = best_and_worst(texts[part], scores[part])
+        found = best_and_worst(texts[part], scores[part], ended and ended[part])
         if found is None:
-            labels.left_out[EQUAL] += 1
+            cut = best_and_worst(texts[part], scores[part]) is not None
+            labels.left_out[CUT_OFF if cut else EQUAL] += 1
             continue
         best, worst = (start + place for place in found)
         gap, deviation = scores[best] - scores[worst], doubt(best, worst)
@@ -147,15 +153,22 @@ def pair_up(
     return labels
 
 
-def best_and_worst(texts: Sequence[str], scores: Sequence[float]) -> tuple[int, int] | None:
-    """The places of the highest and the lowest score; None if no trainer takes the two as a pair.
+def best_and_worst(
+    texts: Sequence[str], scores: Sequence[float], ended: Sequence[bool] | None = None
+) -> tuple[int, int] | None:
+    """The places of the best and the worst answer; None if no trainer takes the two as a pair.
 
-    Blank answers count for nothing, and equal texts or equal scores are no pair.
+    The best one is the highest score among the answers that ended by themselves: TRL puts the end
+    of a turn behind each chosen answer, and behind a cut-off one the policy would learn to stop in
+    the middle. The worst one may be cut off, since to stop there becomes less likely. So where all
+    answers to a prompt are cut off, they give no pair. Blank answers count for nothing, and equal
+    texts or equal scores are no pair.
     """
     places = [place for place, text in enumerate(texts) if text.strip()]
-    if len(places) < 2:
+    whole = [place for place in places if ended is None or ended[place]]
+    if not whole:
         return None
-    best = max(places, key=lambda place: scores[place])
+    best = max(whole, key=lambda place: scores[place])
     worst = min(places, key=lambda place: scores[place])
     same = texts[best] == texts[worst] or scores[best] <= scores[worst]
     return None if same else (best, worst)

@@ -96,10 +96,14 @@ def test_what_each_recipe_measures(printed: dict[str, str], out: Path) -> None:
     assert (ppo["updates"], ppo["episodes"]) == (2, 8)
     for name in (*TUNED, "3_best_of_n"):
         won = json.loads((out / name / "summary.json").read_text())["win_rate"]
-        samples = [row for _, row in read_rows(out / name / "samples.jsonl")]
+        # The training of some writes samples of its own.
+        file = "comparison.jsonl" if name in ("3_dpo", "3_orpo", "3_kto") else "samples.jsonl"
+        samples = [row for _, row in read_rows(out / name / file)]
         assert won["n"] == len(samples) == 6
         assert won["wins"] == sum(sample["verdict"] == "tuned" for sample in samples)
         assert all(sample["prompt"] in printed[name] for sample in samples)
+    during = [row for _, row in read_rows(out / "3_dpo/samples.jsonl")]
+    assert {"step", "prompt", "completion"} == set(during[0]) and during[0]["step"] == 0
     report = (out / "3_ppo/report.html").read_text(encoding="utf-8")
     assert "Distance from the reference" in report and "<svg" in report
 
