@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from lorarlhf.cli import compare_methods
-from lorarlhf.cli.compare_plan import find_methods
+from lorarlhf.cli.compare_plan import BY_DEFAULT, _by_default, count_uses, find_methods
 from lorarlhf.cli.compare_settings import check_settings, method_settings
 from lorarlhf.cli.main import main
 from lorarlhf.cli.own_process import last_line, run_command
 from lorarlhf.evaluation.method_table import as_markdown, method_rows, picture
 from lorarlhf.preferences.merge import add_votes
-from lorarlhf.preferences.records import RANKED, TIE, ImportedVote, Verdict
+from lorarlhf.preferences.records import BOTH_GOOD, RANKED, TIE, ImportedVote, Verdict
 from lorarlhf.project.project import Project, create
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_jsonl
@@ -157,7 +157,8 @@ def test_a_stopped_comparison_goes_on_in_the_project(
     assert status == 0, err
     assert "kto: trained already" in err and "dpo: training" in err
     assert read_json(Path(runs["dpo"]) / "run.json")["status"] == "done"
-    steps = [json.loads(line) for line in (Path(runs["dpo"]) / "metrics.jsonl").open()]
+    rows = [json.loads(line) for line in (Path(runs["dpo"]) / "metrics.jsonl").open()]
+    steps = [row for row in rows if "loss" in row]  # the others are measurements
     assert [row["step"] for row in steps] == list(range(1, 7))  # 8 pairs, 3 epochs
     spent = [row["trained_seconds"] for row in steps]
     assert spent == sorted(spent)
@@ -166,6 +167,73 @@ def test_a_stopped_comparison_goes_on_in_the_project(
     status, out, err = compare("--methods", "kto", minutes="9")
     assert status == 0 and (project.folder / "methods-2/comparison.json").is_file()
     assert "0003-kto" in str(read_json(project.folder / "methods-2/methods.json")["runs"])
+
+
+def test_a_comparison_goes_on_from_where_it_began(
+    compare: Compare, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = Verdict(RANKED, [[0], [1]], edited="It is great.")
+    pair = (("It is good.", "base"), ("No idea.", "base"))
+    add_votes(project.store(), [ImportedVote("What is 9?", pair, edit)])
+    train = compare_methods._train
+
+    def interrupted(plan: Any, record: Any, method: Any) -> bool:
+        if method.name == "dpo":
+            raise KeyboardInterrupt
+        return train(plan, record, method)
+
+    monkeypatch.setattr(compare_methods, "_train", interrupted)
+    words = ("--methods", "sft", "dpo")
+    assert compare(*words)[0] == 130
+    assert read_json(project.folder / "runs/0001-sft/run.json")["status"] == "done"
+    monkeypatch.setattr(compare_methods, "_train", lambda *rest: False)
+    status, _, err = compare(*words)  # what it has trained is not what it starts from
+    assert status == 0, err
+    assert read_json(project.folder / "methods/methods.json")["asked"]["init"] == ""
+
+
+def test_too_few_votes_leave_nothing_behind(compare: Compare, project: Project) -> None:
+    words = ("--out", "results", "--methods", "sft")
+    status, _, err = compare(*words)
+    assert status == 2 and "sft can use 0 of the 9 votes" in err and "Rate some answers" in err
+    edit = Verdict(RANKED, [[0], [1]], edited="It is great.")
+    pair = (("It is good.", "base"), ("No idea.", "base"))
+    add_votes(project.store(), [ImportedVote("What is 9?", pair, edit)])
+    status, out, err = compare(*words)
+    assert status == 0 and "sft learns from 1 of 10 votes" in out, err
+
+
+def test_by_default_all_methods_that_the_votes_suffice_for(tmp_path: Path) -> None:
+    def names(project: Project, reward: str = "") -> list[str]:
+        return _by_default(count_uses(project), reward)
+
+    made = create(tmp_path / "other")
+    assert names(made) == ["dpo"]  # whose error says what is missing
+    rewarded = ["ppo", "rloo", "grpo", "best-of-4"]
+    assert names(made, "a run") == rewarded
+    pair = (("It is good.", "base"), ("No idea.", "base"))
+    both = [ImportedVote(f"What is {n}?", pair, Verdict(BOTH_GOOD)) for n in range(4)]
+    add_votes(made.store(), both)
+    assert names(made) == ["kto"]
+    ranked = [ImportedVote(f"Is it {n}?", pair, Verdict(RANKED, [[0], [1]])) for n in range(4)]
+    add_votes(made.store(), ranked)
+    assert names(made) == [name for name in BY_DEFAULT if name != "sft"]
+
+
+def test_a_reward_role_that_is_there_needs_no_votes(
+    compare: Compare, project: Project, tmp_path: Path
+) -> None:
+    assert compare("--out", "first", "--methods", "best-of-2")[0] == 0
+    for file in project.folder.glob("preferences.sqlite*"):
+        file.unlink()
+    words = ("--reward", "first/reward", "--out", "second")
+    status, out, err = compare(*words, "--methods", "best-of-2", "--json")
+    assert status == 0, err
+    data = json.loads(out)
+    assert "votes" not in data["methods"][0]
+    assert not any("learns from" in note for note in data["notes"])
+    status, _, err = compare(*words, "--methods", "iterated-dpo")  # its first round takes votes
+    assert status == 2 and "iterated-dpo can use 0 of the 0 votes" in err
 
 
 def test_a_method_that_fails_stops_no_other(

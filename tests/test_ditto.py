@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from lorarlhf.runtime.files import read_json
 from lorarlhf.runtime.run import Run
 from lorarlhf.stages import ditto
 from lorarlhf.stages.ditto import DittoSettings, train_ditto
+from lorarlhf.stages.trl.arguments import Placement
 from tests.training_steps import rows_of
 
 EDITS = [
@@ -123,6 +126,48 @@ def test_a_run_that_was_stopped_goes_on_after_its_last_round(
     assert kept == ["checkpoint-5", "checkpoint-7"]
     # A finished run has nothing left to do, unless more rounds are asked for.
     assert train(load(tiny_base), tmp_path / "parts", resume=True, rounds=3)["rounds"] == 3
+
+
+def test_the_minutes_are_those_of_all_parts(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = ditto._sample
+
+    def slow(*given: Any) -> Any:
+        given[-1].seconds += 40
+        return sample(*given)
+
+    monkeypatch.setattr(ditto, "_sample", slow)  # the base's answers, and those of a round
+    run = Run(tmp_path, "ditto", {"seed": 1}, minutes=1)
+    found = train_ditto(tiny, EDITS, run, DittoSettings(**(SMALL | {"rounds": 9})))
+    assert found["rounds"] == 1 and found["steps"] == 3 + 1  # it ends within the first round
+    assert run.about["trained_seconds"] > 80
+    kept = json.loads((tmp_path / "checkpoints/checkpoint-4/state.json").read_text())
+    assert kept["seconds"] == pytest.approx(run.about["trained_seconds"], abs=0.1)
+
+
+def test_ctrl_c_in_the_last_step_of_a_part_stops_after_it(
+    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Run.log
+
+    def presses(self: Run, row: dict[str, Any], stage: str | None = None) -> None:
+        log(self, row, stage)
+        if row.get("step") == 5:  # the last one of the first round
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Run, "log", presses)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, tmp_path)
+    assert (tmp_path / "checkpoints/checkpoint-5").is_dir()
+    assert not (tmp_path / "rounds/2").exists()
+
+
+def test_the_reference_is_not_computed_beforehand() -> None:
+    placement = Placement(torch.device("cpu"), torch.float32, Path(), 0)
+    settings = DittoSettings(trl={"precompute_ref_log_probs": True})
+    with pytest.raises(UserError, match="would miss"):
+        ditto.arguments(placement, settings)
 
 
 def test_another_shape_is_refused_at_resume(

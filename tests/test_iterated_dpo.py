@@ -31,6 +31,7 @@ from lorarlhf.stages.round_inputs import (
     pair_up,
     split_prompts,
     with_same_columns,
+    without_held_out,
 )
 from lorarlhf.stages.table import STAGES
 from tests.training_steps import Train, rows_of, summary_of
@@ -77,6 +78,16 @@ def test_held_out_prompts_are_at_most_a_quarter() -> None:
     assert len(split_prompts([{"prompt": str(n)} for n in range(400)], 0)[1]) == 32
     with pytest.raises(UserError, match="need 8 prompts or more"):
         split_prompts(rows[:7], 0)
+
+
+def test_votes_on_held_out_prompts_are_not_learned_from() -> None:
+    rows = [{"prompt": [{"role": "user", "content": f"What is {n}?"}]} for n in range(12)]
+    votes = [{"prompt": f"What is  {n}?"} for n in range(10)]  # a question alone, other blanks
+    learned, held_out = split_prompts(rows, 3, votes)
+    assert rows[10] in held_out and rows[11] in held_out and len(held_out) == 3
+    kept = without_held_out(votes, held_out)
+    assert len(kept) == 9 and not [row for row in held_out if row in learned]
+    assert without_held_out(kept, learned) == []  # each is on a prompt to learn from
 
 
 def test_new_pairs_get_the_columns_that_votes_have() -> None:
@@ -135,14 +146,16 @@ def test_rounds_from_votes_and_from_labelled_answers(
     work: Path, train: Train, reward_run: Path
 ) -> None:
     sets = [*ROUNDS, "least_gap=0"]
-    summary = summary_of(train(*WORDS, "--reward", "runs/reward", "--out", "rounds", sets=sets))
+    status, out, err = train(*WORDS, "--reward", "runs/reward", "--out", "rounds", sets=sets)
+    assert status == 0 and "2 of 8 rows are on held-out prompts" in err
+    summary = json.loads(out)
     folder = work / "rounds"
     rows = [row for row in rows_of(folder / "metrics.jsonl") if "eval_score" in row]
     done = summary["rounds"]
     assert 1 <= done <= 2 and [row["step"] for row in rows] == list(range(done + 1))
     assert rows[0]["eval_kl"] == pytest.approx(0.0, abs=1e-4) and rows[1]["eval_kl"] != 0
     assert rows[1]["pairs"] + sum(rows[1]["left_out"].values()) == 4
-    assert summary["votes"] == 8
+    assert (summary["votes"], summary["votes_left_out"]) == (6, 2)
     scores = [row["eval_score"] for row in rows]
     assert summary["best_round"] == scores.index(max(scores))
     assert summary["score_best"] == max(scores) and summary["score_first"] == scores[0]
@@ -150,7 +163,7 @@ def test_rounds_from_votes_and_from_labelled_answers(
     pairs = rows_of(folder / "rounds/1/pairs.jsonl")[1:]
     assert len(pairs) == rows[1]["pairs"] and all(pair["gap"] > 0 for pair in pairs)
     inner = read_json(folder / "rounds/1/run.json")
-    assert inner["status"] == "done" and inner["summary"]["rows"] == 8 + len(pairs)
+    assert inner["status"] == "done" and inner["summary"]["rows"] == 6 + len(pairs)
     assert (folder / "report.html").is_file()
     config = read_json(folder / "run.json")["config"]
     assert Path(config["reward"]).name == "reward" and config["rounds"] == 2

@@ -39,6 +39,7 @@ PAIRS = [
     for word in WORDS
 ]
 ENDLESS = [row | {"chosen": "no " * 40} for row in PAIRS]  # longer than the sampled answers
+OTHERS = [row | {"prompt": f"Is this it: {row['chosen']}"} for row in PAIRS]
 SMALL: Row = {"batch_size": 4, "micro_batch_size": 4, "holdout": 0.0}
 
 
@@ -197,6 +198,17 @@ def test_measurements_are_spread_and_the_last_step_has_one() -> None:
     assert steps(40, 4) == [10, 20, 30, 40]
     assert steps(19, 4) == [5, 10, 15, 19]
     assert steps(3, 4) == [3] and steps(42, 1) == [42]
+
+
+def test_a_training_whose_minutes_are_over_keeps_what_it_has_learned(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, "dpo", {"seed": 0}, minutes=1e-6)  # over after the first step
+    settings = DPOSettings(**(SMALL | {"learning_rate": 1e-2, "epochs": 4.0}))
+    found = train_direct(tiny, PAIRS, run, "dpo", settings, eval_rows=OTHERS)
+    assert found["steps"] == found["kept_step"] == 1
+    measured = [row["step"] for row in log_of(run) if "eval_loss" in row]
+    assert measured == [0, 1]
 
 
 def test_good_and_bad_answers_are_drawn_from_pairs_and_labels() -> None:

@@ -37,7 +37,6 @@ def compare_methods(args: Namespace) -> Result:
     plan = read_plan(args)
     with hold(plan.folder, IN_USE):
         record = Record.open(plan)
-        record.check_votes(plan)
         trained = False
         if any(method.rewarded for method in plan.methods) and not plan.reward:
             trained |= _train(plan, record, REWARD)
@@ -130,12 +129,13 @@ def _methods(plan: ComparePlan, record: Record, found: Row) -> dict[str, Row]:
     if plan.init and str(Path(plan.init).resolve()) in candidates:
         methods["the start"] = {"candidate": candidates[str(Path(plan.init).resolve())]}
     for method in plan.methods:
+        row: Row = {"candidate": None}
+        if method.learns_from_votes(plan.reward):
+            row["votes"] = record.use(method.form).as_dict()
         if not method.stage:
-            methods[method.name] = {"candidate": f"best of {method.best_of}", "minutes": 0.0}
-            methods[method.name]["votes"] = record.use("trl").as_dict()
+            methods[method.name] = row | {"candidate": f"best of {method.best_of}", "minutes": 0.0}
             continue
         about = record.about(method.name)
-        row: Row = {"candidate": None, "votes": record.use(method.form).as_dict()}
         if about.get("status") == "done":
             folder = record.folder_of(method.name)
             row["run"], row["candidate"] = str(folder), candidates.get(str(folder.resolve()))
@@ -162,9 +162,10 @@ def _notes(plan: ComparePlan, record: Record, rows: list[Row], found: Row) -> li
         took = f", trained in {about['seconds'] / 60:.1f} minutes" if "seconds" in about else ""
         names = ", ".join(method.name for method in plan.methods if method.rewarded)
         notes.append(f"The reward role of {names} is that of {reward}{took}.")
-        # The fit knows only which answer is better; the training on top knows by how much.
-        strengths = STAGES["reward"].strengths and kept
-        notes.append(record.use("trl").sentence("The reward role", strengths))
+        if not plan.reward:  # else it has learned from votes that nobody knows here
+            # The fit knows only which answer is better; the training on top knows by how much.
+            strengths = STAGES["reward"].strengths and kept
+            notes.append(record.use("trl").sentence("The reward role", strengths))
     for method in plan.methods:
         if method.stage and (not method.rewarded or method.stage == "dpo"):
             use: VoteUse = record.use(method.form)

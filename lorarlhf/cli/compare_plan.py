@@ -2,19 +2,20 @@
 
 import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.cli.compare_settings import check_settings, method_settings, read_config
 from lorarlhf.cli.eval_plan import HELD_OUT
-from lorarlhf.cli.project_defaults import newest_run
+from lorarlhf.cli.project_defaults import FEWEST_PROMPTS, newest_run
 from lorarlhf.cli.request import NO_RUN
 from lorarlhf.data.readers import read_prompts
-from lorarlhf.preferences.exports import training_rows
+from lorarlhf.preferences.vote_use import VoteUse, count_use
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import read_json
 from lorarlhf.stages.table import STAGES
 
 Row = dict[str, Any]
@@ -25,6 +26,9 @@ ANSWERS = "num_generations=4"
 BEST_OF = re.compile(r"best-of-(\d+)")
 VOTES = "votes.jsonl"
 """The copy of the votes that all methods learn from."""
+RECORD = "methods.json"
+"""What a comparison has done."""
+FORMS = ("trl", "kto", "demonstrations")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,19 @@ class Method:
     def form(self) -> str:
         """The form of the votes that it learns from, itself or through the reward role."""
         return (STAGES[self.stage].export if self.stage else "") or "trl"
+
+    @property
+    def fewest_votes(self) -> int:
+        """How many votes it needs, where it learns from votes."""
+        return 1 if self.form == "demonstrations" else FEWEST_PROMPTS
+
+    def learns_from_votes(self, reward: str) -> bool:
+        """Whether it learns from votes, itself or through a reward role that is trained for it.
+
+        Args:
+            reward: the run of the reward role that is there already; "" for none.
+        """
+        return not (reward and self.rewarded and self.stage != "dpo")
 
 
 _LIST = (
@@ -194,8 +211,12 @@ def read_plan(args: Namespace) -> ComparePlan:
         load_function(spec)
     if args.prompts:
         read_prompts(args.prompts)
+    folder = Path(args.out).expanduser() if args.out else _unfinished(project)
+    record = read_json(folder / RECORD)
     init = args.init
-    if init is None:
+    if init is None and record:  # its own sft run may be the newest one by now
+        init = record["asked"]["init"]
+    elif init is None:
         init = project.newest_with("policy", ("sft",)) or ""
     elif init == NO_RUN:
         init = ""
@@ -204,7 +225,7 @@ def read_plan(args: Namespace) -> ComparePlan:
     reward = newest_run(args.reward, "reward") if args.reward else ""
     if reward:
         read_source_run(reward, "reward", "--reward")
-    methods = find_methods(args.methods or _by_default(project))
+    methods = find_methods(args.methods or _by_default(_uses(project, record), reward))
     config = read_config(args.config)
     blocks = {*STAGES, *METHODS}
     settings, usual = {}, {}
@@ -214,7 +235,6 @@ def read_plan(args: Namespace) -> ComparePlan:
         settings[method.name] = made
         kept = [text for text in method.usual if text.partition("=")[0] not in given]
         usual[method.name] = tuple(kept)
-    folder = Path(args.out).expanduser() if args.out else _unfinished(project)
     return ComparePlan(
         project=project,
         methods=methods,
@@ -231,14 +251,31 @@ def read_plan(args: Namespace) -> ComparePlan:
     )
 
 
-def _by_default(project: Project) -> list[str]:
-    """All methods; sft only where somebody has written answers."""
+def count_uses(project: Project) -> dict[str, VoteUse]:
+    """What becomes of the project's votes in each form."""
     store = project.store()
     try:
-        written = training_rows("demonstrations", store.votes(purpose="train")).rows
+        votes = store.votes(purpose="train")
     finally:
         store.close()
-    return [name for name in BY_DEFAULT if name != "sft" or written]
+    return {form: count_use(form, votes) for form in FORMS}
+
+
+def _uses(project: Project, record: Mapping[str, Any]) -> dict[str, VoteUse]:
+    """What becomes of the votes: of the copy, where the comparison has begun."""
+    if not record:
+        return count_uses(project)
+    return {form: VoteUse(**use) for form, use in record["votes"].items()}
+
+
+def _by_default(uses: Mapping[str, VoteUse], reward: str) -> list[str]:
+    """All methods that the votes suffice for; with none, one whose error says what is missing."""
+    found = [
+        method.name
+        for method in find_methods(BY_DEFAULT)
+        if not method.learns_from_votes(reward) or uses[method.form].used >= method.fewest_votes
+    ]
+    return found or ["dpo"]
 
 
 def _unfinished(project: Project) -> Path:

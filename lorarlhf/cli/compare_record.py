@@ -5,16 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.cli.compare_plan import VOTES, ComparePlan, Method
-from lorarlhf.cli.project_defaults import FEWEST_PROMPTS
+from lorarlhf.cli.compare_plan import FORMS, RECORD, VOTES, ComparePlan, Method
 from lorarlhf.preferences.exports import to_own
 from lorarlhf.preferences.vote_use import VoteUse, count_use
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json, write_jsonl
 
 Row = dict[str, Any]
-FORMS = ("trl", "kto", "demonstrations")
-RECORD = "methods.json"
+MORE_VOTES = "Rate some answers"
+A_NEW_COPY = "This comparison keeps the votes that it began with: name a new folder with --out"
 
 
 @dataclass
@@ -36,7 +35,8 @@ class Record:
         """The record of a folder; a new one begins with a copy of the project's votes.
 
         Raises:
-            UserError: the folder holds something else, or a comparison with other options.
+            UserError: the folder holds something else, or a comparison with other options; or a
+                method has too few votes. Nothing is written then.
         """
         file = plan.folder / RECORD
         found = read_json(file)
@@ -58,7 +58,9 @@ class Record:
                     f"The comparison in {plan.folder} was begun with {how}. Name a new folder with "
                     "--out."
                 )
-            return cls(file, found["runs"], found["asked"], found["votes"])
+            record = cls(file, found["runs"], found["asked"], found["votes"])
+            record._check_votes(plan, A_NEW_COPY)
+            return record
         other = [entry for entry in plan.folder.glob("*") if not entry.name.startswith(".in-use")]
         if other:
             raise UserError(f"{plan.folder} holds something else already. Name a new folder.")
@@ -67,25 +69,20 @@ class Record:
             votes = store.votes(purpose="train")
         finally:
             store.close()
-        write_jsonl(plan.folder / VOTES, to_own(votes).rows)
         uses = {form: count_use(form, votes).as_dict() for form in FORMS}
         record = cls(file, {}, plan.asked(), uses)
+        record._check_votes(plan, MORE_VOTES)
+        write_jsonl(plan.folder / VOTES, to_own(votes).rows)
         record._write()
         return record
 
-    def check_votes(self, plan: ComparePlan) -> None:
-        """See that each method has votes to learn from.
-
-        Raises:
-            UserError: it names the method that has too few.
-        """
+    def _check_votes(self, plan: ComparePlan, advice: str) -> None:
         for method in plan.methods:
             use = self.use(method.form)
-            fewest = 1 if method.form == "demonstrations" else FEWEST_PROMPTS
-            if use.used < fewest:
+            if method.learns_from_votes(plan.reward) and use.used < method.fewest_votes:
                 raise UserError(
                     f"{method.name} can use {use.used} of the {use.votes} votes in "
-                    f"{plan.project.folder}, and needs {fewest} or more. Rate some answers, or "
+                    f"{plan.project.folder}, and needs {method.fewest_votes} or more. {advice}, or "
                     "leave the method out."
                 )
 

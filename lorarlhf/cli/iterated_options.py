@@ -59,9 +59,12 @@ def check_rounds(request: TrainRequest, settings: Settings, reward: SourceRun | 
 
 
 def round_prompts(
-    request: TrainRequest, settings: Settings, base: "BaseFiles"
+    request: TrainRequest, settings: Settings, base: "BaseFiles", votes: "list[Row]"
 ) -> "tuple[list[Row], list[Row], Length]":
     """Prompts to learn from, held-out prompts, and the longest row that they can give.
+
+    Args:
+        votes: the rows of the first round.
 
     Raises:
         UserError: there are too few prompts, or the base can't read one.
@@ -71,4 +74,4 @@ def round_prompts(
 
     assert request.prompts is not None
     rows, longest = prepare_prompts(base.encoder, read_prompts(request.prompts), settings.own)
-    return *split_prompts(rows, settings.seed), longest
+    return *split_prompts(rows, settings.seed, votes), longest

@@ -97,9 +97,13 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     base = open_base_of(settings)
     if stage.rewarded:
         check_vllm(settings, base.path)
-    # Rounds are measured on held-out prompts, so they learn from all votes.
-    parts = (rows, None) if in_rounds else stage.split(rows, eval_rows, own, settings.seed)
-    rounds = _round_prompts(request, settings, base) if in_rounds else None
+    rounds = _round_prompts(request, settings, base, rows) if in_rounds else None
+    parts: tuple[Any, Any]
+    if rounds is None:
+        parts = stage.split(rows, eval_rows, own, settings.seed)
+    else:  # measured on held-out prompts, so they need no held-out votes
+        parts = _votes_to_learn(rows, rounds[1]), None
+    left_out = len(rows) - len(parts[0])
     rows, eval_rows, estimate = _check_rows(request, settings, base, *parts, rounds)
     inputs = StageInputs(rows, own, args, eval_rows, request.resume)
     if stage.rewarded:
@@ -107,7 +111,9 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     if rounds is not None:
         from lorarlhf.stages.round_inputs import RoundInputs
 
-        inputs = RoundInputs(**vars(inputs), prompts=rounds[0], held_out=rounds[1])
+        inputs = RoundInputs(
+            **vars(inputs), prompts=rounds[0], held_out=rounds[1], votes_left_out=left_out
+        )
     return Prepared(request, settings, sources, base, inputs, estimate, found)
 
 
@@ -117,10 +123,25 @@ def _in_rounds(request: TrainRequest, settings: Settings, sources: dict[str, Sou
     return check_rounds(request, settings, sources.get("reward"))
 
 
-def _round_prompts(request: TrainRequest, settings: Settings, base: "BaseFiles") -> Any:
+def _round_prompts(
+    request: TrainRequest, settings: Settings, base: "BaseFiles", votes: list[Row]
+) -> Any:
     from lorarlhf.cli.iterated_options import round_prompts
 
-    return round_prompts(request, settings, base)
+    return round_prompts(request, settings, base, votes)
+
+
+def _votes_to_learn(votes: list[Row], held_out: list[Row]) -> list[Row]:
+    """The votes for the first round; says how many are left out."""
+    from lorarlhf.stages.round_inputs import without_held_out
+
+    kept = without_held_out(votes, held_out)
+    if left := len(votes) - len(kept):
+        log_to_stderr(
+            f"{left} of {len(votes)} rows are on held-out prompts and are not learned from. "
+            "Prompts without votes would be held out first: add some."
+        )
+    return kept
 
 
 def load(prepared: Prepared) -> "Backbone":

@@ -66,6 +66,8 @@ class RunCallback(TrainerCallback):
         # All processes have to stop after the same step, whose clocks differ.
         if budget is not None and distributed.any_process(self._trained() >= 60 * budget):
             control.should_training_stop = control.should_save = True
+            # Where the best weights are kept, only measured ones can be the best.
+            control.should_evaluate |= args.eval_strategy != "no"
             log_beside_bars(
                 f"The {budget:g} minutes of training are over: {self.title} ends after step "
                 f"{state.global_step}."

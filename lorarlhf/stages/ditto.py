@@ -6,14 +6,13 @@ compared with is sampled while it trains.
 
 import copy
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import generate
@@ -25,9 +24,10 @@ from lorarlhf.runtime.files import write_jsonl
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import ROUNDS
 from lorarlhf.runtime.setting_types import NonNegativeFloat, PositiveFloat, PositiveInt
-from lorarlhf.stages.callbacks import RunCallback
+from lorarlhf.stages.callbacks import log_beside_bars
 from lorarlhf.stages.conversations import Row, conversational
 from lorarlhf.stages.inputs import StageInputs
+from lorarlhf.stages.round_callbacks import KeepReference, RoundCallback
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.trainer import last_logged, loss_summary, run_trl_trainer
 
@@ -66,12 +66,14 @@ class _Progress:
         steps: optimizer steps so far, the supervised ones included.
         levels: the answers of each policy so far, the base's first.
         losses: of the rounds, with the accuracy on the last pairs.
+        seconds: how long was sampled and trained so far.
     """
 
     rounds: int = 0
     steps: int = 0
     levels: list[Answers] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def train_ditto(
@@ -122,33 +124,57 @@ def arguments(placement: Placement, settings: DittoSettings) -> Any:
         "beta": settings.beta,
         "report_to": settings.report_to,
     }
-    return trl_arguments(DPOConfig, placement, own, settings.trl)
+    args = trl_arguments(DPOConfig, placement, own, settings.trl)
+    if args.precompute_ref_log_probs:
+        raise UserError(
+            "DITTO's reference is the policy after the supervised part, which "
+            "trl.precompute_ref_log_probs would miss. Leave that out: the reference is an adapter."
+        )
+    return args
 
 
 def run_ditto(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]:
     """`train_ditto` from prepared inputs."""
-    rows, settings = list(inputs.rows), inputs.settings
+    rows, settings, seed = list(inputs.rows), inputs.settings, inputs.args.seed
     done = _restore(backbone, run.folder) if inputs.resume else None
+    stopped = False
     if done is None:
+        done = _Progress()
         seen = [row.get("worse") or [] for row in rows]
-        base = _sample(backbone, rows, settings, inputs.args.seed)
-        done = _Progress(levels=[[[*a, *b] for a, b in zip(seen, base, strict=True)]])
+        base = _sample(backbone, rows, settings, seed, done)
+        done.levels = [[[*a, *b] for a, b in zip(seen, base, strict=True)]]
         if settings.sft_epochs:
-            done.steps = _supervise(backbone, run, inputs)
+            stopped = _supervise(backbone, run, inputs, done)
         backbone.freeze_reference()
         _save(backbone, run.folder, done)
-    while done.rounds < settings.rounds:
-        done.levels.append(_sample(backbone, rows, settings, inputs.args.seed + done.rounds + 1))
-        done.rounds += 1
-        _tune(backbone, run, inputs, done)
+    while done.rounds < settings.rounds and not _is_over(run, done):
+        if stopped:  # by Ctrl-C in the last step of a part, which is saved
+            raise KeyboardInterrupt
+        number = done.rounds + 1
+        done.levels.append(_sample(backbone, rows, settings, seed + number, done))
+        done.rounds = number
+        stopped = _tune(backbone, run, inputs, done)
         _save(backbone, run.folder, done)
     for role in TRAINED:
         backbone.save(role, run.folder / "adapters" / role)
     return {"rows": len(rows), "rounds": done.rounds, "steps": done.steps} | done.losses
 
 
-def _sample(backbone: Backbone, rows: list[Row], settings: DittoSettings, seed: int) -> Answers:
-    """Answers of the policy to each prompt, the same in every process."""
+def _is_over(run: Run, done: _Progress) -> bool:
+    """Whether the minutes of the run are over, those of sampling included."""
+    if run.minutes is None or not distributed.any_process(done.seconds >= 60 * run.minutes):
+        return False
+    log_beside_bars(
+        f"The {run.minutes:g} minutes of training are over: DITTO ends after round {done.rounds}."
+    )
+    return True
+
+
+def _sample(
+    backbone: Backbone, rows: list[Row], settings: DittoSettings, seed: int, done: _Progress
+) -> Answers:
+    """Answers of the policy to each prompt, the same in every process; adds to the seconds."""
+    began = time.monotonic()
     count, longest = settings.answers, settings.max_new_tokens
     if (context := backbone.encoder.context) is not None:  # the rows are known to fit into it
         longest = min(longest, context - max(len(backbone.encode(r["prompt"])) for r in rows))
@@ -166,11 +192,12 @@ def _sample(backbone: Backbone, rows: list[Row], settings: DittoSettings, seed: 
         return [answer.text for answer in sampled]
 
     flat = distributed.broadcast_from_main(texts)
+    done.seconds += time.monotonic() - began
     return [flat[at : at + count] for at in range(0, len(flat), count)]
 
 
-def _supervise(backbone: Backbone, run: Run, inputs: StageInputs) -> int:
-    """Supervised tuning on the edits; returns the number of its steps."""
+def _supervise(backbone: Backbone, run: Run, inputs: StageInputs, done: _Progress) -> bool:
+    """Supervised tuning on the edits; returns whether Ctrl-C was pressed in its last step."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -190,13 +217,18 @@ def _supervise(backbone: Backbone, run: Run, inputs: StageInputs) -> int:
         "policy",
         _in_round(args, run, 0),
         train_dataset=Dataset.from_list([_without(row, "worse") for row in inputs.rows]),
-        callbacks=[_RoundCallback(run, "DITTO, supervised", ("loss",), _Progress())],
+        callbacks=[RoundCallback(run, "DITTO, supervised", ("loss",), done)],
     )
-    return trainer.state.global_step
+    done.steps = trainer.state.global_step
+    return bool(trainer.interrupted)
 
 
-def _tune(backbone: Backbone, run: Run, inputs: StageInputs, done: _Progress) -> None:
-    """One round of DPO, with the policy after the supervised part as the reference."""
+def _tune(backbone: Backbone, run: Run, inputs: StageInputs, done: _Progress) -> bool:
+    """One round of DPO, with the policy after the supervised part as the reference.
+
+    Returns:
+        whether Ctrl-C was pressed in its last step.
+    """
     from datasets import Dataset
     from trl import DPOTrainer
 
@@ -204,7 +236,7 @@ def _tune(backbone: Backbone, run: Run, inputs: StageInputs, done: _Progress) ->
     pairs = _pairs(inputs, done)
     if distributed.is_main():
         write_jsonl(Path(args.output_dir) / "pairs.jsonl", pairs)
-    reference = _KeepReference(backbone)
+    reference = KeepReference(backbone)
     backbone.model.delete_adapter("ref")  # TRL makes a new one
     title = f"DITTO, round {done.rounds} of {settings.rounds}"
     shown = ("loss", "rewards/accuracies")
@@ -214,13 +246,14 @@ def _tune(backbone: Backbone, run: Run, inputs: StageInputs, done: _Progress) ->
         "policy",
         args,
         train_dataset=Dataset.from_list(pairs),
-        callbacks=[_RoundCallback(run, title, shown, done), reference],
+        callbacks=[RoundCallback(run, title, shown, done), reference],
     )
     found = loss_summary(trainer)
     done.steps += found.pop("steps")
     if "loss_first" in done.losses:
         found.pop("loss_first", None)
     done.losses |= found | last_logged(trainer, "rewards/accuracies")
+    return bool(trainer.interrupted)
 
 
 def _pairs(inputs: StageInputs, done: _Progress) -> list[Row]:
@@ -262,37 +295,6 @@ def _in_round(args: Any, run: Run, number: int) -> Any:
     args.output_dir = str(run.folder / ROUNDS / str(number))
     args.run_name = f"{args.run_name}-round-{number}"
     return args
-
-
-class _RoundCallback(RunCallback):
-    """`RunCallback` with the round, and with steps counted over all rounds."""
-
-    def __init__(self, run: Run, title: str, shown: Sequence[str], done: _Progress) -> None:
-        super().__init__(run, title, shown)
-        self.round, self.before = done.rounds, done.steps
-        self._peak_logged = done.rounds > 1  # as that of the first round
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Row | None = None, **kwargs: Any
-    ) -> None:
-        counted = SimpleNamespace(
-            global_step=self.before + state.global_step,
-            is_world_process_zero=state.is_world_process_zero,
-        )
-        super().on_log(args, counted, control, (logs or {}) | {"round": self.round})
-
-
-class _KeepReference(TrainerCallback):
-    """Puts the reference back, where TRL's trainer has made it a copy of the policy."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
-        self.weights = [w.detach().clone() for w in backbone.parameters_of("reference")]
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        ours = self.backbone.parameters_of("reference")
-        for weight, kept in zip(ours, self.weights, strict=True):
-            weight.data.copy_(kept)
 
 
 # ---- checkpoints: one after the supervised part, and one after each round

@@ -279,6 +279,7 @@ class _Rounds:
             "rounds": len(self.rows) - 1,
             "best_round": best,
             "votes": len(self.inputs.rows),
+            "votes_left_out": self.inputs.votes_left_out,
             "pairs": sum(row.get("pairs", 0) for row in self.rows),
             "left_out": dict(left_out),
             "score_first": self.rows[0]["eval_score"],

@@ -35,10 +35,11 @@ MEASURED = {"chosen_logp", "rejected_logp", "repetition"}  # in the log's rows o
 class PreferenceWatch(TrainerCallback):
     """Measures the policy on fixed rows at a few steps, and reports the alarms.
 
-    It does so before the training, `evaluations` times spread over it, and at its end. Each time
-    `metrics.jsonl` gets a row with `chosen_logp` and `rejected_logp` (nats per token),
-    `repetition`, `completion_length` and `ended_fraction`, and samples.jsonl the answers. Rows and
-    sampling seeds are always the same, and the training's random state does not change.
+    It does so before the training, `evaluations` times spread over it, and at its end, also where
+    the minutes are over before. Each time `metrics.jsonl` gets a row with `chosen_logp` and
+    `rejected_logp` (nats per token), `repetition`, `completion_length` and `ended_fraction`, and
+    samples.jsonl the answers. Rows and sampling seeds are always the same, and the training's
+    random state does not change.
 
     Args:
         run: gets the rows.
@@ -65,7 +66,10 @@ class PreferenceWatch(TrainerCallback):
         self.health.active = {finding.alarm.name for finding in found}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if is_due(state.global_step, state.max_steps, self.settings.evaluations):
+        # A training that ends early, too, is measured with its last weights: only then can they
+        # be the ones that are kept.
+        due = is_due(state.global_step, state.max_steps, self.settings.evaluations)
+        if due or control.should_training_stop:
             self.measure(state)
             control.should_evaluate = self.evaluates
 

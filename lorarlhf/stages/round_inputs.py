@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from lorarlhf.data.twins import normal
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.setting_types import (
     NonNegativeFloat,
@@ -51,11 +52,13 @@ class RoundInputs(StageInputs):
 
     Attributes:
         prompts: to answer and learn from; held_out: to measure on.
+        votes_left_out: votes on held-out prompts, which are not among the rows.
         deviation: of the reward role's scores, where `least_gap` is above 0.
     """
 
     prompts: Sequence[Row] = ()
     held_out: Sequence[Row] = ()
+    votes_left_out: int = 0
     deviation: "ScoreDeviation | None" = None
 
 
@@ -75,8 +78,15 @@ class Labels:
     score: float = 0.0
 
 
-def split_prompts(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
+def split_prompts(
+    rows: Sequence[Row], seed: int, votes: Sequence[Row] = ()
+) -> tuple[list[Row], list[Row]]:
     """(prompts to learn from, held-out prompts), drawn by the seed.
+
+    Prompts without votes are held out first, since votes on held-out prompts can't be learned from.
+
+    Args:
+        votes: rows with the `prompt` that was voted on.
 
     Raises:
         UserError: there are fewer than `FEWEST_PROMPTS`.
@@ -88,8 +98,22 @@ def split_prompts(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]
         )
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
+    voted = {_asked(row["prompt"]) for row in votes}
+    order.sort(key=lambda place: _asked(rows[place]["prompt"]) not in voted)
     count = min(HELD_OUT, int(SHARE * len(rows)))
-    return [rows[i] for i in sorted(order[count:])], [rows[i] for i in sorted(order[:count])]
+    cut = len(order) - count
+    return [rows[i] for i in sorted(order[:cut])], [rows[i] for i in sorted(order[cut:])]
+
+
+def without_held_out(votes: Sequence[Row], held_out: Sequence[Row]) -> list[Row]:
+    """The votes on other prompts than the held-out ones."""
+    measured = {_asked(row["prompt"]) for row in held_out}
+    return [vote for vote in votes if _asked(vote["prompt"]) not in measured]
+
+
+def _asked(prompt: Any) -> str:
+    """A prompt as one text, the same for a question alone and for a conversation of one turn."""
+    return normal([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
 
 
 def pair_up(

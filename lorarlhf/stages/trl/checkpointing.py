@@ -62,9 +62,12 @@ class CheckpointingMixin(_Trainer):
     Attributes:
         steps_in_update: optimizer steps between two moments at which training can go on from a
             checkpoint; checkpoints are counted in updates of so many steps.
+        interrupted: whether Ctrl-C was pressed in the last step, whose training is done: it is for
+            those who would go on with something else to stop there.
     """
 
     steps_in_update = 1
+    interrupted = False
 
     def train(self, resume_from_checkpoint: bool = False) -> Any:
         """Train to the end, from the newest checkpoint where that is wanted and there is one.
@@ -81,6 +84,7 @@ class CheckpointingMixin(_Trainer):
             done = super().train(resume_from_checkpoint=str(place) if place else None)
         if stopper.requested and self.state.global_step < self.state.max_steps:
             raise KeyboardInterrupt
+        self.interrupted = distributed.any_process(stopper.requested)
         return done
 
     @property
