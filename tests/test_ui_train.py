@@ -20,7 +20,7 @@ from lorarlhf.stages.table import STAGES
 from lorarlhf_ui.train import Training
 from lorarlhf_ui.train_curves import curves, points
 from lorarlhf_ui.train_form import form_html, kinds_of
-from lorarlhf_ui.train_html import estimate_html, left_words, samples_html, standing
+from lorarlhf_ui.train_html import buttons, estimate_html, left_words, samples_html, standing
 from lorarlhf_ui.train_run import Progress, Rows, alarms, messages, progress, samples
 from tests.job_program import install
 from tests.project_rounds import finished_round, vote
@@ -166,6 +166,13 @@ def job(**changes: Any) -> Job:
 )
 def test_where_a_job_stands(changes: dict[str, Any], said: str) -> None:
     assert said in standing(job(**changes), None, ahead=2)
+
+
+def test_a_run_that_is_gone_starts_again(tmp_path: Path) -> None:
+    assert ">Resume<" in buttons(job(state="stopped", run=tmp_path))
+    for gone in (None, tmp_path / "gone"):
+        assert ">Start again<" in buttons(job(state="stopped", run=gone))
+    assert ">Resume<" in buttons(job(state="failed", stage="", run=None))  # a round
 
 
 # ---- requests

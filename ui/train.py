@@ -139,7 +139,9 @@ class Training:
 
     def resume(self, rater: str, data: View) -> View:
         """Let a job go on."""
-        resume_job(self._named(data))
+        job = self._named(data)
+        resume_job(job)
+        self._stopped.pop(job.id, None)
         return self.look(rater, {})
 
     def keep(self, rater: str, data: View) -> View:

@@ -137,7 +137,8 @@ def buttons(job: Job) -> str:
             label = "Take it out of the queue"
         return f'<p class="line">{_button("stop", job, label)}</p>'
     if job.can_resume:
-        label = "Start again" if job.stage and job.run is None else "Resume"
+        anew = job.stage and (job.run is None or not job.run.is_dir())
+        label = "Start again" if anew else "Resume"
         return f'<p class="line">{_button("resume", job, label)}</p>'
     return ""
 
