@@ -10,6 +10,7 @@ from lorarlhf.cli.estimate_time import in_words, passes
 from lorarlhf.cli.main import main
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
+from lorarlhf.project import device_queue
 from lorarlhf.project.project import Project, create
 from lorarlhf.stages.table import STAGES
 
@@ -17,7 +18,8 @@ PPO = {"updates": 2, "rollout_batch_size": 4, "max_new_tokens": 10, "num_ppo_epo
 
 
 @pytest.fixture
-def project(tiny_base: Path, tmp_path: Path) -> Project:
+def project(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path / "cache"))
     made = create(tmp_path / "mine", base=str(tiny_base), bits=16)
     better = Verdict("ranked", [[0], [1]])
     answers = (("It is good.", "base"), ("No idea.", "base"))
@@ -124,5 +126,26 @@ def test_what_does_not_fit_is_said_with_what_would(
 
     free: Callable[..., int] = lambda device: 1_000_000  # noqa: E731
     monkeypatch.setattr(preflight, "free_for_us", free)
-    assert main(["estimate", "--project", str(project.folder), "--stage", "dpo"]) == 0
+    words = ["estimate", "--project", str(project.folder), "--stage", "dpo"]
+    assert main(words) == 0
     assert "That does not fit." in capsys.readouterr().out
+    # The model of the pages has some of it now, and gives it back before the job starts.
+    device_queue.register_model(project.folder)
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is None and "so the job may fit." in found["advice"]
+
+
+def test_while_a_job_has_the_device_its_speed_and_memory_say_nothing(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["estimate", "--project", str(project.folder), "--stage", "dpo"]
+    with device_queue.ticket(project.folder, 1, "A training"):
+        assert main([*words, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert main(words) == 0
+    assert found["busy"] and found["needed"] > 1e6
+    assert (found["free"], found["fits"], found["seconds"]) == (None, None, None)
+    text = capsys.readouterr().out
+    assert "how much will be free is not known while a training has the device" in text
+    assert "Time: it can't be estimated while a training has the device." in text

@@ -3,13 +3,16 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorarlhf.cli.main import main
-from lorarlhf.project import device_queue
+from lorarlhf.project import device_queue, jobs
 from lorarlhf.project.jobs import (
     DONE,
     FAILED,
@@ -25,7 +28,9 @@ from lorarlhf.project.jobs import (
     start_job,
     stop_job,
 )
+from lorarlhf.project.jobs_runner import Runner, why
 from lorarlhf.project.project import Project, create
+from lorarlhf.project.run_deletion import delete_run
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.process import ProcessId, from_json, identify, is_running, kill_group
 from tests.job_program import install
@@ -184,6 +189,92 @@ def test_a_killed_run_is_interrupted_and_goes_on(project: Project, tmp_path: Pat
     (tmp_path / "go").touch()
     resume_job(interrupted)
     wait_for(job, DONE)
+
+
+def test_a_command_that_the_system_has_killed_has_failed_for_lack_of_memory(
+    project: Project, tmp_path: Path
+) -> None:
+    job = begun(start_job(project, ["wait", str(tmp_path / "never")], "A wait"))
+    assert job.command is not None
+    os.kill(job.command.pid, signal.SIGKILL)
+    message = wait_for(job, FAILED).message
+    assert "ended by the system (signal 9), probably because memory ran out" in message
+
+
+def test_the_last_words_of_a_command_are_no_bar(tmp_path: Path) -> None:
+    log = tmp_path / "0001.log"
+    log.write_text("The disk is full.\nSFT:  10%|#   | 1/10 [00:01<00:09, 1.0s/it]\r")
+    assert why(2, log) == "The disk is full."
+    assert "signal 11" in why(-signal.SIGSEGV, log)
+
+
+def test_a_run_that_was_deleted_is_made_anew_under_another_name(
+    project: Project, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    job = begun(start_job(project, ["wait", str(go)], "A run", stage="sft"))
+    stop_job(job)
+    stopped = wait_for(job, STOPPED)
+    store = project.store()
+    assert stopped.run is not None and delete_run(project, stopped.run.name, store) == "0001-sft"
+    store.close()
+    go.touch()
+    resume_job(stopped)
+    done = wait_for(job, DONE)
+    assert done.run is not None and done.run.name == "0002-sft"
+
+
+def test_a_command_whose_start_cannot_be_noted_is_ended(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = project.folder / "jobs" / "0001.json"
+    file.parent.mkdir()
+    runner = Runner(file, "token")
+    words = ["wait", str(tmp_path / "never")]
+    runner.record = {"title": "A wait", "argv": words, "stage": "", "run": None}
+    started: list[ProcessId | None] = []
+
+    def fail(ticket: device_queue.Ticket, command: ProcessId | None) -> None:
+        started.append(command)
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(device_queue, "mark_running", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        runner.run()
+    assert started[0] is not None and not is_running(started[0]) and not device_queue.queue()
+
+
+def test_a_runner_that_a_launcher_has_started_finds_itself(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a virtual environment on Windows, whose python.exe starts the real one."""
+    start = jobs.start_detached
+    launcher = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
+
+    def launched(command: Sequence[str], *rest: Any) -> ProcessId | None:
+        return start([sys.executable, "-c", launcher, *command], *rest)
+
+    monkeypatch.setattr(jobs, "start_detached", launched)
+    wait_for(start_job(project, ["end"], "An end"), DONE)
+
+
+def test_of_two_resumes_at_the_same_moment_one_counts(project: Project, tmp_path: Path) -> None:
+    job = wait_for(start_job(project, ["fail"], "A failure"), FAILED)
+    together, ends = threading.Barrier(2), list[str]()
+
+    def resume() -> None:
+        together.wait()
+        try:
+            ends.append(resume_job(job).state)
+        except UserError as error:
+            ends.append(str(error))
+
+    threads = [threading.Thread(target=resume) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(ends)[1] == WAITING and "nothing to resume" in sorted(ends)[0]
 
 
 def test_a_reused_number_is_another_process(project: Project, tmp_path: Path) -> None:

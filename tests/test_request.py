@@ -17,7 +17,7 @@ from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import log_changed_settings
 from lorarlhf.stages.table import STAGES
 
-NOT_FILES = {"PROJECT", "KEY=VALUE", "DIR", None}  # of the run itself, or no file at all
+NOT_FILES = {"PROJECT", "KEY=VALUE", "DIR", "M", None}  # of the run itself, or no file at all
 
 
 def command_of(stage: str) -> Parser:
@@ -57,7 +57,10 @@ def test_the_stages_together_use_every_recorded_field() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("in_project", [True, False])
 def test_every_file_survives_resume(stage: str, in_project: bool, tmp_path: Path) -> None:
-    project, files = create(tmp_path / "mine"), files_of(stage)
+    first, second = (tmp_path / name for name in ("config.yaml", "new.yaml"))
+    for config in (first, second):  # the settings say what a stage needs
+        config.write_text("seed: 1\n")
+    project, files = create(tmp_path / "mine"), files_of(stage) | {"config": str(first)}
     folder = project.next_run(stage) if in_project else tmp_path / "runs" / stage
     Run(folder, stage, files | {"epochs": 2.0}).finish("stopped")
     where = [str(project.folder)] if in_project else ["--out", str(folder)]
@@ -66,9 +69,9 @@ def test_every_file_survives_resume(stage: str, in_project: bool, tmp_path: Path
     assert resumed.folder == folder
     # What is named again counts more.
     other, _ = fill_in(
-        request(stage, *where, "--resume", "--init", "other", "--config", "new.yaml")
+        request(stage, *where, "--resume", "--init", "other", "--config", str(second))
     )
-    assert other.recorded() == files | {"init": "other", "config": "new.yaml"}
+    assert other.recorded() == files | {"init": "other", "config": str(second)}
 
 
 def test_what_is_recorded_is_what_a_new_run_keeps(tmp_path: Path) -> None:

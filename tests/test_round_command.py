@@ -1,6 +1,7 @@
 """The command `round` from votes to the card, on the tiny base."""
 
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from lorarlhf.cli.main import main
 from lorarlhf.preferences.blind_comparisons import comparisons, count_items
 from lorarlhf.preferences.queue import next_shown
 from lorarlhf.project.project import Project
-from lorarlhf.project.rounds import rounds
-from lorarlhf.runtime.files import read_json
+from lorarlhf.project.rounds import make_round, rounds
+from lorarlhf.runtime.files import read_json, write_json, write_jsonl
 from tests.project_rounds import small_project, vote
 
 Command = Callable[..., dict[str, Any]]
@@ -101,31 +102,54 @@ def test_rounds_one_after_the_other(project: Project, command: Command) -> None:
     assert rounds(project)[0].verdict == "dropped" and rounds(project)[1].verdict == "kept"
 
 
-def test_a_round_by_an_algorithm_without_checkpoints_starts_it_again(
-    project: Project, command: Command, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_a_round_by_an_algorithm_without_a_critic_goes_on_after_its_checkpoint(
+    project: Project, command: Command, monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
-    """RLOO can't resume: what a stopped run has left is removed, and the round continues."""
-    from lorarlhf.stages import ppo
+    from lorarlhf.stages.critic_free import UpdateLog
 
     with project.settings_file.open("a") as file:
-        file.write("method: rloo\n")
-    sets = ["updates=1", "rollout_batch_size=4", "max_new_tokens=4"]
+        file.write(f"method: {algorithm}\n")
     text = "compute_dtype: float32\nlora_rank: 4\nreward: {epochs: 0}\n"
     (project.folder / "round.yaml").write_text(text)
+    sets = ["updates=2", "rollout_batch_size=4", "max_new_tokens=4", "save_steps=1"]
     words = [part for one in sets for part in ("--set", one)]
-    run = ppo.run_ppo
 
-    def stopped(backbone: Any, made: Any, inputs: Any) -> Any:
-        made.log({"step": 1})
-        raise RuntimeError("the power is gone")
+    def on_step_begin(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= self.steps:
+            raise RuntimeError("the power is gone")
 
-    monkeypatch.setattr(ppo, "run_ppo", stopped)
-    assert main(["round", "mine", *words]) == 1
+    with monkeypatch.context() as patch:  # the first update is saved, and the second one begins
+        patch.setattr(UpdateLog, "on_step_begin", on_step_begin)
+        assert main(["round", "mine", *words]) == 1
+    run = project.folder / "runs/0002-ppo"
     one = rounds(project)[0]
     assert one.is_done("reward") and not one.is_done("method")
-    monkeypatch.setattr(ppo, "run_ppo", run)
+    one.note("method", seconds=one.steps["method"]["seconds"] + 1000)
+    assert [path.name for path in run.glob("checkpoints/*")] == ["checkpoint-1"]
     again = command("--resume")
-    assert "Round 1 continues." in again["err"]
+    assert "Round 1 continues." in again["err"] and "Continuing after update 1." in again["err"]
     assert again["steps"]["method"]["run"] == "runs/0002-ppo"
-    assert config_of(project, "runs/0002-ppo")["algorithm"] == "rloo"
-    assert not list((project.folder / "runs/0002-ppo").glob("earlier-*"))
+    assert again["steps"]["method"]["seconds"] > 1000  # with the time before the stop
+    assert config_of(project, "runs/0002-ppo")["algorithm"] == algorithm
+    assert not list(run.glob("earlier-*"))
+
+
+def test_a_round_from_the_base_takes_no_other_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither stage of it starts from a supervised run that a round made and nobody kept."""
+    asked = []
+
+    def train(args: Namespace) -> None:
+        asked.append((args.command, args.init))
+        write_json(Path(args.out) / "run.json", {"status": "done", "summary": {}})
+
+    monkeypatch.setattr("lorarlhf.cli.train.train", train)
+    monkeypatch.setattr(round_steps, "write_report", lambda run: None)
+    one = make_round(project, "ppo", {})
+    one.save()
+    write_jsonl(round_steps.votes_file(one, round_steps.REWARD), [])
+    for step in ("reward", "method"):
+        round_steps.FUNCTIONS[step](project, one)
+    assert asked == [("reward", "base"), ("ppo", "base")]

@@ -1,6 +1,7 @@
 """Rounds as data: what they start from, which votes are new, and what the card says."""
 
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,9 @@ from lorarlhf.runtime.files import read_json
 from lorarlhf.runtime.lock import hold
 from lorarlhf.stages.table import STAGES
 from lorarlhf_ui.rounds import round_card_html
+from lorarlhf_ui.train_rounds import round_html
 from tests.project_rounds import finished_round, judge, result, vote
+from tests.run_folders import write_run
 
 
 @pytest.fixture
@@ -125,6 +128,18 @@ def test_the_first_round_starts_from_the_newest_supervised_run(project: Project)
     assert make_round(project, "ppo", {}).parents["policy"] == "runs/0002-sft"
     one.save()  # now it is the run of a round that nobody has kept
     assert make_round(project, "ppo", {}).parents["policy"] is None
+    write_run(project, "0000-sft")  # an older one outside of rounds
+    assert make_round(project, "ppo", {}).parents["policy"] == "runs/0000-sft"
+
+
+def test_a_round_whose_policy_was_deleted_is_not_kept(project: Project) -> None:
+    one = finished_round(project, 1)
+    decide(project, one, "dropped")
+    assert "Keep round 1" in round_html(project)
+    rmtree(project.folder / one.steps["method"]["run"])
+    with pytest.raises(UserError, match=r"its policy, runs/0002-ppo, was deleted"):
+        decide(project, one, "kept")
+    assert rounds(project)[0].verdict == "dropped" and "Keep round 1" not in round_html(project)
 
 
 def test_an_unfinished_round_is_found_and_can_only_be_dropped(project: Project) -> None:

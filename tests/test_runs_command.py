@@ -1,6 +1,7 @@
 """The command `runs`: the table and the tree, titles, dropping, deleting."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from lorarlhf.cli.eval_plan import _newest_of_each_stage
 from lorarlhf.cli.main import main
 from lorarlhf.project.project import Project, create
 from lorarlhf.project.run_labels import read_label
+from lorarlhf.runtime.files import write_json
 from tests.run_folders import ppo_rows, write_run
 
 Command = Callable[..., tuple[int, str, str]]
@@ -83,6 +85,16 @@ def test_the_list_as_json(command: Command, project: Project) -> None:
     ]
 
 
+def test_the_evaluation_of_a_round_counts(command: Command, project: Project) -> None:
+    won = {"candidate": "0003-ppo", "rate": 0.7, "ci95": [0.5, 0.9], "n": 20}
+    for place, rate in (("eval", 0.4), ("rounds/0001/eval", 0.7)):
+        (project.folder / place).mkdir(parents=True)
+        judge = {"judge": "f", "independent": True, "results": [won | {"rate": rate}]}
+        write_json(project.folder / place / "eval.json", {"judges": [judge]})
+    os.utime(project.folder / "eval/eval.json", (1.0, 1.0))
+    assert "wins 70% (50 to 90) of 20, by f" in command()[1]
+
+
 def test_changes(command: Command, project: Project) -> None:
     run = project.folder / "runs" / "0002-reward"
     status, out, _ = command("--drop", "0002-reward")
@@ -108,12 +120,12 @@ def test_eval_compares_no_dropped_run(command: Command, project: Project) -> Non
 def test_deleting(
     command: Command, project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    status, _, err = command("--delete", "1")
-    assert status == 2 and "PPO 3 (0003-ppo) started from it" in err
     run = project.folder / "runs" / "0003-ppo"
     terminal = StringIO("n\n")
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdin", terminal)
+    status, out, err = command("--delete", "1")
+    assert status == 2 and "PPO 3 (0003-ppo) started from it" in err and "Delete it?" not in out
     status, out, _ = command("--delete", "3")
     assert status == 0 and "will be removed for good" in out and run.is_dir()
     terminal.seek(0)

@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorarlhf.runtime.files import read_json, write_jsonl
-from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.files import read_json, write_json, write_jsonl
+from lorarlhf.runtime.run import TIME, Run, earlier_sessions
 from tests.training_steps import PPO, QUESTIONS, Train, rows_of, summary_of
 
 pytest_plugins = ("tests.training_steps",)
@@ -28,6 +29,8 @@ def test_ctrl_c_ends_after_the_update_and_resume_goes_on(work: Path, train: Trai
     about = read_json(work / "stopped/run.json")
     assert about["status"] == "stopped"
     assert [row["step"] for row in rows_of(work / "stopped/metrics.jsonl")] == [1, 2]
+    began = "2026-11-01T20:00:00"
+    write_json(work / "stopped/run.json", about | {"seconds": 1000.0, "started": began})
 
     status, out, err = train(*words, "--resume", sets=sets)
     assert status == 0 and json.loads(out)["updates"] == 4
@@ -35,7 +38,27 @@ def test_ctrl_c_ends_after_the_update_and_resume_goes_on(work: Path, train: Trai
     assert [row["step"] for row in rows_of(work / "stopped/metrics.jsonl")] == [1, 2, 3, 4]
     steps = [row["step"] for row in rows_of(work / "stopped/samples.jsonl")]
     assert steps == [0] * 4 + [2] * 4 + [3] * 4 + [4] * 4
-    assert read_json(work / "stopped/run.json")["status"] == "done"
+    about = read_json(work / "stopped/run.json")
+    assert about["status"] == "done" and about["started"] == began < about["resumed"]
+    assert 1000 < about["seconds"] < 1200  # of both sessions
+
+
+def test_the_time_of_earlier_sessions_is_without_pauses(tmp_path: Path) -> None:
+    assert earlier_sessions(tmp_path) == {}
+    began = {"started": "2026-11-01T20:00:00"}
+    write_json(tmp_path / "run.json", began | {"status": "running"})
+    assert earlier_sessions(tmp_path) == began | {"earlier_seconds": 0.0}
+    (tmp_path / "metrics.jsonl").touch()  # of a session that was killed a minute after it began
+    killed = time.mktime(time.strptime("2026-11-03T08:01:00", TIME))
+    os.utime(tmp_path / "metrics.jsonl", (killed, killed))
+    resumed = {"resumed": "2026-11-03T08:00:00", "earlier_seconds": 30.0}
+    write_json(tmp_path / "run.json", began | resumed)
+    assert earlier_sessions(tmp_path) == began | {"earlier_seconds": 90.0}
+    write_json(tmp_path / "run.json", began | resumed | {"seconds": 95.5})
+    assert earlier_sessions(tmp_path) == began | {"earlier_seconds": 95.5}
+    for broken in ({"started": 3}, {"started": "yesterday"}, {"seconds": 3.0}):
+        write_json(tmp_path / "run.json", broken)
+        assert earlier_sessions(tmp_path) == {}
 
 
 def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(

@@ -66,7 +66,24 @@ def test_an_engine_may_begin_at_rest(tiny_base: Path) -> None:
     engine = Engine(settings, resting="A run needs the memory.")
     assert engine.state == RESTING and not hasattr(engine, "process")
     engine.close()
-    assert Engine(None, resting="A run needs the memory.").state == OFF
+    off = Engine(None, resting="A run needs the memory.")
+    assert off.state == OFF and off.message == ""  # it would stay there for good
+
+
+def test_the_last_words_of_a_process_that_made_room_change_nothing() -> None:
+    ready: list[Any] = []
+    engine = Engine(None, on_ready=ready.append, on_failed=ready.append)
+    connection = engine._connection = object()
+    for state in (RESTING, OFF):
+        engine.state = state
+        engine._loaded(connection, "ready", {"base": "x"})
+        engine._loaded(connection, "failed", "no memory")
+        assert (engine.state, engine.about, engine.message, ready) == (state, {}, "", [])
+    engine.state = STARTING
+    engine._loaded(object(), "ready", {"base": "of an earlier process"})
+    assert engine.state == STARTING and ready == []
+    engine._loaded(connection, "ready", {"base": "x"})
+    assert engine.state == READY and ready == [{"base": "x"}]
 
 
 class Sleeper:

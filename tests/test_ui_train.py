@@ -4,22 +4,23 @@ import html
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorarlhf.project.jobs import DONE, RUNNING, STOPPED, Job, list_jobs
+from lorarlhf.project.jobs import DONE, RUNNING, STOPPED, Job, list_jobs, start_job
 from lorarlhf.project.project import create
 from lorarlhf.project.rounds import MIN_VOTES
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.process import kill_group
+from lorarlhf.runtime.process import kill_group, python_command
 from lorarlhf.stages.table import STAGES
 from lorarlhf_ui.train import Training
 from lorarlhf_ui.train_curves import curves, points
 from lorarlhf_ui.train_form import form_html, kinds_of
-from lorarlhf_ui.train_html import left_words, samples_html, standing
+from lorarlhf_ui.train_html import buttons, estimate_html, left_words, samples_html, standing
 from lorarlhf_ui.train_run import Progress, Rows, alarms, messages, progress, samples
 from tests.job_program import install
 from tests.project_rounds import finished_round, vote
@@ -156,6 +157,8 @@ def job(**changes: Any) -> Job:
         ({"state": "waiting", "started": None}, "It waits for 2 other jobs."),
         ({"state": "done"}, "It is done, after 1 min 0 s. Its run is 0003-ppo."),
         ({"state": "stopped"}, "It was stopped after 1 min 0 s, and what it had done is saved."),
+        ({"state": "stopped", "stops": 1}, "and what it had done is saved."),
+        ({"state": "stopped", "stops": 2}, "after 1 min 0 s. Resume it, and it goes on after its"),
         ({"state": "stopped", "started": None}, "It was stopped before its turn came."),
         ({"state": "failed", "message": "The disk is full."}, "It failed. The disk is full."),
         ({"state": "interrupted", "ended": None}, "as when the machine is switched off. Resume"),
@@ -163,6 +166,13 @@ def job(**changes: Any) -> Job:
 )
 def test_where_a_job_stands(changes: dict[str, Any], said: str) -> None:
     assert said in standing(job(**changes), None, ahead=2)
+
+
+def test_a_run_that_is_gone_starts_again(tmp_path: Path) -> None:
+    assert ">Resume<" in buttons(job(state="stopped", run=tmp_path))
+    for gone in (None, tmp_path / "gone"):
+        assert ">Start again<" in buttons(job(state="stopped", run=gone))
+    assert ">Resume<" in buttons(job(state="failed", stage="", run=None))  # a round
 
 
 # ---- requests
@@ -203,8 +213,6 @@ def test_a_run_is_started_stopped_and_resumed(training: Training) -> None:
 
 
 def test_what_runs_is_shown_before_what_is_newer(training: Training, tmp_path: Path) -> None:
-    from lorarlhf.project.jobs import start_job
-
     go = tmp_path / "go"
     start_job(training.project, ["wait", str(go)], f"first {HOSTILE}")
     until(lambda: now(training).state == RUNNING, SECONDS)
@@ -240,6 +248,14 @@ def test_a_round_is_one_job_at_a_time(training: Training) -> None:
     assert "No round yet" in training.look("me", {})["sections"]["round"]
 
 
+def test_a_round_waits_until_the_last_one_is_decided(training: Training) -> None:
+    vote(training.project, range(3 * MIN_VOTES))
+    finished_round(training.project, 1)
+    with pytest.raises(UserError, match=r"nobody has said what becomes of it\. Keep or drop it"):
+        training.tonight("me", {})
+    assert list_jobs(training.project) == []
+
+
 def test_a_round_shows_the_curves_of_the_run_that_it_makes_now(training: Training) -> None:
     vote(training.project, range(MIN_VOTES))
     earlier = training.project.next_run("sft")
@@ -271,6 +287,45 @@ def test_the_newest_round_is_kept_or_dropped(training: Training) -> None:
     assert "Keep round 1" not in kept and "Drop round 1" in kept
     dropped = training.drop("me", {"round": one.number})["sections"]["round"]
     assert "Keep round 1" in dropped and "Drop round 1" not in dropped
+
+
+def test_a_double_click_stops_a_job_once(training: Training, tmp_path: Path) -> None:
+    start_job(training.project, ["stubborn", str(tmp_path / "go")], "Stubborn")
+    until(lambda: "words" in now(training).log.read_text(), SECONDS)
+    for _ in range(2):
+        view = training.stop("me", {"job": 1})
+    assert now(training).stops == 1 and "Stop at once" in view["sections"]["now"]
+    training._stopped[1] -= 1
+    training.stop("me", {"job": 1})
+    assert now(training).stops == 2
+    (tmp_path / "go").touch()
+
+
+def test_an_estimate_that_makes_no_sense_is_an_error_and_the_next_one_counts(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, b"Some library says hello.", b"")
+
+    chosen = {"kind": "ppo", "settings": {}}
+    with monkeypatch.context() as patch:
+        patch.setattr("lorarlhf_ui.train.subprocess.run", run)
+        training.estimate("me", chosen)
+        with pytest.raises(UserError, match="could not be computed"):
+            until(lambda: not training.estimate("me", chosen)["busy"], SECONDS)
+    assert asked[0][1:4] == python_command("lorarlhf.cli")[1:4]
+    other = {"kind": "sft", "settings": {}}
+    assert until(lambda: not training.estimate("me", other)["busy"], SECONDS)
+
+
+def test_what_is_free_is_not_shown_while_a_job_has_the_device() -> None:
+    found = {"needed": 2e9, "free": None, "busy": True, "advice": "", "seconds": None}
+    shown = estimate_html(found | {"time": "it can't be estimated."})
+    assert "how much will be free when its turn comes is not known yet" in shown
+    assert "<p>Time: it can&#x27;t be estimated.</p>" in shown
 
 
 def test_memory_and_time_before_the_start(training: Training) -> None:

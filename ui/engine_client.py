@@ -97,7 +97,7 @@ class Engine:
         on_failed: Callable[[str], None] = lambda message: None,
         resting: str = "",
     ) -> None:
-        self.state, self.message = OFF if settings is None else RESTING, resting
+        self.state, self.message = (OFF, "") if settings is None else (RESTING, resting)
         self.about: dict[str, Any] = {}
         self._settings = settings
         self._on_ready, self._on_failed = on_ready, on_failed
@@ -260,7 +260,7 @@ class Engine:
             if connection is not self._connection or self.state == RESTING:
                 continue  # the last words of a process that made room
             if number == 0:
-                self._loaded(kind, value)
+                self._loaded(connection, kind, value)
             elif kind == "texts":
                 if job := self._jobs.get(number):
                     job.update(texts=value)
@@ -270,16 +270,21 @@ class Engine:
                 texts = isinstance(value, dict) and value.get("texts")
                 self._end(number, value=value, **({"texts": texts} if texts else {}))
 
-    def _loaded(self, kind: str, value: Any) -> None:
-        if kind == "ready":
-            self.about, self.state = value, READY
-            try:
-                self._on_ready(value)
-            except Exception as error:  # this thread must go on reading answers
-                traceback.print_exception(error)
-        else:
-            self.message, self.state = value, FAILED
+    def _loaded(self, connection: Any, kind: str, value: Any) -> None:
+        with self._changing:
+            if connection is not self._connection or self.state != STARTING:
+                return  # it rests or closes: these are last words
+            if kind == "ready":
+                self.about, self.state = value, READY
+            else:
+                self.message, self.state = value, FAILED
+        if kind != "ready":
             self._on_failed(value)
+            return
+        try:
+            self._on_ready(value)
+        except Exception as error:  # this thread must go on reading answers
+            traceback.print_exception(error)
 
     def _end(self, number: int, **attributes: Any) -> None:
         if job := self._jobs.pop(number, None):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from lorarlhf.evaluation.heat_map import WordShares
 from lorarlhf.project.settings import Settings
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.process import lower_priority
 from lorarlhf_ui.engine_jobs import AnswerJob, Request
 
 if TYPE_CHECKING:
@@ -71,12 +72,6 @@ def main(connection: Connection, settings: Callable[[], Settings]) -> None:
     while True:
         worker.receive(inbox)
         worker.step()
-
-
-def lower_priority() -> None:
-    """Let the pages' process go first when both need a core."""
-    if hasattr(os, "nice"):
-        os.nice(10)
 
 
 def _read(connection: Connection, inbox: "SimpleQueue[tuple[int, str, Any]]") -> None:

@@ -32,7 +32,7 @@ class Runs:
     def runs(self, rater: str, data: View) -> View:
         """The table of all runs and their tree; whether one is running."""
         runs = read_runs(self.project)
-        wins = wins_by_run(self.store, self.project.folder.glob("eval*/eval.json"))
+        wins = wins_by_run(self.store, self.project.evaluations())
         shown = [Shown(run, wins.get(run.name), self._bytes(run)) for run in runs]
         running = any(run.state == RUNNING for run in runs)
         names = [run.name for run in runs]

@@ -5,7 +5,6 @@ A run is a job: a process of its own that outlives the page and the server (`pro
 
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -13,11 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.project import device_queue
-from lorarlhf.project.jobs import RUNNING, Job, find_job, list_jobs, resume_job, start_job, stop_job
+from lorarlhf.project.jobs import (
+    JOBS,
+    RUNNING,
+    Job,
+    find_job,
+    list_jobs,
+    resume_job,
+    start_job,
+    starting,
+    stop_job,
+)
 from lorarlhf.project.project import Project
 from lorarlhf.project.rounds import DROPPED, KEPT
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.process import python_command
 from lorarlhf_ui.train_curves import curves
 from lorarlhf_ui.train_form import Kind, kinds_of
 from lorarlhf_ui.train_html import earlier_html, estimate_html, job_sections, note_html, queue_html
@@ -33,6 +43,7 @@ CARD_SECONDS = 10.0
 KEPT_SECONDS, ERROR_KEPT_SECONDS = 120.0, 5.0
 """How long an estimate counts: votes and runs may be added, and mistakes mended."""
 MOST_SECONDS = 600
+DOUBLE_CLICK = 1.0
 Wanted = tuple[str, ...]
 """A stage and the options of its command."""
 
@@ -51,6 +62,7 @@ class Training:
         self.estimates = Estimates(project)
         self._folder = project.folder.resolve()
         self._metrics, self._samples = Rows(), Rows()
+        self._stopped: dict[int, float] = {}  # when each job was last asked to stop
 
     def look(self, rater: str, data: View) -> View:
         """Where everything stands: `sections`, HTML by name; `busy`, whether anything goes on.
@@ -101,24 +113,35 @@ class Training:
         """Start a round as a job.
 
         Raises:
-            UserError: a round waits or runs already, there are too few new votes, or nothing can
-                be written.
+            UserError: a round waits or runs already, the last one is not decided, there are too few
+                new votes, or nothing can be written.
         """
-        for job in list_jobs(self.project):
-            if job.alive and job.argv[:1] == (ROUND,):
-                raise UserError(f"A round {'runs' if job.state == RUNNING else 'waits'} already.")
-        check_round(self.project)
-        start_job(self.project, [ROUND, str(self._folder)], "A round: reward, tuning, comparison")
+        with starting(self.project.folder / JOBS):
+            for job in list_jobs(self.project):
+                if job.alive and job.argv[:1] == (ROUND,):
+                    how = "runs" if job.state == RUNNING else "waits"
+                    raise UserError(f"A round {how} already.")
+            check_round(self.project)
+            title = "A round: reward, tuning, comparison"
+            start_job(self.project, [ROUND, str(self._folder)], title)
         return self.look(rater, {})
 
     def stop(self, rater: str, data: View) -> View:
-        """Ask a job to stop; see `stop_job`."""
-        stop_job(self._named(data))
+        """Ask a job to stop; see `stop_job`.
+
+        After the first click the button means something else, so a double click counts once.
+        """
+        job, now = self._named(data), time.monotonic()
+        if now - self._stopped.get(job.id, -DOUBLE_CLICK) >= DOUBLE_CLICK:
+            self._stopped[job.id] = now
+            stop_job(job)
         return self.look(rater, {})
 
     def resume(self, rater: str, data: View) -> View:
         """Let a job go on."""
-        resume_job(self._named(data))
+        job = self._named(data)
+        resume_job(job)
+        self._stopped.pop(job.id, None)
         return self.look(rater, {})
 
     def keep(self, rater: str, data: View) -> View:
@@ -240,13 +263,14 @@ class Estimates:
 
     def _compute(self, wanted: Wanted) -> dict[str, Any]:
         stage, *words = wanted
-        command = [sys.executable, "-m", "lorarlhf.cli", "estimate", "--json", "--stage", stage]
-        command += ["--project", str(self.project.folder.resolve()), *words]
+        folder = str(self.project.folder.resolve())
+        asked = ("estimate", "--json", "--stage", stage, "--project", folder, *words)
+        command = python_command("lorarlhf.cli", *asked)
         try:
             done = subprocess.run(command, capture_output=True, timeout=MOST_SECONDS)
-        except (OSError, subprocess.TimeoutExpired) as error:
+            if done.returncode == 0:
+                return dict(json.loads(done.stdout))
+        except (OSError, TypeError, ValueError, subprocess.TimeoutExpired) as error:
             return {"error": f"The estimate could not be computed ({error})."}
-        if done.returncode == 0:
-            return json.loads(done.stdout)
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         return {"error": said[-1] if said else "The estimate could not be computed."}

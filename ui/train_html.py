@@ -24,6 +24,7 @@ from lorarlhf_ui.train_run import Progress, Sample
 
 Row = Mapping[str, Any]
 SHOWN_EARLIER = 20
+GOES_ON = "Resume it, and it goes on after its last checkpoint."
 STOP_LABELS = ("Stop after this step", "Stop at once", "End the processes")
 
 
@@ -78,14 +79,19 @@ def standing(job: Job, step: Progress | None, ahead: int = 0) -> str:
         return f"It has run for {took}.{stopping or left}{name}"
     ends = {
         DONE: f"It is done, after {took}.",
-        STOPPED: f"It was stopped{_after(job)}, and what it had done is saved.",
+        STOPPED: f"It was stopped{_after(job)}{_saved(job)}",
         FAILED: f"It failed. {job.message}".strip(),
         INTERRUPTED: "Its processes have ended before it was done, as when the machine is switched "
-        "off. Resume it, and it goes on after its last checkpoint.",
+        f"off. {GOES_ON}",
     }
     if job.state == STOPPED and job.started is None:
         return "It was stopped before its turn came."
     return f"{ends[job.state]}{name}"
+
+
+def _saved(job: Job) -> str:
+    """What a stop has kept: only the first wish lets the running step end."""
+    return f". {GOES_ON}" if job.stops > 1 else ", and what it had done is saved."
 
 
 def left_words(step: Progress) -> str:
@@ -131,7 +137,8 @@ def buttons(job: Job) -> str:
             label = "Take it out of the queue"
         return f'<p class="line">{_button("stop", job, label)}</p>'
     if job.can_resume:
-        label = "Start again" if job.stage and job.run is None else "Resume"
+        anew = job.stage and (job.run is None or not job.run.is_dir())
+        label = "Start again" if anew else "Resume"
         return f'<p class="line">{_button("resume", job, label)}</p>'
     return ""
 
@@ -230,12 +237,10 @@ def estimate_html(found: Mapping[str, Any]) -> str:
         parts.append("Memory: how much this takes can't be estimated before it starts.")
     else:
         room = "" if free is None else f"; {free / 1e9:.1f} GB are free now"
+        if found.get("busy"):
+            room = "; how much will be free when its turn comes is not known yet"
         parts.append(f"Memory: about {needed / 1e9:.1f} GB at the peak{room}.")
     if found.get("advice"):
         parts.append(str(found["advice"]))
-    seconds = number(found.get("seconds"))
-    if seconds is None:
-        parts.append("Time: it can't be estimated before it starts.")
-    else:
-        parts.append(f"Time: {found['time']}")
+    parts.append(f"Time: {found['time']}")
     return "".join(f"<p>{html.escape(part)}</p>" for part in parts)

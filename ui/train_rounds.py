@@ -7,6 +7,7 @@ from lorarlhf.project.rounds import (
     ROUNDS,
     Round,
     decide,
+    not_decided,
     rounds,
     too_few_votes,
     unfinished,
@@ -28,7 +29,8 @@ def _buttons(newest: Round | None) -> str:
     if newest is None:
         return ""
     possible = [verdict for verdict in LABELS if verdict != newest.verdict]
-    possible = [verdict for verdict in possible if newest.finished or verdict == DROPPED]
+    can_keep = newest.finished and newest.has_policy
+    possible = [verdict for verdict in possible if can_keep or verdict == DROPPED]
     shown = "".join(
         f'<button type="button" data-do="{LABELS[verdict].lower()}" data-round="{newest.number}">'
         f"{LABELS[verdict]} round {newest.number}</button>"
@@ -38,12 +40,16 @@ def _buttons(newest: Round | None) -> str:
 
 
 def check_round(project: Project) -> None:
-    """See that there is a round to continue, or enough votes for a new one.
+    """See that there is a round to continue, or that a new one may begin.
 
     Raises:
-        UserError: there are too few new votes.
+        UserError: the last one is not decided, or there are too few new votes.
     """
-    if unfinished(project) is None and (lack := too_few_votes(project)):
+    if unfinished(project) is not None:
+        return
+    if open_question := not_decided(project):
+        raise UserError(f"{open_question}. Keep or drop it first.")
+    if lack := too_few_votes(project):
         raise UserError(lack)
 
 

@@ -3,24 +3,19 @@
 The files grow while they are read. They are read again only when they have changed.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.runtime.files import readable_rows
+from lorarlhf.runtime.terminal import BAR
 
 Row = Mapping[str, Any]
 LOG_END = 20_000
 """Bytes of a log that are looked at: the last bars and messages."""
 SHOWN_LINES = 12
 MOST_SAMPLES = 4
-# A bar of tqdm: `PPO:  12%|###   | 3/24 [00:12<01:30,  4.20s/it, score=1.2]`.
-_BAR = re.compile(
-    r"^(?P<title>[^|%\n]*?):?\s*\d+%\|[^|]*\|\s*(?P<done>\d+)/(?P<total>\d+)\s*"
-    r"\[[\d:]+<(?P<left>[\d:?]+)"
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ def log_lines(log: Path) -> list[str]:
 def progress(lines: Sequence[str]) -> Progress | None:
     """The newest progress bar; None if nothing has been counted since the command started."""
     for line in reversed(lines):
-        if found := _BAR.match(line):
+        if found := BAR.match(line):
             left = _seconds(found["left"])
             return Progress(found["title"].strip(), int(found["done"]), int(found["total"]), left)
         if line.startswith("$ lorarlhf"):
@@ -81,7 +76,7 @@ def _seconds(text: str) -> int | None:
 
 def messages(lines: Sequence[str]) -> list[str]:
     """The last lines that are no bars, as a person would read them in the terminal."""
-    return [line for line in lines if not _BAR.match(line)][-SHOWN_LINES:]
+    return [line for line in lines if not BAR.match(line)][-SHOWN_LINES:]
 
 
 class Rows:

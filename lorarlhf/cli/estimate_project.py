@@ -12,6 +12,7 @@ from lorarlhf.cli.estimate_time import expected_time
 from lorarlhf.cli.prepare import Prepared, prepare
 from lorarlhf.cli.project_defaults import fill_in
 from lorarlhf.cli.request import TrainRequest
+from lorarlhf.project import device_queue
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.stages.table import STAGES
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from lorarlhf.cli.preflight import MemoryEstimate
 
 GB = 1e9
+ANSWERING = (
+    "The model that answers on the pages still has memory. It gives that back before a job of the "
+    "Train page starts, so the job may fit."
+)
 
 
 def run(args: Namespace) -> dict[str, Any]:
@@ -27,14 +32,15 @@ def run(args: Namespace) -> dict[str, Any]:
 
     Returns:
         `needed`, `free` (bytes), `fits` and `advice`; `seconds` and `time`, the same in words;
-        `settings`, all of the stage as they would be used. None and "" for what can't be known.
+        `settings`, all of the stage as they would be used. None and "" for what can't be known:
+        while a job has the device (`busy`), what is free says nothing of later.
 
     Raises:
         UserError: what the training command would refuse to start with, but for the memory.
     """
     if args.stage is None:
         raise UserError("With --project, name the stage, too: --stage ppo.")
-    project = Project(args.project)
+    project, busy = Project(args.project), bool(device_queue.queue())
     # A folder that is gone afterwards: nothing is reserved or written in the project.
     with TemporaryDirectory() as folder:
         request = TrainRequest(
@@ -45,24 +51,26 @@ def run(args: Namespace) -> dict[str, Any]:
             memory_check=False,
         )
         prepared = prepare(*fill_in(request))
-        seconds, words = expected_time(prepared, project)
+        seconds, words = expected_time(prepared, project, busy)
     result: dict[str, Any] = {"project": str(project.folder), "stage": args.stage}
-    result |= _memory(prepared) | {"seconds": seconds, "time": words}
+    result |= {"busy": busy} | _memory(prepared, busy) | {"seconds": seconds, "time": words}
     return result | {"settings": prepared.settings.own}
 
 
-def _memory(prepared: Prepared) -> dict[str, Any]:
+def _memory(prepared: Prepared, busy: bool) -> dict[str, Any]:
     from lorarlhf.cli.preflight import free_for_us
 
-    free, estimate = free_for_us(prepared.base.device), prepared.estimate
-    if estimate is None:
-        return {"needed": None, "free": free, "fits": None, "advice": ""}
-    parts = estimate.parts
+    free = None if busy else free_for_us(prepared.base.device)
+    found: dict[str, Any] = {"needed": None, "free": free, "fits": None, "advice": ""}
+    if (estimate := prepared.estimate) is None:
+        return found
+    found |= {"needed": estimate.parts["total"], "parts": estimate.parts}
+    if free is None:
+        return found
     advice = _advice(estimate, free)
-    return {"needed": parts["total"], "parts": parts, "free": free} | {
-        "fits": not advice,
-        "advice": advice,
-    }
+    if advice and device_queue.models():
+        return found | {"advice": f"{advice} {ANSWERING}"}
+    return found | {"fits": not advice, "advice": advice}
 
 
 def _advice(estimate: "MemoryEstimate", free: int) -> str:
@@ -76,7 +84,9 @@ def _advice(estimate: "MemoryEstimate", free: int) -> str:
 
 def as_text(result: dict[str, Any]) -> str:
     """Memory and time in two lines, and what to do if it does not fit."""
-    free = f"{result['free'] / GB:.1f} GB are free"
+    free = "how much will be free is not known while a training has the device"
+    if result["free"] is not None:
+        free = f"{result['free'] / GB:.1f} GB are free"
     lines = [f"Memory: it can't be estimated before it starts; {free}."]
     if result["needed"] is not None:
         lines = [f"Memory: about {result['needed'] / GB:.1f} GB at the peak; {free}."]

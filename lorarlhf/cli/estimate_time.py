@@ -29,14 +29,20 @@ REACHED = 0.35
 SAME = ("base", "bits", "adapter_layers", "algorithm")
 """Settings that two runs share if the speed of one says something of the other."""
 UNKNOWN = "it can't be estimated before it starts."
+UNKNOWN_NOW = "it can't be estimated while a training has the device."
 START_SECONDS = 12.0
 """For libraries, the base, and the report."""
 
 
-def expected_time(prepared: Prepared, project: Project) -> tuple[float | None, str]:
+def expected_time(
+    prepared: Prepared, project: Project, busy: bool = False
+) -> tuple[float | None, str]:
     """Seconds, and a sentence that says where they come from; (None, a sentence) if unknown.
 
     The rows' file has to be there.
+
+    Args:
+        busy: whether a training has the device: its speed can't be measured then.
     """
     base, stage, settings = prepared.base, prepared.request.stage, prepared.settings
     try:
@@ -54,6 +60,8 @@ def expected_time(prepared: Prepared, project: Project) -> tuple[float | None, s
         run, a_pass = earlier
         seconds = START_SECONDS + a_pass * work
         return seconds, f"about {in_words(seconds)}, by the speed of the run {run}."
+    if busy:
+        return None, UNKNOWN_NOW
     weights = sum(a * b for a, b in shape.matrices) * shape.layers + shape.hidden * shape.vocabulary
     speed = REACHED * _products_a_second(base.device, base.dtype, shape)
     seconds = START_SECONDS + 2 * weights * work / speed

@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+from lorarlhf.runtime.process import python_command
 
 ENDING = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, n)]
 """What ends this process, for example a closed terminal. On Windows it is Ctrl-Break alone:
@@ -27,7 +28,7 @@ def run_command(words: Sequence[str], log: Path) -> int:
     Raises:
         KeyboardInterrupt: Ctrl-C, after the command has ended.
     """
-    command = [sys.executable, "-m", "lorarlhf.cli", *words]
+    command = python_command("lorarlhf.cli", *words)
     apart = os.name != "nt"  # on Windows, Ctrl-C reaches all processes of a console
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream, _ending_as_ctrl_c():

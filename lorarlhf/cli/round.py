@@ -6,6 +6,7 @@ the same command continues where a killed one stopped.
 
 import time
 from argparse import Namespace
+from contextlib import suppress
 from typing import Any
 
 from lorarlhf.cli.result import Result
@@ -67,23 +68,30 @@ def _run(project: Project, one: Round) -> None:
         if one.is_done(name):
             continue
         started, which = time.monotonic(), f"{place} of {len(STEPS)}"
+        before = one.steps.get(name, {}).get("seconds", 0.0)  # of attempts that were stopped
         words = f"{title}, by {one.method}" if name == "method" else title
         log_to_stderr(f"Round {one.number}, step {which}: {words}")
         try:
             made = FUNCTIONS[name](project, one)
         except BaseException:
+            with suppress(UserError):  # a full disk must not hide the first error
+                one.note(name, seconds=_since(started, before))
             log_to_stderr(
                 f"Round {one.number} stopped in step {which}. `lorarlhf round {project.folder}` "
                 "continues it; --drop gives it up."
             )
             raise
         free_memory()  # of the step's base
-        seconds = round(time.monotonic() - started, 1)
+        seconds = _since(started, before)
         one.note(name, **made, done=True, seconds=seconds)
         log_to_stderr(f"Step {which} took {duration(seconds)}.")
     one.result = result_of(one)
     _card(project, one)  # before the round counts as finished, so that no card is missing
     one.save()
+
+
+def _since(started: float, before: float) -> float:
+    return round(before + time.monotonic() - started, 1)
 
 
 # ---- results

@@ -8,11 +8,10 @@ from typing import Any
 from lorarlhf.cli.project_defaults import vote_rows
 from lorarlhf.project.project import Project, project_settings
 from lorarlhf.project.rounds import (
-    UNDECIDED,
     Round,
     last_used,
     make_round,
-    rounds,
+    not_decided,
     too_few_votes,
 )
 from lorarlhf.project.settings import resolve
@@ -59,12 +58,10 @@ def votes_file(one: Round, stage: Stage) -> Path:
 
 
 def _check_decided(project: Project) -> None:
-    newest = next(iter(rounds(project)), None)
-    if newest is not None and newest.verdict == UNDECIDED:
+    if open_question := not_decided(project):
         raise UserError(
-            f"Round {newest.number} is finished, and nobody has said what becomes of it: "
-            f"`lorarlhf round {project.folder} --keep` or --drop. With --anyway the next round "
-            "begins without it."
+            f"{open_question}: `lorarlhf round {project.folder} --keep` or --drop. With --anyway "
+            "the next round begins without it."
         )
 
 
@@ -85,7 +82,7 @@ def check_worth(project: Project) -> None:
 def _worth(project: Project) -> str:
     """By the learning curve of the last round's votes, how many more are worth it."""
     last = last_used(project)
-    if last is None or "reward" not in last.steps:
+    if last is None or "run" not in last.steps.get("reward", {}):
         return ""
     file = last.project_folder / last.steps["reward"]["run"] / "votes.safetensors"
     if not file.is_file():

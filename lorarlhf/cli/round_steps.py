@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.cli.request import NO_RUN
 from lorarlhf.cli.round_plan import REWARD, sets_for, stage_of, votes_file
 from lorarlhf.evaluation.candidates import BASE
 from lorarlhf.evaluation.report import write_report
 from lorarlhf.evaluation.round_card import measured
 from lorarlhf.preferences.blind_comparisons import add_comparison, comparisons, count_items
-from lorarlhf.preferences.settings import read_setting
+from lorarlhf.preferences.settings import ANSWERS, read_setting
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import Project
 from lorarlhf.project.rounds import Round
@@ -151,28 +152,22 @@ def _train(one: Round, stage: Stage, run: Path, words: list[str]) -> Row:
     if about.get("status") != "done":
         if one.parents["policy"] is not None:
             words = [*words, "--init", str(one.project_folder / one.parents["policy"])]
+        elif stage.starts_from_sft:  # else it would take the newest supervised run
+            words = [*words, "--init", NO_RUN]
         if "config" in one.options:
             words += ["--config", one.options["config"]]
         for text in sets_for(stage, one.method, one.options.get("set", [])):
             words += ["--set", text]
         if one.options.get("no_memory_check"):
             words.append("--no-memory-check")
-        if about and _can_resume(about):
+        if about:  # what a killed run has left
             words.append("--resume")
-        elif about:  # what a killed run has left
-            shutil.rmtree(run)
-            run.mkdir()
         words = [stage.name, str(one.project_folder), "--out", str(run), *words]
         train(_parsed(words, one))
         about = read_json(run / "run.json")
     if not (run / "report.html").exists():  # killed after the training
         write_report(run)
     return {"summary": {key: value for key, value in about["summary"].items() if key != "out"}}
-
-
-def _can_resume(about: Row) -> bool:
-    """Whether the stage has checkpoints: of the algorithms of ppo, only ppo itself."""
-    return (about.get("config") or {}).get("algorithm", "ppo") == "ppo"
 
 
 def _parsed(words: list[str], one: Round) -> Namespace:
@@ -216,7 +211,7 @@ def _compare(store: Store, one: Round, first: str, second: str) -> Row:
     count = min(COMPARED, len(different))
     rows = random.Random(f"{seed} {one.number}").sample(different, count)
     asked = [row["prompt"] for row in prompt_conversations(rows, plan.settings.own["plain"])]
-    settings = read_setting(store, "collect") or {}
+    settings = read_setting(store, ANSWERS) or {}
     sampling = {
         "temperature": settings.get("temperature", TEMPERATURE),
         "max_new_tokens": settings.get("max_new_tokens", MAX_NEW_TOKENS),

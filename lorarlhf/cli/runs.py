@@ -10,7 +10,7 @@ from lorarlhf.evaluation.eval_results import aligned
 from lorarlhf.evaluation.run_wins import Wins, wins_by_run
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import Project
-from lorarlhf.project.run_deletion import delete_run, finish_deletions, votes_files
+from lorarlhf.project.run_deletion import check_deletable, delete_run, finish_deletions, votes_files
 from lorarlhf.project.run_labels import set_dropped, write_title
 from lorarlhf.project.run_list import RunInfo, find_run, folder_bytes, lineage, read_runs
 from lorarlhf.project.run_words import duration, results_in_words, size, source_in_words
@@ -55,6 +55,7 @@ def _keep(project: Project, run: str, kept: bool) -> Result:
 def _delete(project: Project, name: str, store: Store) -> Result:
     folder = find_run(project, name)
     freed = folder_bytes(folder) + sum(file.stat().st_size for file in votes_files(folder))
+    check_deletable(project, folder.name, store)  # before anybody is asked
     if sys.stdin.isatty():
         print(f"{folder} ({size(freed)}) will be removed for good. Delete it? [y/N] ", end="")
         if input().strip().lower() not in ("y", "yes"):
@@ -66,7 +67,7 @@ def _delete(project: Project, name: str, store: Store) -> Result:
 
 def _list(project: Project, store: Store) -> Result:
     found = read_runs(project)
-    wins = wins_by_run(store, project.folder.glob("eval*/eval.json"))
+    wins = wins_by_run(store, project.evaluations())
     sizes = {run.name: folder_bytes(run.folder) for run in found}
     tree = lineage(found)
     data = {

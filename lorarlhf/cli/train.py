@@ -22,7 +22,7 @@ from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.lock import hold
-from lorarlhf.runtime.run import Run
+from lorarlhf.runtime.run import Run, earlier_sessions
 from lorarlhf.runtime.run_folder import (
     IN_USE,
     archive_earlier_run,
@@ -81,13 +81,14 @@ def _held(folder: Path) -> AbstractContextManager[None]:
 
 def _open_run(prepared: Prepared) -> tuple[Run, Path | None]:
     """The run, and the folder in which an earlier run of its folder is kept."""
-    kept = None
+    kept, earlier = None, dict[str, Any]()
     request, config = prepared.request, prepared.record()
     folder, stage = request.folder, request.stage.name
     try:
         if distributed.is_main():
             if request.resume:
                 check_same_rows(folder, prepared.rows)
+                earlier = earlier_sessions(folder)
                 log_changed_settings(folder, config)
                 drop_later_rows(folder, stage)
             else:
@@ -98,7 +99,7 @@ def _open_run(prepared: Prepared) -> tuple[Run, Path | None]:
             f"The output folder {folder} can't be written ({error.strerror}). Name another one "
             "with --out."
         ) from error
-    run = Run(folder, stage, config, request.minutes)
+    run = Run(folder, stage, config, request.minutes, earlier)
     run.about["rows"] = prepared.rows
     return run, kept
 

@@ -9,14 +9,14 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.backbone.fetch import cache_folder
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import read_json, write_json
+from lorarlhf.runtime.files import read_json, write_json, write_shared
 from lorarlhf.runtime.lock import hold
 from lorarlhf.runtime.process import ProcessId, from_json, identify, is_running
 
@@ -57,7 +57,7 @@ def queue() -> list[Ticket]:
         if any(map(is_running, ticket.processes)):
             found.append(ticket)
         else:
-            file.unlink(missing_ok=True)
+            _remove(file)
     return found
 
 
@@ -72,16 +72,15 @@ def ticket(project: Path, job: int, title: str) -> Iterator[Ticket]:
     try:
         yield taken
     finally:
-        file.unlink(missing_ok=True)
+        _remove(file)
 
 
 def write(taken: Ticket) -> None:
     """Write a ticket, or its new contents."""
     content = {"project": str(taken.project), "job": taken.job, "title": taken.title}
     content |= {"since": taken.since, "running": taken.running}
-    write_json(
-        taken.file, content | {"processes": [process.as_json() for process in taken.processes]}
-    )
+    content |= {"processes": [process.as_json() for process in taken.processes]}
+    write_shared(taken.file, content)
 
 
 def mark_running(taken: Ticket, command: ProcessId | None) -> Ticket:
@@ -150,8 +149,13 @@ def models() -> list[Path]:
         if is_running(from_json(read_json(file).get("process"))):
             found.append(file)
         else:
-            file.unlink(missing_ok=True)
+            _remove(file)
     return found
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):  # on Windows somebody reads it; it counts for nothing, and goes later
+        file.unlink()
 
 
 def _folder(name: str) -> Path:

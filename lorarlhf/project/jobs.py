@@ -6,25 +6,27 @@ that process writes it. A wish to stop is a file of its own. One job at a time h
 (`device_queue.py`).
 """
 
-import json
 import os
 import re
-import sys
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import read_json, write_bytes
+from lorarlhf.runtime.files import read_json, write_shared
+from lorarlhf.runtime.lock import hold
 from lorarlhf.runtime.process import (
     ProcessId,
     from_json,
     interrupt,
     is_running,
     kill_group,
+    python_command,
     start_detached,
 )
 
@@ -34,7 +36,8 @@ FAILED, STOPPED, INTERRUPTED = "failed", "stopped", "interrupted"
 STATES = (WAITING, RUNNING, DONE, FAILED, STOPPED, INTERRUPTED)
 UNFINISHED = (FAILED, STOPPED, INTERRUPTED)
 RUNNER = "lorarlhf.project.jobs_runner"
-WRITE_ATTEMPTS = 20
+START_SECONDS = 5.0
+"""How long a start waits for another one in the same project."""
 INTERRUPTIONS = 2
 """Wishes to stop that are Ctrl-C, as in a terminal; the next one ends the processes at once."""
 UNREADABLE = "Its file can't be read, so it can't be continued. Delete the file, or start anew."
@@ -176,14 +179,39 @@ def resume_job(job: Job) -> Job:
     Raises:
         UserError: it is done, it still runs, or its record can't be read.
     """
-    job = read_job(job.file)
-    if not job.argv:
-        raise UserError(f"{job.file}: {UNREADABLE}")
-    if not job.can_resume:
-        raise UserError(f"Job {job.id} is {job.state}, so there is nothing to resume.")
-    record = read_json(job.file)
-    kept = {name: record[name] for name in ("title", "argv", "stage", "folder", "run")}
-    return _launch(job.file, kept)
+    with starting(job.file.parent):
+        job = read_job(job.file)
+        if not job.argv:
+            raise UserError(f"{job.file}: {UNREADABLE}")
+        if not job.can_resume:
+            raise UserError(f"Job {job.id} is {job.state}, so there is nothing to resume.")
+        record = read_json(job.file)
+        kept = {name: record[name] for name in ("title", "argv", "stage", "folder", "run")}
+        return _launch(job.file, kept)
+
+
+@contextmanager
+def starting(folder: Path) -> Iterator[None]:
+    """Keep others from starting or resuming a job meanwhile; waits while others do it.
+
+    Args:
+        folder: of the jobs.
+
+    Raises:
+        UserError: another process does not end with it, or the folder can't be written.
+    """
+    until = time.monotonic() + START_SECONDS
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold(folder, "It starts a job. Try again in a moment."))
+                break
+            except UserError as error:
+                cannot_write = error.__cause__ is not None
+                if cannot_write or time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+        yield
 
 
 def requested_stops(file: Path) -> int:
@@ -194,29 +222,18 @@ def requested_stops(file: Path) -> int:
         return 0
 
 
-def write_record(file: Path, record: dict[str, Any]) -> None:
-    """Write a job's record; after a power cut it is there complete, or as it was."""
-    for attempt in range(WRITE_ATTEMPTS):
-        try:
-            write_bytes(file, json.dumps(record, indent=2).encode())
-            return
-        except PermissionError:  # on Windows, while somebody reads it
-            if attempt == WRITE_ATTEMPTS - 1:
-                raise
-            time.sleep(0.05)
-
-
 def _launch(file: Path, record: dict[str, Any]) -> Job:
     """Start the process that looks after a job, and name it in the record: it waits for that."""
     _stop_file(file).unlink(missing_ok=True)
-    # Without -P a file of the user's, such as random.py, could stand in for a library's.
-    safe = ["-P"] if sys.version_info >= (3, 11) else []
+    # The runner knows by it that the record names it. Its process may not: in a virtual environment
+    # on Windows the one that is started here is a launcher, and the runner is its child.
+    token = secrets.token_hex(8)
     with file.with_suffix(".log").open("ab") as log:
-        command = [sys.executable, *safe, "-m", RUNNER, str(file.resolve())]
+        command = python_command(RUNNER, str(file.resolve()), token)
         runner = start_detached(command, log, _existing(Path(record["folder"]), file))
     record |= {"state": WAITING, "queued": time.time(), "started": None, "ended": None}
     record |= {"message": "", "runner": runner and runner.as_json(), "command": None}
-    write_record(file, record)
+    write_shared(file, record | {"token": token})
     return read_job(file)
 
 

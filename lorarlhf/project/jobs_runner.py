@@ -1,7 +1,7 @@
 """The process that looks after one job: waits for its turn, runs the command, notes the end.
 
-`python -m lorarlhf.project.jobs_runner JOBS/0001.json`; `jobs.py` starts it. It imports nothing
-heavy, since it lives as long as the job.
+`python -m lorarlhf.project.jobs_runner JOBS/0001.json TOKEN`; `jobs.py` starts it. It imports
+nothing heavy, since it lives as long as the job.
 """
 
 import os
@@ -20,12 +20,18 @@ from lorarlhf.project.jobs import (
     STOPPED,
     carry_out_stop,
     requested_stops,
-    write_record,
 )
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import read_json
-from lorarlhf.runtime.process import from_json, identify, lower_priority, start_group
+from lorarlhf.runtime.files import read_json, write_shared
+from lorarlhf.runtime.process import (
+    identify,
+    kill_group,
+    lower_priority,
+    python_command,
+    start_group,
+)
+from lorarlhf.runtime.terminal import BAR
 
 LOOK_SECONDS = 0.1
 NAMED_SECONDS = 30.0
@@ -35,6 +41,7 @@ ROOM_SECONDS = 60.0
 the command itself checks the memory."""
 INTERRUPTED_STATUS = 130
 """The exit status of a command after Ctrl-C."""
+KILLED = 9
 LOG_END = 8000
 
 
@@ -43,20 +50,20 @@ class Runner:
 
     Attributes:
         record: its contents, which only this process writes.
+        token: what the record has if it names this process.
         stops: the wishes to stop that were carried out.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.project = file, file.parent.parent
+    def __init__(self, file: Path, token: str) -> None:
+        self.file, self.project, self.token = file, file.parent.parent, token
         self.record: dict[str, Any] = {}
         self.stops = 0
 
     def is_named(self) -> bool:
         """Wait until the record names this process; False if it does not."""
-        here = identify(os.getpid())
         for _ in range(round(NAMED_SECONDS / LOOK_SECONDS)):
             self.record = read_json(self.file)
-            if here is not None and from_json(self.record.get("runner")) == here:
+            if self.record.get("token") == self.token:
                 return True
             time.sleep(LOOK_SECONDS)
         return False
@@ -64,7 +71,7 @@ class Runner:
     def write(self, **changes: Any) -> None:
         """Change the record."""
         self.record |= changes
-        write_record(self.file, self.record)
+        write_shared(self.file, self.record)
 
     def run(self) -> None:
         """Wait for the turn, run the command, and note how it ended."""
@@ -90,32 +97,35 @@ class Runner:
             return
         run = self._run_folder()
         argv = self._words(run)
-        safe = ["-P"] if sys.version_info >= (3, 11) else []
         with self.file.with_suffix(".log").open("ab") as log:
             log.write(f"$ lorarlhf {' '.join(argv)}\n".encode())
             log.flush()
             process = start_group(
-                [sys.executable, *safe, "-m", "lorarlhf.cli", *argv],
+                python_command("lorarlhf.cli", *argv),
                 log,
                 Path.cwd(),
                 # A bar that writes a line ten times a second would fill the log of a long run.
                 {**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1"},
             )
-            command = identify(process.pid)
-            device_queue.mark_running(ticket, command)
-            self.write(
-                state=RUNNING,
-                started=time.time(),
-                run=None if run is None else str(run),
-                command=command and command.as_json(),
-            )
-            status = self._wait(process)
+            try:
+                command = identify(process.pid)
+                device_queue.mark_running(ticket, command)
+                self.write(
+                    state=RUNNING,
+                    started=time.time(),
+                    run=None if run is None else str(run),
+                    command=command and command.as_json(),
+                )
+                status = self._wait(process)
+            except BaseException:  # nobody would look after it, or know that it has the device
+                _end_now(process)
+                raise
         self._end(status, run)
 
     def _run_folder(self) -> Path | None:
         """The folder of a training stage's run: the one it has begun, or the next number."""
-        if self.record["run"]:
-            return Path(self.record["run"])
+        if self.record["run"] and (begun := Path(self.record["run"])).is_dir():
+            return begun  # else it was deleted, and its name is not used again
         if not self.record["stage"]:
             return None
         return Project(self.project).next_run(self.record["stage"]).resolve()
@@ -143,19 +153,42 @@ class Runner:
         state = DONE if status == 0 else FAILED
         if status and (self.stops or status == INTERRUPTED_STATUS):
             state = STOPPED
-        message = last_words(self.file.with_suffix(".log")) if state == FAILED else ""
+        message = why(status, self.file.with_suffix(".log")) if state == FAILED else ""
         if run is not None and run.is_dir() and not any(run.iterdir()):
             run.rmdir()  # the command refused to start
             self.record["run"] = None
         self.write(state=state, ended=time.time(), message=message)
 
 
+def _end_now(process: "subprocess.Popen[bytes]") -> None:
+    if (command := identify(process.pid)) is not None:
+        kill_group(command)
+    process.kill()
+    process.wait()
+
+
+def why(status: int, log: Path) -> str:
+    """Why a command has failed, by its exit status or its last words."""
+    if status == -KILLED:
+        return (
+            f"Its process was ended by the system (signal {KILLED}), probably because memory ran "
+            "out. Resume it when other programs need less memory, or start it anew with a smaller "
+            "micro_batch_size or shorter answers."
+        )
+    if status < 0:
+        return (
+            f"Its process was ended by the system (signal {-status}) before it could say why. "
+            "Resume it, and it goes on after its last checkpoint."
+        )
+    return last_words(log)
+
+
 def last_words(log: Path) -> str:
-    """The last line that a command has printed; errors are one paragraph."""
+    """The last line that a command has printed, bars aside; errors are one paragraph."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - LOG_END))
         lines = file.read().decode("utf-8", "replace").replace("\r", "\n").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
+    said = [line.strip() for line in lines if line.strip() and not BAR.match(line)]
     return said[-1] if said else ""
 
 
@@ -165,7 +198,7 @@ def main(words: list[str]) -> int:
     # handler of our own is not handed on, so the command's is the usual one again.
     signal.signal(signal.SIGINT, lambda number, frame: None)
     lower_priority()
-    runner = Runner(Path(words[0]))
+    runner = Runner(Path(words[0]), words[1])
     if not runner.is_named():
         return 1
     try:

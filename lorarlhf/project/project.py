@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Container
 from pathlib import Path
 
 from lorarlhf.data.readers import bundled, read_prompts
@@ -91,6 +92,11 @@ class Project:
         """The runs that nobody has dropped, the newest first."""
         return [run for run in self.runs() if not read_label(run).dropped]
 
+    def evaluations(self) -> list[Path]:
+        """The results of `eval`, also those of the rounds."""
+        patterns = ("eval*/eval.json", "rounds/*/eval/eval.json")
+        return [file for pattern in patterns for file in self.folder.glob(pattern)]
+
     def next_run(self, stage: str) -> Path:
         """Make the folder for a new run, for example `runs/0007-ppo`, and reserve its number."""
         while True:
@@ -118,13 +124,18 @@ class Project:
         done = bool(ours) and read_json(ours[0] / "run.json").get("status") == "done"
         return ours[0] if ours and not done else None
 
-    def newest_with(self, role: str, stages: tuple[str, ...] = ()) -> Path | None:
+    def newest_with(
+        self, role: str, stages: tuple[str, ...] = (), without: Container[Path] = ()
+    ) -> Path | None:
         """The newest finished run that saved a role and is not dropped.
 
         Args:
             stages: only runs of these; of all, if none are named.
+            without: runs that do not count.
         """
         for run in self.runs():
+            if run in without:
+                continue
             about = read_json(run / "run.json")
             trained = not stages or about.get("stage") in stages
             saved = (run / "adapters" / role / "adapter_config.json").is_file()

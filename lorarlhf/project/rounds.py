@@ -83,6 +83,12 @@ class Round:
         return [self.project_folder / name for name in named]
 
     @property
+    def has_policy(self) -> bool:
+        """Whether the run of its policy is there."""
+        run = self.steps.get("method", {}).get("run")
+        return run is not None and (self.project_folder / run).is_dir()
+
+    @property
     def run_names(self) -> set[str]:
         """The names of its runs, and of the one that it starts from."""
         start = self.parents.get("policy")
@@ -169,21 +175,26 @@ def make_round(project: Project, method: str, options: Row) -> Round:
 
 
 def _newest_supervised(project: Project, found: list[Round]) -> Path | None:
-    """The newest supervised run, if no round has made it: that one has not been kept."""
-    run = project.newest_with("policy", ("sft",))
-    return None if run in [made for one in found for made in one.runs] else run
+    """The newest supervised run that no round has made: those have not been kept."""
+    made = [run for one in found for run in one.runs]
+    return project.newest_with("policy", ("sft",), without=made)
 
 
 def decide(project: Project, one: Round, verdict: str) -> None:
     """Keep or drop a round. The runs of a dropped one are never chosen as the newest ones.
 
     Raises:
-        UserError: an unfinished round can't be kept.
+        UserError: an unfinished round can't be kept, nor one whose policy was deleted.
     """
     if verdict == KEPT and not one.finished:
         raise UserError(
             f"Round {one.number} is not finished. Continue it with `lorarlhf round "
             f"{project.folder}`, or drop it with --drop."
+        )
+    if verdict == KEPT and not one.has_policy:
+        raise UserError(
+            f"Round {one.number} can't be kept: its policy, {one.steps['method']['run']}, was "
+            "deleted. The next round starts where this one did."
         )
     for run in one.runs:
         if run.is_dir():
@@ -212,6 +223,14 @@ def votes_since(project: Project, last: Round | None) -> PairVotes:
 def least_votes(used: int) -> int:
     """How many new votes another round needs after one that learned from `used` votes."""
     return max(MIN_VOTES, math.ceil(FEWEST_SHARE * used))
+
+
+def not_decided(project: Project) -> str:
+    """That the newest round was neither kept nor dropped, as a clause; "" if it was."""
+    newest = next(iter(rounds(project)), None)
+    if newest is None or not newest.finished or newest.verdict != UNDECIDED:
+        return ""
+    return f"Round {newest.number} is finished, and nobody has said what becomes of it"
 
 
 def too_few_votes(project: Project) -> str:

@@ -102,13 +102,7 @@ def delete_run(project: Project, name: str, store: Store) -> str:
     """
     finish_deletions(project)
     folder = find_run(project, name)
-    runs = read_runs(project)
-    run = next(one for one in runs if one.name == folder.name)
-    if needed := dependents(project, run, runs, store):
-        raise UserError(
-            f"{run.label} ({run.name}) can't be deleted: {in_one_line(needed)}. Drop it instead, "
-            "and it is out of the way."
-        )
+    check_deletable(project, folder.name, store)
     grave = folder.parent / DELETED / folder.name
     with hold(folder, IN_USE):
         try:
@@ -123,6 +117,25 @@ def delete_run(project: Project, name: str, store: Store) -> str:
             ) from error
     finish_deletions(project)
     return folder.name
+
+
+def check_deletable(project: Project, name: str, store: Store) -> None:
+    """Check that nothing depends on a run.
+
+    Args:
+        name: of its folder.
+        store: the project's votes.
+
+    Raises:
+        UserError: something does; it names what.
+    """
+    runs = read_runs(project)
+    run = next(one for one in runs if one.name == name)
+    if needed := dependents(project, run, runs, store):
+        raise UserError(
+            f"{run.label} ({run.name}) can't be deleted: {in_one_line(needed)}. Drop it instead, "
+            "and it is out of the way."
+        )
 
 
 def votes_files(run: Path) -> list[Path]:

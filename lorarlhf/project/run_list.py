@@ -20,6 +20,7 @@ from lorarlhf.project.run_labels import read_label
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import Row, read_json
 from lorarlhf.runtime.lock import is_held
+from lorarlhf.runtime.run import TIME
 
 KINDS = {"sft": "Supervised tuning", "reward": "Reward model"}
 """How a person calls a stage; the others are called by their letters, as PPO."""
@@ -38,7 +39,6 @@ RESULTS = (
 )
 """The figures of a run's summary that say how it went."""
 TAIL_BYTES = 2**16
-TIME = "%Y-%m-%dT%H:%M:%S"
 _IN_RUN = re.compile(
     r"(?:(.*)[/\\])?runs[/\\](\d{4,}-\w+)(?=[/\\]|$|\.votes(?:-\d+)?\.jsonl$)", re.S
 )
@@ -188,7 +188,8 @@ def _read(folder: Path, names: Iterable[str], place: str) -> RunInfo:
     seconds = _number(about.get("seconds"))
     if state == RUNNING:
         with contextlib.suppress(ValueError, OverflowError):
-            seconds = max(0.0, time.time() - time.mktime(time.strptime(started, TIME)))
+            began = time.mktime(time.strptime(_text(about.get("resumed")) or started, TIME))
+            seconds = max(0.0, time.time() - began) + (_number(about.get("earlier_seconds")) or 0.0)
     figures = summary if isinstance(summary, dict) else {}
     alarms = figures.get("alarms")
     return RunInfo(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from lorarlhf.runtime.errors import UserError
 
 Row = dict[str, Any]
+WRITE_ATTEMPTS = 20
 
 # JSON allows these inside of texts; many programs, `str.splitlines` among them, end a line there.
 LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
@@ -134,6 +136,18 @@ def write_bytes(path: Path, content: bytes) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def write_shared(path: Path, content: Any) -> None:
+    """Write JSON that other processes read at any time; whole even after a power cut."""
+    for attempt in range(WRITE_ATTEMPTS):
+        try:
+            write_bytes(path, json.dumps(content, indent=2).encode())
+            return
+        except PermissionError:  # on Windows, while somebody reads it
+            if attempt == WRITE_ATTEMPTS - 1:
+                raise
+            time.sleep(0.05)
 
 
 def absolute_names(named: Any) -> Any:

@@ -74,6 +74,13 @@ def _mark(pid: int) -> str | None:
         return None
 
 
+def python_command(module: str, *words: str) -> list[str]:
+    """The command that runs a module with this Python."""
+    # Without -P a file of the user's, such as random.py, could stand in for a library's.
+    safe = ["-P"] if sys.version_info >= (3, 11) else []
+    return [sys.executable, *safe, "-m", module, *words]
+
+
 def start_detached(command: Sequence[str], output: IO[bytes], cwd: Path) -> ProcessId | None:
     """Start a process that outlives this one and its terminal; None if it has ended already.
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import replace_nonfinite, write_json
+from lorarlhf.runtime.files import read_json, replace_nonfinite, write_json
 from lorarlhf.runtime.machine import peak_card_mb, peak_rss_mb
 
+TIME = "%Y-%m-%dT%H:%M:%S"
+"""How a record says when a run started, in this machine's time."""
 LIBRARIES = ("lorarlhf", "torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
@@ -26,6 +28,8 @@ class Run:
         stage: the name of the stage, or `demo`.
         settings: all settings of the run, as plain values.
         minutes: the longest time that its trainers may train; None: until they are done.
+        earlier: when it began and how long it has run, if it goes on after a stop; see
+            `earlier_sessions`.
 
     Raises:
         UserError: the folder can't be written.
@@ -37,6 +41,7 @@ class Run:
         stage: str,
         settings: dict[str, Any],
         minutes: float | None = None,
+        earlier: dict[str, Any] | None = None,
     ) -> None:
         self.folder, self.stage, self.minutes = Path(folder), stage, minutes
         self.started = time.time()
@@ -45,9 +50,11 @@ class Run:
             "status": "running",
             "config": settings,
             "seed": settings.get("seed", 0),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.started)),
+            "started": time.strftime(TIME, time.localtime(self.started)),
             "versions": library_versions(),
         }
+        if earlier:
+            self.about |= {"resumed": self.about["started"]} | earlier
         if minutes is not None:
             self.about["minutes"] = minutes
         try:
@@ -83,7 +90,8 @@ class Run:
         """Record the end of the run; returns the summary with time and peak memory added."""
         full = dict(summary or {})
         full.setdefault("stage", self.stage)
-        full["seconds_total"] = round(time.time() - self.started, 1)
+        seconds = time.time() - self.started + self.about.get("earlier_seconds", 0.0)
+        full["seconds_total"] = round(seconds, 1)
         peaks = {"peak_rss_mb": peak_rss_mb()} | peak_card_mb()
         full |= peaks
         ended = {"status": status, "seconds": full["seconds_total"], **peaks}
@@ -94,6 +102,26 @@ class Run:
     def _write(self) -> None:
         if distributed.is_main():
             write_json(self.folder / "run.json", self.about)
+
+
+def earlier_sessions(folder: Path) -> dict[str, Any]:
+    """When an unfinished run began, `started`, and how long it has run, `earlier_seconds`.
+
+    Time between a stop and `--resume` does not count. Of a session that was killed, the time until
+    its last row counts. Empty if the folder has no run.
+    """
+    about = read_json(folder / "run.json")
+    try:
+        started, seconds = about["started"], about.get("seconds")
+        if seconds is None:
+            began = time.mktime(time.strptime(about.get("resumed", started), TIME))
+            logged = (folder / "metrics.jsonl").stat().st_mtime
+            seconds = about.get("earlier_seconds", 0.0) + max(0.0, logged - began)
+        return {"started": started, "earlier_seconds": round(float(seconds), 1)}
+    except OSError:  # killed before its first row
+        return {"started": started, "earlier_seconds": about.get("earlier_seconds", 0.0)}
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return {}
 
 
 def library_versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Messages in the terminal, and the command that started this program."""
 
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.runtime import distributed
+
+# A bar of tqdm: `PPO:  12%|###   | 3/24 [00:12<01:30,  4.20s/it, score=1.2]`.
+BAR = re.compile(
+    r"^(?P<title>[^|%\n]*?):?\s*\d+%\|[^|]*\|\s*(?P<done>\d+)/(?P<total>\d+)\s*"
+    r"\[[\d:]+<(?P<left>[\d:?]+)"
+)
 
 
 def program_name() -> str:
