@@ -33,7 +33,7 @@ def test_what_ends_a_command_ends_the_one_that_it_waits_for(name: str, tmp_path:
     )
     program = (
         "import sys\nfrom pathlib import Path\nfrom lorarlhf.cli import own_process\n"
-        f"own_process.sys = type('S', (), dict(executable={str(tmp_path / 'python')!r}))\n"
+        f"own_process.python_command = lambda *words: [{str(tmp_path / 'python')!r}]\n"
         "own_process.run_command([], Path('log.txt'))\n"
     )
     start = tmp_path / "python"  # in place of `python -m lorarlhf.cli`
@@ -42,7 +42,7 @@ def test_what_ends_a_command_ends_the_one_that_it_waits_for(name: str, tmp_path:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment)
     try:
-        until(lambda: (tmp_path / "begun").exists())
+        until(lambda: (tmp_path / "begun").exists(), 60)
         parent.send_signal(getattr(signal, name))
         assert parent.wait(20) != 0 and (tmp_path / "stopped").exists()
     finally:
