@@ -82,9 +82,9 @@ def train(space: Project) -> None:
         start_job(space, [stage, str(space.folder), *words], stage.upper(), stage)
     while any(job.alive for job in list_jobs(space)):
         time.sleep(1)
-    failed = [job.message for job in list_jobs(space) if job.state != "done"]
+    failed = [f"{job.title}: {job.message}" for job in list_jobs(space) if job.state != "done"]
     if failed:
-        raise RuntimeError(f"a job failed: {failed[0]}")
+        raise RuntimeError(f"jobs failed: {'; '.join(failed)}")
 
 
 def chat(page: Any, url: str) -> None:

@@ -225,9 +225,9 @@ def test_the_reason_is_told_though_the_process_has_ended_already(
 ) -> None:
     loaded = Engine._loaded
 
-    def later(self: Engine, kind: str, value: Any) -> None:
+    def later(self: Engine, *said: Any) -> None:
         time.sleep(1)
-        loaded(self, kind, value)
+        loaded(self, *said)
 
     monkeypatch.setattr(Engine, "_loaded", later)
     engine = Engine(partial(resolve, "chat", flags={"base": str(tmp_path / "none")}))
