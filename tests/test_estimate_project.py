@@ -140,7 +140,7 @@ def test_while_a_job_has_the_device_its_speed_and_memory_say_nothing(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["estimate", "--project", str(project.folder), "--stage", "dpo"]
-    with device_queue.ticket(project.folder, 1, "A training"):
+    with device_queue.held("1.json", project.folder, 1, "A training"):
         assert main([*words, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert main(words) == 0

@@ -96,9 +96,8 @@ def test_one_job_at_a_time_on_the_device_whatever_the_project(
     first = start_job(project, ["wait", str(gos[0])], "first")
     begun(first)
     second = start_job(other, ["wait", str(gos[1])], "second")
-    until(lambda: len(device_queue.queue()) == 2, SECONDS)
     third = start_job(project, ["wait", str(gos[2])], "third")
-    until(lambda: len(device_queue.queue()) == 3, SECONDS)
+    # They have their places before their processes have begun.
     places = [(one.project.name, one.job, one.running) for one in device_queue.queue()]
     assert places == [("project", 1, True), ("other", 1, False), ("project", 2, False)]
     assert [read_job(job.file).state for job in (second, third)] == [WAITING, WAITING]
@@ -108,6 +107,14 @@ def test_one_job_at_a_time_on_the_device_whatever_the_project(
     assert read_job(first.file).state == DONE and read_job(third.file).state == WAITING
     gos[1].touch()
     wait_for(third, DONE)
+
+
+def test_jobs_run_in_the_order_in_which_they_were_started(project: Project, tmp_path: Path) -> None:
+    """Also where the process of a later one begins sooner."""
+    jobs = [start_job(project, ["end"], str(number)) for number in range(5)]
+    done = [wait_for(job, DONE) for job in jobs]
+    starts = [job.started for job in done]
+    assert None not in starts and starts == sorted(starts, key=lambda at: at or 0.0)
 
 
 def test_a_killed_job_makes_room_for_the_next(project: Project, tmp_path: Path) -> None:
@@ -231,7 +238,7 @@ def test_a_command_whose_start_cannot_be_noted_is_ended(
     file.parent.mkdir()
     runner = Runner(file, "token")
     words = ["wait", str(tmp_path / "never")]
-    runner.record = {"title": "A wait", "argv": words, "stage": "", "run": None}
+    runner.record = {"title": "A wait", "argv": words, "stage": "", "run": None, "ticket": "1.json"}
     started: list[ProcessId | None] = []
 
     def fail(ticket: device_queue.Ticket, command: ProcessId | None) -> None:

@@ -108,7 +108,7 @@ def test_it_rests_while_a_job_of_any_project_has_the_device(
     engine: Any = Sleeper(READY)
     rest = EngineRest(engine, tmp_path / "mine", woken=lambda: woken.append(1))
     assert engine.state == READY and len(device_queue.models()) == 1 and resting_words() == ""
-    with device_queue.ticket(tmp_path / "other", 1, "A training"):
+    with device_queue.held("1.json", tmp_path / "other", 1, "A training"):
         until(lambda: engine.state == RESTING, 60)
         assert "rests while a training runs" in engine.message
         assert "Pairs that wait can be rated" in engine.message
@@ -127,7 +127,7 @@ def test_a_killed_job_does_not_keep_it_at_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path))
-    with device_queue.ticket(tmp_path / "other", 1, "A training") as ticket:
+    with device_queue.held("1.json", tmp_path / "other", 1, "A training") as ticket:
         content = json.loads(ticket.file.read_text())
         content["processes"][0]["mark"] = "before the reboot"
         ticket.file.write_text(json.dumps(content))

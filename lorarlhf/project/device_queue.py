@@ -20,9 +20,6 @@ from lorarlhf.runtime.files import read_json, write_json, write_shared
 from lorarlhf.runtime.lock import hold
 from lorarlhf.runtime.process import ProcessId, from_json, identify, is_running
 
-SETTLE_SECONDS = 0.1
-"""Before a new ticket is looked at: another one with an earlier time may still be on its way."""
-
 
 @dataclass(frozen=True)
 class Ticket:
@@ -61,14 +58,30 @@ def queue() -> list[Ticket]:
     return found
 
 
-@contextmanager
-def ticket(project: Path, job: int, title: str) -> Iterator[Ticket]:
-    """A place at the end of the queue for this process, until the end of the block."""
-    here, now = identify(os.getpid()), time.time_ns()
+def take(project: Path, job: int, title: str, process: ProcessId | None) -> Ticket:
+    """A place at the end of the queue, as long as a process runs.
+
+    Who starts a job takes it, so that jobs stand in the order in which they were started, however
+    long their processes need to begin.
+    """
+    now = time.time_ns()
     file = _made("tickets") / f"{now:020d}-{os.getpid()}.json"
-    taken = Ticket(file, project, job, title, now / 1e9, (here,) if here else ())
+    taken = Ticket(file, project, job, title, now / 1e9, (process,) if process else ())
     write(taken)
-    time.sleep(SETTLE_SECONDS)
+    return taken
+
+
+@contextmanager
+def held(place: str, project: Path, job: int, title: str) -> Iterator[Ticket]:
+    """This process holds the ticket of its job, until the end of the block.
+
+    Args:
+        place: the name of the ticket's file.
+    """
+    file, here = _made("tickets") / place, identify(os.getpid())
+    named = _read(file) or Ticket(file, project, job, title, time.time(), ())
+    taken = replace(named, processes=(*named.processes, here) if here else named.processes)
+    write(taken)
     try:
         yield taken
     finally:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.project import device_queue
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_shared
@@ -231,9 +232,11 @@ def _launch(file: Path, record: dict[str, Any]) -> Job:
     with file.with_suffix(".log").open("ab") as log:
         command = python_command(RUNNER, str(file.resolve()), token)
         runner = start_detached(command, log, _existing(Path(record["folder"]), file))
+    project = file.resolve().parent.parent
+    ticket = device_queue.take(project, int(file.stem), record["title"], runner)
     record |= {"state": WAITING, "queued": time.time(), "started": None, "ended": None}
     record |= {"message": "", "runner": runner and runner.as_json(), "command": None}
-    write_shared(file, record | {"token": token})
+    write_shared(file, record | {"token": token, "ticket": ticket.file.name})
     return read_job(file)
 
 

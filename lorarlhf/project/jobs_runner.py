@@ -75,7 +75,8 @@ class Runner:
 
     def run(self) -> None:
         """Wait for the turn, run the command, and note how it ended."""
-        with device_queue.ticket(self.project, int(self.file.stem), self.record["title"]) as ticket:
+        about = self.project, int(self.file.stem), self.record["title"]
+        with device_queue.held(self.record["ticket"], *about) as ticket:
             while not requested_stops(self.file):
                 if device_queue.is_first(ticket):
                     with device_queue.device() as free:
