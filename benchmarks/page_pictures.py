@@ -25,7 +25,7 @@ from lorarlhf.rewards.raters import Answer, cheerful_score
 OUT = Path(__file__).parents[1] / "docs" / "images"
 PAGES = ("rate", "chat", "compare", "history", "insights", "train", "runs", "settings")
 SIZES = {360: 740, 768: 1024, 1280: 800}
-VOTES = 40
+VOTES = 30
 JOBS = (("reward",), ("dpo",), ("ppo", "--set", "updates=6", "--set", "max_new_tokens=32"))
 MAKING = {"max_new_tokens": 64}
 QUESTION = "What is a good way to start the day?"
