@@ -9,7 +9,7 @@ import pytest
 from report_page import HOSTILE, Page, write_demo
 
 from lorarlhf.evaluation.report import build_html, write_report
-from lorarlhf.evaluation.report_plots import PLOTS, _series, thin
+from lorarlhf.evaluation.report_plots import PLOTS, series_of, thin
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ def test_colours_of_texts_have_contrast_aa(html: str) -> None:
 
 def test_series_keeps_the_later_of_two_rows_and_joins_eval_rows() -> None:
     rows = [{"step": 2, "a": 1}, {"step": 1, "a": 5}, {"step": 2, "b": 9}, {"step": 2, "a": 3}]
-    assert _series(rows, "a") == {1.0: 5.0, 2.0: 3.0}
-    assert _series(rows, "b") == {2.0: 9.0}
+    assert series_of(rows, "a") == {1.0: 5.0, 2.0: 3.0}
+    assert series_of(rows, "b") == {2.0: 9.0}
 
 
 def test_thin_takes_means_of_neighbours() -> None:

@@ -5,12 +5,10 @@ with matplotlib, which takes too long for a page that changes every second.
 """
 
 import html
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lorarlhf.evaluation.report_format import number
-from lorarlhf.evaluation.report_plots import PLOTS, Panel, Plot
+from lorarlhf.evaluation.report_plots import PLOTS, Panel, Plot, series_of, thin
 
 Row = Mapping[str, Any]
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 130, 52, 8, 8, 22
@@ -48,22 +46,10 @@ def figure(plot: Plot, rows: Sequence[Row]) -> str:
 
 
 def points(rows: Sequence[Row], key: str, along: str = "step") -> Points:
-    """(step, value) in the order of the steps; long ones are averaged over neighbours.
-
-    Of two rows of a step the later one counts, since a resumed run repeats some.
-    """
-    found: dict[float, float] = {}
-    for row in rows:
-        step, value = number(row.get(along)), number(row.get(key))
-        if step is not None and value is not None:
-            found[step] = value
-    values = sorted(found.items())
-    size = -(-len(values) // MOST_POINTS) or 1
-    parts = [values[start : start + size] for start in range(0, len(values), size)]
-    return [
-        (math.fsum(x for x, _ in part) / len(part), math.fsum(y for _, y in part) / len(part))
-        for part in parts
-    ]
+    """(step, value) in the order of the steps; long ones are averaged over neighbours."""
+    series = series_of(rows, key, along)
+    values = (thin(part, MOST_POINTS) for part in (series, series.values()))
+    return list(zip(*values, strict=True))
 
 
 def svg(panel: Panel, rows: Sequence[Row], plot: Plot) -> str:

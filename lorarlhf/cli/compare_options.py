@@ -2,6 +2,8 @@
 
 from argparse import ArgumentParser
 
+from lorarlhf.cli.eval_options import add_judges
+
 MINUTES = 5.0
 
 
@@ -26,15 +28,7 @@ def add_compare_options(sub: ArgumentParser) -> None:
     sub.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
 
     judges = sub.add_argument_group("judges, besides the reward role, which is not independent")
-    text = "a simulated rater's rule: cheerful, brief or plain; may be repeated"
-    judges.add_argument("--rater", metavar="NAME", action="append", default=[], help=text)
-    judges.add_argument(
-        "--judge-function",
-        metavar="FILE.py:NAME",
-        action="append",
-        default=[],
-        help="a Python function that scores answers; may be repeated",
-    )
+    add_judges(judges)
     text = "held-out prompts (default: the project's, or the bundled ones)"
     judges.add_argument("--prompts", metavar="FILE", help=text)
     text = "answers to each prompt (default: 1)"

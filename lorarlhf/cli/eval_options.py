@@ -1,6 +1,6 @@
 """The options of the command `eval`. It imports nothing heavy."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, _ArgumentGroup
 
 
 def add_eval_options(sub: ArgumentParser) -> None:
@@ -18,17 +18,9 @@ def add_eval_options(sub: ArgumentParser) -> None:
     sub.add_argument("--samples", type=int, metavar="N", default=1, help=text)
 
     judges = sub.add_argument_group("judges, of which there can be several")
-    text = "a simulated rater's rule: cheerful, brief or plain; may be repeated"
-    judges.add_argument("--rater", metavar="NAME", action="append", default=[], help=text)
+    add_judges(judges)
     text = "whose reward role judges, and picks for --best-of (default: that of the project)"
     judges.add_argument("--reward", metavar="RUN", help=text)
-    judges.add_argument(
-        "--judge-function",
-        metavar="FILE.py:NAME",
-        action="append",
-        default=[],
-        help="a Python function that scores answers; may be repeated",
-    )
     text = "another local model, asked about each pair twice, with the sides swapped"
     judges.add_argument("--judge-model", metavar="BASE", help=text)
     text = "what it is asked: a text with {prompt}, {first} and {second}"
@@ -50,3 +42,16 @@ def add_eval_options(sub: ArgumentParser) -> None:
     sub.add_argument("--out", metavar="DIR", help=text)
     sub.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
     sub.add_argument("--base", help="load this base instead of the one that the runs name")
+
+
+def add_judges(group: _ArgumentGroup) -> None:
+    """Add simulated raters and functions, which `compare-methods` takes, too."""
+    text = "a simulated rater's rule: cheerful, brief or plain; may be repeated"
+    group.add_argument("--rater", metavar="NAME", action="append", default=[], help=text)
+    group.add_argument(
+        "--judge-function",
+        metavar="FILE.py:NAME",
+        action="append",
+        default=[],
+        help="a Python function that scores answers; may be repeated",
+    )

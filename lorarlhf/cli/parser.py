@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from lorarlhf import __version__
 from lorarlhf.cli.compare_options import add_compare_options
 from lorarlhf.cli.eval_options import add_eval_options
+from lorarlhf.cli.project_options import add_jobs_options, add_runs_options
 from lorarlhf.cli.request import NO_RUN
 from lorarlhf.cli.round_options import add_round_options
 from lorarlhf.project.stage import Stage
@@ -82,8 +83,8 @@ def build_parser() -> Parser:
     _votes(made["votes"])
     _raters(made["raters"])
     _report(made["report"])
-    _runs(made["runs"])
-    _jobs(made["jobs"])
+    add_runs_options(made["runs"])
+    add_jobs_options(made["jobs"])
     _recipe(made["recipe"])
     _ui(made["ui"])
     return parser
@@ -306,27 +307,6 @@ def _report(sub: Parser) -> None:
     sub.add_argument("--cosmetic", action="store_const", const=True, help=text)
     text = "reward: also how it orders the preference pairs of this file (several times: of each)"
     sub.add_argument("--pairs", metavar="FILE", action="append", help=text)
-
-
-def _runs(sub: Parser) -> None:
-    sub.add_argument("project", metavar="PROJECT", help="the project's folder")
-    one = sub.add_mutually_exclusive_group()
-    text = 'call a run by a title of your own; "" takes it away'
-    one.add_argument("--rename", nargs=2, metavar=("RUN", "TITLE"), help=text)
-    text = "hide a run from all lists of models; no command starts from it by itself"
-    one.add_argument("--drop", metavar="RUN", help=text)
-    one.add_argument("--keep", metavar="RUN", help="bring a dropped run back")
-    text = "remove a run's folder for good, unless something depends on it"
-    one.add_argument("--delete", metavar="RUN", help=text)
-
-
-def _jobs(sub: Parser) -> None:
-    sub.add_argument("project", metavar="PROJECT", help="the project's folder")
-    one = sub.add_mutually_exclusive_group()
-    text = "end this job after the running step; again: at once"
-    one.add_argument("--stop", type=int, metavar="ID", help=text)
-    text = "let this job go on that was stopped, interrupted, or failed"
-    one.add_argument("--resume", type=int, metavar="ID", help=text)
 
 
 def _recipe(sub: Parser) -> None:

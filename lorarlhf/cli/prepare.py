@@ -70,21 +70,16 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     stage.check_rows(rows)
     found = fingerprint(rows)
     if stage.rewarded:
-        from lorarlhf.cli.ppo_options import (
-            check_pessimism,
-            check_rewards,
-            check_vllm,
-            read_rewards,
-        )
+        from lorarlhf.cli import ppo_options
 
-        spec = read_rewards(request)
+        spec = ppo_options.read_rewards(request)
     eval_rows = read_stage_rows(stage, request.eval) if request.eval else None
     sources = _read_sources(request)
     settings = _resolve(request, project, sources)
     check_same_base(list(sources.values()), "base" in settings.given)
     if stage.rewarded:
-        check_rewards(request, settings, spec)
-        check_pessimism(settings, sources.get("reward"))
+        ppo_options.check_rewards(request, settings, spec)
+        ppo_options.check_pessimism(settings, sources.get("reward"))
         spec = replace(spec, weights=settings.own["reward_weights"])
     in_rounds = stage.rounds and _in_rounds(request, settings, sources)
     check_writable(request.folder)
@@ -96,7 +91,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     args = _arguments(request, settings, own)
     base = open_base_of(settings)
     if stage.rewarded:
-        check_vllm(settings, base.path)
+        ppo_options.check_vllm(settings, base.path)
     rounds = _round_prompts(request, settings, base, rows) if in_rounds else None
     parts: tuple[Any, Any]
     if rounds is None:

@@ -168,7 +168,7 @@ OVER_OPTIMISATION = Plot(
 """Over rows of `over_optimisation.Measurement`."""
 
 
-def _series(rows: Iterable[Row], key: str, x: str = "step") -> dict[float, float]:
+def series_of(rows: Iterable[Row], key: str, x: str = "step") -> dict[float, float]:
     """Step -> value. Of two rows of a step the later counts, since a resumed run repeats some."""
     found: dict[float, float] = {}
     for row in rows:
@@ -178,10 +178,10 @@ def _series(rows: Iterable[Row], key: str, x: str = "step") -> dict[float, float
     return dict(sorted(found.items()))
 
 
-def thin(values: Iterable[float]) -> list[float]:
-    """At most MAX_POINTS means of neighbouring values."""
+def thin(values: Iterable[float], most: int = MAX_POINTS) -> list[float]:
+    """At most so many means of neighbouring values."""
     values = list(values)
-    size = -(-len(values) // MAX_POINTS) or 1
+    size = -(-len(values) // most) or 1
     parts = (values[start : start + size] for start in range(0, len(values), size))
     return [math.fsum(part) / len(part) for part in parts]
 
@@ -190,12 +190,12 @@ def _draw(axes: Any, panel: Panel, rows: Sequence[Row], along: str) -> str:
     """Draw a panel on matplotlib axes and return a description of it."""
     parts: list[str] = []
     for (key, name), color, dash in zip(panel.lines, _COLORS, ("-", "--"), strict=False):
-        if not (series := _series(rows, key, along)):
+        if not (series := series_of(rows, key, along)):
             continue
         x, y = thin(series), thin(series.values())
         mark = "o" if len(x) <= 40 else ""
         axes.plot(x, y, color=color, linestyle=dash, marker=mark, markersize=2.5, label=name)
-        if not parts and (spread := _series(rows, panel.band, along)):  # the first line's
+        if not parts and (spread := series_of(rows, panel.band, along)):  # the first line's
             width = thin(spread.get(step, 0.0) for step in series)
             low = [value - wide for value, wide in zip(y, width, strict=True)]
             high = [value + wide for value, wide in zip(y, width, strict=True)]
@@ -277,7 +277,7 @@ def figure(name: str, plot: Plot, title: str, rows: Sequence[Row]) -> str:
     Args:
         name: of the figure in the page, from which its ids are made.
     """
-    panels = [p for p in plot.panels if any(_series(rows, key, plot.x) for key, _ in p.lines)]
+    panels = [p for p in plot.panels if any(series_of(rows, key, plot.x) for key, _ in p.lines)]
     if not panels:
         return ""
     return (
