@@ -53,7 +53,7 @@ def measure(folder: Path, count: int) -> tuple[float, dict[str, float]]:
     """Seconds of the slowest request, and from the first one until each section is there."""
     store, states = Store(folder / "votes.sqlite"), HiddenStates(folder / "states.sqlite")
     fill(store, states, count)
-    no_model: Any = SimpleNamespace(state="off")  # all hidden states are there
+    no_model: Any = SimpleNamespace(state="off", message="")  # all hidden states are there
     page: Any = Insights(store, states, no_model, everybody=True)
     there: dict[str, float] = {}
     slowest, begun = 0.0, time.perf_counter()

@@ -78,17 +78,29 @@ def make_project(folder: Path, rater: Rater, args: argparse.Namespace) -> None:
     prompts = [row["prompt"] for row in read_prompts(bundled("prompts"))]
     random.Random(rater.seed).shuffle(prompts)
     backbone = Backbone.load(args.base)
+    votes = cast(backbone, "base", rater, prompts, args.votes, args.tokens)
+    project = create(folder, base=args.base)
+    add_votes(project.store(), votes)
+    decided = sum(map(is_decided, votes))
+    print(f"{folder}: {len(votes)} votes, {decided} of them name a better answer", flush=True)
+
+
+def cast(
+    backbone: Backbone, role: str, rater: Rater, prompts: Sequence[Any], wanted: int, tokens: int
+) -> list[ImportedVote]:
+    """Votes on two answers of a role to each prompt, until so many of them name a better one."""
     votes: list[ImportedVote] = []
-    decided, start = 0, 0
-    while decided < args.votes and start < len(prompts):
+    decided = 0
+    for start in range(0, len(prompts), BATCH_SIZE):
+        if decided >= wanted:
+            break
         some = prompts[start : start + BATCH_SIZE]
-        start += BATCH_SIZE
         sides = [
             generate(
                 backbone,
                 [as_conversation(prompt) for prompt in some],
-                role="base",
-                max_new_tokens=args.tokens,
+                role=role,
+                max_new_tokens=tokens,
                 temperature=TEMPERATURE,
                 batch_size=BATCH_SIZE,
                 seed=1000 * rater.seed + 10 * start + side,
@@ -96,12 +108,15 @@ def make_project(folder: Path, rater: Rater, args: argparse.Namespace) -> None:
             for side in range(2)
         ]
         for prompt, *pair in zip(some, *sides, strict=True):
-            if decided < args.votes:
+            if decided < wanted:
                 votes.append(vote(rater, prompt, [Answer.of(one) for one in pair]))
-                decided += votes[-1].verdict.verdict == RANKED
-    project = create(folder, base=args.base)
-    add_votes(project.store(), votes)
-    print(f"{folder}: {len(votes)} votes, {decided} of them name a better answer", flush=True)
+                decided += is_decided(votes[-1])
+    return votes
+
+
+def is_decided(one: ImportedVote) -> bool:
+    """Whether a vote names a better answer."""
+    return one.verdict.verdict == RANKED
 
 
 def vote(rater: Rater, prompt: Any, pair: Sequence[Answer]) -> ImportedVote:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorarlhf.rewards import priors, vote_fit
+from lorarlhf.rewards import vote_fit
 from lorarlhf.rewards.bradley_terry import solve_dual, solve_primal
 from lorarlhf.rewards.fit import fit_head
 from lorarlhf.rewards.priors import (
@@ -19,7 +19,6 @@ from lorarlhf.rewards.priors import (
     blend_priors,
     prior_masses,
     split_groups,
-    spread_groups,
 )
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
@@ -88,37 +87,6 @@ def test_both_ways_find_the_same_weights_from_any_start() -> None:
     for start in (rng.normal(size=40), 50 * rng.normal(size=40)):
         again = solve_dual(d * scale**2 @ d.T, start)
         np.testing.assert_allclose(scale**2 * (again @ d), wanted, rtol=1e-6, atol=1e-9)
-
-
-def test_many_votes_are_fitted_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(4)
-    columns = rng.normal(size=(300, 12)) + 0.2
-    matrix = VoteMatrix(columns, 9)  # the primal; the last three columns are scores along axes
-    tried = (Prior(1.0, 0.01), Prior(3.0, 0.3), Prior(0.3))
-    for prior, found in zip(tried, matrix.fits(tried), strict=True):
-        variance = np.array([1 / prior.l2] * 9 + [prior.axis_strength] * 3)
-        wanted = variance * (solve_dual(columns * variance @ columns.T) @ columns)
-        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9)
-    groups = [f"prompt {place // 2}" for place in range(300)]
-    whole = blend_priors(matrix, groups)
-    monkeypatch.setattr(priors, "MOST_WEIGHED", 100)
-    part = blend_priors(matrix, groups)
-    taken = spread_groups(groups, 100)
-    kept = [group for group, wanted in zip(groups, taken, strict=True) if wanted]
-    assert len(kept) == 100 and all(kept.count(group) == 2 for group in kept)
-    assert part == blend_priors(matrix.part(taken), kept) != whole
-
-
-def test_priors_of_few_prompts_with_many_votes_are_weighted_by_a_part_of_each(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    columns = np.random.default_rng(5).normal(size=(1200, 6))
-    groups = [f"prompt {place // 100}" for place in range(1200)]
-    taken = spread_groups(groups, 120)
-    assert taken.reshape(12, 100).sum(axis=1).tolist() == [10] * 12  # not all of one
-    monkeypatch.setattr(priors, "MOST_WEIGHED", 120)
-    found = blend_priors(VoteMatrix(np.abs(columns), 6), groups)
-    assert found.cv_accuracy == 1.0 and found.cv_loss is not None and found.cv_loss < 0.2
 
 
 @pytest.mark.parametrize("shape", [(3, 50), (80, 7), (200, 576)])

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lorarlhf.data.readers import bundled, read_rows
+from lorarlhf.rewards.bradley_terry import ROWS
 from lorarlhf.rewards.posterior import Posterior, moderated
 
 Z90 = 1.6448536269514722
@@ -106,18 +107,28 @@ def clearest_votes(
     """
     if not len(chosen):
         return [None] * len(tastes)
-    spread = np.concatenate([chosen, rejected]).std(axis=0, dtype=np.float64)
+    spread = _deviations(chosen, rejected)
     scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
-    apart = (chosen.astype(np.float64) - rejected) * scale
-    axes = np.asarray(directions, dtype=np.float64) * scale
-    along = apart @ _unit(axes).T  # (N, K)
-    clear = along * np.abs(_unit(apart) @ _unit(axes).T)
+    axes = _unit(np.asarray(directions, dtype=np.float64) * scale)
+    clear = np.empty((len(chosen), len(axes)))
+    for first in range(0, len(chosen), ROWS):
+        rows = slice(first, first + ROWS)
+        apart = (chosen[rows].astype(np.float64) - rejected[rows]) * scale
+        clear[rows] = (apart @ axes.T) * np.abs(_unit(apart) @ axes.T)
     found: list[int | None] = []
     for taste in tastes:
         towards = clear[:, taste.axis] * (1 if taste.margin >= 0 else -1)
         best = int(towards.argmax())
         found.append(best if towards[best] > 0 else None)
     return found
+
+
+def _deviations(*parts: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of each feature over the rows of all parts, (M, F) each -> (F,)."""
+    blocks = [part[first : first + ROWS] for part in parts for first in range(0, len(part), ROWS)]
+    count = sum(map(len, blocks))
+    mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / count
+    return np.sqrt(sum(((block - mean) ** 2).sum(axis=0) for block in blocks) / count)
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
