@@ -18,6 +18,10 @@ Array = NDArray[np.float64]
 NEWTON_STEPS = 100
 GAIN = 1e-13
 """A step that lowers the objective by less than this share of it is the last one."""
+ROUNDING = 1e-14
+"""By how much of it the objective may seem to rise."""
+SMALL = 1e-10
+"""A step with the curvature of an earlier point is the last one only if it is that small, too."""
 KEEPS = 0.3
 """A step with the curvature of an earlier point is good enough if it gains less than this share of
 what the step before it gained: the next one takes it, too. Else the curvature is computed anew."""
@@ -111,13 +115,15 @@ def _minimise(
         while True:
             tried, reached_margins = point + step * whole, margins + step * along
             reached = objective_at(tried, reached_margins)
-            if reached <= objective or step < 1e-6:
+            if reached <= objective + ROUNDING * abs(objective) or step < 1e-6:
                 break
             step /= 2
         gain, point, margins, objective = objective - reached, tried, reached_margins, reached
-        good = anew or gain <= KEEPS * before
-        if good and gain <= GAIN * (1 + abs(objective)):
+        little = gain <= GAIN * (1 + abs(objective))
+        small = np.abs(whole).max(initial=0.0) <= SMALL * (1 + np.abs(point).max(initial=0.0))
+        if little and (anew or small):
             break
+        good = anew or little or gain <= KEEPS * before
         anew, before = not good, gain
     return point
 

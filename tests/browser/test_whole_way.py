@@ -102,7 +102,7 @@ def test_from_no_votes_to_a_model_that_is_kept(open_page: Any, project: ServedPr
     stands(page, "done")
     newest = list_jobs(project.project)[0]
     assert re.search(r"Continuing after update [1-9]", newest.log.read_text(encoding="utf-8"))
-    assert [run.name for run in project.project.runs()] == ["0001-reward", "0002-ppo"]
+    assert {run.name for run in project.project.runs()} == {"0001-reward", "0002-ppo"}
 
     go(page, "Runs")
     page.locator('.runs tr[data-row="0002-ppo"]').get_by_role("link", name="Compare").click()
@@ -124,7 +124,7 @@ def test_from_no_votes_to_a_model_that_is_kept(open_page: Any, project: ServedPr
 
 def compare(page: Page) -> None:
     """A blind comparison of the run that the page was opened with and the base."""
-    expect(page.locator("#compare-first input")).to_have_value("0002-ppo")
+    expect(page.locator("#compare-second input")).to_have_value("0002-ppo")
     number = page.get_by_label("number input for Held-out prompts")
     number.fill(str(COMPARED))
     number.press("Tab")
