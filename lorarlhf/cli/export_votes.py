@@ -1,5 +1,8 @@
 """`votes --export dataset`: the votes as a data set with a card, on the disk or the hub."""
 
+import io
+import tempfile
+import zipfile
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +48,7 @@ def export_dataset(
     target = push_target(args, DATASET)
     project = Project(args.project)
     made = make_dataset(votes, args.with_notes, args.with_raters)
-    title = f"Preference votes of {project.folder.resolve().name}"
-    folder = write_dataset(made, args.out, title, _base(project))
+    folder = write_dataset(made, args.out, _title(project), _base(project))
     left = made.left_out | left_out
     data = {"folder": str(folder), "rows": len(made.rows), "votes": len(votes), "left_out": left}
     listed = "; ".join(f"{count} {why}" for why, count in left.items())
@@ -59,6 +61,30 @@ def export_dataset(
         seen = "everybody can see it" if target.public else "only you can see it"
         text += f"\nUploaded to {data['address']}; {seen}."
     return data, text
+
+
+def dataset_zip(project: Project, votes: Sequence[Vote]) -> bytes:
+    """The data set as a zip file, without notes and names.
+
+    Raises:
+        UserError: no vote names a better answer.
+    """
+    from lorarlhf.export.dataset import make_dataset
+    from lorarlhf.export.dataset_folder import write_dataset
+
+    with tempfile.TemporaryDirectory(prefix="lorarlhf-") as scratch:
+        folder = write_dataset(
+            make_dataset(votes), Path(scratch) / DATASET, _title(project), _base(project)
+        )
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(folder.iterdir()):
+                archive.write(file, f"votes/{file.name}")
+    return content.getvalue()
+
+
+def _title(project: Project) -> str:
+    return f"Preference votes of {project.folder.resolve().name}"
 
 
 def _base(project: Project) -> str:
