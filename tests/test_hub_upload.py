@@ -1,5 +1,6 @@
 """Uploads to the hub by huggingface_hub's own library, against a hub on this machine."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,12 +11,13 @@ import pytest
 from huggingface_hub import constants
 
 from lorarlhf.cli.main import main
-from lorarlhf.export.hub import DATASET, MODEL, Target, check_login, push
+from lorarlhf.export.hub import DATASET, MODEL, Target, check_login, push, push_policy
 from lorarlhf.export.upload_check import check_upload
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.project.project import create
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import write_json
 from tests.fake_hub import READER, WRITER, Hub, Repo, serve_hub
 
 
@@ -169,8 +171,8 @@ def test_a_repository_of_somebody_else_is_refused(hub: Hub, export: Path) -> Non
         (".env", "HF_TOKEN=x", "is no part of an export"),
         ("notes.md", f"my token is {WRITER}", "line 1: there is a key"),
         ("train.jsonl", '{"prompt": "x"}\n{"prompt": "sk-' + "a" * 30 + '"}', "line 2: there is a"),
-        ("config.json", '{"a": {"_name_or_path": "/old/place/base"}}', 'field "a._name_or_path"'),
-        ("config.json", r'{"a": "C:\\Users\\ann\\base"}', 'field "a"'),
+        ("export.json", '{"a": {"_name_or_path": "/old/place/base"}}', 'field "a._name_or_path"'),
+        ("export.json", r'{"a": "C:\\Users\\ann\\base"}', 'field "a"'),
         ("Modelfile", f"FROM {sys.executable}", "line 1: /.* is a path of this machine"),
     ],
 )
@@ -181,6 +183,28 @@ def test_what_must_not_leave_stops_the_upload(
     with pytest.raises(UserError, match=words):
         push(export, Target("ann/x", MODEL))
     assert hub.requests == []
+
+
+def test_a_policys_files_name_the_base_and_no_path(hub: Hub, export: Path, tmp_path: Path) -> None:
+    """PEFT's file names the folder of the base, which nobody else has."""
+    run = tmp_path / "runs/ppo"
+    run.mkdir(parents=True)
+    base = {"base": "smollm2-135m", "base_path": str(tmp_path / "bases/smollm2-135m")}
+    write_json(run / "run.json", {"stage": "ppo"} | base)
+    config = {"base_model_name_or_path": base["base_path"], "r": 16, "target_modules": ["q_proj"]}
+    write_json(export / "adapter_config.json", config)
+    record = {"run": str(run), "made": "2026-11-30T09:00:00", "load_with": {"base": str(tmp_path)}}
+    write_json(export / "export.json", record)
+    said: list[str] = []
+    push_policy(run, export, Target("ann/x", MODEL), said.append)
+    files = hub.repos["ann/x"].files
+    hub_id = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    named = config | {"base_model_name_or_path": hub_id}
+    assert json.loads(files["adapter_config.json"]) == named
+    expected = record | {"run": "ppo", "load_with": {"base": hub_id}}
+    assert json.loads(files["export.json"]) == expected
+    assert said[0].endswith("names in adapter_config.json, export.json.")
+    assert str(tmp_path).encode() not in b"".join(files.values())
 
 
 def test_a_link_to_another_place_stops_the_upload(export: Path, tmp_path: Path) -> None:

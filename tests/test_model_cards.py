@@ -375,8 +375,9 @@ def test_the_code_for_a_merged_model_runs(
 def test_the_code_names_the_quantisation(tmp_path: Path, bits: int) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    about = {"stage": "sft", "bits": bits, "base": "smollm2-135m", "config": {}}
+    about = {"stage": "sft", "bits": bits, "base": "smollm2-135m", "compute_dtype": "float32"}
     write_json(run / "run.json", about)
     code = code_of(model_card(run, "adapter"))
     compile(code, "card", "exec")
     assert f"load_in_{bits}bit=True" in code and 'find_base("smollm2-135m")' in code
+    assert 'dtype="float32",' in code and ("llm_int8_skip_modules" in code) == (bits == 4)

@@ -92,5 +92,4 @@ def _base(project: Project) -> str:
     from lorarlhf.export.base_facts import base_facts
 
     settings = {item.name: item.value for item in project_settings(project)}
-    base = base_facts(str(settings.get("base") or ""), "")
-    return base.hub_id or Path(base.name).name
+    return base_facts(str(settings.get("base") or ""), "").shared_name

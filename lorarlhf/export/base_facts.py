@@ -40,6 +40,11 @@ class BaseFacts:
     note: str = ""
 
     @property
+    def shared_name(self) -> str:
+        """By which others can find it: its id on the hub, or else its name without a path."""
+        return self.hub_id or re.split(r"[/\\]", self.name)[-1]
+
+    @property
     def page(self) -> str:
         """Its page on the hub, or ""."""
         return f"{HUB}/{self.hub_id}" if self.hub_id else ""

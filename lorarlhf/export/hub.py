@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.export.portable import hide_paths
+from lorarlhf.export.run_facts import read_facts
 from lorarlhf.export.upload_check import check_upload
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.terminal import log_to_stderr
@@ -122,6 +124,22 @@ def push(folder: str | Path, target: Target, log: Callable[[str], None] = log_to
             error,
         ) from error
     return address
+
+
+def push_policy(
+    run: str | Path,
+    folder: str | Path,
+    target: Target,
+    log: Callable[[str], None] = log_to_stderr,
+) -> str:
+    """`push` of an exported policy, whose files then name the base without a path.
+
+    Args:
+        run: the run that was exported, or the folder of an adapter.
+    """
+    if changed := hide_paths(folder, read_facts(run).base.shared_name):
+        log(f"Paths of this machine are replaced by names in {', '.join(changed)}.")
+    return push(folder, target, log)
 
 
 def _kind_option(target: Target) -> str:

@@ -1,8 +1,10 @@
 """How to load an exported policy, as it stands on its card: one way for each kind of export."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from lorarlhf.backbone.fetch import PACKAGED
 from lorarlhf.export.base_facts import BaseFacts
 from lorarlhf.export.markdown import fenced, one_line
 
@@ -18,20 +20,20 @@ HERE = "FOLDER_OR_REPOSITORY"
 
 
 def how_to_load(
-    kind: str, base: BaseFacts, bits: int | None, packaged: bool, files: Sequence[str], repo: str
+    kind: str, base: BaseFacts, bits: int | None, dtype: str, files: Sequence[str], repo: str
 ) -> str:
     """Markdown with a block of code that loads the export.
 
     Args:
         kind: one of `KINDS`.
         bits: in how many bits the base was loaded in training; None if not known.
-        packaged: whether the base is one that lorarlhf brings.
+        dtype: in which it computed, as `bfloat16`; "" if not known.
         files: the names of the files of the export; `*.gguf` among them are named.
         repo: the repository on the hub that it is pushed to; "" for none.
     """
     here = repo or HERE
     if kind == ADAPTER:
-        return _adapter(base, bits, packaged, here)
+        return _adapter(base, bits, dtype, here)
     if kind == MERGED:
         return fenced(_MERGED.format(here=here), "python")
     weights = sorted(name for name in files if name.endswith(".gguf"))
@@ -59,29 +61,42 @@ question = tokenizer.apply_chat_template(
 answer = model.generate(**question, max_new_tokens=256)[0]
 print(tokenizer.decode(answer[question["input_ids"].shape[1] :], skip_special_tokens=True))
 """
-_FOUR_BIT = """,
-    quantization_config=BitsAndBytesConfig(
+_FOUR_BIT = """quantization_config=BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype="bfloat16",
-    ),
-"""
-_EIGHT_BIT = ", quantization_config=BitsAndBytesConfig(load_in_8bit=True)"
+        bnb_4bit_compute_dtype="{dtype}",{skip}
+    )"""
+_EIGHT_BIT = "quantization_config=BitsAndBytesConfig(load_in_8bit=True)"
 
 
-def _adapter(base: BaseFacts, bits: int | None, packaged: bool, here: str) -> str:
+def _adapter(base: BaseFacts, bits: int | None, dtype: str, here: str) -> str:
     names = ["AutoModelForCausalLM", "AutoTokenizer"]
     names += ["BitsAndBytesConfig"] if bits in (4, 8) else []
     imports = f"from transformers import {', '.join(names)}"
     named = f'"{one_line(base.hub_id)}"' if base.hub_id else '"FOLDER_OF_THE_BASE"'
-    if packaged:
+    if base.name in PACKAGED:
         imports += "\n\nfrom lorarlhf.backbone.fetch import find_base"
         named = f'find_base("{base.name}")'
-    how = {4: _FOUR_BIT, 8: _EIGHT_BIT}.get(bits or 0, "")
+    how = "".join(f"    {argument},\n" for argument in _as_trained(base, bits, dtype))
+    how = f",\n{how}" if how else ""
     block = fenced(_ADAPTER.format(imports=imports, base=named, how=how, here=here), "python")
     trained = f" It was trained on the base in {bits} bit." if bits else ""
     return f"{block}\n\nIt fits the base that it was trained on, and no other.{trained}"
+
+
+def _as_trained(base: BaseFacts, bits: int | None, dtype: str) -> list[str]:
+    """The arguments with which transformers loads the base as it was in training."""
+    found = [f'dtype="{dtype}"'] if dtype else []
+    if bits == 8:
+        found.append(_EIGHT_BIT)
+    if bits == 4:
+        packaged = PACKAGED.get(base.name)
+        plain = packaged.plain_modules if packaged is not None else ()
+        names = json.dumps(["lm_head", *plain])
+        skip = f"\n        llm_int8_skip_modules={names}," if plain else ""
+        found.append(_FOUR_BIT.format(dtype=dtype or "bfloat16", skip=skip))
+    return found
 
 
 def _llama_cpp(weights: Sequence[str], repo: str) -> str:

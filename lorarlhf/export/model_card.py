@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorarlhf import __version__
-from lorarlhf.backbone.fetch import PACKAGED
 from lorarlhf.export.base_facts import BaseFacts
 from lorarlhf.export.loading import ADAPTER, GGUF, KINDS, MERGED, OLLAMA, how_to_load
 from lorarlhf.export.made_of import history, settings_of, votes_of
@@ -69,7 +68,8 @@ def model_card(
     lineage = lineage_of(run)
     facts = lineage[-1]
     base = facts.base
-    loading = how_to_load(kind, base, facts.bits, base.name in PACKAGED, files, repo)
+    dtype = str(facts.record.get("compute_dtype") or "")
+    loading = how_to_load(kind, base, facts.bits, dtype, files, repo)
     parts = [
         ("", _introduction(facts, base, kind)),
         ("Load it", loading),

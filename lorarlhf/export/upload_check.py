@@ -101,11 +101,11 @@ def _values(value: Any, field: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for one in value:
             yield from _values(one, field)
-    elif isinstance(value, str) and _is_path(value):
+    elif isinstance(value, str) and is_path(value):
         yield f'field "{field}"', value
 
 
-def _is_path(value: str) -> bool:
+def is_path(value: str) -> bool:
     """Whether a whole value is an absolute path of some system, with a folder in it."""
     if "\n" in value:
         return False
