@@ -12,7 +12,13 @@ from huggingface_hub import ModelCard
 
 from lorarlhf.export.base_facts import base_facts
 from lorarlhf.export.model_card import model_card, write_model_card
-from lorarlhf.export.run_facts import lineage_of, without_paths
+from lorarlhf.export.run_facts import (
+    RunFacts,
+    data_in_words,
+    hub_datasets,
+    lineage_of,
+    without_paths,
+)
 from lorarlhf.export.upload_check import check_upload
 from lorarlhf.preferences.blind_comparisons import add_comparison
 from lorarlhf.preferences.records import Verdict
@@ -369,6 +375,25 @@ def test_the_code_for_a_merged_model_runs(
     code = code.replace("FOLDER_OR_REPOSITORY", str(tiny_base)).replace("=256", "=4")
     exec(compile(code, "card", "exec"), {})
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("/home/ann/mine/runs/0002-dpo.votes-2.jsonl", "12 preference pairs (the project's votes)"),
+        ("mine/rounds/0001/votes-trl.jsonl", "12 preference pairs (the project's votes)"),
+        (r"C:\Users\ann\pairs.csv", "12 preference pairs (pairs.csv)"),
+        (
+            "/home/ann/.cache/huggingface/hub/datasets--org--pairs/snapshots/abc/train.parquet",
+            "12 preference pairs (the data set org/pairs)",
+        ),
+        (None, "12 preference pairs"),
+    ],
+)
+def test_where_the_rows_are_from(data: str | None, said: str) -> None:
+    facts = RunFacts(Path("run"), {"stage": "dpo", "config": {"data": data}}, {"rows": 12})
+    assert data_in_words(facts) == said
+    assert hub_datasets([facts]) == (["org/pairs"] if "org/pairs" in said else [])
 
 
 @pytest.mark.parametrize("bits", [4, 8])

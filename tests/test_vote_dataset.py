@@ -85,8 +85,10 @@ def test_the_card_counts(project: Project) -> None:
     assert "license" not in head and "None was chosen yet" in text
     assert "55 preference pairs from 60 votes on 30 prompts" in text
     assert "| 55 | name a better answer |" in text
-    assert "| 2 | ties |" in text and "| 2 | call all answers bad |" in text
-    assert "| 1 | skipped |" in text and "| 2 | say how much better an answer is |" in text
+    assert "| 2 | find the answers equal |" in text and "| 2 | call all answers bad |" in text
+    assert (
+        "| 1 | skip the comparison |" in text and "| 2 | say how much better an answer is |" in text
+    )
     assert "2 raters on the rating pages; votes of each: 30, 30." in text
     # 29 pairs that both judged; they differ on the numbers 4 to 9
     assert "On 29 pairs that two or more raters judged, 79% of the verdicts are the same" in text

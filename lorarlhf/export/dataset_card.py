@@ -4,7 +4,7 @@ import time
 
 from lorarlhf import __version__
 from lorarlhf.export.dataset import TRAIN, Dataset
-from lorarlhf.export.markdown import bullets, card, fenced, listed, many, plain, table
+from lorarlhf.export.markdown import bullets, card, fenced, many, plain, table
 from lorarlhf.export.run_facts import without_paths
 from lorarlhf.export.vote_facts import agreement_in_words, raters_in_words
 from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, RANKED, SKIP, TIE
@@ -12,10 +12,10 @@ from lorarlhf.runtime.files import Row
 
 VERDICTS = {
     RANKED: "name a better answer",
-    TIE: "ties",
+    TIE: "find the answers equal",
     BOTH_GOOD: "call all answers good",
     BOTH_BAD: "call all answers bad",
-    SKIP: "skipped",
+    SKIP: "skip the comparison",
 }
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
 COLUMNS = {
@@ -124,7 +124,7 @@ def _instructions(data: Dataset) -> str:
 def _answers(data: Dataset, base: str) -> str:
     names = sorted(data.sources.items(), key=lambda entry: -entry[1])
     rows = [(plain(without_paths(name)), f"{count:,}") for name, count in names]
-    told = f"The base is {plain(base)}.\n\n" if base and "base" in data.sources else ""
+    told = f"`base` is {plain(base)}.\n\n" if base and "base" in data.sources else ""
     return told + table(("written by", "answers"), rows)
 
 
@@ -147,7 +147,6 @@ def _limits(data: Dataset) -> list[str]:
         "Prompts, answers and the answers that raters wrote are as they were typed: they may "
         "contain what nobody meant to publish.",
     ]
-    equal = [VERDICTS[name] for name in (TIE, BOTH_GOOD, BOTH_BAD) if facts.verdicts[name]]
-    if equal:
-        found.append(f"Votes without a better answer ({listed(equal)}) are only counted here.")
+    if any(facts.verdicts[name] for name in (TIE, BOTH_GOOD, BOTH_BAD)):
+        found.append("Votes that name no better answer are only counted here.")
     return found
