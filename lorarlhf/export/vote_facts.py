@@ -80,7 +80,9 @@ def raters_in_words(facts: VoteFacts) -> str:
 def agreement_in_words(facts: VoteFacts) -> list[str]:
     """How far raters agree with one another and with themselves, as sentences."""
     found, lines = facts.agreement, list[str]()
-    if found.raw is None:
+    if len(facts.raters) < 2:
+        lines.append("Agreement between raters is not known: one rater voted.")
+    elif found.raw is None:
         lines.append(
             f"Agreement between raters is not known: {many(found.items, 'pair')} of answers "
             f"{'was' if found.items == 1 else 'were'} rated by two or more of them, and "
