@@ -1,7 +1,10 @@
 """Downloads of votes, behind the real guard."""
 
+import io
 import json
 import os
+import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import fastapi
 from starlette.testclient import TestClient
 
+from lorarlhf.cli.export_votes import dataset_zip
 from lorarlhf.preferences.accounts import log_in, set_password
 from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.store import Store
+from lorarlhf.project.project import create
 from lorarlhf_ui.downloads import FORMS, add_files
 from lorarlhf_ui.login import COOKIE
 from lorarlhf_ui.security import Access, Guard
@@ -83,3 +88,23 @@ def test_odd_characters_neither_split_a_row_nor_stop_a_download(store: Store) ->
     content = client(store, login=False).get("/files/votes?form=own").content
     own = [json.loads(line) for line in content.decode().split("\n") if line]
     assert {name: own[-1][name] for name in odd} == odd
+
+
+def test_a_data_set_is_a_zip_of_the_folder(store: Store, tmp_path: Path) -> None:
+    project = create(tmp_path / "mine")
+    app = fastapi.FastAPI()
+    add_files(app, store, True, partial(dataset_zip, project))
+    pages = TestClient(Guard(app, store, Access(frozenset({"localhost"}), False, "me")), HERE)
+    answer = pages.get("/files/votes?form=dataset&scope=all&purpose=all")
+    assert answer.status_code == 200, answer.text
+    named = answer.headers["content-disposition"]
+    assert named == 'attachment; filename="votes-dataset.zip"'
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.namelist() == ["votes/README.md", "votes/train.jsonl"]
+    rows = archive.read("votes/train.jsonl").decode().splitlines()
+    assert len(rows) == len(EXPORTS["trl"](store.votes()).rows)
+    assert "# Preference votes of mine" in archive.read("votes/README.md").decode()
+    nothing = pages.get("/files/votes?form=dataset&scope=mine&purpose=wrong")
+    assert nothing.status_code == 400
+    # Without a maker the form is unknown.
+    assert client(store, login=False).get("/files/votes?form=dataset").status_code == 400

@@ -20,6 +20,7 @@ from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.history import NOT_YOURS, History
+from lorarlhf_ui.history_page import _with_options
 from tests.history_votes import FIRST, PASSWORD, filled_store, given
 
 
@@ -181,6 +182,11 @@ def test_what_an_export_would_contain(history: History, store: Store) -> None:
     assert view["link"] == "files/votes?form=trl&scope=all&purpose=all"
     add_votes(store, [given(8)])
     assert history.export("me", ask)["rows"] == 7  # counted again
+    # A data set with a card is of TRL's rows, and offered where it can be made.
+    trl, as_set = (history.export("me", ask | {"form": form}) for form in ("trl", "dataset"))
+    assert as_set["rows"] == trl["rows"] and "form=dataset" in as_set["link"]
+    assert 'value="dataset"' in _with_options("FORMS", dataset=True)
+    assert "dataset" not in _with_options("FORMS", dataset=False)
     with pytest.raises(UserError, match="form of an export"):
         history.export("me", {"form": "<b>", "purpose": "all"})
 

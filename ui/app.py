@@ -32,7 +32,7 @@ from lorarlhf_ui.chat import Conversations
 from lorarlhf_ui.chat_page import chat_page
 from lorarlhf_ui.compare import Comparisons
 from lorarlhf_ui.compare_page import compare_page
-from lorarlhf_ui.downloads import add_files
+from lorarlhf_ui.downloads import DatasetMaker, add_files
 from lorarlhf_ui.engine_client import Engine
 from lorarlhf_ui.engine_rest import EngineRest, resting_words
 from lorarlhf_ui.hidden_states import FILE, HiddenStates
@@ -55,12 +55,7 @@ from lorarlhf_ui.train import Training
 from lorarlhf_ui.train_page import train_page
 
 STYLES = (
-    "pages.css",
-    "text.css",
-    "heat_map.css",
-    "insights.css",
-    "train.css",
-    "runs.css",
+    *("pages.css", "text.css", "heat_map.css", "insights.css", "train.css", "runs.css"),
     "welcome.css",
 )
 HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -82,6 +77,7 @@ class Pages:
     backfill: FeatureBackfill
     rest: EngineRest
     training: Training
+    dataset: DatasetMaker | None = None
 
     def open_answers(self, rater: str) -> list[str]:
         """The answers that a rater sees and has not voted on."""
@@ -101,12 +97,14 @@ def open_pages(
     project: Project,
     settings: Callable[[], Settings] | None,
     stages: Iterable[Stage] = (),
+    dataset: DatasetMaker | None = None,
 ) -> Pages:
     """Open a project for the pages.
 
     Args:
         settings: see `Engine`. The base is loaded in the background; None for no model.
         stages: what can be trained (see `Training`).
+        dataset: see `add_files`.
     """
     store = project.store()
     states = HiddenStates(project.folder / FILE)
@@ -132,6 +130,7 @@ def open_pages(
         backfill,
         EngineRest(engine, project.folder.resolve(), woken=prefetch.wake),
         Training(project, stages),
+        dataset,
     )
 
 
@@ -163,6 +162,7 @@ def build(pages: Pages, access: Access) -> gr.Blocks:
             pages.meter.changed,
             everybody=not access.login,
             reward=pages.conversations.reward,
+            dataset=pages.dataset is not None,
         )
     with blocks.route("Insights", "/insights", show_in_navbar=False):
         insights_page(
@@ -188,7 +188,7 @@ def web_app(pages: Pages, access: Access) -> Guard:
     """The pages behind the guard, as an ASGI application."""
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # Before Gradio is mounted, since it answers every other path.
-    add_files(app, pages.project.store(), everybody=not access.login)
+    add_files(app, pages.project.store(), not access.login, pages.dataset)
     add_report(app, pages.project)
     with without_apps():
         blocks = build(pages, access)
@@ -228,7 +228,8 @@ def _run(
     sockets: list[socket.socket],
     args: Namespace,
 ) -> None:
-    pages = open_pages(project, settings, getattr(args, "stages", ()))
+    handed_over = (getattr(args, "stages", ()), getattr(args, "dataset", None))
+    pages = open_pages(project, settings, *handed_over)
     try:
         access = _access(pages, args)
         if access.login:

@@ -26,7 +26,7 @@ from lorarlhf.preferences.statistics import newest_judgement
 from lorarlhf.preferences.store import Store
 from lorarlhf.preferences.undo import present_again
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.downloads import exported, link, whose
+from lorarlhf_ui.downloads import DATASET, exported, link, whose
 from lorarlhf_ui.markdown import excerpt, prompt_html, render
 from lorarlhf_ui.reward_role import NO_REWARD, RewardRole
 from lorarlhf_ui.votes import LONGEST_TEXT, View, edited
@@ -212,7 +212,9 @@ class History:
         newest = newest_judgement(self.store)
         key = (newest, name, form, purpose)
         if key not in self._counted:
-            votes, export = exported(self.store, name, form, purpose)
+            # A data set has the rows of TRL's form.
+            counted = "trl" if form == DATASET else form
+            votes, export = exported(self.store, name, counted, purpose)
             left = [f"{count} {reason}" for reason, count in export.missing().items()]
             counts = {"votes": votes, "rows": len(export.rows), "left_out": left}
             valid = {old: view for old, view in self._counted.items() if old[0] == newest}

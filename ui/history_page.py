@@ -8,7 +8,7 @@ import gradio as gr
 
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.downloads import FORMS, PURPOSES
+from lorarlhf_ui.downloads import DATASET, DATASET_WORDS, FORMS, PURPOSES
 from lorarlhf_ui.events import allowed, served
 from lorarlhf_ui.history import History
 from lorarlhf_ui.reward_role import RewardRole
@@ -29,15 +29,19 @@ def history_page(
     changed: Callable[[str], None],
     everybody: bool = False,
     reward: RewardRole | None = None,
+    dataset: bool = False,
 ) -> None:
     """Put the page's components into the Blocks that are being built.
 
-    The arguments are those of `History`.
+    The other arguments are those of `History`.
+
+    Args:
+        dataset: whether votes can be downloaded as a data set.
     """
     history = History(store, changed, everybody, reward)
     with gr.Accordion("Download votes", open=False, elem_id="votes-export"):
         gr.HTML(
-            html_template=_with_options(static("export.html")),
+            html_template=_with_options(static("export.html"), dataset),
             js_on_load=static("export.js"),
             server_functions=[served("export", history.export)],
             apply_default_css=False,
@@ -84,9 +88,10 @@ def _import(history: History) -> None:
     uploaded.then(None, js=RELOAD, api_visibility="private")
 
 
-def _with_options(template: str) -> str:
+def _with_options(template: str, dataset: bool) -> str:
     """The export's fields with the choices of forms and purposes."""
-    for placeholder, names in (("FORMS", FORMS), ("PURPOSES", PURPOSES)):
+    forms = FORMS | ({DATASET: DATASET_WORDS} if dataset else {})
+    for placeholder, names in (("FORMS", forms), ("PURPOSES", PURPOSES)):
         options = (
             f'<option value="{html.escape(name)}">{html.escape(text)}</option>'
             for name, text in names.items()

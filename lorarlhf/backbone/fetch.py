@@ -36,6 +36,7 @@ class PackagedBase:
         needed_bytes: free disk space for the download, the unpacked file and the result.
         plain_modules: patterns of the linear layers that a 4-bit base keeps in the compute dtype.
         plain_weights: how many weights those have.
+        model: the original on the hub; licence: the hub's short name of its licence.
     """
 
     requirement: str
@@ -44,6 +45,8 @@ class PackagedBase:
     needed_bytes: int
     plain_modules: tuple[str, ...] = ()
     plain_weights: int = 0
+    model: str = ""
+    licence: str = ""
 
 
 GATED = (
@@ -60,6 +63,8 @@ PACKAGED = {
         # 0.18 with these left out (benchmarks/quantisation.py).
         plain_modules=("k_proj", "v_proj", r"model\.layers\.0\.", r"model\.layers\.29\."),
         plain_weights=13_271_040,
+        model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="apache-2.0",
     )
 }
 

@@ -6,10 +6,12 @@ Nothing here imports torch before a command needs it.
 import importlib
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.cli.chat import chat
+from lorarlhf.cli.export_votes import dataset_zip
 from lorarlhf.cli.result import Result, table
 from lorarlhf.cli.score import score
 from lorarlhf.data.readers import read_prompts
@@ -76,7 +78,7 @@ def ui(args: Namespace) -> Result:
             )
     elif _agrees(f"{args.project} is not a project yet."):
         create(args.project, base=args.base or "smollm2-135m")
-    Project(args.project)  # before the slow imports
+    project = Project(args.project)  # before the slow imports
     # Imported here and by name, since the pages are an optional extra.
     try:
         pages = importlib.import_module("lorarlhf_ui.app")
@@ -85,7 +87,8 @@ def ui(args: Namespace) -> Result:
             f"The rating pages need {error.name}, which is not installed: "
             "pip install 'lorarlhf[ui]'."
         ) from error
-    args.stages = tuple(STAGES.values())  # the pages stand beside the stages: see architecture.md
+    # The pages stand beside the stages and the exports: see architecture.md.
+    args.stages, args.dataset = tuple(STAGES.values()), partial(dataset_zip, project)
     return Result(pages.main(args))
 
 

@@ -7,6 +7,7 @@ from lorarlhf import __version__
 from lorarlhf.cli.compare_options import add_compare_options
 from lorarlhf.cli.eval_options import add_eval_options
 from lorarlhf.cli.project_options import add_jobs_options, add_runs_options
+from lorarlhf.cli.push_options import DATASET, add_dataset_options
 from lorarlhf.cli.request import NO_RUN
 from lorarlhf.cli.round_options import add_round_options
 from lorarlhf.project.stage import Stage
@@ -261,8 +262,9 @@ def _votes(sub: Parser) -> None:
     one = sub.add_mutually_exclusive_group()
     text = "add the votes of a file, each once: an export of ours, TRL, KTO, HH, ShareGPT, ..."
     one.add_argument("--import", dest="import_file", metavar="FILE", help=text)
-    text = "write the votes for others: own (everything), " + ", ".join(EXPORT_FORMS[1:])
-    one.add_argument("--export", metavar="FORM", choices=EXPORT_FORMS, help=text)
+    text = f"write the votes for others: own (everything), {', '.join(EXPORT_FORMS[1:])}; or "
+    text += f"{DATASET}, a folder with TRL's rows and a card"
+    one.add_argument("--export", metavar="FORM", choices=(*EXPORT_FORMS, DATASET), help=text)
     one.add_argument(
         "--backup", metavar="FILE.sqlite", help="copy the store, even while it is in use"
     )
@@ -271,10 +273,12 @@ def _votes(sub: Parser) -> None:
     )
     text = "--import leaves out rows that it can't read, and names them"
     sub.add_argument("--skip-bad", action="store_true", help=text)
-    sub.add_argument("--out", metavar="FILE.jsonl", help="where --export writes; a new file")
+    text = "where --export writes: a new file, for a data set a new folder"
+    sub.add_argument("--out", metavar="FILE.jsonl", help=text)
     text = "what --export writes (default: train)"
     sub.add_argument("--purpose", choices=("train", "compare", "all"), help=text)
     sub.add_argument("--rater", metavar="NAME", help="--export this rater's votes only")
+    add_dataset_options(sub)
 
 
 def _raters(sub: Parser) -> None:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.cli.export_votes import check_dataset_options, export_dataset
+from lorarlhf.cli.push_options import DATASET
 from lorarlhf.preferences.accounts import (
     OWNER,
     remove_password,
@@ -18,6 +20,7 @@ from lorarlhf.preferences.accounts import (
 from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.merge import merge_votes
+from lorarlhf.preferences.records import Vote
 from lorarlhf.preferences.statistics import (
     FEWEST_OVERLAPS,
     agreement,
@@ -63,6 +66,9 @@ def _check_options(args: Namespace) -> None:
         raise UserError("--answers belongs to --import FILE.")
     if args.skip_bad and args.import_file is None:
         raise UserError("--skip-bad belongs to --import FILE.")
+    check_dataset_options(args)
+    if args.export == DATASET and args.out is None:
+        raise UserError(f"--export {DATASET} needs a folder to write: --out FOLDER.")
     if args.export is not None and args.out is None:
         raise UserError("--export needs a file to write: --out FILE.jsonl.")
 
@@ -86,23 +92,27 @@ def _import(store: Store, file: str, answers: str | None, skip_bad: bool) -> Out
 def _export(store: Store, args: Namespace) -> Output:
     out, purpose = Path(args.out).expanduser(), args.purpose or "train"
     if out.exists():
-        raise UserError(f"{out} exists already. Name another file with --out.")
+        what = "folder" if args.export == DATASET else "file"
+        raise UserError(f"{out} exists already. Name another {what} with --out.")
     found = store.votes(rater=args.rater and store.rater_name(args.rater))
     if args.rater is not None and not found:
         raise UserError(f"There are no votes of {args.rater}.{_names(store)}")
     wanted = [vote for vote in found if purpose in ("all", vote.purpose)]
+    other = _of_other_purposes(found, wanted)
+    if args.export == DATASET:
+        return export_dataset(args, wanted, other)
     export = EXPORTS[args.export](wanted)
+    left = export.missing() | other
     if not export.rows:
-        raise UserError(f"There is nothing to write to {out}.{_rest(_left(export, found, wanted))}")
-    left = _left(export, found, wanted)
+        raise UserError(f"There is nothing to write to {out}.{_rest(left)}")
     write_jsonl(out, export.rows)
     data = {"file": str(out), "rows": len(export.rows), "votes": len(found), "left_out": left}
     rows = f"{_many(len(export.rows), 'row')} from {_many(len(found), 'vote')}"
     return data, f"{out}: {rows}.{_rest(left)}"
 
 
-def _left(export: Any, found: list[Any], wanted: list[Any]) -> dict[str, int]:
-    left = export.missing()
+def _of_other_purposes(found: list[Vote], wanted: list[Vote]) -> dict[str, int]:
+    left = {}
     for purpose, count in Counter(v.purpose for v in found).items():
         used = sum(vote.purpose == purpose for vote in wanted)
         if count > used:

@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("backbone", "data"),
     ("preferences", "rewards"),
     ("ppo", "evaluation", "project"),
-    ("stages", "ui"),
+    ("stages", "ui", "export"),
     ("cli", "benchmarks"),
     ("recipes",),
 ]
