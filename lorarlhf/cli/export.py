@@ -1,4 +1,4 @@
-"""The command `export`: a run's policy for other programs, checked in the program that will run it."""
+"""The command `export`: a run's policy for other programs, checked in those programs."""
 
 from argparse import Namespace
 from dataclasses import replace

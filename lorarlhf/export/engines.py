@@ -1,11 +1,13 @@
 """The programs that will run an export, each in a process of its own.
 
-llama.cpp ends its whole process where it finds something wrong, and a model needs its memory only as
-long as it is asked. A job is a JSON file, and so is its result; standard output carries the progress.
+llama.cpp ends its whole process where it finds something wrong, and a model needs its memory only
+as long as it is asked. A job is a JSON file, and so is its result; standard output carries the
+progress.
 """
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from lorarlhf.runtime.process import python_command
 MARK = "@progress "
 """Begins a line of progress; libraries print other lines."""
 TRANSFORMERS, LLAMA, SERVER = "transformers_process", "llama_process", "server_process"
-NEEDS = {LLAMA: "llama_cpp_py_sync", SERVER: "xllamacpp"}
+NEEDS = {LLAMA: "cyllama", SERVER: "xllamacpp"}
 Row = dict[str, Any]
 
 
@@ -49,7 +51,9 @@ def ask(engine: str, job: Row, progress: Callable[[int], Any] = lambda done: Non
         UserError: the process failed; the message has its last words.
     """
     with tempfile.TemporaryDirectory(prefix="lorarlhf-export-") as scratch:
-        given, told, errors = (Path(scratch) / name for name in ("job.json", "result.json", "errors"))
+        given, told, errors = (
+            Path(scratch) / name for name in ("job.json", "result.json", "errors")
+        )
         given.write_text(json.dumps(job), encoding="utf-8")
         words = (str(given), str(told))
         run_process(f"lorarlhf.export.{engine}", words, errors, progress)
@@ -81,6 +85,7 @@ def run_process(
             text=True,
             encoding="utf-8",
             errors="replace",
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # it would start a debugger
         )
         try:
             assert process.stdout is not None

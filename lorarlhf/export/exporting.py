@@ -26,7 +26,7 @@ from lorarlhf.export.staging import keep_refused, staged
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import TIME, library_versions
-from lorarlhf.runtime.terminal import log_to_stderr, progress_bar, progress_steps
+from lorarlhf.runtime.terminal import log_to_stderr, progress_steps
 
 RECORD = "export.json"
 FORMS = ("adapter", "merged", "gguf", "ollama")
@@ -116,9 +116,7 @@ def export(backbone: Backbone, original: Original, wish: Wish) -> Exported:
     return Exported(place, checked, record, notes)
 
 
-def _record(
-    backbone: Backbone, original: Original, wish: Wish, checked: Checked, more: Row
-) -> Row:
+def _record(backbone: Backbone, original: Original, wish: Wish, checked: Checked, more: Row) -> Row:
     found: Row = {"form": wish.form, "base": backbone.base, "bits": backbone.bits}
     found |= {"made": time.strftime(TIME), "prompts": len(original.prompts)}
     found |= wish.about or {}
@@ -136,13 +134,13 @@ def _adapter(
     backbone.save("policy", folder)
     backbone.causal.generation_config.save_pretrained(folder)
     merged.write_tokenizer(backbone, merged.model_folder(backbone.base_path), folder)
-    how = {
+    how: Row = {
         "base": backbone.base_path,
-        "device": str(backbone.device),
         "dtype": str(backbone.compute_dtype).removeprefix("torch."),
         "quantization": quantization(backbone),
     }
-    return _in_transformers(backbone, original, "adapter", folder, how), {"load_base_with": how}, []
+    job = how | {"device": str(backbone.device)}
+    return _in_transformers(backbone, original, "adapter", folder, job), {"load_base_with": how}, []
 
 
 def quantization(backbone: Backbone) -> Row | None:
@@ -189,8 +187,8 @@ def write_model(
             f"and {free / 1e9:.1f} GB are free. Free some space, or name a folder on another disk."
         )
     merge = merged.decide(backbone, original, log_to_stderr)
-    with progress_bar("merging (MB)", size // 10**6) as advance:
-        merged.write_merged(backbone, merge, folder, lambda n: advance(n / 1e6))
+    with progress_steps("merging (MB)", size // 10**6) as progress:
+        merged.write_merged(backbone, merge, folder, lambda done: progress(done // 10**6))
     return merge
 
 
@@ -213,9 +211,9 @@ def _in_transformers(
     checked.problems += check_stops(backbone, told["stop_ids"], checked.engine)
     checked.difference = original.compare(told["rows"])
     checked.problems += check_difference(form, checked.difference)
-    ended = [bool(a["ids"]) and a["ids"][-1] in backbone.stop_ids for a in told["answers"]]
     if not checked.problems:
-        checked.problems += check_ends(backbone, original, ended)
+        ended = [answer["ended"] for answer in told["answers"]]
+        checked.problems += check_ends(original, ended)
     checked.answers = [answer["text"] for answer in told["answers"]]
     checked.scores = score(backbone, original, checked.answers)
     return checked

@@ -1,11 +1,10 @@
 """A GGUF file of the policy: converted, quantised, and checked in llama.cpp itself.
 
-Two parts of llama.cpp look at it. Its library reads the log-probabilities along the original's answers
-and says which tokens end an answer. Its server, which people chat with, renders the conversations by
-the chat template in the file and answers them.
+Two parts of llama.cpp look at it. Its library reads the log-probabilities along the original's
+answers and says which tokens end an answer. Its server, which people chat with, renders the
+conversations by the chat template in the file and answers them.
 """
 
-import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +27,8 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.terminal import progress_steps
 
 ENGINE = "llama.cpp"
-FTYPES = {"q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
-"""Quantisations that the converter does not write itself, by the name in llama.cpp's library."""
+QUANTISED = ("q4_k_m",)
+"""What the converter does not write itself."""
 Row = dict[str, Any]
 
 
@@ -41,16 +40,14 @@ class GGUFFile:
     quant: str
 
 
-def write_gguf(
-    backbone: Backbone, model: Path, file: GGUFFile, log: Callable[[str], None]
-) -> str:
+def write_gguf(backbone: Backbone, model: Path, file: GGUFFile, log: Callable[[str], None]) -> str:
     """Write the file from a merged folder; returns how texts are split, if it had to be found.
 
     Raises:
         UserError: llama.cpp does not know the family or the tokenizer, or can't quantise it.
     """
-    outtype = "f16" if file.quant in FTYPES else file.quant
-    out = file.path.with_suffix(".f16.part") if file.quant in FTYPES else file.path
+    outtype = "f16" if file.quant in QUANTISED else file.quant
+    out = file.path.with_suffix(".f16.part") if file.quant in QUANTISED else file.path
     log("Converting to GGUF ...")
     split = convert(
         model,
@@ -61,7 +58,7 @@ def write_gguf(
         add_bos=writes_bos(backbone),
         log=log,
     )
-    if file.quant in FTYPES:
+    if file.quant in QUANTISED:
         log(f"Quantising to {file.quant} ...")
         quantise(out, file)
         out.unlink()
@@ -92,8 +89,7 @@ def quantise(source: Path, file: GGUFFile) -> None:
             raise UserError(f"{own} could not quantise the model: {last}")
         return
     job = {"kind": "quantise", "model": str(source), "out": str(file.path)}
-    ask(LLAMA, job | {"ftype": FTYPES[file.quant]})
-    os.stat(file.path)
+    ask(LLAMA, job | {"quant": file.quant})
 
 
 def check_gguf(backbone: Backbone, original: Original, file: GGUFFile) -> Checked:
@@ -116,7 +112,7 @@ def check_gguf(backbone: Backbone, original: Original, file: GGUFFile) -> Checke
     checked.problems += check_prompts(backbone, original.encoded, found, f"{ENGINE}'s server")
     if not checked.problems:
         ended = [answer["ended"] for answer in answered["answers"]]
-        checked.problems += check_ends(backbone, original, ended)
+        checked.problems += check_ends(original, ended)
     checked.answers = [answer["text"].strip() for answer in answered["answers"]]
     checked.scores = score(backbone, original, checked.answers)
     return checked

@@ -1,8 +1,8 @@
 """A small part of Go's text/template: enough for the templates that Ollama's models come with.
 
 Actions: `if`, `else`, `else if`, `end`, `range`, variables (`$x := ...`, `$x = ...`), fields
-(`.Content`, `$.System`, `$m.Role`), constants, `eq`, `ne`, `and`, `or`, `not`, `len`, `slice`, and the
-trim marks `{{-` and `-}}`.
+(`.Content`, `$.System`, `$m.Role`), constants, `eq`, `ne`, `and`, `or`, `not`, `len`, `slice`, and
+the trim marks `{{-` and `-}}`.
 """
 
 import json
@@ -118,7 +118,9 @@ class _Run:
     def value(self, words: list[str], dot: Any) -> Any:
         found, left = self.call(list(words), dot)
         if left:
-            raise UserError(f"A Go template has an action that is not known here: {' '.join(words)}.")
+            raise UserError(
+                f"A Go template has an action that is not known here: {' '.join(words)}."
+            )
         return found
 
     def call(self, words: list[str], dot: Any) -> tuple[Any, list[str]]:

@@ -1,11 +1,12 @@
 """Ollama's templates, written from what a chat template renders, and rendered again to compare.
 
 Ollama renders prompts with Go's text/template, and a base comes with a Jinja template. The Jinja
-template is not translated. It is asked to render a few conversations whose texts are marks, and what
-it writes around the marks becomes the Go template: before the first message, around each role's
-message, and before an answer. This covers the formats in which a conversation is one message after
-the other (ChatML, Llama 3, Gemma, Mistral, Phi 3 and their likes). Whether it has covered one is not
-assumed: the Go template is rendered for other conversations, and has to give the same text.
+template is not translated. It is asked to render a few conversations whose texts are marks, and
+what it writes around the marks becomes the Go template: before the first message, around each
+role's message, and before an answer. This covers the formats in which a conversation is one
+message after the other (ChatML, Llama 3, Gemma, Mistral, Phi 3 and their likes). Whether it has
+covered one is not assumed: the Go template is rendered for other conversations, and has to give
+the same text.
 """
 
 import json

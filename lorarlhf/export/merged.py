@@ -1,10 +1,10 @@
 """The policy as one model in 16 bit: the base's files, with the changed matrices made anew.
 
-An adapter is trained on the base as it is in memory, which is in 4 bit: NF4 weights, dequantised for
-each product. So there are two bases that it can be merged into. The dequantised one is what it was
-trained on, and the result says the same up to rounding. The 16-bit original is the better model
-without the adapter, but the adapter has never seen it, and the sum is another policy than the one
-that was rated. Both are measured before anything is written, and the nearer one is taken.
+An adapter is trained on the base as it is in memory, which is in 4 bit: NF4 weights, dequantised
+for each product. So there are two bases that it can be merged into. The dequantised one is what it
+was trained on, and the result says the same up to rounding. The 16-bit original is the better
+model without the adapter, but the adapter has never seen it, and the sum is another policy than
+the one that was rated. Both are measured before anything is written, and the nearer one is taken.
 """
 
 import json
@@ -34,7 +34,7 @@ from lorarlhf.export.tensor_files import (
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json
 
-MERGE_LIMIT = 0.05
+MERGE_LIMIT = 0.02
 """Largest KL from the policy to its merged form, in nats a token. docs/export.md says why."""
 TRAINED, STORED = "dequantised", "original"
 PACKED = re.compile(r"\.weight\.(absmax|quant_map|nested_|quant_state|SCB)|\.SCB$|\.weight_format$")
@@ -123,7 +123,9 @@ def decide(backbone: Backbone, original: Original, log: Callable[[str], None]) -
 
 def file_dtype(stored: Checkpoint, backbone: Backbone) -> torch.dtype:
     """The 16-bit dtype of the base's own files, or bfloat16 where they are in another one."""
-    kinds = [info.dtype for found in stored.tensors.values() for info in found if len(info.shape) == 2]
+    kinds = [
+        info.dtype for found in stored.tensors.values() for info in found if len(info.shape) == 2
+    ]
     sixteen = [kind for kind in kinds if kind in (torch.float16, torch.bfloat16)]
     if sixteen:
         return max(set(sixteen), key=sixteen.count)
@@ -149,7 +151,7 @@ def write_merged(
     """Write the merged model: weights file by file, configuration, tokenizer, chat template.
 
     Args:
-        progress: called with the bytes of each written tensor.
+        progress: called with the bytes that are written by now.
     """
     stored = Checkpoint(backbone)
     make = maker(stored, merge.into, merge.dtype)
@@ -157,7 +159,9 @@ def write_merged(
     where: dict[str, str] = {}
     total = 0
     for file, found in stored.tensors.items():
-        wanted = [_in_16_bit(info, anew, merge.dtype) for info in found if not PACKED.search(info.name)]
+        wanted = [
+            _in_16_bit(info, anew, merge.dtype) for info in found if not PACKED.search(info.name)
+        ]
 
         def read(info: TensorInfo, file: Path = file) -> torch.Tensor:
             if info.name in anew:
@@ -166,7 +170,7 @@ def write_merged(
 
         for written in write_tensors(folder / file.name, wanted, read):
             total += written
-            progress(written)
+            progress(total)
         where |= {info.name: file.name for info in wanted}
     if list(stored.tensors) != [stored.folder / SINGLE]:
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
@@ -211,7 +215,10 @@ def write_tokenizer(backbone: Backbone, base: Path, folder: Path) -> None:
 
 def describe(merge: Merge) -> str:
     """What was merged into what, and why, in sentences."""
-    words = {TRAINED: "the dequantised weights that it was trained on", STORED: "the 16-bit original"}
+    words = {
+        TRAINED: "the dequantised weights that it was trained on",
+        STORED: "the 16-bit original",
+    }
     lines = [f"merged into {words[merge.into]}: {merge.measured[merge.into].in_words()}"]
     others = {name: found for name, found in merge.measured.items() if name != merge.into}
     lines += [f"not into {words[name]}: KL {found.kl:.4f}" for name, found in others.items()]

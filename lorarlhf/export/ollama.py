@@ -1,7 +1,8 @@
-"""A GGUF file with the Modelfile that Ollama reads: template, stop words, system prompt, temperature.
+"""A GGUF file with the Modelfile that Ollama reads: template, stop words, system prompt.
 
-Ollama puts the beginning token before a prompt by itself where the file says so. So a template must
-not write it: a prompt with two of them reads otherwise than all that the policy was trained on.
+Ollama puts the beginning token before a prompt by itself where the file says so. So a template
+must not write it: a prompt with two of them reads otherwise than all that the policy was trained
+on.
 """
 
 import json

@@ -89,7 +89,8 @@ def read_original(
             progress=progress,
         )
     told = len(encoded)
-    rows, base = [], []
+    rows: list[dict[str, Any]] = []
+    base: list[dict[str, Any]] = []
     for role, into in (("policy", rows), ("base", base)):
         for place, (prompt, answer) in enumerate(zip(encoded, answers, strict=True)):
             top = np.asarray(rows[place]["top_ids"]) if role == "base" else None
@@ -141,7 +142,9 @@ def changed(backbone: Backbone) -> Iterator[BaseWeight]:
 
 
 @contextmanager
-def _replaced(backbone: Backbone, weight_of: Callable[[BaseWeight], torch.Tensor]) -> Iterator[None]:
+def _replaced(
+    backbone: Backbone, weight_of: Callable[[BaseWeight], torch.Tensor]
+) -> Iterator[None]:
     """Compute each changed linear layer with another matrix, made as it is needed."""
     modules = []
     try:

@@ -56,7 +56,10 @@ def check_target(to: Path) -> None:
 
 def keep_refused(folder: Path, to: Path) -> Path:
     """Put what the gate refused beside the target, where it can be looked at; returns its place."""
-    names = (to.with_name(f"{to.name}{REFUSED}{end}") for end in ("", *map("-{}".format, range(2, 10**6))))
+    names = (
+        to.with_name(f"{to.name}{REFUSED}{end}")
+        for end in ("", *map("-{}".format, range(2, 10**6)))
+    )
     place = next(name for name in names if not name.exists())
     shutil.copytree(folder, place, ignore=shutil.ignore_patterns(LOCK))
     return place

@@ -69,9 +69,13 @@ def contents(file: Path) -> list[TensorInfo]:
             if name != "__metadata__"
         ]
     except KeyError as error:
-        raise UserError(f"{file} has weights of the kind {error}, which can't be merged.") from error
+        raise UserError(
+            f"{file} has weights of the kind {error}, which can't be merged."
+        ) from error
     except (OSError, ValueError, MemoryError, OverflowError) as error:
-        raise UserError(f"{file} is damaged or was cut off ({error}). Fetch the base again.") from error
+        raise UserError(
+            f"{file} is damaged or was cut off ({error}). Fetch the base again."
+        ) from error
 
 
 def read_tensor(file: Path, name: str) -> torch.Tensor:
@@ -84,7 +88,9 @@ def read_tensor(file: Path, name: str) -> torch.Tensor:
         with safe_open(file, framework="pt") as opened:
             return opened.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged or was cut off ({error}). Fetch the base again.") from error
+        raise UserError(
+            f"{file} is damaged or was cut off ({error}). Fetch the base again."
+        ) from error
 
 
 def write_tensors(

@@ -1,4 +1,4 @@
-"""An exported folder in plain transformers and PEFT: `python -m ... JOB RESULT` (see engines.py)."""
+"""An exported folder in plain transformers: `python -m ... JOB RESULT` (see engines.py)."""
 
 import json
 import tempfile
@@ -9,6 +9,7 @@ import numpy as np
 from lorarlhf.export.difference import read_row
 from lorarlhf.export.engines import job_and_result, tell
 
+BATCH_SIZE = 8
 Row = dict[str, Any]
 
 
@@ -34,12 +35,11 @@ def main() -> None:
             tell(len(rows))
         prompts = [render(tokenizer, prompt) for prompt in job["prompts"]]
         answers = answer(model, tokenizer, generation, prompts, job["max_new_tokens"])
-    stops = generation.eos_token_id
     result = {
         "rows": rows,
         "prompts": prompts,
         "answers": answers,
-        "stop_ids": stops if isinstance(stops, list) else [stops],
+        "stop_ids": stop_ids(generation),
     }
     told.write_text(json.dumps(result), encoding="utf-8")
 
@@ -78,21 +78,37 @@ def answer(
     import torch
     from transformers import GenerationConfig
 
-    found = []
-    for number, ids in enumerate(prompts):
-        # Penalties that a base's own configuration may name were no part of the training.
-        greedy = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=count,
-            eos_token_id=generation.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+    # Penalties that a base's own configuration may name were no part of the training.
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=count,
+        eos_token_id=generation.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    stops = set(stop_ids(generation))
+    found: list[Row] = []
+    for start in range(0, len(prompts), BATCH_SIZE):
+        some = prompts[start : start + BATCH_SIZE]
+        width = max(map(len, some))
+        padded = [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in some]
+        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in some]
+        made = model.generate(
+            torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=greedy,
         )
-        given = torch.tensor([ids], device=model.device)
-        made = model.generate(given, attention_mask=torch.ones_like(given), generation_config=greedy)
-        new = made[0, len(ids) :].tolist()
-        found.append({"ids": new, "text": tokenizer.decode(new, skip_special_tokens=True).strip()})
-        tell(len(prompts) + number + 1)
+        for row in made[:, width:].tolist():
+            end = next((n for n, token in enumerate(row) if token in stops), None)
+            text = tokenizer.decode(row[:end], skip_special_tokens=True)
+            found.append({"text": text.strip(), "ended": end is not None})
+        tell(len(prompts) + len(found))
     return found
+
+
+def stop_ids(generation: Any) -> list[int]:
+    """The tokens that end an answer."""
+    stops = generation.eos_token_id
+    return [token for token in (stops if isinstance(stops, list) else [stops]) if token is not None]
 
 
 if __name__ == "__main__":
