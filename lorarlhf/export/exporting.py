@@ -96,16 +96,10 @@ def export(backbone: Backbone, original: Original, wish: Wish) -> Exported:
         UserError: it can't be made: the base can't be merged or converted, the merged weights are
             too far from the trained ones, there is no room on the disk, a library is missing.
     """
-    makers: dict[str, Callable[..., tuple[Checked, Row, list[str]]]] = {
-        "adapter": _adapter,
-        "merged": _merged,
-        "gguf": _gguf,
-        "ollama": _gguf,
-    }
     place: Path | None = wish.to
     try:
         with staged(wish.to) as folder:
-            checked, more, notes = makers[wish.form](backbone, original, wish, folder)
+            checked, more, notes = MAKERS[wish.form](backbone, original, wish, folder)
             record = _record(backbone, original, wish, checked, more)
             write_json(folder / RECORD, record)
             if not checked.holds:
@@ -240,3 +234,11 @@ def _gguf(
         checked.problems += check_modelfile(folder, backbone, file.path)
     more = {"quant": wish.quant, "merge": merged.merge_json(merge), "split": split}
     return checked, more, [merged.describe(merge)]
+
+
+MAKERS: dict[str, Callable[..., tuple[Checked, Row, list[str]]]] = {
+    "adapter": _adapter,
+    "merged": _merged,
+    "gguf": _gguf,
+    "ollama": _gguf,
+}
