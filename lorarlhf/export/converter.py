@@ -133,7 +133,7 @@ def _find_split(files: Sequence[Path], reference: Callable[[str], list[int]]) ->
     """The way to split texts with which llama.cpp reads the samples as the tokenizer does."""
     wanted = [reference(text) for text in SAMPLES]
     job = {"kind": "tokens", "models": [str(file) for file in files], "stop_ids": []}
-    told = ask(LLAMA, job | {"texts": list(SAMPLES)})["models"]
+    told = ask(LLAMA, job | {"texts": list(SAMPLES), "add_special": False})["models"]
     found = dict(zip((file.stem for file in files), told, strict=True))
     for name in SPLITS:
         if found.get(name) and found[name]["tokens"] == wanted:

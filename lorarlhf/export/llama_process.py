@@ -89,7 +89,7 @@ def tokens(llama: Any, job: Row) -> Row:
             found.append(None)
             continue
         vocab = model.get_vocab()
-        read = [list(vocab.tokenize(text, True, True)) for text in job["texts"]]
+        read = [list(vocab.tokenize(text, job["add_special"], True)) for text in job["texts"]]
         found.append({"tokens": read, "special": special(model, job["stop_ids"])})
         model.close()
         tell(len(found))

@@ -128,7 +128,7 @@ def check_modelfile(folder: Path, backbone: Backbone, model: Path) -> list[str]:
     asked = [conversation(turns, marks=False) for turns in (1, 2, 3)]
     texts = [render_go(told["template"], messages) for messages in asked]
     job = {"kind": "tokens", "models": [str(model.resolve())], "texts": texts}
-    (found,) = ask(LLAMA, job | {"stop_ids": backbone.stop_ids})["models"]
+    (found,) = ask(LLAMA, job | {"stop_ids": backbone.stop_ids, "add_special": True})["models"]
     if found is None:
         return ["llama.cpp can't read the vocabulary of the GGUF file"]
     special = found["special"]
