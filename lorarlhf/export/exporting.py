@@ -205,9 +205,9 @@ def _in_transformers(
     checked.problems += check_stops(backbone, told["stop_ids"], checked.engine)
     checked.difference = original.compare(told["rows"])
     checked.problems += check_difference(form, checked.difference)
+    checked.ended = [answer["ended"] for answer in told["answers"]]
     if not checked.problems:
-        ended = [answer["ended"] for answer in told["answers"]]
-        checked.problems += check_ends(original, ended)
+        checked.problems += check_ends(original, checked.ended)
     checked.answers = [answer["text"] for answer in told["answers"]]
     checked.scores = score(backbone, original, checked.answers)
     return checked

@@ -44,7 +44,7 @@ class Checked:
         engine: the program that ran the export.
         problems: a sentence each; none if the export holds.
         difference: from the original; None where the prompts are already others.
-        answers: the export's own answers.
+        answers: the export's own answers; ended: whether each ended by itself.
         scores: the reward role's mean score of the original's answers and of the export's; None
             without a reward role.
     """
@@ -53,6 +53,7 @@ class Checked:
     problems: list[str] = field(default_factory=list)
     difference: Difference | None = None
     answers: list[str] = field(default_factory=list)
+    ended: list[bool] = field(default_factory=list)
     scores: tuple[float, float] | None = None
 
     @property

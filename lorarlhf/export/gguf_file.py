@@ -110,9 +110,9 @@ def check_gguf(backbone: Backbone, original: Original, file: GGUFFile) -> Checke
         answered = ask(SERVER, server_job(original, file), progress)
     found = [answer["prompt"] for answer in answered["answers"]]
     checked.problems += check_prompts(backbone, original.encoded, found, f"{ENGINE}'s server")
+    checked.ended = [answer["ended"] for answer in answered["answers"]]
     if not checked.problems:
-        ended = [answer["ended"] for answer in answered["answers"]]
-        checked.problems += check_ends(original, ended)
+        checked.problems += check_ends(original, checked.ended)
     checked.answers = [answer["text"].strip() for answer in answered["answers"]]
     checked.scores = score(backbone, original, checked.answers)
     return checked
