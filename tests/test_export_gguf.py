@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from lorarlhf.export.exporting import Exported, Wish, export
 from lorarlhf.export.gguf_file import GGUFFile, check_gguf, quantise, writes_bos
 from lorarlhf.export.original import Original
 from lorarlhf.runtime.errors import UserError
-from tests.export_runs import OTHER_TEMPLATE, TEMPLATE, original, policy
+from tests.export_runs import OTHER_TEMPLATE, TEMPLATE, load, original, policy, write_base
+from tests.export_runs import ask as ask_policy
 
 __all__ = ["original", "policy"]  # fixtures
 
@@ -156,12 +158,39 @@ def test_llama_cpp_that_fails_is_one_sentence(tmp_path: Path) -> None:
     assert last_words(tmp_path / "no.gguf") == "GGUF no."
 
 
+def test_a_chat_template_that_llama_cpp_can_not_read_is_named(
+    exported: Exported, policy: Backbone, original: Original, tmp_path: Path
+) -> None:
+    """Jinja has `+%}`, and llama.cpp's own reader of templates has not."""
+    file = changed(file_of(exported), tmp_path, chat_template="{% set x = 1 +%}" + TEMPLATE)
+    with pytest.raises(UserError, match=r"llama\.cpp's server could not run .*: error: .*%}"):
+        check_gguf(policy, original, file)
+
+
 def test_a_tokenizer_that_llama_cpp_has_no_way_for_is_refused(
     exported: Exported, tmp_path: Path
 ) -> None:
     shutil.copyfile(file_of(exported).path, tmp_path / "gpt-2.gguf")
     with pytest.raises(UserError, match="no way to split texts as this base's tokenizer does"):
         converter._find_split([tmp_path / "gpt-2.gguf"], lambda text: [1, 2, 3])
+
+
+def test_thoughts_that_were_off_in_training_are_off_in_llama_cpp(
+    make_base: Callable[..., Path], randomise: Callable[..., None], tmp_path: Path
+) -> None:
+    """llama.cpp's server asks templates for thoughts; the tiny base's default is to have them."""
+    thoughts = "{% if enable_thinking %}<think>{% endif %}"
+    base = write_base(make_base)
+    (base / "chat_template.jinja").write_text(
+        TEMPLATE.replace("[assistant]\n", f"[assistant]\n{thoughts}")
+    )
+    backbone = load(base)
+    randomise(backbone, "policy", seed=3)
+    found = export(backbone, ask_policy(backbone), Wish("gguf", tmp_path / "out", "f16"))
+    assert found.checked.holds, found.checked.problems
+    file = next((tmp_path / "out").glob("*.gguf"))
+    written = gguf.GGUFReader(file).fields["tokenizer.chat_template"].contents()
+    assert written.startswith("{% set enable_thinking = false %}{{ bos_token }}")
 
 
 # ---- Ollama
@@ -232,7 +261,7 @@ def test_a_run_of_the_small_base_is_exported_to_a_gguf_file(
     from lorarlhf.data.readers import bundled
 
     run, to = str(tmp_path / "sft"), str(tmp_path / "out")
-    rows = bundled("demonstrations").read_text().splitlines()[:32]
+    rows = bundled("demonstrations").read_text().splitlines()[:24]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     words = ["sft", "--data", str(tmp_path / "rows.jsonl"), "--out", run, "--set", "epochs=1"]
     assert main([*words, "--set", "learning_rate=1e-3"]) == 0
@@ -243,7 +272,7 @@ def test_a_run_of_the_small_base_is_exported_to_a_gguf_file(
     words = ["export", run, "--to", to, "--as", "ollama", "--quant", "q8_0", "--json"]
     assert main([*words, "--prompts", str(prompts)]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["gate"]["holds"] and told["base_without_adapter"]["kl"] > 0.05
+    assert told["gate"]["holds"] and told["base_without_adapter"]["kl"] > 0.02
     assert told["merge"]["before"]["dequantised"]["kl"] < 0.02
     assert told["merge"]["before"]["original"]["kl"] > 0.05
     assert sorted(os.listdir(to)) == ["Modelfile", "export.json", "sft-Q8_0.gguf"]

@@ -86,13 +86,11 @@ def test_an_adapter_of_a_4_bit_base_is_merged_into_what_it_was_trained_on(
     quantised: tuple[Backbone, Original],
 ) -> None:
     backbone, told = quantised
-    said: list[str] = []
-    merge = decide(backbone, told, said.append)
+    merge = decide(backbone, told)
     assert merge.into == TRAINED
     near, far = merge.measured[TRAINED], merge.measured[STORED]
     assert near.kl < 1e-3 < far.kl
     assert near.logprobs < far.logprobs / 10
-    assert said  # a line before the work
     words = merged.describe(merge)
     assert "into the dequantised weights" in words and "not into the 16-bit original: KL" in words
 
@@ -104,6 +102,15 @@ def test_in_float32_the_merged_matrices_say_what_the_policy_says(
     found = read_merged(backbone, told, maker(Checkpoint(backbone), TRAINED, torch.float32))
     assert found.kl < 1e-7 and found.agreement == 1 and found.logprobs < 1e-4
     assert ask(backbone).rows == told.rows  # nothing is left of it
+
+
+def test_an_8_bit_base_is_merged_too(
+    make_base: Callable[..., Path], randomise: Callable[..., None]
+) -> None:
+    backbone = load(write_base(make_base), bits=8)
+    randomise(backbone, "policy", seed=3)
+    merge = decide(backbone, ask(backbone))
+    assert merge.into == TRAINED and merge.measured[TRAINED].kl < 0.01
 
 
 def test_the_policy_is_not_the_base(original: Original) -> None:

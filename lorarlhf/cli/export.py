@@ -120,7 +120,11 @@ def _make(backbone: "Backbone", prompts: list[Any], wish: Any) -> tuple["Exporte
 
     with progress_steps("asking the policy", 3 * len(prompts)) as progress:
         original = read_original(backbone, prompts, ANSWER_TOKENS, progress)
-    return make(backbone, original, wish), original
+    try:
+        return make(backbone, original, wish), original
+    except KeyboardInterrupt:
+        log_to_stderr(f"Stopped: nothing is left in {wish.to}.")
+        raise
 
 
 def _result(found: "Exported", original: Any, to: Path) -> Result:

@@ -8,6 +8,7 @@ progress.
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ MARK = "@progress "
 """Begins a line of progress; libraries print other lines."""
 TRANSFORMERS, LLAMA, SERVER = "transformers_process", "llama_process", "server_process"
 NEEDS = {LLAMA: "cyllama", SERVER: "xllamacpp"}
+LLAMA_ERROR = re.compile(r"[\d.]+ E (?:\w+ +)?\w+: +(.*)")
 Row = dict[str, Any]
 
 
@@ -111,8 +113,10 @@ def _said(module: str, status: int) -> str:
 
 
 def last_words(file: Path) -> str:
-    """The last line of an error output, without what says nothing."""
+    """The first error that llama.cpp names, or else the last line that says something."""
     lines = [line.strip() for line in file.read_text("utf-8", "replace").splitlines()]
+    if errors := [found[1] for line in lines if (found := LLAMA_ERROR.match(line))]:
+        return errors[0].rstrip(".") + "."
     told = [line for line in lines if line and not line.startswith(("~", "^", "File "))]
     return told[-1].rstrip(".") + "." if told else "it said nothing."
 

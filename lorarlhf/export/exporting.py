@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.fetch import PACKAGED
 from lorarlhf.export import merged
@@ -133,8 +135,17 @@ def _adapter(
         "dtype": str(backbone.compute_dtype).removeprefix("torch."),
         "quantization": quantization(backbone),
     }
-    job = how | {"device": str(backbone.device)}
+    job = how | {"device": _second_device(backbone)}
     return _in_transformers(backbone, original, "adapter", folder, job), {"load_base_with": how}, []
+
+
+def _second_device(backbone: Backbone) -> str:
+    """Where a second copy of the base fits: its device, or a card's CPU."""
+    if backbone.device.type != "cuda":
+        return str(backbone.device)
+    free, _ = torch.cuda.mem_get_info(backbone.device)
+    needed = sum(weight.nbytes for weight in backbone.causal.parameters())
+    return str(backbone.device) if free > 1.5 * needed else "cpu"
 
 
 def quantization(backbone: Backbone) -> Row | None:
@@ -180,7 +191,7 @@ def write_model(
             f"The export needs {size * copies / 1e9:.1f} GB in {folder.parent} while it is made, "
             f"and {free / 1e9:.1f} GB are free. Free some space, or name a folder on another disk."
         )
-    merge = merged.decide(backbone, original, log_to_stderr)
+    merge = merged.decide(backbone, original)
     with progress_steps("merging (MB)", size // 10**6) as progress:
         merged.write_merged(backbone, merge, folder, lambda done: progress(done // 10**6))
     return merge

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.backbone.loading import NO_THOUGHTS, THINKING
 from lorarlhf.export.converter import convert, own_quantiser
 from lorarlhf.export.engines import LLAMA, SERVER, ask
 from lorarlhf.export.gate import (
@@ -48,6 +49,7 @@ def write_gguf(backbone: Backbone, model: Path, file: GGUFFile, log: Callable[[s
     """
     outtype = "f16" if file.quant in QUANTISED else file.quant
     out = file.path.with_suffix(".f16.part") if file.quant in QUANTISED else file.path
+    _without_thoughts(model)
     log("Converting to GGUF ...")
     split = convert(
         model,
@@ -63,6 +65,21 @@ def write_gguf(backbone: Backbone, model: Path, file: GGUFFile, log: Callable[[s
         quantise(out, file)
         out.unlink()
     return split
+
+
+def _without_thoughts(model: Path) -> None:
+    """Switch thoughts off in the chat template of a policy that was trained without them.
+
+    In other programs a template that is left to itself begins an answer with thoughts, and so it
+    has the variable defined.
+    """
+    file = model / "chat_template.jinja"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if text.startswith(NO_THOUGHTS):
+        rest = text.removeprefix(NO_THOUGHTS)
+        # A line break behind a statement is no part of a text, and llama.cpp has no `+%}`.
+        kept = "{{ '' }}" if rest.startswith("\n") else ""
+        file.write_text(f"{{% set {THINKING} = false %}}{kept}{rest}", encoding="utf-8")
 
 
 def writes_bos(backbone: Backbone) -> bool:

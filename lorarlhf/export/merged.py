@@ -33,6 +33,7 @@ from lorarlhf.export.tensor_files import (
 )
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json
+from lorarlhf.runtime.terminal import progress_steps
 
 MERGE_LIMIT = 0.02
 """Largest KL from the policy to its merged form, in nats a token. docs/export.md says why."""
@@ -93,7 +94,7 @@ def model_folder(path: str) -> Path:
     return Path(snapshot_download(path, local_files_only=True))
 
 
-def decide(backbone: Backbone, original: Original, log: Callable[[str], None]) -> Merge:
+def decide(backbone: Backbone, original: Original) -> Merge:
     """Measure both ways to merge, and take the nearer one.
 
     Raises:
@@ -106,10 +107,14 @@ def decide(backbone: Backbone, original: Original, log: Callable[[str], None]) -
         )
     stored = Checkpoint(backbone)
     dtype = file_dtype(stored, backbone)
-    log("Measuring the merged policy before anything is written ...")
-    measured = {TRAINED: read_merged(backbone, original, maker(stored, TRAINED, dtype))}
+    bases = [TRAINED]
     if backbone.bits < 16 and not stored.quantised:
-        measured[STORED] = read_merged(backbone, original, maker(stored, STORED, dtype))
+        bases.append(STORED)
+    measured = {}
+    for into in bases:
+        with progress_steps(f"measuring on the {into} base", len(original.answers)) as progress:
+            make = maker(stored, into, dtype)
+            measured[into] = read_merged(backbone, original, make, progress)
     into = min(measured, key=lambda name: measured[name].kl)
     found = measured[into]
     if not found.kl <= MERGE_LIMIT:  # not a number is no success

@@ -106,21 +106,24 @@ def read_original(
 
 
 def read_merged(
-    backbone: Backbone, original: Original, weight_of: Callable[[BaseWeight], torch.Tensor]
+    backbone: Backbone,
+    original: Original,
+    weight_of: Callable[[BaseWeight], torch.Tensor],
+    progress: Callable[[int], Any] = lambda done: None,
 ) -> Difference:
     """How far the policy would be with other matrices, before anything is written.
 
     Args:
         weight_of: the matrix in place of a quantised or adapted one. They are made one at a time
             in each forward.
+        progress: called with the number of answers that are read.
     """
+    found = []
     with _replaced(backbone, weight_of):
-        found = [
-            _read(backbone, "base", prompt, answer.ids, np.asarray(row["top_ids"]))
-            for prompt, answer, row in zip(
-                original.encoded, original.answers, original.rows, strict=True
-            )
-        ]
+        for place in original.places():
+            top = np.asarray(place["top_ids"])
+            found.append(_read(backbone, "base", place["prompt"], place["answer"], top))
+            progress(len(found))
     return original.compare(found)
 
 

@@ -28,7 +28,7 @@ class Server:
         how.hostnames, how.port, how.offline, how.ui = ["127.0.0.1"], 0, True, False
         self.key = secrets.token_hex(16)
         how.api_keys = [self.key]
-        how.n_gpu_layers, how.fit_params, how.warmup, how.verbosity = 0, False, False, -1
+        how.n_gpu_layers, how.fit_params, how.warmup, how.verbosity = 0, False, False, 1
         how.cpuparams.n_threads = how.cpuparams_batch.n_threads = threads()
         self.server = xllamacpp.Server(how)
 

@@ -1,6 +1,7 @@
 """An export is written apart and gets its name when all of it is there and has been checked."""
 
 import contextlib
+import glob
 import os
 import secrets
 import shutil
@@ -23,7 +24,7 @@ def staged(to: Path) -> Iterator[Path]:
         UserError: `to` holds something already, or can't be written.
     """
     check_target(to)
-    for left in to.parent.glob(f".{to.name}.*.part"):
+    for left in to.parent.glob(f".{glob.escape(to.name)}.*.part"):
         with contextlib.suppress(UserError), hold(left, ""):
             shutil.rmtree(left, ignore_errors=True)
     folder = to.with_name(f".{to.name}.{secrets.token_hex(4)}.part")
@@ -55,11 +56,12 @@ def check_target(to: Path) -> None:
 
 
 def keep_refused(folder: Path, to: Path) -> Path:
-    """Put what the gate refused beside the target, where it can be looked at; returns its place."""
+    """Give what the gate refused a name beside the target; returns its place."""
     names = (
         to.with_name(f"{to.name}{REFUSED}{end}")
         for end in ("", *map("-{}".format, range(2, 10**6)))
     )
     place = next(name for name in names if not name.exists())
-    shutil.copytree(folder, place, ignore=shutil.ignore_patterns(LOCK))
+    (folder / LOCK).unlink(missing_ok=True)
+    os.replace(folder, place)
     return place
