@@ -37,7 +37,7 @@ def own_cache() -> tempfile.TemporaryDirectory[str]:
     What takes long to make, and can't hide an error of the code under test, is the user's.
     """
     own, real = tempfile.TemporaryDirectory(prefix="lorarlhf-cache-"), cache_folder()
-    for name in ("bases", "axes"):
+    for name in ("bases", "axes", "converter"):
         (real / name).mkdir(parents=True, exist_ok=True)
         (Path(own.name) / name).symlink_to((real / name).resolve())
     os.environ["LORARLHF_CACHE"] = own.name

@@ -309,7 +309,7 @@ def test_the_table_lists_every_command() -> None:
     assert list(dict.fromkeys(named)) == [
         *("demo", "new", "ui", "votes", "raters", "report", "runs", "jobs", "sft", "reward"),
         *("ppo", "dpo", "orpo", "kto", "ditto", "round", "chat", "score", "eval"),
-        *("compare-methods", "recipe", "estimate", "doctor"),
+        *("compare-methods", "export", "recipe", "estimate", "doctor"),
     ]
     assert set(named) == set(SUMMARIES)
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from lorarlhf.export.base_facts import base_facts
-from lorarlhf.export.model_card import model_card, write_model_card
-from lorarlhf.export.run_facts import (
+from lorarlhf.export.cards.base_facts import base_facts
+from lorarlhf.export.cards.model_card import model_card, write_model_card
+from lorarlhf.export.cards.run_facts import (
     RunFacts,
     data_in_words,
     hub_datasets,

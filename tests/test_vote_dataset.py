@@ -122,7 +122,7 @@ def test_one_raters_votes(project: Project) -> None:
 def test_the_instruction_is_that_of_the_page() -> None:
     """The card quotes the page."""
     page = " ".join((ROOT / "ui/static/vote_widget.html").read_text(encoding="utf-8").split())
-    text = (ROOT / "lorarlhf/export/dataset_card.py").read_text(encoding="utf-8")
+    text = (ROOT / "lorarlhf/export/cards/dataset_card.py").read_text(encoding="utf-8")
     quoted = "Read the prompt and its two answers, and choose the better one"
     assert quoted in page and quoted in text
 

@@ -194,6 +194,8 @@ def _explained(path: str, load: Any) -> Any:
 
 THINKING = "enable_thinking"
 """The variable by which chat templates let a model write its thoughts before an answer."""
+NO_THOUGHTS = f"{{% if {THINKING} is not defined %}}{{% set {THINKING} = false %}}{{% endif +%}}"
+"""Begins a chat template that a base without thoughts gets."""
 
 
 def load_tokenizer(path: str, chat_template: str | None, thinking: bool = False) -> Any:
@@ -221,8 +223,7 @@ def load_tokenizer(path: str, chat_template: str | None, thinking: bool = False)
     if not thinking and has_thinking(tokenizer):
         # A row of data may still ask for it. The `+` keeps a line break that the template begins
         # with.
-        unset = f"{{% if {THINKING} is not defined %}}{{% set {THINKING} = false %}}{{% endif +%}}"
-        tokenizer.chat_template = unset + tokenizer.chat_template
+        tokenizer.chat_template = NO_THOUGHTS + tokenizer.chat_template
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         spare = tokenizer.unk_token if tokenizer.unk_token_id != tokenizer.eos_token_id else None
         tokenizer.pad_token = spare or tokenizer.eos_token

@@ -176,6 +176,13 @@ def compare_methods(args: Namespace) -> Result:
     return run(args)
 
 
+def export(args: Namespace) -> Result:
+    """A policy for other programs; status 1 if it does not hold there."""
+    from lorarlhf.cli.export import export as run
+
+    return run(args)
+
+
 def recipe(args: Namespace) -> Result:
     """List the recipes, or copy one."""
     from lorarlhf.cli.recipes import recipe as run
@@ -213,6 +220,7 @@ COMMANDS = {
     "score": score,
     "eval": evaluate,
     "compare-methods": compare_methods,
+    "export": export,
     "votes": votes,
     "raters": raters,
     "report": report,

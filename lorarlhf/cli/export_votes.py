@@ -89,7 +89,7 @@ def _title(project: Project) -> str:
 
 def _base(project: Project) -> str:
     """The base that wrote the answers, as a name without a path."""
-    from lorarlhf.export.base_facts import base_facts
+    from lorarlhf.export.cards.base_facts import base_facts
 
     settings = {item.name: item.value for item in project_settings(project)}
     return base_facts(str(settings.get("base") or ""), "").shared_name

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 from lorarlhf import __version__
 from lorarlhf.cli.compare_options import add_compare_options
 from lorarlhf.cli.eval_options import add_eval_options
+from lorarlhf.cli.export_options import add_export_options
 from lorarlhf.cli.project_options import add_jobs_options, add_runs_options
 from lorarlhf.cli.push_options import DATASET, add_dataset_options
 from lorarlhf.cli.request import NO_RUN
@@ -23,6 +24,7 @@ COMMAND_KEYS = {
     "score": "plain",
     "chat": "max_prompt_tokens, plain",
     "eval": "max_prompt_tokens, plain",
+    "export": "plain",
     "ui": "max_prompt_tokens, plain",
 }
 # What preferences/exports.py writes; a test compares it.
@@ -40,6 +42,7 @@ SUMMARIES = {
     "score": "the reward role's scores of given answers",
     "eval": "compare runs and best of n with the base: did it get better, what was forgotten?",
     "compare-methods": "train several methods on the same votes for the same time, in one table",
+    "export": "a policy for other programs: PEFT, merged, GGUF, Ollama; checked in that program",
     "votes": "a project's votes: counts, files in and out, a backup",
     "raters": "who votes in a project, and who can log in",
     "report": "what a project's votes look like and prefer, and how sure that is",
@@ -80,6 +83,8 @@ def build_parser() -> Parser:
     add_eval_options(made["eval"])
     _set_option(made["eval"])
     add_compare_options(made["compare-methods"])
+    add_export_options(made["export"])
+    _set_option(made["export"])
     _estimate(made["estimate"])
     _votes(made["votes"])
     _raters(made["raters"])

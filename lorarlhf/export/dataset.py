@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorarlhf.export.vote_facts import VoteFacts, vote_facts
+from lorarlhf.export.cards.vote_facts import VoteFacts, vote_facts
 from lorarlhf.preferences.export_result import Export
 from lorarlhf.preferences.exports import to_pairs
 from lorarlhf.preferences.records import Vote

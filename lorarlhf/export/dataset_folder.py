@@ -8,8 +8,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from lorarlhf.export.cards.dataset_card import dataset_card
 from lorarlhf.export.dataset import TRAIN, Dataset
-from lorarlhf.export.dataset_card import dataset_card
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_bytes, write_jsonl
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.export.cards.run_facts import read_facts
 from lorarlhf.export.portable import hide_paths
-from lorarlhf.export.run_facts import read_facts
 from lorarlhf.export.upload_check import check_upload
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.terminal import log_to_stderr

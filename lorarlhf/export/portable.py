@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.export.run_facts import file_name
+from lorarlhf.export.cards.run_facts import file_name
 from lorarlhf.export.upload_check import WORDS, is_path
 from lorarlhf.runtime.files import write_json
 

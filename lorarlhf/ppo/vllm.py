@@ -21,12 +21,11 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from torch import nn
 
 from lorarlhf.backbone import roles
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import Completion, completion
-from lorarlhf.backbone.kernels.dequantised import dequantised_weight
+from lorarlhf.backbone.plain_weights import BaseWeight, base_weights, mergeable
 from lorarlhf.ppo.config import PPOConfig
 from lorarlhf.ppo.vllm_server import (
     RESUME_HINT,
@@ -51,7 +50,6 @@ PACK_BYTES = 2**30
 MERGE_BYTES = 10
 """Bytes per number while a weight is merged: B A and scaling B A in float32, W in 16 bit."""
 MEMORY_HINT = "Use fewer adapter_layers, bits: 4, a smaller base, or generation: transformers."
-BASE_LAYER = ".base_layer"  # PEFT's name for the layer under an adapter
 
 
 class VLLMSampler:
@@ -172,11 +170,8 @@ def adapter_digest(backbone: Backbone) -> bytes:
 def weight_specs(backbone: Backbone, *, everything: bool) -> list[tuple[str, str, list[int]]]:
     """Name, dtype and shape of each tensor of `merged_weights`, in its order."""
     dtype = str(backbone.compute_dtype).removeprefix("torch.")
-    return [
-        (name, dtype, [owner.out_features, owner.in_features] if quantised else list(weight.shape))
-        for name, owner, _, weight in _parameters(backbone, everything)
-        for quantised in [_is_quantised(weight)]
-    ]
+    found = base_weights(backbone, everything=everything)
+    return [(one.name, dtype, one.shape) for one in found]
 
 
 @torch.no_grad()
@@ -190,39 +185,9 @@ def merged_weights(backbone: Backbone, *, everything: bool) -> Iterator[tuple[st
             server loads a layer as a whole.
     """
     adapter = roles.ADAPTERS["policy"]
-    for name, owner, layer, weight in _parameters(backbone, everything):
-        plain = _dequantised(owner) if _is_quantised(weight) else weight
-        if layer is not None and adapter in layer.lora_A and weight.dim() == 2:
-            plain = layer.get_delta_weight(adapter).float().add_(plain)  # a new tensor
-        yield name, plain.detach().to(backbone.compute_dtype).contiguous()
-
-
-def _parameters(
-    backbone: Backbone, everything: bool
-) -> Iterator[tuple[str, Any, Any, nn.Parameter]]:
-    """Each weight of the base: its name, its module, the adapted layer around it, the weight."""
-    causal = backbone.causal
-    for name, weight in causal.named_parameters():
-        path = name.rpartition(".")[0]
-        adapted = path.endswith(BASE_LAYER)
-        if "lora_" in name or not (everything or adapted):
-            continue
-        layer = causal.get_submodule(path.removesuffix(BASE_LAYER)) if adapted else None
-        yield name.replace(BASE_LAYER, ""), causal.get_submodule(path), layer, weight
-
-
-def _is_quantised(weight: nn.Parameter) -> bool:
-    return type(weight).__name__ in ("Params4bit", "Int8Params")
-
-
-def _dequantised(owner: Any) -> torch.Tensor:
-    if type(owner.weight).__name__ == "Params4bit":
-        return dequantised_weight(owner)
-    from bitsandbytes.functional import int8_vectorwise_dequant
-
-    # The first forward moves the scales to `state`; PEFT's own function loses them on a CPU.
-    scales = owner.weight.SCB if owner.weight.SCB is not None else owner.state.SCB
-    return int8_vectorwise_dequant(owner.weight.data, scales)
+    for one in base_weights(backbone, everything=everything):
+        plain = one.merged(adapter)
+        yield one.name, plain.detach().to(backbone.compute_dtype).contiguous()
 
 
 def exit_on_error(address: str, weights: Iterator[T]) -> Iterator[T]:
@@ -256,18 +221,19 @@ def bytes_to_send(backbone: Backbone, *, everything: bool) -> int:
     """
     size = backbone.compute_dtype.itemsize
     peak = merging = gathered = pack = before = 0
-    specs = weight_specs(backbone, everything=everything)
-    for (_, _, shape), (_, _, layer, weight) in zip(
-        specs, _parameters(backbone, everything), strict=True
-    ):
-        count = math.prod(shape)
-        made = _is_quantised(weight) or layer is not None or weight.dtype != backbone.compute_dtype
+    for one in base_weights(backbone, everything=everything):
+        count, made = math.prod(one.shape), _is_made(one, backbone.compute_dtype)
         merging = max(merging, MERGE_BYTES * count * made)
         pack, gathered = pack + size * count, gathered + size * count * made
         peak = max(peak, before + pack + gathered)
         if pack > PACK_BYTES:
             before, pack, gathered = pack, 0, 0
     return peak + merging
+
+
+def _is_made(one: BaseWeight, dtype: torch.dtype) -> bool:
+    """Whether the base does not hold the weight in the form in which it is sent."""
+    return one.quantised or one.layer is not None or one.weight.dtype != dtype
 
 
 # ---- checks
@@ -297,12 +263,11 @@ def _check_free_memory(backbone: Backbone, everything: bool) -> None:
 
 
 def _check_mergeable(backbone: Backbone) -> None:
-    for layer in roles.lora_layers(backbone.model):
-        if not isinstance(layer.get_base_layer(), nn.Linear):
-            raise UserError(
-                f"{backbone.base} has adapters on weights that are not linear layers (experts). "
-                "They can't be merged for a server. Use generation: transformers."
-            )
+    if not mergeable(backbone):
+        raise UserError(
+            f"{backbone.base} has adapters on weights that are not linear layers (experts). "
+            "They can't be merged for a server. Use generation: transformers."
+        )
 
 
 def _check_server(info: dict[str, Any], backbone: Backbone, args: PPOConfig) -> None:

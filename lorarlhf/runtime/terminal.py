@@ -46,3 +46,17 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], Any]]:
 
     with tqdm(total=total, desc=title, disable=not distributed.is_main()) as bar:
         yield bar.update
+
+
+@contextmanager
+def progress_steps(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar as `progress_bar`; yields what takes the number of steps that are done by now."""
+    with progress_bar(title, total) as advance:
+        before = 0
+
+        def reached(done: int) -> None:
+            nonlocal before
+            advance(done - before)
+            before = done
+
+        yield reached

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorarlhf.backbone.fetch import PACKAGED
-from lorarlhf.export.base_facts import BaseFacts
-from lorarlhf.export.markdown import fenced, one_line
+from lorarlhf.export.cards.base_facts import BaseFacts
+from lorarlhf.export.cards.markdown import fenced, one_line
 
 ADAPTER, MERGED, GGUF, OLLAMA = "adapter", "merged", "gguf", "ollama"
 KINDS = {

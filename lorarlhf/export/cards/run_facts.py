@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.evaluation.report_format import part
-from lorarlhf.export.base_facts import BaseFacts, base_facts, hub_id_of_cache, last_part
+from lorarlhf.export.cards.base_facts import BaseFacts, base_facts, hub_id_of_cache, last_part
 from lorarlhf.project.project import RUNS, Project, is_project
 from lorarlhf.project.run_labels import read_label
 from lorarlhf.project.run_list import SOURCES, kind_of, run_named_in

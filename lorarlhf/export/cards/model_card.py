@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorarlhf import __version__
-from lorarlhf.export.base_facts import BaseFacts
-from lorarlhf.export.loading import ADAPTER, GGUF, KINDS, MERGED, OLLAMA, how_to_load
-from lorarlhf.export.made_of import history, settings_of, votes_of
-from lorarlhf.export.markdown import bullets, card, code, plain, table
-from lorarlhf.export.outcome import alarms, forgetting, limits, results
-from lorarlhf.export.run_facts import RunFacts, hub_datasets, lineage_of
+from lorarlhf.export.cards.base_facts import BaseFacts
+from lorarlhf.export.cards.loading import ADAPTER, GGUF, KINDS, MERGED, OLLAMA, how_to_load
+from lorarlhf.export.cards.made_of import history, settings_of, votes_of
+from lorarlhf.export.cards.markdown import bullets, card, code, plain, table
+from lorarlhf.export.cards.outcome import alarms, forgetting, limits, results
+from lorarlhf.export.cards.run_facts import RunFacts, hub_datasets, lineage_of
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import Row, write_bytes
 from lorarlhf.runtime.run import library_versions

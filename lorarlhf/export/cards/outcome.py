@@ -6,9 +6,9 @@ from lorarlhf.evaluation.eval_results import SURE
 from lorarlhf.evaluation.judges import PEOPLE
 from lorarlhf.evaluation.report_format import number, part
 from lorarlhf.evaluation.skills import ALL
-from lorarlhf.export.markdown import code, many, percent, plain, table
-from lorarlhf.export.result_facts import THE_BASE, Skill, Win, kl_of, skills_of, wins_of
-from lorarlhf.export.run_facts import RunFacts
+from lorarlhf.export.cards.markdown import code, many, percent, plain, table
+from lorarlhf.export.cards.result_facts import THE_BASE, Skill, Win, kl_of, skills_of, wins_of
+from lorarlhf.export.cards.run_facts import RunFacts
 
 
 def results(facts: RunFacts) -> str:

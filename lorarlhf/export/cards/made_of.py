@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 from lorarlhf.evaluation.report_format import duration, number, part
 from lorarlhf.evaluation.report_headline import headline
-from lorarlhf.export.markdown import bullets, code, fenced, listed, many, plain
-from lorarlhf.export.result_facts import round_of
-from lorarlhf.export.run_facts import (
+from lorarlhf.export.cards.markdown import bullets, code, fenced, listed, many, plain
+from lorarlhf.export.cards.result_facts import round_of
+from lorarlhf.export.cards.run_facts import (
     RunFacts,
     data_in_words,
     parents_in_words,
     reward_sources,
 )
-from lorarlhf.export.vote_facts import agreement_in_words, raters_in_words, vote_facts
+from lorarlhf.export.cards.vote_facts import agreement_in_words, raters_in_words, vote_facts
 from lorarlhf.project.project import VOTES
 from lorarlhf.rewards.raters import RATERS
 

@@ -3,10 +3,10 @@
 import time
 
 from lorarlhf import __version__
+from lorarlhf.export.cards.markdown import bullets, card, fenced, many, plain, table
+from lorarlhf.export.cards.run_facts import without_paths
+from lorarlhf.export.cards.vote_facts import agreement_in_words, raters_in_words
 from lorarlhf.export.dataset import TRAIN, Dataset
-from lorarlhf.export.markdown import bullets, card, fenced, many, plain, table
-from lorarlhf.export.run_facts import without_paths
-from lorarlhf.export.vote_facts import agreement_in_words, raters_in_words
 from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, RANKED, SKIP, TIE
 from lorarlhf.runtime.files import Row
 

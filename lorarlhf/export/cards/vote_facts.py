@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lorarlhf.evaluation.agreement import Agreement, agreement_of
 from lorarlhf.evaluation.rater_report import Share, rater_report
-from lorarlhf.export.markdown import many
+from lorarlhf.export.cards.markdown import many
 from lorarlhf.preferences.records import Vote
 from lorarlhf.preferences.statistics import FEWEST_OVERLAPS
 

@@ -10,9 +10,9 @@ from lorarlhf.evaluation.candidates import BASE
 from lorarlhf.evaluation.judges import PEOPLE
 from lorarlhf.evaluation.report_format import number
 from lorarlhf.evaluation.win_rate import wilson_interval
-from lorarlhf.export.base_facts import last_part
-from lorarlhf.export.markdown import percent
-from lorarlhf.export.run_facts import RunFacts, without_paths
+from lorarlhf.export.cards.base_facts import last_part
+from lorarlhf.export.cards.markdown import percent
+from lorarlhf.export.cards.run_facts import RunFacts, without_paths
 from lorarlhf.preferences.blind_comparisons import comparisons, finished_outcomes
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import VOTES, Project
