@@ -27,8 +27,9 @@ from tests.export_runs import (
     write_base,
     write_run,
 )
+from tests.fake_hub import Hub, hub
 
-__all__ = ["original", "policy"]  # fixtures
+__all__ = ["hub", "original", "policy"]  # fixtures
 
 
 def write(backbone: Backbone, folder: Path, into: str = TRAINED) -> dict[str, torch.Tensor]:
@@ -163,6 +164,30 @@ def test_a_run_is_merged_by_the_command_and_opens_in_transformers(
     assert GenerationConfig.from_pretrained(out).eos_token_id == policy.stop_ids
     assert AutoTokenizer.from_pretrained(out).chat_template == TEMPLATE
     assert sorted(os.listdir(tmp_path)) == ["out", "prompts.jsonl", "run"]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "library_name: transformers" in card and "# " in card
+    assert "- In transformers: " in card  # how far it is from the policy
+
+
+def test_an_adapter_is_uploaded_with_its_card(
+    policy: Backbone,
+    original: Original,
+    tmp_path: Path,
+    hub: Hub,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = write_run(policy, tmp_path / "run", compute_dtype="float32")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": original.prompts[0][-1]["content"]}) + "\n")
+    words = ["export", str(run), "--to", str(tmp_path / "out"), "--as", "adapter", "--json"]
+    assert main([*words, "--prompts", str(prompts), "--push", "mine"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["address"] == f"{hub.address}/ann/mine"
+    repo = hub.repos["ann/mine"]
+    assert repo.kind == "model" and repo.private
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(repo.files)
+    assert b'from_pretrained(model, "ann/mine")' in repo.files["README.md"]
+    assert all(str(tmp_path).encode() not in content for content in repo.files.values())
 
 
 def test_an_adapter_opens_in_peft(policy: Backbone, original: Original, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,22 +17,9 @@ from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.project.project import create
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_json
-from tests.fake_hub import READER, WRITER, Hub, Repo, serve_hub
+from tests.fake_hub import READER, WRITER, Hub, Repo, hub, serve_hub
 
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub, and a person who is logged in there."""
-    with serve_hub() as made:
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-            monkeypatch.delenv(name, raising=False)
-            monkeypatch.delenv(name.lower(), raising=False)
-        monkeypatch.setenv("HF_TOKEN", WRITER)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", made.address)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its store is another server
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        yield made
+__all__ = ["hub"]  # a fixture
 
 
 @pytest.fixture

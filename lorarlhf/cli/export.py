@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.cli.project_defaults import newest_run
+from lorarlhf.cli.push_options import push_target
 from lorarlhf.cli.result import Result
 from lorarlhf.data.readers import as_conversation, bundled, read_prompts
 from lorarlhf.project.lineage import SourceRun, check_same_base, read_source_run
@@ -33,6 +34,7 @@ def export(args: Namespace) -> Result:
     wish = _wish(args)
     check_target(wish.to)
     check_before(wish)
+    target = push_target(args, "model")
     project = _project(args.run)
     source = read_source_run(newest_run(args.run, "policy"), "policy", "RUN")
     reward = _reward(args, project, source)
@@ -43,8 +45,15 @@ def export(args: Namespace) -> Result:
     if reward is not None and not _load_reward(backbone, reward, named=args.reward is not None):
         reward = None
     about = {"run": str(source.run), "reward": None if reward is None else str(reward.run)}
-    wish = replace(wish, name=_name(source), about=about)
-    return _result(*_make(backbone, prompts, wish), to=wish.to)
+    repo = target.repo if target else ""
+    wish = replace(wish, name=_name(source), run=source.run, repo=repo, about=about)
+    found, original = _make(backbone, prompts, wish)
+    address = None
+    if target is not None and found.folder is not None and found.checked.holds:
+        from lorarlhf.export.hub import push_policy
+
+        address = push_policy(source.run, found.folder, target)
+    return _result(found, original, wish.to, address)
 
 
 def _wish(args: Namespace) -> Any:
@@ -127,7 +136,7 @@ def _make(backbone: "Backbone", prompts: list[Any], wish: Any) -> tuple["Exporte
         raise
 
 
-def _result(found: "Exported", original: Any, to: Path) -> Result:
+def _result(found: "Exported", original: Any, to: Path, address: str | None) -> Result:
     lines = [*(note[0].upper() + note[1:] for note in found.notes), found.checked.in_words()]
     lines.append(f"For comparison, the base without the adapter: KL {original.from_base.kl:.4f}.")
     if found.checked.holds:
@@ -136,6 +145,8 @@ def _result(found: "Exported", original: Any, to: Path) -> Result:
         lines.append(f"{to} was not made. --keep-refused keeps what was refused.")
     else:
         lines.append(f"What was refused is in {found.folder}.")
+    if address is not None:
+        lines.append(f"It was uploaded to {address}.")
     folder = None if found.folder is None else str(found.folder)
-    data = found.record | {"folder": folder, "answers": found.checked.answers}
+    data = found.record | {"address": address, "folder": folder, "answers": found.checked.answers}
     return Result(data, "\n".join(lines), status=0 if found.checked.holds else 1)

@@ -2,6 +2,8 @@
 
 from argparse import ArgumentParser
 
+from lorarlhf.cli.push_options import add_push_options
+
 # What lorarlhf/export/exporting.py makes; a test compares them.
 FORMS = ("adapter", "merged", "gguf", "ollama")
 QUANTS = ("f16", "q8_0", "q4_k_m")
@@ -29,4 +31,5 @@ def add_export_options(sub: ArgumentParser) -> None:
     sub.add_argument("--reward", metavar="RUN", help=text)
     text = "keep what the check refuses, in FOLDER-refused"
     sub.add_argument("--keep-refused", action="store_true", help=text)
+    add_push_options(sub)
     sub.add_argument("--base", help="load this base instead of the one that the run names")

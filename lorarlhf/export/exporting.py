@@ -12,6 +12,7 @@ import torch
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.fetch import PACKAGED
 from lorarlhf.export import merged
+from lorarlhf.export.cards.model_card import write_model_card
 from lorarlhf.export.engines import LLAMA, SERVER, TRANSFORMERS, ask, check_installed
 from lorarlhf.export.gate import (
     Checked,
@@ -46,6 +47,8 @@ class Wish:
         name: of the GGUF file, without its ending.
         system: a system prompt for Ollama.
         keep_refused: keep what the gate refuses, beside the folder.
+        run: the run's folder, for the model card; without it there is none.
+        repo: the repository on the hub that the export is for, or "".
         about: more for the record: the run, the reward role.
     """
 
@@ -55,6 +58,8 @@ class Wish:
     name: str = "model"
     system: str = ""
     keep_refused: bool = False
+    run: Path | None = None
+    repo: str = ""
     about: Row | None = None
 
 
@@ -107,6 +112,10 @@ def export(backbone: Backbone, original: Original, wish: Wish) -> Exported:
             if not checked.holds:
                 place = keep_refused(folder, wish.to) if wish.keep_refused else None
                 raise _RefusedByGate
+            if wish.run is not None:
+                told = [*notes, *checked.in_words().splitlines()]
+                sentences = [text[0].upper() + text[1:] for text in told]
+                write_model_card(wish.run, folder, wish.form, checks=sentences, repo=wish.repo)
     except _RefusedByGate:
         pass
     return Exported(place, checked, record, notes)
