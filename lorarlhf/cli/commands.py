@@ -12,6 +12,7 @@ from typing import Any
 from lorarlhf.cli.chat import chat
 from lorarlhf.cli.result import Result, table
 from lorarlhf.cli.score import score
+from lorarlhf.cli.serve import serve
 from lorarlhf.data.readers import read_prompts
 from lorarlhf.project.project import Project, create, is_project
 from lorarlhf.runtime.errors import UserError
@@ -218,5 +219,6 @@ COMMANDS = {
     "recipe": recipe,
     "estimate": estimate,
     "doctor": doctor,
+    "serve": serve,
     "ui": ui,
 }

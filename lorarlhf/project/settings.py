@@ -41,6 +41,7 @@ COMMANDS = {
     "score": (PLAIN,),
     "chat": (PLAIN, MAX_CHAT_TOKENS),
     "eval": (PLAIN, MAX_CHAT_TOKENS),
+    "serve": (PLAIN, MAX_CHAT_TOKENS),
     "ui": (PLAIN, MAX_CHAT_TOKENS),
 }
 

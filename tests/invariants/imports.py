@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("backbone", "data"),
     ("preferences", "rewards"),
     ("ppo", "evaluation", "project"),
-    ("stages", "ui"),
+    ("serve", "stages", "ui"),
     ("cli", "benchmarks"),
     ("recipes",),
 ]
