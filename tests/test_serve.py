@@ -173,9 +173,11 @@ def test_what_is_too_long_is_refused_with_the_numbers(client: OpenAI) -> None:
 
 
 def test_errors_have_the_shape_that_clients_read(client: OpenAI) -> None:
+    tools = [{"type": "function", "function": {"name": "x"}}]
     with pytest.raises(openai.BadRequestError, match="call no tools") as failure:
-        ask(client, tools=[{"type": "function", "function": {"name": "x"}}])
-    assert (failure.value.param, failure.value.type) == ("tools", "invalid_request_error")
+        ask(client, tools=tools, tool_choice="required")
+    assert (failure.value.param, failure.value.type) == ("tool_choice", "invalid_request_error")
+    assert text_of(ask(client, tools=tools))  # an offer, which need not be taken up
     with pytest.raises(openai.NotFoundError, match="does not exist here"):
         client.embeddings.create(model="base", input="x")
 

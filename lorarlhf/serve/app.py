@@ -99,6 +99,7 @@ def application(endpoint: Endpoint, access: Access) -> Guard:
         Route("/health", endpoint.health, methods=["GET"]),
     ]
     handlers: Any = {ApiError: _refuse, HTTPException: _refuse_path, UserError: _fail}
+    handlers[Exception] = _unexpected  # Starlette raises it once more, and uvicorn shows it
     return Guard(Starlette(routes=routes, exception_handlers=handlers), access)
 
 
@@ -155,3 +156,8 @@ async def _fail(request: Request, error: Any) -> Response:
     """The store can't be read or written."""
     wrong = ApiError(503, str(error))
     return JSONResponse(wrong.body(), 503)
+
+
+async def _unexpected(request: Request, error: Any) -> Response:
+    wrong = ApiError(500, "An unexpected error occurred. The server's terminal shows it.")
+    return JSONResponse(wrong.body(), 500)

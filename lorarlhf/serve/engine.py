@@ -73,7 +73,7 @@ class Engine:
 
     def __init__(self, settings: Callable[[], Settings], rows: int, waiting: int) -> None:
         self.rows, self.waiting = rows, waiting
-        self.state, self.message = RESTING, ""
+        self.state, self.message = RESTING, LOADING
         self.about: dict[str, Any] = {}
         self.changed = asyncio.Event()  # set at each change of the state
         self._settings = settings

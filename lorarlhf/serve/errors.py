@@ -9,7 +9,7 @@ INVALID, KEY, LIMIT, SERVER = (
     "rate_limit_error",
     "server_error",
 )
-TYPES = {401: KEY, 403: "permission_error", 429: LIMIT, 503: SERVER}
+TYPES = {401: KEY, 403: "permission_error", 429: LIMIT, 500: SERVER, 503: SERVER}
 
 
 @dataclass
@@ -17,7 +17,7 @@ class ApiError(Exception):
     """A request that is refused, or an answer that failed.
 
     Attributes:
-        status: of HTTP: 400, 401, 403, 404, 413, 421, 429 or 503.
+        status: of HTTP: 400, 401, 403, 404, 413, 421, 429 or 503; 500 for what nobody expected.
         message: what is wrong and what to do.
         param: the field of the request that is wrong.
         code: a word for programs, such as `context_length_exceeded`.

@@ -1,7 +1,8 @@
 """A request for a chat completion, checked field by field.
 
-What can't be honoured is refused in words, unless it asks for nothing (`tools: []`, a penalty of
-0). A few fields that clients always send, and that change no answer, are ignored.
+What can't be honoured is refused in words, unless it asks for nothing (a penalty of 0). Ignored are
+a few fields that change no answer, and tools that are only offered: Open WebUI offers some to every
+model, and a model may always answer without them.
 """
 
 import difflib
@@ -21,6 +22,7 @@ IGNORED = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
         *("prompt_cache_retention", "parallel_tool_calls", "reasoning_effort", "verbosity"),
+        *("tools", "functions"),
     }
 )
 """Fields that change no answer here."""
@@ -87,10 +89,8 @@ def read_request(body: Any) -> ChatRequest:
 _ONE_WAY = "answers are sampled from the model as it is, by temperature, top_p and seed alone."
 _PLAIN = "the models here write plain text."
 UNSUPPORTED: Mapping[str, str] = {
-    "tools": "the models here call no tools. Turn tools off in the program that asks.",
-    "tool_choice": "the models here call no tools.",
-    "functions": "the models here call no functions.",
-    "function_call": "the models here call no functions.",
+    "tool_choice": "the models here call no tools, so none can be required.",
+    "function_call": "the models here call no functions, so none can be required.",
     "logprobs": "log-probabilities are not sent.",
     "top_logprobs": "log-probabilities are not sent.",
     "logit_bias": _ONE_WAY,
@@ -107,8 +107,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "web_search_options": "nothing is searched: the model only has the messages.",
 }
 _NOTHING: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "functions": ([],),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "logprobs": (False,),

@@ -164,9 +164,10 @@ class Server(uvicorn.Server):
             if self.engine.state == FAILED:
                 self.failure, self.should_exit = self.engine.message, True
                 return
-            if self.engine.state == READY and not self._said:
-                self._said = True
+            ready = self.engine.state == READY
+            if ready and not self._said:
                 self._announce()
+            self._said = ready
             loaded_since = loaded_since + LOOK_SECONDS if self.engine.state == STARTING else 0.0
             if loaded_since >= still:
                 log_to_stderr(f"Still loading, for {loaded_since:.0f} seconds ...")
@@ -181,11 +182,10 @@ class Server(uvicorn.Server):
         if wanted and self.engine.state in (STARTING, READY):
             log_to_stderr(RESTS)
             await self.engine.rest(RESTS, GRACE)
-        elif wanted and self.engine.state == RESTING and not self.engine.message:
+        elif wanted and self.engine.state == RESTING and self.engine.message != RESTS:
             log_to_stderr(RESTS)
             self.engine.message = RESTS
         elif not wanted and self.engine.state == RESTING:
-            self._said = False
             self.engine.wake()
         self._register()
 
