@@ -147,7 +147,7 @@ def ask(prompt: Prompt, seed: int, tokens: int) -> Asked:
 def one_after_another(
     args: argparse.Namespace, prompts: Sequence[Prompt], served: Sequence[str]
 ) -> tuple[list[Asked], float, tuple[list[float], list[float]] | None]:
-    """The same answers in this process, their seconds, and the scores of both, if they can be had."""
+    """The same answers in this process, their seconds, and the scores of both if there are any."""
     from lorarlhf.backbone.generation import generate
     from lorarlhf.project.load import load_backbone
     from lorarlhf.project.settings import resolve
