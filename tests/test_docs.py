@@ -307,7 +307,19 @@ def test_the_tree_of_the_readme_exists() -> None:
 def test_the_table_lists_every_command() -> None:
     named = re.findall(r"^\| `lorarlhf ([\w-]+)[^`]*` \|", text_of("docs/commands.md"), re.M)
     assert list(dict.fromkeys(named)) == [
-        *("demo", "new", "ui", "votes", "raters", "report", "runs", "jobs", "sft", "reward"),
+        *(
+            "demo",
+            "new",
+            "ui",
+            "serve",
+            "votes",
+            "raters",
+            "report",
+            "runs",
+            "jobs",
+            "sft",
+            "reward",
+        ),
         *("ppo", "dpo", "orpo", "kto", "ditto", "round", "chat", "score", "eval"),
         *("compare-methods", "export", "recipe", "estimate", "doctor"),
     ]

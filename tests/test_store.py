@@ -87,6 +87,8 @@ def test_sides_are_shuffled_in_a_fixed_order_and_repeats_reverse_it(store: Store
         (Verdict("ranked", [[0], []]), 2, "none is empty"),
         (Verdict("ranked", [[0, 1]]), 2, "is a tie"),
         (Verdict("undone"), 2, "a verdict is one of"),
+        (Verdict("ranked", [[0]]), 1, "good or bad"),
+        (Verdict("tie"), 1, "good or bad"),
     ],
 )
 def test_invalid_verdicts_are_refused(verdict: Verdict, count: int, said: str) -> None:
@@ -99,8 +101,8 @@ def test_rankings_may_have_ties_and_leave_answers_out(store: Store) -> None:
     for number, ranking in enumerate(([[2], [0, 1], [3]], [[3]], [[1, 2]])):
         store.judge(store.present(item, f"rater {number}").token, Verdict("ranked", ranking))
     assert [vote.verdict.ranking for vote in store.votes()] == [[[2], [0, 1], [3]], [[3]], [[1, 2]]]
-    for wrong in (1, 7):
-        with pytest.raises(ValueError, match="2 to 6 answers"):
+    for wrong in (0, 7):
+        with pytest.raises(ValueError, match="1 to 6 answers"):
             store.add_item("Why?", [("x", "base")] * wrong)
 
 

@@ -1,7 +1,6 @@
 """`lorarlhf ui`: builds the pages and serves them."""
 
 import contextlib
-import errno
 import socket
 import threading
 import webbrowser
@@ -26,6 +25,7 @@ from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import hold
+from lorarlhf.runtime.sockets import listen as listen_on
 from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf_ui.backfill import FeatureBackfill
 from lorarlhf_ui.chat import Conversations
@@ -275,48 +275,13 @@ def _announce_owners(store: Store, project: str) -> None:
 
 
 def listen(lan: bool, port: int) -> list[socket.socket]:
-    """Sockets that accept connections from now on: on 127.0.0.1 and, if there is IPv6, on ::1.
+    """Sockets that accept connections from now on; raises what `runtime.sockets.listen` raises.
 
     Args:
         lan: whether the first one accepts connections from other machines, too.
         port: of all of them; 0 takes a free one.
-
-    Raises:
-        UserError: the port is in use or is not a valid port.
     """
-    sockets = [_listen(socket.AF_INET, "0.0.0.0" if lan else "127.0.0.1", port)]
-    # `localhost` may mean ::1, and nobody else must answer there.
-    with contextlib.suppress(_NoAddress):
-        try:
-            sockets.append(_listen(socket.AF_INET6, "::1", sockets[0].getsockname()[1]))
-        except UserError:
-            sockets[0].close()
-            raise
-    return sockets
-
-
-class _NoAddress(Exception):
-    """This machine does not have the address."""
-
-
-def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    try:
-        sock = socket.socket(family)
-    except OSError as error:
-        raise _NoAddress from error
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen()
-    except (OSError, OverflowError) as error:
-        sock.close()
-        if getattr(error, "errno", None) in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-            raise _NoAddress from error
-        raise UserError(
-            f"The pages can't use port {port} ({getattr(error, 'strerror', None) or error}). "
-            "They may be open already. Choose another port with --port N; 0 takes a free one."
-        ) from error
-    return sock
+    return listen_on("0.0.0.0" if lan else "127.0.0.1", port, "The pages")
 
 
 def _serve(app: Guard, sockets: list[socket.socket], args: Namespace) -> None:

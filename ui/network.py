@@ -10,9 +10,9 @@ import psutil
 import segno
 
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.sockets import LOOPBACK
 from lorarlhf_ui.page_frame import PAGES
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _OWN_PATHS = {"assets", "static", "files", "gradio_api", "config", "login", "logout"}
 _OWN_PATHS |= {path.strip("/") for path in PAGES}
 
@@ -36,7 +36,7 @@ def allowed_hosts(lan: bool, more: Sequence[str] = ()) -> frozenset[str]:
     Raises:
         UserError: one of `more` is no host name.
     """
-    known = _LOOPBACK | {_host(name) for name in more}
+    known = LOOPBACK | {_host(name) for name in more}
     if not lan:
         return known
     name = socket.gethostname().lower().rstrip(".")

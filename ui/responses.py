@@ -8,11 +8,11 @@ import re
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Scope, Send
 
+from lorarlhf.runtime.sockets import LOOPBACK, host_name
 from lorarlhf_ui.page_frame import PageFrame, visitor_in
 
 ASSETS = re.compile(r"/(assets|static)(/[\w.@+-]+)+", re.A)
 SINGLE_ASSETS = ("/theme.css", "/favicon.ico", "/manifest.json")
-_NAME = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@?#\s]+)(:\d{1,5})?")
 
 # What a page may load, send and run: nothing from or to another host, whatever a model wrote.
 # Gradio needs its own files, inline styles, data: for fonts and plots, and `eval` for gr.HTML. An
@@ -32,15 +32,8 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "X-DNS-Prefetch-Control": "off",
 }
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _INLINE = re.compile(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.S)
 _CONFIG = "window.gradio_config = "
-
-
-def host_name(header: str) -> str:
-    """The name in a Host header: lower case, without port, brackets and a final dot."""
-    found = _NAME.fullmatch(header.lower())
-    return found[1].strip("[]").removesuffix(".") if found else ""
 
 
 class Answer:
@@ -56,7 +49,7 @@ class Answer:
     def __init__(self, scope: Scope, send: Send, frame: PageFrame | None) -> None:
         self._path, self._send, self._frame = scope["path"], send, frame
         self._scope = scope
-        self._loopback = host_name(Headers(scope=scope).get("host", "")) in _LOOPBACK
+        self._loopback = host_name(Headers(scope=scope).get("host", "")) in LOOPBACK
         self._start: Message | None = None
         self._page = bytearray()
         self.started = False

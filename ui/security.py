@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorarlhf.preferences.store import Store
+from lorarlhf.runtime.sockets import host_name
 from lorarlhf_ui.login import Login, not_logged_in
 from lorarlhf_ui.page_frame import (
     OWNER_PAGES,
@@ -24,7 +25,7 @@ from lorarlhf_ui.page_frame import (
     refusal_page,
     visitor_in,
 )
-from lorarlhf_ui.responses import ASSETS, SINGLE_ASSETS, Answer, host_name
+from lorarlhf_ui.responses import ASSETS, SINGLE_ASSETS, Answer
 
 MOST_UPLOAD_BYTES = 20 * 2**20
 

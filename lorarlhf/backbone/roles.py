@@ -23,6 +23,9 @@ from lorarlhf.backbone.structure import decoder_of
 # so with these names they find the policy and the reference.
 ADAPTERS = {"policy": "default", "reference": "ref", "reward": "reward", "value": "value"}
 ROLES = tuple(ADAPTERS)
+GUESTS = ("guest-1", "guest-2", "guest-3")
+"""Further policies that only answer, beside the four roles: those of other runs, for a server."""
+ADAPTERS |= {name: name for name in GUESTS}
 HEADED = ("reward", "value")
 POOLINGS = ("mean", "last")
 SHRINK_TOKENS = 16

@@ -14,6 +14,7 @@ from lorarlhf.cli.chat import chat
 from lorarlhf.cli.export_votes import dataset_zip
 from lorarlhf.cli.result import Result, table
 from lorarlhf.cli.score import score
+from lorarlhf.cli.serve import serve
 from lorarlhf.data.readers import read_prompts
 from lorarlhf.project.project import Project, create, is_project
 from lorarlhf.runtime.errors import UserError
@@ -229,5 +230,6 @@ COMMANDS = {
     "recipe": recipe,
     "estimate": estimate,
     "doctor": doctor,
+    "serve": serve,
     "ui": ui,
 }

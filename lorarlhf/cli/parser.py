@@ -11,6 +11,7 @@ from lorarlhf.cli.project_options import add_jobs_options, add_runs_options
 from lorarlhf.cli.push_options import DATASET, add_dataset_options
 from lorarlhf.cli.request import NO_RUN
 from lorarlhf.cli.round_options import add_round_options
+from lorarlhf.cli.serve import add_serve_options
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.stages.table import STAGES
@@ -25,6 +26,7 @@ COMMAND_KEYS = {
     "chat": "max_prompt_tokens, plain",
     "eval": "max_prompt_tokens, plain",
     "export": "plain",
+    "serve": "max_prompt_tokens, plain",
     "ui": "max_prompt_tokens, plain",
 }
 # What preferences/exports.py writes; a test compares it.
@@ -51,6 +53,7 @@ SUMMARIES = {
     "recipe": "short scripts for each stage, to read, copy and change",
     "estimate": "peak memory of every stage, before anything is loaded; of a project also the time",
     "doctor": "check machine and installation, and say how to fix problems",
+    "serve": "an OpenAI-compatible endpoint: a project's runs answer in other programs",
     "ui": "the pages in the browser: rate answers, talk to models, compare them",
 }
 
@@ -92,6 +95,8 @@ def build_parser() -> Parser:
     add_runs_options(made["runs"])
     add_jobs_options(made["jobs"])
     _recipe(made["recipe"])
+    add_serve_options(made["serve"])
+    _set_option(made["serve"])
     _ui(made["ui"])
     return parser
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from lorarlhf.preferences.export_result import SKIPPED, Export, Row
+from lorarlhf.preferences.export_result import SINGLE, SKIPPED, Export, Row
 from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, SKIP, Vote
 
 
@@ -19,6 +19,9 @@ def to_argilla(votes: Iterable[Vote]) -> Export:
     for vote in votes:
         if vote.verdict.verdict == SKIP:
             export.leave_out(vote, SKIPPED)
+            continue
+        if len(vote.completions) == 1:
+            export.leave_out(vote, SINGLE)
             continue
         time = voted[vote.item_id, vote.rater]
         voted[vote.item_id, vote.rater] += 1

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 
 from lorarlhf.preferences.export_argilla import to_argilla
-from lorarlhf.preferences.export_result import SKIPPED, Export, Row
+from lorarlhf.preferences.export_result import SINGLE, SKIPPED, Export, Row
 from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, RANKED, SKIP, TIE, Prompt, Vote
 
 MARGINS = {"slightly": 1.0, "clearly": 2.0, "much": 3.0}
@@ -290,6 +290,8 @@ def _of_ranked(votes: Iterable[Vote], rows: Callable[[Vote], list[Row]]) -> Expo
 def _reason(vote: Vote, otherwise: str) -> str:
     if vote.verdict.verdict == SKIP:
         return SKIPPED
+    if len(vote.completions) == 1 and otherwise != NOT_BAD_OR_GOOD:
+        return SINGLE
     pair = len(vote.completions) == 2
     if vote.verdict.verdict == RANKED and (otherwise == TIED or pair):
         return NOT_EXPRESSIBLE

@@ -25,6 +25,8 @@ from lorarlhf.preferences.import_forms import (
 from lorarlhf.preferences.import_labels import ALONE, Labelled, join, labelled
 from lorarlhf.preferences.import_remarks import remarks
 from lorarlhf.preferences.records import (
+    BOTH_BAD,
+    BOTH_GOOD,
     MOST_COMPLETIONS,
     ImportedVote,
     check_verdict,
@@ -216,7 +218,8 @@ def _check_text(vote: ImportedVote) -> None:
 
 def _check_answers(vote: ImportedVote) -> None:
     texts = [text for text, _ in vote.completions]
-    if not 2 <= len(texts) <= MOST_COMPLETIONS:
+    thumb = len(texts) == 1 and vote.verdict.verdict in (BOTH_GOOD, BOTH_BAD)
+    if not thumb and not 2 <= len(texts) <= MOST_COMPLETIONS:
         raise RowFault(f'field "completions": expected 2 to {MOST_COMPLETIONS}, found {len(texts)}')
     if not isinstance(vote.origin, dict) or not all(isinstance(s, dict) for s in vote.sampling):
         raise RowFault('fields "origin" and "sampling": expected objects')

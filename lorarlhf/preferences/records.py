@@ -20,7 +20,8 @@ class Verdict:
     """What a rater decided about an item.
 
     Attributes:
-        verdict: `ranked`, `tie`, `both_good`, `both_bad` or `skip`.
+        verdict: `ranked`, `tie`, `both_good`, `both_bad` or `skip`. A thumb on a single answer is
+            `both_good` or `both_bad`, too: all answers of its item are.
         ranking: for `ranked`, tiers of positions, the best first; answers that were not ranked are
             left out (`[[1], [0]]`: the second won; `[[2], [0, 1]]`: a tie behind the third).
         strength: `slightly`, `clearly`, `much`, or None.
@@ -104,6 +105,8 @@ def check_verdict(verdict: Verdict, count: int) -> None:
         raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {verdict.verdict!r}")
     if verdict.strength not in (None, *STRENGTHS):
         raise ValueError(f"strength is one of {', '.join(STRENGTHS)}, not {verdict.strength!r}")
+    if count == 1 and verdict.verdict not in (BOTH_GOOD, BOTH_BAD, SKIP):
+        raise ValueError("a single answer is good or bad, because there is nothing to compare")
     placed = [position for tier in verdict.ranking for position in tier]
     if verdict.verdict != RANKED:
         if placed:

@@ -44,7 +44,7 @@ class Store(Database):
 
     The methods add what is voted on, record votes and read them back. Functions for one purpose
     each take a store: `queue` (what to ask next), `undo`, `history` (search), `statistics`,
-    `blind_comparisons`, `guesses`, `settings`, `accounts` and `merge` (import).
+    `blind_comparisons`, `guesses`, `settings`, `accounts`, `thumbs` and `merge` (import).
     """
 
     # ---- what is voted on
@@ -67,6 +67,8 @@ class Store(Database):
     ) -> int:
         """Add two to six answers to one prompt, to be compared; returns the item's id.
 
+        A single answer can be added, too, for a thumb (`thumbs`). The pages never ask for it.
+
         Args:
             completions: (text, source) each; the source is the role or run that wrote it.
             purpose: `train`, or `compare` for blind comparisons, which are left out of training
@@ -77,10 +79,10 @@ class Store(Database):
             comparison: the id of the blind comparison it belongs to.
 
         Raises:
-            ValueError: fewer than two or more than six answers, or another purpose.
+            ValueError: no answer or more than six, or another purpose.
         """
-        if not 2 <= len(completions) <= MOST_COMPLETIONS:
-            raise ValueError(f"an item has 2 to {MOST_COMPLETIONS} answers, not {len(completions)}")
+        if not 1 <= len(completions) <= MOST_COMPLETIONS:
+            raise ValueError(f"an item has 1 to {MOST_COMPLETIONS} answers, not {len(completions)}")
         if purpose not in ("train", "compare"):
             raise ValueError(f"purpose is train or compare, not {purpose!r}")
         with self.write() as db:

@@ -42,6 +42,7 @@ COMMANDS = {
     "chat": (PLAIN, MAX_CHAT_TOKENS),
     "eval": (PLAIN, MAX_CHAT_TOKENS),
     "export": (PLAIN,),
+    "serve": (PLAIN, MAX_CHAT_TOKENS),
     "ui": (PLAIN, MAX_CHAT_TOKENS),
 }
 

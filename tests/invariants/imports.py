@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("backbone", "data"),
     ("preferences", "rewards"),
     ("ppo", "evaluation", "project"),
-    ("stages", "ui", "export"),
+    ("stages", "ui", "export", "serve"),
     ("cli", "benchmarks"),
     ("recipes",),
 ]

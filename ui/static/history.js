@@ -235,6 +235,7 @@ function makeCard(answer, position) {
 // ---- correcting
 
 function choices(count) {
+  if (count === 1) return [["both_good", "Good"], ["both_bad", "Bad"], ["skip", "Skipped"]]; // a thumb
   const all = count === 2 ? "Both" : "All";
   const better = count === 2 ? [["A > B", "A is better"], ["B > A", "B is better"]] : [["ranked", "Ranked"]];
   return [...better, ["tie", "Tie"], ["both_good", `${all} good`], ["both_bad", `${all} bad`], ["skip", "Skipped"]];

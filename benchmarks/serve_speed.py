@@ -1,0 +1,195 @@
+"""`lorarlhf serve` with 1, 4 and 16 clients: requests a second, the first token, the reward.
+
+    .venv/bin/python benchmarks/serve_speed.py runs/demo
+    .venv/bin/python benchmarks/serve_speed.py mine --requests 32 --tokens 128
+
+The target is a run, or a project with a policy. The same prompts with the same seeds are asked of a
+server, by so many clients at once, and answered one after another as `lorarlhf chat` does it. Where
+there is a reward role, the answers of both are scored. Needs the extra `test` for OpenAI's client.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any
+
+from _memory import environment
+from openai import OpenAI
+
+from lorarlhf.data.readers import bundled, read_prompts
+from lorarlhf.serve.models import Model, Models
+
+PORT = 7871
+TEMPERATURE = 0.7
+Prompt = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An answer: its text, its tokens, and the seconds until its first and its last one."""
+
+    text: str
+    tokens: int
+    first: float
+    last: float
+
+
+def main() -> None:
+    """Print a Markdown table, and a line on how the answers compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("target", help="a run's folder, or a project's")
+    parser.add_argument("--requests", type=int, default=32, help="of each row")
+    parser.add_argument("--tokens", type=int, default=64, help="the longest answer")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--set", action="append", default=[], help="as of lorarlhf serve")
+    args = parser.parse_args()
+    rows = read_prompts(bundled("prompts"))[: args.requests]
+    prompts = [as_messages(row["prompt"]) for row in rows]
+    table = [
+        "| | requests a second | tokens a second | first token, s (median) | the slowest |",
+        "|---|---|---|---|---|",
+    ]
+    found: list[Asked] = []
+    with server(args):
+        ask(prompts[0], 0, args.tokens)  # the first request loads the adapter
+        for clients in args.clients:
+            started = time.perf_counter()
+            found = at_once(prompts, clients, args.tokens)
+            seconds = time.perf_counter() - started
+            table.append(row_of(f"serve, {clients} at once", found, seconds))
+            print(table[-1], file=sys.stderr, flush=True)
+    alone, seconds, scores = one_after_another(args, prompts, [one.text for one in found])
+    table.append(row_of("chat, one after another", alone, seconds))
+    print("\n".join(table))
+    same = sum(a.text == b.text for a, b in zip(found, alone, strict=True))
+    print(f"\n{same} of {len(alone)} answers of {args.clients[-1]} clients are those of chat.")
+    if scores:
+        ours, theirs = map(mean, scores)
+        print(f"Mean reward: {ours:.4f} served, {theirs:.4f} of chat.")
+
+
+def as_messages(prompt: Any) -> Prompt:
+    """A prompt as messages."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def row_of(name: str, answers: Sequence[Asked], seconds: float) -> str:
+    """A row of the table."""
+    firsts = [one.first for one in answers if one.first]
+    first = f"{median(firsts):.2f} | {max(firsts):.2f}" if firsts else " | "
+    tokens = sum(one.tokens for one in answers)
+    return f"| {name} | {len(answers) / seconds:.2f} | {tokens / seconds:.1f} | {first} |"
+
+
+# ---- a server
+
+
+@contextlib.contextmanager
+def server(args: argparse.Namespace) -> Iterator[None]:
+    """A server of the target that answers, until the end of the block."""
+    command = [sys.executable, "-m", "lorarlhf.cli", "serve", args.target, "--port", str(PORT)]
+    command += [word for setting in args.set for word in ("--set", setting)]
+    process = subprocess.Popen([*command, "--no-feedback"], env=environment(None))
+    try:
+        while not healthy():
+            if process.poll() is not None:
+                raise SystemExit("The server has ended; it said why.")
+            time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def healthy() -> bool:
+    """Whether the server answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=10) as answer:
+            return bool(json.loads(answer.read())["status"] == "ready")
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def at_once(prompts: Sequence[Prompt], clients: int, tokens: int) -> list[Asked]:
+    """All prompts, asked by so many clients at once."""
+    with ThreadPoolExecutor(clients) as pool:
+        jobs = [pool.submit(ask, prompt, seed, tokens) for seed, prompt in enumerate(prompts)]
+        return [job.result() for job in jobs]
+
+
+def ask(prompt: Prompt, seed: int, tokens: int) -> Asked:
+    """One streamed answer."""
+    client = OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none", max_retries=0)
+    started, first, text, used = time.perf_counter(), 0.0, "", 0
+    asked: Any = {"model": "", "messages": prompt, "max_tokens": tokens, "seed": seed}
+    asked |= {"temperature": TEMPERATURE, "stream_options": {"include_usage": True}}
+    for chunk in client.chat.completions.create(stream=True, **asked):
+        for choice in chunk.choices:
+            first = first or (time.perf_counter() - started if choice.delta.content else 0.0)
+            text += choice.delta.content or ""
+        used = chunk.usage.completion_tokens if chunk.usage else used
+    return Asked(text, used, first, time.perf_counter() - started)
+
+
+# ---- as chat does it
+
+
+def one_after_another(
+    args: argparse.Namespace, prompts: Sequence[Prompt], served: Sequence[str]
+) -> tuple[list[Asked], float, tuple[list[float], list[float]] | None]:
+    """The same answers in this process, their seconds, and the scores of both if there are any."""
+    from lorarlhf.backbone.generation import generate
+    from lorarlhf.project.load import load_backbone
+    from lorarlhf.project.settings import resolve
+    from lorarlhf.rewards.role import score_answers
+
+    models = Models(args.target)
+    settings = resolve("serve", sets=args.set, inherited=models.inherited())
+    backbone = load_backbone(settings)
+    model = models.find("")
+    role = "base" if model.place == "base" else "policy"
+    if role == "policy":
+        backbone.load_role(role, model.place)
+    found, started = [], time.perf_counter()
+    for seed, prompt in enumerate(prompts):
+        before = time.perf_counter()
+        (answer,) = generate(
+            backbone,
+            [prompt],
+            role=role,
+            max_new_tokens=args.tokens,
+            temperature=TEMPERATURE,
+            seed=seed,
+        )
+        seconds = time.perf_counter() - before
+        found.append(Asked(answer.text, len(answer.ids), 0.0, seconds))
+    seconds = time.perf_counter() - started
+    picking = best_of_model(models)
+    if picking is None:
+        return found, seconds, None
+    backbone.load_role("reward", picking.reward)
+    scored = [
+        score_answers(backbone, prompts, texts) for texts in (served, [a.text for a in found])
+    ]
+    return found, seconds, (scored[0], scored[1])
+
+
+def best_of_model(models: Models) -> Model | None:
+    """The model that a reward role picks from, if there is one."""
+    listed = [name for name in models.names() if name.startswith("best-of-")]
+    return models.find(listed[0]) if listed else None
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()
