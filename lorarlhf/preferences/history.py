@@ -140,8 +140,8 @@ def remap(ranking: Ranking, where: Callable[[int], int]) -> Ranking:
 
 def describe(verdict: Verdict, count: int) -> str:
     """A verdict on `count` answers as text, such as `B is better, clearly`."""
-    every = "both" if count == 2 else "all"
-    plain = {TIE: "tie", BOTH_GOOD: f"{every} good", BOTH_BAD: f"{every} bad", SKIP: "skipped"}
+    every = {1: "", 2: "both "}.get(count, "all ")
+    plain = {TIE: "tie", BOTH_GOOD: f"{every}good", BOTH_BAD: f"{every}bad", SKIP: "skipped"}
     if verdict.verdict != RANKED:
         return plain.get(verdict.verdict, verdict.verdict)
     if count == 2:
@@ -164,6 +164,8 @@ def read_ranking(text: str, count: int) -> Ranking:
     Raises:
         UserError: the text is not a ranking of `count` answers.
     """
+    if count == 1:
+        raise UserError("One answer alone is not ranked: call it good or bad.")
     known = LETTERS[:count]
     names = re.findall(r"[^\s=>]+", text.upper())
     wrong = [name for name in names if len(name) != 1 or name not in known]
