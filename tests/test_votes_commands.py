@@ -108,10 +108,11 @@ def test_a_file_is_imported(run: Run, project: Path, tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, out, _ = run("votes", project, "--import", file)
     alone = "1 rows without a second row on the same prompt"
-    assert (status, out) == (0, f"Added 1 vote from {file}. Left out: {alone}.\n")
+    assert (status, out) == (0, f"Added 1 vote from {file}. Left out: {alone} (line 3).\n")
     status, out, _ = run("votes", project, "--import", file, "--json")
     reason = alone.removeprefix("1 ")
-    assert json.loads(out) == {"added": 0, "there_already": 1, "left_out": {reason: 1}}
+    told = {"left_out": {reason: 1}, "left_out_rows": {reason: [3]}}
+    assert json.loads(out) == {"added": 0, "there_already": 1, **told}
 
 
 def test_bad_rows_are_left_out_where_that_is_asked(run: Run, project: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the table of the competition at Kaggle.
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from lorarlhf.preferences.fields import (
     Message,

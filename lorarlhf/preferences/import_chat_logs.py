@@ -18,6 +18,7 @@ from lorarlhf.preferences.fields import (
     expected,
     list_of,
     name_of,
+    need,
     object_of,
     text_of,
 )
@@ -56,9 +57,7 @@ def silly_tavern(rows: Numbered) -> Iterator[tuple[int, Candidates | Left | RowF
 
 def _message(row: Row) -> Message:
     """A line as a message of the conversation."""
-    for name in ("mes", "is_user"):
-        if name not in row:
-            raise RowFault(f'field "{name}" is missing')
+    need(row, *sorted(SILLY_TAVERN))
     if not isinstance(row["is_user"], bool):
         raise expected("is_user", "true or false", row["is_user"])
     extra = object_of(row.get("extra") or {}, "extra")
@@ -88,6 +87,7 @@ def text_generation(row: Row) -> Parsed:
 
     What is left out is named by the number of the turn.
     """
+    need(row, *sorted(TEXT_GENERATION))
     turns = list_of(row["internal"], "internal")
     about = object_of(row.get("metadata") or {}, "metadata")
     before: list[Message] = []

@@ -17,6 +17,7 @@ from lorarlhf.preferences.fields import (
     expected,
     list_of,
     name_of,
+    need,
     object_of,
     text_of,
     time_of,
@@ -35,6 +36,7 @@ LONGEST_MINUTES = 24 * 60
 
 def label_studio(row: Row) -> Parsed:
     """A task with its annotations."""
+    need(row, *sorted(COLUMNS))
     data = {
         name: value
         for name, value in object_of(row["data"], "data").items()

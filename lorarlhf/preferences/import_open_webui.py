@@ -18,6 +18,7 @@ from lorarlhf.preferences.fields import (
     expected,
     list_of,
     name_of,
+    need,
     object_of,
     text_of,
     time_of,
@@ -66,6 +67,7 @@ def _time(row: Row) -> float:
 
 def _vote(row: Row) -> ImportedVote | Left:
     """What one piece of feedback says."""
+    need(row, *sorted(COLUMNS))
     data, meta = (object_of(row[name] or {}, name) for name in ("data", "meta"))
     if row["type"] != "rating":
         return Left(OTHER_TYPE)

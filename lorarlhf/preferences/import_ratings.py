@@ -16,6 +16,7 @@ from lorarlhf.preferences.fields import (
     expected,
     list_of,
     name_of,
+    need,
     object_of,
     prompt_of,
     text_of,
@@ -39,6 +40,7 @@ PROMPTS = ("instruction", "prompt", "input")
 
 def ultra_feedback(row: Row) -> Parsed:
     """UltraFeedback: `completions`, each with the ratings of four aspects by a model."""
+    need(row, *sorted(ULTRA))
     prompt = prompt_of(row["instruction"], "instruction")
     answers = [object_of(one, "completions") for one in list_of(row["completions"], "completions")]
     rated = [
@@ -69,6 +71,7 @@ def _rating(answer: Row) -> float | None:
 
 def distilabel(row: Row) -> Parsed:
     """distilabel's task: `generations` and `ratings` side by side."""
+    need(row, *sorted(DISTILABEL))
     name = next((name for name in PROMPTS if row.get(name)), None)
     if name is None:
         raise RowFault('field "instruction": expected a prompt in instruction, prompt or input')

@@ -18,6 +18,7 @@ from lorarlhf.preferences.fields import (
     expected,
     list_of,
     name_of,
+    need,
     object_of,
     text_of,
 )
@@ -34,6 +35,7 @@ ROLES = {"prompter": "user", "assistant": "assistant"}
 
 def tree(row: Row) -> Parsed:
     """A tree: the votes on the answers to each message of a user in it."""
+    need(row, *sorted(TREE))
     yield from _votes(object_of(row["prompt"], "prompt"))
 
 
