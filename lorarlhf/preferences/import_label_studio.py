@@ -9,6 +9,7 @@ from typing import Any
 
 from lorarlhf.preferences.argilla_fields import find_prompt, plain, response_names
 from lorarlhf.preferences.fields import (
+    UNNAMED,
     Left,
     Parsed,
     Row,
@@ -93,11 +94,11 @@ def _texts(value: Row, name: str) -> list[str]:
 
 
 def _compared(data: Row, results: list[Row]) -> tuple[Prompt, tuple[tuple[str, str], ...]]:
-    """The prompt and the two answers, left and right, each with the name of its field."""
+    """The prompt and the two answers, left and right."""
     names = _answer_names(data, results)
     fields = {name: value for name, value in data.items() if name not in names}
     prompt, _ = find_prompt(fields)
-    return prompt, tuple((answer_of(data[name], f"data.{name}"), name) for name in names)
+    return prompt, tuple((answer_of(data[name], f"data.{name}"), UNNAMED) for name in names)
 
 
 def _answer_names(data: Row, results: list[Row]) -> list[str]:
