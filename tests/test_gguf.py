@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lorarlhf.backbone import base_cache, gguf_base
+from lorarlhf.backbone import base_cache, gguf_base, gguf_weights
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.base_cache import cache_folder
 from lorarlhf.backbone.convert import convert
@@ -90,6 +90,36 @@ def test_transformers_reads_the_families_that_the_documentation_names() -> None:
 def test_a_file_whose_name_is_mistral_is_read(tmp_path: Path) -> None:
     model = tiny_model("llama")
     convert(write_gguf(model, tmp_path / "a.gguf", name="mistral"), tmp_path / "made")
+    same_as(model, tmp_path / "made")
+
+
+def test_large_models_are_written_in_several_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_weights, "SHARD", 30_000)
+    model = tiny_model("gemma2")
+    convert(write_gguf(model, tmp_path / "tiny.gguf"), tmp_path / "made")
+    files = sorted(path.name for path in (tmp_path / "made").glob("*.safetensors"))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    same_as(model, tmp_path / "made")
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    model = tiny_model("qwen2")
+    lacking = tiny_model("qwen2", num_hidden_layers=1)
+    model.state_dict = lacking.state_dict  # and the header says two layers
+    with pytest.raises(
+        UserError, match=r"lacks 12 of the model's weights, such as model\.layers\.1"
+    ):
+        convert(write_gguf(model, tmp_path / "tiny.gguf"), tmp_path / "made")
+
+
+def test_other_families_are_written_by_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorarlhf.backbone.convert.ONE_BY_ONE", ())
+    model = tiny_model("qwen3")
+    convert(write_gguf(model, tmp_path / "tiny.gguf"), tmp_path / "made")
     same_as(model, tmp_path / "made")
 
 

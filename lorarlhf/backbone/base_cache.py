@@ -22,7 +22,7 @@ REFUSED = 3
 """How the converter ends where its last line is a message for people."""
 _BAR = re.compile(r"^(?P<title>[^%\r\n]*?):?\s*(?P<percent>\d+)%\|")
 """A bar of the converter, which transformers writes."""
-SHARES = (("quantiz", 0.0, 0.8), ("Loading", 0.8, 0.9), ("Writing", 0.9, 1.0))
+SHARES = (("Dequantizing", 0.0, 1.0), ("de-quantizing", 0.0, 0.8), ("Loading", 0.8, 0.9))
 """Parts of a conversion: a word of the bar's title, and where the part begins and ends."""
 
 
