@@ -245,6 +245,7 @@ def test_a_file_is_converted_once_and_known_by_its_content(
     assert read_shape(str(moved)).hidden == SIZES["hidden_size"]
 
 
+@pytest.mark.slow
 def test_the_command_shows_progress_and_leaves_nothing_behind_when_it_is_stopped(
     cache: Path, tmp_path: Path
 ) -> None:
@@ -264,6 +265,7 @@ def test_the_command_shows_progress_and_leaves_nothing_behind_when_it_is_stopped
     assert [path.name for path in cache.iterdir() if path.is_dir()] == []
 
 
+@pytest.mark.slow
 def test_a_failed_conversion_says_why(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match="no.gguf is damaged or was cut off: .* 4 bytes"):

@@ -54,7 +54,7 @@ def _write_at_once(config: Any, gguf: Path, folder: Path) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     # Without dequantize=True the model stays marked as quantised: saving is refused.
-    model, about = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
         config=config,
@@ -62,6 +62,7 @@ def _write_at_once(config: Any, gguf: Path, folder: Path) -> Any:
         quantization_config=GgufConfig(dequantize=True),
         output_loading_info=True,
     )
+    model, about = loaded
     if missing := sorted(about["missing_keys"]):
         raise UserError(
             f"{gguf} lacks {len(missing)} of the model's weights, such as {missing[0]}. Fetch the "

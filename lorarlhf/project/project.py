@@ -27,7 +27,8 @@ _TEMPLATE = """\
 # A lorarlhf project. The training commands, chat and score take its folder: lorarlhf reward {name}
 # These settings apply to its runs. The run that one starts from, --config and --set override them.
 
-# smollm2-135m, a folder, or a Hugging Face id. Adapters fit only the base they were trained on.
+# smollm2-135m, a folder, a GGUF file, or a Hugging Face id. Adapters fit only the base that they
+# were trained on.
 base: {base}
 
 # 4 (smallest), 8 or 16. All runs of a project should share it.
