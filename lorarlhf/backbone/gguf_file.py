@@ -58,7 +58,7 @@ class GGUFFile:
     def cost(self) -> str:
         """What the quantisation costs, as a sentence."""
         if self.bits > 15.5:
-            return f"The weights of {self.path.name} have 16 bits or more, so nothing is lost."
+            return f"The weights of {self.path.name} have 16 bits or more: hardly anything is lost."
         kind = f" ({self.kind})" if self.kind else ""
         source = f", from {self.origin}" if self.origin else ""
         return (

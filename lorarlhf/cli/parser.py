@@ -262,7 +262,8 @@ def _estimate(sub: Parser) -> None:
 def _votes(sub: Parser) -> None:
     sub.add_argument("project", metavar="PROJECT", help="the project's folder")
     one = sub.add_mutually_exclusive_group()
-    text = "add the votes of a file, each once: an export of ours, TRL, KTO, HH, ShareGPT, ..."
+    text = "add the votes of a file, or of all files in a folder, each once: an export of ours, "
+    text += "TRL, KTO, HH, Argilla, Open WebUI's feedback, chats of SillyTavern, ..."
     one.add_argument("--import", dest="import_file", metavar="FILE", help=text)
     text = "write the votes for others: own (everything), " + ", ".join(EXPORT_FORMS[1:])
     one.add_argument("--export", metavar="FORM", choices=EXPORT_FORMS, help=text)

@@ -16,9 +16,7 @@ from lorarlhf.preferences.accounts import (
     with_password,
 )
 from lorarlhf.preferences.exports import EXPORTS
-from lorarlhf.preferences.imports import read_votes
-from lorarlhf.preferences.merge import merge_votes
-from lorarlhf.preferences.merge_candidates import merge_candidates
+from lorarlhf.preferences.import_folder import merge_all, read_all, together
 from lorarlhf.preferences.statistics import (
     FEWEST_OVERLAPS,
     agreement,
@@ -69,9 +67,9 @@ def _check_options(args: Namespace) -> None:
 
 
 def _import(store: Store, file: str, answers: str | None, skip_bad: bool) -> Output:
-    found = read_votes(file, answers, skip_bad=skip_bad)
-    merged = merge_votes(store, found.votes)
-    rated = merge_candidates(store, found.candidates)
+    files = read_all(Path(file).expanduser(), answers, skip_bad=skip_bad)
+    merged, rated = merge_all(store, files)
+    found = together(files)
     data: dict[str, Any] = {"added": merged.added, "there_already": merged.there}
     data |= {"corrected": merged.changed} if merged.changed else {}
     if found.candidates:

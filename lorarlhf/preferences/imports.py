@@ -83,7 +83,8 @@ class Import:
         """What of the file was not added to a store, as a sentence behind another one; or ""."""
         known = [f"{votes.there} already in the store"] if votes.there else []
         known += [f"{rated.there} sets of answers already in the store"] if rated.there else []
-        text = f" Corrected {votes.changed} that were changed there." if votes.changed else ""
+        many = f"{votes.changed} vote{'s' * (votes.changed != 1)}"
+        text = f" Corrected {many}, changed there since." if votes.changed else ""
         listed = "; ".join([*self.reasons(), *also, *known])
         return f"{text} Left out: {listed}." if listed else text
 
