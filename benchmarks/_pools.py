@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.fetch import cache_folder
+from lorarlhf.backbone.base_cache import cache_folder
 from lorarlhf.backbone.generation import generate
 from lorarlhf.backbone.storage import fingerprint
 from lorarlhf.data.readers import bundled, read_prompts

@@ -122,7 +122,7 @@ def step_ends() -> list[float]:
 
 def own_cache(folder: str) -> str:
     """A cache folder with nothing but the converted bases."""
-    from lorarlhf.backbone.fetch import cache_folder
+    from lorarlhf.backbone.base_cache import cache_folder
 
     cache = Path(folder) / "cache"
     cache.mkdir()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lorarlhf.backbone.fetch import cache_folder
+from lorarlhf.backbone.base_cache import cache_folder
 
 if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone

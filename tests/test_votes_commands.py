@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lorarlhf.project.project import create
 FIRST, SECOND = Verdict("ranked", [[0], [1]]), Verdict("ranked", [[1], [0]])
 ANSWERS = (("One.", "base"), ("Two.", "runs/1"))
 PASSWORD = "quiet harbour 7"
+IMPORTS = Path(__file__).parent / "data/imports"
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -108,10 +110,30 @@ def test_a_file_is_imported(run: Run, project: Path, tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, out, _ = run("votes", project, "--import", file)
     alone = "1 rows without a second row on the same prompt"
-    assert (status, out) == (0, f"Added 1 vote from {file}. Left out: {alone}.\n")
+    assert (status, out) == (0, f"Added 1 vote from {file}. Left out: {alone} (line 3).\n")
     status, out, _ = run("votes", project, "--import", file, "--json")
     reason = alone.removeprefix("1 ")
-    assert json.loads(out) == {"added": 0, "there_already": 1, "left_out": {reason: 1}}
+    told = {"left_out": {reason: 1}, "left_out_rows": {reason: [3]}}
+    assert json.loads(out) == {"added": 0, "there_already": 1, **told}
+
+
+def test_a_folder_of_chats_is_imported(run: Run, project: Path, tmp_path: Path) -> None:
+    chats = tmp_path / "chats/Mara"
+    chats.mkdir(parents=True)
+    for name in ("a.jsonl", "branch of a.jsonl"):
+        shutil.copy(IMPORTS / "sillytavern.jsonl", chats / name)
+    shutil.copy(IMPORTS / "open_webui.json", chats.parent)
+    (chats.parent / "settings.json").write_text('[{"theme": "dark"}]')
+    assert "match no known form" in run("votes", project, "--import", chats.parent)[2]
+    status, said, _ = run("votes", project, "--import", chats.parent, "--skip-bad")
+    assert status == 0 and said.startswith(f"Added 5 votes from {chats.parent}. Left out: ")
+    assert "1 files that can't be read" in said and "settings.json: the columns theme" in said
+    assert "1 sets of answers already in the store" in said
+    assert "1 set of answers waits on the Rate page." in said.splitlines()
+    again = run("votes", project, "--import", chats.parent, "--skip-bad")[1]
+    assert again.startswith("Added 0 votes") and "5 already in the store" in again
+    (tmp_path / "empty").mkdir()
+    assert "no file in this folder" in run("votes", project, "--import", tmp_path / "empty")[2]
 
 
 def test_bad_rows_are_left_out_where_that_is_asked(run: Run, project: Path, tmp_path: Path) -> None:

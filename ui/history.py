@@ -21,6 +21,7 @@ from lorarlhf.preferences.history import (
 )
 from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.merge import merge_votes
+from lorarlhf.preferences.merge_candidates import merge_candidates
 from lorarlhf.preferences.records import RANKED, Verdict, Vote
 from lorarlhf.preferences.statistics import newest_judgement
 from lorarlhf.preferences.store import Store
@@ -34,6 +35,7 @@ from lorarlhf_ui.votes import LONGEST_TEXT, View, edited
 LONGEST_SEARCH = 200
 NOT_YOURS = "in the name of another rater with a password"
 NOT_OWNER = "in other names, which only an owner of the project may import"
+ONLY_OWNERS = "sets of answers to rate, which only an owner of the project may import"
 _NOT_OVER = "Finish this blind comparison first: a score could tell who wrote an answer."
 _GONE = "This vote was changed elsewhere in the meantime. Reload the page."
 
@@ -142,10 +144,11 @@ class History:
         vote = self._own_vote(rater, data)
         with self.store.write():
             self.store.correct(vote.id, None)
-            if vote.rater == rater:
+            asked = vote.rater == rater and len(vote.completions) > 1
+            if asked:
                 present_again(self.store, vote.presentation_id)
         self.changed(vote.rater)
-        again = " You will see these answers again." if vote.rater == rater else ""
+        again = " You will see these answers again." if asked else ""
         return {"gone": vote.id, "message": f"The vote is undone.{again}"}
 
     def _vote(self, rater: str, data: View) -> Vote:
@@ -240,19 +243,26 @@ class History:
             found = read_votes(file, skip_bad=skip_bad)
             votes = [vote for vote in found.votes if self._may_import(rater, vote.rater)]
             merged = merge_votes(self.store, votes)
+            to_rate = found.candidates if self._may_add(rater) else []
+            rated = merge_candidates(self.store, to_rate)
         except UserError as error:  # the path of the upload is of no use to the rater
             raise UserError(str(error).replace(f"{file.parent}/", "")) from error
         if any(self.store.rater_name(vote.rater) == rater for vote in votes):
             self.changed(rater)
-        left = dict(sorted(found.left_out.items()))
         why = NOT_YOURS if is_owner(self.store, rater) else NOT_OWNER
-        left |= {why: len(found.votes) - len(votes), "already in the store": merged.there}
-        rest = "; ".join(f"{count} {reason}" for reason, count in left.items() if count)
+        others = len(found.votes) - len(votes)
+        also = [f"{others} {why}"] if others else []
+        refused = len(found.candidates) - len(to_rate)
+        also += [f"{refused} {ONLY_OWNERS}"] if refused else []
         imported = f"Imported {merged.added} vote{'s' * (merged.added != 1)} from {file.name}."
-        lines = [f"{imported} Left out: {rest}." if rest else imported]
+        lines = [imported + found.rest(merged, rated, also), *found.to_rate(rated)]
         lines += [f"Look at these: {found.remarked()}."] if found.remarks else []
         lines += [found.first_bad().replace(f"{file.parent}/", "")] if found.bad else []
         return "\n".join(lines)
+
+    def _may_add(self, rater: str) -> bool:
+        """Whether a rater may add what everybody is asked."""
+        return self.everybody or is_owner(self.store, rater)
 
     def _may_import(self, rater: str, name: str) -> bool:
         name = self.store.rater_name(name)

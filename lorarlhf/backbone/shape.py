@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.backbone.fetch import GATED, PACKAGED, find_base
+from lorarlhf.backbone.gguf_base import converted_before, gguf_config, is_gguf
 from lorarlhf.runtime.errors import UserError
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -82,11 +83,14 @@ class Shape:
 
 
 def read_shape(base: str) -> Shape:
-    """The sizes of a base: a `config.json`, a folder with one, a packaged name or a hub id.
+    """The sizes of a base: a `config.json`, a folder with one, a GGUF file, a name or an id.
 
     Raises:
         UserError: it is not found, or lacks the sizes of a decoder.
     """
+    file = Path(base).expanduser()
+    if is_gguf(base) and file.is_file() and converted_before(file) is None:
+        return Shape.of(gguf_config(file))  # an estimate needs no conversion
     path = config_file(base)
     try:
         shape = Shape.of(json.loads(path.read_text(encoding="utf-8")))

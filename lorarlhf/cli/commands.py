@@ -28,7 +28,8 @@ def demo(args: Namespace) -> Result:
     from lorarlhf.project.settings import BACKBONE_LIMITS
     from lorarlhf.runtime.setting_types import at_least
 
-    names = ("out", "rater", "noise", "pairs", "updates", "seed", "base", "bits", "adapter_layers")
+    names = ["out", "rater", "noise", "pairs", "updates", "seed", "base", "bits", "adapter_layers"]
+    names.append("chat_template")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     limits = BACKBONE_LIMITS | {"updates": at_least(1), "pairs": at_least(2)}
     for name, value in options.items():
@@ -126,19 +127,25 @@ def _cell_text(value: Any) -> Any:
 
 
 def new(args: Namespace) -> Result:
-    """Make a project."""
+    """Make a project; a GGUF file as its base is looked at first, and converted when it is used."""
+    from lorarlhf.backbone.gguf_base import describe, is_gguf
+
+    file = Path(args.base).expanduser()
+    about = describe(file) if is_gguf(args.base) and file.is_file() else []
     project = create(
         args.folder,
         base=args.base,
         bits=args.bits,
         adapter_layers=args.adapter_layers,
         prompts=args.prompts,
+        chat_template=args.chat_template,
     )
     prompts = len(read_prompts(project.prompts))
     text = (
         f"{project.folder} is ready: project.yaml holds its settings, prompts.jsonl {prompts} "
         f"prompts, and preferences.sqlite will hold the votes. Every command takes the folder."
     )
+    text = "\n".join([text, *about])
     return Result({"folder": str(project.folder), "prompts": prompts}, text)
 
 

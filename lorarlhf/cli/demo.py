@@ -159,6 +159,7 @@ class _Demo:
             options.base,
             bits=options.bits,
             adapter_layers=options.adapter_layers,
+            chat_template=options.chat_template,
             seed=options.seed,
             log=self.log,
         )

@@ -26,6 +26,7 @@ class DemoOptions:
     seed: int = 0
     base: str = "smollm2-135m"
     bits: int = 4
+    chat_template: str | None = None  # a Jinja file, for a base without a template
     adapter_layers: int | str = "upper-half"
     quick: bool = False  # a minute on two cores: shows that it works, not that it learns
     full: bool = False  # more prompts, longer answers and more updates

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 
-from lorarlhf.backbone.fetch import PACKAGED, cache_folder
+from lorarlhf.backbone.base_cache import cache_folder
+from lorarlhf.backbone.fetch import PACKAGED
 from lorarlhf.runtime.machine import main_memory
 
 BASE = "smollm2-135m"

@@ -127,7 +127,8 @@ def _demo(sub: Parser) -> None:
     sub.add_argument("--pairs", type=int, help="votes, at most (default: 250)")
     sub.add_argument("--updates", type=int, help="updates of PPO (default: 16)")
     sub.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
-    sub.add_argument("--base", help="smollm2-135m, a folder or a Hugging Face id")
+    sub.add_argument("--base", help="smollm2-135m, a folder, a GGUF file or a Hugging Face id")
+    sub.add_argument("--chat-template", metavar="FILE", help="a Jinja file, if the base has none")
     sub.add_argument("--bits", type=int, help="4, 8 or 16 (default: 4)")
     sub.add_argument("--adapter-layers", help="upper-half, all or a number of layers")
     sub.add_argument("--quick", action="store_true", help="a minute: shows only that it works")
@@ -137,10 +138,12 @@ def _demo(sub: Parser) -> None:
 
 def _new(sub: Parser) -> None:
     sub.add_argument("folder", metavar="FOLDER", help="the project's folder, made here")
-    sub.add_argument("--base", default="smollm2-135m", help="smollm2-135m, a folder or an id")
+    text = "smollm2-135m, a folder, a GGUF file or an id"
+    sub.add_argument("--base", default="smollm2-135m", help=text)
     sub.add_argument("--bits", type=int, choices=(4, 8, 16), default=4, help="4, 8 or 16")
     sub.add_argument("--adapter-layers", default="upper-half", help="upper-half, all or a number")
     sub.add_argument("--prompts", metavar="FILE", help="prompts to begin with")
+    sub.add_argument("--chat-template", metavar="FILE", help="a Jinja file, if the base has none")
 
 
 def _training(stage: Stage, sub: Parser) -> None:
@@ -188,7 +191,7 @@ def _training(stage: Stage, sub: Parser) -> None:
     sub.add_argument("--init", metavar="RUN", help=f"an earlier run: {init}")
     sub.add_argument("--out", metavar="DIR", help=f"folder of the run (default: runs/{stage.name})")
     sub.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
-    sub.add_argument("--base", help="smollm2-135m (the default), a folder or a Hugging Face id")
+    sub.add_argument("--base", help="smollm2-135m (the default), a folder, a GGUF file or an id")
     sub.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
     sub.add_argument("--config", metavar="FILE.yaml", help="settings, one `key: value` a line")
     text = "train at most so long; what is trained by then is kept"
@@ -270,7 +273,8 @@ def _estimate(sub: Parser) -> None:
 def _votes(sub: Parser) -> None:
     sub.add_argument("project", metavar="PROJECT", help="the project's folder")
     one = sub.add_mutually_exclusive_group()
-    text = "add the votes of a file, each once: an export of ours, TRL, KTO, HH, ShareGPT, ..."
+    text = "add the votes of a file, or of all files in a folder, each once: an export of ours, "
+    text += "TRL, KTO, HH, Argilla, Open WebUI's feedback, chats of SillyTavern, ..."
     one.add_argument("--import", dest="import_file", metavar="FILE", help=text)
     text = f"write the votes for others: own (everything), {', '.join(EXPORT_FORMS[1:])}; or "
     text += f"{DATASET}, a folder with TRL's rows and a card"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lorarlhf.backbone.base import Backbone
     from lorarlhf.backbone.base_files import BaseFiles
     from lorarlhf.cli.preflight import MemoryEstimate
+    from lorarlhf.preferences.imports import Import
     from lorarlhf.stages.inputs import StageInputs
 
 SOURCE_ROLES = {"init": "policy", "reward": "reward"}
@@ -205,9 +206,19 @@ def _read_votes(stage: Stage, path: str) -> list[Row]:
     if found.remarks:
         log_to_stderr(f"{path}: {found.remarked()}.")
     if not export.rows:
-        raise UserError(f"{path}: no vote in it gives a row for {stage.name}.")
+        raise UserError(f"{path}: no vote in it gives a row for {stage.name}.{_unjudged(found)}")
     places = (f"{path}, row {n} of those from its votes" for n in itertools.count(1))
     return [FileRow(row, place) for row, place in zip(export.rows, places, strict=False)]
+
+
+def _unjudged(found: "Import") -> str:
+    """What to do with a file whose answers are not judged yet; "" for others."""
+    if not found.candidates:
+        return ""
+    return (
+        f" It has {len(found.candidates)} sets of answers that nobody has judged. Add them to a "
+        "project with `lorarlhf votes PROJECT --import FILE` and rate them on its Rate page."
+    )
 
 
 def fingerprint(rows: list[Row]) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from lorarlhf.preferences.accounts import (
     with_password,
 )
 from lorarlhf.preferences.exports import EXPORTS
-from lorarlhf.preferences.imports import read_votes
-from lorarlhf.preferences.merge import merge_votes
+from lorarlhf.preferences.import_folder import merge_all, read_all, together
 from lorarlhf.preferences.records import Vote
 from lorarlhf.preferences.statistics import (
     FEWEST_OVERLAPS,
@@ -74,14 +73,19 @@ def _check_options(args: Namespace) -> None:
 
 
 def _import(store: Store, file: str, answers: str | None, skip_bad: bool) -> Output:
-    found = read_votes(file, answers, skip_bad=skip_bad)
-    merged = merge_votes(store, found.votes)
-    left = dict(sorted(found.left_out.items()))
-    data = {"added": merged.added, "there_already": merged.there, "left_out": left}
+    files = read_all(Path(file).expanduser(), answers, skip_bad=skip_bad)
+    merged, rated = merge_all(store, files)
+    found = together(files)
+    data: dict[str, Any] = {"added": merged.added, "there_already": merged.there}
+    data |= {"corrected": merged.changed} if merged.changed else {}
+    if found.candidates:
+        data |= {"to_rate": rated.added, "to_rate_there_already": rated.there}
+    data |= {"left_out": dict(sorted(found.left_out.items()))}
+    data |= {"left_out_rows": found.rows_of} if found.rows_of else {}
     data |= {"remarks": dict(sorted(found.remarks.items()))} if found.remarks else {}
     data |= {"bad_rows": found.bad} if found.bad else {}
-    rest = _rest(left | ({"already in the store": merged.there} if merged.there else {}))
-    lines = [f"Added {_many(merged.added, 'vote')} from {file}.{rest}"]
+    lines = [f"Added {_many(merged.added, 'vote')} from {file}.{found.rest(merged, rated)}"]
+    lines += found.to_rate(rated)
     if found.remarks:
         lines.append(f"Look at these: {found.remarked()}.")
     if found.bad:

@@ -201,6 +201,8 @@ def _parse_json(text: str) -> Parsed:
     value, broken = _load_json(text)
     if broken:
         return [], [f"{broken}; {advice}; one object a line belongs in a .jsonl file"]
+    if isinstance(value, dict) and value.keys() >= {"internal", "visible"}:
+        value = [value]  # a chat of text-generation-webui is one object
     if isinstance(value, dict) and "data" in value:
         value = value["data"]
     if not isinstance(value, list):

@@ -62,7 +62,7 @@ class RaterReport:
     Attributes:
         rater: None for all.
         votes: their number.
-        ties, skips: shares of all votes.
+        ties: of the comparisons that were not skipped; skips: of all votes.
         left: of the preferences between two answers whose sides are known, those for the left one.
         left_p: the chance of a share as far from one half, or farther, of a rater who does not look
             at the side (exact binomial test).
@@ -127,6 +127,7 @@ def rater_report(
         known: the `differences` of these and other votes, if they were computed before.
     """
     cast = [vote for vote in votes if vote.verdict.verdict != SKIP]
+    compared = [vote for vote in cast if len(vote.completions) > 1]  # a thumb on one is no tie
     left = _left(votes)
     # A skip may be quick, and whoever is asked again has read the answers before.
     timed = [v for v in cast if v.milliseconds is not None and not v.imported and v.repeats is None]
@@ -134,7 +135,7 @@ def rater_report(
     return RaterReport(
         rater,
         len(votes),
-        ties=Share(sum(vote.verdict.verdict != RANKED for vote in cast), len(cast)),
+        ties=Share(sum(vote.verdict.verdict != RANKED for vote in compared), len(compared)),
         skips=Share(len(votes) - len(cast), len(votes)),
         left=left,
         left_p=binomial_test(left.count, left.of),

@@ -11,6 +11,7 @@ from lorarlhf.export.cards.vote_facts import VoteFacts, vote_facts
 from lorarlhf.preferences.export_result import Export
 from lorarlhf.preferences.exports import to_pairs
 from lorarlhf.preferences.records import Vote
+from lorarlhf.preferences.single_answers import in_pairs
 from lorarlhf.runtime.files import Row
 
 TRAIN = "train.jsonl"
@@ -46,7 +47,7 @@ def make_dataset(
     """
     made = Export()
     sources: dict[str, int] = {}
-    for vote in votes:
+    for vote in in_pairs(votes):
         export = to_pairs([vote])
         more: Row = {"note": (vote.verdict.note or "").strip()} if with_notes else {}
         more |= {"rater": vote.rater} if with_raters else {}

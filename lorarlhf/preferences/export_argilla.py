@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from lorarlhf.preferences.export_result import SINGLE, SKIPPED, Export, Row
+from lorarlhf.preferences.export_result import SKIPPED, Export, Row
 from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, SKIP, Vote
+from lorarlhf.preferences.single_answers import SINGLES
 
 
 def to_argilla(votes: Iterable[Vote]) -> Export:
@@ -21,7 +22,7 @@ def to_argilla(votes: Iterable[Vote]) -> Export:
             export.leave_out(vote, SKIPPED)
             continue
         if len(vote.completions) == 1:
-            export.leave_out(vote, SINGLE)
+            export.leave_out(vote, SINGLES)
             continue
         time = voted[vote.item_id, vote.rater]
         voted[vote.item_id, vote.rater] += 1

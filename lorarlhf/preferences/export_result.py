@@ -8,7 +8,6 @@ from lorarlhf.preferences.records import Vote
 
 Row = dict[str, Any]
 SKIPPED = "skipped"
-SINGLE = "thumbs on single answers, which compare nothing"
 WRITTEN = "answers that raters wrote, which are in demonstrations and in own"
 
 

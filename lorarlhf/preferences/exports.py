@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 
 from lorarlhf.preferences.export_argilla import to_argilla
-from lorarlhf.preferences.export_result import SINGLE, SKIPPED, Export, Row
+from lorarlhf.preferences.export_result import SKIPPED, Export, Row
 from lorarlhf.preferences.records import BOTH_BAD, BOTH_GOOD, RANKED, SKIP, TIE, Prompt, Vote
+from lorarlhf.preferences.single_answers import SINGLE, SINGLES, in_pairs
 
 MARGINS = {"slightly": 1.0, "clearly": 2.0, "much": 3.0}
 """TRL's `margin` for a strength: how much higher the chosen answer should score."""
@@ -42,7 +43,7 @@ def _own(vote: Vote) -> Row:
         "created_at": vote.created_at,
         "purpose": vote.purpose,
         "origin": vote.origin,
-    }
+    } | ({"key": vote.key} if vote.key else {})
 
 
 def better_and_worse(vote: Vote) -> Iterator[tuple[str, str]]:
@@ -74,6 +75,7 @@ def to_pairs(votes: Iterable[Vote], conversational: bool = True) -> Export:
 
     A ranking of k answers gives all of its pairs, and the trainers here count each pair as a vote.
     For other trainers, pairs of one vote share a `group`, and their `weight`s add up to one.
+    Single answers that a rater called good and bad give pairs, too.
     """
     votes = list(votes)
     # All rows of a file have the same columns.
@@ -92,7 +94,7 @@ def to_pairs(votes: Iterable[Vote], conversational: bool = True) -> Export:
         before = as_plain(vote.prompt)
         return [{"prompt": before, "chosen": good, "rejected": bad, **more} for good, bad in pairs]
 
-    return _of_ranked(votes, rows)
+    return _of_ranked(in_pairs(votes), rows)
 
 
 def _margin(vote: Vote) -> float:
@@ -279,7 +281,7 @@ def training_rows(form: str, votes: Iterable[Vote]) -> Export:
 
 def _of_ranked(votes: Iterable[Vote], rows: Callable[[Vote], list[Row]]) -> Export:
     export = Export()
-    for vote in votes:
+    for vote in in_pairs(votes):
         made = rows(vote)
         export.rows += made
         if not made:
@@ -290,9 +292,9 @@ def _of_ranked(votes: Iterable[Vote], rows: Callable[[Vote], list[Row]]) -> Expo
 def _reason(vote: Vote, otherwise: str) -> str:
     if vote.verdict.verdict == SKIP:
         return SKIPPED
-    if len(vote.completions) == 1 and otherwise != NOT_BAD_OR_GOOD:
-        return SINGLE
     pair = len(vote.completions) == 2
+    if len(vote.completions) == 1:
+        return SINGLE if otherwise == TIED else SINGLES
     if vote.verdict.verdict == RANKED and (otherwise == TIED or pair):
         return NOT_EXPRESSIBLE
     named = {BOTH_GOOD: "both good", BOTH_BAD: "both bad"}

@@ -3,25 +3,60 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from lorarlhf.data.file_formats import MESSAGES_AS_TEXT, quoted, shown
 from lorarlhf.data.shapes import as_message
 from lorarlhf.data.validation import ROLES
-from lorarlhf.preferences.records import ImportedVote
+from lorarlhf.preferences.records import Candidates, ImportedVote
 
 Row = dict[str, Any]
 Message = dict[str, Any]
-Parsed = Iterator[ImportedVote | str]
-"""What a row gives: votes, and reasons why something in it is no vote, to be counted."""
-Parser = Callable[[Row], Parsed]
+Numbered = list[tuple[int, Row]]
 UNNAMED = "imported"
 """The rater or the source of a vote whose file does not name one."""
 
 
 class RowFault(Exception):
     """What is wrong with a row; the reader puts the file and the line before it."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """Something in a row that is no vote.
+
+    Attributes:
+        reason: why, in the plural, to be counted.
+        place: the number that names it, where that is not the row's: of a turn in a conversation.
+    """
+
+    reason: str
+    place: int | None = None
+
+
+Parsed = Iterator[ImportedVote | Candidates | Left | str]
+"""What a row gives: votes, answers to be rated, and reasons why something in it is neither."""
+Parser = Callable[[Row], Parsed]
+FileParser = Callable[[Numbered], Iterator[tuple[int, ImportedVote | Candidates | Left | RowFault]]]
+"""Parses rows that belong together. Each thing that it finds has the number of its row."""
+
+
+def each_row(parse: Parser) -> FileParser:
+    """The parser of a file whose rows stand alone; a row with a fault gives nothing else."""
+
+    def parse_all(rows: Numbered) -> Iterator[tuple[int, Any]]:
+        for number, row in rows:
+            try:
+                found = list(parse(row))
+            except RowFault as fault:
+                yield number, fault
+                continue
+            for one in found:
+                yield number, Left(one) if isinstance(one, str) else one
+
+    return parse_all
 
 
 def expected(field: str, what: str, found: Any) -> RowFault:
@@ -34,6 +69,20 @@ def need(row: Row, *names: str) -> None:
     for name in names:
         if name not in row:
             raise RowFault(f'field "{name}" is missing')
+
+
+def object_of(value: Any, field: str) -> Row:
+    """An object. Raises `RowFault`."""
+    if not isinstance(value, dict):
+        raise expected(field, "an object", value)
+    return value
+
+
+def list_of(value: Any, field: str) -> list[Any]:
+    """A list; an empty one for null. Raises `RowFault`."""
+    if value is not None and not isinstance(value, list):
+        raise expected(field, "a list", value)
+    return value or []
 
 
 def text_of(value: Any, field: str) -> str:

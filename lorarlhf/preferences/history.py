@@ -164,6 +164,8 @@ def read_ranking(text: str, count: int) -> Ranking:
     Raises:
         UserError: the text is not a ranking of `count` answers.
     """
+    if count == 1:
+        raise UserError("One answer alone is not ranked: call it good or bad.")
     known = LETTERS[:count]
     names = re.findall(r"[^\s=>]+", text.upper())
     wrong = [name for name in names if len(name) != 1 or name not in known]

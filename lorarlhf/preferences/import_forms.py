@@ -9,15 +9,22 @@ from typing import Any
 from lorarlhf.data.file_formats import shown
 from lorarlhf.data.readers import as_text
 from lorarlhf.data.shapes import dialogue, in_standard_shape, shared_start
+from lorarlhf.preferences import (
+    import_chat_logs,
+    import_label_studio,
+    import_open_webui,
+    import_ratings,
+    import_trees,
+)
 from lorarlhf.preferences.exports import MARGINS
 from lorarlhf.preferences.fields import (
     UNNAMED,
-    Message,
+    FileParser,
     Parsed,
-    Parser,
     Row,
     RowFault,
     answer_of,
+    each_row,
     expected,
     messages_of,
     name_of,
@@ -25,23 +32,13 @@ from lorarlhf.preferences.fields import (
     prompt_of,
     refuse_encoded,
     text_of,
-    time_of,
     whole_of,
 )
+from lorarlhf.preferences.import_arena import BATTLE, FIRST, SECOND, TABLE, arena, arena_table
 from lorarlhf.preferences.import_argilla import argilla, flat_argilla, is_flat_argilla
-from lorarlhf.preferences.records import (
-    BOTH_BAD,
-    BOTH_GOOD,
-    RANKED,
-    TIE,
-    ImportedVote,
-    Prompt,
-    Verdict,
-)
+from lorarlhf.preferences.records import RANKED, TIE, ImportedVote, Prompt, Verdict
 
 OTHER_DIALOGUE = 'field "rejected": expected the dialogue of "chosen" with another answer'
-FIRST, SECOND = Verdict(RANKED, [[0], [1]]), Verdict(RANKED, [[1], [0]])
-PARTED = "battles whose sides differ before the last answer"
 
 
 def _own(row: Row) -> Parsed:
@@ -78,6 +75,7 @@ def _own(row: Row) -> Parsed:
         created_at=row["created_at"],
         purpose=row["purpose"],
         origin=row["origin"],
+        key=name_of(row.get("key"), "key", "") or None,
     )
 
 
@@ -109,7 +107,29 @@ def _trl(row: Row) -> Parsed:
     strength = next((name for name, known in MARGINS.items() if known == margin), None)
     answers = answer_of(chosen, "chosen"), answer_of(rejected, "rejected")
     vote = _pair(prompt_of(prompt, "prompt"), *answers, Verdict(RANKED, [[0], [1]], strength))
-    yield replace(vote, origin={"margin": margin} if margin and strength is None else {})
+    if _rated_alike(row):
+        vote = replace(vote, verdict=Verdict(TIE))
+    origin = {"margin": margin} if margin and strength is None else {}
+    yield replace(vote, completions=_with_models(vote, row), origin=origin)
+
+
+def _rated_alike(row: Row) -> bool:
+    """Whether a row calls one of two answers chosen that were rated alike (UltraFeedback)."""
+    for names in (("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")):
+        scores = [row.get(name) for name in names]
+        if all(type(score) in (int, float) for score in scores):
+            return scores[0] == scores[1]
+    return False
+
+
+def _with_models(vote: ImportedVote, row: Row) -> tuple[tuple[str, str], ...]:
+    """The answers with the models that wrote them, in data sets that say it."""
+    sides = ("chosen", "rejected")
+    models = [row.get(f"{side}-model") or row.get(f"{side}_model") for side in sides]
+    return tuple(
+        (text, model if isinstance(model, str) else source)
+        for (text, source), model in zip(vote.completions, models, strict=True)
+    )
 
 
 def _answers_apart(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -155,63 +175,6 @@ def _sharegpt(row: Row) -> Parsed:
     yield _pair(prompt, good, bad, FIRST)
 
 
-# ---- arena records
-
-WINNERS = {"model_a": FIRST, "model_b": SECOND, "tie": Verdict(TIE)}
-WINNERS |= {"tie (bothbad)": Verdict(BOTH_BAD), "both_bad": Verdict(BOTH_BAD)}
-
-
-def _arena(row: Row) -> Parsed:
-    """LMSYS and LMArena records: two conversations and the `winner`.
-
-    The vote is on the last answers. If the sides differ before them, they are answers to different
-    conversations, which is no vote on two answers to one prompt, and the row is counted.
-    """
-    need(row, "winner", "conversation_a", "conversation_b")
-    if not isinstance(row["winner"], str) or row["winner"] not in WINNERS:
-        raise expected("winner", f"one of {', '.join(WINNERS)}", row["winner"])
-    turn = row.get("turn")
-    if isinstance(turn, float) and turn.is_integer():  # as tables with empty cells write it
-        turn = int(turn)
-    if turn is not None and (type(turn) is not int or turn < 1):
-        raise expected("turn", "the number of a turn, from 1", turn)
-    first, second = (
-        _judged_turns(row, name, turn) for name in ("conversation_a", "conversation_b")
-    )
-    if first[:-1] != second[:-1]:
-        yield PARTED
-        return
-    verdict = WINNERS[row["winner"]]
-    if row.get("both_good") and verdict.verdict == TIE:
-        verdict = Verdict(BOTH_GOOD)
-    for name in ("strength", "note", "edited"):  # of our own export
-        if isinstance(row.get(name), str):
-            verdict = replace(verdict, **{name: row[name]})
-    time = "tstamp" if row.get("tstamp") is not None else "timestamp"
-    yield ImportedVote(
-        prompt=first[:-1],
-        completions=(
-            (first[-1]["content"], name_of(row.get("model_a"), "model_a")),
-            (second[-1]["content"], name_of(row.get("model_b"), "model_b")),
-        ),
-        verdict=verdict,
-        rater=name_of(row.get("judge"), "judge"),
-        item=name_of(row.get("question_id") or row.get("id"), "question_id", "") or None,
-        created_at=time_of(row.get(time), time),
-    )
-
-
-def _judged_turns(row: Row, name: str, turn: int | None) -> list[Message]:
-    """A side's conversation up to the answer that was judged: that of the user's turn `turn`."""
-    turns = messages_of(row[name], name)
-    asked = [place for place, message in enumerate(turns) if message["role"] == "user"]
-    if turn is not None and turn < len(asked):
-        turns = turns[: asked[turn]]
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise RowFault(f'field "{name}": expected messages that end with an answer')
-    return turns
-
-
 # ---- LLMFAO
 
 
@@ -253,28 +216,37 @@ def _pair(prompt: Prompt, first: str, second: str, verdict: Verdict) -> Imported
 
 LLMFAO_COLUMNS = {"winner", "worker", "model_x"}
 KTO_COLUMNS = {"prompt", "completion", "label"}
-VOTES_ONLY: tuple[tuple[set[str], Parser], ...] = (
-    ({"verdict", "completions", "ranking"}, _own),
-    ({"winner", "conversation_a", "conversation_b"}, _arena),
-    ({"fields", "responses"}, argilla),
+VOTES_ONLY: tuple[tuple[set[str], FileParser], ...] = (
+    ({"verdict", "completions", "ranking"}, each_row(_own)),
+    (BATTLE, each_row(arena)),
+    (TABLE, each_row(arena_table)),
+    ({"fields", "responses"}, each_row(argilla)),
+    (import_open_webui.COLUMNS, import_open_webui.open_webui),
+    (import_label_studio.COLUMNS, each_row(import_label_studio.label_studio)),
+    (import_trees.MESSAGES, import_trees.messages),
+    (import_trees.TREE, each_row(import_trees.tree)),
+    (import_ratings.ULTRA, each_row(import_ratings.ultra_feedback)),
+    (import_ratings.DISTILABEL, each_row(import_ratings.distilabel)),
+    (import_chat_logs.SILLY_TAVERN, import_chat_logs.silly_tavern),
+    (import_chat_logs.TEXT_GENERATION, each_row(import_chat_logs.text_generation)),
 )
 """Forms that hold votes and are not data sets for training."""
-PAIRS: tuple[tuple[set[str], Parser], ...] = (
-    ({"conversations", "chosen", "rejected"}, _sharegpt),
-    ({"prompt", "chosen", "rejected"}, _trl),
-    ({"chosen", "rejected"}, _trl_or_hh),
+PAIRS: tuple[tuple[set[str], FileParser], ...] = (
+    ({"conversations", "chosen", "rejected"}, each_row(_sharegpt)),
+    ({"prompt", "chosen", "rejected"}, each_row(_trl)),
+    ({"chosen", "rejected"}, each_row(_trl_or_hh)),
 )
 """Forms that trainers read, too. Each has the columns that show it, and the parser of its rows."""
 
 
-def votes_parser(row: Row) -> Parser | None:
-    """The parser of a row whose form holds votes and is no data set for training."""
+def votes_parser(row: Row) -> FileParser | None:
+    """The parser of a file with such a row, if its form holds votes and trainers don't read it."""
     for needed, parse in VOTES_ONLY:
-        if needed <= row.keys():
+        if needed <= row.keys() and not (needed == import_ratings.DISTILABEL and "chosen" in row):
             return parse
-    return flat_argilla if is_flat_argilla(row) else None
+    return each_row(flat_argilla) if is_flat_argilla(row) else None
 
 
-def pairs_parser(row: Row) -> Parser | None:
-    """The parser of a row of preferences, as trainers read them."""
+def pairs_parser(row: Row) -> FileParser | None:
+    """The parser of a file of preferences, as trainers read them."""
     return next((parse for needed, parse in PAIRS if needed <= row.keys()), None)

@@ -65,8 +65,10 @@ def labelled(row: Row) -> Labelled:
     )
 
 
-def join(rows: Iterable[tuple[int, Labelled]]) -> tuple[list[tuple[int, ImportedVote]], int]:
-    """The votes, each with the line of its last row, and the number of rows that gave none.
+def join(
+    rows: Iterable[tuple[int, Labelled]],
+) -> tuple[list[tuple[int, ImportedVote]], list[int]]:
+    """The votes, each with the line of its last row, and the lines of the rows that gave none.
 
     Rows on one prompt (in our own export: of one vote) are joined in their order: each good answer
     with a bad one, as long as there are both, then good with good or bad with bad.
@@ -75,25 +77,28 @@ def join(rows: Iterable[tuple[int, Labelled]]) -> tuple[list[tuple[int, Imported
     for line, row in rows:
         groups[json.dumps(row.prompt, default=str), row.vote].append((line, row))
     votes: list[tuple[int, ImportedVote]] = []
-    alone = 0
+    alone = list[int]()
     for group in groups.values():
         shown_answers = [one for one in group if not one[1].written]
-        edited = next((row.text for _, row in group if row.written), None)
+        edited = next(((line, row.text) for line, row in group if row.written), None)
         pairs, left = _pairs(shown_answers)
-        votes += [(max(a[0], b[0]), _vote(a, b, edited)) for a, b in pairs]
-        alone += left + (edited is not None and not pairs)
-    return sorted(votes, key=lambda vote: vote[0]), alone
+        text = edited[1] if edited else None
+        votes += [(max(a[0], b[0]), _vote(a, b, text)) for a, b in pairs]
+        alone += left + ([edited[0]] if edited and not pairs else [])
+    return sorted(votes, key=lambda vote: vote[0]), sorted(alone)
 
 
 def _pairs(
     rows: Sequence[tuple[int, Labelled]],
-) -> tuple[list[tuple[tuple[int, Labelled], tuple[int, Labelled]]], int]:
+) -> tuple[list[tuple[tuple[int, Labelled], tuple[int, Labelled]]], list[int]]:
+    """The pairs, and the line of the row that remains."""
     good = [row for row in rows if row[1].good]
     bad = [row for row in rows if not row[1].good]
     both = min(len(good), len(bad))
     rest = good[both:] + bad[both:]
     same = list(zip(rest[::2], rest[1::2], strict=False))
-    return [*zip(good[:both], bad[:both], strict=True), *same], len(rest) % 2
+    left = [rest[-1][0]] if len(rest) % 2 else []
+    return [*zip(good[:both], bad[:both], strict=True), *same], left
 
 
 def _vote(

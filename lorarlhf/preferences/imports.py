@@ -1,20 +1,28 @@
-"""Reading votes from files: every row becomes a vote, or is counted with a reason.
+"""Reading votes from files: every row becomes a vote, or is counted with a reason and its number.
+
+Chat logs have answers that nobody has judged; these are found apart, to be rated.
 
 A row that can't be read stops the import before anything is added, with its line and field, unless
 bad rows are to be left out; they are counted then, and named.
 """
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lorarlhf.data.file_formats import parse_rows, printable, raise_first, read_rows, unit_of
-from lorarlhf.data.validation import BROKEN_TEXT, LONE_SURROGATE
-from lorarlhf.preferences.fields import Parser, Row, RowFault, whole_of
+from lorarlhf.preferences.fields import (
+    FileParser,
+    Left,
+    Numbered,
+    Row,
+    RowFault,
+    each_row,
+    whole_of,
+)
+from lorarlhf.preferences.import_checks import check_candidates, check_vote
 from lorarlhf.preferences.import_forms import (
     KTO_COLUMNS,
     LLMFAO_COLUMNS,
@@ -24,19 +32,15 @@ from lorarlhf.preferences.import_forms import (
 )
 from lorarlhf.preferences.import_labels import ALONE, Labelled, join, labelled
 from lorarlhf.preferences.import_remarks import remarks
-from lorarlhf.preferences.records import (
-    BOTH_BAD,
-    BOTH_GOOD,
-    MOST_COMPLETIONS,
-    ImportedVote,
-    check_verdict,
-    is_name,
-)
+from lorarlhf.preferences.merge import Merged
+from lorarlhf.preferences.records import Candidates, ImportedVote
 from lorarlhf.runtime.errors import UserError
 
-Numbered = list[tuple[int, Row]]
-MAX_INTEGER = 2**53
-"""All readers of the exports can hold the integers below it, also those that use floats."""
+UNREADABLE = "rows that can't be read"
+TWICE = "votes that the file has twice"
+NAMED = 5
+"""How many rows a message names by number for each reason."""
+Parsed = Iterator[tuple[int, ImportedVote | Candidates | Left | RowFault]]
 
 
 @dataclass
@@ -44,15 +48,52 @@ class Import:
     """What a file gave.
 
     Attributes:
+        candidates: answers that nobody has judged, to be rated.
         left_out: the number of rows or answers that are no vote, by reason.
+        rows_of: by reason, the numbers of these rows; in a file that is one conversation, of its
+            turns.
         remarks: the number of votes that are imported and that a person should look at, by reason.
         bad: what is wrong with each row that was left out because it can't be read.
+        unit: what these numbers count: rows or lines.
     """
 
     votes: list[ImportedVote] = field(default_factory=list)
+    candidates: list[Candidates] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    rows_of: dict[str, list[int]] = field(default_factory=dict)
     remarks: Counter[str] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
+    unit: str = "row"
+
+    def leave_out(self, reason: str, number: int) -> None:
+        """Count something in a row that is no vote."""
+        self.left_out[reason] += 1
+        numbers = self.rows_of.setdefault(reason, [])
+        if not numbers or numbers[-1] != number:
+            numbers.append(number)
+
+    def reasons(self) -> list[str]:
+        """Why the rest is no vote: `2 battles whose sides differ (rows 3, 8)`, a reason each."""
+        return [
+            f"{count} {reason}{_numbers(self.rows_of.get(reason, []), self.unit)}"
+            for reason, count in sorted(self.left_out.items())
+        ]
+
+    def rest(self, votes: Merged, rated: Merged, also: Sequence[str] = ()) -> str:
+        """What of the file was not added to a store, as a sentence behind another one; or ""."""
+        known = [f"{votes.there} already in the store"] if votes.there else []
+        known += [f"{rated.there} sets of answers already in the store"] if rated.there else []
+        many = f"{votes.changed} vote{'s' * (votes.changed != 1)}"
+        text = f" Corrected {many}, changed there since." if votes.changed else ""
+        listed = "; ".join([*self.reasons(), *also, *known])
+        return f"{text} Left out: {listed}." if listed else text
+
+    def to_rate(self, rated: Merged) -> list[str]:
+        """A line about the answers that wait for raters now, if there are any."""
+        if not rated.added:
+            return []
+        many = "sets of answers wait" if rated.added > 1 else "set of answers waits"
+        return [f"{rated.added} {many} on the Rate page."]
 
     def remarked(self) -> str:
         """The remarks as text."""
@@ -70,8 +111,7 @@ def read_votes(
     """Read the votes in a file, whose form is detected from its columns.
 
     Args:
-        path: our own export, TRL preferences or KTO rows, HH dialogues, ShareGPT preferences,
-            Argilla records, LMSYS and LMArena records, or LLMFAO's crowd comparisons.
+        path: a file of one of the forms that docs/data.md lists.
         answers: the file of answers that belongs to LLMFAO's comparisons; by default
             `pairs-crowd.jsonl` in the same folder.
         skip_bad: leave out rows that can't be read, and count and name them.
@@ -84,14 +124,15 @@ def read_votes(
     numbered, problems = parse_rows(file)
     if not skip_bad:
         raise_first(file, problems)
-    found, faults = _read(file, numbered, answers)
+    found, faults = _collect(_parser_of(file, numbered, answers)(numbered))
     problems += [f", {unit_of(file)} {line}, {fault}" for line, fault in faults]
-    if not (skip_bad and found.votes):
+    if not (skip_bad and (found.votes or found.candidates)):
         raise_first(file, problems)
     found.bad = [printable(f"{file}{problem}") for problem in problems]
     if problems:
-        found.left_out["rows that can't be read"] += len(problems)
-    found.remarks = remarks(found.votes)
+        found.left_out[UNREADABLE] += len(problems)
+    found.remarks = remarks(found.votes, found.candidates)
+    found.unit = unit_of(file)
     return found
 
 
@@ -104,68 +145,81 @@ def holds_votes(path: str | Path, labels: bool = False) -> bool:
     Raises:
         UserError: the file can't be read.
     """
-    row = read_rows(Path(path).expanduser())[0][1]
-    kto = labels and row.keys() >= KTO_COLUMNS
-    return kto or row.keys() >= LLMFAO_COLUMNS or votes_parser(row) is not None
+    rows = [row for _, row in read_rows(Path(path).expanduser())]
+    kto = labels and rows[0].keys() >= KTO_COLUMNS
+    known = (row.keys() >= LLMFAO_COLUMNS or votes_parser(row) is not None for row in rows[:2])
+    return kto or any(known)  # the first line of a chat log is about the chat
 
 
-def _read(
-    file: Path, numbered: Numbered, answers: str | Path | None
-) -> tuple[Import, list[tuple[int, RowFault]]]:
-    """The votes, and the bad rows; the first row of a known form decides which form it is."""
+def _parser_of(file: Path, numbered: Numbered, answers: str | Path | None) -> FileParser:
+    """The parser of the file; the first row of a known form decides which form it is."""
     for _, row in numbered:
         if row.keys() >= LLMFAO_COLUMNS:
             beside = Path(answers) if answers else file.with_name("pairs-crowd.jsonl")
-            return _parse_rows(numbered, partial(crowd_vote, pairs=_pairs_by_id(beside)))
+            return each_row(partial(crowd_vote, pairs=_pairs_by_id(beside)))
         if parse := votes_parser(row):
-            return _parse_rows(numbered, parse)
+            return parse
         if row.keys() >= KTO_COLUMNS:
-            return _join_labelled(numbered)
+            return _join_labelled
         if parse := pairs_parser(row):
-            return _parse_rows(numbered, parse)
+            return parse
     columns = printable(", ".join(sorted(numbered[0][1])))
     raise UserError(
-        f"{file}: the columns {columns} match no known form. Known are "
-        "our own export, TRL (chosen, rejected), KTO (completion, label), HH, ShareGPT, Argilla, "
-        "LMSYS and LMArena records, and LLMFAO's comparisons."
+        f"{file}: the columns {columns} match no known form. Known are our own export, TRL "
+        "(chosen, rejected), KTO (completion, label), HH, ShareGPT, Argilla, LMSYS and LMArena "
+        "records, LLMFAO's comparisons, UltraFeedback, OpenAssistant trees, Label Studio's "
+        "pairwise JSON, Open WebUI's feedback, and chats of SillyTavern and "
+        "text-generation-webui."
     )
 
 
-def _parse_rows(numbered: Numbered, parse: Parser) -> tuple[Import, list[tuple[int, RowFault]]]:
-    found, faults = Import(), list[tuple[int, RowFault]]()
-    for line, row in numbered:
+def _collect(parsed: Parsed) -> tuple[Import, list[tuple[int, RowFault]]]:
+    """What a file gave, and its bad rows; a row with a fault gives no vote."""
+    found, faults = Import(), dict[int, RowFault]()
+    votes, candidates = list[tuple[int, ImportedVote]](), list[tuple[int, Candidates]]()
+    named = set[str]()
+    for number, one in parsed:
         try:
-            parsed = list(parse(row))
-            votes = [vote for vote in parsed if isinstance(vote, ImportedVote)]
-            for vote in votes:
-                _check_vote(vote)
+            if isinstance(one, RowFault):
+                faults.setdefault(number, one)
+            elif isinstance(one, Left):
+                found.leave_out(one.reason, one.place or number)
+            elif isinstance(one, Candidates):
+                check_candidates(one)
+                candidates.append((number, one))
+            else:
+                check_vote(one)
+                if one.key in named:
+                    found.leave_out(TWICE, number)
+                    continue
+                named |= {one.key} if one.key else set()
+                votes.append((number, one))
         except RowFault as fault:
-            faults.append((line, fault))
-            continue
-        found.votes += votes
-        found.left_out.update(reason for reason in parsed if isinstance(reason, str))
-    return found, faults
+            faults.setdefault(number, fault)
+    found.votes = [vote for number, vote in votes if number not in faults]
+    found.candidates = [one for number, one in candidates if number not in faults]
+    return found, sorted(faults.items())
 
 
-def _join_labelled(numbered: Numbered) -> tuple[Import, list[tuple[int, RowFault]]]:
-    rows, faults = list[tuple[int, Labelled]](), list[tuple[int, RowFault]]()
+def _numbers(rows: list[int], unit: str) -> str:
+    """Row numbers in brackets, the first few."""
+    if not rows:
+        return ""
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return f" ({unit}{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:NAMED]))}{more})"
+
+
+def _join_labelled(numbered: Numbered) -> Parsed:
+    """KTO's rows, joined in pairs."""
+    rows = list[tuple[int, Labelled]]()
     for line, row in numbered:
         try:
             rows.append((line, labelled(row)))
         except RowFault as fault:
-            faults.append((line, fault))
+            yield line, fault
     votes, alone = join(rows)
-    found = Import()
-    for line, vote in votes:
-        try:
-            _check_vote(vote)
-        except RowFault as fault:
-            faults.append((line, fault))
-            continue
-        found.votes.append(vote)
-    if alone:
-        found.left_out[ALONE] += alone
-    return found, faults
+    yield from votes
+    yield from ((line, Left(ALONE)) for line in alone)
 
 
 def _pairs_by_id(file: Path) -> dict[int, Row]:
@@ -177,55 +231,3 @@ def _pairs_by_id(file: Path) -> dict[int, Row]:
         except RowFault as fault:
             raise UserError(f"{file}, {unit_of(file)} {line}, {fault}") from fault
     return pairs
-
-
-# ---- checks
-
-
-def _check_vote(vote: ImportedVote) -> None:
-    """Check that the store can take the vote, and give it back unchanged.
-
-    Raises:
-        RowFault: it can't.
-    """
-    _check_answers(vote)
-    if vote.purpose not in ("train", "compare"):
-        raise RowFault('field "purpose": expected train or compare')
-    if not is_name(vote.rater):
-        raise RowFault('field "rater": expected a name in one line')
-    for name in ("created_at", "milliseconds", "presentation", "repeats"):
-        value = getattr(vote, name)
-        if value is not None and (type(value) is not int or not 0 <= value < MAX_INTEGER):
-            raise RowFault(f'field "{name}": expected a whole number or null, found {value!r}')
-    try:
-        check_verdict(vote.verdict, len(vote.completions))
-    except ValueError as error:
-        raise RowFault(f'field "verdict": {error}') from error
-    _check_text(vote)
-
-
-def _check_text(vote: ImportedVote) -> None:
-    """Check that all texts and values can be written as JSON in UTF-8. Raises `RowFault`."""
-    fields = {**vars(vote), **vars(vote.verdict), "verdict": vote.verdict.verdict}
-    for name, value in fields.items():
-        try:
-            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError):
-            raise RowFault(f'field "{name}": expected values that JSON has') from None
-        if LONE_SURROGATE.search(text):
-            raise RowFault(f'field "{name}": found {BROKEN_TEXT}')
-
-
-def _check_answers(vote: ImportedVote) -> None:
-    texts = [text for text, _ in vote.completions]
-    thumb = len(texts) == 1 and vote.verdict.verdict in (BOTH_GOOD, BOTH_BAD)
-    if not thumb and not 2 <= len(texts) <= MOST_COMPLETIONS:
-        raise RowFault(f'field "completions": expected 2 to {MOST_COMPLETIONS}, found {len(texts)}')
-    if not isinstance(vote.origin, dict) or not all(isinstance(s, dict) for s in vote.sampling):
-        raise RowFault('fields "origin" and "sampling": expected objects')
-    if vote.shown is not None and not _is_order(vote.shown, len(texts)):
-        raise RowFault(f'field "shown": expected the positions 0 to {len(texts) - 1} in some order')
-
-
-def _is_order(shown: Sequence[Any], count: int) -> bool:
-    return all(type(place) is int for place in shown) and sorted(shown) == list(range(count))

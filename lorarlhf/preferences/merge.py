@@ -6,17 +6,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorarlhf.preferences.records import ImportedVote, Prompt, Verdict
+from lorarlhf.preferences.merge_named import correct_if_changed, known_by_name, verdict_key
+from lorarlhf.preferences.records import ImportedVote, Prompt
 from lorarlhf.preferences.rows import prompt_text, verdict_from_row
 from lorarlhf.preferences.store import Store
 
 
 @dataclass(frozen=True)
 class Merged:
-    """How many votes were added, and how many the store had already."""
+    """How many were added, how many the store had already, and how many it had otherwise.
+
+    Attributes:
+        changed: votes that were changed in the program they come from, and now are here.
+    """
 
     added: int
     there: int
+    changed: int = 0
 
 
 def merge_votes(store: Store, votes: Sequence[ImportedVote]) -> Merged:
@@ -24,16 +30,21 @@ def merge_votes(store: Store, votes: Sequence[ImportedVote]) -> Merged:
 
     The store has a vote if it has one with the same prompt, answers, rater, verdict and (if the
     file gives it) time, even if that one was corrected or undone here since. If a file holds the
-    same vote twice, these are two votes.
+    same vote twice, these are two votes. A vote with a name of its own in another program is known
+    by that name, and corrected if it was changed there after it came here.
 
     Args:
         votes: as checked by `imports.read_votes`.
     """
     with store.write():  # so that nobody else imports the same file in between
         votes = [replace(vote, rater=store.rater_name(vote.rater)) for vote in votes]
+        named = known_by_name(store, [vote.key for vote in votes if vote.key])
         timed, untimed = _known_votes(store, votes)
-        new = []
+        new, changed = [], 0
         for vote in votes:
+            if vote.key in named:
+                changed += correct_if_changed(store, vote, named[vote.key])
+                continue
             known, key = untimed, _key(vote)
             if vote.created_at is not None:
                 known, key = timed, (*key, vote.created_at)
@@ -42,7 +53,7 @@ def merge_votes(store: Store, votes: Sequence[ImportedVote]) -> Merged:
             else:
                 new.append(vote)
         add_votes(store, new)
-    return Merged(len(new), len(votes) - len(new))
+    return Merged(len(new), len(votes) - len(new) - changed, changed)
 
 
 def add_votes(store: Store, votes: Iterable[ImportedVote]) -> int:
@@ -66,10 +77,12 @@ def add_votes(store: Store, votes: Iterable[ImportedVote]) -> int:
                     purpose=vote.purpose,
                     sampling=vote.sampling,
                     origin=vote.origin,
+                    alone=True,
                 )
             order = list(vote.shown or range(len(vote.completions)))
             repeats = presentations.get((item, vote.repeats)) if vote.repeats else None
-            shown = store.present(item, vote.rater, repeats, order, imported=True)
+            how: Any = {"imported": True, "key": vote.key}
+            shown = store.present(item, vote.rater, repeats, order, **how)
             if vote.presentation is not None:
                 presentations[item, vote.presentation] = shown.id
             store.judge(shown.token, vote.verdict, vote.milliseconds, vote.created_at)
@@ -79,7 +92,7 @@ def add_votes(store: Store, votes: Iterable[ImportedVote]) -> int:
 
 def _known_votes(store: Store, votes: Sequence[ImportedVote]) -> tuple[Counter[Any], Counter[Any]]:
     """How often each vote on these prompts was ever cast, by key with its time and without."""
-    prompts = list({text for vote in votes for text in _spellings(vote.prompt)})
+    prompts = list({text for vote in votes for text in prompt_spellings(vote.prompt)})
     rows = store.rows(
         "SELECT q.messages, r.name, p.item_id, j.* FROM prompt q "
         "JOIN item i ON i.prompt_id = q.id JOIN presentation p ON p.item_id = i.id "
@@ -90,8 +103,8 @@ def _known_votes(store: Store, votes: Sequence[ImportedVote]) -> tuple[Counter[A
     answers = _answers(store, sorted({row["item_id"] for row in rows}))
     timed, untimed = Counter[Any](), Counter[Any]()
     for row in rows:
-        verdict = _verdict_key(verdict_from_row(row))
-        prompt = _spellings(json.loads(row["messages"]))[0]
+        verdict = verdict_key(verdict_from_row(row))
+        prompt = prompt_spellings(json.loads(row["messages"]))[0]
         key = (prompt, answers[row["item_id"]], row["name"], verdict)
         timed[(*key, row["voted_at"])] += 1
         untimed[key] += 1
@@ -114,10 +127,10 @@ def _answers(store: Store, items: list[int]) -> dict[int, tuple[str, ...]]:
 
 def _key(vote: ImportedVote) -> tuple[Any, ...]:
     texts = tuple(text for text, _ in vote.completions)
-    return (_spellings(vote.prompt)[0], texts, vote.rater, _verdict_key(vote.verdict))
+    return (prompt_spellings(vote.prompt)[0], texts, vote.rater, verdict_key(vote.verdict))
 
 
-def _spellings(prompt: Prompt) -> list[str]:
+def prompt_spellings(prompt: Prompt) -> list[str]:
     """The texts that a store may have for a prompt; the first is the same for all of them.
 
     A text and a single message of a user are the same prompt, and some exports have only messages.
@@ -128,9 +141,3 @@ def _spellings(prompt: Prompt) -> list[str]:
     if alone and prompt[0]["role"] == "user":
         return [prompt_text(prompt), prompt_text(prompt[0]["content"])]
     return [prompt_text(prompt)]
-
-
-def _verdict_key(verdict: Verdict) -> str:
-    return json.dumps(
-        [verdict.verdict, verdict.ranking, verdict.strength, verdict.note, verdict.edited]
-    )

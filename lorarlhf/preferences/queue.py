@@ -142,9 +142,8 @@ def _repeat(
     """Sometimes, an item that the rater judged some votes ago."""
     rows: list[Any] = store.rows(
         "SELECT p.id, p.item_id, p.repeats FROM presentation p JOIN item i ON i.id = p.item_id "
-        "WHERE p.rater_id = ? AND p.open = 0 AND i.purpose = ? "
-        # A thumb on a single answer is not asked again: there are no sides.
-        "AND EXISTS (SELECT 1 FROM item_completion ic WHERE ic.item_id = i.id AND ic.position = 1) "
+        "WHERE p.rater_id = ? AND p.open = 0 AND i.purpose = ? AND EXISTS "  # no answer alone
+        "(SELECT 1 FROM item_completion ic WHERE ic.item_id = i.id AND ic.position = 1) "
         "AND NOT EXISTS "
         "(SELECT 1 FROM judgement j WHERE j.presentation_id = p.id AND j.verdict = 'undone' "
         "AND NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id)) "

@@ -66,6 +66,7 @@ class Vote:
     repeats: int | None
     origin: dict[str, Any]
     imported: bool = False  # from a file, and not cast on the pages
+    key: str | None = None  # its name in the program that it was imported from
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class ImportedVote:
         shown: positions in the order on the screen; None if that is not known.
         presentation, repeats: the file's own numbers of the presentation, and of the one that it
             asked again.
+        key: the vote's name in the program that it comes from, if it has one there. A vote with a
+            known key is not added again, whatever else has changed.
+        changed_at: when it was last changed there, in milliseconds since 1970; a known vote that
+            was changed there since is corrected here.
     """
 
     prompt: Prompt
@@ -93,10 +98,30 @@ class ImportedVote:
     sampling: tuple[dict[str, Any], ...] = ()
     presentation: int | None = None
     repeats: int | None = None
+    key: str | None = None
+    changed_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Different answers to one prompt that nobody has judged, to be rated.
+
+    Attributes:
+        completions: (text, source) each, two or more; no text occurs twice.
+        kept: the text with which the conversation went on; None if that is not known.
+        origin: where they come from.
+    """
+
+    prompt: Prompt
+    completions: tuple[tuple[str, str], ...]
+    kept: str | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def check_verdict(verdict: Verdict, count: int) -> None:
     """Check that a verdict fits an item with `count` answers.
+
+    One answer alone is called good (`both_good`) or bad (`both_bad`), or is skipped.
 
     Raises:
         ValueError: an unknown verdict or strength, or a ranking that does not fit.
@@ -105,9 +130,9 @@ def check_verdict(verdict: Verdict, count: int) -> None:
         raise ValueError(f"a verdict is one of {', '.join(VERDICTS)}, not {verdict.verdict!r}")
     if verdict.strength not in (None, *STRENGTHS):
         raise ValueError(f"strength is one of {', '.join(STRENGTHS)}, not {verdict.strength!r}")
-    if count == 1 and verdict.verdict not in (BOTH_GOOD, BOTH_BAD, SKIP):
-        raise ValueError("a single answer is good or bad, because there is nothing to compare")
     placed = [position for tier in verdict.ranking for position in tier]
+    if count == 1 and verdict.verdict in (RANKED, TIE):
+        raise ValueError("one answer alone is called good or bad, or skipped")
     if verdict.verdict != RANKED:
         if placed:
             raise ValueError(f"a ranking does not go with the verdict {verdict.verdict}")

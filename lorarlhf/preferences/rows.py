@@ -10,8 +10,8 @@ from typing import Any
 from lorarlhf.preferences.records import Presentation, Prompt, Verdict, Vote
 
 VOTES = """
-    SELECT c.*, r.name AS rater, p.item_id, p.shown, p.repeats, p.imported, i.purpose, i.origin,
-        q.messages
+    SELECT c.*, r.name AS rater, p.item_id, p.shown, p.repeats, p.imported, p.key,
+        i.purpose, i.origin, q.messages
     FROM current_judgement c
     JOIN presentation p ON p.id = c.presentation_id
     JOIN rater r ON r.id = p.rater_id
@@ -146,4 +146,5 @@ def vote_from_row(row: sqlite3.Row, answers: Sequence[sqlite3.Row]) -> Vote:
         repeats=row["repeats"],
         origin=_object(row["origin"]),
         imported=bool(row["imported"]),
+        key=row["key"],
     )

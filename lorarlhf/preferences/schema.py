@@ -141,6 +141,10 @@ MIGRATIONS = (
     """
     ALTER TABLE guess ADD COLUMN confidence REAL;  -- the chance of the answer that it predicted
     """,
+    """
+    ALTER TABLE presentation ADD COLUMN key TEXT;  -- an imported vote's name in its own program
+    CREATE UNIQUE INDEX presentation_key ON presentation(key) WHERE key IS NOT NULL;
+    """,
 )
 
 

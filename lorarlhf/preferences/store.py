@@ -64,10 +64,9 @@ class Store(Database):
         origin: dict[str, Any] | None = None,
         shared: bool = False,
         comparison: int | None = None,
+        alone: bool = False,
     ) -> int:
         """Add two to six answers to one prompt, to be compared; returns the item's id.
-
-        A single answer can be added, too, for a thumb (`thumbs`). The pages never ask for it.
 
         Args:
             completions: (text, source) each; the source is the role or run that wrote it.
@@ -77,12 +76,14 @@ class Store(Database):
             origin: where an imported item came from.
             shared: ask every rater, not just one.
             comparison: the id of the blind comparison it belongs to.
+            alone: allow one answer, for a vote that calls it good or bad. Nobody is asked it.
 
         Raises:
             ValueError: no answer or more than six, or another purpose.
         """
-        if not 1 <= len(completions) <= MOST_COMPLETIONS:
-            raise ValueError(f"an item has 1 to {MOST_COMPLETIONS} answers, not {len(completions)}")
+        fewest = 1 if alone else 2
+        if not fewest <= len(completions) <= MOST_COMPLETIONS:
+            raise ValueError(f"an item has 2 to {MOST_COMPLETIONS} answers, not {len(completions)}")
         if purpose not in ("train", "compare"):
             raise ValueError(f"purpose is train or compare, not {purpose!r}")
         with self.write() as db:
@@ -133,6 +134,7 @@ class Store(Database):
         shown: Sequence[int] | None = None,
         *,
         imported: bool = False,
+        key: str | None = None,
     ) -> Presentation:
         """Show an item to a rater, with the sides shuffled in a fixed order for this rater.
 
@@ -143,6 +145,7 @@ class Store(Database):
             repeats: the presentation that this one asks again, with its order reversed.
             shown: another order of positions on the screen.
             imported: the vote comes from a file. Undo leaves it alone.
+            key: its name in the program that it comes from.
         """
         with self.write() as db:
             rater_id = self.rater(rater)
@@ -159,8 +162,8 @@ class Store(Database):
             token = secrets.token_urlsafe(12)
             made = db.execute(
                 "INSERT INTO presentation (token, item_id, rater_id, shown, repeats, created_at, "
-                "imported) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (token, item_id, rater_id, json.dumps(order), repeats, now(), imported),
+                "imported, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (token, item_id, rater_id, json.dumps(order), repeats, now(), imported, key),
             ).lastrowid
             db.execute("UPDATE item SET presented = 1 WHERE id = ?", (item_id,))
         return Presentation(int(made or 0), token, item_id, order)

@@ -89,6 +89,7 @@ def _give(
                 [(answer.text, answer.source) for answer in answers],
                 sampling=[answer.sampling for answer in answers],
                 origin=origin,
+                alone=True,
             )
             # `imported`: it was not cast on the pages, whose Undo leaves it alone.
             shown = store.present(item, rater, shown=range(len(answers)), imported=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.backbone.fetch import cache_folder
+from lorarlhf.backbone.base_cache import cache_folder
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json, write_shared
 from lorarlhf.runtime.lock import hold

@@ -27,7 +27,8 @@ _TEMPLATE = """\
 # A lorarlhf project. The training commands, chat and score take its folder: lorarlhf reward {name}
 # These settings apply to its runs. The run that one starts from, --config and --set override them.
 
-# smollm2-135m, a folder, or a Hugging Face id. Adapters fit only the base they were trained on.
+# smollm2-135m, a folder, a GGUF file, or a Hugging Face id. Adapters fit only the base that they
+# were trained on.
 base: {base}
 
 # 4 (smallest), 8 or 16. All runs of a project should share it.
@@ -40,7 +41,7 @@ adapter_layers: {adapter_layers}
 seed: 0
 
 # For a base without a chat template: a Jinja file.
-# chat_template: chat.jinja
+{template}
 
 # Some bases can write their thoughts before an answer. They are rated and trained with it.
 # thinking: true
@@ -48,6 +49,7 @@ seed: 0
 # How `lorarlhf round` tunes the policy: ppo (the default), rloo, dpo, orpo, kto or sft.
 # method: ppo
 """
+_NO_TEMPLATE = "# chat_template: chat.jinja"
 _RUN = re.compile(r"(\d{4,})-(\w+)")
 
 
@@ -156,19 +158,25 @@ def create(
     bits: int = 4,
     adapter_layers: str = "upper-half",
     prompts: str | Path | None = None,
+    chat_template: str | Path | None = None,
 ) -> Project:
     """Make a project: `project.yaml` with comments, prompts, and an empty store of votes.
 
     Args:
+        base: the path of a file is written as an absolute one.
+        chat_template: a Jinja file, for a base without a template of its own.
         prompts: a file of prompts to begin with. Default: the everyday prompts in the package.
 
     Raises:
         UserError: the folder is already a project, it can't be written, or the prompts can't
-            be read.
+            be read; there is no such chat template.
     """
     place = Path(folder).expanduser()
     if is_project(place):
         raise UserError(f"{folder} is a project already; nothing was changed.")
+    template = Path(chat_template).expanduser().resolve() if chat_template else None
+    if template is not None and not template.is_file():
+        raise UserError(f"There is no chat template file {template}. Name a Jinja file.")
     source = Path(prompts) if prompts else bundled("prompts")
     rows = read_prompts(source)
     try:
@@ -183,9 +191,10 @@ def create(
         Store(place / VOTES).close()
         text = _TEMPLATE.format(
             name=place.resolve().name,
-            base=json.dumps(base),
+            base=json.dumps(_absolute(base)),
             bits=bits,
             adapter_layers=json.dumps(adapter_layers),
+            template=f"chat_template: {json.dumps(str(template))}" if template else _NO_TEMPLATE,
         )
         (place / PROJECT).write_text(text, encoding="utf-8")
     except OSError as error:
@@ -193,6 +202,12 @@ def create(
             f"The project {folder} can't be made ({error.strerror}). Name another folder."
         ) from error
     return Project(place)
+
+
+def _absolute(base: str) -> str:
+    """A base's name; the path of a file in a form that holds from every folder."""
+    path = Path(base).expanduser()
+    return str(path.resolve()) if path.is_file() else base
 
 
 def project_settings(project: Project) -> list[SettingValue]:

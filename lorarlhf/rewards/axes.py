@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.fetch import cache_folder
+from lorarlhf.backbone.base_cache import cache_folder
 from lorarlhf.backbone.storage import fingerprint
 from lorarlhf.data.readers import bundled, read_rows
 from lorarlhf.rewards.features import answer_features

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lorarlhf.backbone.base import Backbone
-from lorarlhf.backbone.fetch import cache_folder
+from lorarlhf.backbone.base_cache import cache_folder
 from lorarlhf.rewards.role import EncodedAnswer, pooled_batches, state_width
 from lorarlhf.runtime import distributed
 
