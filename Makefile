@@ -25,7 +25,7 @@ endif
 stale = $(if $(REMAKE_VENV),FORCE,$(if $(filter-out $(CURDIR),$(shell cat $(1) 2>/dev/null)),FORCE))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test check format clean install FORCE
+.PHONY: help demo ui test check format clean install wheel FORCE
 
 help: ## list the commands
 	@echo "make <command>:"
@@ -57,6 +57,9 @@ format: $(TEST_STAMP) ## put the code in its format and mend what ruff can mend
 
 install: $(DEMO_STAMP) ## only make the environment
 
+wheel: $(TEST_STAMP) ## build what pip installs without a clone: dist/lorarlhf-*.whl
+	@$(PY) -m build --no-isolation
+
 clean: ## remove build rubbish and caches; keeps runs/ and .venv
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find lorarlhf ui recipes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
@@ -75,11 +78,11 @@ $(PY): $(REMAKE_VENV)
 # Stamps come last, so that an install that was cut off is done again.
 $(DEMO_STAMP): pyproject.toml constraints.txt $(call stale,$(DEMO_STAMP)) | $(PY)
 	@echo "Installing lorarlhf, its rating pages and what they need (a minute or two where packages are near; PyTorch is the large one)."
-	@$(PIP_INSTALL) -e ".[ui]"
+	@$(PIP_INSTALL) -e .
 	@echo "$(CURDIR)" > $@
 
 $(TEST_STAMP): pyproject.toml constraints.txt $(call stale,$(TEST_STAMP)) | $(PY)
 	@echo "Installing lorarlhf, its rating pages, what they need and the test tools (a minute or two where packages are near; PyTorch is the large one)."
-	@$(PIP_INSTALL) -e ".[ui,test]"
+	@$(PIP_INSTALL) -e ".[test]"
 	@echo "$(CURDIR)" > $(DEMO_STAMP)
 	@echo "$(CURDIR)" > $@

@@ -82,7 +82,7 @@ def forget_peak() -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_mb() -> float:
@@ -91,7 +91,7 @@ def peak_mb() -> float:
         import torch
 
         return torch.cuda.max_memory_reserved() / 1e6
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise SystemExit("/proc/self/status has no VmHWM")

@@ -25,6 +25,7 @@ from lorarlhf.data.readers import bundled, read_prompts
 from lorarlhf.evaluation.win_rate import Z95
 from lorarlhf.rewards.features import answer_features
 from lorarlhf.rewards.raters import Answer, Rater
+from lorarlhf.runtime.files import move
 
 ANSWERS_PER_PROMPT = 4
 HELD_OUT = 60
@@ -92,7 +93,7 @@ def sample_pool(
     scratch = path.with_name(f".{path.name}.{os.getpid()}")  # another benchmark may be reading
     note = {"prompts": prompts, "answers": texts_of}
     save_file(stacked, str(scratch), metadata={"answers": json.dumps(note)})
-    os.replace(scratch, path)
+    move(scratch, path)
     return Pool(prompts, rows, stacked["mean"], stacked["last"])
 
 

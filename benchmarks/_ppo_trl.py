@@ -69,7 +69,7 @@ def load_models(tokenizer: Any) -> tuple[Any, Any, Any]:
     from lorarlhf.backbone.devices import best_device, compute_dtype_for
 
     work = Path(ASKED["work"])
-    base = (work / "base.txt").read_text()
+    base = (work / "base.txt").read_text(encoding="utf-8")
     # Emulated bfloat16 takes many times as long as float32, for TRL too.
     dtype = compute_dtype_for(best_device(4))
     four_bit = BitsAndBytesConfig(
@@ -146,7 +146,9 @@ def main() -> None:
     interpreter = interpreter_mb()
     context = interpreter if has_card() else 0.0  # `held_mb` does not include it
     work = Path(ASKED["work"])
-    tokenizer = AutoTokenizer.from_pretrained((work / "base.txt").read_text(), padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(
+        (work / "base.txt").read_text(encoding="utf-8"), padding_side="left"
+    )
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = "<|endoftext|>"
     torch.manual_seed(ASKED["seed"])

@@ -63,7 +63,8 @@ def main() -> None:
             folder = args.out / f"{rater}-{seed}"
             make_project(folder, Rater.named(rater, NOISE, seed), args)
             found.append(compare(folder, rater, seed, args))
-            print(f"\n## {rater}, seed {seed}\n\n{(folder / 'results/comparison.md').read_text()}")
+            compared = (folder / "results/comparison.md").read_text(encoding="utf-8")
+            print(f"\n## {rater}, seed {seed}\n\n{compared}")
     rows = means(found)
     print(f"\n## Means of {len(found)} comparisons\n\n{table(rows)}", flush=True)
     if args.picture:

@@ -172,7 +172,9 @@ def best_of_four(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, name: str, noise: float, strength: float, seed: int) -> Path:
     """One PPO run with the rule as its judge; a finished one is kept."""
     folder = args.out / f"{name}-noise{noise}-pessimism{strength}-seed{seed}"
-    if (folder / "run.json").exists() and '"done"' in (folder / "run.json").read_text():
+    if (folder / "run.json").exists() and '"done"' in (folder / "run.json").read_text(
+        encoding="utf-8"
+    ):
         return folder
     backbone = Backbone.load(args.base)
     train_rows, heldout = (read_prompts(bundled(n)) for n in ("prompts", "prompts_heldout"))

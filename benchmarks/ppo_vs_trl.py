@@ -135,7 +135,7 @@ def prepare(work: Path, adapter_layers: str) -> None:
     train_reward_model(backbone, rows, run, RewardSettings(pooling="last", epochs=0))
     backbone.heads["reward"].bias.data.zero_()  # a constant; other tools' head has no bias
     backbone.save("reward", work / f"reward-{adapter_layers}")
-    (work / "base.txt").write_text(backbone.base_path)
+    (work / "base.txt").write_text(backbone.base_path, encoding="utf-8")
 
 
 Trials = dict[int, float | None]

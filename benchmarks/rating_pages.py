@@ -134,7 +134,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
                 page.goto(url, wait_until="commit")
                 page.locator(SHOWN).first.wait_for()
                 pages = [page.evaluate(KEY_TO_NEXT) for _ in range(100)]
-            steps = len(log.read_text().splitlines())
+            steps = len(log.read_text(encoding="utf-8").splitlines())
         finally:
             while read_job(job.file).alive:
                 stop_job(job)

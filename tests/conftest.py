@@ -1,7 +1,10 @@
 """Settings for every test (no network through the hub, no telemetry) and the tiny base models."""
 
+import contextlib
 import gc
 import os
+import re
+import sys
 import tempfile
 
 # Set before any test module imports a library that reads these only once.
@@ -39,12 +42,27 @@ def own_cache() -> tempfile.TemporaryDirectory[str]:
     own, real = tempfile.TemporaryDirectory(prefix="lorarlhf-cache-"), cache_folder()
     for name in ("bases", "axes", "converter"):
         (real / name).mkdir(parents=True, exist_ok=True)
-        (Path(own.name) / name).symlink_to((real / name).resolve())
+        with contextlib.suppress(OSError):  # Windows allows it to some only; then it is made anew
+            (Path(own.name) / name).symlink_to((real / name).resolve())
     os.environ["LORARLHF_CACHE"] = own.name
     return own
 
 
 CACHE = own_cache()
+
+
+# What Python has on Windows only in part: signals that end a process, processes by fork, rights.
+NOT_ON_WINDOWS = re.compile(
+    r"signal\.SIG(KILL|HUP|TERM)|os\.(kill|fork|mkfifo|symlink|geteuid)|killpg|tests\.forked|"
+    r"chmod\(|symlink_to|/proc/"
+)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """On Windows, leave out the files that use what it does not have; see CONTRIBUTING.md."""
+    if sys.platform != "win32" or not collection_path.name.startswith("test_"):
+        return None
+    return True if NOT_ON_WINDOWS.search(collection_path.read_text(encoding="utf-8")) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

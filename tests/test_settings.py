@@ -186,7 +186,7 @@ def test_trl_is_no_key_of_chat() -> None:
         ("sft", "epochs=[1]", "epochs is a number, found a list"),
         ("sft", "bits=5", "bits is 4, 8 or 16, found 5"),
         ("sft", "adapter_layers=some", "adapter_layers is upper-half, all, or a number"),
-        ("sft", "device=gpu", "device is cuda, cpu or mps"),
+        ("sft", "device=gpu", "device is cuda, xpu, mps or cpu"),
         ("sft", "compute_dtype=int8", "compute_dtype is bfloat16, float16 or float32"),
         ("sft", "trl.max_steps=abc", 'trl.max_steps is a whole number, found the text "abc"'),
         ("sft", "trl=3", "trl is a mapping of TRL's fields, found 3"),

@@ -12,7 +12,7 @@ import pytest
 from lorarlhf.preferences.accounts import set_password
 from lorarlhf.project.project import create
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui import app
+from lorarlhf_ui import app, network
 
 
 def words(folder: Path, **more: object) -> Namespace:
@@ -66,6 +66,7 @@ def test_lan_prints_every_address_with_a_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(app, "addresses", lambda: ["192.168.1.5", "10.0.0.7"])
+    monkeypatch.setattr(app, "in_container", lambda: False)
     app._announce(7860, words(tmp_path, lan=True))
     output = capsys.readouterr().err
     for address in ("192.168.1.5", "10.0.0.7"):
@@ -73,6 +74,21 @@ def test_lan_prints_every_address_with_a_code(
     assert sum(len(line) > 20 and not line.isascii() for line in output.splitlines()) > 20
     app._announce(7860, words(tmp_path))
     assert capsys.readouterr().err == "The pages are at http://127.0.0.1:7860 (Ctrl-C ends them).\n"
+
+
+def test_in_a_container_its_own_addresses_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Others reach the port that it publishes, and not the addresses that it has within."""
+    monkeypatch.setattr(network, "_CONTAINER_SIGNS", (tmp_path / ".dockerenv",))
+    monkeypatch.setattr(app, "addresses", lambda: ["172.17.0.2"])
+    app._announce(7860, words(tmp_path, lan=True))
+    assert "For others in this network: http://172.17.0.2:7860" in capsys.readouterr().err
+    (tmp_path / ".dockerenv").touch()
+    app._announce(7860, words(tmp_path, lan=True))
+    said = capsys.readouterr().err
+    assert "-p 127.0.0.1:7860:7860" in said and "--allowed-host" in said
+    assert "172.17.0.2" not in said
 
 
 def test_gradio_imports_without_stubs_and_is_complete() -> None:

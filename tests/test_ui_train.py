@@ -316,7 +316,7 @@ def test_an_estimate_that_makes_no_sense_is_an_error_and_the_next_one_counts(
         training.estimate("me", chosen)
         with pytest.raises(UserError, match="could not be computed"):
             until(lambda: not training.estimate("me", chosen)["busy"], SECONDS)
-    assert asked[0][1:4] == python_command("lorarlhf.cli")[1:4]
+    assert asked[0][1:6] == python_command("lorarlhf.cli")[1:6]
     other = {"kind": "sft", "settings": {}}
     assert until(lambda: not training.estimate("me", other)["busy"], SECONDS)
 

@@ -25,7 +25,6 @@ from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import hold
-from lorarlhf.runtime.sockets import listen as listen_on
 from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf_ui.backfill import FeatureBackfill
 from lorarlhf_ui.chat import Conversations
@@ -40,7 +39,13 @@ from lorarlhf_ui.history_page import history_page
 from lorarlhf_ui.insights import Insights
 from lorarlhf_ui.insights_page import insights_page
 from lorarlhf_ui.meter import Meter
-from lorarlhf_ui.network import addresses, allowed_hosts, qr_lines, root_path
+from lorarlhf_ui.network import (
+    addresses,
+    allowed_hosts,
+    in_container,
+    qr_lines,
+    root_path,
+)
 from lorarlhf_ui.page_frame import PAGES
 from lorarlhf_ui.prefetch import Prefetch
 from lorarlhf_ui.rate import Ratings
@@ -213,7 +218,7 @@ def main(args: Namespace) -> dict[str, Any]:
         raise UserError("--rater is a name in one line, without spaces at its ends.")
     allowed_hosts(args.lan, args.allowed_host)  # fails before the slow part, as the next lines do
     root_path(args.root_path)
-    sockets = listen(args.lan, args.port)
+    sockets = listen("0.0.0.0" if args.lan else "127.0.0.1", args.port, "The pages")
     settings = None
     if not args.no_model:
         settings = partial(resolve, "ui", sets=args.set, inherited=project_settings(project))
@@ -274,16 +279,6 @@ def _announce_owners(store: Store, project: str) -> None:
         )
 
 
-def listen(lan: bool, port: int) -> list[socket.socket]:
-    """Sockets that accept connections from now on; raises what `runtime.sockets.listen` raises.
-
-    Args:
-        lan: whether the first one accepts connections from other machines, too.
-        port: of all of them; 0 takes a free one.
-    """
-    return listen_on("0.0.0.0" if lan else "127.0.0.1", port, "The pages")
-
-
 def _serve(app: Guard, sockets: list[socket.socket], args: Namespace) -> None:
     config = uvicorn.Config(
         app,
@@ -304,7 +299,13 @@ def _announce(port: int, args: Namespace) -> None:
     log_to_stderr(f"The pages are at {local} (Ctrl-C ends them).")
     for name in args.allowed_host:
         log_to_stderr(f"Behind a proxy: https://{name}{args.root_path.rstrip('/')}/")
-    if args.lan:
+    if args.lan and in_container():
+        log_to_stderr(
+            "In a container: the pages are where its port is published, for example with `docker "
+            "run -p 127.0.0.1:7860:7860` at http://127.0.0.1:7860. Other machines reach them by a "
+            "name or an address that --allowed-host lists."
+        )
+    elif args.lan:
         for address in addresses():
             url = f"http://{address}:{port}"
             log_to_stderr(f"For others in this network: {url}\n{qr_lines(url)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorarlhf.preferences.records import Prompt
+from lorarlhf.runtime.files import move
 from lorarlhf_ui.engine_worker import unpacked
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class HiddenStates:
             raise
         except sqlite3.DatabaseError:  # damaged, but it is only a cache
             self._db.close()
-            path.replace(path.with_suffix(".damaged"))
+            move(path, path.with_suffix(".damaged"))
             self._open(path)
 
     def _open(self, path: Path) -> None:

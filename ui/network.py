@@ -1,10 +1,11 @@
-"""How other machines reach this one: its addresses, its names, and a QR code of a link."""
+"""How other machines reach this one: sockets, addresses, names, and a QR code of a link."""
 
 import io
 import ipaddress
 import re
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 import segno
@@ -13,6 +14,7 @@ from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.sockets import LOOPBACK
 from lorarlhf_ui.page_frame import PAGES
 
+_CONTAINER_SIGNS = (Path("/.dockerenv"), Path("/run/.containerenv"))  # Docker's, Podman's
 _OWN_PATHS = {"assets", "static", "files", "gradio_api", "config", "login", "logout"}
 _OWN_PATHS |= {path.strip("/") for path in PAGES}
 
@@ -24,6 +26,11 @@ def addresses() -> list[str]:
     """
     found = [_towards_the_world(), *_of_interfaces()]
     return list(dict.fromkeys(address for address in found if _reachable(address)))
+
+
+def in_container() -> bool:
+    """Whether this is a container, whose addresses only its own host reaches."""
+    return any(sign.exists() for sign in _CONTAINER_SIGNS)
 
 
 def allowed_hosts(lan: bool, more: Sequence[str] = ()) -> frozenset[str]:

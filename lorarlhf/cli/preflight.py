@@ -31,11 +31,13 @@ GB = 1e9
 
 def free_for_us(device: "torch.device") -> int:
     """Bytes that this process may fill on a device, including what it holds there already."""
-    if device.type == "cuda":
+    from lorarlhf.backbone.devices import CARDS, card_memory
+
+    if device.type in CARDS:
         import torch
 
-        held = torch.cuda.memory_reserved(device) + MACHINES["cuda"].runtime  # the context
-        return torch.cuda.mem_get_info(device)[0] + held
+        reserved = torch.get_device_module(device).memory_reserved(device)
+        return card_memory(device)[0] + reserved + MACHINES["cuda"].runtime  # the context
     import psutil
 
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine
@@ -189,7 +191,7 @@ def estimate_memory(
         prompt_tokens=longest.prompt,
         answer_tokens=longest.answer,
         float_bytes=base.dtype.itemsize,
-        device="cuda" if base.device.type == "cuda" else "cpu",
+        device="cuda" if base.device.type in ("cuda", "xpu") else "cpu",
         gradient_checkpointing=(own if stage.rewarded else trl).get("gradient_checkpointing"),
         reference=has_reference,
         value_adapter=own.get("value_adapter", True),

@@ -31,13 +31,13 @@ def add_serve_options(sub: ArgumentParser) -> None:
 
 def serve(args: Namespace) -> Result:
     """The endpoint, until Ctrl-C."""
-    # Imported here and by name, since the server is an optional extra.
+    # Imported here and by name, since the other commands need none of its libraries.
     try:
         server = importlib.import_module("lorarlhf.serve.server")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"The endpoint needs {error.name}, which is not installed: "
-            "pip install 'lorarlhf[serve]'."
+            f"The endpoint needs {error.name}, which is not installed. `lorarlhf doctor` names the "
+            "command that installs it."
         ) from error
     options = server.Options(
         target=args.target,

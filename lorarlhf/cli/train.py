@@ -5,7 +5,6 @@ the run's folder are kept.
 """
 
 import contextlib
-import shlex
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from lorarlhf.runtime.run_folder import (
     log_changed_settings,
     restore_earlier_run,
 )
-from lorarlhf.runtime.terminal import launch_command, log_to_stderr
+from lorarlhf.runtime.terminal import as_typed, launch_command, log_to_stderr
 
 Row = dict[str, Any]
 
@@ -128,7 +127,7 @@ def _recorded(run: Run, request: TrainRequest, kept: Path | None) -> Iterator[No
 
 
 def _say_how_to_resume(run: Run, request: TrainRequest) -> None:
-    command = shlex.join([*launch_command(), *(a for a in request.argv if a != "--resume")])
+    command = as_typed([*launch_command(), *(a for a in request.argv if a != "--resume")])
     if not any((run.folder / "checkpoints").glob("checkpoint-*")):
         log_to_stderr("Stopped before anything was saved; the same command starts again.")
     elif distributed.node_count() > 1:

@@ -20,6 +20,7 @@ import numpy as np
 from lorarlhf.evaluation.agreement import TIE, verdict_on
 from lorarlhf.preferences.records import RANKED, Vote
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.installer import install_command
 
 RESAMPLES = 200
 TOLERANCE, LIMIT = 1e-8, 10_000
@@ -303,5 +304,5 @@ def _library(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"Rankings need {error.name}, which is not installed: pip install 'lorarlhf[ranking]'."
+            f"Rankings need {error.name}, which is not installed: {install_command(name)}"
         ) from error

@@ -3,7 +3,6 @@ states, place in the prompts. `lorarlhf.runtime.checkpoints` writes the folders;
 """
 
 import json
-import os
 import shutil
 import time
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from lorarlhf.ppo.scores import ScoreScale
 from lorarlhf.runtime import checkpoints, distributed
 from lorarlhf.runtime.checkpoints import PREFIX, find_damage, newest_first
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.files import move, read_json
 from lorarlhf.runtime.terminal import log_to_stderr
 
 BEST = "best-"
@@ -117,7 +116,7 @@ def load_newest(run: TrainingRun, wanted: str | bool) -> None:
         _load(run, Path(wanted))
         for place in newest_first(checkpoint_folder(run)):  # or the next --resume would take those
             if checkpoints.step_of(place) > run.state.global_step and distributed.is_main():
-                os.replace(place, place.with_name(f"left-{place.name}-{int(time.time())}"))
+                move(place, place.with_name(f"left-{place.name}-{int(time.time())}"))
         return
     if newest := distributed.broadcast_from_main(lambda: _newest_intact(checkpoint_folder(run))):
         checkpoints.check_visible(newest)

@@ -1,6 +1,5 @@
 """`Database`: one SQLite file and one connection, which threads use one at a time."""
 
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 from lorarlhf.preferences import schema
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import move
 
 
 class Database:
@@ -77,7 +77,7 @@ class Database:
         try:
             with self._lock, closing(sqlite3.connect(part)) as copy:
                 self._db.backup(copy)
-            os.replace(part, target)
+            move(part, target)
         except (OSError, sqlite3.DatabaseError) as error:
             raise UserError(f"The backup {target} can't be written ({error}).") from error
         finally:

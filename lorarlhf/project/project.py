@@ -1,7 +1,6 @@
 """A project's folder: its settings, prompts, votes and runs, each a file that people can read."""
 
 import json
-import os
 import re
 import shutil
 import time
@@ -13,7 +12,7 @@ from lorarlhf.preferences.store import Store
 from lorarlhf.project.run_labels import read_label
 from lorarlhf.project.settings_sources import SettingValue, from_file
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.files import check_name, move, read_json
 
 PROJECT, PROMPTS, VOTES, RUNS = "project.yaml", "prompts.jsonl", "preferences.sqlite", "runs"
 DELETED = ".deleted"
@@ -116,7 +115,7 @@ class Project:
                 taken.rmdir()
                 continue
             run = taken.with_name(f"{number:04d}-{stage}")
-            os.replace(taken, run)
+            move(taken, run)
             return run
 
     def unfinished(self, stage: str) -> Path | None:
@@ -174,6 +173,7 @@ def create(
     place = Path(folder).expanduser()
     if is_project(place):
         raise UserError(f"{folder} is a project already; nothing was changed.")
+    check_name(place)
     template = Path(chat_template).expanduser().resolve() if chat_template else None
     if template is not None and not template.is_file():
         raise UserError(f"There is no chat template file {template}. Name a Jinja file.")

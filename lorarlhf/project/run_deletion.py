@@ -6,7 +6,6 @@ name: votes and comparisons name the models that wrote their answers.
 """
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,8 @@ from lorarlhf.project.project import DELETED, RUNS, Project
 from lorarlhf.project.rounds import DROPPED, rounds
 from lorarlhf.project.run_list import RunInfo, find_run, read_runs, run_named_in
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.lock import hold
+from lorarlhf.runtime.files import WINDOWS, move
+from lorarlhf.runtime.lock import check_free, hold
 
 MOST_NAMED = 5
 IN_USE = "Wait until that run ends, or stop it first."
@@ -104,12 +104,15 @@ def delete_run(project: Project, name: str, store: Store) -> str:
     folder = find_run(project, name)
     check_deletable(project, folder.name, store)
     grave = folder.parent / DELETED / folder.name
-    with hold(folder, IN_USE):
+    check_free(folder, IN_USE)
+    # Windows moves no folder with an open file in it: neither ours, the lock, nor another's, so
+    # that a process which works there keeps it from being moved.
+    with contextlib.nullcontext() if WINDOWS else hold(folder, IN_USE):
         try:
             grave.parent.mkdir(exist_ok=True)
             if grave.is_dir():  # somebody has put a deleted run back
                 grave.rmdir()
-            os.replace(folder, grave)
+            move(folder, grave)
         except OSError as error:
             raise UserError(
                 f"{folder} can't be moved ({error.strerror}), so it is not deleted. Close what has "

@@ -56,7 +56,9 @@ BACKBONE_LIMITS = {
         lambda x: x in ("upper-half", "all") or (str(x).isdecimal() and int(x) > 0),
     ),
     "compute_dtype": one_of("bfloat16", "float16", "float32"),
-    "device": Limit("cuda, cpu or mps", lambda x: bool(re.fullmatch(r"cpu|mps|cuda(:\d+)?", x))),
+    "device": Limit(
+        "cuda, xpu, mps or cpu", lambda x: bool(re.fullmatch(r"cpu|mps|xpu|cuda(:\d+)?", x))
+    ),
     "seed": SEED,
 }
 

@@ -21,6 +21,7 @@ from lorarlhf.backbone.storage import fingerprint
 from lorarlhf.data.readers import bundled, read_rows
 from lorarlhf.rewards.features import answer_features
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import move
 from lorarlhf.runtime.terminal import log_to_stderr
 
 # Plain text also works on a base without a chat template. On the small base its directions were as
@@ -111,7 +112,7 @@ def _write_cache(path: Path, bank: str, directions: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"directions": directions}, str(scratch), metadata={"bank": bank})
-        os.replace(scratch, path)
+        move(scratch, path)
     except (OSError, SafetensorError) as error:  # the latter for a folder that can't be written
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)

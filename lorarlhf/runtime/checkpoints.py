@@ -19,6 +19,7 @@ import torch
 
 from lorarlhf.runtime import distributed
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import move
 
 PREFIX, FILES = "checkpoint-", "files.json"
 
@@ -90,7 +91,7 @@ def publish(scratch: Path, target: Path) -> None:
     for path in (*files, scratch / FILES):
         _flush(path)
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(scratch, target)
+    move(scratch, target)
     _flush(target.parent)
 
 
@@ -130,8 +131,9 @@ def rng_numbers() -> dict[str, Any]:
 def rng_tensors(device: torch.device) -> dict[str, torch.Tensor]:
     """The states of torch's generators."""
     tensors = {"rng.torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        own = torch.get_device_module(device).get_rng_state(device)
+        tensors[f"rng.{device.type}"] = own
     return tensors
 
 
@@ -144,8 +146,8 @@ def set_rng_state(
     kind, words, *rest = numbers["numpy"]
     np.random.set_state((kind, np.array(words, dtype=np.uint32), *rest))
     torch.set_rng_state(tensors["rng.torch"])
-    if "rng.cuda" in tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+    if (name := f"rng.{device.type}") in tensors:
+        torch.get_device_module(device).set_rng_state(tensors[name], device)
 
 
 # ---- optimizers

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,10 +13,49 @@ from typing import Any
 from lorarlhf.runtime.errors import UserError
 
 Row = dict[str, Any]
-WRITE_ATTEMPTS = 20
+WINDOWS = sys.platform == "win32"
+DEVICES = frozenset({"con", "prn", "aux", "nul"})
+DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in "0123456789\xb9\xb2\xb3"}
+"""Names that mean a device on Windows, in every folder and with every ending."""
+MOVE_ATTEMPTS = 20
+MOVE_SECONDS = 0.05
+"""Between two attempts."""
 
 # JSON allows these inside of texts; many programs, `str.splitlines` among them, end a line there.
 LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Check that a new folder can have this name here.
+
+    Raises:
+        UserError: this is Windows, and a part of the path is the name of a device there.
+    """
+    for part in Path(path).parts if WINDOWS else ():
+        if part.partition(".")[0].rstrip(" ").lower() in DEVICES:
+            raise UserError(
+                f"{path} can't be made: {part} is the name of a device on Windows. Name another "
+                "folder."
+            )
+
+
+def move(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Rename a file or a folder at once; a file that is there already is replaced.
+
+    Windows refuses it while another program reads one of them, if only to look for viruses. There
+    it is tried again for a second.
+
+    Raises:
+        OSError: it can't be renamed.
+    """
+    for attempt in range(MOVE_ATTEMPTS):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if not WINDOWS or attempt == MOVE_ATTEMPTS - 1:
+                raise
+            time.sleep(MOVE_SECONDS)
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
@@ -34,7 +74,7 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
                 stream.writelines(lines)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(draft, file)
+            move(draft, file)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:
@@ -103,7 +143,7 @@ def write_json(path: Path, content: Any) -> None:
     scratch.write_text(
         json.dumps(replace_nonfinite(content), indent=2, default=str) + "\n", encoding="utf-8"
     )
-    os.replace(scratch, path)
+    move(scratch, path)
 
 
 def replace_nonfinite(data: Any) -> Any:
@@ -132,7 +172,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(part, path)
+        move(part, path)
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -140,14 +180,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 def write_shared(path: Path, content: Any) -> None:
     """Write JSON that other processes read at any time; whole even after a power cut."""
-    for attempt in range(WRITE_ATTEMPTS):
-        try:
-            write_bytes(path, json.dumps(content, indent=2).encode())
-            return
-        except PermissionError:  # on Windows, while somebody reads it
-            if attempt == WRITE_ATTEMPTS - 1:
-                raise
-            time.sleep(0.05)
+    write_bytes(path, json.dumps(content, indent=2).encode())
 
 
 def absolute_names(named: Any) -> Any:

@@ -17,12 +17,13 @@ def peak_rss_mb() -> float:
 
 
 def peak_card_mb() -> dict[str, float]:
-    """`{"peak_card_mb": ...}`, the peak memory on CUDA cards so far, in MB; empty without one."""
+    """`{"peak_card_mb": ...}`, the peak memory on cards so far, in MB; empty without one."""
     torch = sys.modules.get("torch")  # a process that has not imported it has nothing on a card
-    if torch is None or not torch.cuda.is_initialized():
-        return {}
-    cards = range(torch.cuda.device_count())
-    return {"peak_card_mb": round(sum(map(torch.cuda.max_memory_reserved, cards)) / 1e6, 1)}
+    for cards in (torch.cuda, torch.xpu) if torch else ():
+        if cards.is_initialized():
+            peaks = map(cards.max_memory_reserved, range(cards.device_count()))
+            return {"peak_card_mb": round(sum(peaks) / 1e6, 1)}
+    return {}
 
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -31,9 +32,9 @@ CGROUP = Path("/sys/fs/cgroup")
 def container_limit() -> tuple[int, int] | None:
     """(limit, used) in bytes of this process's control group; None if it has no limit."""
     try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-        stat = (CGROUP / "memory.stat").read_text().split()
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        stat = (CGROUP / "memory.stat").read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return None
     cache = int(stat[stat.index("inactive_file") + 1]) if "inactive_file" in stat else 0

@@ -57,8 +57,13 @@ def _mark_on_linux(pid: int) -> str | None:
     Not the time of day: that moves when the clock is set.
     """
     try:
-        fields = (PROC / str(pid) / "stat").read_text().rpartition(") ")[2].split()
-        started = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        fields = (
+            (PROC / str(pid) / "stat")
+            .read_text(encoding="utf-8", errors="replace")
+            .rpartition(") ")[2]
+            .split()
+        )
+        started = (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return None
     return None if fields[0] in "ZX" else f"{fields[19]} {started}"  # Z: ended, not waited for
@@ -78,7 +83,8 @@ def python_command(module: str, *words: str) -> list[str]:
     """The command that runs a module with this Python."""
     # Without -P a file of the user's, such as random.py, could stand in for a library's.
     safe = ["-P"] if sys.version_info >= (3, 11) else []
-    return [sys.executable, *safe, "-m", module, *words]
+    # What it prints goes to files and pipes that are read as UTF-8. Windows' own is another.
+    return [sys.executable, *safe, "-X", "utf8", "-m", module, *words]
 
 
 def start_detached(command: Sequence[str], output: IO[bytes], cwd: Path) -> ProcessId | None:

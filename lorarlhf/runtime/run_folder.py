@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import Row, absolute_names, read_json, readable_rows, write_jsonl
+from lorarlhf.runtime.files import Row, absolute_names, move, read_json, readable_rows, write_jsonl
 from lorarlhf.runtime.terminal import log_to_stderr
 
 FILES = ("run.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html")
@@ -57,7 +57,7 @@ def archive_earlier_run(folder: Path) -> Path | None:
         shutil.copytree(folder / "adapters", kept / "adapters")
     for name in RESULTS:
         if (folder / name).exists():
-            os.replace(folder / name, kept / name)
+            move(folder / name, kept / name)
     log_to_stderr(f"{folder} has an earlier run; it is kept in {kept}.")
     return kept
 
@@ -74,7 +74,7 @@ def restore_earlier_run(folder: Path, kept: Path) -> None:
             shutil.rmtree(folder / name)
         (folder / name).unlink(missing_ok=True)
         if (kept / name).exists():
-            os.replace(kept / name, folder / name)
+            move(kept / name, folder / name)
     shutil.rmtree(kept)  # with the copies of the adapters, which stayed in their place
     log_to_stderr(f"The earlier run in {folder} is as it was.")
 

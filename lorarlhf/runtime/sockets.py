@@ -69,7 +69,9 @@ def _listen(family: socket.AddressFamily, host: str, port: int, who: str) -> soc
         sock = socket.socket(family)
     except OSError as error:
         raise _NoAddress from error
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # On Windows SO_REUSEADDR would let another program listen on the same port at the same time.
+    exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+    sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
         sock.listen()

@@ -1,9 +1,10 @@
 """Messages in the terminal, and the command that started this program."""
 
 import re
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,16 @@ BAR = re.compile(
 def program_name() -> str:
     """The command to call this program; `make demo` runs one that is not on the path."""
     program = Path(sys.argv[0])
-    if shutil.which("lorarlhf") or program.name != "lorarlhf":
+    if shutil.which("lorarlhf") or program.stem != "lorarlhf":  # lorarlhf.exe on Windows
         return "lorarlhf"
     return str(program)
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """A command as a person types it here; words with spaces or signs of the shell are quoted."""
+    if sys.platform != "win32":
+        return shlex.join(words)
+    return " ".join(f'"{word}"' if re.search(r"[\s<>|&^()%!;,=]", word) else word for word in words)
 
 
 def launch_command() -> list[str]:

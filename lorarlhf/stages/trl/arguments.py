@@ -85,7 +85,7 @@ def trl_arguments(
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UserError(f"trl.{name} is not a field of TRL's {config_class.__name__}.{hint}")
-    on_card = placement.device.type == "cuda"
+    on_card = placement.device.type in ("cuda", "xpu")
     defaults = {
         "output_dir": str(placement.folder),
         "bf16": placement.dtype == torch.bfloat16,
