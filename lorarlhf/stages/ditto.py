@@ -44,7 +44,7 @@ class DittoSettings:
     steps: PositiveInt = 10  # optimizer steps in a round
     answers: PositiveInt = 4  # of the policy to each prompt, in each round
     sft_epochs: NonNegativeFloat = 3.0  # passes over the edited answers before the first round
-    sft_learning_rate: NonNegativeFloat = 2e-4
+    sft_learning_rate: NonNegativeFloat = 2e-4  # of those passes
     learning_rate: NonNegativeFloat = 1e-4  # of the rounds
     batch_size: PositiveInt = 8  # pairs in one optimizer step
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only

@@ -34,7 +34,7 @@ class DirectSettings:
     """Settings of ORPO, and those that DPO shares; `trl` reaches TRL's other fields."""
 
     epochs: PositiveFloat = 1.0  # passes over the pairs
-    learning_rate: NonNegativeFloat = 1e-4
+    learning_rate: NonNegativeFloat = 1e-4  # of the policy's adapter
     batch_size: PositiveInt = 8  # pairs in one optimizer step
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together

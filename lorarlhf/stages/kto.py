@@ -38,7 +38,7 @@ class KTOSettings:
     """
 
     epochs: PositiveFloat = 1.0  # passes over the answers
-    learning_rate: NonNegativeFloat = 1e-4
+    learning_rate: NonNegativeFloat = 1e-4  # of the policy's adapter
     batch_size: PositiveInt = 8  # answers in one optimizer step
     micro_batch_size: PositiveInt = 4  # answers in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together

@@ -51,7 +51,7 @@ class RewardSettings:
     # "mean" over the answer's tokens, or "last": the shape that other tools know
     pooling: Annotated[str, one_of("mean", "last")] = "mean"
     epochs: NonNegativeFloat = 1.0  # of training the adapter on top of the fit; 0: the fit alone
-    learning_rate: NonNegativeFloat = 3e-5
+    learning_rate: NonNegativeFloat = 3e-5  # of that training
     batch_size: PositiveInt = 8  # pairs in one optimizer step
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
     holdout: OpenFraction = 0.2  # share of the prompts that decides how much training is kept
