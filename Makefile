@@ -60,6 +60,7 @@ docs: $(DOCS_STAMP) ## build the documentation as a site into build/docs
 	@$(PY) -c "import sphinx" 2>/dev/null || { \
 		echo "make docs needs Python 3.11 or newer, and $(VENV) has $$($(PY) --version 2>&1). Make another: rm -r $(VENV) && make PYTHON=python3.12 docs" >&2; exit 1; }
 	@echo "Building the documentation (half a minute)."
+	@rm -rf build/docs build/doctrees
 	@$(PY) -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
 	@echo "Open build/docs/index.html in a browser."
 

@@ -23,7 +23,13 @@ extensions = [
     "site_parts",
 ]
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "recipes/*.md", "recipes/*/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = [
+    "docs/*.md",
+    "recipes/*.md",
+    "recipes/*/*.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+]
 # Folders that need not be searched for pages.
 exclude_patterns = [".*", "**/.*", "build", "dist", "runs", "lorarlhf", "ui", "tests", "benchmarks"]
 
@@ -40,6 +46,8 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+toc_object_entries_show_parents = "hide"
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
@@ -56,6 +64,7 @@ html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
 html_use_index = False
 html_domain_indices = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "logo": {"text": "lorarlhf"},
     "navbar_center": [],

@@ -21,7 +21,7 @@ from lorarlhf.stages.table import STAGES
 
 INDEX = "docs/index"
 COLUMNS = 88
-_LISTED = re.compile(r"^- \[[^\]]+\]\(([^)#]+)\.md\)", re.MULTILINE)
+_LISTED = re.compile(r"^- \[([^\]]+)\]\(([^)#]+)\.md\)", re.MULTILINE)
 _FIELD = re.compile(r"(\w+): .*?(?:\s# (.*))?$")
 _ARGUMENT = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*)$")
 KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text", list: "list"}
@@ -30,32 +30,31 @@ KINDS = {int: "whole number", float: "number", bool: "true or false", str: "text
 # ---- the navigation
 
 
-def navigation(index: str) -> dict[str, list[str]]:
+def navigation(index: str) -> dict[str, dict[str, str]]:
     """The pages that docs/index.md lists under each of its headings.
 
     Returns:
-        names of pages from the top of the checkout, without their ending: `docs/start`.
+        for each heading, the pages' titles by their names from the top of the checkout, without
+        an ending: `docs/start`.
     """
     found = {}
     for section in re.split(r"^## ", index, flags=re.MULTILINE)[1:]:
         caption, _, body = section.partition("\n")
         folder = posixpath.dirname(INDEX)
-        found[caption] = [
-            posixpath.normpath(posixpath.join(folder, page)) for page in _LISTED.findall(body)
-        ]
+        found[caption] = {
+            posixpath.normpath(posixpath.join(folder, page)): title
+            for title, page in _LISTED.findall(body)
+        }
     return found
 
 
 def toctrees(index: str) -> str:
     """The navigation as Sphinx reads it, a hidden tree for each section."""
-    trees = (
-        "\n".join(("```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"))
-        for caption, pages in (
-            (caption, [f"/{page}" for page in pages])
-            for caption, pages in navigation(index).items()
-        )
-    )
-    return "\n\n".join(trees)
+    trees = []
+    for caption, pages in navigation(index).items():
+        lines = [f"{title} </{page}>" for page, title in pages.items()]
+        trees += ["```{toctree}", ":hidden:", f":caption: {caption}", "", *lines, "```", ""]
+    return "\n".join(trees)
 
 
 # ---- settings
@@ -66,7 +65,7 @@ def settings_text() -> str:
     parts = []
     for stage in STAGES.values():
         table = _table(stage.own_settings(), texts_of_stage(stage))
-        parts.append(f"### {stage.name}\n\n{_sentence(stage.summary)}\n\n{table}")
+        parts.append(f"### {stage.name}\n\n{_capitalised(stage.summary)}.\n\n{table}")
     base = "### The base\n\nOf every command that loads one, and of `project.yaml`."
     parts.append(f"{base}\n\n{_table(*base_settings())}")
     return "\n\n".join(parts)
@@ -125,10 +124,11 @@ def base_settings() -> tuple[list[Setting], dict[str, str]]:
 
 
 def _table(settings: Iterable[Setting], texts: dict[str, str]) -> str:
-    rows = ["| setting | default | values | |", "|---|---|---|---|"]
+    rows = ["| setting | default | values | what it is |", "|---|---|---|---|"]
     for known in settings:
         cells = (f"`{known.name}`", _default(known.default), _values(known))
-        rows.append(f"| {' | '.join(cells)} | {_cell(texts.get(known.name, ''))} |")
+        text = _capitalised(texts.get(known.name, ""))
+        rows.append(f"| {' | '.join(cells)} | {_cell(text)} |")
     return "\n".join(rows)
 
 
@@ -154,8 +154,8 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 # ---- commands
@@ -192,6 +192,11 @@ def _columns(count: int) -> Iterator[None]:
 
 # ---- Sphinx
 
+SIGNATURES = {
+    "PPOConfig": "(output_dir, **settings)",  # otherwise with all of transformers' arguments
+    "Backbone": "",  # made by `Backbone.load`
+}
+"""Signatures of classes that differ from those in the code."""
 PARTS: dict[str, Callable[[], str]] = {"settings": settings_text, "commands": commands_text}
 
 
@@ -206,8 +211,9 @@ def write_parts(app: Any, page: str, source: list[str]) -> None:
 
 
 def short_signature(app: Any, what: str, name: str, *rest: Any) -> tuple[str, None] | None:
-    """PPOConfig's own signature has all fields of transformers' training arguments."""
-    return ("(output_dir, **settings)", None) if name.endswith(".PPOConfig") else None
+    """`SIGNATURES`, where there is one."""
+    given = SIGNATURES.get(name.rpartition(".")[2])
+    return None if given is None else (given, None)
 
 
 def setup(app: Any) -> dict[str, Any]:

@@ -176,9 +176,12 @@ def test_pages_fit_the_window_and_ask_nobody(site: Path, browser: Any, width: in
         size = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         if size[0] > size[1]:
             too_wide.append(f"{name}: {size[0]} of {size[1]} pixels")
-        assert page.locator("article img").evaluate_all(
-            "pictures => pictures.filter(p => p.complete && !p.naturalWidth).map(p => p.src)"
-        ) == []
+        assert (
+            page.locator("article img").evaluate_all(
+                "pictures => pictures.filter(p => p.complete && !p.naturalWidth).map(p => p.src)"
+            )
+            == []
+        )
     page.close()
     assert too_wide == [] and wrong == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
@@ -221,8 +224,8 @@ def test_every_setting_has_a_text_and_a_place() -> None:
 
 def test_settings_are_shown_with_default_and_limit() -> None:
     text = site_parts.settings_text()
-    assert "| `holdout` | `0.1` | number, from 0 to below 1 | share of the prompts" in text
-    assert "| `pooling` | `mean` | mean or last | \"mean\" over the answer's tokens, or" in text
+    assert "| `holdout` | `0.1` | number, from 0 to below 1 | Share of the prompts" in text
+    assert '| `pooling` | `mean` | mean or last | "mean" over the answer\'s tokens, or' in text
     assert "| `kl_target` |  | number, above 0 | KL in nats per answer" in text
     assert "| `lora_rank` | `16` | 1 or more | LoRA's settings" in text
 
@@ -238,9 +241,8 @@ def test_every_command_is_shown_with_its_help() -> None:
 def test_every_public_name_is_on_the_page_about_python() -> None:
     text = text_of("docs/python.md")
     assert [name for name in lorarlhf.__all__ if f"`{name}`" not in text] == []
-    homes = {f"{home}.{name}" for name, home in lorarlhf._HOMES.items()}
     generated = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", text, re.MULTILINE))
-    assert homes <= generated
+    assert {f"lorarlhf.{name}" for name in lorarlhf.__all__} <= generated
 
 
 # ---- code in the pages
