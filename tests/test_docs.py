@@ -69,9 +69,11 @@ def tree_paths(block: str) -> list[str]:
 
 @lru_cache
 def names_in(path: Path) -> set[str]:
-    """Functions, classes and methods (`Class.method`) of a Python file."""
+    """Functions, classes, methods (`Class.method`) and constants of a Python file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    targets = [t for n in tree.body for t in getattr(n, "targets", [getattr(n, "target", None)])]
+    found |= {target.id for target in targets if isinstance(target, ast.Name)}
     for kind in (n for n in tree.body if isinstance(n, ast.ClassDef)):
         found |= {f"{kind.name}.{m.name}" for m in kind.body if isinstance(m, ast.FunctionDef)}
     return found

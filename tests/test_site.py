@@ -18,7 +18,7 @@ import lorarlhf
 from lorarlhf.cli.parser import SUMMARIES
 from lorarlhf.stages.table import STAGES
 from tests.browser import chromium
-from tests.test_docs import DOCUMENTS, PAGES, ROOT, blocks, text_of
+from tests.test_docs import DOCUMENTS, INDEX, PAGES, ROOT, blocks, names_in, text_of
 
 sys.path.insert(0, str(ROOT / "docs"))
 import site_parts
@@ -26,7 +26,6 @@ import site_parts
 needs_sphinx = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="Sphinx 9 needs Python 3.11; see pyproject.toml"
 )
-INDEX = "docs/index.md"
 # What a page can make a browser fetch without a click.
 FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
 LINKED_ONLY = {"canonical", "next", "prev", "search", "index", "genindex", "author", "license"}
@@ -317,20 +316,6 @@ def test_the_parser_of_the_page_reads_votes() -> None:
 
 
 # ---- names of files and of what is in them
-
-
-def names_in(path: Path) -> set[str]:
-    """Functions, classes, methods (`Class.method`) and constants of a Python file."""
-    found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        if isinstance(node, ast.ClassDef):
-            methods = [m.name for m in node.body if isinstance(m, ast.FunctionDef)]
-            found |= {f"{node.name}.{name}" for name in methods}
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        found |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return found
 
 
 def test_every_file_and_name_of_extending_exists() -> None:
