@@ -12,6 +12,7 @@ PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
+DOCS_STAMP := $(VENV)/.installed-docs
 # The folder ui under the name that it is imported by: mypy reads no editable installs.
 TYPED := $(VENV)/typed
 
@@ -25,7 +26,7 @@ endif
 stale = $(if $(REMAKE_VENV),FORCE,$(if $(filter-out $(CURDIR),$(shell cat $(1) 2>/dev/null)),FORCE))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test check format clean install wheel FORCE
+.PHONY: help demo ui test check format docs clean install wheel FORCE
 
 help: ## list the commands
 	@echo "make <command>:"
@@ -54,6 +55,14 @@ check: $(TEST_STAMP) ## format, lint and types; changes nothing
 format: $(TEST_STAMP) ## put the code in its format and mend what ruff can mend
 	@$(PY) -m ruff check --fix --exit-zero --quiet .
 	@$(PY) -m ruff format .
+
+docs: $(DOCS_STAMP) ## build the documentation as a site into build/docs
+	@$(PY) -c "import sphinx" 2>/dev/null || { \
+		echo "make docs needs Python 3.11 or newer, and $(VENV) has $$($(PY) --version 2>&1). Make another: rm -r $(VENV) && make PYTHON=python3.12 docs" >&2; exit 1; }
+	@echo "Building the documentation (half a minute)."
+	@rm -rf build/docs build/doctrees
+	@$(PY) -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+	@echo "Open build/docs/index.html in a browser."
 
 install: $(DEMO_STAMP) ## only make the environment
 
@@ -85,4 +94,9 @@ $(TEST_STAMP): pyproject.toml constraints.txt $(call stale,$(TEST_STAMP)) | $(PY
 	@echo "Installing lorarlhf, its rating pages, what they need and the test tools (a minute or two where packages are near; PyTorch is the large one)."
 	@$(PIP_INSTALL) -e ".[test]"
 	@echo "$(CURDIR)" > $(DEMO_STAMP)
+	@echo "$(CURDIR)" > $@
+
+$(DOCS_STAMP): pyproject.toml constraints.txt $(call stale,$(DOCS_STAMP)) | $(PY)
+	@echo "Installing lorarlhf and what builds its documentation (a minute or two where packages are near; PyTorch is the large one)."
+	@$(PIP_INSTALL) -e ".[docs]"
 	@echo "$(CURDIR)" > $@

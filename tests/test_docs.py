@@ -31,6 +31,7 @@ from tests.invariants.imports import FLOORS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "recipes/README.md", *PAGES]
+INDEX = "docs/index.md"
 MOST_WORDS = 1500
 READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "demonstrations": read_demonstrations,
@@ -68,9 +69,11 @@ def tree_paths(block: str) -> list[str]:
 
 @lru_cache
 def names_in(path: Path) -> set[str]:
-    """Functions, classes and methods (`Class.method`) of a Python file."""
+    """Functions, classes, methods (`Class.method`) and constants of a Python file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    targets = [t for n in tree.body for t in getattr(n, "targets", [getattr(n, "target", None)])]
+    found |= {target.id for target in targets if isinstance(target, ast.Name)}
     for kind in (n for n in tree.body if isinstance(n, ast.ClassDef)):
         found |= {f"{kind.name}.{m.name}" for m in kind.body if isinstance(m, ast.FunctionDef)}
     return found
@@ -292,11 +295,13 @@ def test_the_python_example_runs(tiny_base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "adapters" / "policy" / "adapter_model.safetensors").is_file()
 
 
-def test_the_readme_is_short_and_names_every_page() -> None:
+def test_the_readme_is_short_and_every_page_is_listed() -> None:
     text = text_of("README.md")
     assert len(text.split()) < MOST_WORDS
     linked = re.findall(r"\]\(([^)#]+\.md)\)", text)
-    assert set(linked) >= {"CONTRIBUTING.md", "recipes/README.md", *PAGES}
+    assert set(linked) >= {"CONTRIBUTING.md", "recipes/README.md"}
+    listed = {f"docs/{page}" for page in re.findall(r"\]\((\w[\w-]*\.md)\)", text_of(INDEX))}
+    assert set(PAGES) - {INDEX} <= listed | set(linked)
 
 
 def test_the_tree_of_the_readme_exists() -> None:

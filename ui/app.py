@@ -25,6 +25,7 @@ from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import hold
+from lorarlhf.runtime.sockets import listen
 from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf_ui.backfill import FeatureBackfill
 from lorarlhf_ui.chat import Conversations

@@ -32,7 +32,7 @@ class SamplingSettings:
 
     max_prompt_tokens: PositiveInt = _field(512, "Longest prompt; longer ones are refused, not cut")
     max_new_tokens: PositiveInt = _field(64, "Longest answer, in tokens")
-    temperature: PositiveFloat = _field(1.0, "Of the sampling and of all log-probabilities")
+    temperature: PositiveFloat = _field(1.0, "Temperature of sampling and of all log-probabilities")
     generation: Annotated[str, one_of("transformers", "vllm")] = _field(
         "transformers", "Who samples: transformers, or a vllm server"
     )
@@ -62,7 +62,8 @@ class KLSettings:
 
     kl_coef: NonNegativeFloat = _field(0.05, "Price of one nat of KL to the reference, per token")
     kl_target: PositiveFloat | None = _field(
-        None, "KL in nats per answer that kl_coef is steered towards; None: kl_coef is constant"
+        None,
+        "KL in nats per answer that kl_coef is steered towards; by default kl_coef is constant",
     )
     kl_horizon: PositiveInt = _field(
         32, "Answers over which a KL far from kl_target changes kl_coef by a fifth"
@@ -90,10 +91,12 @@ class HeldOutSettings:
 class ValueSettings:
     """How the value function learns."""
 
-    value_learning_rate: NonNegativeFloat = _field(3e-4, "Of the value's adapter and head")
+    value_learning_rate: NonNegativeFloat = _field(
+        3e-4, "Step size of the value's adapter and head"
+    )
     value_adapter: bool = _field(True, "False: only a head on the policy, which saves memory")
     value_layers: PositiveInt | None = _field(
-        None, "Upper layers that the value trains; None: a third of those with adapters"
+        None, "Upper layers that the value trains; by default a third of those with adapters"
     )
     value_clip_range: PositiveFloat = _field(0.2, "How far a value may move in one update")
     vf_coef: NonNegativeFloat = _field(0.1, "Weight of the value loss")
@@ -145,9 +148,9 @@ class PPOConfig(
     num_minibatches: PositiveInt = _field(1, "Optimizer steps in each pass")
     micro_batch_size: PositiveInt = _field(8, "Sequences in one forward; affects memory only")
     policy_layers: PositiveInt | None = _field(
-        None, "Upper layers that the policy trains; None: two thirds of those with adapters"
+        None, "Upper layers that the policy trains; by default two thirds of those with adapters"
     )
-    learning_rate: NonNegativeFloat = _field(3e-4, "Of the policy's adapter")
+    learning_rate: NonNegativeFloat = _field(3e-4, "Step size of the policy's adapter")
     linear_lr_decay: bool = _field(False, "Both learning rates fall linearly to 0")
     gamma: Fraction = _field(1.0, "Discount of later rewards")
     gae_lambda: Fraction = _field(0.95, "Bias against variance of the advantages")

@@ -42,15 +42,15 @@ class DittoSettings:
 
     rounds: PositiveInt = 3  # times that the policy answers and is tuned
     steps: PositiveInt = 10  # optimizer steps in a round
-    answers: PositiveInt = 4  # of the policy to each prompt, in each round
+    answers: PositiveInt = 4  # answers of the policy to each prompt, in each round
     sft_epochs: NonNegativeFloat = 3.0  # passes over the edited answers before the first round
-    sft_learning_rate: NonNegativeFloat = 2e-4
-    learning_rate: NonNegativeFloat = 1e-4  # of the rounds
+    sft_learning_rate: NonNegativeFloat = 2e-4  # step size of those passes
+    learning_rate: NonNegativeFloat = 1e-4  # step size in the rounds
     batch_size: PositiveInt = 8  # pairs in one optimizer step
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together
     max_new_tokens: PositiveInt = 128  # longest answer that is sampled
-    temperature: PositiveFloat = 1.0  # of those answers
+    temperature: PositiveFloat = 1.0  # temperature of those answers
     beta: PositiveFloat = 0.05  # strength of the reference
     plain: bool = False  # texts as they are, without the chat template
     report_to: str = "none"  # trackers that get the metrics too, with commas between them

@@ -34,13 +34,13 @@ class DirectSettings:
     """Settings of ORPO, and those that DPO shares; `trl` reaches TRL's other fields."""
 
     epochs: PositiveFloat = 1.0  # passes over the pairs
-    learning_rate: NonNegativeFloat = 1e-4
+    learning_rate: NonNegativeFloat = 1e-4  # step size of the policy's adapter
     batch_size: PositiveInt = 8  # pairs in one optimizer step
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together
     beta: PositiveFloat = 0.1  # DPO: strength of the reference; ORPO: weight of the odds ratio
     holdout: FractionBelow1 = 0.1  # share of the prompts that decides which weights are kept
-    evaluations: NonNegativeInt = 4  # of held-out loss and health, spread over the training; 0: off
+    evaluations: NonNegativeInt = 4  # how often held-out loss and health are measured; 0: never
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     report_to: str = "none"  # trackers that get the metrics too, with commas between them
@@ -51,7 +51,7 @@ class DirectSettings:
 class DPOSettings(DirectSettings):
     """Settings of DPO. `trl.loss_type` replaces the whole loss, the SFT term included."""
 
-    # Of the chosen answers' mean negative log-likelihood per token, added to the loss
+    # Weight of the chosen answers' mean negative log-likelihood per token, added to the loss
     sft_weight: NonNegativeFloat = 1.0
     noise: FractionBelowHalf = 0.0  # share of wrong votes, for the robust loss; 0: the usual loss
 

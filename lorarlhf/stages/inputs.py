@@ -42,9 +42,9 @@ class PPOSettings:
         config: the fields of `PPOConfig`.
     """
 
-    algorithm: Annotated[str, one_of("ppo", "rloo", "grpo")] = "ppo"  # the others have no critic
-    num_generations: int = 2  # answers to a prompt; rloo and grpo alone
-    reward_weights: list | None = None  # one number a reward
+    algorithm: Annotated[str, one_of("ppo", "rloo", "grpo")] = "ppo"  # rloo and grpo have no critic
+    num_generations: int = 2  # answers to a prompt, for rloo and grpo only
+    reward_weights: list | None = None  # one number for each reward
     plain: bool = False  # texts as they are, without the chat template
     config: dict[str, Any] = field(default_factory=dict)
     trl: dict[str, Any] = field(default_factory=dict)

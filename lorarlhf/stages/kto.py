@@ -38,13 +38,13 @@ class KTOSettings:
     """
 
     epochs: PositiveFloat = 1.0  # passes over the answers
-    learning_rate: NonNegativeFloat = 1e-4
+    learning_rate: NonNegativeFloat = 1e-4  # step size of the policy's adapter
     batch_size: PositiveInt = 8  # answers in one optimizer step
     micro_batch_size: PositiveInt = 4  # answers in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together
     beta: PositiveFloat = 0.1  # strength of the reference
     holdout: FractionBelow1 = 0.1  # share of the prompts that decides which weights are kept
-    evaluations: NonNegativeInt = 4  # of held-out loss and health, spread over the training; 0: off
+    evaluations: NonNegativeInt = 4  # how often held-out loss and health are measured; 0: never
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     report_to: str = "none"  # trackers that get the metrics too, with commas between them

@@ -50,12 +50,12 @@ class RewardSettings:
 
     # "mean" over the answer's tokens, or "last": the shape that other tools know
     pooling: Annotated[str, one_of("mean", "last")] = "mean"
-    epochs: NonNegativeFloat = 1.0  # of training the adapter on top of the fit; 0: the fit alone
-    learning_rate: NonNegativeFloat = 3e-5
+    epochs: NonNegativeFloat = 1.0  # passes that train the adapter on top of the fit; 0: none
+    learning_rate: NonNegativeFloat = 3e-5  # step size of that training
     batch_size: PositiveInt = 8  # pairs in one optimizer step
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
     holdout: OpenFraction = 0.2  # share of the prompts that decides how much training is kept
-    evaluations: PositiveInt = 2  # of the held-out loss, spread over the training
+    evaluations: PositiveInt = 2  # how often the held-out loss is measured in the training
     # Pulls scores to 0 (arXiv 2312.09244). 0: off, and the held-out loss is of preferences alone;
     # PPO brings scores to a common scale by itself.
     center_rewards_coefficient: NonNegativeFloat = 0.0

@@ -38,12 +38,12 @@ ROUND_SETTINGS = {
 class IteratedDPOSettings(DPOSettings):
     """Settings of DPO, on given pairs and in rounds of new answers."""
 
-    rounds: NonNegativeInt = 0  # of new answers that the reward role labels; 0: the pairs alone
+    rounds: NonNegativeInt = 0  # of new answers, labelled by the reward role; 0: only the pairs
     round_prompts: PositiveInt = 64  # prompts answered in a round
     num_generations: PositiveInt = 4  # answers to a prompt, of which the best and worst are a pair
     max_prompt_tokens: PositiveInt = 512  # longer prompts are refused, not cut
-    max_new_tokens: PositiveInt = 64  # the longest answer
-    temperature: PositiveFloat = 1.0  # of the sampling
+    max_new_tokens: PositiveInt = 64  # longest new answer, in tokens
+    temperature: PositiveFloat = 1.0  # temperature of the new answers
     least_gap: NonNegativeFloat = 1.0  # deviations by which the best answer scores above the worst
 
 

@@ -21,7 +21,7 @@ class SFTSettings:
     """Settings of supervised tuning; `trl` reaches every other field of TRL's `SFTConfig`."""
 
     epochs: PositiveFloat = 3.0  # passes over the demonstrations
-    learning_rate: NonNegativeFloat = 2e-4
+    learning_rate: NonNegativeFloat = 2e-4  # step size of the policy's adapter
     batch_size: PositiveInt = 8  # demonstrations in one optimizer step
     micro_batch_size: PositiveInt = 4  # demonstrations in one forward; memory only
     max_tokens: PositiveInt = 1024  # longer demonstrations are cut by TRL
