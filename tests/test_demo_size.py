@@ -19,7 +19,7 @@ def test_the_time_is_told() -> None:
     """At 0.5 s a token of 60 answers, by the counts of the next test."""
     minutes, full = (size.seconds(0.5, 48, 60) / 60 for size in (DEFAULT, FULL))
     assert time_notice(DEFAULT, 0.5, 48, 60) == (
-        f"With 200 prompts and 16 updates of PPO this takes about {minutes:.0f} minutes on this "
+        f"With 280 prompts and 16 updates of PPO this takes about {minutes:.0f} minutes on this "
         f"machine. With --full it takes about {full:.0f}."
     )
     assert time_notice(FULL, 0.5, 48, 60).endswith(f"about {full:.0f} minutes on this machine.")

@@ -55,7 +55,7 @@ class Size:
         return step * (sampling + (read + self.updates * UPDATE) * tokens / 48)
 
 
-DEFAULT = Size(prompts=200, updates=16, minibatches=2, length=5 / 6)
+DEFAULT = Size(prompts=280, updates=16, minibatches=2, length=5 / 6)
 FULL = Size(prompts=280, updates=24)
 QUICK = Size(prompts=24, updates=2)
 

@@ -70,7 +70,7 @@ def solve_primal(differences: Array, scale: Array, start: Array | None = None) -
         start: a u (H,) to begin at; 0 by default.
     """
 
-    inverse = np.empty(0)
+    inverse: Array = np.empty((0, 0))
 
     def change(point: Array, margins: Array, anew: bool) -> Array:
         nonlocal inverse
