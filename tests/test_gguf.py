@@ -93,6 +93,14 @@ def test_a_file_whose_name_is_mistral_is_read(tmp_path: Path) -> None:
     same_as(model, tmp_path / "made")
 
 
+def test_a_blob_of_ollama_is_known_by_its_beginning(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_this_process(monkeypatch)
+    file = write_gguf(tiny_model("qwen2"), tmp_path / "sha256-0badc0de")
+    same_as(tiny_model("qwen2"), Path(find_base(str(file))))
+
+
 def test_large_models_are_written_in_several_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

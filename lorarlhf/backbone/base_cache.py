@@ -94,7 +94,7 @@ def _check_disk_space(folder: Path, needed: int) -> None:
         ) from error
     if free < needed:
         raise UserError(
-            f"Fetching the base needs {needed / 1e6:.0f} MB free in {folder}, and only "
+            f"The base needs {needed / 1e6:.0f} MB free in {folder}, and only "
             f"{free / 1e6:.0f} MB are. Free some space, or set LORARLHF_CACHE to another disk."
         )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.backbone.base_cache import cache_folder, convert, is_complete, make_entry
-from lorarlhf.backbone.gguf_file import GGUFFile, check_family, read_gguf
+from lorarlhf.backbone.gguf_file import MAGIC, GGUFFile, check_family, read_gguf
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json
 from lorarlhf.runtime.terminal import progress_bar
@@ -24,8 +24,14 @@ NO_TEMPLATE = (
 
 
 def is_gguf(base: str) -> bool:
-    """Whether a base is named by a GGUF file."""
-    return base.lower().endswith(".gguf")
+    """Whether a base is named by a GGUF file: by its ending, or, as Ollama's, by its beginning."""
+    if base.lower().endswith(".gguf"):
+        return True
+    try:
+        with Path(base).expanduser().open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):
+        return False
 
 
 def gguf_folder(path: Path, log: Callable[[str], None]) -> Path:

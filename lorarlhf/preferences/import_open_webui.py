@@ -160,7 +160,8 @@ def _answered(message: Row) -> bool:
 
 def _text(message: Row) -> str:
     """A message's text without the model's thoughts."""
-    return _THOUGHTS.sub("", text_of(message.get("content"), "snapshot, content"))
+    content = message.get("content")
+    return "" if content is None else _THOUGHTS.sub("", text_of(content, "snapshot, content"))
 
 
 def _note(data: Row) -> str | None:
