@@ -5,7 +5,9 @@
 
 The target is a run, or a project with a policy. The same prompts with the same seeds are asked of a
 server, by so many clients at once, and answered one after another as `lorarlhf chat` does it. Where
-there is a reward role, the answers of both are scored. Needs the extra `test` for OpenAI's client.
+there is a reward role, all answers are scored. In 16 bit, other batches round differently, so that
+only the answers of one client at once are those of chat; `--set compute_dtype=float32` makes all of
+them the same. Needs the extra `test` for OpenAI's client.
 """
 
 import argparse
@@ -45,7 +47,7 @@ class Asked:
 
 
 def main() -> None:
-    """Print a Markdown table, and a line on how the answers compare."""
+    """Print a Markdown table, and how the answers compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", help="a run's folder, or a project's")
     parser.add_argument("--requests", type=int, default=32, help="of each row")
@@ -59,23 +61,25 @@ def main() -> None:
         "| | requests a second | tokens a second | first token, s (median) | the slowest |",
         "|---|---|---|---|---|",
     ]
-    found: list[Asked] = []
+    found: dict[int, list[Asked]] = {}
     with server(args):
         ask(prompts[0], 0, args.tokens)  # the first request loads the adapter
         for clients in args.clients:
             started = time.perf_counter()
-            found = at_once(prompts, clients, args.tokens)
+            found[clients] = at_once(prompts, clients, args.tokens)
             seconds = time.perf_counter() - started
-            table.append(row_of(f"serve, {clients} at once", found, seconds))
+            table.append(row_of(f"serve, {clients} at once", found[clients], seconds))
             print(table[-1], file=sys.stderr, flush=True)
-    alone, seconds, scores = one_after_another(args, prompts, [one.text for one in found])
+    texts = {clients: [one.text for one in answers] for clients, answers in found.items()}
+    alone, seconds, scores = one_after_another(args, prompts, texts)
     table.append(row_of("chat, one after another", alone, seconds))
-    print("\n".join(table))
-    same = sum(a.text == b.text for a, b in zip(found, alone, strict=True))
-    print(f"\n{same} of {len(alone)} answers of {args.clients[-1]} clients are those of chat.")
+    print("\n".join(table) + "\n")
+    for clients, ours in texts.items():
+        same = sum(text == one.text for text, one in zip(ours, alone, strict=True))
+        reward = f", with a mean reward of {mean(scores[clients]):.4f}" if scores else ""
+        print(f"{clients} at once: {same} of {len(alone)} answers are those of chat{reward}.")
     if scores:
-        ours, theirs = map(mean, scores)
-        print(f"Mean reward: {ours:.4f} served, {theirs:.4f} of chat.")
+        print(f"The mean reward of chat's answers: {mean(scores[0]):.4f}.")
 
 
 def as_messages(prompt: Any) -> Prompt:
@@ -145,9 +149,12 @@ def ask(prompt: Prompt, seed: int, tokens: int) -> Asked:
 
 
 def one_after_another(
-    args: argparse.Namespace, prompts: Sequence[Prompt], served: Sequence[str]
-) -> tuple[list[Asked], float, tuple[list[float], list[float]] | None]:
-    """The same answers in this process, their seconds, and the scores of both if there are any."""
+    args: argparse.Namespace, prompts: Sequence[Prompt], served: dict[int, list[str]]
+) -> tuple[list[Asked], float, dict[int, list[float]]]:
+    """The same answers in this process, their seconds, and scores if there is a reward role.
+
+    The scores are by the number of clients; those of the answers in this process are under 0.
+    """
     from lorarlhf.backbone.generation import generate
     from lorarlhf.project.load import load_backbone
     from lorarlhf.project.settings import resolve
