@@ -60,10 +60,12 @@ def test_an_installed_package_is_not_installed_again(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the small base, with fewer prompts and updates than it has."""
     ready = notebook()
     smaller = {"PROMPTS = 150": "PROMPTS = 24", "UPDATES = 16": "UPDATES = 1"}
+    smaller |= {"demo --quick": "demo --quick --updates 1"}
     for said, taken in smaller.items():
         (cell,) = (cell for cell in ready.cells if said in cell.source)
         cell.source = cell.source.replace(said, taken)
@@ -71,7 +73,7 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", os.pathsep.join(folders))
     client = NotebookClient(
         ready,
-        timeout=1100,
+        timeout=2300,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     )
