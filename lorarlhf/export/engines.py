@@ -118,6 +118,8 @@ def last_words(file: Path) -> str:
     if errors := [found[1] for line in lines if (found := LLAMA_ERROR.match(line))]:
         return errors[0].rstrip(".") + "."
     told = [line for line in lines if line and not line.startswith(("~", "^", "File "))]
+    if told[-1:] == ["AssertionError"]:  # says nothing without the line above it
+        told = told[:-1]
     return told[-1].rstrip(".") + "." if told else "it said nothing."
 
 
