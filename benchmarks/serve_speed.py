@@ -183,12 +183,11 @@ def one_after_another(
     seconds = time.perf_counter() - started
     picking = best_of_model(models)
     if picking is None:
-        return found, seconds, None
+        return found, seconds, {}
     backbone.load_role("reward", picking.reward)
-    scored = [
-        score_answers(backbone, prompts, texts) for texts in (served, [a.text for a in found])
-    ]
-    return found, seconds, (scored[0], scored[1])
+    texts = served | {0: [one.text for one in found]}
+    scores = {clients: score_answers(backbone, prompts, some) for clients, some in texts.items()}
+    return found, seconds, scores
 
 
 def best_of_model(models: Models) -> Model | None:

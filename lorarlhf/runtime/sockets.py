@@ -81,7 +81,7 @@ def _listen(family: socket.AddressFamily, host: str, port: int, who: str) -> soc
         if isinstance(error, socket.gaierror) or getattr(error, "errno", None) in missing:
             raise _NoAddress from error
         raise UserError(
-            f"{who} can't use port {port} ({getattr(error, 'strerror', None) or error}). "
-            "They may be open already. Choose another port with --port N; 0 takes a free one."
+            f"{who} can't use port {port} ({getattr(error, 'strerror', None) or error}). Something "
+            "may listen there already. Choose another port with --port N; 0 takes a free one."
         ) from error
     return sock

@@ -19,7 +19,7 @@ from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf.serve.app import Endpoint, application
 from lorarlhf.serve.engine import CLOSED, FAILED, READY, RESTING, STARTING, Engine
 from lorarlhf.serve.guard import Access
-from lorarlhf.serve.key import own_key, read_key
+from lorarlhf.serve.key import FILE, own_key, read_key
 from lorarlhf.serve.models import Models
 from lorarlhf.serve.remembered import Remembered
 
@@ -104,7 +104,7 @@ def _key(options: Options, models: Models) -> str:
             "outside of a project has no place to keep one. Name a file with --key-file."
         )
     key, new = own_key(models.project.folder)
-    place = models.project.folder / "serve.key"
+    place = models.project.folder / FILE
     if new:
         log_to_stderr(f"The key, which is shown only now and kept in {place}: {key}")
     else:
@@ -135,6 +135,7 @@ class Server(uvicorn.Server):
         self.endpoint, self.engine, self.failure = endpoint, endpoint.engine, ""
         self._keyed = bool(access.key)
         self._address = _address(host, sockets[0].getsockname()[1])
+        self._everybody = host.strip("[]") in ("0.0.0.0", "::")
         self._registered: Path | None = None
         self._said = False
 
@@ -210,11 +211,13 @@ class Server(uvicorn.Server):
             f"{about['base']} on {about['device']} answers. Ctrl-C ends it. For a front end:"
         )
         log_to_stderr(f"base URL {self._address}/v1 | API key {key} | models {', '.join(names)}")
+        if self._everybody:
+            log_to_stderr("Others name this machine by its own address, instead of 127.0.0.1.")
 
 
 def _address(host: str, port: int) -> str:
     """The address as a program of this machine uses it."""
     name = host.strip("[]")
-    if name in ("0.0.0.0", "localhost"):
+    if name in ("0.0.0.0", "::", "localhost"):
         name = "127.0.0.1"
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
