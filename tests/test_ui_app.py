@@ -50,7 +50,9 @@ def test_lan_is_refused_before_somebody_can_log_in(
     project = create(tmp_path / "mine")
     served = []
     monkeypatch.setattr(app, "_serve", lambda *output: served.append(output))
-    with pytest.raises(UserError, match="raters need passwords. Add one first: `lorarlhf raters"):
+    with pytest.raises(
+        UserError, match="raters need passwords. Add yourself first: `lorarlhf raters"
+    ):
         app.main(words(project.folder, lan=True))
     assert served == []
     set_password(project.store(), "ann", "quiet harbour 7")
@@ -110,7 +112,7 @@ def test_a_proxy_needs_a_login_and_a_name(tmp_path: Path, monkeypatch: pytest.Mo
     served: list[Any] = []
     monkeypatch.setattr(app, "_serve", lambda *output: served.append(output))
     for options in ({"allowed_host": ["rate.example.org"]}, {"root_path": "/x"}):
-        with pytest.raises(UserError, match="raters need passwords. Add one first"):
+        with pytest.raises(UserError, match="raters need passwords. Add yourself first"):
             app.main(words(project.folder, **options))
     set_password(project.store(), "ann", "quiet harbour 7")
     for name in ("https://rate.example.org", "rate.example.org:8443", "a b", "", "rate.org/x"):

@@ -257,7 +257,7 @@ def _access(pages: Pages, args: Namespace) -> Access:
         where = "in the network" if args.lan else "who reaches the proxy"
         raise UserError(
             f"With {option} everybody {where} can open the pages, so raters need passwords. "
-            f"Add one first: `lorarlhf raters {args.project} --add NAME`."
+            f"Add yourself first: `lorarlhf raters {args.project} --add NAME --role owner`."
         )
     return Access(
         hosts=allowed_hosts(args.lan, args.allowed_host),
