@@ -29,7 +29,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     torch="$(sed -n 's/^torch==/torch==/p' /tmp/constraints.txt)" && \
     case "$DEVICE" in \
         cuda) python -m pip install "$torch" ;; \
-        cpu) python -m pip install --index-url https://download.pytorch.org/whl/cpu "$torch" ;; \
+        cpu) python -m pip install uv && \
+            python -m uv pip install --system --torch-backend cpu "$torch" ;; \
         *) echo "DEVICE is cuda or cpu, not $DEVICE" >&2; exit 1 ;; \
     esac
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
