@@ -29,6 +29,7 @@ from lorarlhf.export.tensor_files import (
     contents,
     read_tensor,
     shards,
+    sixteen_bit,
     write_tensors,
 )
 from lorarlhf.runtime.errors import UserError
@@ -127,14 +128,9 @@ def decide(backbone: Backbone, original: Original) -> Merge:
 
 
 def file_dtype(stored: Checkpoint, backbone: Backbone) -> torch.dtype:
-    """The 16-bit dtype of the base's own files, or bfloat16 where they are in another one."""
-    kinds = [
-        info.dtype for found in stored.tensors.values() for info in found if len(info.shape) == 2
-    ]
-    sixteen = [kind for kind in kinds if kind in (torch.float16, torch.bfloat16)]
-    if sixteen:
-        return max(set(sixteen), key=sixteen.count)
-    return torch.float16 if backbone.compute_dtype == torch.float16 else torch.bfloat16
+    """The dtype of the merged weights: 16 bit, as the base's own files if they are."""
+    found = [info for some in stored.tensors.values() for info in some]
+    return sixteen_bit(found, backbone.compute_dtype)
 
 
 def maker(
@@ -184,8 +180,8 @@ def write_merged(
 
 def size_of(backbone: Backbone) -> int:
     """Bytes of the merged weights."""
-    dtype = torch.bfloat16
     stored = Checkpoint(backbone)
+    dtype = file_dtype(stored, backbone)
     anew = {one.name: one for one in changed(backbone)}
     found = [info for some in stored.tensors.values() for info in some]
     return sum(_in_16_bit(i, anew, dtype).nbytes for i in found if not PACKED.search(i.name))

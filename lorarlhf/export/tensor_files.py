@@ -1,7 +1,7 @@
 """Safetensors read and written one tensor at a time, so that a model never has to be in memory."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,15 @@ def contents(file: Path) -> list[TensorInfo]:
         raise UserError(
             f"{file} is damaged or was cut off ({error}). Fetch the base again."
         ) from error
+
+
+def sixteen_bit(found: Iterable[TensorInfo], compute: torch.dtype) -> torch.dtype:
+    """The 16-bit dtype of most matrices, or the compute dtype, bfloat16 where that is wider."""
+    kinds = [info.dtype for info in found if len(info.shape) == 2]
+    kinds = [kind for kind in kinds if kind in (torch.float16, torch.bfloat16)]
+    if kinds:
+        return max(set(kinds), key=kinds.count)
+    return torch.float16 if compute == torch.float16 else torch.bfloat16
 
 
 def read_tensor(file: Path, name: str) -> torch.Tensor:

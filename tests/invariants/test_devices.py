@@ -32,8 +32,8 @@ FACTORIES = {
 }
 # float32 is what sums and adapters are kept in, whatever the compute dtype.
 HALVES = {"float16", "bfloat16", "half"}
-# Where the compute dtype is chosen, and what a packaged base is written in.
-CHOOSE = {"backbone/devices.py", "backbone/convert.py"}
+# Where the compute dtype is chosen, and what a packaged base and an export are written in.
+CHOOSE = {"backbone/devices.py", "backbone/convert.py", "export/tensor_files.py"}
 DEVICE_FIRST = {"Generator"}  # takes its device as its first argument, too
 FOR_ONE_KIND = {"cuda", "cpu", "mps", "xpu", "npu", "half", "bfloat16", "double"}
 
