@@ -53,6 +53,7 @@ def test_what_programs_always_send_is_taken() -> None:
         ({"messages": []}, "messages", "at least one message"),
         ({"messages": "Hi"}, "messages", "a list"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "no tools"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role", "is system"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is a text"),
         ({"tool_choice": "required"}, "tool_choice", "none can be required"),
         (
@@ -69,6 +70,7 @@ def test_what_programs_always_send_is_taken() -> None:
         ({"temperature": 2.5}, "temperature", "0 to 2"),
         ({"temperature": True}, "temperature", "a number"),
         ({"temperature": float("nan")}, "temperature", "a number"),
+        ({"temperature": 10**400}, "temperature", "0 to 2"),
         ({"top_p": 0}, "top_p", "above 0"),
         ({"n": 0}, "n", "whole number from 1"),
         ({"n": 99}, "n", "whole number from 1"),

@@ -6,7 +6,6 @@ model, and a model may always answer without them.
 """
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -156,7 +155,7 @@ def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, dict):
         raise refused(f"{where} is an object with role and content.", where)
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise refused(
             f"{where}.role is system, developer, user or assistant, not {role!r}: the models here "
             "call no tools.",
@@ -211,7 +210,7 @@ def _number(
 ) -> float:
     value = given.get(name, default)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not fits(value):
+    if not number or not fits(value):  # not a number is in no range
         raise refused(f"{name} is a number, {words}, not {value!r}.", name)
     return float(value)
 
