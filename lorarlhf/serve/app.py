@@ -134,7 +134,9 @@ async def _json(request: Request) -> Any:
     except ClientDisconnect as error:  # nobody reads this, and it is no error of the server
         raise refused("The connection ended before the body was complete.") from error
     try:
-        return json.loads(body)
+        # Without unpaired surrogates, which have no UTF-8: they could be neither sent nor stored.
+        text = json.dumps(json.loads(body), ensure_ascii=False)
+        return json.loads(text.encode("utf-8", "ignore"))
     except ValueError as error:  # also if it is not UTF-8
         raise refused(f"The body is not JSON ({error}).") from error
     except RecursionError as error:

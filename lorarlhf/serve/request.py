@@ -13,6 +13,8 @@ from typing import Any
 from lorarlhf.serve.errors import refused
 
 MOST_STOPS = 16
+LONGEST_STOP = 500
+"""Characters. At every token the end of an answer is compared with the beginnings of its stops."""
 MOST_ANSWERS = 16
 TEMPERATURE = 0.7
 """As in `lorarlhf chat`, where the request names none."""
@@ -232,6 +234,10 @@ def _text(given: Mapping[str, Any], name: str) -> str:
 def _stops(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value or []
     good = isinstance(stops, list) and all(isinstance(one, str) and one for one in stops)
-    if not good or len(stops) > MOST_STOPS:
-        raise refused(f"stop is a text, or a list of up to {MOST_STOPS} texts, none empty.", "stop")
+    if not good or len(stops) > MOST_STOPS or any(len(one) > LONGEST_STOP for one in stops):
+        raise refused(
+            f"stop is a text, or a list of up to {MOST_STOPS} texts, none empty and none longer "
+            f"than {LONGEST_STOP} characters.",
+            "stop",
+        )
     return tuple(dict.fromkeys(stops))
