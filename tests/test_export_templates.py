@@ -1,6 +1,7 @@
 """Ollama's templates: written from what a chat template renders, and rendered as Go would."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lorarlhf.export.go_template import (
     render_go,
     write_go,
 )
+from lorarlhf.export.ollama import TEMPERATURE, Modelfile, parse
 from lorarlhf.runtime.errors import UserError
 from tests.chat_formats import CHATML, FORMATS, LLAMA3, MISTRAL, UNUSUAL
 from tests.tiny import tiny_tokenizer
@@ -118,6 +120,17 @@ def test_go_is_rendered_as_go_does(template: str, data: dict[str, Any], text: st
 def test_go_that_is_not_known_is_an_error(template: str) -> None:
     with pytest.raises(UserError, match="Go template"):
         render(template, {"A": 1})
+
+
+@pytest.mark.parametrize("system", ["Be kind.", 'Say "hi"', "Two\n\nlines", ""])
+def test_a_modelfile_is_read_as_it_was_written(system: str, tmp_path: Path) -> None:
+    file = tmp_path / "Modelfile"
+    template = "{{ range .Messages }}{{ .Content }}\n{{ end }}"
+    file.write_text(Modelfile("my run-F16.gguf", template, ["<over>", "</s>"], system).text())
+    told = parse(file)
+    assert (told["from"], told["template"]) == ("./my run-F16.gguf", template)
+    assert (told.get("system", ""), told["stops"]) == (system, ["<over>", "</s>"])
+    assert told["temperature"] == TEMPERATURE
 
 
 def test_the_first_difference_is_shown_with_what_is_before_it() -> None:

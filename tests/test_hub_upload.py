@@ -193,6 +193,17 @@ def test_a_policys_files_name_the_base_and_no_path(hub: Hub, export: Path, tmp_p
     assert str(tmp_path).encode() not in b"".join(files.values())
 
 
+def test_the_licences_that_came_with_the_base_are_part_of_an_export(export: Path) -> None:
+    names = ("LICENSE", "LICENSE-MODEL", "LICENCE.txt", "NOTICE", "USE_POLICY.md")
+    for name in names:
+        (export / name).write_text("Do as you like.\n")
+    assert set(names) <= {str(file) for file in check_upload(export)}
+    (export / "LICENSES").mkdir()
+    (export / "LICENSES" / "id_rsa").write_text("x")
+    with pytest.raises(UserError, match="no part of an export"):
+        check_upload(export)
+
+
 def test_a_link_to_another_place_stops_the_upload(export: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("x")
     (export / "notes.txt").symlink_to(tmp_path / "secret.txt")

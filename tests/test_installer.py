@@ -37,12 +37,21 @@ def test_without_pip_uv_fetches(only_uv: None, tmp_path: Path) -> None:
     assert {"--no-deps", "--only-binary=:all:", "--no-cache"} <= set(command)
 
 
+def test_without_pip_uv_unpacks_what_has_the_hash(only_uv: None, tmp_path: Path) -> None:
+    command = installer.unpack_command("tiny==1.0", tmp_path)
+    assert command[:3] == ["/opt/uv", "pip", "install"]
+    assert command[command.index("--target") + 1] == str(tmp_path)
+    assert {"--no-deps", "--only-binary=:all:", "--require-hashes"} <= set(command)
+
+
 def test_with_neither_the_message_says_how_to_get_pip(
     only_uv: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(installer, "find_uv", lambda: None)
     with pytest.raises(UserError, match="no pip and uv is not on the path.*-m ensurepip"):
         installer.fetch_command("tiny==1.0", tmp_path)
+    with pytest.raises(UserError, match="tiny==1.0 can't be fetched"):
+        installer.unpack_command("tiny==1.0", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -361,8 +361,13 @@ def test_the_code_for_an_adapter_runs(
 
     folder = tmp_path / "adapter"
     save_role(tiny, "policy", folder)
+    tiny.tokenizer.save_pretrained(folder)
+    tiny.causal.generation_config.save_pretrained(folder)
     code = code_of(model_card(folder, "adapter"))
-    code = code.replace("FOLDER_OF_THE_BASE", str(tiny_base))
+    base = tmp_path / "base"  # without a chat template: the export has the one of the training
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").unlink()
+    code = code.replace("FOLDER_OF_THE_BASE", str(base))
     code = code.replace("FOLDER_OR_REPOSITORY", str(folder)).replace("=256", "=4")
     exec(compile(code, "card", "exec"), {})
     assert capsys.readouterr().out

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from lorarlhf import Backbone
+from lorarlhf.backbone import sampler
 from lorarlhf.backbone.generation import encode_prompts, generate_ids
 from lorarlhf.backbone.open_batch import ROOM, OpenAnswer, OpenBatch, nucleus, pick_each
+from lorarlhf.backbone.sampler import TRIM_EVERY
 
 QUESTIONS = ["Hi", "Name three quiet hobbies.", "Why is the sky blue, and the sea as well?", "And?"]
 
@@ -138,3 +140,17 @@ def test_draws_pick_within_the_nucleus() -> None:
     counts = pick_each(logits, draws, [one] * 200).bincount(minlength=4).tolist()
     assert counts[2:] == [0, 0]
     assert abs(counts[0] - 125) <= 1  # 0.5 / 0.8 of 200
+
+
+def test_a_batch_gives_back_the_memory_of_its_steps(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed: list[int] = []
+    monkeypatch.setattr(sampler, "give_back_memory", lambda: trimmed.append(1))
+    with backbone.role("base"):
+        batch = OpenBatch(backbone, answers(backbone, temperature=0.0, tokens=80)[:1])
+        steps = 0
+        while not batch.done:
+            batch.step()
+            steps += 1
+    assert steps >= TRIM_EVERY and len(trimmed) == steps // TRIM_EVERY

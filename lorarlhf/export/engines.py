@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.installer import install_command
 from lorarlhf.runtime.process import python_command
 
 MARK = "@progress "
@@ -37,8 +38,8 @@ def check_installed(*engines: str) -> None:
         module = NEEDS.get(engine)
         if module is not None and importlib.util.find_spec(module) is None:
             raise UserError(
-                f"GGUF files need {module.replace('_', '-')}, which is not installed: pip install "
-                "'lorarlhf[export]'."
+                f"GGUF files need {module.replace('_', '-')}, which is not installed. Run: "
+                f"{install_command('lorarlhf[export]')}"
             )
 
 

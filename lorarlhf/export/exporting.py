@@ -34,6 +34,9 @@ from lorarlhf.runtime.terminal import log_to_stderr, progress_steps
 RECORD = "export.json"
 FORMS = ("adapter", "merged", "gguf", "ollama")
 QUANTS = ("f16", "q8_0", "q4_k_m")
+COPIES = {"f16": 2.0, "q8_0": 1.6, "q4_k_m": 2.6}
+"""The room that a GGUF file needs while it is made, in sizes of the merged model: that model, the
+file, and for `q4_k_m` the 16-bit file that it is made of. Some matrices take more than 4 bit."""
 Row = dict[str, Any]
 
 
@@ -197,8 +200,8 @@ def write_model(
     free = shutil.disk_usage(folder).free
     if free < size * copies * 1.02:
         raise UserError(
-            f"The export needs {size * copies / 1e9:.1f} GB in {folder.parent} while it is made, "
-            f"and {free / 1e9:.1f} GB are free. Free some space, or name a folder on another disk."
+            f"The export needs {size * copies / 1e9:.1f} GB while it is made, and on the disk of "
+            f"--to {free / 1e9:.1f} GB are free. Free some space, or name a folder on another disk."
         )
     merge = merged.decide(backbone, original)
     with progress_steps("merging (MB)", size // 10**6) as progress:
@@ -245,7 +248,7 @@ def _gguf(
         modelfile = make_modelfile(backbone, file.path.name, wish.system)
     model = folder / "merged"
     model.mkdir()
-    merge = write_model(backbone, original, model, 3.0)
+    merge = write_model(backbone, original, model, COPIES[wish.quant])
     split = write_gguf(backbone, model, file, log_to_stderr)
     shutil.rmtree(model)
     checked = check_gguf(backbone, original, file)

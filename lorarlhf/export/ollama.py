@@ -6,6 +6,7 @@ on.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from lorarlhf.export.go_template import (
 from lorarlhf.runtime.errors import UserError
 
 MODELFILE = "Modelfile"
+LONG = re.compile(r'"""(.*?)"""[ \t]*(?:\n|$)', re.DOTALL)
+"""A text of several lines. It ends with the last quotes of a line, since it may end with one."""
 TEMPERATURE = 0.7
 """As `lorarlhf chat` and the pages sample."""
 
@@ -183,8 +186,8 @@ def parse(file: Path) -> dict[str, Any]:
     rest = file.read_text(encoding="utf-8")
     while rest.strip():
         name, _, rest = rest.lstrip().partition(" ")
-        if rest.startswith('"""'):
-            value, _, rest = rest[3:].partition('"""')
+        if long := LONG.match(rest):
+            value, rest = long[1], rest[long.end() :]
         else:
             value, _, rest = rest.partition("\n")
         if name == "PARAMETER":

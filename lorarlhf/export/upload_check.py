@@ -16,7 +16,8 @@ ENDINGS = {
     *(".md", ".txt", ".json", ".jsonl", ".parquet", ".jinja"),
     *(".safetensors", ".gguf", ".model"),
 }
-NAMES = {"Modelfile", "LICENSE", "LICENCE", "NOTICE"}
+NAMES = re.compile(r"Modelfile|(?:LICEN[SC]E|NOTICE)[\w-]*")
+"""Files without an ending; a base may come with `LICENSE-MODEL`."""
 WORDS = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"}
 """Lists of tokens: what looks like a path or a key there is one of the base's own tokens."""
 TEXTS = {".md", ".txt", ".json", ".jsonl", ".jinja", ""}
@@ -57,8 +58,8 @@ def check_upload(folder: str | Path, token: str = "") -> list[Path]:
 
 def _belongs(file: Path, name: Path) -> bool:
     hidden = any(part.startswith(".") for part in name.parts)
-    known = file.suffix.lower() in ENDINGS or file.name in NAMES
-    return file.is_file() and not file.is_symlink() and not hidden and known
+    known = file.suffix.lower() in ENDINGS or NAMES.fullmatch(file.name)
+    return file.is_file() and not file.is_symlink() and not hidden and bool(known)
 
 
 def _check_text(file: Path, token: str) -> None:

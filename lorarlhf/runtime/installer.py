@@ -58,7 +58,32 @@ def fetch_command(requirement: str, folder: Path, fresh: bool = False) -> list[s
         command = [uv, "pip", "install", "--quiet", *wheels]
         command += ["--python", sys.executable, "--target", str(folder)]
         return [*command, *["--no-cache"] * fresh, requirement]
-    raise UserError(
+    raise _neither(requirement)
+
+
+def unpack_command(package: str, folder: Path) -> list[str]:
+    """The command that unpacks wheels whose hashes are known into a folder, and nothing else.
+
+    A file with the requirements and their hashes follows, as `-r FILE`.
+
+    Args:
+        package: for the message.
+
+    Raises:
+        UserError: there is neither pip nor uv.
+    """
+    exact = ["--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+    exact += ["--target", str(folder)]
+    if has_pip():
+        pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+        return [*pip, "--no-compile", *exact]
+    if (uv := find_uv()) is not None:
+        return [uv, "pip", "install", "--python", sys.executable, *exact]
+    raise _neither(package)
+
+
+def _neither(requirement: str) -> UserError:
+    return UserError(
         f"{requirement} can't be fetched, since this environment has no pip and uv is not on the "
         f"path. Run `{as_typed([sys.executable, '-m', 'ensurepip'])}`, then start again."
     )

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -126,12 +126,17 @@ def _model(name: str) -> dict[str, Any]:
 async def _json(request: Request) -> Any:
     """The body of a request, counted while it is read, since its length may be wrong."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BYTES:
-            raise ApiError(413, f"A request has up to {MOST_BYTES // 2**20} MB.")
     try:
-        return json.loads(body)
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_BYTES:
+                raise ApiError(413, f"A request has up to {MOST_BYTES // 2**20} MB.")
+    except ClientDisconnect as error:  # nobody reads this, and it is no error of the server
+        raise refused("The connection ended before the body was complete.") from error
+    try:
+        # Without unpaired surrogates, which have no UTF-8: they could be neither sent nor stored.
+        text = json.dumps(json.loads(body), ensure_ascii=False)
+        return json.loads(text.encode("utf-8", "ignore"))
     except ValueError as error:  # also if it is not UTF-8
         raise refused(f"The body is not JSON ({error}).") from error
     except RecursionError as error:

@@ -16,7 +16,7 @@ BASE = "base"
 BEST_OF = 4
 """From how many answers the reward role picks under the name that is listed."""
 MOST_BEST_OF = 16
-_BEST = re.compile(r"(?:(.+):)?best-of-(\d+)")
+_BEST = re.compile(r"(?:(.+):)?best-of-([0-9]{1,9})")
 
 
 @dataclass(frozen=True)

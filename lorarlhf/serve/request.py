@@ -6,7 +6,6 @@ model, and a model may always answer without them.
 """
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from lorarlhf.serve.errors import refused
 
 MOST_STOPS = 16
+LONGEST_STOP = 500
+"""Characters. At every token the end of an answer is compared with the beginnings of its stops."""
 MOST_ANSWERS = 16
 TEMPERATURE = 0.7
 """As in `lorarlhf chat`, where the request names none."""
@@ -156,7 +157,7 @@ def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, dict):
         raise refused(f"{where} is an object with role and content.", where)
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise refused(
             f"{where}.role is system, developer, user or assistant, not {role!r}: the models here "
             "call no tools.",
@@ -211,7 +212,7 @@ def _number(
 ) -> float:
     value = given.get(name, default)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not fits(value):
+    if not number or not fits(value):  # not a number is in no range
         raise refused(f"{name} is a number, {words}, not {value!r}.", name)
     return float(value)
 
@@ -233,6 +234,10 @@ def _text(given: Mapping[str, Any], name: str) -> str:
 def _stops(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value or []
     good = isinstance(stops, list) and all(isinstance(one, str) and one for one in stops)
-    if not good or len(stops) > MOST_STOPS:
-        raise refused(f"stop is a text, or a list of up to {MOST_STOPS} texts, none empty.", "stop")
+    if not good or len(stops) > MOST_STOPS or any(len(one) > LONGEST_STOP for one in stops):
+        raise refused(
+            f"stop is a text, or a list of up to {MOST_STOPS} texts, none empty and none longer "
+            f"than {LONGEST_STOP} characters.",
+            "stop",
+        )
     return tuple(dict.fromkeys(stops))

@@ -63,12 +63,10 @@ class Scheduler:
     def stop(self, number: int) -> None:
         """End a request that nobody waits for any more; nothing is sent about it."""
         self.waiting = deque(work for work in self.waiting if work.number != number)
-        for model, works in self.running.items():
+        for works in self.running.values():
             for work in [work for work in works if work.number == number]:
-                work.stop()
+                work.stop()  # its answers leave their batch at its next step
                 works.remove(work)
-            for batch in self._batches[model]:
-                batch.leave()
         self._forget_empty()
 
     def abandon(self, error: Exception) -> None:

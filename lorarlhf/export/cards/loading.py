@@ -52,13 +52,14 @@ _ADAPTER = """from peft import PeftModel
 base = {base}
 model = AutoModelForCausalLM.from_pretrained(base{how})
 model = PeftModel.from_pretrained(model, "{here}")
-tokenizer = AutoTokenizer.from_pretrained(base)
+tokenizer = AutoTokenizer.from_pretrained("{here}")  # with the chat template of the training
 
 messages = [{{"role": "user", "content": "Name a quiet hobby."}}]
 question = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
 ).to(model.device)
-answer = model.generate(**question, max_new_tokens=256)[0]
+ending = GenerationConfig.from_pretrained("{here}")
+answer = model.generate(**question, generation_config=ending, max_new_tokens=256)[0]
 print(tokenizer.decode(answer[question["input_ids"].shape[1] :], skip_special_tokens=True))
 """
 _FOUR_BIT = """quantization_config=BitsAndBytesConfig(
@@ -73,6 +74,7 @@ _EIGHT_BIT = "quantization_config=BitsAndBytesConfig(load_in_8bit=True)"
 def _adapter(base: BaseFacts, bits: int | None, dtype: str, here: str) -> str:
     names = ["AutoModelForCausalLM", "AutoTokenizer"]
     names += ["BitsAndBytesConfig"] if bits in (4, 8) else []
+    names.append("GenerationConfig")
     imports = f"from transformers import {', '.join(names)}"
     named = f'"{one_line(base.hub_id)}"' if base.hub_id else '"FOLDER_OF_THE_BASE"'
     if base.name in PACKAGED:
