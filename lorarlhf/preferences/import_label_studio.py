@@ -68,8 +68,17 @@ def label_studio(row: Row) -> Parsed:
             milliseconds=_milliseconds(one.get("lead_time")),
             created_at=time_of(one.get("created_at"), "created_at"),
             changed_at=time_of(one.get("updated_at"), "updated_at"),
-            key=f"label-studio {name_of(one['id'], 'id', '')}" if one.get("id") else None,
+            key=_key(one),
         )
+
+
+def _key(annotation: Row) -> str | None:
+    """The annotation's name. Every server counts from one, so the number alone is not enough."""
+    name = name_of(annotation.get("unique_id"), "unique_id", "")
+    number = name_of(annotation.get("id"), "id", "")
+    if not name and number and annotation.get("created_at"):
+        name = f"{number} {name_of(annotation['created_at'], 'created_at')}"
+    return f"label-studio {name}" if name else None
 
 
 def _verdict(results: list[Row]) -> Verdict | None:
