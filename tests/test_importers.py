@@ -289,6 +289,17 @@ def test_annotations_are_votes_of_numbered_raters(store: Store) -> None:
     assert store.votes()[0].item_id == store.votes()[1].item_id  # so that agreement is measured
 
 
+@pytest.mark.parametrize("names", [("text1", "text2"), ("answer_a", "answer_b")])
+def test_the_left_answer_is_the_first_by_name(names: tuple[str, str], tmp_path: Path) -> None:
+    row = rows_of("label_studio.json")[0]
+    row["data"] = {names[1]: "Right.", names[0]: "Left.", "prompt": "?"}
+    for result in row["annotations"][0]["result"]:
+        result["to_name"] = "txt-1,txt-2"
+    vote = read_votes(written(tmp_path, "a.json", [row])).votes[0]
+    assert [text for text, _ in vote.completions] == ["Left.", "Right."]
+    assert vote.verdict.ranking == [[0], [1]]
+
+
 def test_the_numbers_of_another_server_are_other_annotations(store: Store, tmp_path: Path) -> None:
     rows = rows_of("label_studio.json")
     first = merge(store, read_votes(written(tmp_path, "a.json", rows)))[0]

@@ -117,9 +117,10 @@ def _answer_names(data: Row, results: list[Row]) -> list[str]:
             names = [name.strip() for name in named.split(",")]
             if len(names) == 2 and set(names) <= data.keys():
                 return names
-    names = [name for name in data if _TEXT.fullmatch(name)]
+    # By name, since a file may have them in any order, and the first one is on the left.
+    names = sorted(name for name in data if _TEXT.fullmatch(name))
     if len(names) != 2:
-        names = response_names(data)
+        names = sorted(response_names(data))
     if len(names) != 2:
         found = "found " + ", ".join(f'"{name}"' for name in names)
         raise RowFault(f'field "data": expected two answers, such as answer1 and answer2, {found}')
