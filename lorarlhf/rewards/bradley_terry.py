@@ -78,7 +78,7 @@ def solve_primal(differences: Array, scale: Array, start: Array | None = None) -
         if anew:
             system = scale[:, None] * curved_gram(differences, curvature) * scale
             system.flat[:: len(scale) + 1] += 1
-            inverse = np.linalg.inv(system)
+            inverse = np.asarray(np.linalg.inv(system), dtype=np.float64)
         downhill: Array = scale * (probability @ differences) - point
         return np.asarray(inverse @ downhill, dtype=np.float64)
 
