@@ -7,7 +7,8 @@
 With three rounds the rater votes on answers of the base, then on answers of the policy that the
 first round made, and so on; the reward role learns from all votes so far. With one round all votes
 are on answers of the base. A tenth of the votes go against the rater's own rule. The updates of PPO
-(or the epochs of DPO) are shared out among the rounds: both ways train for as long.
+(or the epochs of DPO) are shared out among the rounds. PPO trains for as long both ways; an epoch
+of DPO is shorter in the first rounds, which have fewer votes.
 
 Every way is a project in --out, and rounds that are done are kept: the same command goes on where
 it was stopped. The last policy is compared with the base on the 60 held-out prompts by the rater's

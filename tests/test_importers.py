@@ -171,6 +171,16 @@ def test_what_was_changed_in_the_other_program_is_corrected_here(
     assert merged.added == 0 and store.vote(gone.id) is None and store.count() == 4
 
 
+def test_a_file_changes_no_vote_of_another_rater(store: Store, tmp_path: Path) -> None:
+    rows = rows_of("open_webui.json")[-1:]
+    merge(store, read_votes(written(tmp_path, "a.json", rows)))
+    before = store.votes()
+    rows[0] |= {"user_id": "somebody else", "updated_at": rows[0]["updated_at"] + 10**9}
+    rows[0]["data"]["rating"] = -rows[0]["data"]["rating"]
+    assert merge(store, read_votes(written(tmp_path, "a.json", rows)))[0] == Merged(0, 1, 0)
+    assert store.votes() == before
+
+
 def test_feedback_that_is_twice_in_a_file_counts_once(tmp_path: Path) -> None:
     rows = rows_of("open_webui.json")[-1:]
     found = read_votes(written(tmp_path, "a.json", rows * 3))
@@ -277,6 +287,35 @@ def test_annotations_are_votes_of_numbered_raters(store: Store) -> None:
     assert "example.org" not in str(found) and left.milliseconds == 12_500
     merge(store, found)
     assert store.votes()[0].item_id == store.votes()[1].item_id  # so that agreement is measured
+
+
+@pytest.mark.parametrize("names", [("text1", "text2"), ("answer_a", "answer_b")])
+def test_the_left_answer_is_the_first_by_name(names: tuple[str, str], tmp_path: Path) -> None:
+    row = rows_of("label_studio.json")[0]
+    row["data"] = {names[1]: "Right.", names[0]: "Left.", "prompt": "?"}
+    for result in row["annotations"][0]["result"]:
+        result["to_name"] = "txt-1,txt-2"
+    vote = read_votes(written(tmp_path, "a.json", [row])).votes[0]
+    assert [text for text, _ in vote.completions] == ["Left.", "Right."]
+    assert vote.verdict.ranking == [[0], [1]]
+
+
+def test_the_numbers_of_another_server_are_other_annotations(store: Store, tmp_path: Path) -> None:
+    rows = rows_of("label_studio.json")
+    first = merge(store, read_votes(written(tmp_path, "a.json", rows)))[0]
+    for row in rows:
+        row["data"] |= {"prompt": "Another one."}
+        for one in row["annotations"]:
+            one["created_at"] = one["created_at"].replace("2026", "2027")
+            one["unique_id"] = f"other {one['unique_id']}"
+    other = merge(store, read_votes(written(tmp_path, "b.json", rows)))[0]
+    assert other.added == first.added > 0
+    for row in rows:  # an older version, whose annotations have no other name
+        for one in row["annotations"]:
+            del one["unique_id"]
+            one["created_at"] = one["created_at"].replace("2027", "2025")
+    old = read_votes(written(tmp_path, "c.json", rows))
+    assert merge(store, old)[0].added == first.added and merge(store, old)[0].added == 0
 
 
 # ---- rankings

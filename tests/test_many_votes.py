@@ -39,6 +39,23 @@ def test_priors_of_few_prompts_with_many_votes_are_weighted_by_a_part_of_each(
     assert found.cv_accuracy == 1.0 and found.cv_loss is not None and found.cv_loss < 0.2
 
 
+def test_a_weak_prior_does_not_keep_the_dual_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rounding hides how small a step is, the loss alone says that it was the last one."""
+    steps: list[int] = []
+    slopes = bradley_terry.slopes
+
+    def count(margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        steps.append(len(margins))
+        return slopes(margins)
+
+    monkeypatch.setattr(bradley_terry, "slopes", count)
+    columns = np.random.default_rng(7).normal(size=(200, 20))
+    dual = solve_dual(columns @ columns.T / 1e-7)
+    assert len(steps) < 20
+    probability, _ = slopes(columns @ (columns.T @ dual / 1e-7))
+    assert np.abs(probability @ columns).max() < 1e-4
+
+
 def test_the_curvature_of_all_votes_is_computed_a_few_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

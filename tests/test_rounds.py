@@ -19,8 +19,10 @@ from lorarlhf.evaluation.round_card import (
 )
 from lorarlhf.evaluation.skills import SkillChange
 from lorarlhf.preferences.blind_comparisons import add_comparison
+from lorarlhf.preferences.exports import training_rows
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.preferences.statistics import count_pair_votes
+from lorarlhf.preferences.thumbs import NamedAnswer, give_thumb
 from lorarlhf.project.project import Project, create
 from lorarlhf.project.rounds import (
     decide,
@@ -68,6 +70,25 @@ def test_votes_that_name_a_better_answer_are_counted(project: Project) -> None:
     store.correct(2, None)
     assert count_pair_votes(store, found.newest).votes == 1
     assert count_pair_votes(store).votes == 3
+
+
+def test_a_good_and_a_bad_thumb_on_a_prompt_are_one_vote(project: Project) -> None:
+    store = project.store()
+
+    def thumb(name: str, good: bool, prompt: str = "What?", rater: str = "me") -> None:
+        give_thumb(store, NamedAnswer(name, prompt, name, "base"), rater, good)
+
+    for name, good in (("a", True), ("b", True), ("c", False)):
+        thumb(name, good)
+    thumb("d", False, rater="ann")
+    thumb("e", False, prompt="Why?")
+    found = count_pair_votes(store)
+    assert (found.votes, found.prompts) == (1, 1)
+    assert count_pair_votes(store, found.newest).votes == 0
+    thumb("f", False)  # with the good one that had none yet
+    assert count_pair_votes(store, found.newest).votes == 1
+    assert count_pair_votes(store).votes == 2
+    assert len(training_rows("trl", store.votes()).rows) == 2
 
 
 def test_the_first_round_needs_votes_and_prompts(project: Project) -> None:

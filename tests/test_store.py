@@ -101,9 +101,11 @@ def test_rankings_may_have_ties_and_leave_answers_out(store: Store) -> None:
     for number, ranking in enumerate(([[2], [0, 1], [3]], [[3]], [[1, 2]])):
         store.judge(store.present(item, f"rater {number}").token, Verdict("ranked", ranking))
     assert [vote.verdict.ranking for vote in store.votes()] == [[[2], [0, 1], [3]], [[3]], [[1, 2]]]
-    for wrong in (0, 7):
-        with pytest.raises(ValueError, match="1 to 6 answers"):
+    for wrong in (0, 1, 7):
+        with pytest.raises(ValueError, match="2 to 6 answers"):
             store.add_item("Why?", [("x", "base")] * wrong)
+    with pytest.raises(ValueError, match="1 to 6 answers"):
+        store.add_item("Why?", [], alone=True)
 
 
 def test_votes_have_a_purpose(store: Store) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from lorarlhf.preferences import queue
-from lorarlhf.preferences.exports import EXPORTS, training_rows
+from lorarlhf.preferences.exports import EXPORTS, better_and_worse, training_rows
 from lorarlhf.preferences.history import describe
 from lorarlhf.preferences.imports import read_votes
 from lorarlhf.preferences.merge import merge_votes
 from lorarlhf.preferences.records import Verdict
+from lorarlhf.preferences.single_answers import SINGLE, SINGLES, in_pairs
 from lorarlhf.preferences.store import Store
 from lorarlhf.preferences.thumbs import NamedAnswer, give_choice, give_thumb
 from lorarlhf.preferences.undo import undo
@@ -75,17 +76,50 @@ def test_thumbs_at_the_same_time_are_one(store: Store) -> None:
     assert store.rows("SELECT count(*) FROM item")[0][0] == 1
 
 
-def test_kto_learns_from_thumbs_and_other_forms_say_why_not(store: Store) -> None:
+def test_kto_learns_from_thumbs_and_pairs_are_made_of_them(store: Store) -> None:
     give_thumb(store, ONE, "me", True)
     give_thumb(store, TWO, "me", False)
     rows = training_rows("kto", store.votes()).rows
     assert [(row["completion"][0]["content"], row["label"]) for row in rows] == [
         *(("Because.", True), ("Who knows?", False)),
     ]
-    for form in ("trl", "trl-plain", "hh", "sharegpt", "arena", "argilla"):
+    give_thumb(store, replace(ONE, name="chatcmpl-3#0", text="So."), "me", True)
+    for form in ("trl", "trl-plain", "hh", "sharegpt"):
         export = EXPORTS[form](store.votes())
-        assert export.rows == []
-        assert list(export.left_out) == ["thumbs on single answers, which compare nothing"], form
+        assert len(export.rows) == 1 and export.left_out == {SINGLE: 1}, form
+        assert "Because." in str(export.rows[0]["chosen"])
+        assert "Who knows?" in str(export.rows[0]["rejected"])
+    for form in ("arena", "argilla"):
+        export = EXPORTS[form](store.votes())
+        assert export.rows == [] and export.left_out == {SINGLES: 3}, form
+
+
+def test_a_thumb_that_was_skipped_or_edited_later_is_not_paired(
+    store: Store, tmp_path: Path
+) -> None:
+    """The History page offers both."""
+    good = give_thumb(store, ONE, "me", True).vote
+    bad = give_thumb(store, TWO, "me", False).vote
+    assert good is not None and bad is not None
+    skipped = store.correct(bad, Verdict("skip"))
+    export = EXPORTS["trl"](store.votes())
+    assert export.rows == [] and export.left_out == {SINGLE: 1, "skipped": 1}
+    write_jsonl(tmp_path / "own.jsonl", EXPORTS["own"](store.votes()).rows)
+    assert len(read_votes(tmp_path / "own.jsonl").votes) == 2
+    store.correct(skipped, Verdict("both_bad", edited="Because it is."))
+    rows = EXPORTS["trl-plain"](store.votes()).rows
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [("Because it is.", "Who knows?")]
+
+
+def test_every_good_answer_meets_a_bad_one_and_notes_are_kept(store: Store) -> None:
+    for name, text, good, note in (
+        *(("1", "A", False, "wrong"), ("2", "B", False, None)),
+        *(("3", "A", True, None), ("4", "C", True, "right")),
+    ):
+        give_thumb(store, NamedAnswer(name, PROMPT, text, "base"), "me", good, note)
+    paired = in_pairs(store.votes())
+    pairs = [pair for vote in paired for pair in better_and_worse(vote)]
+    assert pairs == [("A", "B"), ("C", "A")] and paired[1].verdict.note == "wrong\nright"
 
 
 def test_thumbs_survive_an_export_of_our_own(store: Store, tmp_path: Path) -> None:

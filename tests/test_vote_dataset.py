@@ -13,6 +13,7 @@ from lorarlhf.data.readers import read_preferences
 from lorarlhf.export.dataset import make_dataset
 from lorarlhf.export.dataset_folder import write_dataset
 from lorarlhf.preferences.records import Verdict
+from lorarlhf.preferences.single_answers import SINGLE
 from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import Project, create
 from lorarlhf.runtime.errors import UserError
@@ -153,8 +154,21 @@ def test_imported_votes_are_said_to_be_imported(tmp_path: Path) -> None:
     votes = [vote(n, FIRST, imported=True, prompt=f"{n}?") for n in range(1, 4)]
     folder = write_dataset(make_dataset(votes), tmp_path / "out", "Votes")
     text = (folder / "README.md").read_text()
-    assert "3 votes imported from files" in text
+    assert "3 votes from files and other programs" in text
     assert "How the imported votes were asked for is not recorded" in text
+
+
+def test_the_card_says_what_becomes_of_thumbs(tmp_path: Path) -> None:
+    thumbs = {"Good.": "both_good", "Bad.": "both_bad", "Fine.": "both_good"}
+    votes = [
+        vote(n, Verdict(verdict), completions=[text], imported=True)
+        for n, (text, verdict) in enumerate(thumbs.items(), start=1)
+    ]
+    made = make_dataset(votes)
+    assert len(made.rows) == 1 and made.left_out == {SINGLE: 1}
+    text = (write_dataset(made, tmp_path / "out", "Votes") / "README.md").read_text()
+    assert "| 3 | are on one answer alone; a good and a bad one by the same rater" in text
+    assert "only counted here, but of those on one answer alone a good and a bad one" in text
 
 
 def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

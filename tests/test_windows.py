@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from lorarlhf.backbone import fetch
+from lorarlhf.backbone import base_cache
 from lorarlhf.cli.demo_options import DemoOptions, prepare_folder
 from lorarlhf.preferences.store import Store
 from lorarlhf.project import run_deletion
@@ -229,7 +229,7 @@ def test_a_killed_download_is_removed(open_files_stay: None, tmp_path: Path) -> 
     left = tmp_path / ".smollm2-135m-abc"
     (left / "download-1").mkdir(parents=True)
     (left / "download-1" / "half.whl").write_bytes(bytes(10))
-    fetch._remove_killed_downloads(tmp_path / "smollm2-135m")
+    base_cache._remove_killed(tmp_path / "smollm2-135m")
     assert list(tmp_path.iterdir()) == []
 
 

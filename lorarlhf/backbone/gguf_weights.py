@@ -10,6 +10,7 @@ from typing import Any
 
 from lorarlhf.backbone.gguf_file import GGUFFile
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import move
 
 SHARD = 2_000_000_000
 """The most bytes of a file, unless one matrix is larger."""
@@ -90,11 +91,11 @@ class _Shards:
         self._write()
         count = self.number
         if count == 1:
-            self._file(1).rename(self.folder / "model.safetensors")
+            move(self._file(1), self.folder / "model.safetensors")
             return
         names = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
         for number, name in enumerate(names, start=1):
-            self._file(number).rename(self.folder / name)
+            move(self._file(number), self.folder / name)
         where = {name: names[number - 1] for name, number in self.files.items()}
         index = {"metadata": {"total_size": self.bytes}, "weight_map": where}
         (self.folder / INDEX).write_text(json.dumps(index), encoding="utf-8")

@@ -18,7 +18,7 @@ from lorarlhf.preferences.store import Store
 from lorarlhf.project.project import Project
 from lorarlhf.project.rounds import Round
 from lorarlhf.project.stage import Stage
-from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.files import move, read_json
 from lorarlhf.runtime.terminal import log_to_stderr
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def reward_step(project: Project, one: Round) -> Row:
     if not data.exists():
         part = data.with_name(f".{data.name}.part")
         shutil.copyfile(votes_file(one, REWARD), part)
-        part.replace(data)
+        move(part, data)
     return _train(one, REWARD, run, ["--data", str(data)])
 
 

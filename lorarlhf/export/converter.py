@@ -13,9 +13,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lorarlhf.backbone.fetch import cache_folder
+from lorarlhf.backbone.base_cache import cache_folder
 from lorarlhf.export.engines import LLAMA, ask, run_process
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import move
 from lorarlhf.runtime.installer import unpack_command
 
 VERSION = "0.1.1"
@@ -57,7 +58,7 @@ def fetched(log: Callable[[str], None]) -> Path:
             made = Path(scratch) / VERSION
             _install(Path(scratch), made)
             try:
-                os.replace(made, target)
+                move(made, target)
             except OSError:
                 if not target.is_dir():  # otherwise another process has fetched it meanwhile
                     raise

@@ -3,7 +3,6 @@
 `datasets.load_dataset(FOLDER)` reads it, and TRL's trainers take it as it is.
 """
 
-import os
 import secrets
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from lorarlhf.export.cards.dataset_card import dataset_card
 from lorarlhf.export.dataset import TRAIN, Dataset
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import write_bytes, write_jsonl
+from lorarlhf.runtime.files import move, write_bytes, write_jsonl
 
 
 def write_dataset(data: Dataset, folder: str | Path, name: str, base: str = "") -> Path:
@@ -35,7 +34,7 @@ def write_dataset(data: Dataset, folder: str | Path, name: str, base: str = "") 
         try:
             write_jsonl(draft / TRAIN, data.rows)
             write_bytes(draft / "README.md", dataset_card(data, name, base).encode())
-            os.replace(draft, out)
+            move(draft, out)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:

@@ -2,13 +2,13 @@
 
 import contextlib
 import glob
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import move
 from lorarlhf.runtime.lock import LOCK, hold
 
 REFUSED = "-refused"
@@ -40,7 +40,7 @@ def staged(to: Path) -> Iterator[Path]:
         (folder / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             to.rmdir()  # an empty one may be there
-        os.replace(folder, to)
+        move(folder, to)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -63,5 +63,5 @@ def keep_refused(folder: Path, to: Path) -> Path:
     )
     place = next(name for name in names if not name.exists())
     (folder / LOCK).unlink(missing_ok=True)
-    os.replace(folder, place)
+    move(folder, place)
     return place

@@ -94,7 +94,7 @@ def to_pairs(votes: Iterable[Vote], conversational: bool = True) -> Export:
         before = as_plain(vote.prompt)
         return [{"prompt": before, "chosen": good, "rejected": bad, **more} for good, bad in pairs]
 
-    return _of_ranked(in_pairs(votes), rows)
+    return _of_ranked(votes, rows)
 
 
 def _margin(vote: Vote) -> float:

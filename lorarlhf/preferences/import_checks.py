@@ -10,6 +10,7 @@ from lorarlhf.preferences.records import (
     BOTH_BAD,
     BOTH_GOOD,
     MOST_COMPLETIONS,
+    SKIP,
     Candidates,
     ImportedVote,
     check_verdict,
@@ -67,7 +68,7 @@ def _check_text(fields: Mapping[str, Any]) -> None:
 
 def _check_answers(vote: ImportedVote) -> None:
     texts = [text for text, _ in vote.completions]
-    fewest = 1 if vote.verdict.verdict in (BOTH_GOOD, BOTH_BAD) else 2
+    fewest = 1 if vote.verdict.verdict in (BOTH_GOOD, BOTH_BAD, SKIP) else 2
     if not fewest <= len(texts) <= MOST_COMPLETIONS:
         raise RowFault(f'field "completions": expected 2 to {MOST_COMPLETIONS}, found {len(texts)}')
     if not isinstance(vote.origin, dict) or not all(isinstance(s, dict) for s in vote.sampling):

@@ -68,8 +68,17 @@ def label_studio(row: Row) -> Parsed:
             milliseconds=_milliseconds(one.get("lead_time")),
             created_at=time_of(one.get("created_at"), "created_at"),
             changed_at=time_of(one.get("updated_at"), "updated_at"),
-            key=f"label-studio {name_of(one['id'], 'id', '')}" if one.get("id") else None,
+            key=_key(one),
         )
+
+
+def _key(annotation: Row) -> str | None:
+    """The annotation's name. Every server counts from one, so the number alone is not enough."""
+    name = name_of(annotation.get("unique_id"), "unique_id", "")
+    number = name_of(annotation.get("id"), "id", "")
+    if not name and number and annotation.get("created_at"):
+        name = f"{number} {name_of(annotation['created_at'], 'created_at')}"
+    return f"label-studio {name}" if name else None
 
 
 def _verdict(results: list[Row]) -> Verdict | None:
@@ -108,9 +117,10 @@ def _answer_names(data: Row, results: list[Row]) -> list[str]:
             names = [name.strip() for name in named.split(",")]
             if len(names) == 2 and set(names) <= data.keys():
                 return names
-    names = [name for name in data if _TEXT.fullmatch(name)]
+    # By name, since a file may have them in any order, and the first one is on the left.
+    names = sorted(name for name in data if _TEXT.fullmatch(name))
     if len(names) != 2:
-        names = response_names(data)
+        names = sorted(response_names(data))
     if len(names) != 2:
         found = "found " + ", ".join(f'"{name}"' for name in names)
         raise RowFault(f'field "data": expected two answers, such as answer1 and answer2, {found}')

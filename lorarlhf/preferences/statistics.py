@@ -169,14 +169,29 @@ class PairVotes:
 def count_pair_votes(store: Store, after: int = 0) -> PairVotes:
     """The current votes for training that name a better answer, by a ranking or by writing it.
 
+    A single answer that is called good and one that is called bad are one such vote, as in
+    `single_answers.in_pairs`. Unlike there, equal answers count.
+
     Args:
         after: only votes with a larger number. A corrected vote gets a new number.
     """
     (row,) = store.rows(
-        "SELECT count(*), count(DISTINCT i.prompt_id), coalesce(max(c.id), 0) "
+        "WITH vote AS (SELECT c.id, c.verdict, i.prompt_id, p.rater_id, "
+        "coalesce(c.edited, '') != '' AS edited, EXISTS (SELECT 1 FROM item_completion ic "
+        "WHERE ic.item_id = i.id AND ic.position = 1) AS several "
         "FROM current_judgement c JOIN presentation p ON p.id = c.presentation_id "
-        "JOIN item i ON i.id = p.item_id WHERE i.purpose = 'train' AND c.id > ? "
-        "AND (c.verdict = 'ranked' OR (c.edited != '' AND c.verdict NOT IN ('skip', 'undone')))",
-        (after,),
+        "JOIN item i ON i.id = p.item_id "
+        "WHERE i.purpose = 'train' AND c.verdict NOT IN ('skip', 'undone')), "
+        "single AS (SELECT prompt_id, max(id) AS newest, "
+        "min(sum(verdict = 'both_good'), sum(verdict = 'both_bad')) "
+        "- min(sum(verdict = 'both_good' AND id <= :after), "
+        "sum(verdict = 'both_bad' AND id <= :after)) AS votes "
+        "FROM vote WHERE NOT several AND NOT edited GROUP BY prompt_id, rater_id), "
+        "found AS (SELECT prompt_id, id AS newest, 1 AS votes FROM vote "
+        "WHERE id > :after AND (verdict = 'ranked' OR edited) "
+        "UNION ALL SELECT prompt_id, newest, votes FROM single WHERE votes > 0) "
+        "SELECT coalesce(sum(votes), 0), count(DISTINCT prompt_id), coalesce(max(newest), 0) "
+        "FROM found",
+        {"after": after},
     )
     return PairVotes(*row)

@@ -79,11 +79,12 @@ class Store(Database):
             alone: allow one answer, for a vote that calls it good or bad. Nobody is asked it.
 
         Raises:
-            ValueError: no answer or more than six, or another purpose.
+            ValueError: too few answers or more than six, or another purpose.
         """
         fewest = 1 if alone else 2
         if not fewest <= len(completions) <= MOST_COMPLETIONS:
-            raise ValueError(f"an item has 2 to {MOST_COMPLETIONS} answers, not {len(completions)}")
+            many = f"{fewest} to {MOST_COMPLETIONS} answers"
+            raise ValueError(f"an item has {many}, not {len(completions)}")
         if purpose not in ("train", "compare"):
             raise ValueError(f"purpose is train or compare, not {purpose!r}")
         with self.write() as db:

@@ -78,13 +78,17 @@ def solve_primal(differences: Array, scale: Array, start: Array | None = None) -
         if anew:
             system = scale[:, None] * curved_gram(differences, curvature) * scale
             system.flat[:: len(scale) + 1] += 1
-            inverse = np.linalg.inv(system)
+            inverse = np.asarray(np.linalg.inv(system), dtype=np.float64)
         downhill: Array = scale * (probability @ differences) - point
         return np.asarray(inverse @ downhill, dtype=np.float64)
 
     begin = np.zeros(len(scale)) if start is None else start
     return _minimise(
-        begin, lambda point: differences @ (scale * point), change, lambda point, _: point @ point
+        begin,
+        lambda point: differences @ (scale * point),
+        change,
+        lambda point, _: point @ point,
+        lasting=True,
     )
 
 
@@ -93,14 +97,16 @@ def _minimise(
     margins_of: Callable[[Array], Array],
     change: Callable[[Array, Array, bool], Array],
     penalty: Callable[[Array, Array], Any],
+    lasting: bool = False,
 ) -> Array:
     """Newton's method from a point; a step that overshoots is halved.
 
     Args:
         margins_of: the margins (N,) at a point, linear in it.
         change: Newton's step from a point and its margins, with the curvature there; or, if the
-            last argument is False, with an earlier one, if that saves time.
+            last argument is False, with an earlier one.
         penalty: twice what the prior adds to the loss, from a point and its margins.
+        lasting: whether steps may take an earlier curvature.
     """
 
     def objective_at(point: Array, margins: Array) -> float:
@@ -124,7 +130,7 @@ def _minimise(
         if little and (anew or small):
             break
         good = anew or little or gain <= KEEPS * before
-        anew, before = not good, gain
+        anew, before = not (lasting and good), gain
     return point
 
 

@@ -48,7 +48,7 @@ MOST_WEIGHED = 4000
 """The votes by which priors are weighted at most: with as many the prior hardly matters any more,
 and every prior is fitted once a fold."""
 BEGIN_WITH = 4
-"""A fit to many votes begins at that to so many times as many of them as there are weights."""
+"""A fit to many votes begins at the fit to a part of them: to so many votes for each weight."""
 FEWEST_SPREAD = 20
 """Groups below which a sample of whole groups says too little of the others."""
 
@@ -121,7 +121,7 @@ class VoteMatrix:
         return found
 
     def _from_some(self, scale: Array) -> Array:
-        """Weights (P,) to begin at, from every so manieth vote, which takes little time."""
+        """Weights (P,) to begin at, from a part of the votes, which takes little time."""
         every = len(self) // (BEGIN_WITH * len(scale))
         if every < 2:
             return np.zeros(len(scale))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import move
 from lorarlhf.runtime.terminal import log_to_stderr
 
 SHORTEST = 16
@@ -52,7 +53,7 @@ def own_key(folder: Path) -> tuple[str, bool]:
         # Nobody else may read it, from its first byte on.
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             stream.write(f"{made}\n")
-        os.replace(part, file)
+        move(part, file)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(

@@ -84,6 +84,9 @@ _LICENCE = (
 )
 
 
+_THUMBS = "a good and a bad one by the same rater on the same prompt give a row"
+
+
 def _columns(row: Row) -> str:
     return table(("column", "what it is"), [(f"`{name}`", COLUMNS[name]) for name in row])
 
@@ -91,6 +94,7 @@ def _columns(row: Row) -> str:
 def _votes(data: Dataset) -> str:
     facts = data.facts
     lines = [(f"{facts.verdicts[name]:,}", words) for name, words in VERDICTS.items()]
+    lines.append((f"{facts.singles:,}", f"are on one answer alone; {_THUMBS}"))
     lines.append((f"{facts.strengths:,}", "say how much better an answer is"))
     lines.append((f"{facts.edited:,}", "have an answer that the rater wrote; it is the better one"))
     return table(("votes", "that"), [line for line in lines if line[0] != "0"])
@@ -148,5 +152,6 @@ def _limits(data: Dataset) -> list[str]:
         "contain what nobody meant to publish.",
     ]
     if any(facts.verdicts[name] for name in (TIE, BOTH_GOOD, BOTH_BAD)):
-        found.append("Votes that name no better answer are only counted here.")
+        thumbs = f", but of those on one answer alone {_THUMBS}" if facts.singles else ""
+        found.append(f"Votes that name no better answer are only counted here{thumbs}.")
     return found

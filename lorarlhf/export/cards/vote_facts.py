@@ -20,7 +20,8 @@ class VoteFacts:
     """Counts of votes.
 
     Attributes:
-        votes: all of them; on_pages: those cast on the rating pages, and not imported from files.
+        votes: all of them; on_pages: those cast on the rating pages, and not imported or
+            sent by another program; singles: those on one answer alone.
         prompts: different ones.
         verdicts: votes by verdict.
         raters: the number of votes of each rater by name, the most first.
@@ -43,6 +44,7 @@ class VoteFacts:
     agreement: Agreement
     again: Share
     left: Share
+    singles: int
 
 
 def vote_facts(votes: Sequence[Vote]) -> VoteFacts:
@@ -62,6 +64,7 @@ def vote_facts(votes: Sequence[Vote]) -> VoteFacts:
         agreement_of(votes),
         report.same_again,
         report.left,
+        sum(len(vote.completions) == 1 for vote in votes),
     )
 
 
@@ -69,7 +72,7 @@ def raters_in_words(facts: VoteFacts) -> str:
     """How many raters of which kind, and how the votes are spread over them; without names."""
     imported = facts.votes - facts.on_pages
     pages = f"{many(facts.page_raters, 'rater')} on the rating pages" if facts.page_raters else ""
-    files = f"{many(imported, 'vote')} imported from files" if imported else ""
+    files = f"{many(imported, 'vote')} from files and other programs" if imported else ""
     words = " and ".join(filter(None, (pages, files)))
     if len(facts.raters) > 1:
         counts = ", ".join(f"{count:,}" for count in facts.raters.values())
