@@ -19,12 +19,13 @@ def convert(gguf: Path, folder: Path) -> None:
     Raises:
         UserError: the file is no model, or transformers can't be told what it says.
     """
+    import torch
     from transformers import AutoTokenizer, GenerationConfig
 
     file, config = read_gguf(gguf), read_config(gguf)
     folder.mkdir(parents=True)
     if file.architecture in ONE_BY_ONE:
-        model = write_weights(config, file, folder)
+        model = write_weights(config, file, folder, torch.bfloat16)
     else:
         model = _write_at_once(config, gguf, folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -6,11 +6,14 @@ model.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorarlhf.backbone.gguf_file import GGUFFile
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import move
+
+if TYPE_CHECKING:
+    import torch
 
 SHARD = 2_000_000_000
 """The most bytes of a file, unless one matrix is larger."""
@@ -19,8 +22,8 @@ ONE_BY_ONE = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 INDEX = "model.safetensors.index.json"
 
 
-def write_weights(config: Any, file: GGUFFile, folder: Path) -> Any:
-    """Write all weights in bfloat16, with their index if there are several files.
+def write_weights(config: Any, file: GGUFFile, folder: Path, dtype: "torch.dtype") -> Any:
+    """Write all weights in a dtype, with their index if there are several files.
 
     Returns:
         The model on the meta device, without weights, for its configuration.
@@ -35,7 +38,7 @@ def write_weights(config: Any, file: GGUFFile, folder: Path) -> Any:
     from transformers import modeling_gguf_pytorch_utils as known
 
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     kind = known.TENSOR_PROCESSORS.get(file.architecture, known.TensorProcessor)
     processor = kind(config=config.to_dict())
     names = known.get_gguf_hf_weights_map(model, processor)
@@ -47,7 +50,7 @@ def write_weights(config: Any, file: GGUFFile, folder: Path) -> Any:
             weights=values, name=tensor.name, tensor_key_mapping=names, parsed_parameters={}
         )
         if made.name in names:
-            shards.add(names[made.name], torch.tensor(made.weights, dtype=torch.bfloat16))
+            shards.add(names[made.name], torch.tensor(made.weights, dtype=dtype, device="cpu"))
     shards.finish()
     _check_all(model, shards, file)
     return model
