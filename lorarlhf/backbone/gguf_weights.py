@@ -47,7 +47,8 @@ def write_weights(config: Any, file: GGUFFile, folder: Path) -> Any:
             weights=values, name=tensor.name, tensor_key_mapping=names, parsed_parameters={}
         )
         if made.name in names:
-            shards.add(names[made.name], torch.tensor(made.weights, dtype=torch.bfloat16))
+            weight = torch.tensor(made.weights, dtype=torch.bfloat16, device="cpu")
+            shards.add(names[made.name], weight)
     shards.finish()
     _check_all(model, shards, file)
     return model

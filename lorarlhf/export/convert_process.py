@@ -52,6 +52,7 @@ def _convert(words: list[str]) -> None:
 
 def _tiny_model(model: Path, folder: Path) -> Path:
     """A model of a few numbers a token with the tokenizer; llama.cpp reads no vocabulary alone."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
@@ -59,7 +60,7 @@ def _tiny_model(model: Path, folder: Path) -> Path:
     sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1}
     sizes |= {"num_hidden_layers": 1, "num_key_value_heads": 1, "max_position_embeddings": 64}
     tiny = LlamaForCausalLM(LlamaConfig(vocab_size=size, tie_word_embeddings=True, **sizes))
-    tiny.half().save_pretrained(folder)
+    tiny.to(torch.float16).save_pretrained(folder)
     for file in [*model.glob("token*"), *model.glob("*.jinja"), *model.glob("*.txt")]:
         shutil.copyfile(file, folder / file.name)
     return folder

@@ -32,8 +32,9 @@ FACTORIES = {
 }
 # float32 is what sums and adapters are kept in, whatever the compute dtype.
 HALVES = {"float16", "bfloat16", "half"}
-# Where the compute dtype is chosen, and what a packaged base is written in.
-CHOOSE = {"backbone/devices.py", "backbone/convert.py"}
+# Where the compute dtype is chosen, and what bases and exports are written in.
+CHOOSE = {"backbone/devices.py", "backbone/convert.py", "backbone/gguf_weights.py"}
+CHOOSE |= {"export/merged.py", "export/tensor_files.py", "export/convert_process.py"}
 DEVICE_FIRST = {"Generator"}  # takes its device as its first argument, too
 FOR_ONE_KIND = {"cuda", "cpu", "mps", "xpu", "npu", "half", "bfloat16", "double"}
 
