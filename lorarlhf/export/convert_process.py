@@ -59,7 +59,7 @@ def _tiny_model(model: Path, folder: Path) -> Path:
     size = (config.get("text_config") or config)["vocab_size"]
     sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1}
     sizes |= {"num_hidden_layers": 1, "num_key_value_heads": 1, "max_position_embeddings": 64}
-    tiny = LlamaForCausalLM(LlamaConfig(vocab_size=size, tie_word_embeddings=True, **sizes))
+    tiny: Any = LlamaForCausalLM(LlamaConfig(vocab_size=size, tie_word_embeddings=True, **sizes))
     tiny.to(torch.float16).save_pretrained(folder)
     for file in [*model.glob("token*"), *model.glob("*.jinja"), *model.glob("*.txt")]:
         shutil.copyfile(file, folder / file.name)
