@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lorarlhf.cli.main import main
-from lorarlhf.cli.parser import EXPORT_FORMS
+from lorarlhf.cli.project_options import EXPORT_FORMS
 from lorarlhf.evaluation.report import write_report
 from lorarlhf.preferences.accounts import password_fits
 from lorarlhf.preferences.imports import read_votes

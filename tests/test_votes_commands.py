@@ -11,7 +11,7 @@ import pytest
 
 from lorarlhf.cli import votes as votes_commands
 from lorarlhf.cli.main import main
-from lorarlhf.cli.parser import EXPORT_FORMS
+from lorarlhf.cli.project_options import EXPORT_FORMS
 from lorarlhf.preferences.accounts import password_fits, with_password
 from lorarlhf.preferences.exports import EXPORTS
 from lorarlhf.preferences.history import VoteFilter, find

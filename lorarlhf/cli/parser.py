@@ -7,8 +7,7 @@ from lorarlhf import __version__
 from lorarlhf.cli.compare_options import add_compare_options
 from lorarlhf.cli.eval_options import add_eval_options
 from lorarlhf.cli.export_options import add_export_options
-from lorarlhf.cli.project_options import add_jobs_options, add_runs_options
-from lorarlhf.cli.push_options import DATASET, add_dataset_options
+from lorarlhf.cli.project_options import add_jobs_options, add_runs_options, add_votes_options
 from lorarlhf.cli.request import NO_RUN
 from lorarlhf.cli.round_options import add_round_options
 from lorarlhf.cli.serve import add_serve_options
@@ -29,10 +28,6 @@ COMMAND_KEYS = {
     "serve": "max_prompt_tokens, plain",
     "ui": "max_prompt_tokens, plain",
 }
-# What preferences/exports.py writes; a test compares it.
-EXPORT_FORMS = (
-    *("own", "trl", "trl-plain", "kto", "hh", "sharegpt", "arena", "argilla", "demonstrations"),
-)
 # What cli/report.py writes; a test compares it.
 REPORTS = ("raters", "tastes", "reward", "ranking")
 SUMMARIES = {
@@ -89,7 +84,7 @@ def build_parser() -> Parser:
     add_export_options(made["export"])
     _set_option(made["export"])
     _estimate(made["estimate"])
-    _votes(made["votes"])
+    add_votes_options(made["votes"])
     _raters(made["raters"])
     _report(made["report"])
     add_runs_options(made["runs"])
@@ -268,31 +263,6 @@ def _estimate(sub: Parser) -> None:
         ("--reference", "the reference has its own adapter, as after SFT (default: yes)"),
     ):
         sub.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
-
-
-def _votes(sub: Parser) -> None:
-    sub.add_argument("project", metavar="PROJECT", help="the project's folder")
-    one = sub.add_mutually_exclusive_group()
-    text = "add the votes of a file, or of all files in a folder, each once: an export of ours, "
-    text += "TRL, KTO, HH, Argilla, Open WebUI's feedback, chats of SillyTavern, ..."
-    one.add_argument("--import", dest="import_file", metavar="FILE", help=text)
-    text = f"write the votes for others: own (everything), {', '.join(EXPORT_FORMS[1:])}; or "
-    text += f"{DATASET}, a folder with TRL's rows and a card"
-    one.add_argument("--export", metavar="FORM", choices=(*EXPORT_FORMS, DATASET), help=text)
-    one.add_argument(
-        "--backup", metavar="FILE.sqlite", help="copy the store, even while it is in use"
-    )
-    sub.add_argument(
-        "--answers", metavar="FILE", help="for LLMFAO: the file of the pairs that were judged"
-    )
-    text = "--import leaves out rows that it can't read, and names them"
-    sub.add_argument("--skip-bad", action="store_true", help=text)
-    text = "where --export writes: a new file, for a data set a new folder"
-    sub.add_argument("--out", metavar="FILE.jsonl", help=text)
-    text = "what --export writes (default: train)"
-    sub.add_argument("--purpose", choices=("train", "compare", "all"), help=text)
-    sub.add_argument("--rater", metavar="NAME", help="--export this rater's votes only")
-    add_dataset_options(sub)
 
 
 def _raters(sub: Parser) -> None:
