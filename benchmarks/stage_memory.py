@@ -32,7 +32,7 @@ RANDOM: dict[str, dict[str, int]] = {
     | {"num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128},
 }
 ROWS = 16
-STAGES = ("sft", "reward", "dpo", "orpo", "kto", "ppo")  # those that `run_stage` can run
+STAGES = ("sft", "reward", "dpo", "orpo", "kto", "ppo", "rloo")  # those that `run_stage` can run
 
 
 def main() -> None:
@@ -169,7 +169,9 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
         train_sft,
     )
     from lorarlhf.runtime.run import Run
+    from lorarlhf.stages.critic_free import train_critic_free
     from lorarlhf.stages.dpo_orpo import DirectSettings
+    from lorarlhf.stages.inputs import PPOSettings, RewardSpec
     from lorarlhf.stages.kto import KTOSettings
     from lorarlhf.stages.reward_model import RewardSettings
     from lorarlhf.stages.sft import SFTSettings
@@ -216,8 +218,13 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
             disable_tqdm=True,
         )
         type(backbone).stop_ids = property(lambda self: [self.tokenizer.eos_token_id + 10**6])
-        trainer = PPOTrainer(backbone, config, [{"prompt": prompt} for prompt in prompts])
-        trainer.train()
+        asked = [{"prompt": prompt} for prompt in prompts]
+        if stage == "ppo":
+            PPOTrainer(backbone, config, asked).train()
+        else:
+            whole = {"generation_kwargs": {"min_new_tokens": args.answer_tokens}}
+            algorithm = PPOSettings(stage, plain=True, trl=whole)
+            train_critic_free(backbone, asked, run, config, RewardSpec(), algorithm)
 
 
 def words(backbone: Any, tokens: int, seed: int) -> str:

@@ -49,10 +49,9 @@ def test_the_work_of_a_stage_by_hand() -> None:
     assert passes(STAGES["dpo"], rounds | {"max_new_tokens": 10}, 10, 20.0, 0.5) == (
         2 * 10 * 20 * 2.5 + 24 * (10 * 4 + 20) + 6 * 20 * 2 * 2.5
     )
-    rloo = PPO | {"algorithm": "rloo", "num_generations": 2}
-    assert passes(STAGES["ppo"], rloo, 10, 20.0, 0.5) == 2 * passes(
-        STAGES["ppo"], PPO, 10, 20.0, 0.5
-    )
+    # RLOO answers half as many prompts twice each: as many answers, and as many passes over them.
+    rloo = PPO | {"algorithm": "rloo", "num_generations": 2, "num_ppo_epochs": 3}
+    assert passes(STAGES["ppo"], rloo, 10, 20.0, 0.5) == 8 * (10 * 4 + 30 * (1 + 1.5 + 3 * 1.5))
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -24,7 +24,7 @@ from lorarlhf.backbone.memory import (
     score_bytes,
     token_bytes,
 )
-from lorarlhf.backbone.memory_plan import MACHINES, STAGES, Plan
+from lorarlhf.backbone.memory_plan import COUNTED, MACHINES, Plan
 from lorarlhf.backbone.shape import Shape, read_shape
 from lorarlhf.cli.main import main
 
@@ -189,7 +189,7 @@ def test_many_kept_states_wait_in_the_hosts_memory() -> None:
     assert on_cpu == 2 * (1 << 20) * 8 * 8 * 2
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", COUNTED)
 def test_the_total_counts_sampling_and_learning_apart_on_a_card(stage: str) -> None:
     parts = estimate(HAND, replace(PLAN, stage=stage))
     assert parts.pop("total") == sum(parts.values())
@@ -276,12 +276,12 @@ def test_shapes_of_configurations(tmp_path: Path) -> None:
 def test_a_table_of_all_stages(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--base", str(tiny_base), "--card", "12"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["GB", *STAGES]
+    assert lines[0].split() == ["GB", *COUNTED]
     assert [line.split()[0] for line in lines[1:12]] == [
         *("base", "adapters", "heads", "optimizer", "kept_trunk", "activations", "logits"),
         *("kv_cache", "scratch", "runtime", "total"),
     ]
-    assert "fits" in lines[12] and lines[12].split()[1:] == ["yes"] * len(STAGES)
+    assert "fits" in lines[12] and lines[12].split()[1:] == ["yes"] * len(COUNTED)
     assert lines[-1] == "Computed, not measured on this kind of card."
 
 
@@ -354,3 +354,21 @@ def test_kto_is_dpo_with_one_answer_a_row() -> None:
         assert plan.tokens == 2 * 8 and plan.checkpointed == (device == "cuda")
         assert kto["logits"] == pytest.approx(dpo["logits"] / 2)
         assert kto["activations"] == pytest.approx(dpo["activations"] / 2, abs=1)
+
+
+def test_rloo_is_dpo_with_one_answer_a_row_that_samples_the_whole_rollout_at_once() -> None:
+    rloo, kto = (estimate(HAND, replace(PLAN, stage=stage)) for stage in ("rloo", "kto"))
+    one = adapter_bytes(HAND, PLAN)
+    assert rloo["adapters"] == 3 * one  # TRL makes a reference, whatever the plan says
+    assert estimate(HAND, replace(PLAN, stage="rloo", reference=False)) == rloo
+    for part in ("optimizer", "activations", "logits", "kept_trunk", "scratch"):
+        assert rloo[part] == kto[part]
+    assert rloo["heads"] == (2 * 8 + 1) * 4
+    keys = 64 * 8 * 4 * (2 * 4 * 2)  # rows, tokens, layers, keys and values
+    prompts = 64 * 3 * (4 * 8 + 3 * 16) * 2
+    many = replace(PLAN, stage="rloo", rollout_batch_size=64, micro_batch_size=1)
+    wide = replace(HAND, vocabulary=1 << 16)
+    logits = 64 * (1 << 16) * (2 + 20)
+    assert estimate(wide, many)["kv_cache"] == round(1.65 * keys) + prompts + logits
+    on_card = replace(PLAN, stage="rloo", device="cuda")
+    assert not on_card.checkpointed and replace(on_card, gradient_checkpointing=True).checkpointed

@@ -163,8 +163,13 @@ def test_the_plan_is_that_of_the_settings(tiny_base: Path) -> None:
     assert found is not None and found.smaller == (2, 1)
     assert found.parts["total"] == estimate(found.shape, found.plan)["total"] + 10**9
     for algorithm in ("rloo", "grpo"):
-        settings = resolve(STAGES["ppo"], sets=[f"algorithm={algorithm}"])
-        assert estimated(STAGES["ppo"], settings, base(config, 2), True) is None
+        sets = [f"algorithm={algorithm}", "rollout_batch_size=12", "micro_batch_size=4"]
+        settings = resolve(STAGES["ppo"], sets=sets)
+        found = estimated(STAGES["ppo"], settings, base(config, 2), False)
+        assert found is not None and found.plan.stage == "rloo" and found.smaller == (3, 2, 1)
+        assert (found.plan.micro_batch_size, found.plan.rollout_batch_size) == (4, 12)
+        ways = [name for name, _, _ in replace(found, shape=BIG)._ways()]
+        assert ways[3:] == ["gradient_checkpointing", "adapter_layers", "max_new_tokens"]
     for family in ("gpt2", "gemma3n_text"):  # sizes under other names, and one a layer
         odd = AutoConfig.for_model(family)
         assert estimated(STAGES["sft"], resolve(STAGES["sft"]), base(odd, 2), False) is None

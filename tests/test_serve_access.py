@@ -223,3 +223,10 @@ def test_a_file_that_is_none_of_ours(tmp_path: Path) -> None:
     (tmp_path / "serve.sqlite").write_text("not a database at all, but a text" * 50)
     with pytest.raises(UserError, match="--no-feedback"):
         Remembered(tmp_path)
+
+
+def test_a_file_that_breaks_later_is_named_in_the_refusal(tmp_path: Path) -> None:
+    kept = Remembered(tmp_path)
+    kept.path.write_bytes(b"no database " * 100)
+    with pytest.raises(UserError, match=r"serve\.sqlite can't be read"):
+        kept.find("chatcmpl-1#0")

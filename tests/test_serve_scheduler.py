@@ -185,3 +185,21 @@ def test_memory_that_runs_out_ends_only_its_batch(
     again = bench.add()
     bench.run()
     assert bench.texts(again) == [alone(bench.backbone, BASE)]
+
+
+def test_memory_that_runs_out_while_a_request_joins_spares_other_models(
+    tiny_base: Path, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tiny_base)
+    other = bench.add(runs[0], tokens=30)
+    first = bench.add(tokens=60)
+    bench.run(3)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(module.OpenBatch, "_gather", full)
+    second = bench.add(tokens=60)
+    bench.run()
+    assert bench.numbers("failed") == [second, first] and bench.numbers("done") == [other]
+    assert bench.scheduler.idle and bench.scheduler.running == {}

@@ -139,8 +139,8 @@ def test_the_shares_of_words_add_up_to_the_score(engine: Engine, runs: list[str]
 def test_an_estimate_that_would_take_minutes_is_refused() -> None:
     head = SimpleNamespace(pooling="last")
     backbone: Any = SimpleNamespace(heads={"reward": head}, device=torch.device("cpu"))
-    connection: Any = None
-    worker = Worker(backbone, connection, {"plain": False, "max_prompt_tokens": 100})
+    pipe: Any = None
+    worker = Worker(backbone, pipe, {"plain": False, "max_prompt_tokens": 100})
     worker.reward = "runs/1"
     asked = {"run": "runs/1", "prompt": PROMPT, "answers": ["short", "long " * 200]}
     with pytest.raises(UserError, match="would take minutes"):
@@ -148,13 +148,17 @@ def test_an_estimate_that_would_take_minutes_is_refused() -> None:
 
 
 class Pipe:
-    """A connection that keeps what is sent."""
+    """A pipe that keeps what is sent, with messages that have arrived."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
+        self.arrived: list[Any] = []
 
-    def send(self, message: Any) -> None:
+    def send(self, *message: Any) -> None:
         self.sent.append(message)
+
+    def messages(self, idle: Any) -> list[Any]:
+        return self.arrived
 
 
 @pytest.fixture
@@ -185,9 +189,8 @@ def test_small_jobs_do_not_wait_behind_one_that_waits_for_live_answers(
 
 def test_a_small_job_that_nobody_waits_for_is_not_done(waiting: tuple[Any, Pipe]) -> None:
     worker, pipe = waiting
-    inbox: SimpleQueue[Any] = SimpleQueue()
-    inbox.put((0, "stop", 2))
-    worker.receive(inbox)
+    pipe.arrived.append((0, "stop", 2))
+    worker.receive()
     worker.step()
     assert [(number, kind) for number, kind, _ in pipe.sent] == [(2, "failed"), (3, "done")]
 

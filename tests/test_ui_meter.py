@@ -17,6 +17,7 @@ from lorarlhf_ui import meter as meters
 from lorarlhf_ui.engine_worker import packed
 from lorarlhf_ui.hidden_states import HiddenStates
 from lorarlhf_ui.meter import Meter
+from lorarlhf_ui.taste_fit import newest_that_prefer
 from tests.pages import FIRST, SECOND
 
 WIDTH = 32
@@ -344,3 +345,18 @@ def test_votes_whose_states_come_later_are_learned_then(desk: Desk) -> None:
     assert known.head is not None and desk.report() == {"guesses": 0}  # what is known is no guess
     desk.vote(desk.item(np.eye(2, WIDTH)), FIRST)
     assert desk.report()["guesses"] == 1 and desk.report()["right"] == 1.0
+
+
+def test_thumbs_on_one_prompt_are_learned_as_pairs(desk: Desk) -> None:
+    draw = np.random.default_rng(5)
+    for number in range(6):
+        prompt = [{"role": "user", "content": f"Thumbed {number}?"}]
+        for text, verdict in (("good", "both_good"), ("bad", "both_bad")):
+            desk.states.put(prompt, [text], [packed(draw.normal(size=WIDTH))])
+            item = desk.store.add_item(prompt, [(text, "base")], alone=True)
+            desk.cast(item, Verdict(verdict))
+    desk.vote(desk.item(draw.normal(size=(2, WIDTH))), FIRST)
+    assert desk.report()["votes"] == 6  # those that the vote was predicted from
+    preferring = newest_that_prefer(desk.store.votes())
+    assert [vote.completions for vote in preferring[:6]] == [["good", "bad"]] * 6
+    assert len(preferring) == 7

@@ -16,6 +16,7 @@ from lorarlhf.preferences.import_labels import ALONE
 from lorarlhf.preferences.imports import Import, read_votes
 from lorarlhf.preferences.merge import add_votes, merge_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
+from lorarlhf.preferences.single_answers import SINGLE
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import write_jsonl
@@ -86,9 +87,27 @@ def test_grouped_labels_make_pairs(tmp_path: Path) -> None:
     rows += labels(("F", False), ("G", True), prompt="other")
     found = read(tmp_path, *rows)
     assert pairs(found, tmp_path) == [("A", "C"), ("B", "D"), ("G", "F")]
-    assert found.left_out == {ALONE: 1}
+    (single,) = (vote for vote in found.votes if len(vote.completions) == 1)
+    assert single.completions[0][0] == "E" and single.verdict == Verdict("both_bad")
+    assert not found.left_out
     both = read(tmp_path, *labels(("A", 1), ("B", 1)), *labels(("C", 0), ("D", 0), prompt="!"))
     assert [vote.verdict.verdict for vote in both.votes] == ["both_good", "both_bad"]
+
+
+def test_thumbs_come_back_from_an_export_for_kto(tmp_path: Path) -> None:
+    good, bad = Verdict("both_good"), Verdict("both_bad", edited="Better.")
+    store = Store(tmp_path / "thumbs.sqlite")
+    given = [("1?", "Yes.", good), ("2?", "No.", bad), ("1?", "Also.", good)]
+    for prompt, text, verdict in given:
+        add_votes(store, [ImportedVote(prompt, ((text, "base"),), verdict)])
+    rows = EXPORTS["kto"](store.votes()).rows
+    found = read(tmp_path, *rows)
+    told = [
+        (vote.prompt[0]["content"], vote.completions[0][0], vote.verdict) for vote in found.votes
+    ]
+    assert told == given and not found.left_out
+    # What a rater wrote, without the answer that the rater saw.
+    assert read(tmp_path, rows[0], rows[2]).left_out == {ALONE: 1}
 
 
 @pytest.mark.parametrize(
@@ -278,7 +297,7 @@ def test_training_commands_read_labels_as_pairs_where_they_need_pairs(
         told = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in read_rows]
         assert told == [("A", "C"), ("B", "D")]
         said = capsys.readouterr().err
-        assert f"2 votes give 2 rows for {name}. Not used: 1 {ALONE}." in said
+        assert f"3 votes give 2 rows for {name}. Not used: 1 {SINGLE}." in said
     assert len(read_stage_rows(STAGES["kto"], str(file))) == 5
     battles = tmp_path / "battles.jsonl"  # which no stage reads itself
     battles.write_text(json.dumps(battle(talk("Hi", "A"), talk("Hi", "B"), edited="Mine.")))

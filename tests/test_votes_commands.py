@@ -109,12 +109,13 @@ def test_a_file_is_imported(run: Run, project: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"{n}?", "completion": "x", "label": True} for n in (1, 1, 2)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, out, _ = run("votes", project, "--import", file)
-    alone = "1 rows without a second row on the same prompt"
-    assert (status, out) == (0, f"Added 1 vote from {file}. Left out: {alone} (line 3).\n")
+    assert (status, out) == (0, f"Added 2 votes from {file}.\n")
+    written = {"prompt": "3?", "completion": "Mine.", "label": True, "vote": "7", "written": True}
+    file.write_text(file.read_text() + json.dumps(written))
     status, out, _ = run("votes", project, "--import", file, "--json")
-    reason = alone.removeprefix("1 ")
-    told = {"left_out": {reason: 1}, "left_out_rows": {reason: [3]}}
-    assert json.loads(out) == {"added": 0, "there_already": 1, **told}
+    reason = "answers that a rater wrote, without one that they are better than"
+    told = {"left_out": {reason: 1}, "left_out_rows": {reason: [4]}}
+    assert json.loads(out) == {"added": 0, "there_already": 2, **told}
 
 
 def test_a_folder_of_chats_is_imported(run: Run, project: Path, tmp_path: Path) -> None:

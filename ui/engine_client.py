@@ -301,8 +301,9 @@ class Engine:
                 return
             if self.state not in SILENT:
                 self.message = (
-                    "The model's process has ended, probably because memory ran out. Votes are "
-                    "kept. Start `lorarlhf ui` again, with fewer bits or a smaller base."
+                    "The model's process has ended, probably because memory ran out or the device "
+                    "failed; the terminal shows what it said. Votes are kept. Start `lorarlhf ui` "
+                    "again, with fewer bits or a smaller base if it was memory."
                 )
                 self.state = FAILED
             message = self.message or "The pages are closing."

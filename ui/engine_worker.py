@@ -2,28 +2,25 @@
 
 It is a process of its own, so that the pages stay fast while it computes and keep working if it
 dies. Answers that raters wait for come before prefetched ones.
-
-Messages are plain tuples: (number, kind, request) arrive, (number, kind, value) are sent back.
-Number 0 is about the process itself.
+See `runtime.worker_pipe` for the messages.
 """
 
 import base64
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.evaluation.heat_map import WordShares
 from lorarlhf.project.settings import Settings
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.process import lower_priority
+from lorarlhf.runtime.worker_pipe import WorkerPipe, end_if_broken
 from lorarlhf_ui.engine_jobs import AnswerJob, Request
 
 if TYPE_CHECKING:
@@ -58,28 +55,19 @@ def main(connection: Connection, settings: Callable[[], Settings]) -> None:
     """Load the base, report it, and work until the pages' end of the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the pages, and they end this process
     lower_priority()
-    inbox: SimpleQueue[tuple[int, str, Any]] = SimpleQueue()
-    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    pipe = WorkerPipe(connection)
     try:
         from lorarlhf.project.load import load_backbone
 
         resolved = settings()
-        worker = Worker(load_backbone(resolved), connection, resolved.own)
+        worker = Worker(load_backbone(resolved), pipe, resolved.own)
     except Exception as error:
-        connection.send((0, "failed", describe(error)))
+        pipe.send(0, "failed", describe(error))
         return
     worker.report_ready()
     while True:
-        worker.receive(inbox)
+        worker.receive()
         worker.step()
-
-
-def _read(connection: Connection, inbox: "SimpleQueue[tuple[int, str, Any]]") -> None:
-    while True:
-        try:
-            inbox.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(0)  # the pages have ended, and this process has nothing to save
 
 
 class Worker:
@@ -89,8 +77,8 @@ class Worker:
         own: the settings `plain` and `max_prompt_tokens`.
     """
 
-    def __init__(self, backbone: "Backbone", connection: Connection, own: Request) -> None:
-        self.backbone, self.connection, self.own = backbone, connection, own
+    def __init__(self, backbone: "Backbone", pipe: WorkerPipe, own: Request) -> None:
+        self.backbone, self.pipe, self.own = backbone, pipe, own
         self.live: deque[AnswerJob] = deque()
         self.prefetched: deque[AnswerJob] = deque()
         self.small: deque[tuple[int, str, Any]] = deque()
@@ -107,20 +95,16 @@ class Worker:
 
     def send(self, number: int, kind: str, value: Any) -> None:
         """Send a message to the pages."""
-        try:
-            self.connection.send((number, kind, value))
-        except (BrokenPipeError, OSError):
-            os._exit(0)
+        self.pipe.send(number, kind, value)
 
-    def receive(self, inbox: "SimpleQueue[tuple[int, str, Any]]") -> None:
+    def fail(self, number: int, error: Exception) -> None:
+        """Tell the pages why a job has failed; an error that breaks the device ends the process."""
+        end_if_broken(error)
+        self.send(number, "failed", describe(error))
+
+    def receive(self) -> None:
         """Queue the requests that arrived; waits for one if there is nothing to do."""
-        idle = not (self.live or self.prefetched or self.small)
-        while True:
-            try:
-                number, kind, value = inbox.get(block=idle)
-            except Empty:
-                return
-            idle = False
+        for number, kind, value in self.pipe.messages(self._is_idle):
             if kind == "stop":
                 self._stop(value)
             elif kind == "answer":
@@ -128,6 +112,9 @@ class Worker:
                 queue.append(AnswerJob(number, value))
             else:
                 self.small.append((number, kind, value))
+
+    def _is_idle(self) -> bool:
+        return not (self.live or self.prefetched or self.small)
 
     def step(self) -> None:
         """Generate a few tokens of the most urgent answers, or do one small job."""
@@ -152,7 +139,7 @@ class Worker:
                 sampling.step(TOKENS_PER_STEP)
         except Exception as error:  # other jobs go on
             queue.remove(job)
-            self.send(job.number, "failed", describe(error))
+            self.fail(job.number, error)
             return
         done = all(sampling.done for sampling in job.samplings)
         if done or time.monotonic() - job.reported >= SECONDS_BETWEEN_REPORTS:
@@ -211,7 +198,7 @@ class Worker:
         try:
             picked = self._pick(job)
         except Exception as error:  # the reward role, or its memory
-            self.send(job.number, "failed", describe(error))
+            self.fail(job.number, error)
             return
         texts, features = job.texts(), None
         if job.wants_features:
@@ -248,7 +235,7 @@ class Worker:
         try:
             self.send(number, "done", getattr(self, f"_{kind}_of")(value))
         except Exception as error:
-            self.send(number, "failed", describe(error))
+            self.fail(number, error)
 
     def _features_of(self, value: Request) -> list[str]:
         return self._features(value["prompts"], value["answers"])

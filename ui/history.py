@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from lorarlhf.preferences.history import (
     ranking_text,
     read_ranking,
 )
+from lorarlhf.preferences.import_folder import merge_all
 from lorarlhf.preferences.imports import read_votes
-from lorarlhf.preferences.merge import merge_votes
-from lorarlhf.preferences.merge_candidates import merge_candidates
 from lorarlhf.preferences.records import RANKED, Verdict, Vote
 from lorarlhf.preferences.statistics import newest_judgement
 from lorarlhf.preferences.store import Store
@@ -242,9 +242,9 @@ class History:
         try:
             found = read_votes(file, skip_bad=skip_bad)
             votes = [vote for vote in found.votes if self._may_import(rater, vote.rater)]
-            merged = merge_votes(self.store, votes)
             to_rate = found.candidates if self._may_add(rater) else []
-            rated = merge_candidates(self.store, to_rate)
+            allowed = replace(found, votes=votes, candidates=to_rate)
+            merged, rated = merge_all(self.store, [allowed])
         except UserError as error:  # the path of the upload is of no use to the rater
             raise UserError(str(error).replace(f"{file.parent}/", "")) from error
         if any(self.store.rater_name(vote.rater) == rater for vote in votes):

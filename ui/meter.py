@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lorarlhf.preferences.exports import better_and_worse
 from lorarlhf.preferences.guesses import Guess, add_guess, newest_guesses
 from lorarlhf.preferences.records import RANKED, Vote
+from lorarlhf.preferences.single_answers import in_pairs
 from lorarlhf.preferences.statistics import count_ordered_pairs
 from lorarlhf.preferences.store import Store
 from lorarlhf_ui.hidden_states import HiddenStates
@@ -237,7 +238,8 @@ class Meter:
 
         found: list[Vote] = []
         pairs = 0
-        for vote in reversed(self.store.votes(rater=rater, purpose="train", newest=MAX_PAIRS)):
+        newest = self.store.votes(rater=rater, purpose="train", newest=MAX_PAIRS)
+        for vote in reversed(in_pairs(newest)):
             if before is not None and (vote.created_at, vote.id) >= (before.created_at, before.id):
                 continue
             pairs += len(_pairs(vote, self.states))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorarlhf.preferences.exports import better_and_worse
 from lorarlhf.preferences.records import Prompt, Vote
+from lorarlhf.preferences.single_answers import in_pairs
 from lorarlhf.rewards.tastes import Taste, axis_sides, clearest_votes, tastes_of
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
@@ -104,11 +105,13 @@ class TasteFit:
 def newest_that_prefer(votes: Sequence[Vote]) -> list[Vote]:
     """The newest votes that prefer an answer, with `MOST_PAIRS` pairs or a few more.
 
+    A good and a bad single answer of a rater to one prompt are such a vote (`in_pairs`).
+
     Args:
         votes: in the order in which they were cast.
     """
     found, pairs = list[Vote](), 0
-    for vote in reversed(votes):
+    for vote in reversed(in_pairs(votes)):
         if pairs >= MOST_PAIRS:
             break
         if ordered := _pairs(vote):

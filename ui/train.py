@@ -13,18 +13,16 @@ from typing import Any
 
 from lorarlhf.project import device_queue
 from lorarlhf.project.jobs import (
-    JOBS,
     RUNNING,
     Job,
     find_job,
     list_jobs,
     resume_job,
     start_job,
-    starting,
     stop_job,
 )
 from lorarlhf.project.project import Project
-from lorarlhf.project.rounds import DROPPED, KEPT
+from lorarlhf.project.rounds import DROPPED, KEPT, start_round
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.process import python_command
@@ -35,8 +33,6 @@ from lorarlhf_ui.train_rounds import check_round, decide_round, round_html
 from lorarlhf_ui.train_run import Rows, alarms, log_lines, messages, progress, samples
 from lorarlhf_ui.votes import View
 
-ROUND = "round"
-"""The command behind the button Tonight."""
 PARTS = ("alarms", "curves", "samples", "log")
 NOTHING = "Nothing has been started on this page yet. Choose what to train below."
 CARD_SECONDS = 10.0
@@ -116,14 +112,8 @@ class Training:
             UserError: a round waits or runs already, the last one is not decided, there are too few
                 new votes, or nothing can be written.
         """
-        with starting(self.project.folder / JOBS):
-            for job in list_jobs(self.project):
-                if job.alive and job.argv[:1] == (ROUND,):
-                    how = "runs" if job.state == RUNNING else "waits"
-                    raise UserError(f"A round {how} already.")
-            check_round(self.project)
-            title = "A round: reward, tuning, comparison"
-            start_job(self.project, [ROUND, str(self._folder)], title)
+        check_round(self.project)
+        start_round(self.project)
         return self.look(rater, {})
 
     def stop(self, rater: str, data: View) -> View:

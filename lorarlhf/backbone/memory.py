@@ -33,8 +33,9 @@ FULL_LOGITS = 17  # for each token and vocabulary entry: TRL's full logits (ORPO
 def estimate(shape: Shape, plan: Plan) -> dict[str, int]:
     """Bytes by part, and the `total` that is in use at the same time at the peak.
 
-    `kv_cache` exists while PPO samples; `activations`, `logits` and `kept_trunk` exist while it
-    learns. On a card the larger of the two counts; on a CPU both do, because the heap keeps holes.
+    `kv_cache` exists while answers are sampled; `activations`, `logits` and `kept_trunk` exist
+    while weights are trained. On a card the larger of the two counts; on a CPU both do, because
+    the heap keeps holes.
     """
     learning = _learning(shape, plan)
     parts = {
@@ -230,8 +231,10 @@ def sampled_rows(shape: Shape, plan: Plan) -> int:
 
 
 def _kv_cache(shape: Shape, plan: Plan) -> int:
-    if not plan.needs.rollouts:
+    if not plan.needs.samples:
         return 0
+    if plan.needs.generates:
+        return _cache_of(shape, plan, plan.rollout_batch_size)
     rows = sampled_rows(shape, plan)
     return _cache_of(shape, plan, bucket_for(rows) if plan.device == "cuda" else rows)
 
@@ -241,8 +244,9 @@ def _cache_of(shape: Shape, plan: Plan, rows: int) -> int:
     tokens = rows * (plan.prompt_tokens + plan.answer_tokens)
     keys = 2 * shape.key_heads * shape.head_dim * plan.float_bytes
     logits = rows * shape.vocabulary
-    # Probabilities in float32, summed in float64.
-    softmax = min(logits, SOFTMAX_ENTRIES[plan.device]) * (8 + 3 * FLOAT32)
+    # Probabilities in float32, summed in float64; transformers makes those of all rows at once.
+    at_once = logits if plan.needs.generates else min(logits, SOFTMAX_ENTRIES[plan.device])
+    softmax = at_once * (8 + 3 * FLOAT32)
     cache = round(MACHINES[plan.device].heap * tokens * shape.layers * keys)
     layer = rows * plan.prompt_tokens * (4 * shape.hidden + 3 * shape.intermediate)  # one at a time
     return cache + (layer + logits) * plan.float_bytes + softmax

@@ -19,8 +19,8 @@ class StageMemory:
         logits: `none` for a scalar head; `chunked` for PPO, which holds `LOGIT_ROWS` rows at once;
             `fused` for TRL's fused LM head; `full` where all logits are held.
         rollouts: whether it is PPO's own loop: it samples, keeps the states below the layers that
-            train, and trains only some of the layers with adapters. The others are TRL's trainers,
-            which checkpoint activations on a card by default.
+            train, and trains only some of the layers with adapters. The others are TRL's trainers.
+        generates: whether transformers samples all answers of an update at once (RLOO, GRPO).
     """
 
     adapters: tuple[str, ...]
@@ -31,6 +31,12 @@ class StageMemory:
     sequences: int = 1
     logits: Literal["none", "chunked", "fused", "full"] = "fused"
     rollouts: bool = False
+    generates: bool = False
+
+    @property
+    def samples(self) -> bool:
+        """Whether answers are sampled to be learned from."""
+        return self.rollouts or self.generates
 
 
 STAGE_MEMORY = {
@@ -58,8 +64,12 @@ STAGE_MEMORY = {
         logits="chunked",
         rollouts=True,
     ),
+    # GRPO needs the same.
+    "rloo": StageMemory(adapters=("policy", "reference", "reward"), frozen_heads=1, generates=True),
 }
-STAGES = tuple(STAGE_MEMORY)
+COUNTED = tuple(STAGE_MEMORY)
+STAGES = tuple(name for name in COUNTED if name != "rloo")
+"""Those that are commands; RLOO and GRPO are `ppo` with another algorithm."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,8 @@ class Plan:
         micro_batch_size: rows in one forward.
         prompt_tokens, answer_tokens: of the longest row.
         float_bytes: of the compute dtype.
-        gradient_checkpointing: None means the stage's default, which is on for TRL's on a card.
+        gradient_checkpointing: None means the stage's default, which is on for TRL's on a card,
+            but for RLOO and GRPO.
         reference, value_adapter: whether PPO has an adapter for these roles.
         policy_layers, value_layers: as in `PPOConfig`.
     """
@@ -134,7 +145,7 @@ class Plan:
     def checkpointed(self) -> bool:
         """Whether activations are recomputed."""
         if self.gradient_checkpointing is None:
-            return not self.needs.rollouts and self.device == "cuda"
+            return not self.needs.samples and self.device == "cuda"
         return self.gradient_checkpointing
 
     def has(self, role: str) -> bool:

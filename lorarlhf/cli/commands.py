@@ -113,6 +113,10 @@ def _agrees(what: str) -> bool:
 
 def train(args: Namespace) -> Result:
     """One of the training stages."""
+    if args.queue:
+        from lorarlhf.cli.queued import queue_training
+
+        return queue_training(args)
     from lorarlhf.cli.train import train as run_training
 
     summary = run_training(args)

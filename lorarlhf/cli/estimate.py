@@ -5,7 +5,7 @@ from typing import Any
 
 from lorarlhf.backbone.limits import count_adapter_layers
 from lorarlhf.backbone.memory import estimate, largest
-from lorarlhf.backbone.memory_plan import MACHINES, STAGES, Plan
+from lorarlhf.backbone.memory_plan import COUNTED, MACHINES, Plan
 from lorarlhf.backbone.shape import Shape, read_shape
 from lorarlhf.runtime.errors import UserError
 
@@ -34,7 +34,7 @@ def run(args: Namespace) -> dict[str, Any]:
     layers = _layers(args.adapter_layers, shape)
     plans = [
         Plan(stage, adapter_layers=layers, **named)
-        for stage in ([args.stage] if args.stage else STAGES)
+        for stage in ([args.stage] if args.stage else COUNTED)
     ]
     result: dict[str, Any] = {
         "base": args.base,

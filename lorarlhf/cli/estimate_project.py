@@ -40,19 +40,22 @@ def run(args: Namespace) -> dict[str, Any]:
     """
     if args.stage is None:
         raise UserError("With --project, name the stage, too: --stage ppo.")
+    stage, sets = args.stage, tuple(args.set)
+    if stage == "rloo":
+        stage, sets = "ppo", ("algorithm=rloo", *sets)
     project, busy = Project(args.project), bool(device_queue.queue())
     # A folder that is gone afterwards: nothing is reserved or written in the project.
     with TemporaryDirectory() as folder:
         request = TrainRequest(
-            STAGES[args.stage],
+            STAGES[stage],
             project=args.project,
-            sets=tuple(args.set),
+            sets=sets,
             out=str(Path(folder) / "run"),
             memory_check=False,
         )
         prepared = prepare(*fill_in(request))
         seconds, words = expected_time(prepared, project, busy)
-    result: dict[str, Any] = {"project": str(project.folder), "stage": args.stage}
+    result: dict[str, Any] = {"project": str(project.folder), "stage": stage}
     result |= {"busy": busy} | _memory(prepared, busy) | {"seconds": seconds, "time": words}
     return result | {"settings": prepared.settings.own}
 

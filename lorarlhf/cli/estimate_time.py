@@ -87,11 +87,7 @@ def passes(
     if stage.rewarded:
         answer = float(settings["max_new_tokens"])
         answers = settings["updates"] * settings["rollout_batch_size"]
-        algorithm = settings.get("algorithm", "ppo")
-        if algorithm != "ppo":
-            answers *= settings.get("num_generations", 1)
-        epochs = settings["num_ppo_epochs"] if algorithm == "ppo" else 1
-        read = (length + answer) * (1 + 3 * upper + epochs * 3 * upper)
+        read = (length + answer) * (1 + 3 * upper + settings["num_ppo_epochs"] * 3 * upper)
         return answers * (answer * SAMPLED_TOKEN + read)
     if stage.name == "ditto":  # supervised tuning first; its pairs are drawn from all that it has
         answers = settings["rounds"] * rows * settings["answers"]

@@ -4,12 +4,13 @@ import argparse
 from typing import Any, NoReturn
 
 from lorarlhf import __version__
+from lorarlhf.backbone.memory_plan import COUNTED
 from lorarlhf.cli.compare_options import add_compare_options
 from lorarlhf.cli.eval_options import add_eval_options
 from lorarlhf.cli.export_options import add_export_options
 from lorarlhf.cli.project_options import add_jobs_options, add_runs_options, add_votes_options
 from lorarlhf.cli.request import NO_RUN
-from lorarlhf.cli.round_options import add_round_options
+from lorarlhf.cli.round_options import add_queue_option, add_round_options
 from lorarlhf.cli.serve import add_serve_options
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
@@ -193,6 +194,7 @@ def _training(stage: Stage, sub: Parser) -> None:
     sub.add_argument("--minutes", type=float, metavar="M", help=text)
     text = "start even if the memory seems too small"
     sub.add_argument("--no-memory-check", action="store_true", help=text)
+    add_queue_option(sub)
     _set_option(sub)
 
 
@@ -236,7 +238,7 @@ def _chat(sub: Parser) -> None:
 
 def _estimate(sub: Parser) -> None:
     sub.add_argument("--base", default="smollm2-135m", help="a base, or a config.json")
-    sub.add_argument("--stage", choices=list(STAGES), help="only this stage")
+    sub.add_argument("--stage", choices=COUNTED, help="only this stage; rloo is also grpo")
     text = "memory and time of --stage on this project's own rows, as the command would start it"
     sub.add_argument("--project", metavar="PROJECT", help=text)
     text = "with --project: one setting of the stage; may be repeated"

@@ -115,7 +115,7 @@ class MemoryEstimate:
         for size in self.smaller:
             yield "micro_batch_size", size, {"micro_batch_size": size}
         if not plan.checkpointed:
-            name = "gradient_checkpointing" if plan.stage == "ppo" else "trl.gradient_checkpointing"
+            name = ("" if plan.needs.samples else "trl.") + "gradient_checkpointing"
             yield name, "true", {"gradient_checkpointing": True}
         if plan.bits > 4:
             yield "bits", 4, {"bits": 4}
@@ -123,8 +123,8 @@ class MemoryEstimate:
             yield "adapter_layers", upper // 2, {"adapter_layers": upper // 2}
         half = plan.answer_tokens // 2
         if plan.stage != "reward" and half:
-            tokens = half if plan.stage == "ppo" else plan.prompt_tokens + half
-            name = "max_new_tokens" if plan.stage == "ppo" else "max_tokens"
+            tokens = half if plan.needs.samples else plan.prompt_tokens + half
+            name = "max_new_tokens" if plan.needs.samples else "max_tokens"
             yield name, tokens, {"answer_tokens": half}
 
     def _all_changes(self, free: int) -> str:
@@ -156,16 +156,15 @@ def estimate_memory(
     new_adapters: bool = True,
     reward_models: int = 0,
 ) -> MemoryEstimate | None:
-    """The memory that a training command will take; None where its base or method can't be counted.
+    """The memory that a training command will take; None where its base can't be counted.
 
     Args:
         has_reference: whether the reference has an adapter of its own.
         new_adapters, reward_models: see `MemoryEstimate`.
     """
     own, trl = settings.own, settings.trl
-    without_critic = own.get("algorithm", "ppo") != "ppo"  # TRL samples in its own way
-    if without_critic or (stage.name == "reward" and own["epochs"] == 0):
-        return None
+    if stage.name == "reward" and own["epochs"] == 0:
+        return None  # little more than the base
     try:
         shape = Shape.of(base.config.to_dict())
         layers = count_adapter_layers(settings.backbone["adapter_layers"], shape.layers)
@@ -182,7 +181,7 @@ def estimate_memory(
         named = batch_arguments(own["batch_size"], size)["per_device_train_batch_size"]
         size = trl.get("per_device_train_batch_size", named)
     plan = Plan(
-        stage.name,
+        stage.name if own.get("algorithm", "ppo") == "ppo" else "rloo",
         bits=settings.backbone["bits"],
         adapter_layers=layers,
         lora_rank=settings.backbone["lora_rank"],

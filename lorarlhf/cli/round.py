@@ -9,8 +9,9 @@ from argparse import Namespace
 from contextlib import suppress
 from typing import Any
 
+from lorarlhf.cli.queued import queue_round, warn_if_busy
 from lorarlhf.cli.result import Result
-from lorarlhf.cli.round_plan import begin, recorded_options
+from lorarlhf.cli.round_plan import begin, check_may_begin, recorded_options
 from lorarlhf.cli.round_steps import FUNCTIONS, result_of
 from lorarlhf.evaluation.eval_results import aligned
 from lorarlhf.evaluation.report_format import duration
@@ -45,11 +46,14 @@ def project_round(args: Namespace) -> Result:
     project = Project(args.project)
     if args.list:
         return _listed(project)
+    if args.queue and args.keep is None and args.drop is None:
+        return _queued(project, args)
     with hold(project.folder / ROUNDS, IN_USE):
         if args.keep is not None:
             return _decided(project, args.keep, KEPT)
         if args.drop is not None:
             return _decided(project, args.drop, DROPPED)
+        warn_if_busy()
         one = unfinished(project)
         if one is None:
             one = begin(project, args)
@@ -58,6 +62,13 @@ def project_round(args: Namespace) -> Result:
             log_to_stderr(f"Round {one.number} continues.")
         _run(project, one)
         return _card(project, one)
+
+
+def _queued(project: Project, args: Namespace) -> Result:
+    """Start the round as a job, unless it would refuse to begin."""
+    if unfinished(project) is None and not args.anyway:
+        check_may_begin(project)
+    return queue_round(project, args)
 
 
 def _run(project: Project, one: Round) -> None:

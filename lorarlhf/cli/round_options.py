@@ -30,3 +30,10 @@ def add_round_options(sub: ArgumentParser) -> None:
     sub.add_argument("--judge-model", metavar="BASE", help=text)
     text = "start even if the memory seems too small"
     sub.add_argument("--no-memory-check", action="store_true", help=text)
+    add_queue_option(sub)
+
+
+def add_queue_option(sub: ArgumentParser) -> None:
+    """Add the option that makes a job of the command."""
+    text = "start it as a job: it waits for its turn on the device, and outlives this terminal"
+    sub.add_argument("--queue", action="store_true", help=text)

@@ -33,8 +33,7 @@ def begin(project: Project, args: Namespace) -> Round:
             with the options, the settings or the votes.
     """
     if not args.anyway:
-        _check_decided(project)
-        check_worth(project)
+        check_may_begin(project)
     method = _method(project)
     options = recorded_options(args)
     if (project.folder / CONFIG).is_file():
@@ -57,15 +56,21 @@ def votes_file(one: Round, stage: Stage) -> Path:
 # ---- may it begin?
 
 
-def _check_decided(project: Project) -> None:
+def check_may_begin(project: Project) -> None:
+    """See that the last round is decided, and that there are enough new votes for another one.
+
+    Raises:
+        UserError: it is not, or there are not; it says what to do.
+    """
     if open_question := not_decided(project):
         raise UserError(
             f"{open_question}: `lorarlhf round {project.folder} --keep` or --drop. With --anyway "
             "the next round begins without it."
         )
+    _check_worth(project)
 
 
-def check_worth(project: Project) -> None:
+def _check_worth(project: Project) -> None:
     """See that there are enough new votes for another round.
 
     Raises:

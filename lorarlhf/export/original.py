@@ -132,8 +132,9 @@ def _read(
     backbone: Backbone, role: str, prompt: list[int], answer: list[int], top: np.ndarray | None
 ) -> dict[str, Any]:
     ids = torch.tensor([prompt + answer], device=backbone.device)
+    kept = len(answer) + 1  # not those of a long prompt, which a large vocabulary makes gigabytes
     with backbone.role(role):
-        logits = backbone.causal(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        logits = backbone.causal(input_ids=ids, logits_to_keep=kept).logits[0, -kept:-1]
     return read_row(logits.float().cpu().numpy(), answer, top)
 
 

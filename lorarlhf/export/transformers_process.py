@@ -29,7 +29,8 @@ def main() -> None:
         rows = []
         for place in job["places"]:
             ids = torch.tensor([place["prompt"] + place["answer"]], device=model.device)
-            logits = model(input_ids=ids).logits[0, len(place["prompt"]) - 1 : -1]
+            kept = len(place["answer"]) + 1
+            logits = model(input_ids=ids, logits_to_keep=kept).logits[0, -kept:-1]
             top = np.asarray(place["top_ids"])
             rows.append(read_row(logits.float().cpu().numpy(), place["answer"], top))
             tell(len(rows))

@@ -1,4 +1,4 @@
-"""KTO's rows as votes: answers to the same prompt, each called good or bad, joined in pairs."""
+"""KTO's rows as votes: answers that were called good or bad, joined in pairs on the same prompt."""
 
 import json
 from collections import defaultdict
@@ -27,7 +27,7 @@ from lorarlhf.preferences.records import (
     Verdict,
 )
 
-ALONE = "rows without a second row on the same prompt"
+ALONE = "answers that a rater wrote, without one that they are better than"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def join(
     """The votes, each with the line of its last row, and the lines of the rows that gave none.
 
     Rows on one prompt (in our own export: of one vote) are joined in their order: each good answer
-    with a bad one, as long as there are both, then good with good or bad with bad.
+    with a bad one, as long as there are both, then good with good or bad with bad. A row that
+    remains is a vote on a single answer, as a thumb is.
     """
     groups = defaultdict[tuple[str, str], list[tuple[int, Labelled]]](list)
     for line, row in rows:
@@ -84,20 +85,21 @@ def join(
         pairs, left = _pairs(shown_answers)
         text = edited[1] if edited else None
         votes += [(max(a[0], b[0]), _vote(a, b, text)) for a, b in pairs]
-        alone += left + ([edited[0]] if edited and not pairs else [])
+        votes += [(line, _single(row, None if pairs else text)) for line, row in left]
+        alone += [edited[0]] if edited and not shown_answers else []
     return sorted(votes, key=lambda vote: vote[0]), sorted(alone)
 
 
 def _pairs(
     rows: Sequence[tuple[int, Labelled]],
-) -> tuple[list[tuple[tuple[int, Labelled], tuple[int, Labelled]]], list[int]]:
-    """The pairs, and the line of the row that remains."""
+) -> tuple[list[tuple[tuple[int, Labelled], tuple[int, Labelled]]], list[tuple[int, Labelled]]]:
+    """The pairs, and the row that remains, if one does."""
     good = [row for row in rows if row[1].good]
     bad = [row for row in rows if not row[1].good]
     both = min(len(good), len(bad))
     rest = good[both:] + bad[both:]
     same = list(zip(rest[::2], rest[1::2], strict=False))
-    left = [rest[-1][0]] if len(rest) % 2 else []
+    left = rest[-1:] if len(rest) % 2 else []
     return [*zip(good[:both], bad[:both], strict=True), *same], left
 
 
@@ -111,3 +113,9 @@ def _vote(
     else:
         verdict = Verdict(RANKED, [[0], [1]] if first.good else [[1], [0]], edited=edited)
     return ImportedVote(first.prompt, ((first.text, UNNAMED), (second.text, UNNAMED)), verdict)
+
+
+def _single(row: Labelled, edited: str | None) -> ImportedVote:
+    """A vote on one answer."""
+    verdict = Verdict(BOTH_GOOD if row.good else BOTH_BAD, edited=edited)
+    return ImportedVote(row.prompt, ((row.text, UNNAMED),), verdict)

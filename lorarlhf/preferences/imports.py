@@ -210,7 +210,7 @@ def _numbers(rows: list[int], unit: str) -> str:
 
 
 def _join_labelled(numbered: Numbered) -> Parsed:
-    """KTO's rows, joined in pairs."""
+    """KTO's rows, joined in pairs as far as that goes."""
     rows = list[tuple[int, Labelled]]()
     for line, row in numbered:
         try:

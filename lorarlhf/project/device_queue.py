@@ -1,5 +1,7 @@
 """The queue for this machine's device: one job at a time, of whatever project, in their order.
 
+Of several cards each has a queue of its own, as far as the environment says which one is meant.
+
 Each job has a ticket, a file in the cache folder; the first ticket whose processes run has the
 device. A ticket of a process that was killed, or of before a reboot, counts for nothing. The pages
 register the model that answers there, so that a job can wait until its memory is free.
@@ -7,6 +9,7 @@ register the model that answers there, so that a job can wait until its memory i
 
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +21,12 @@ from lorarlhf.backbone.base_cache import cache_folder
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json, write_shared
 from lorarlhf.runtime.lock import hold
-from lorarlhf.runtime.process import ProcessId, from_json, identify, is_running
+from lorarlhf.runtime.process import ProcessId, from_json, identify, is_ancestor, is_running
+
+VISIBLE = (
+    *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"),
+)
+"""By these a person chooses cards for a process: NVIDIA's, AMD's, Intel's."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,14 @@ def queue() -> list[Ticket]:
         else:
             _remove(file)
     return found
+
+
+def busy_with() -> Ticket | None:
+    """The job that has the device; None if there is none, or this process belongs to it."""
+    running = next((ticket for ticket in queue() if ticket.running), None)
+    if running is None or any(map(is_ancestor, running.processes)):
+        return None
+    return running
 
 
 def take(project: Path, job: int, title: str, process: ProcessId | None) -> Ticket:
@@ -173,7 +189,9 @@ def _remove(file: Path) -> None:
 
 def _folder(name: str) -> Path:
     # By machine: several may share the cache folder on a network disk.
-    return cache_folder() / "jobs" / (platform.node() or "here") / name
+    cards = next(filter(None, map(os.environ.get, VISIBLE)), "")
+    place = (platform.node() or "here") + (f"-cards-{cards}" if cards else "")
+    return cache_folder() / "jobs" / re.sub(r"[^\w.,-]", "_", place) / name
 
 
 def _made(name: str) -> Path:

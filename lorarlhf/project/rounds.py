@@ -7,11 +7,13 @@ started from, which of its steps are done, and what came out, so a killed round 
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from lorarlhf.preferences.statistics import PairVotes, count_pair_votes
+from lorarlhf.project.jobs import JOBS, RUNNING, Job, list_jobs, start_job, starting
 from lorarlhf.project.project import Project
 from lorarlhf.project.run_labels import set_dropped
 from lorarlhf.rewards.learning_curve import MIN_PROMPTS, MIN_VOTES
@@ -29,6 +31,8 @@ STEPS = {
     "card": "the card",
 }
 """The steps of a round in their order, and the words for them."""
+COMMAND, TITLE = "round", "A round: reward, tuning, comparison"
+"""The command that makes a round, and what a job of it is called."""
 FEWEST_SHARE = 0.1
 """New votes that a round needs, as a share of those before it. The error of the fit falls with the
 votes at most like 1 / n (`rewards.learning_curve`), so fewer change it by less than a tenth."""
@@ -260,3 +264,21 @@ def _votes(count: int) -> str:
 
 def _prompts(count: int) -> str:
     return f"{count:,} prompt{'s' * (count != 1)}"
+
+
+def start_round(project: Project, options: Sequence[str] = ()) -> Job:
+    """Start a round as a job, or let an unfinished one go on.
+
+    Args:
+        options: of the command `round`.
+
+    Raises:
+        UserError: a round waits or runs already, or nothing can be written.
+    """
+    with starting(project.folder / JOBS):
+        for job in list_jobs(project):
+            if job.alive and job.argv[:1] == (COMMAND,):
+                how = "runs" if job.state == RUNNING else "waits"
+                raise UserError(f"A round {how} already.")
+        words = [COMMAND, str(project.folder.resolve()), *options]
+        return start_job(project, words, TITLE)

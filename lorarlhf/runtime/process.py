@@ -51,6 +51,12 @@ def is_running(process: ProcessId | None) -> bool:
     return process is not None and identify(process.pid) == process
 
 
+def is_ancestor(process: ProcessId) -> bool:
+    """Whether a process is this one, or the one that started it, and so on."""
+    here = psutil.Process()
+    return process.pid in (here.pid, *(parent.pid for parent in here.parents()))
+
+
 def _mark_on_linux(pid: int) -> str | None:
     """The clock ticks at which it started, and the machine's own number for its last start.
 

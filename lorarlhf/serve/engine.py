@@ -21,8 +21,8 @@ START_METHOD = "spawn"
 STARTING, READY, RESTING, FAILED, CLOSED = "starting", "ready", "resting", "failed", "closed"
 LOADING = "The model is being loaded. Ask again in some seconds."
 DIED = (
-    "The model's process has ended, probably because memory ran out. It is started again; ask "
-    "again in some seconds."
+    "The model's process has ended, probably because memory ran out or the device failed. It is "
+    "started again; ask again in some seconds."
 )
 CLOSING = "The server is closing."
 

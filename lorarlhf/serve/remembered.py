@@ -78,11 +78,18 @@ class Remembered:
             )
 
     def find(self, name: str) -> NamedAnswer | None:
-        """The answer with a name; None if it is not remembered."""
-        with self._lock, closing(self._connect()) as db:
-            row = db.execute(
-                "SELECT prompt, text, source, sampling FROM answer WHERE name = ?", (name,)
-            ).fetchone()
+        """The answer with a name; None if it is not remembered.
+
+        Raises:
+            UserError: the file can't be read.
+        """
+        try:
+            with self._lock, closing(self._connect()) as db:
+                row = db.execute(
+                    "SELECT prompt, text, source, sampling FROM answer WHERE name = ?", (name,)
+                ).fetchone()
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise UserError(f"The answers in {self.path.name} can't be read ({error}).") from error
         if row is None:
             return None
         prompt, text, source, sampling = row

@@ -121,15 +121,33 @@ class Scheduler:
             self.send(work.number, "begun", None)
         self.running.setdefault(model, []).extend(works)
         batch = OpenBatch(self.backbone, [answer for work in works for answer in work.answers])
-        batches = self._batches.setdefault(model, [])
+        self._batches.setdefault(model, [])
         if model not in self._turn:
             self._turn.appendleft(model)
         self._advance(model, [batch], 1)
-        if not (batch.done or any(other.join(batch) for other in batches)):
-            batches.append(batch)
+        if not batch.done:
+            self._join(model, batch)
         self._finish(model)
         self._forget_empty()
         return True
+
+    def _join(self, model: str, batch: OpenBatch) -> None:
+        """Let a batch that has begun join one of the same model, or be one of its own."""
+        tried = None
+        for other in self._batches[model]:
+            try:
+                if other.join(batch):
+                    return
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                tried = other
+                break
+        if tried is None:
+            self._batches[model].append(batch)
+            return
+        for lost in (batch, tried):  # the cache of either may be half in the other
+            self._fail(model, lost)
 
     def _slot(self, model: str) -> str | None:
         """The role that has a model's adapter, loaded if need be; None while no place is free."""

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import re
 import socket
+import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +34,7 @@ RESTS = (
     "The model rests while a training has the device. It comes back by itself afterwards; "
     "`lorarlhf jobs` shows what runs."
 )
+UNEXPECTED = "The endpoint has ended after an unexpected error, which stands above."
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*\s]+")
 
@@ -156,6 +159,14 @@ class Server(uvicorn.Server):
     # ---- the model's life
 
     async def _watch(self) -> None:
+        """Look after the model; an error that nobody expected ends the server, and says so."""
+        try:
+            await self._follow()
+        except Exception as error:
+            traceback.print_exception(error, file=sys.stderr)
+            self.failure, self.should_exit = UNEXPECTED, True
+
+    async def _follow(self) -> None:
         """Load the base, rest while a job has the device, and say what happens."""
         log_to_stderr("Loading the model's libraries ...")
         loaded_since, still = 0.0, STILL_SECONDS

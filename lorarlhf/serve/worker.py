@@ -1,23 +1,21 @@
 """The process with the model: it reads requests from a pipe and sends back what happens to them.
 
 It is a process of its own, so that its memory is free at once when a training needs it, and so that
-the endpoint can say so. Messages are plain tuples: (number, kind, value). Number 0 is about the
-process itself.
+the endpoint can say so. See `runtime.worker_pipe` for the messages.
 """
 
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.project.settings import Settings
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.process import lower_priority
+from lorarlhf.runtime.worker_pipe import WorkerPipe, end_if_broken
 from lorarlhf.serve.errors import ApiError, refused
 
 if TYPE_CHECKING:
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 
 NO_MEMORY = "There is not enough memory for this. Ask for shorter answers, or for fewer at once."
 UNEXPECTED = "An unexpected error occurred. The terminal of `lorarlhf serve` shows it."
-
-Message = tuple[int, str, Any]
 
 
 def main(connection: Connection, settings: Callable[[], Settings], rows: int) -> None:
@@ -39,9 +35,8 @@ def main(connection: Connection, settings: Callable[[], Settings], rows: int) ->
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the endpoint, and that ends this
     lower_priority()
-    inbox: SimpleQueue[Message] = SimpleQueue()
-    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
-    outbox = Outbox(connection)
+    pipe = WorkerPipe(connection)
+    send = sender(pipe)
     try:
         from lorarlhf.project.load import load_backbone
         from lorarlhf.serve.scheduler import Scheduler
@@ -49,15 +44,15 @@ def main(connection: Connection, settings: Callable[[], Settings], rows: int) ->
         resolved = settings()
         backbone = load_backbone(resolved)
     except Exception as error:
-        outbox.send(0, "failed", error)
+        send(0, "failed", error)
         return
-    scheduler = Scheduler(backbone, outbox.send, rows)
+    scheduler = Scheduler(backbone, send, rows)
     # Roles are switched every few tokens, so no adapter is merged; but a CPU keeps the base's
     # weights dequantised.
     with backbone.dequantised():
-        outbox.send(0, "ready", _about(backbone))
+        send(0, "ready", _about(backbone))
         while True:
-            receive(inbox, scheduler, resolved.own)
+            receive(pipe, scheduler, resolved.own)
             try:
                 scheduler.step()
             except Exception as error:
@@ -73,15 +68,7 @@ def _about(backbone: "Backbone") -> dict[str, Any]:
     }
 
 
-def _read(connection: Connection, inbox: "SimpleQueue[Message]") -> None:
-    while True:
-        try:
-            inbox.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(0)  # the endpoint has ended, and this process has nothing to save
-
-
-def receive(inbox: "SimpleQueue[Message]", scheduler: "Scheduler", own: dict[str, Any]) -> None:
+def receive(pipe: WorkerPipe, scheduler: "Scheduler", own: dict[str, Any]) -> None:
     """Queue the requests that arrived; waits for one if there is nothing to do.
 
     Args:
@@ -89,13 +76,7 @@ def receive(inbox: "SimpleQueue[Message]", scheduler: "Scheduler", own: dict[str
     """
     from lorarlhf.serve.work import Work
 
-    idle = scheduler.idle
-    while True:
-        try:
-            number, kind, value = inbox.get(block=idle)
-        except Empty:
-            return
-        idle = False
+    for number, kind, value in pipe.messages(lambda: scheduler.idle):
         if kind == "stop":
             scheduler.stop(number)
             continue
@@ -110,23 +91,21 @@ def receive(inbox: "SimpleQueue[Message]", scheduler: "Scheduler", own: dict[str
             scheduler.send(number, "failed", error)
         else:
             scheduler.add(work)
-        idle = scheduler.idle
 
 
-class Outbox:
-    """Sends messages to the endpoint; errors as what a client may read of them."""
+def sender(pipe: WorkerPipe) -> Callable[[int, str, Any], None]:
+    """A function that sends messages, errors as what a client may read of them.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    It ends this process where an error has broken the device: the endpoint starts another one.
+    """
 
-    def send(self, number: int, kind: str, value: Any) -> None:
-        """Send a message."""
+    def send(number: int, kind: str, value: Any) -> None:
         if isinstance(value, Exception):
+            end_if_broken(value)
             value = _for_clients(value)
-        try:
-            self._connection.send((number, kind, value))
-        except (BrokenPipeError, OSError):
-            os._exit(0)
+        pipe.send(number, kind, value)
+
+    return send
 
 
 def _for_clients(error: Exception) -> dict[str, Any]:
