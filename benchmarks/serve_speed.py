@@ -5,9 +5,9 @@
 
 The target is a run, or a project with a policy. The same prompts with the same seeds are asked of a
 server, by so many clients at once, and answered one after another as `lorarlhf chat` does it. Where
-there is a reward role, all answers are scored. In 16 bit, other batches round differently, so that
-only the answers of one client at once are those of chat; `--set compute_dtype=float32` makes all of
-them the same. Needs the extra `test` for OpenAI's client.
+there is a reward role, all answers are scored. In 16 bit other batches, and an adapter that is not
+merged into the weights, round differently, so that answers soon differ from those of chat; with
+`--set compute_dtype=float32` all of them are the same. Needs the extra `test` for OpenAI's client.
 """
 
 import argparse
