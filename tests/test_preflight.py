@@ -168,6 +168,8 @@ def test_the_plan_is_that_of_the_settings(tiny_base: Path) -> None:
         found = estimated(STAGES["ppo"], settings, base(config, 2), False)
         assert found is not None and found.plan.stage == "rloo" and found.smaller == (3, 2, 1)
         assert (found.plan.micro_batch_size, found.plan.rollout_batch_size) == (4, 12)
+        settings = resolve(STAGES["ppo"], sets=[*sets, "trl.steps_per_generation=2"])
+        assert estimated(STAGES["ppo"], settings, base(config, 2), False) is None
         ways = [name for name, _, _ in replace(found, shape=BIG)._ways()]
         assert ways[3:] == ["gradient_checkpointing", "adapter_layers", "max_new_tokens"]
     for family in ("gpt2", "gemma3n_text"):  # sizes under other names, and one a layer

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lorarlhf.cli import queued
@@ -75,6 +77,7 @@ def test_what_can_not_wait_is_refused_at_once(
     assert "updates" in refused("ppo", folder, "--set", "updates=many")
     assert "no setting updatse" in refused("dpo", folder, "--set", "updatse=3")
     assert "votes" in refused("round", folder)
+    assert "no setting updatse" in refused("round", folder, "--anyway", "--set", "updatse=3")
     assert list_jobs(project) == []
 
 
@@ -113,10 +116,17 @@ def test_a_command_says_that_a_job_has_the_device_unless_it_belongs_to_it(
     assert capsys.readouterr().err == ""
 
 
-def test_ancestors_of_a_process() -> None:
+@pytest.mark.parametrize("hidden", [False, True])
+def test_ancestors_of_a_process(monkeypatch: pytest.MonkeyPatch, hidden: bool) -> None:
+    def refuse(self: psutil.Process) -> list[psutil.Process]:
+        raise psutil.AccessDenied(self.pid)
+
+    if hidden:
+        monkeypatch.setattr(psutil.Process, "parents", refuse)
     ours, parent = identify(os.getpid()), identify(os.getppid())
     assert ours is not None and is_ancestor(ours)
     assert parent is not None and is_ancestor(parent)
+    assert not is_ancestor(replace(ours, mark="of an earlier process with this number"))
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     other = identify(child.pid)
     assert other is not None and not is_ancestor(other)
@@ -127,7 +137,9 @@ def test_ancestors_of_a_process() -> None:
 def test_each_card_has_a_queue_of_its_own(
     project: Project, gate: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv(name, "GPU-8f/1,2")
+    monkeypatch.setenv(name, "0,1")  # of two cards a process takes the first
+    assert [ticket.job for ticket in device_queue.queue()] == [1]
+    monkeypatch.setenv(name, f"GPU-8f/1,{'GPU-long,' * 40}")
     assert device_queue.queue() == [] and device_queue.busy_with() is None
     other = start_job(project, ["end"], "On another card")
     until(lambda: read_job(other.file).state == DONE, SECONDS)

@@ -11,6 +11,7 @@ import pytest
 
 from lorarlhf.evaluation.win_rate import wilson_interval
 from lorarlhf.preferences.records import Verdict
+from lorarlhf.preferences.statistics import count_ordered_pairs
 from lorarlhf.preferences.store import Store
 from lorarlhf.preferences.undo import undo
 from lorarlhf_ui import meter as meters
@@ -347,16 +348,43 @@ def test_votes_whose_states_come_later_are_learned_then(desk: Desk) -> None:
     assert desk.report()["guesses"] == 1 and desk.report()["right"] == 1.0
 
 
-def test_thumbs_on_one_prompt_are_learned_as_pairs(desk: Desk) -> None:
-    draw = np.random.default_rng(5)
+def thumbs(desk: Desk, known: bool = True) -> list[Any]:
+    """A good and a bad single answer on each of six prompts; returns the prompts."""
+    draw, prompts = np.random.default_rng(5), []
     for number in range(6):
-        prompt = [{"role": "user", "content": f"Thumbed {number}?"}]
+        prompts.append([{"role": "user", "content": f"Thumbed {number}?"}])
         for text, verdict in (("good", "both_good"), ("bad", "both_bad")):
-            desk.states.put(prompt, [text], [packed(draw.normal(size=WIDTH))])
-            item = desk.store.add_item(prompt, [(text, "base")], alone=True)
+            if known:
+                desk.states.put(prompts[-1], [text], [packed(draw.normal(size=WIDTH))])
+            item = desk.store.add_item(prompts[-1], [(text, "base")], alone=True)
             desk.cast(item, Verdict(verdict))
-    desk.vote(desk.item(draw.normal(size=(2, WIDTH))), FIRST)
+    return prompts
+
+
+def test_thumbs_on_one_prompt_are_learned_as_pairs(desk: Desk) -> None:
+    thumbs(desk)
+    desk.vote(desk.item(np.random.default_rng(6).normal(size=(2, WIDTH))), FIRST)
     assert desk.report()["votes"] == 6  # those that the vote was predicted from
+    assert count_ordered_pairs(desk.store, "ann") == 7
     preferring = newest_that_prefer(desk.store.votes())
     assert [vote.completions for vote in preferring[:6]] == [["good", "bad"]] * 6
     assert len(preferring) == 7
+
+
+def test_thumbs_whose_states_come_later_are_learned_then(desk: Desk, tmp_path: Path) -> None:
+    thens: list[Any] = []
+
+    def fetch(vote: Any, then: Any) -> None:
+        thens.append((vote, then))
+
+    desk.meter = Meter(Store(desk.store.path), HiddenStates(tmp_path / "states.sqlite"), fetch)
+    thumbs(desk, known=False)
+    desk.meter.changed("ann")
+    assert desk.meter.wait() and len(thens) == 6
+    draw = np.random.default_rng(5)
+    for vote, then in thens:
+        rows = [packed(row) for row in draw.normal(size=(2, WIDTH))]
+        desk.states.put(vote.prompt, vote.completions, rows)
+        then()
+    assert desk.meter.wait()
+    assert len(desk.meter._heads["ann"].votes) == 6

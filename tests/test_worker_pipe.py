@@ -74,6 +74,8 @@ def test_who_has_work_does_not_wait() -> None:
         (RuntimeError(ASSERT), True),
         (RuntimeError("HIP error: an illegal memory access was encountered"), True),
         (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), False),
+        (RuntimeError("CUDA error: no kernel image is available for execution"), False),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), False),
         (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
         (ValueError("CUDA error: said by somebody else"), False),

@@ -11,7 +11,7 @@ from lorarlhf_ui.hidden_states import HiddenStates
 LONGEST_TEXT = 8000
 """Characters of the prompt and an answer; longer texts would block the engine for too long."""
 
-Key = tuple[str, int]  # feature space and vote
+Key = tuple[str, int, tuple[str, ...]]  # feature space, vote and answers
 
 
 class FeatureBackfill:
@@ -42,7 +42,8 @@ class FeatureBackfill:
             return
         if len(str(vote.prompt)) + max(map(len, vote.completions)) > LONGEST_TEXT:
             return
-        key = (self.states.space, vote.id)
+        # A pair of thumbs has the number of the later one, with whatever other one is beside it.
+        key = (self.states.space, vote.id, tuple(vote.completions))
         with self._changed:
             if key in self._thens:
                 self._thens[key].append(then)

@@ -20,7 +20,7 @@ from lorarlhf.evaluation.heat_map import WordShares
 from lorarlhf.project.settings import Settings
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.process import lower_priority
-from lorarlhf.runtime.worker_pipe import WorkerPipe, end_if_broken
+from lorarlhf.runtime.worker_pipe import WorkerPipe, end_if_broken, ran_out_of_memory
 from lorarlhf_ui.engine_jobs import AnswerJob, Request
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def describe(error: Exception) -> str:
     """An error as the pages show it; the terminal shows unexpected ones, with their paths."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if ran_out_of_memory(error):
         return "There is not enough memory for this. Make the answers shorter or fewer."
     traceback.print_exception(error)
     return UNEXPECTED

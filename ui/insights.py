@@ -15,6 +15,7 @@ from lorarlhf.evaluation.reward_report import Text, reward_report
 from lorarlhf.preferences.accounts import is_owner, with_password
 from lorarlhf.preferences.exports import better_and_worse
 from lorarlhf.preferences.records import Vote
+from lorarlhf.preferences.single_answers import in_pairs
 from lorarlhf.preferences.statistics import newest_judgement
 from lorarlhf.preferences.store import Store
 from lorarlhf.runtime.errors import UserError
@@ -265,7 +266,7 @@ class Insights:
         figures.sections["causes"] = causes_html(report.together)
         figures.sections["raters"] = raters_html(report)
         figures.again = same_winner_again(votes)
-        figures.pairs = sum(len(list(better_and_worse(vote))) for vote in votes)
+        figures.pairs = sum(len(list(better_and_worse(vote))) for vote in in_pairs(votes))
         figures.votes = numbers
 
     def _tastes(self, newest: Sequence[Vote], figures: Figures) -> None:

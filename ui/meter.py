@@ -85,7 +85,7 @@ class Meter:
         self._advice: dict[str, tuple[int, str]] = {}  # with the pairs that it was computed from
         self._since: Counter[str] = Counter()  # pairs that were added since then
         self._advising = threading.Lock()
-        self._queue: deque[tuple[str, int | None, bool]] = deque()
+        self._queue: deque[tuple[str, int | Vote | None]] = deque()
         self._wake = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="meter").start()
 
@@ -134,18 +134,19 @@ class Meter:
 
     # ---- in the thread
 
-    def _enqueue(self, rater: str, vote: int | None, late: bool = False) -> None:
+    def _enqueue(self, rater: str, vote: int | Vote | None) -> None:
+        """Queue the number of a new vote, a vote whose hidden states came late, or a new fit."""
         with self._wake:
-            self._queue.append((rater, vote, late))
+            self._queue.append((rater, vote))
             self._wake.notify_all()
 
     def _work(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: bool(self._queue))
-                rater, vote, late = self._queue[0]
+                rater, vote = self._queue[0]
             try:
-                self._handle(rater, vote, late)
+                self._handle(rater, vote)
                 self._keep(rater)
             except Exception as error:  # voting must go on without the meter
                 self._heads.pop(rater, None)
@@ -167,15 +168,16 @@ class Meter:
             self._heads.popitem(last=False)
         self.learned(rater, known.head)
 
-    def _handle(self, rater: str, number: int | None, late: bool) -> None:
+    def _handle(self, rater: str, number: int | Vote | None) -> None:
         if number is None:
             self._heads[rater] = self._fit_newest(rater)
             return
+        if isinstance(number, Vote):  # perhaps made of two single answers, and so not in the store
+            if self.store.vote(number.id) is not None:
+                self._add_late(rater, number)
+            return
         vote = self.store.vote(number)
         if vote is None or vote.purpose != "train":
-            return
-        if late:
-            self._add_late(rater, vote)
             return
         if number in self._done:
             return
@@ -256,7 +258,7 @@ class Meter:
         """Add a vote's pairs; their number, 0 if its hidden states are missing."""
         pairs = _pairs(vote, self.states)
         if not pairs and list(better_and_worse(vote)):
-            self.fetch(vote, lambda: self._enqueue(vote.rater, vote.id, late=True))
+            self.fetch(vote, lambda: self._enqueue(vote.rater, vote))
         for better, worse in pairs:
             known.fit.add(better, worse, str(vote.prompt))
         if pairs:

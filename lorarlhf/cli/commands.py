@@ -117,7 +117,10 @@ def train(args: Namespace) -> Result:
         from lorarlhf.cli.queued import queue_training
 
         return queue_training(args)
+    from lorarlhf.cli.queued import warn_if_busy
     from lorarlhf.cli.train import train as run_training
+
+    warn_if_busy()
 
     summary = run_training(args)
     rows = [(name, _cell_text(value)) for name, value in summary.items()]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 GB = 1e9
 ANSWERING = (
-    "The model that answers on the pages still has memory. It gives that back before a job of the "
-    "Train page starts, so the job may fit."
+    "The model that answers on the pages still has memory. It gives that back before a job starts, "
+    "so the job may fit."
 )
 
 

@@ -38,7 +38,7 @@ def as_text(project: Project, found: list[Job], waiting: list[device_queue.Ticke
     """The jobs as a table, and the queue for the device."""
     lines = [_line(job) for job in found] or [
         f"The project {project.folder} has no jobs. The Train page of "
-        f"`lorarlhf ui {project.folder}` starts them."
+        f"`lorarlhf ui {project.folder}` starts them, and commands with --queue."
     ]
     here = project.folder.resolve()
     others = [one for one in waiting if one.project != here]

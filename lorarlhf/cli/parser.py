@@ -45,7 +45,7 @@ SUMMARIES = {
     "raters": "who votes in a project, and who can log in",
     "report": "what a project's votes look like and prefer, and how sure that is",
     "runs": "a project's runs: a table, what started from what, titles, dropping, deleting",
-    "jobs": "what the Train page has started: list it, stop it, let it go on",
+    "jobs": "what waits and runs as a job: list it, stop it, let it go on",
     "recipe": "short scripts for each stage, to read, copy and change",
     "estimate": "peak memory of every stage, before anything is loaded; of a project also the time",
     "doctor": "check machine and installation, and say how to fix problems",

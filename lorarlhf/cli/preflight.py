@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     import torch
 
 GB = 1e9
+TRL_SIZES = {
+    *("per_device_train_batch_size", "steps_per_generation", "generation_batch_size", "use_vllm"),
+}
+"""Fields of TRL's that change what RLOO and GRPO hold at once."""
 
 
 def free_for_us(device: "torch.device") -> int:
@@ -163,8 +167,11 @@ def estimate_memory(
         new_adapters, reward_models: see `MemoryEstimate`.
     """
     own, trl = settings.own, settings.trl
+    without_critic = own.get("algorithm", "ppo") != "ppo"
     if stage.name == "reward" and own["epochs"] == 0:
         return None  # little more than the base
+    if without_critic and TRL_SIZES & trl.keys():
+        return None  # TRL's own fields decide
     try:
         shape = Shape.of(base.config.to_dict())
         layers = count_adapter_layers(settings.backbone["adapter_layers"], shape.layers)
@@ -181,7 +188,7 @@ def estimate_memory(
         named = batch_arguments(own["batch_size"], size)["per_device_train_batch_size"]
         size = trl.get("per_device_train_batch_size", named)
     plan = Plan(
-        stage.name if own.get("algorithm", "ppo") == "ppo" else "rloo",
+        "rloo" if without_critic else stage.name,
         bits=settings.backbone["bits"],
         adapter_layers=layers,
         lora_rank=settings.backbone["lora_rank"],
@@ -191,7 +198,7 @@ def estimate_memory(
         answer_tokens=longest.answer,
         float_bytes=base.dtype.itemsize,
         device="cuda" if base.device.type in ("cuda", "xpu") else "cpu",
-        gradient_checkpointing=(own if stage.rewarded else trl).get("gradient_checkpointing"),
+        gradient_checkpointing=(own | trl).get("gradient_checkpointing"),
         reference=has_reference,
         value_adapter=own.get("value_adapter", True),
         policy_layers=own.get("policy_layers"),

@@ -57,7 +57,7 @@ def queue_round(project: Project, args: Namespace) -> Result:
 
 def warn_if_busy() -> None:
     """Say so if a job has the device: a command in a terminal does not wait for it."""
-    if (ticket := device_queue.busy_with()) is not None:
+    if distributed.is_main() and (ticket := device_queue.busy_with()) is not None:
         log_to_stderr(
             f"Job {ticket.job} of {ticket.project} ({ticket.title}) has the device. Both will be "
             "slow, and memory may run out. With --queue, a command on a project waits for its turn."

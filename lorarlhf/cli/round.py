@@ -11,7 +11,7 @@ from typing import Any
 
 from lorarlhf.cli.queued import queue_round, warn_if_busy
 from lorarlhf.cli.result import Result
-from lorarlhf.cli.round_plan import begin, check_may_begin, recorded_options
+from lorarlhf.cli.round_plan import begin, check_plan, recorded_options
 from lorarlhf.cli.round_steps import FUNCTIONS, result_of
 from lorarlhf.evaluation.eval_results import aligned
 from lorarlhf.evaluation.report_format import duration
@@ -66,8 +66,8 @@ def project_round(args: Namespace) -> Result:
 
 def _queued(project: Project, args: Namespace) -> Result:
     """Start the round as a job, unless it would refuse to begin."""
-    if unfinished(project) is None and not args.anyway:
-        check_may_begin(project)
+    if unfinished(project) is None:
+        check_plan(project, args)
     return queue_round(project, args)
 
 

@@ -29,17 +29,10 @@ def begin(project: Project, args: Namespace) -> Round:
     """A new round, after everything was checked that needs no model. Its votes are written down.
 
     Raises:
-        UserError: the last round is not decided, there are too few new votes, or something is wrong
-            with the options, the settings or the votes.
+        UserError: as `check_plan`, or something is wrong with the votes.
     """
-    if not args.anyway:
-        check_may_begin(project)
-    method = _method(project)
-    options = recorded_options(args)
-    if (project.folder / CONFIG).is_file():
-        options = {"config": absolute_names(str(project.folder / CONFIG))} | options
+    method, options = check_plan(project, args)
     stage, _ = stage_of(method)
-    _check_options(method, options)
     made = make_round(project, method, options)
     for one in dict.fromkeys((REWARD, stage)):
         if one.export:
@@ -56,12 +49,25 @@ def votes_file(one: Round, stage: Stage) -> Path:
 # ---- may it begin?
 
 
-def check_may_begin(project: Project) -> None:
-    """See that the last round is decided, and that there are enough new votes for another one.
+def check_plan(project: Project, args: Namespace) -> tuple[str, dict[str, Any]]:
+    """The method and the options of a new round.
 
     Raises:
-        UserError: it is not, or there are not; it says what to do.
+        UserError: the last round is not decided, there are too few new votes, or something is wrong
+            with the options or the settings.
     """
+    if not args.anyway:
+        _check_may_begin(project)
+    method = _method(project)
+    options = recorded_options(args)
+    if (project.folder / CONFIG).is_file():
+        options = {"config": absolute_names(str(project.folder / CONFIG))} | options
+    _check_options(method, options)
+    return method, options
+
+
+def _check_may_begin(project: Project) -> None:
+    """See that the last round is decided, and that there are enough new votes for another one."""
     if open_question := not_decided(project):
         raise UserError(
             f"{open_question}: `lorarlhf round {project.folder} --keep` or --drop. With --anyway "

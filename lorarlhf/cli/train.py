@@ -14,7 +14,6 @@ from typing import Any
 
 from lorarlhf.cli.prepare import Prepared, load, prepare
 from lorarlhf.cli.project_defaults import fill_in, remove_reserved
-from lorarlhf.cli.queued import warn_if_busy
 from lorarlhf.cli.request import TrainRequest
 from lorarlhf.evaluation.report import write_report
 from lorarlhf.project.settings_sources import SettingValue
@@ -56,8 +55,6 @@ def train(args: Namespace) -> Row:
 
 def _train(request: TrainRequest, project: list[SettingValue]) -> Row:
     started = time.time()
-    if distributed.is_main():
-        warn_if_busy()
     prepared = prepare(request, project)
     with _held(request.folder):
         backbone = load(prepared)

@@ -120,8 +120,9 @@ def count_to_train_on(store: Store, rater: str, most: int) -> int:
 def count_ordered_pairs(store: Store, rater: str) -> int:
     """How many pairs of answers the votes of a rater, or imported ones, order for training.
 
-    A ranking orders several, a tie none, and an edited answer is better than each of the best, as
-    in `exports.better_and_worse`. Unlike there, pairs with an empty answer or two equal ones count.
+    A ranking orders several, a tie none, an edited answer is better than each of the best, and a
+    good and a bad single answer to one prompt are a pair, as in `exports.better_and_worse` and
+    `single_answers.in_pairs`. Unlike there, pairs with an empty answer or two equal ones count.
     """
     rows = store.rows(
         "SELECT j.verdict, j.ranking, coalesce(j.edited, '') != '' AS edited, "
@@ -133,7 +134,19 @@ def count_ordered_pairs(store: Store, rater: str) -> int:
         "AND NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id) GROUP BY 1, 2, 3, 4",
         (rater,),
     )
-    return sum(row["votes"] * _ordered_pairs(row) for row in rows)
+    thumbs = store.rows(
+        "SELECT coalesce(sum(pairs), 0) FROM (SELECT min(sum(j.verdict = 'both_good'), "
+        "sum(j.verdict = 'both_bad')) AS pairs FROM judgement j "
+        "JOIN presentation p ON p.id = j.presentation_id JOIN rater r ON r.id = p.rater_id "
+        "JOIN item i ON i.id = p.item_id WHERE i.purpose = 'train' "
+        "AND j.verdict IN ('both_good', 'both_bad') AND coalesce(j.edited, '') = '' "
+        "AND (r.name = ? OR p.imported = 1) "
+        "AND NOT EXISTS (SELECT 1 FROM judgement k WHERE k.supersedes = j.id) "
+        "AND NOT EXISTS (SELECT 1 FROM item_completion ic WHERE ic.item_id = i.id "
+        "AND ic.position = 1) GROUP BY i.prompt_id, p.rater_id)",
+        (rater,),
+    )
+    return sum(row["votes"] * _ordered_pairs(row) for row in rows) + int(thumbs[0][0])
 
 
 def _ordered_pairs(row: Any) -> int:

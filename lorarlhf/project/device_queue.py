@@ -1,6 +1,7 @@
 """The queue for this machine's device: one job at a time, of whatever project, in their order.
 
-Of several cards each has a queue of its own, as far as the environment says which one is meant.
+Of several cards each has a queue of its own, as far as the environment says which one is meant: a
+process takes the first card that it sees.
 
 Each job has a ticket, a file in the cache folder; the first ticket whose processes run has the
 device. A ticket of a process that was killed, or of before a reboot, counts for nothing. The pages
@@ -189,9 +190,9 @@ def _remove(file: Path) -> None:
 
 def _folder(name: str) -> Path:
     # By machine: several may share the cache folder on a network disk.
-    cards = next(filter(None, map(os.environ.get, VISIBLE)), "")
-    place = (platform.node() or "here") + (f"-cards-{cards}" if cards else "")
-    return cache_folder() / "jobs" / re.sub(r"[^\w.,-]", "_", place) / name
+    card = next(filter(None, map(os.environ.get, VISIBLE)), "").partition(",")[0].strip()
+    place = (platform.node() or "here") + (f"-card-{card}" if card not in ("", "0") else "")
+    return cache_folder() / "jobs" / re.sub(r"[^\w.-]", "_", place) / name
 
 
 def _made(name: str) -> Path:

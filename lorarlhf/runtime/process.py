@@ -53,8 +53,12 @@ def is_running(process: ProcessId | None) -> bool:
 
 def is_ancestor(process: ProcessId) -> bool:
     """Whether a process is this one, or the one that started it, and so on."""
-    here = psutil.Process()
-    return process.pid in (here.pid, *(parent.pid for parent in here.parents()))
+    try:
+        here = psutil.Process()
+        family = (here.pid, *(parent.pid for parent in here.parents()))
+    except psutil.Error:  # others are hidden, or one ends meanwhile
+        family = (os.getpid(), os.getppid())
+    return process.pid in family and is_running(process)
 
 
 def _mark_on_linux(pid: int) -> str | None:

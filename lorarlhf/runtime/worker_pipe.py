@@ -14,9 +14,12 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 Message = tuple[int, str, Any]
-BROKEN = ("CUDA error:", "HIP error:", "XPU error:")
-"""How PyTorch begins to tell that a card has failed."""
-NO_MEMORY = "out of memory"
+BROKEN = (
+    *("device-side assert", "illegal memory access", "illegal instruction", "misaligned address"),
+    *("launch failure", "hardware stack error", "uncorrectable ECC"),
+)
+"""What PyTorch says of a card that computes nothing more in this process."""
+NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class WorkerPipe:
@@ -56,14 +59,18 @@ class WorkerPipe:
                 os._exit(0)
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out; imports no torch."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or any(text.lower() in told for text in NO_MEMORY)
+
+
 def breaks_device(error: BaseException) -> bool:
     """Whether the device computes nothing more in this process after this error.
 
-    A failed assertion or an illegal access of a card stays until the process ends. Memory that
-    ran out does not.
+    A failed assertion or an illegal access of a card stays until the process ends.
     """
-    told = str(error)
-    return isinstance(error, RuntimeError) and told.startswith(BROKEN) and NO_MEMORY not in told
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in BROKEN)
 
 
 def end_if_broken(error: BaseException) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lorarlhf.project.settings import Settings
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.process import lower_priority
-from lorarlhf.runtime.worker_pipe import WorkerPipe, end_if_broken
+from lorarlhf.runtime.worker_pipe import WorkerPipe, end_if_broken, ran_out_of_memory
 from lorarlhf.serve.errors import ApiError, refused
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _for_clients(error: Exception) -> dict[str, Any]:
         return vars(error)
     if isinstance(error, UserError):
         message = str(error)
-    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    elif ran_out_of_memory(error):
         message = NO_MEMORY
     else:
         traceback.print_exception(error, file=sys.stderr)
