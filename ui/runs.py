@@ -1,9 +1,12 @@
 """The requests of the Runs page, as plain functions; `runs_page.py` only shows the results."""
 
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from lorarlhf.evaluation.run_wins import wins_by_run
 from lorarlhf.preferences.store import Store
+from lorarlhf.project.jobs import start_job
 from lorarlhf.project.project import Project
 from lorarlhf.project.run_deletion import delete_run, dependents, finish_deletions, votes_files
 from lorarlhf.project.run_labels import set_dropped, write_title
@@ -14,6 +17,9 @@ from lorarlhf_ui.runs_html import Shown, curves_html, details_html, goes_html, t
 from lorarlhf_ui.votes import View
 
 GONE = "This run is no longer there. Somebody has deleted it."
+FORMS = ("gguf", "ollama", "merged", "adapter")
+EXPORTS = "exports"
+"""The folder of the project in which the page's exports are."""
 
 
 class Runs:
@@ -113,6 +119,24 @@ class Runs:
         delete_run(self.project, run.name, self.store)
         return {"message": f"{run.label} ({run.name}) is deleted."}
 
+    def export(self, rater: str, data: View) -> View:
+        """Export the policy of a `run` in a `form`, as a job.
+
+        Raises:
+            UserError: there is no such run or form, or nothing can be written.
+        """
+        run, _ = self._run(data)
+        form = str(data.get("form"))
+        if form not in FORMS:
+            raise UserError(f"An export is one of {', '.join(FORMS)}.")
+        folder = _new_folder(self.project.folder / EXPORTS, f"{run.name}-{form}")
+        words = ["export", str(run.folder.resolve()), "--to", str(folder), "--as", form]
+        job = start_job(self.project, words, f"Export of {run.label} ({form})"[:80])
+        return {
+            "message": f"Job {job.id} exports {run.label}; the Train page shows how far it is. The "
+            f"result will be in {folder}."
+        }
+
     def _run(self, data: View) -> tuple[RunInfo, list[RunInfo]]:
         runs = read_runs(self.project)
         found = next((run for run in runs if run.name == data.get("run")), None)
@@ -130,3 +154,13 @@ class Runs:
         if known is None or known[0] != stamp or stamp is None or run.state == RUNNING:
             known = self._sizes[run.name] = (stamp, folder_bytes(run.folder))
         return known[1]
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A folder that is not there yet; its parent is made."""
+    try:
+        parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{parent} can't be made ({error.strerror}).") from error
+    taken = (parent / (name if n == 1 else f"{name}-{n}") for n in count(1))
+    return next(folder for folder in taken if not folder.exists()).resolve()

@@ -5,7 +5,6 @@ Titles, paths and figures come from files, so every text is escaped.
 
 import html
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
@@ -118,25 +117,19 @@ def details_html(run: RunInfo, needed: Sequence[str]) -> str:
         ("Adapters", ", ".join(run.roles) or "none"),
         ("Alarms at its end", ", ".join(run.alarms)),
         ("Needed by", in_one_line(needed)),
-        ("For other programs", _export_command(run)),
     ]
     listed = "".join(
         f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts if value
     )
     keep = "Keep" if run.dropped else "Drop"
     name = html.escape(run.name)
+    does = [("rename", "Rename"), (keep.lower(), keep), ("delete", "Delete")]
+    does += [("export", "Export")] if "policy" in run.roles else []
     buttons = "".join(
         f'<button type="button" data-do="{do}" data-run="{name}">{text}</button>'
-        for do, text in (("rename", "Rename"), (keep.lower(), keep), ("delete", "Delete"))
+        for do, text in does
     )
     return f'<div class="inside"><dl>{listed}</dl><div class="line">{buttons}</div></div>'
-
-
-def _export_command(run: RunInfo) -> str:
-    """The command that makes a GGUF file of the policy; "" if the run has none."""
-    if "policy" not in run.roles:
-        return ""
-    return f"lorarlhf export {shlex.quote(str(run.folder))} --to exported --as gguf"
 
 
 def goes_html(run: RunInfo, count: int, files: Sequence[str]) -> str:

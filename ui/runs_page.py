@@ -8,7 +8,7 @@ from lorarlhf_ui.theme import static
 
 SCRIPTS = ("reach.js", "runs.js")
 """They run as one script, in this order."""
-REQUESTS = ("runs", "details", "curves", "rename", "keep", "delete")
+REQUESTS = ("runs", "details", "curves", "rename", "keep", "delete", "export")
 
 
 def runs_page(runs: Runs) -> None:

@@ -12,6 +12,7 @@ from lorarlhf.project.project import Project
 from lorarlhf.project.run_labels import read_label
 from tests.browser.projects import ServedProject, put_runs, running
 from tests.run_folders import ppo_rows, write_run
+from tests.waiting import until
 
 FIRST, SECOND = "0001-sft", "0002-sft"  # with adapters that can answer
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
@@ -179,3 +180,18 @@ def test_two_hundred_runs_on_a_telephone(open_page: Any, project: ServedProject)
     }"""
     assert page.evaluate(asking) < 2000  # on a busy machine
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.slow
+def test_an_export_from_the_page(open_page: Any, project: ServedProject) -> None:
+    page = opened(open_page, project)
+    do(page, SECOND, "Export")
+    page.get_by_label("As").select_option("adapter")
+    page.keyboard.press("Escape")  # not yet
+    do(page, SECOND, "Export")
+    expect(page.get_by_label("As")).to_be_visible()
+    page.locator('[data-part="export"] button.main').click()
+    expect(status(page)).to_contain_text("the Train page shows how far it is")
+    folder = project.project.folder / "exports" / f"{SECOND}-adapter"
+    until(lambda: (folder / "export.json").exists(), 300)
+    assert (folder / "adapter_config.json").exists() and (folder / "README.md").exists()

@@ -150,6 +150,11 @@ async function remove(run) {
   if ((await answered(find("delete"))) === "yes") await change("delete", { run });
 }
 
+async function send(run) {
+  const form = root.querySelector("#runs-form");
+  if ((await answered(find("export"))) === "yes") await change("export", { run, form: form.value });
+}
+
 // ---- curves
 
 // Draws what is ticked; if that is too much, `added` is not ticked any more.
@@ -185,6 +190,7 @@ const DOES = {
   drop: (run) => change("keep", { run, kept: false }),
   keep: (run) => change("keep", { run, kept: true }),
   delete: remove,
+  export: send,
   untick: () => {
     ticked.clear();
     checkBoxes();
