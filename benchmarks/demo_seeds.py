@@ -53,8 +53,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--raters", nargs="+", default=["cheerful"], choices=sorted(RATERS))
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("--pairs", type=int, help="votes of each, at most")
     parser.add_argument("--avx2", action="store_true", help="compute as a processor with AVX2 only")
     args, more = parser.parse_known_args()
+    more += ["--pairs", str(args.pairs)] if args.pairs else []
     head = ["rater", "seed", "win rate (95%)", "best of 4", "rule's mean", "KL, nats", "tokens"]
     head += ["reward accuracy", "s/update", "minutes", "peak GB"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

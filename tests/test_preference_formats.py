@@ -137,7 +137,8 @@ def test_kto_keeps_good_and_bad(votes: list[Vote], tmp_path: Path) -> None:
     lone = [{"prompt": f"{n}?", "completion": "x", "label": True} for n in range(3)]
     write_jsonl(tmp_path / "lone.jsonl", lone)
     found = read_votes(tmp_path / "lone.jsonl")
-    assert found.votes == [] and list(found.left_out.values()) == [3]
+    alone = [(vote.completions, vote.verdict.verdict) for vote in found.votes]
+    assert alone == [((("x", "imported"),), "both_good")] * 3 and not found.left_out
 
 
 @pytest.mark.parametrize("form", ["arena", "argilla"])
