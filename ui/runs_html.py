@@ -123,8 +123,9 @@ def details_html(run: RunInfo, needed: Sequence[str]) -> str:
     )
     keep = "Keep" if run.dropped else "Drop"
     name = html.escape(run.name)
-    does = [("rename", "Rename"), (keep.lower(), keep), ("delete", "Delete")]
+    does = [("rename", "Rename"), (keep.lower(), keep)]
     does += [("export", "Export")] if "policy" in run.roles else []
+    does += [("delete", "Delete")]
     buttons = "".join(
         f'<button type="button" data-do="{do}" data-run="{name}">{text}</button>'
         for do, text in does
