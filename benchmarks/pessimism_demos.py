@@ -16,7 +16,6 @@ from typing import Any
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import generate
-from lorarlhf.cli.demo_size import BATCH_SIZE, SAMPLES, read_size
 from lorarlhf.data.readers import as_conversation, bundled, read_prompts, read_rows
 from lorarlhf.evaluation.comparison import judge
 from lorarlhf.ppo.config import PPOConfig
@@ -30,6 +29,7 @@ from lorarlhf.stages.ppo import train_ppo
 from lorarlhf.stages.trl.arguments import Placement, trl_arguments
 
 Row = dict[str, Any]
+SAMPLES, BATCH_SIZE = 2, 60  # as in the demo
 
 
 def main() -> None:
@@ -60,8 +60,7 @@ def redo(demo: Path, about: Row, pessimism: float, out: Path) -> Row:
     """Train PPO on a demo's reward role and judge its answers, unless that is done."""
     if done := read_json(out / "judged.json"):
         return done
-    size, seed = read_size(demo), about["seed"]
-    assert size is not None  # every finished demo has one
+    size, seed = read_json(demo / "size.json"), about["seed"]
     backbone = Backbone.load(
         about["base"], bits=about["bits"], adapter_layers=about["adapter_layers"], seed=seed
     )
@@ -71,7 +70,7 @@ def redo(demo: Path, about: Row, pessimism: float, out: Path) -> Row:
     settings = about["settings"] | {"reward_pessimism": pessimism}
     trained = train_ppo(
         backbone,
-        prompt_conversations(read_prompts(bundled("prompts"))[: size.prompts], plain=False),
+        prompt_conversations(read_prompts(bundled("prompts"))[: size["prompts"]], plain=False),
         run,
         trl_arguments(PPOConfig, Placement.of(backbone, run), settings, {}),
         RewardSpec(deviation=deviation),
