@@ -160,18 +160,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path) -> None:
     """Run two optimizer steps of one micro-batch each (PPO: two updates)."""
-    from lorarlhf import (
-        PPOConfig,
-        PPOTrainer,
-        train_direct,
-        train_kto,
-        train_reward_model,
-        train_sft,
-    )
+    from lorarlhf import train_direct, train_kto, train_reward_model, train_sft
     from lorarlhf.runtime.run import Run
-    from lorarlhf.stages.critic_free import train_critic_free
     from lorarlhf.stages.dpo_orpo import DirectSettings
-    from lorarlhf.stages.inputs import PPOSettings, RewardSpec
     from lorarlhf.stages.kto import KTOSettings
     from lorarlhf.stages.reward_model import RewardSettings
     from lorarlhf.stages.sft import SFTSettings
@@ -201,30 +192,42 @@ def run_stage(stage: str, backbone: Any, args: argparse.Namespace, folder: Path)
     elif stage == "kto":
         train_kto(backbone, pairs, run, KTOSettings(max_tokens=4096, **sizes, **once))
     else:
-        backbone.add_role("reward")
-        if args.reference:
-            backbone.freeze_reference()
-        config = PPOConfig(
-            output_dir=str(folder),
-            updates=2,
-            rollout_batch_size=args.rollout,
-            micro_batch_size=args.micro,
-            max_prompt_tokens=4096,
-            max_new_tokens=args.answer_tokens,
-            critic_warmup=0,
-            num_ppo_epochs=1,  # more take time, not memory
-            gradient_checkpointing=args.gradient_checkpointing,
-            use_cpu=backbone.device.type == "cpu",
-            disable_tqdm=True,
-        )
-        type(backbone).stop_ids = property(lambda self: [self.tokenizer.eos_token_id + 10**6])
-        asked = [{"prompt": prompt} for prompt in prompts]
-        if stage == "ppo":
-            PPOTrainer(backbone, config, asked).train()
-        else:
-            whole = {"generation_kwargs": {"min_new_tokens": args.answer_tokens}}
-            algorithm = PPOSettings(stage, plain=True, trl=whole)
-            train_critic_free(backbone, asked, run, config, RewardSpec(), algorithm)
+        run_sampling(stage, backbone, args, run, [{"prompt": prompt} for prompt in prompts])
+
+
+def run_sampling(
+    stage: str, backbone: Any, args: argparse.Namespace, run: Any, rows: list[dict[str, Any]]
+) -> None:
+    """Run two updates of PPO or RLOO, whose answers all have the longest length."""
+    from lorarlhf import PPOConfig, PPOTrainer
+
+    backbone.add_role("reward")
+    if args.reference:
+        backbone.freeze_reference()
+    config = PPOConfig(
+        output_dir=str(run.folder.parent),
+        updates=2,
+        rollout_batch_size=args.rollout,
+        micro_batch_size=args.micro,
+        max_prompt_tokens=4096,
+        max_new_tokens=args.answer_tokens,
+        critic_warmup=0,
+        num_ppo_epochs=1,  # more take time, not memory
+        gradient_checkpointing=args.gradient_checkpointing,
+        use_cpu=backbone.device.type == "cpu",
+        disable_tqdm=True,
+    )
+    type(backbone).stop_ids = property(lambda self: [self.tokenizer.eos_token_id + 10**6])
+    if stage == "ppo":
+        PPOTrainer(backbone, config, rows).train()
+        return
+    # Imported here, since it would count in the memory of PPO.
+    from lorarlhf.stages.critic_free import train_critic_free
+    from lorarlhf.stages.inputs import PPOSettings, RewardSpec
+
+    whole = {"generation_kwargs": {"min_new_tokens": args.answer_tokens}}
+    settings = PPOSettings(stage, plain=True, trl=whole)
+    train_critic_free(backbone, rows, run, config, RewardSpec(), settings)
 
 
 def words(backbone: Any, tokens: int, seed: int) -> str:

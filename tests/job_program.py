@@ -9,7 +9,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+    from lorarlhf.project.project import Project
 
 CUSTOMIZE = """
 import runpy, sys
@@ -26,6 +34,28 @@ def install(folder: Path) -> str:
     text = CUSTOMIZE.format(program=str(Path(__file__).resolve()))
     (folder / "sitecustomize.py").write_text(text)
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+
+
+@contextmanager
+def stand_in(folder: Path, monkeypatch: "pytest.MonkeyPatch") -> Iterator["Project"]:
+    """A new project in a folder, with a queue of its own, whose jobs run the stand-in.
+
+    All processes of its jobs end with the block, and those of a project `other` beside it.
+    """
+    from lorarlhf.project.jobs import list_jobs
+    from lorarlhf.project.project import Project, create, is_project
+    from lorarlhf.runtime.process import kill_group
+
+    monkeypatch.setenv("LORARLHF_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("PYTHONPATH", install(folder / "path"))
+    made = create(folder / "project")
+    try:
+        yield made
+    finally:
+        others = [Project(folder / "other")] if is_project(folder / "other") else []
+        jobs = [job for project in (made, *others) for job in list_jobs(project)]
+        for process in (one for job in jobs for one in (job.runner, job.command) if one):
+            kill_group(process)
 
 
 def main(words: list[str]) -> int:

@@ -32,8 +32,8 @@ from lorarlhf.project.jobs_runner import Runner, why
 from lorarlhf.project.project import Project, create
 from lorarlhf.project.run_deletion import delete_run
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.process import ProcessId, from_json, identify, is_running, kill_group
-from tests.job_program import install
+from lorarlhf.runtime.process import ProcessId, from_json, identify, is_running
+from tests.job_program import stand_in
 from tests.waiting import until
 
 SECONDS = 60.0
@@ -42,15 +42,8 @@ SECONDS = 60.0
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     """A project whose jobs run the stand-in; their processes end with the test."""
-    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", install(tmp_path / "path"))
-    made = create(tmp_path / "project")
-    yield made
-    for project in (made, *(Project(p.parent) for p in tmp_path.glob("other/project.yaml"))):
-        for job in list_jobs(project):
-            for process in (job.runner, job.command):
-                if process is not None:
-                    kill_group(process)
+    with stand_in(tmp_path, monkeypatch) as made:
+        yield made
 
 
 def wait_for(job: Job, state: str) -> Job:

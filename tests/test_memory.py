@@ -26,7 +26,6 @@ from lorarlhf.backbone.memory import (
 )
 from lorarlhf.backbone.memory_plan import COUNTED, MACHINES, Plan
 from lorarlhf.backbone.shape import Shape, read_shape
-from lorarlhf.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 # Two heads of 4, one key head, MLP of 16, 10 words: small enough to count by hand.
@@ -212,6 +211,36 @@ def test_what_fits() -> None:
     assert largest(shape, plan, 10**9) == {"micro_batch_size": 0, "answer_tokens": 0}
 
 
+def test_kto_is_dpo_with_one_answer_a_row() -> None:
+    """TRL runs the KL completions without gradients: they keep nothing for the backward."""
+    for device in ("cpu", "cuda"):
+        plan = replace(PLAN, stage="kto", device=device)
+        kto, dpo = estimate(HAND, plan), estimate(HAND, replace(plan, stage="dpo"))
+        assert kto["adapters"] == dpo["adapters"] == 2 * adapter_bytes(HAND, plan)
+        assert kto["optimizer"] == dpo["optimizer"] and kto["heads"] == kto["kv_cache"] == 0
+        assert plan.tokens == 2 * 8 and plan.checkpointed == (device == "cuda")
+        assert kto["logits"] == pytest.approx(dpo["logits"] / 2)
+        assert kto["activations"] == pytest.approx(dpo["activations"] / 2, abs=1)
+
+
+def test_rloo_is_dpo_with_one_answer_a_row_that_samples_the_whole_rollout_at_once() -> None:
+    rloo, kto = (estimate(HAND, replace(PLAN, stage=stage)) for stage in ("rloo", "kto"))
+    one = adapter_bytes(HAND, PLAN)
+    assert rloo["adapters"] == 3 * one  # TRL makes a reference, whatever the plan says
+    assert estimate(HAND, replace(PLAN, stage="rloo", reference=False)) == rloo
+    for part in ("optimizer", "activations", "logits", "kept_trunk", "scratch"):
+        assert rloo[part] == kto[part]
+    assert rloo["heads"] == (2 * 8 + 1) * 4
+    keys = 64 * 8 * 4 * (2 * 4 * 2)  # rows, tokens, layers, keys and values
+    prompts = 64 * 3 * (4 * 8 + 3 * 16) * 2
+    many = replace(PLAN, stage="rloo", rollout_batch_size=64, micro_batch_size=1)
+    wide = replace(HAND, vocabulary=1 << 16)
+    logits = 64 * (1 << 16) * (2 + 20)
+    assert estimate(wide, many)["kv_cache"] == round(1.65 * keys) + prompts + logits
+    on_card = replace(PLAN, stage="rloo", device="cuda")
+    assert not on_card.checkpointed and replace(on_card, gradient_checkpointing=True).checkpointed
+
+
 # ---- against what is really there
 
 
@@ -268,107 +297,3 @@ def test_shapes_of_configurations(tmp_path: Path) -> None:
     assert Shape.of(small | {"model_type": "gemma2"}).tied and not Shape.of(small).tied
     assert Shape.of(small | {"attn_logit_softcapping": 50.0}).capped
     assert not Shape.of(small).capped
-
-
-# ---- the command
-
-
-def test_a_table_of_all_stages(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["estimate", "--base", str(tiny_base), "--card", "12"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["GB", *COUNTED]
-    assert [line.split()[0] for line in lines[1:12]] == [
-        *("base", "adapters", "heads", "optimizer", "kept_trunk", "activations", "logits"),
-        *("kv_cache", "scratch", "runtime", "total"),
-    ]
-    assert "fits" in lines[12] and lines[12].split()[1:] == ["yes"] * len(COUNTED)
-    assert lines[-1] == "Computed, not measured on this kind of card."
-
-
-def test_json_in_bytes(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["estimate", "--base", str(tiny_base / "config.json"), "--stage", "ppo", "--json"]
-    assert main([*words, "--device", "cpu", "--card", "0.1", "--adapter-layers", "all"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["measured"] and list(result["bytes"]) == ["ppo"]
-    assert result["fits"] == {"ppo": False}
-    assert result["largest"]["ppo"] == {"micro_batch_size": 0, "answer_tokens": 0}
-    shape = Shape.of(json.loads((tiny_base / "config.json").read_text()))
-    plan = Plan("ppo", device="cpu", adapter_layers=shape.layers)
-    assert result["bytes"]["ppo"] == estimate(shape, plan)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--base", "none.json"], "none.json can't be read as JSON"),
-        (["--base", "./none"], "There is no model folder none"),
-        (["--adapter-layers", "99"], "--adapter-layers is upper-half, all or a number from 1 to"),
-        (["--prompt-tokens", "0"], "--prompt-tokens is 1 or more, not 0"),
-        (["--card", "-1"], "--card is above 0 gigabytes, not -1"),
-    ],
-)
-def test_mistakes(
-    tiny_base: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
-) -> None:
-    base = [] if "--base" in words else ["--base", str(tiny_base)]
-    assert main(["estimate", *base, *words]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_a_configuration_that_is_no_decoders(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    assert main(["estimate", "--base", str(tmp_path / "config.json")]) == 2
-    assert "does not have the sizes of a decoder" in capsys.readouterr().err
-
-
-def test_settings_of_ppo_can_be_named(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def parts(*words: str) -> dict[str, int]:
-        command = ["estimate", "--base", str(tiny_base), "--stage", "ppo", "--json", *words]
-        assert main(command) == 0
-        return json.loads(capsys.readouterr().out)["bytes"]["ppo"]
-
-    plain, none = parts(), parts("--no-reference", "--no-value-adapter")
-    assert none["adapters"] == plain["adapters"] / 2
-    assert parts("--policy-layers", "1", "--value-layers", "1")["optimizer"] < plain["optimizer"]
-    assert parts("--gradient-checkpointing")["activations"] < plain["activations"]
-    assert parts("--no-gradient-checkpointing") == plain
-
-
-def test_no_torch_is_needed(tiny_base: Path) -> None:
-    program = (
-        "import sys; from lorarlhf.cli.main import main; "
-        f"main(['estimate', '--base', {str(tiny_base)!r}]); assert 'torch' not in sys.modules"
-    )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
-
-
-def test_kto_is_dpo_with_one_answer_a_row() -> None:
-    """TRL runs the KL completions without gradients: they keep nothing for the backward."""
-    for device in ("cpu", "cuda"):
-        plan = replace(PLAN, stage="kto", device=device)
-        kto, dpo = estimate(HAND, plan), estimate(HAND, replace(plan, stage="dpo"))
-        assert kto["adapters"] == dpo["adapters"] == 2 * adapter_bytes(HAND, plan)
-        assert kto["optimizer"] == dpo["optimizer"] and kto["heads"] == kto["kv_cache"] == 0
-        assert plan.tokens == 2 * 8 and plan.checkpointed == (device == "cuda")
-        assert kto["logits"] == pytest.approx(dpo["logits"] / 2)
-        assert kto["activations"] == pytest.approx(dpo["activations"] / 2, abs=1)
-
-
-def test_rloo_is_dpo_with_one_answer_a_row_that_samples_the_whole_rollout_at_once() -> None:
-    rloo, kto = (estimate(HAND, replace(PLAN, stage=stage)) for stage in ("rloo", "kto"))
-    one = adapter_bytes(HAND, PLAN)
-    assert rloo["adapters"] == 3 * one  # TRL makes a reference, whatever the plan says
-    assert estimate(HAND, replace(PLAN, stage="rloo", reference=False)) == rloo
-    for part in ("optimizer", "activations", "logits", "kept_trunk", "scratch"):
-        assert rloo[part] == kto[part]
-    assert rloo["heads"] == (2 * 8 + 1) * 4
-    keys = 64 * 8 * 4 * (2 * 4 * 2)  # rows, tokens, layers, keys and values
-    prompts = 64 * 3 * (4 * 8 + 3 * 16) * 2
-    many = replace(PLAN, stage="rloo", rollout_batch_size=64, micro_batch_size=1)
-    wide = replace(HAND, vocabulary=1 << 16)
-    logits = 64 * (1 << 16) * (2 + 20)
-    assert estimate(wide, many)["kv_cache"] == round(1.65 * keys) + prompts + logits
-    on_card = replace(PLAN, stage="rloo", device="cuda")
-    assert not on_card.checkpointed and replace(on_card, gradient_checkpointing=True).checkpointed

@@ -16,9 +16,9 @@ from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import ImportedVote, Verdict
 from lorarlhf.project import device_queue
 from lorarlhf.project.jobs import DONE, RUNNING, WAITING, find_job, list_jobs, read_job, start_job
-from lorarlhf.project.project import Project, create
-from lorarlhf.runtime.process import identify, is_ancestor, kill_group
-from tests.job_program import install
+from lorarlhf.project.project import Project
+from lorarlhf.runtime.process import identify, is_ancestor
+from tests.job_program import stand_in
 from tests.waiting import until
 
 SECONDS = 60.0
@@ -27,14 +27,8 @@ SECONDS = 60.0
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     """A project whose jobs run the stand-in; their processes end with the test."""
-    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", install(tmp_path / "path"))
-    made = create(tmp_path / "project")
-    yield made
-    for job in list_jobs(made):
-        for process in (job.runner, job.command):
-            if process is not None:
-                kill_group(process)
+    with stand_in(tmp_path, monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import pytest
 
 from lorarlhf.cli.export_options import FORMS as KNOWN
 from lorarlhf.project.jobs import DONE, list_jobs, read_job
-from lorarlhf.project.project import Project, create
+from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.process import kill_group
 from lorarlhf_ui.runs import EXPORTS, FORMS, Runs
-from tests.job_program import install
+from tests.job_program import stand_in
 from tests.run_folders import write_run
 from tests.waiting import until
 
@@ -21,16 +20,10 @@ RUN = "0001-ppo"
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
     """The page of a project with a policy and a reward role; its jobs run a stand-in."""
-    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", install(tmp_path / "path"))
-    project = create(tmp_path / "project")
-    write_run(project, RUN)
-    write_run(project, "0002-reward", role="reward")
-    yield Runs(project, project.store())
-    for job in list_jobs(project):
-        for process in (job.runner, job.command):
-            if process is not None:
-                kill_group(process)
+    with stand_in(tmp_path, monkeypatch) as project:
+        write_run(project, RUN)
+        write_run(project, "0002-reward", role="reward")
+        yield Runs(project, project.store())
 
 
 def test_an_export_is_a_job_with_a_new_folder(runs: Runs) -> None:

@@ -12,17 +12,16 @@ from typing import Any
 import pytest
 
 from lorarlhf.project.jobs import DONE, RUNNING, STOPPED, Job, list_jobs, start_job
-from lorarlhf.project.project import create
 from lorarlhf.project.rounds import MIN_VOTES
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.process import kill_group, python_command
+from lorarlhf.runtime.process import python_command
 from lorarlhf.stages.table import STAGES
 from lorarlhf_ui.train import Training
 from lorarlhf_ui.train_curves import curves, points
 from lorarlhf_ui.train_form import form_html, kinds_of
 from lorarlhf_ui.train_html import buttons, estimate_html, left_words, samples_html, standing
 from lorarlhf_ui.train_run import Progress, Rows, alarms, messages, progress, samples
-from tests.job_program import install
+from tests.job_program import stand_in
 from tests.project_rounds import finished_round, vote
 from tests.waiting import until
 
@@ -181,14 +180,8 @@ def test_a_run_that_is_gone_starts_again(tmp_path: Path) -> None:
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Training]:
     """The page of a project whose jobs run the stand-in."""
-    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", install(tmp_path / "path"))
-    project = create(tmp_path / "project")
-    yield Training(project, STAGES.values())
-    for job in list_jobs(project):
-        for process in (job.runner, job.command):
-            if process is not None:
-                kill_group(process)
+    with stand_in(tmp_path, monkeypatch) as project:
+        yield Training(project, STAGES.values())
 
 
 def now(training: Training) -> Job:

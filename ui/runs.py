@@ -6,7 +6,7 @@ from typing import Any
 
 from lorarlhf.evaluation.run_wins import wins_by_run
 from lorarlhf.preferences.store import Store
-from lorarlhf.project.jobs import start_job
+from lorarlhf.project.jobs import job_title, start_job
 from lorarlhf.project.project import Project
 from lorarlhf.project.run_deletion import delete_run, dependents, finish_deletions, votes_files
 from lorarlhf.project.run_labels import set_dropped, write_title
@@ -131,7 +131,7 @@ class Runs:
             raise UserError(f"An export is one of {', '.join(FORMS)}.")
         folder = _new_folder(self.project.folder / EXPORTS, f"{run.name}-{form}")
         words = ["export", str(run.folder.resolve()), "--to", str(folder), "--as", form]
-        job = start_job(self.project, words, f"Export of {run.label} ({form})"[:80])
+        job = start_job(self.project, words, job_title(f"Export of {run.label}", [form]))
         return {
             "message": f"Job {job.id} exports {run.label}; the Train page shows how far it is. The "
             f"result will be in {folder}."

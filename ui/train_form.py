@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorarlhf.evaluation.report_headline import stage_label
+from lorarlhf.project.jobs import job_title
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 
@@ -83,7 +84,7 @@ class Kind:
         """A few words for lists: what it is, and what was changed."""
         changed = [f"{key}={str(value).strip()}" for key, value in settings.items()]
         changed = [text for text in changed if not text.endswith("=")]
-        return f"{self.label} ({', '.join(changed)})"[:80] if changed else self.label
+        return job_title(self.label, changed)
 
 
 def kinds_of(stages: Iterable[Stage]) -> dict[str, Kind]:

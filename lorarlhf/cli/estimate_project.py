@@ -12,10 +12,10 @@ from lorarlhf.cli.estimate_time import expected_time
 from lorarlhf.cli.prepare import Prepared, prepare
 from lorarlhf.cli.project_defaults import fill_in
 from lorarlhf.cli.request import TrainRequest
+from lorarlhf.cli.round_plan import stage_of
 from lorarlhf.project import device_queue
 from lorarlhf.project.project import Project
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.stages.table import STAGES
 
 if TYPE_CHECKING:
     from lorarlhf.cli.preflight import MemoryEstimate
@@ -40,22 +40,20 @@ def run(args: Namespace) -> dict[str, Any]:
     """
     if args.stage is None:
         raise UserError("With --project, name the stage, too: --stage ppo.")
-    stage, sets = args.stage, tuple(args.set)
-    if stage == "rloo":
-        stage, sets = "ppo", ("algorithm=rloo", *sets)
+    stage, own = stage_of(args.stage)
     project, busy = Project(args.project), bool(device_queue.queue())
     # A folder that is gone afterwards: nothing is reserved or written in the project.
     with TemporaryDirectory() as folder:
         request = TrainRequest(
-            STAGES[stage],
+            stage,
             project=args.project,
-            sets=sets,
+            sets=(*own, *args.set),
             out=str(Path(folder) / "run"),
             memory_check=False,
         )
         prepared = prepare(*fill_in(request))
         seconds, words = expected_time(prepared, project, busy)
-    result: dict[str, Any] = {"project": str(project.folder), "stage": stage}
+    result: dict[str, Any] = {"project": str(project.folder), "stage": stage.name}
     result |= {"busy": busy} | _memory(prepared, busy) | {"seconds": seconds, "time": words}
     return result | {"settings": prepared.settings.own}
 

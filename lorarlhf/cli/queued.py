@@ -6,7 +6,7 @@ from lorarlhf.cli.jobs import as_data
 from lorarlhf.cli.result import Result
 from lorarlhf.evaluation.report_headline import stage_label
 from lorarlhf.project import device_queue
-from lorarlhf.project.jobs import Job, start_job
+from lorarlhf.project.jobs import Job, job_title, start_job
 from lorarlhf.project.project import Project
 from lorarlhf.project.rounds import start_round
 from lorarlhf.project.settings import resolve
@@ -16,7 +16,6 @@ from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf.stages.table import STAGES
 
 NOT_PASSED_ON = ("--queue", "--json")
-LONGEST_TITLE = 80
 
 
 def queue_training(args: Namespace) -> Result:
@@ -38,9 +37,8 @@ def queue_training(args: Namespace) -> Result:
         )
     stage, project = STAGES[args.command], Project(args.project)
     settings = resolve(stage, config=args.config, sets=args.set)  # what is wrong is known now
-    name = settings.own.get("algorithm", stage.name)
-    title = f"{stage_label(name)} ({', '.join(args.set)})" if args.set else stage_label(name)
-    return _started(project, start_job(project, _words(args), title[:LONGEST_TITLE], stage.name))
+    title = job_title(stage_label(settings.own.get("algorithm", stage.name)), args.set)
+    return _started(project, start_job(project, _words(args), title, stage.name))
 
 
 def queue_round(project: Project, args: Namespace) -> Result:

@@ -42,6 +42,7 @@ START_SECONDS = 5.0
 INTERRUPTIONS = 2
 """Wishes to stop that are Ctrl-C, as in a terminal; the next one ends the processes at once."""
 UNREADABLE = "Its file can't be read, so it can't be continued. Delete the file, or start anew."
+LONGEST_TITLE = 80
 _NAME = re.compile(r"\d{4,}")
 
 
@@ -111,6 +112,11 @@ def start_job(project: Project, argv: Sequence[str], title: str, stage: str = ""
     file = _reserve(project)
     record = {"title": title, "argv": list(argv), "stage": stage, "folder": os.getcwd()}
     return _launch(file, record | {"run": None})
+
+
+def job_title(name: str, changed: Sequence[str] = ()) -> str:
+    """A few words for lists: what a job does, and `KEY=VALUE` of what was changed."""
+    return f"{name} ({', '.join(changed)})"[:LONGEST_TITLE] if changed else name
 
 
 def list_jobs(project: Project) -> list[Job]:

@@ -133,7 +133,6 @@ class Scheduler:
 
     def _join(self, model: str, batch: OpenBatch) -> None:
         """Let a batch that has begun join one of the same model, or be one of its own."""
-        tried = None
         for other in self._batches[model]:
             try:
                 if other.join(batch):
@@ -141,12 +140,11 @@ class Scheduler:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                tried = other
                 break
-        if tried is None:
+        else:
             self._batches[model].append(batch)
             return
-        for lost in (batch, tried):  # the cache of either may be half in the other
+        for lost in (batch, other):  # the cache of either may be half in the other
             self._fail(model, lost)
 
     def _slot(self, model: str) -> str | None:
