@@ -5,7 +5,9 @@ import pytest
 
 from lorarlhf.rewards import bradley_terry, priors
 from lorarlhf.rewards.bradley_terry import solve_dual
-from lorarlhf.rewards.priors import Prior, VoteMatrix, blend_priors, spread_groups
+from lorarlhf.rewards.fit import VoteSpace
+from lorarlhf.rewards.posterior import Posterior
+from lorarlhf.rewards.priors import Blend, Prior, VoteMatrix, blend_priors, spread_groups
 
 
 def test_many_votes_are_fitted_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,3 +79,22 @@ def test_the_curvature_of_all_votes_is_computed_a_few_times(
     for prior, weights in zip(tried, found, strict=True):
         slope, _ = bradley_terry.slopes(columns @ weights)
         assert np.abs(slope @ columns - prior.l2 * weights).max() < 1e-6
+
+
+def test_deviations_of_many_votes_are_right_where_few_features_have_most_of_the_spread() -> None:
+    """The curvature of so many votes is added up in float32."""
+    rng = np.random.default_rng(8)
+    count = 3 * bradley_terry.ROWS
+    spread = 10.0 ** -np.linspace(0, 3, 30)
+    columns = rng.normal(size=(count, 30)) * spread * 10
+    columns[columns @ rng.normal(size=30) < rng.logistic(size=count)] *= -1
+    votes, prior = VoteMatrix(columns, 30), Prior(0.3)
+    weights = votes.fits([prior])[0]
+    slope, curvature = bradley_terry.slopes(columns @ weights)
+    assert np.abs(slope @ columns - prior.l2 * weights).max() < 1e-8  # the fit itself is exact
+    precision = (columns.T * curvature) @ columns + prior.l2 * np.eye(30)
+    space = VoteSpace(np.zeros(30), np.ones(30), np.zeros((0, 30)))
+    asked = rng.normal(size=(50, 30))
+    _, found = Posterior(space, votes, Blend(((prior, 1.0),))).scores(asked)
+    wanted = np.sqrt(np.einsum("ij,jk,ik->i", asked, np.linalg.inv(precision), asked))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)

@@ -92,6 +92,20 @@ def test_signs_of_chinese_count_as_half_a_word() -> None:
     assert words_in("今天下雨 and rain") == 4 and words_in("") == 0
 
 
+@pytest.mark.parametrize(
+    "hedge",
+    [
+        *("I think", "I believe", "I guess", "I'm not sure", "I am not sure", "perhaps", "maybe"),
+        *("it depends", "it seems", "possibly", "as an AI"),
+    ],
+)
+def test_every_hedge_is_found_however_it_is_written(hedge: str) -> None:
+    for text in (hedge, hedge.upper(), f"Well, {hedge.lower()}, no.", f"{hedge.title()}..."):
+        assert CAUSES["a hedging opening"](text) == 1.0
+    for text in (f"x{hedge}", f"{hedge}x"):
+        assert CAUSES["a hedging opening"](text) == 0.0
+
+
 def test_the_length_counts_doublings() -> None:
     assert CAUSES["longer"]("a b c d e f g") - CAUSES["longer"]("a b c") == 1.0
 

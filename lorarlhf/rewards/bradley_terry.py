@@ -141,10 +141,16 @@ def slopes(margins: Array) -> tuple[Array, Array]:
 
 
 def curved_gram(differences: Array, curvature: Array) -> Array:
-    """D^T diag(c) D (H, H)."""
+    """D^T diag(c) D (H, H).
+
+    Of more than `ROWS` votes the products of each `ROWS` are computed in float32, which takes half
+    the time, and summed in float64: their relative error is about 1e-6.
+    """
+    kind = np.float64 if len(differences) <= ROWS else np.float32
     gram = np.zeros((differences.shape[1], differences.shape[1]))
     for first in range(0, len(differences), ROWS):
         rows = differences[first : first + ROWS]
-        rooted = rows * np.sqrt(curvature[first : first + ROWS])[:, None]
+        roots = np.sqrt(curvature[first : first + ROWS])[:, None]
+        rooted = np.multiply(rows, roots, out=np.empty(rows.shape, kind), casting="same_kind")
         gram += rooted.T @ rooted  # numpy computes one half of a product with itself
     return gram

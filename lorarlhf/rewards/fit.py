@@ -65,8 +65,10 @@ class VoteSpace:
         columns = np.empty((len(plus), width + len(self.directions)))
         for first in range(0, len(plus), ROWS):
             rows = slice(first, first + ROWS)
-            columns[rows, :width] = (plus[rows].astype(np.float64) - minus[rows]) * self.scale
-            columns[rows, width:] = columns[rows, :width] @ self.directions.T
+            scaled = columns[rows, :width]
+            np.subtract(plus[rows], minus[rows], out=scaled, dtype=np.float64)
+            scaled *= self.scale
+            columns[rows, width:] = scaled @ self.directions.T
         return VoteMatrix(columns, width)
 
     def head(self, weights: Array, blend: Blend) -> HeadFit:
@@ -123,7 +125,7 @@ def in_vote_space(
     if any(part.shape[1] != plus.shape[1] for part in parts) or not sum(map(len, parts)):
         raise ValueError("the background has one or more rows of the same width as the votes")
     mean, scale = _mean_and_scale(parts)
-    space = VoteSpace(mean, scale, _axis_directions(axes, parts, mean, scale))
+    space = VoteSpace(mean, scale, _axis_directions(axes, parts, scale))
     return space, space.votes(plus, minus)
 
 
@@ -136,11 +138,11 @@ def _matrix(values: ArrayLike) -> Matrix:
     return matrix
 
 
-def _blocks(parts: Sequence[Matrix]) -> Iterator[Array]:
-    """All rows in blocks of float64, so that they are never copied at once."""
+def _blocks(parts: Sequence[Matrix]) -> Iterator[Matrix]:
+    """All rows in blocks, so that they are never copied at once."""
     for part in parts:
         for first in range(0, len(part), ROWS):
-            yield part[first : first + ROWS].astype(np.float64)
+            yield part[first : first + ROWS]
 
 
 def _mean_and_scale(parts: Sequence[Matrix]) -> tuple[Array, Array]:
@@ -149,10 +151,14 @@ def _mean_and_scale(parts: Sequence[Matrix]) -> tuple[Array, Array]:
     The factors are inverse deviations, so that all features weigh alike.
     """
     count = sum(map(len, parts))
-    mean = sum(block.sum(axis=0) for block in _blocks(parts)) / count
-    deviation = np.sqrt(sum(((b - mean) ** 2).sum(axis=0) for b in _blocks(parts)) / count)
+    mean = sum(block.sum(axis=0, dtype=np.float64) for block in _blocks(parts)) / count
+    squares = np.zeros(len(mean))
+    for block in _blocks(parts):
+        apart = block - mean  # float64, as the mean is
+        squares += np.einsum("ij,ij->j", apart, apart)
+    deviation = np.sqrt(squares / count)
     # A feature that never varies has no information; neither has any feature of a single answer.
-    largest = max(float(np.abs(block).max()) for block in _blocks(parts))
+    largest = max(float(max(block.max(), -block.min())) for block in _blocks(parts))
     alive = deviation > 1e-6 * max(largest, 1e-30)
     if not alive.any():
         size = float(np.sqrt((mean**2).mean())) or 1.0
@@ -161,16 +167,14 @@ def _mean_and_scale(parts: Sequence[Matrix]) -> tuple[Array, Array]:
     return mean, inverse / np.sqrt(2 * alive.sum())
 
 
-def _axis_directions(
-    axes: ArrayLike | None, parts: Sequence[Matrix], mean: Array, scale: Array
-) -> Array:
+def _axis_directions(axes: ArrayLike | None, parts: Sequence[Matrix], scale: Array) -> Array:
     """(K, F) directions for scaled features, along which the background has a deviation of one."""
     if axes is None:
         return np.zeros((0, len(scale)))
     given = _matrix(axes) * scale
     if given.shape[1] != len(scale):
         raise ValueError("the axes have the same width as the features")
-    along = np.concatenate([((b - mean) * scale) @ given.T for b in _blocks(parts)])
+    along = np.concatenate([b.astype(np.float64) @ (given * scale).T for b in _blocks(parts)])
     spread, length = along.std(axis=0), np.sqrt((given**2).sum(axis=1))
     # If the background has no spread (a single answer, or equal ones), the length is used.
     spread = np.where(spread > 1e-9 * length, spread, length)
