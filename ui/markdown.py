@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from markdown_it.token import Token
 
+from lorarlhf.data.readers import last_message
 from lorarlhf.preferences.records import Prompt
 from lorarlhf_ui.markdown_html import block_html, plain_html, visible
 from lorarlhf_ui.markdown_parser import parser
@@ -81,7 +82,7 @@ def prompt_html(prompt: Prompt) -> str:
 
 def excerpt(prompt: Prompt) -> str:
     """The beginning of a prompt's last message, in one line; it is not escaped."""
-    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    text = last_message(prompt)
     line = " ".join(text[: 4 * LONGEST_EXCERPT].split())
     return line if len(line) <= LONGEST_EXCERPT else f"{line[: LONGEST_EXCERPT - 1]}…"
 

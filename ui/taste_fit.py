@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lorarlhf.data.readers import last_message
 from lorarlhf.preferences.exports import better_and_worse
 from lorarlhf.preferences.records import Prompt, Vote
 from lorarlhf.preferences.single_answers import in_pairs
@@ -39,7 +40,7 @@ class Example:
     @property
     def asked(self) -> str:
         """The last message of the prompt."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[-1]["content"]
+        return last_message(self.prompt)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.report_ranking import report_ranking
 from lorarlhf.cli.result import Result, excerpt
 from lorarlhf.cli.reward_report import report_on_reward, rows_of
-from lorarlhf.data.readers import as_text
+from lorarlhf.data.readers import as_text, last_message
 from lorarlhf.evaluation.rater_report import (
     RaterReport,
     RatersReport,
@@ -67,9 +67,7 @@ def _raters(args: Namespace) -> Result:
 
 
 def _disagreement(votes: tuple[Vote, ...]) -> list[str]:
-    prompt = votes[0].prompt
-    asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    lines = [excerpt(asked, 100)]
+    lines = [excerpt(last_message(votes[0].prompt), 100)]
     for place, text in enumerate(votes[0].completions):
         names = [vote.rater for vote in votes if vote.verdict.ranking[0][0] == place]
         lines.append(f"{', '.join(names) or 'nobody'}: {excerpt(text, 100)}")
@@ -155,10 +153,8 @@ def _examples(
 
 
 def _example(row: dict[str, Any]) -> dict[str, str]:
-    prompt = row["prompt"]
-    asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     answers = {name: as_text(row[name]) for name in ("chosen", "rejected")}
-    return {"prompt": asked} | answers
+    return {"prompt": last_message(row["prompt"])} | answers
 
 
 def _taste(taste: Taste) -> str:

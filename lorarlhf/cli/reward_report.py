@@ -12,7 +12,7 @@ from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.result import Result, excerpt
 from lorarlhf.cli.reward_sets import PairSet, measure_set, read_sets
 from lorarlhf.cli.reward_sets import in_words as sets_in_words
-from lorarlhf.data.readers import as_conversation, as_text, split_by_prompt
+from lorarlhf.data.readers import as_conversation, as_text, last_message, split_by_prompt
 from lorarlhf.evaluation.cosmetics import CHANGES, Effect, effects
 from lorarlhf.evaluation.rater_report import Share, same_winner_again
 from lorarlhf.evaluation.reward_report import (
@@ -108,9 +108,8 @@ def rows_of(run: Path, votes: VoteFit) -> list[Row] | None:
 
 
 def _text(row: Row) -> Text:
-    prompt = row["prompt"]
-    asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    return Text(asked, as_text(row["chosen"]), as_text(row["rejected"]))
+    chosen, rejected = (as_text(row[name]) for name in ("chosen", "rejected"))
+    return Text(last_message(row["prompt"]), chosen, rejected)
 
 
 def _same_again(run: Path) -> Share | None:

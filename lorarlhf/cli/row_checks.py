@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from lorarlhf.backbone.generation import check_chat_template
 from lorarlhf.backbone.tokenizer import Conversation, Prompt, PromptEncoder
 from lorarlhf.data.file_formats import excerpt, place_of, raise_problems
+from lorarlhf.data.readers import last_message
 from lorarlhf.project.settings import Settings
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
@@ -176,7 +177,7 @@ def _answer_length(encoder: PromptEncoder, row: Row, name: str, prompt: int) -> 
 
 
 def _excerpt(prompt: Prompt) -> str:
-    return excerpt(prompt if isinstance(prompt, str) else prompt[-1]["content"])
+    return excerpt(last_message(prompt))
 
 
 def _check_cut_rows(rows: Sequence[Row], lengths: Sequence[Length], limit: int) -> None:

@@ -147,6 +147,11 @@ def as_text(completion: str | list[Message]) -> str:
     return "\n".join(message["content"] for message in completion)
 
 
+def last_message(prompt: str | list[Message]) -> str:
+    """What a prompt asks: the text itself, or the content of a conversation's last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
 def split_by_prompt(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
     """(train, heldout), with `fraction` of the prompts held out; rows of a prompt stay together.
 

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from lorarlhf.data.file_formats import quoted
+from lorarlhf.data.readers import last_message
 from lorarlhf.preferences.fields import Row, RowFault, prompt_of, text_of
 from lorarlhf.preferences.records import Prompt
 
@@ -57,7 +58,7 @@ def find_prompt(fields: Row) -> tuple[Prompt, Row]:
 def _joined(asked: str, texts: list[tuple[str, Any]], before: list[Row]) -> Prompt:
     """The prompt: the `texts` of question and context in one, after the messages `before` it."""
     prompt = prompt_of(dict(texts)[asked], f"fields.{asked}")
-    question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    question = last_message(prompt)
     whole = "\n\n".join(
         question if name == asked else text_of(value, f"fields.{name}") for name, value in texts
     )
