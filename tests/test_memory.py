@@ -180,6 +180,24 @@ def test_the_kept_trunk_and_the_cache() -> None:
     assert estimate(wide, PLAN)["kv_cache"] == without + (1 << 20) * 20
 
 
+def test_the_weights_that_a_cpu_keeps_ready() -> None:
+    """PPO packs those that train twice, and samples from all: where little is learned, with holes.
+
+    A layer has 576 weights of 2 bytes; two of four layers train.
+    """
+    layer = 2 * (2 * 64 + 2 * 32 + 3 * 128)
+    one = 2 * 128 * 2  # the largest matrix, for the forward and the backward
+    assert estimate(HAND, replace(PLAN, stage="sft"))["scratch"] == one + (4 + 2) * layer
+    learning = ("kept_trunk", "activations", "logits")
+    small = replace(PLAN, micro_batch_size=1, rollout_batch_size=1, prompt_tokens=1)
+    parts = estimate(HAND, replace(small, answer_tokens=1))
+    learned = sum(parts[name] for name in learning)
+    assert learned < (1.65 - 0.5) * 4 * layer
+    assert parts["scratch"] == one + 4 * layer + round(1.65 * 4 * layer) - learned
+    many = estimate(HAND, replace(PLAN, micro_batch_size=64))  # holes of half of them stay
+    assert many["scratch"] == one + 4 * layer + 4 * layer // 2
+
+
 def test_many_kept_states_wait_in_the_hosts_memory() -> None:
     card = replace(PLAN, device="cuda", rollout_batch_size=1 << 20)
     many = 2 * card.tokens * 8 * 2  # of one micro-batch: the trunk, and below what the value trains

@@ -141,10 +141,11 @@ def _kept_weights(shape: Shape, plan: Plan) -> int:
     kept = min(trained, room // (2 * layer)) * 2 * layer  # packed for forward and backward
     if not plan.needs.rollouts:
         return kept + min(shape.layers - trained, room // layer) * layer
-    # Sampling keeps its own of all layers, those with adapters merged. It is freed before there
-    # are activations, except holes.
-    others = min(shape.layers, room // layer) * layer
-    kept += max(others // 2, others - _activations(shape, plan))
+    # Sampling keeps its own of all layers, those with adapters merged. They are freed before
+    # anything is learned, which then takes their place; half stays as holes.
+    others, learning = min(shape.layers, room // layer) * layer, _learning(shape, plan)
+    holes = round(MACHINES[plan.device].heap * others)
+    kept += max(others // 2, holes - sum(learning.values()))
     if plan.float_bytes == FLOAT32:  # the LM head is packed for both as well
         kept += 2 * FLOAT32 * shape.vocabulary * shape.hidden
     return kept
