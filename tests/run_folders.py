@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.project.project import Project
+from lorarlhf.project.run_list import RunInfo, read_runs
 
 STARTED = "2026-11-28T19:49:49"
 
@@ -61,3 +62,20 @@ def ppo_rows(count: int, start: float = 0.0) -> list[dict[str, Any]]:
         {"stage": "ppo", "step": n, "score": start + n / 10, "kl": n / 5, "seconds": 1.0}
         for n in range(1, count + 1)
     ]
+
+
+def four_runs(project: Project) -> Project:
+    """A supervised run, a reward model and a PPO run from both; and one that goes on."""
+    write_run(project, "0001-sft", summary={"loss_last": 1.5, "steps": 4})
+    reward = {"heldout_accuracy": 0.75, "n": 40}
+    write_run(project, "0002-reward", role="reward", summary=reward, config={"init": "0001-sft"})
+    sources = {"init": "0001-sft", "reward": "0002-reward", "updates": 20}
+    done = {"updates": 8, "kl_per_sequence": 1.25, "alarms": ["useless_value"]}
+    write_run(project, "0003-ppo", summary=done, config=sources, rows=ppo_rows(8))
+    write_run(project, "0004-ppo", config=sources, rows=ppo_rows(3), status="stopped")
+    return project
+
+
+def by_name(project: Project) -> dict[str, RunInfo]:
+    """The runs of a project as data."""
+    return {run.name: run for run in read_runs(project)}
