@@ -18,7 +18,7 @@ Once the answers are sampled (`votes_to_accuracy.py` takes the same), this takes
 
 trains the demo's PPO against a reward role with 10% and with 25% wrong votes, with and without
 pessimism, until the policy is far from the base, and prints reward and rule over the KL. The rule
-is the held-out judge. There are four runs of 60 updates for each rater and seed (name fewer with
+is the held-out judge. There are four runs of 30 updates for each rater and seed (name fewer with
 `--rater`, `--seeds` and `--strengths`), so this takes hours; runs that are done are kept.
 """
 
@@ -72,9 +72,9 @@ PPO: dict[str, Any] = {
     "num_minibatches": 2,
     "micro_batch_size": 8,
     "max_new_tokens": 48,
-    "updates": 60,
+    "updates": 30,
     "eval_steps": 20,
-    "eval_kl_steps": 2.0,
+    "eval_kl_steps": 4.0,
 }
 Array = np.ndarray
 
