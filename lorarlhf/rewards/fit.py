@@ -66,8 +66,7 @@ class VoteSpace:
         for first in range(0, len(plus), ROWS):
             rows = slice(first, first + ROWS)
             scaled = columns[rows, :width]
-            np.subtract(plus[rows], minus[rows], out=scaled, dtype=np.float64)
-            scaled *= self.scale
+            np.multiply(plus[rows] - minus[rows], self.scale, out=scaled)
             columns[rows, width:] = scaled @ self.directions.T
         return VoteMatrix(columns, width)
 
