@@ -19,7 +19,8 @@ Once the answers are sampled (`votes_to_accuracy.py` takes the same), this takes
 trains the demo's PPO against a reward role with 10% and with 25% wrong votes, with and without
 pessimism, until the policy is far from the base, and prints reward and rule over the KL. The rule
 is the held-out judge. There are four runs of 30 updates for each rater and seed (name fewer with
-`--rater`, `--seeds` and `--strengths`), so this takes hours; runs that are done are kept.
+`--rater`, `--seeds` and `--strengths`), so this takes hours. Runs that are done are kept; name
+another folder if the settings below have changed.
 """
 
 import argparse

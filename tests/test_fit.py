@@ -262,6 +262,23 @@ def test_axes_gain_much_along_them_and_cost_less_across(
     assert -cost < differences["across"] < 0.02
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64])
+def test_features_of_every_type_are_those_numbers(dtype: type) -> None:
+    """Their differences do not overflow or lose digits: those of float16 end at 65,504."""
+    rng = np.random.default_rng(2)
+    chosen, rejected = (np.round(rng.normal(size=(30, 4)) * 2e4).astype(dtype) for _ in range(2))
+    chosen[0], rejected[0] = 60_000, -60_000
+    groups = [str(place // 2) for place in range(30)]
+    fits = [
+        fit_head(plus, minus, groups, background=[plus, minus])
+        for plus, minus in (
+            (chosen, rejected),
+            (chosen.astype(np.float64), rejected.astype(np.float64)),
+        )
+    ]
+    np.testing.assert_allclose(fits[0].weight, fits[1].weight, rtol=1e-5)
+
+
 def test_votes_of_the_wrong_shape_are_refused() -> None:
     with pytest.raises(UserError, match="no votes yet"):
         VoteFit().fit()

@@ -84,7 +84,7 @@ def test_the_curvature_of_all_votes_is_computed_a_few_times(
 def test_deviations_of_many_votes_are_right_where_few_features_have_most_of_the_spread() -> None:
     """The curvature of so many votes is added up in float32."""
     rng = np.random.default_rng(8)
-    count = 3 * bradley_terry.ROWS
+    count = 3 * bradley_terry.ROWS + 5
     spread = 10.0 ** -np.linspace(0, 3, 30)
     columns = rng.normal(size=(count, 30)) * spread * 10
     columns[columns @ rng.normal(size=30) < rng.logistic(size=count)] *= -1
@@ -92,7 +92,13 @@ def test_deviations_of_many_votes_are_right_where_few_features_have_most_of_the_
     weights = votes.fits([prior])[0]
     slope, curvature = bradley_terry.slopes(columns @ weights)
     assert np.abs(slope @ columns - prior.l2 * weights).max() < 1e-8  # the fit itself is exact
-    precision = (columns.T * curvature) @ columns + prior.l2 * np.eye(30)
+    exact = (columns.T * curvature) @ columns
+    rough = bradley_terry.curved_gram(columns, curvature)
+    assert 0 < np.abs(rough - exact).max() < 1e-6 * np.linalg.eigvalsh(exact)[-1]
+    few = bradley_terry.curved_gram(columns[: bradley_terry.ROWS], curvature)
+    rows = columns[: bradley_terry.ROWS]
+    np.testing.assert_allclose(few, (rows.T * curvature[: len(rows)]) @ rows, atol=1e-9)
+    precision = exact + prior.l2 * np.eye(30)
     space = VoteSpace(np.zeros(30), np.ones(30), np.zeros((0, 30)))
     asked = rng.normal(size=(50, 30))
     _, found = Posterior(space, votes, Blend(((prior, 1.0),))).scores(asked)

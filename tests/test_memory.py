@@ -181,7 +181,7 @@ def test_the_kept_trunk_and_the_cache() -> None:
 
 
 def test_the_weights_that_a_cpu_keeps_ready() -> None:
-    """PPO packs those that train twice, and samples from all: where little is learned, with holes.
+    """PPO packs layers that train twice over, and all for sampling, with holes if it learns little.
 
     A layer has 576 weights of 2 bytes; two of four layers train.
     """

@@ -19,7 +19,7 @@ from lorarlhf.evaluation.rater_report import (
     raters_report,
     same_winner_again,
 )
-from lorarlhf.evaluation.vote_causes import CAUSES, LEFT, holm, vote_causes, words_in
+from lorarlhf.evaluation.vote_causes import CAUSES, HEDGES, LEFT, holm, vote_causes, words_in
 from lorarlhf.evaluation.win_rate import binomial_test
 from lorarlhf.preferences.records import SKIP, Verdict
 from lorarlhf.project.project import Project, create
@@ -92,15 +92,9 @@ def test_signs_of_chinese_count_as_half_a_word() -> None:
     assert words_in("今天下雨 and rain") == 4 and words_in("") == 0
 
 
-@pytest.mark.parametrize(
-    "hedge",
-    [
-        *("I think", "I believe", "I guess", "I'm not sure", "I am not sure", "perhaps", "maybe"),
-        *("it depends", "it seems", "possibly", "as an AI"),
-    ],
-)
+@pytest.mark.parametrize("hedge", HEDGES)
 def test_every_hedge_is_found_however_it_is_written(hedge: str) -> None:
-    for text in (hedge, hedge.upper(), f"Well, {hedge.lower()}, no.", f"{hedge.title()}..."):
+    for text in (hedge, hedge.upper(), f"Well, {hedge}, no.", f"{hedge.capitalize()}..."):
         assert CAUSES["a hedging opening"](text) == 1.0
     for text in (f"x{hedge}", f"{hedge}x"):
         assert CAUSES["a hedging opening"](text) == 0.0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lorarlhf.backbone.base import Backbone
+from lorarlhf.data.readers import last_message
 from lorarlhf.evaluation.report import build_html, write_report
 from lorarlhf.evaluation.report_words import words_section
 from lorarlhf.rewards.role import score_answers
@@ -47,7 +48,7 @@ def test_a_reward_run_writes_what_each_word_adds(
     written = [json.loads(line) for line in (tmp_path / "words.jsonl").read_text().splitlines()]
     assert written
     for row in written:
-        (answers,) = [one for one in rows[4:] if [one["prompt"]] == [_asked(row["prompt"])]]
+        (answers,) = [one for one in rows[4:] if [one["prompt"]] == [last_message(row["prompt"])]]
         for side in ("chosen", "rejected"):
             found = row[side]
             assert "".join(word for word, _ in found["words"]) == answers[side]
@@ -56,10 +57,6 @@ def test_a_reward_run_writes_what_each_word_adds(
             assert found["score"] == pytest.approx(score, abs=1e-5)
         assert row["right"] == (row["chosen"]["score"] > row["rejected"]["score"])
     assert "What the reward role sees" in write_report(tmp_path).read_text(encoding="utf-8")
-
-
-def _asked(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def test_both_answers_are_heat_maps_of_the_same_colours() -> None:

@@ -18,9 +18,7 @@ from lorarlhf.evaluation.skills import SkillChange
 from lorarlhf.preferences.blind_comparisons import add_comparison
 from lorarlhf.preferences.records import Verdict
 from lorarlhf.project.project import Project, create
-from lorarlhf.project.rounds import (
-    decide,
-)
+from lorarlhf.project.rounds import decide
 from lorarlhf.runtime.files import read_json
 from lorarlhf_ui.rounds import round_card_html
 from tests.project_rounds import finished_round, judge, result, vote

@@ -142,10 +142,10 @@ def _kept_weights(shape: Shape, plan: Plan) -> int:
     if not plan.needs.rollouts:
         return kept + min(shape.layers - trained, room // layer) * layer
     # Sampling keeps its own of all layers, those with adapters merged. They are freed before
-    # anything is learned, which then takes their place; half stays as holes.
+    # learning, which reuses their place; at least half stays as holes.
     others, learning = min(shape.layers, room // layer) * layer, _learning(shape, plan)
-    holes = round(MACHINES[plan.device].heap * others)
-    kept += max(others // 2, holes - sum(learning.values()))
+    with_holes = round(MACHINES[plan.device].heap * others)
+    kept += max(others // 2, with_holes - sum(learning.values()))
     if plan.float_bytes == FLOAT32:  # the LM head is packed for both as well
         kept += 2 * FLOAT32 * shape.vocabulary * shape.hidden
     return kept

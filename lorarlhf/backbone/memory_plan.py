@@ -78,7 +78,8 @@ class Machine:
 
     Attributes:
         runtime: bytes of the process with its libraries, or of the card's context.
-        heap: the memory that activations take, holes included, divided by their own size.
+        heap: the memory that activations and weights for sampling take, holes included, divided by
+            their own size.
         measured: whether these come from measurements.
     """
 

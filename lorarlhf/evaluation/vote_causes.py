@@ -32,16 +32,11 @@ _HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*(?=\S)[^*\n]+(?<=\S)\*\*|__(?=\S)[^_\n]+(?<=\S)__")
 _CODE = re.compile(r"```|`[^`\n]+`")
 _SIGNS = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
-_HEDGES = re.compile(
-    r"\b(?:I think|I believe|I guess|I'm not sure|I am not sure|perhaps|maybe|it depends|"
-    r"it seems|possibly|as an AI)\b",
-    re.IGNORECASE,
+HEDGES = (
+    *("i think", "i believe", "i guess", "i'm not sure", "i am not sure", "perhaps", "maybe"),
+    *("it depends", "it seems", "possibly", "as an ai"),
 )
-_HEDGE_WORDS = (
-    *("think", "believe", "guess", "sure", "perhaps", "maybe", "depends", "seems", "possibly"),
-    "as an ai",
-)
-"""One of them is in each of `_HEDGES`; looking for these first takes an eighth of the time."""
+_HEDGES = re.compile(rf"\b(?:{'|'.join(HEDGES)})\b")
 OPENING = 100
 """Characters in which a hedge counts as an opening."""
 
@@ -61,7 +56,8 @@ def doublings(text: str) -> float:
 
 def _hedged(opening: str) -> bool:
     small = opening.lower()
-    return any(word in small for word in _HEDGE_WORDS) and _HEDGES.search(opening) is not None
+    # Most texts have none of them, and the regular expression alone takes longer to find that out.
+    return any(hedge in small for hedge in HEDGES) and _HEDGES.search(small) is not None
 
 
 def _unfenced(text: str) -> str:

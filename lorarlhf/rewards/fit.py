@@ -130,7 +130,7 @@ def in_vote_space(
 
 def _matrix(values: ArrayLike) -> Matrix:
     matrix = np.asarray(values)
-    if not np.issubdtype(matrix.dtype, np.floating):
+    if matrix.dtype not in (np.float32, np.float64):
         matrix = matrix.astype(np.float64)
     if matrix.ndim != 2 or not np.isfinite(matrix).all():
         raise ValueError(f"features are finite and have two dimensions, not {matrix.shape}")
@@ -138,7 +138,7 @@ def _matrix(values: ArrayLike) -> Matrix:
 
 
 def _blocks(parts: Sequence[Matrix]) -> Iterator[Matrix]:
-    """All rows in blocks, so that they are never copied at once."""
+    """All rows in blocks, so that no caller copies them all at once."""
     for part in parts:
         for first in range(0, len(part), ROWS):
             yield part[first : first + ROWS]
@@ -173,7 +173,8 @@ def _axis_directions(axes: ArrayLike | None, parts: Sequence[Matrix], scale: Arr
     given = _matrix(axes) * scale
     if given.shape[1] != len(scale):
         raise ValueError("the axes have the same width as the features")
-    along = np.concatenate([b.astype(np.float64) @ (given * scale).T for b in _blocks(parts)])
+    wanted = (given * scale).T  # of the features themselves; `std` takes the mean away
+    along = np.concatenate([block.astype(np.float64) @ wanted for block in _blocks(parts)])
     spread, length = along.std(axis=0), np.sqrt((given**2).sum(axis=1))
     # If the background has no spread (a single answer, or equal ones), the length is used.
     spread = np.where(spread > 1e-9 * length, spread, length)
