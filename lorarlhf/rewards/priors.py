@@ -47,7 +47,7 @@ SCALE_DEVIATION = 0.7
 MOST_WEIGHED = 4000
 """The votes by which priors are weighted at most: with as many the prior hardly matters any more,
 and every prior is fitted once a fold."""
-BEGIN_WITH = 4
+BEGIN_WITH = 8
 """A fit to many votes begins at the fit to a part of them: to so many votes for each weight."""
 FEWEST_SPREAD = 20
 """Groups below which a sample of whole groups says too little of the others."""
