@@ -27,3 +27,13 @@ def planted(
 def truth(width: int) -> np.ndarray:
     """The direction of the rule (width,)."""
     return np.random.default_rng(12345).normal(size=width)
+
+
+def planted_rows(
+    seed: int, votes: int, truth: np.ndarray, noise: float = 0.1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chosen and rejected features (N, H); a share of the votes is flipped."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, votes, len(truth)))
+    first = ((a - b) @ truth > 0) ^ (rng.random(votes) < noise)
+    return np.where(first[:, None], a, b), np.where(first[:, None], b, a)

@@ -1,13 +1,10 @@
 """The Bradley-Terry fit against hand-made Newton steps, planted truths and awkward votes."""
 
 import math
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lorarlhf.rewards import vote_fit
 from lorarlhf.rewards.bradley_terry import solve_dual, solve_primal
 from lorarlhf.rewards.fit import fit_head
 from lorarlhf.rewards.priors import (
@@ -22,6 +19,7 @@ from lorarlhf.rewards.priors import (
 )
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
+from tests.planted import planted_rows
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -36,16 +34,6 @@ def primal_newton(d: np.ndarray, l2: float) -> np.ndarray:
         hessian = d.T @ (d * (p * (1 - p))[:, None]) + l2 * np.eye(len(w))
         w -= np.linalg.solve(hessian, l2 * w - d.T @ p)
     return w
-
-
-def planted(
-    seed: int, votes: int, truth: np.ndarray, noise: float = 0.1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Chosen and rejected features (N, H); a share of the votes is flipped."""
-    rng = np.random.default_rng(seed)
-    a, b = rng.normal(size=(2, votes, len(truth)))
-    first = ((a - b) @ truth > 0) ^ (rng.random(votes) < noise)
-    return np.where(first[:, None], a, b), np.where(first[:, None], b, a)
 
 
 def accuracy(weight: np.ndarray, truth: np.ndarray) -> float:
@@ -107,7 +95,7 @@ def test_separable_and_huge_differences_stay_finite() -> None:
 
 def test_scores_do_not_depend_on_scale_or_shift_of_the_features() -> None:
     truth = np.array([1.0, -1.0, 0.5, 0.0])
-    chosen, rejected = planted(0, 40, truth)
+    chosen, rejected = planted_rows(0, 40, truth)
     axes = np.array([[1.0, -1.0, 0.0, 0.0]])
     background = np.vstack([chosen, rejected])
     groups = list(range(40))
@@ -150,7 +138,7 @@ def test_copies_of_a_vote_do_not_improve_cross_validation() -> None:
 def test_shares_follow_the_held_out_loss() -> None:
     truth = np.zeros(30)
     truth[0] = 1.0
-    chosen, rejected = planted(3, 200, truth, noise=0.0)
+    chosen, rejected = planted_rows(3, 200, truth, noise=0.0)
     d, groups = chosen - rejected, list(range(200))
     alone = [blend_priors(votes_of(d), groups, priors=[Prior(l2)]) for l2 in (1.0, 1.2, 1e5)]
     blend = blend_priors(votes_of(d), groups, priors=[Prior(1.0), Prior(1.2), Prior(1e5)])
@@ -165,7 +153,7 @@ def test_shares_follow_the_held_out_loss() -> None:
 
 
 def test_a_blend_s_weight_is_the_average_of_its_fits() -> None:
-    chosen, rejected = planted(0, 60, np.ones(6))
+    chosen, rejected = planted_rows(0, 60, np.ones(6))
     axes, both = np.eye(6)[:2], np.vstack([chosen, rejected])
     fit = fit_head(chosen, rejected, range(60), background=[both], axes=axes)
     wanted = sum(
@@ -200,7 +188,7 @@ def test_priors_with_and_without_axes_count_the_same_before_any_vote() -> None:
     np.testing.assert_allclose(prior_masses(some), [1 / 6, 1 / 2, 1 / 6, 1 / 6])
     np.testing.assert_allclose(prior_masses(some[:1]), [1])
     np.testing.assert_allclose(prior_masses(some[2:]), [1 / 2, 1 / 2])
-    chosen, rejected = planted(0, 2, np.ones(6))
+    chosen, rejected = planted_rows(0, 2, np.ones(6))
     found = fit_head(chosen, rejected, [0, 1], background=[chosen], axes=np.ones((1, 6))).blend
     along = [share for prior, share in found.priors if prior.axis_strength]
     assert sum(along) == pytest.approx(1 / 2) and len(along) == 9
@@ -208,7 +196,7 @@ def test_priors_with_and_without_axes_count_the_same_before_any_vote() -> None:
 
 @pytest.mark.parametrize("votes", [1, 2, 30])
 def test_few_votes_or_a_single_prompt_give_equal_shares(votes: int) -> None:
-    chosen, rejected = planted(0, votes, np.ones(6))
+    chosen, rejected = planted_rows(0, votes, np.ones(6))
     fit = fit_head(
         chosen, rejected, ["the same"] * votes, background=[np.vstack([chosen, rejected])]
     )
@@ -220,7 +208,7 @@ def test_few_votes_or_a_single_prompt_give_equal_shares(votes: int) -> None:
 
 
 def test_features_that_never_vary_get_no_weight() -> None:
-    chosen, rejected = planted(0, 20, np.ones(4))
+    chosen, rejected = planted_rows(0, 20, np.ones(4))
     chosen[:, 2] = rejected[:, 2] = 5.0
     background = np.vstack([chosen, rejected])
     axes = np.array([[0.0, 0, 1, 0], [0.0, 0, 0, 0]])
@@ -233,7 +221,7 @@ def test_features_that_never_vary_get_no_weight() -> None:
 
 def test_recovers_a_planted_direction() -> None:
     truth = np.random.default_rng(7).normal(size=10)
-    chosen, rejected = planted(1, 400, truth)
+    chosen, rejected = planted_rows(1, 400, truth)
     fit = fit_head(chosen, rejected, range(400), background=[np.vstack([chosen, rejected])])
     assert accuracy(fit.weight, truth) > 0.9
     assert fit.blend.cv_accuracy > 0.75  # of 90%: one vote in ten is flipped
@@ -252,7 +240,7 @@ def test_axes_gain_much_along_them_and_cost_less_across(
     for name, truth in (("along", along), ("across", across)):
         found = []
         for seed in range(10):
-            chosen, rejected = planted(seed, votes, truth)
+            chosen, rejected = planted_rows(seed, votes, truth)
             both, groups = np.vstack([chosen, rejected]), range(votes)
             plain = fit_head(chosen, rejected, groups, background=[both])
             helped = fit_head(chosen, rejected, groups, background=[both], axes=axes)
@@ -290,78 +278,3 @@ def test_votes_of_the_wrong_shape_are_refused() -> None:
         fit_head(np.ones((1, 3)), np.zeros((1, 3)), ["p"], background=[np.ones((2, 4))])
     with pytest.raises(ValueError, match="finite"):
         fit_head(np.full((1, 3), np.nan), np.zeros((1, 3)), ["p"], background=[np.ones((2, 3))])
-
-
-def voted(votes: int, width: int, **given: np.ndarray) -> VoteFit:
-    kept = VoteFit(**given)
-    chosen, rejected = planted(4, votes, np.random.default_rng(4).normal(size=width))
-    for place in range(votes):
-        kept.add(chosen[place], rejected[place], f"prompt {place}")
-    return kept
-
-
-def test_saved_votes_give_the_same_fit(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    votes = voted(25, 12, axes=rng.normal(size=(3, 12)), background=rng.normal(size=(9, 12)))
-    before = votes.fit()
-    votes.save(tmp_path / "votes.safetensors")
-    again = VoteFit.load(tmp_path / "votes.safetensors")
-    assert len(again) == 25 and again.groups == votes.groups
-    np.testing.assert_array_equal(again.fit().weight, before.weight)
-    assert again.fit().blend == before.blend
-    VoteFit().save(tmp_path / "none.safetensors")
-    assert len(VoteFit.load(tmp_path / "none.safetensors")) == 0
-
-
-def test_a_subset_is_fitted_to_its_votes_alone() -> None:
-    votes = voted(30, 5)
-    part = votes.subset(range(10, 20))
-    alone = voted(0, 5)
-    for place in range(10, 20):
-        alone.add(votes.chosen[place], votes.rejected[place], votes.groups[place])
-    np.testing.assert_array_equal(part.fit().weight, alone.fit().weight)
-    assert len(votes) == 30 and not np.array_equal(votes.fit().weight, part.fit().weight)
-
-
-def test_a_large_subset_keeps_the_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vote_fit, "MANY", 20)
-    votes = voted(60, 5)
-    whole = votes.fit()
-    assert votes.subset(range(30)).fit().blend is whole.blend
-    assert votes.subset(range(19)).fit().blend != whole.blend
-
-
-def test_votes_can_be_added_to_many() -> None:
-    chosen, rejected = planted(2, 40, np.ones(5))
-    one, by_one = VoteFit(), VoteFit()
-    one.add_all(chosen[:30].astype(np.float32), rejected[:30].astype(np.float32), range(30))
-    one.add_all(chosen[30:].astype(np.float32), rejected[30:].astype(np.float32), range(30, 40))
-    for place in range(40):
-        by_one.add(chosen[place], rejected[place], place)
-    np.testing.assert_array_equal(one.fit().weight, by_one.fit().weight)
-    np.testing.assert_array_equal(one.chosen, chosen.astype(np.float32))
-    with pytest.raises(ValueError, match="two rows each"):
-        VoteFit().add_all(one.chosen, one.rejected[:3], range(40))
-
-
-def test_unreadable_votes_are_a_clear_error(tmp_path: Path) -> None:
-    broken = tmp_path / "votes.safetensors"
-    broken.write_bytes(b"not a safetensors file at all")
-    for path in (broken, tmp_path / "missing.safetensors"):
-        with pytest.raises(UserError, match="can't be read"):
-            VoteFit.load(path)
-
-
-def test_another_vote_is_fitted_in_milliseconds() -> None:
-    votes = voted(200, 576, axes=np.random.default_rng(1).normal(size=(20, 576)))
-    started = time.perf_counter()
-    weighted = votes.fit()
-    assert time.perf_counter() - started < 2  # with the priors weighted by cross-validation
-    times = []
-    for extra in range(5):
-        votes.add(np.ones(576), np.zeros(576), f"one more {extra}")
-        started = time.perf_counter()
-        fit = votes.fit()
-        times.append(time.perf_counter() - started)
-    assert fit.blend is weighted.blend
-    assert min(times) < 0.15  # some 20 ms on one core; room for a busy machine
