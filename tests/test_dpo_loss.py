@@ -2,11 +2,14 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from trl.trainer import utils
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runtime.errors import UserError
@@ -15,6 +18,7 @@ from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, dpo_arguments,
 from lorarlhf.stages.held_out import FEWEST, hold_out
 from lorarlhf.stages.keep_best import KeepBest
 from lorarlhf.stages.kto import KTOSettings, train_kto
+from lorarlhf.stages.trl import trainer
 from lorarlhf.stages.trl.arguments import Placement
 from lorarlhf.stages.trl.dpo import answer_losses
 
@@ -103,6 +107,34 @@ def test_the_sft_term_keeps_chosen_answers_likely(tiny_base: Path, tmp_path: Pat
         first, last = [row["chosen_logp"] for row in log_of(run) if "chosen_logp" in row]
         ends.append(last - first)
     assert ends[1] > ends[0] + 0.5
+
+
+def test_only_positions_with_a_label_reach_the_lm_head(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    own = utils._ChunkedLogProbFunction
+
+    def counted(hidden: torch.Tensor, *rest: Any) -> Any:
+        counts.append(len(hidden))
+        return own.apply(hidden, *rest)
+
+    def trained(name: str) -> tuple[torch.Tensor, list[int]]:
+        counts.clear()
+        backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32")
+        made = DPOSettings(**SIZES, evaluations=0)
+        train_direct(backbone, PAIRS, Run(tmp_path / name, "dpo", {"seed": 0}), "dpo", made)
+        return policy(backbone), list(counts)
+
+    before = utils._use_triton
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=counted))
+    weights, few = trained("labelled")
+    assert utils._use_triton is before
+    monkeypatch.setattr(trainer, "labelled_positions_only", nullcontext)
+    same, all_of_them = trained("all")
+    torch.testing.assert_close(weights, same)
+    assert len(few) == len(all_of_them) == 4  # two steps, policy and reference
+    assert all(less < 0.6 * more for less, more in zip(few, all_of_them, strict=True))
 
 
 # ---- held-out prompts

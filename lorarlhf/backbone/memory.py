@@ -23,7 +23,7 @@ from lorarlhf.backbone.shape import Shape
 
 FLOAT32 = 4
 ADAM = 2 * FLOAT32  # two running means for each weight
-TRL_HEAD = 40  # for each labelled token and vocabulary entry: TRL's fused LM head without Triton
+TRL_HEAD = 23  # for each labelled token and vocabulary entry: TRL's fused LM head without Triton
 FULL_LOGITS = 17  # for each token and vocabulary entry: TRL's full logits (ORPO)
 
 

@@ -37,7 +37,7 @@ from lorarlhf.stages.conversations import Row
 from lorarlhf.stages.inputs import PPOSettings, RewardSpec
 from lorarlhf.stages.trl.arguments import Placement, trl_arguments
 from lorarlhf.stages.trl.checkpointing import CheckpointingMixin, saving
-from lorarlhf.stages.trl.trainer import dequantised, remove_library_output, scale_losses
+from lorarlhf.stages.trl.trainer import remove_library_output, scale_losses, speed_ups
 
 # TRL's trainer and configuration of each algorithm.
 TRAINERS = {"rloo": ("RLOOTrainer", "RLOOConfig"), "grpo": ("GRPOTrainer", "GRPOConfig")}
@@ -110,7 +110,7 @@ def train_critic_free(
         remove_library_output(trainer)
         scale_losses(trainer)
         backbone.float32_adapters()
-        with dequantised(backbone):
+        with speed_ups(backbone):
             trainer.train(resume)
     backbone.save("policy", run.folder / "adapters" / "policy")
     return log.summary()

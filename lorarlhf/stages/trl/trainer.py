@@ -59,20 +59,44 @@ def run_trl_trainer(
                 weight.data = weight.data.float()
         reentrant = (checkpointing or {}).get("use_reentrant")  # then the trunk has gradients
         remembering = nullcontext() if reentrant else backbone.forward.remembered_trunk()
-        with dequantised(backbone), remembering:
+        with speed_ups(backbone), remembering:
             trainer.train(resume)
     return trainer
 
 
 @contextmanager
-def dequantised(backbone: Backbone) -> Iterator[None]:
-    """Keep weights dequantised while one of TRL's trainers reads them again and again."""
-    # TRL's LM head takes the plain weight, and the reward role has none.
+def speed_ups(backbone: Backbone) -> Iterator[None]:
+    """What makes TRL's trainers faster on the shared base, with the same results."""
+    # Weights are kept dequantised, since a training reads them again and again. TRL's LM head takes
+    # the plain weight, and the reward role has none.
     with (
         backbone.dequantised(backbone.split, backward=True, head=False),
         backbone.dequantised(head=False),
+        labelled_positions_only(),
     ):
         yield
+
+
+@contextmanager
+def labelled_positions_only() -> Iterator[None]:
+    """Let TRL's fused LM head compute only the positions that have a label on every device.
+
+    TRL does so on devices with Triton. On others it also computes the prompts and the padding, and
+    then throws those away, which makes a step of DPO or KTO on the CPU 1.4 times as long. The rest
+    of what TRL does without Triton stays (TRL 1.16).
+    """
+    from trl.trainer import utils
+
+    name = "_use_triton"  # in this module it decides nothing else
+    if not hasattr(utils, name):  # a later TRL: only the time is lost
+        yield
+        return
+    before = getattr(utils, name)
+    setattr(utils, name, lambda device: True)
+    try:
+        yield
+    finally:
+        setattr(utils, name, before)
 
 
 def remove_library_output(trainer: Any) -> None:
