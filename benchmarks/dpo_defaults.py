@@ -2,6 +2,7 @@
 
     python benchmarks/dpo_defaults.py --out runs/dpo_defaults.json
     python benchmarks/dpo_defaults.py --votes 2000 --rates 1e-4 2e-4 --out runs/dpo_2000.json
+    python benchmarks/dpo_defaults.py --method kto --rates 1e-4 5e-4 --epochs 1 3
 
 A simulated rater, a tenth of whose votes are wrong, votes on answers of the base to the 280 bundled
 prompts. Each setting trains the base's policy on these votes. The policy then answers each of the
@@ -34,10 +35,14 @@ from lorarlhf.backbone.generation import Completion, generate
 from lorarlhf.rewards.raters import RATERS, Answer, Rater
 from lorarlhf.rewards.role import encode_answer
 from lorarlhf.runtime.run import Run
-from lorarlhf.stages.dpo_orpo import DPOSettings, train_direct
+from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, train_direct
+from lorarlhf.stages.kto import KTOSettings, train_kto
 from lorarlhf.stages.preference_watch import likelihoods, sample_figures
 
 HELD_OUT, NOISE = 60, 0.1
+METHODS = ("dpo", "orpo", "kto")
+OWN = ("sft_weight", "noise")  # settings of DPO alone
+Settings = DirectSettings | KTOSettings
 Row = dict[str, Any]
 
 
@@ -81,14 +86,17 @@ class Bench:
         """The base's own answers to the held-out prompts."""
         return [self.pool.answers[place] for place in self.unseen]
 
-    def train(self, rows: list[Row], settings: DPOSettings, seed: int) -> Row:
+    def train(self, method: str, rows: list[Row], settings: Settings, seed: int) -> Row:
         """The figures of a policy that is trained from the base on."""
         own = self.backbone.parameters_of("policy")
         for weight, first in zip(own, self.start, strict=True):
             weight.data.copy_(first)
         with TemporaryDirectory() as folder:
-            run = Run(folder, "dpo", {"seed": seed})
-            found = train_direct(self.backbone, rows, run, "dpo", settings)
+            run = Run(folder, method, {"seed": seed})
+            if isinstance(settings, KTOSettings):
+                found = train_kto(self.backbone, rows, run, settings)
+            else:
+                found = train_direct(self.backbone, rows, run, method, settings)
             lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         log = [json.loads(line) for line in lines]
         margins = [row["rewards/margins"] for row in log if "rewards/margins" in row]
@@ -116,12 +124,13 @@ HEAD = (
 )
 
 
-def table_row(settings: DPOSettings | None, found: Row) -> str:
+def table_row(settings: Settings | None, found: Row) -> str:
     """One line of the table; without settings that of the base."""
     cells = ["the base", "", "", "", ""]
     if settings is not None:
-        made = (settings.epochs, settings.sft_weight, settings.noise, settings.holdout)
-        cells = [f"{settings.learning_rate:g}", *(f"{value:g}" for value in made)]
+        made = [settings.learning_rate, settings.epochs]
+        made += [getattr(settings, name, 0.0) for name in OWN]
+        cells = [f"{value:g}" for value in (*made, settings.holdout)]
     won = found["win_rate"]
     low, high = won["ci95"]
     cells += [f"{won['rate']:.0%} ({low:.0%} to {high:.0%})", f"{found['repetition']:.1%}"]
@@ -131,26 +140,31 @@ def table_row(settings: DPOSettings | None, found: Row) -> str:
     return f"| {' | '.join(cells)} | {', '.join(found.get('alarms', []))} |"
 
 
-def combinations(args: argparse.Namespace) -> list[DPOSettings]:
-    """All settings that the options name."""
-    named = itertools.product(args.epochs, args.rates, args.sft, args.noise, args.holdout)
-    return [
-        DPOSettings(
-            epochs=epochs,
-            learning_rate=rate,
-            sft_weight=sft,
-            noise=noise,
-            holdout=holdout,
-            evaluations=4 if holdout else 1,  # for the alarms the start and the end are enough
+def combinations(args: argparse.Namespace) -> list[Settings]:
+    """All settings that the options name; the SFT term and the noise are DPO's alone."""
+    found: list[Settings] = []
+    own = itertools.product(args.sft, args.noise) if args.method == "dpo" else [()]
+    for epochs, rate, more, holdout in itertools.product(
+        args.epochs, args.rates, list(own), args.holdout
+    ):
+        kind = {"dpo": DPOSettings, "orpo": DirectSettings, "kto": KTOSettings}[args.method]
+        found.append(
+            kind(
+                epochs=epochs,
+                learning_rate=rate,
+                holdout=holdout,
+                evaluations=4 if holdout else 1,  # for the alarms the start and the end are enough
+                **dict(zip(OWN, more, strict=False)),
+            )
         )
-        for epochs, rate, sft, noise, holdout in named
-    ]
+    return found
 
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", default="smollm2-135m", help="name, folder or id of a base")
+    parser.add_argument("--method", choices=METHODS, default="dpo")
     parser.add_argument("--rater", choices=sorted(RATERS), default="cheerful")
     parser.add_argument("--votes", type=int, default=150, help="as far as there are so many")
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-6, 2e-5, 5e-5, 1e-4, 2e-4])
@@ -172,11 +186,12 @@ def main() -> None:
         prompts, held_out, tokens, wanted = prompts[:40], 8, 12, 16
     bench = Bench(args.base, args.rater, prompts, held_out, tokens)
     rows = bench.votes(wanted, args.seed)
-    print(f"{len(rows)} votes by {args.rater}, seed {args.seed}\n\n{HEAD}", flush=True)
+    title = f"{args.method}: {len(rows)} votes by {args.rater}, seed {args.seed}"
+    print(f"{title}\n\n{HEAD}", flush=True)
     found = [{"settings": None} | bench.measure()]
     print(table_row(None, found[0]), flush=True)
     for settings in combinations(args):
-        figures = bench.train(rows, settings, args.seed)
+        figures = bench.train(args.method, rows, settings, args.seed)
         found.append({"settings": vars(settings)} | figures)
         print(table_row(settings, figures), flush=True)
         if args.out:

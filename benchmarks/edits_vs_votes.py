@@ -114,7 +114,7 @@ def train(method: str, backbone: Backbone, rows: list[Row], seed: int, tokens: i
                 rows = edited_pairs(rows)
             if not rows:
                 return 0
-            train_direct(backbone, rows, run, "dpo", DPOSettings(epochs=2))
+            train_direct(backbone, rows, run, "dpo", DPOSettings())
         return len(rows)
 
 

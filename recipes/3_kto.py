@@ -32,8 +32,8 @@ from lorarlhf.stages.kto import KTOSettings
 BASE = "smollm2-135m"
 METHOD = "kto"
 BETA = 0.1  # strength of the reference
-EPOCHS = 2  # passes over the answers
-LEARNING_RATE = 1e-4
+EPOCHS = 3  # passes over the answers
+LEARNING_RATE = None  # by the base's width: 5e-4 for the small base
 BATCH_SIZE = 8  # answers per optimizer step
 MAX_NEW_TOKENS = 64  # length of the answers in the comparison
 RATER = "cheerful"  # judges at the end, by its rule without noise

@@ -32,8 +32,8 @@ from lorarlhf.stages.dpo_orpo import DirectSettings
 BASE = "smollm2-135m"
 METHOD = "orpo"
 BETA = 0.1  # weight of the odds ratio against the likelihood
-EPOCHS = 2  # passes over the votes
-LEARNING_RATE = 1e-4
+EPOCHS = 3  # passes over the votes
+LEARNING_RATE = None  # by the base's width: 5e-4 for the small base
 BATCH_SIZE = 8  # votes per optimizer step
 MAX_NEW_TOKENS = 64  # length of the answers in the comparison
 RATER = "cheerful"  # judges at the end, by its rule without noise

@@ -17,6 +17,7 @@ then those of the newest policy.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from lorarlhf import Backbone, UserError, generate, train_direct
@@ -35,7 +36,7 @@ PROMPTS = 80  # in each round, answered twice, with one vote each
 RATER = "cheerful"  # votes, and judges at the end of each round without noise
 NOISE = 0.1  # fraction of votes that are wrong
 MAX_NEW_TOKENS = 64
-SETTINGS = DPOSettings(epochs=1, learning_rate=1e-4, beta=0.1)
+SETTINGS = DPOSettings(epochs=3, beta=0.1)
 SEED = 0
 
 
@@ -52,8 +53,10 @@ def main() -> None:
     if not supervised.is_dir():
         raise UserError(f"There is no {supervised} yet. Run first: python recipes/1_supervised.py")
     rounds, size, held_out, length = ROUNDS, PROMPTS, 60, MAX_NEW_TOKENS
+    settings = SETTINGS
     if args.quick:
         rounds, size, held_out, length = 2, 12, 6, 12
+        settings = replace(SETTINGS, epochs=1)
 
     backbone = Backbone.load(args.base, seed=SEED, log=print)
     backbone.load_role("policy", supervised)
@@ -70,10 +73,10 @@ def main() -> None:
 
         place = folder / f"round_{number}"
         archive_earlier_run(place)
-        run = Run(place, "dpo", {"seed": SEED, "round": number, **vars(SETTINGS)})
+        run = Run(place, "dpo", {"seed": SEED, "round": number, **vars(settings)})
         run.base(backbone)
         write_jsonl(place / "preferences.jsonl", votes)
-        trained = train_direct(backbone, votes, run, "dpo", SETTINGS)
+        trained = train_direct(backbone, votes, run, "dpo", settings)
         now = answers(backbone, heldout, length, SEED + 1)
         figures, _ = judge(Rater.named(RATER, noise=0), heldout, start, now, SEED)
         write_json(place / "summary.json", run.finish("done", trained | figures))

@@ -11,6 +11,8 @@ import dpo_defaults
 from _pools import Pool
 
 from lorarlhf.rewards.raters import Answer, Rater
+from lorarlhf.stages.dpo_orpo import DirectSettings
+from lorarlhf.stages.kto import KTOSettings
 
 
 def test_votes_become_pairs_and_ties_are_left_out() -> None:
@@ -28,7 +30,7 @@ def test_votes_become_pairs_and_ties_are_left_out() -> None:
 def test_every_combination_has_its_settings_and_its_line() -> None:
     words = ["--rates", "1e-4", "2e-4", "--epochs", "1", "--sft", "0", "1", "--holdout", "0.2"]
     made = dpo_defaults.combinations(dpo_defaults.options().parse_args(words))
-    assert [(one.learning_rate, one.sft_weight) for one in made] == [
+    assert [(one.learning_rate, getattr(one, "sft_weight", None)) for one in made] == [
         (1e-4, 0.0),
         (1e-4, 1.0),
         (2e-4, 0.0),
@@ -44,3 +46,11 @@ def test_every_combination_has_its_settings_and_its_line() -> None:
     )
     cells = dpo_defaults.HEAD.splitlines()[0].count("|")
     assert line.count("|") == dpo_defaults.table_row(None, found).count("|") == cells
+
+
+def test_the_other_methods_have_settings_without_dpo_s_own() -> None:
+    for method, kind in (("orpo", DirectSettings), ("kto", KTOSettings)):
+        words = ["--method", method, "--rates", "1e-3", "--epochs", "1", "3"]
+        made = dpo_defaults.combinations(dpo_defaults.options().parse_args(words))
+        assert [type(one) for one in made] == [kind, kind]
+        assert [(one.epochs, one.learning_rate) for one in made] == [(1.0, 1e-3), (3.0, 1e-3)]

@@ -18,6 +18,7 @@ from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, dpo_arguments,
 from lorarlhf.stages.held_out import FEWEST, hold_out
 from lorarlhf.stages.keep_best import KeepBest
 from lorarlhf.stages.kto import KTOSettings, train_kto
+from lorarlhf.stages.step_size import rate_for
 from lorarlhf.stages.trl import trainer
 from lorarlhf.stages.trl.arguments import Placement
 from lorarlhf.stages.trl.dpo import answer_losses
@@ -109,6 +110,36 @@ def test_the_sft_term_keeps_chosen_answers_likely(tiny_base: Path, tmp_path: Pat
     assert ends[1] > ends[0] + 0.5
 
 
+@pytest.mark.parametrize(("width", "rate"), [(64, 5e-4), (576, 5e-4), (1152, 2.5e-4), (5760, 5e-5)])
+def test_wider_bases_take_smaller_steps(width: int, rate: float) -> None:
+    assert rate_for(width) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "rate"),
+    [
+        ("dpo", {}, 5e-4),
+        ("orpo", {}, 5e-4),
+        ("kto", {}, 5e-4),
+        ("dpo", {"learning_rate": 2e-3}, 2e-3),
+        ("kto", {"trl": {"learning_rate": 3e-3}}, 3e-3),
+    ],
+)
+def test_a_rate_that_is_given_replaces_the_default(
+    method: str, settings: Row, rate: float, tiny_base: Path, tmp_path: Path
+) -> None:
+    backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32")
+    kind = {"dpo": DPOSettings, "orpo": DirectSettings, "kto": KTOSettings}[method]
+    made = kind(**{"epochs": 1, "evaluations": 0} | settings)
+    run = Run(tmp_path, method, {"seed": 0})
+    if method == "kto":
+        found = train_kto(backbone, PAIRS, run, made)
+    else:
+        found = train_direct(backbone, PAIRS, run, method, made)
+    assert found["learning_rate"] == rate
+    assert log_of(run)[0]["learning_rate"] == pytest.approx(rate)
+
+
 def test_only_positions_with_a_label_reach_the_lm_head(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +153,7 @@ def test_only_positions_with_a_label_reach_the_lm_head(
     def trained(name: str) -> tuple[torch.Tensor, list[int]]:
         counts.clear()
         backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32")
-        made = DPOSettings(**SIZES, evaluations=0)
+        made = DPOSettings(**SIZES, epochs=1, evaluations=0)
         train_direct(backbone, PAIRS, Run(tmp_path / name, "dpo", {"seed": 0}), "dpo", made)
         return policy(backbone), list(counts)
 

@@ -112,8 +112,10 @@ def test_a_run_that_recorded_relative_paths_resumes(
     (tmp_path / "r.py").write_text("")
     earlier = {"data": "d.jsonl", "reward_function": ["r.py:f"], "epochs": 2.0}
     Run(tmp_path / "ppo", "ppo", earlier).finish("stopped")
-    resumed, _ = fill_in(request("ppo", "--out", "ppo", "--resume"))
+    resumed, settings = fill_in(request("ppo", "--out", "ppo", "--resume"))
     assert resumed.data == "d.jsonl"
+    assert {item.name: item.value for item in settings} == earlier
+    assert settings[0].where == str(Path("ppo/run.json"))
     log_changed_settings(tmp_path / "ppo", resumed.recorded() | {"epochs": 2.0})
     assert capsys.readouterr().err == ""
     log_changed_settings(tmp_path / "ppo", resumed.recorded() | {"epochs": 3.0})

@@ -26,15 +26,18 @@ FEWEST_PROMPTS = 4  # one on each side of a split, and some to learn from
 
 
 def fill_in(request: TrainRequest) -> tuple[TrainRequest, list[SettingValue]]:
-    """The request, completed from its earlier run and its project; and the project's settings.
+    """The request, completed from its earlier run and its project; and the settings of both.
+
+    Those of the project come last, so that they count.
 
     Raises:
         UserError: there is no project and no file, there are too few votes, or project.yaml has a
             key that does not belong there.
     """
     project = Project(request.project) if request.project else None
+    earlier: list[SettingValue] = []
     if request.resume:
-        request = _with_earlier_files(request, project)
+        request, earlier = _with_earlier_run(request, project)
     if project is None:
         if request.data is None:
             stage = request.stage
@@ -42,8 +45,8 @@ def fill_in(request: TrainRequest) -> tuple[TrainRequest, list[SettingValue]]:
                 f"{stage.name} needs {stage.data_option} FILE with {stage.rows}, or a project's "
                 "folder."
             )
-        return _without_init(request), []
-    settings = project_settings(project)
+        return _without_init(request), earlier
+    settings = earlier + project_settings(project)
     request = _with_sources(request, project)
     rows = None if request.data or not request.stage.export else vote_rows(project, request.stage)
     if request.out is None:
@@ -74,8 +77,10 @@ def remove_reserved(request: TrainRequest) -> None:
         Path(request.votes).unlink(missing_ok=True)
 
 
-def _with_earlier_files(request: TrainRequest, project: Project | None) -> TrainRequest:
-    """The request with the folder of the unfinished run, and with the files that it was made from.
+def _with_earlier_run(
+    request: TrainRequest, project: Project | None
+) -> tuple[TrainRequest, list[SettingValue]]:
+    """The request with the folder and the files of the unfinished run, and that run's settings.
 
     Raises:
         UserError: the project has no unfinished run of that stage.
@@ -89,10 +94,14 @@ def _with_earlier_files(request: TrainRequest, project: Project | None) -> Train
                 "Without --resume a new one begins."
             )
         request = replace(request, out=str(run))
-    about = read_json(request.folder / "run.json")
+    file = request.folder / "run.json"
+    about = read_json(file)
     config = about.get("config")
-    same_stage = about.get("stage") == name
-    return request.restored(config) if same_stage and isinstance(config, dict) else request
+    if about.get("stage") != name or not isinstance(config, dict):
+        return request, []
+    # Defaults may have changed since then, and a run goes on with those that it began with.
+    settings = [SettingValue(key, value, str(file)) for key, value in config.items()]
+    return request.restored(config), settings
 
 
 def newest_run(folder: str, role: str) -> str:

@@ -19,6 +19,7 @@ from lorarlhf.stages.conversations import Row, conversational, refuse_template_c
 from lorarlhf.stages.held_out import hold_out
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.preference_run import run_watched
+from lorarlhf.stages.step_size import given_rate
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.checkpointing import saving
 from lorarlhf.stages.trl.dpo import DPOMixin
@@ -33,8 +34,9 @@ SHOWN = ("loss", "rewards/accuracies")
 class DirectSettings:
     """Settings of ORPO, and those that DPO shares; `trl` reaches TRL's other fields."""
 
-    epochs: PositiveFloat = 1.0  # passes over the pairs
-    learning_rate: NonNegativeFloat = 1e-4  # step size of the policy's adapter
+    epochs: PositiveFloat = 3.0  # passes over the pairs
+    # Step size of the policy's adapter; none: by the base's width, 5e-4 for the small base
+    learning_rate: NonNegativeFloat | None = None
     batch_size: PositiveInt = 8  # pairs in one optimizer step
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together
@@ -130,7 +132,7 @@ def pair_arguments(settings: DirectSettings) -> dict[str, Any]:
     """The settings by TRL's names."""
     return {
         "num_train_epochs": settings.epochs,
-        "learning_rate": settings.learning_rate,
+        **given_rate(settings),
         **batch_arguments(settings.batch_size, settings.micro_batch_size),
         "per_device_eval_batch_size": settings.micro_batch_size,
         "max_length": settings.max_tokens,

@@ -10,6 +10,7 @@ from lorarlhf.stages.conversations import Row
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.keep_best import KeepBest
 from lorarlhf.stages.preference_watch import PreferenceWatch
+from lorarlhf.stages.step_size import fill_in_rate
 from lorarlhf.stages.trl.trainer import run_trl_trainer
 
 PATIENCE = 2
@@ -32,8 +33,8 @@ def run_watched(
         rows: the training rows in their order.
 
     Returns:
-        the trainer; the `alarms` that are on for the policy that is kept, and with held-out rows
-        their number, the `kept_step` and its `eval_loss`.
+        the trainer; the `learning_rate` at the start, the `alarms` that are on for the policy that
+        is kept, and with held-out rows their number, the `kept_step` and its `eval_loss`.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, after the checkpoint was written.
@@ -44,6 +45,7 @@ def run_watched(
     keeper = KeepBest(backbone, "policy", patience=PATIENCE) if held is not None else None
     watch = PreferenceWatch(backbone, run, inputs) if inputs.settings.evaluations else None
     inputs.args.eval_on_start = held is not None
+    fill_in_rate(inputs.args, inputs.settings, backbone.hidden_size)
     trainer = run_trl_trainer(
         trainer_class,
         backbone,
@@ -54,12 +56,12 @@ def run_watched(
         eval_dataset=None if held is None else Dataset.from_list(list(held)),
         callbacks=[RunCallback(run, title, shown), *filter(None, (watch, keeper))],
     )
-    found: Row = {}
+    found: Row = {"learning_rate": inputs.args.learning_rate}
     kept_step = trainer.state.global_step
     if keeper is not None and held is not None:
         keeper.restore()
         kept_step = keeper.best_step
-        found = {"held_out": len(held), "kept_step": kept_step, "eval_loss": keeper.best_loss}
+        found |= {"held_out": len(held), "kept_step": kept_step, "eval_loss": keeper.best_loss}
         _log_kept(kept_step, trainer.state.global_step)
     backbone.save("policy", run.folder / "adapters" / "policy")
     if inputs.goes_on and trainer.interrupted:

@@ -14,7 +14,7 @@ HEAVY = (
     "torch transformers datasets trl peft bitsandbytes accelerate pandas scipy matplotlib gradio"
 )
 SHARED = ("callbacks", "conversations", "inputs", "keep_best", "table", "trl")  # by the stages
-SHARED += ("held_out", "preference_alarms", "preference_run", "preference_watch")
+SHARED += ("held_out", "preference_alarms", "preference_run", "preference_watch", "step_size")
 
 
 def test_folders_import_lower_floors_only() -> None:
