@@ -1,7 +1,7 @@
 """DPO by learning rate, passes and SFT term: what it wins, and whether the answers fall apart.
 
     python benchmarks/dpo_defaults.py --out runs/dpo_defaults.json
-    python benchmarks/dpo_defaults.py --votes 2000 --rates 1e-4 2e-4 --out runs/dpo_2000.json
+    python benchmarks/dpo_defaults.py --votes 2000 --rates 5e-4 --epochs 3 --holdout 0.1
     python benchmarks/dpo_defaults.py --method kto --rates 1e-4 5e-4 --epochs 1 3
 
 A simulated rater, a tenth of whose votes are wrong, votes on answers of the base to the 280 bundled
@@ -167,9 +167,9 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=METHODS, default="dpo")
     parser.add_argument("--rater", choices=sorted(RATERS), default="cheerful")
     parser.add_argument("--votes", type=int, default=150, help="as far as there are so many")
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-6, 2e-5, 5e-5, 1e-4, 2e-4])
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4, 1e-3])
     parser.add_argument("--epochs", type=float, nargs="+", default=[1.0, 3.0], help="passes")
-    parser.add_argument("--sft", type=float, nargs="+", default=[0.0, 1.0], help="sft_weight")
+    parser.add_argument("--sft", type=float, nargs="+", default=[0.0, 0.2, 1.0], help="sft_weight")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0], help="robust loss above 0")
     parser.add_argument("--holdout", type=float, nargs="+", default=[0.0])
     parser.add_argument("--seed", type=int, default=0, help="of the votes and of the training")

@@ -54,7 +54,7 @@ class DPOSettings(DirectSettings):
     """Settings of DPO. `trl.loss_type` replaces the whole loss, the SFT term included."""
 
     # Weight of the chosen answers' mean negative log-likelihood per token, added to the loss
-    sft_weight: NonNegativeFloat = 1.0
+    sft_weight: NonNegativeFloat = 0.2
     noise: FractionBelowHalf = 0.0  # share of wrong votes, for the robust loss; 0: the usual loss
 
 
