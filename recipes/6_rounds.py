@@ -6,7 +6,8 @@ simulated.
 
     python recipes/6_rounds.py
 
-Costs: in each round 80 votes and a pass of DPO over them; progress bars show the remaining time.
+Costs: in each round 80 votes and three passes of DPO over them; progress bars show how long it
+takes.
 You should see: the share of comparisons that the policy wins against the model of step 1. It need
 not rise in every round: with this few votes, a change of a few percent is chance.
 You get: runs/6_rounds/round_1, round_2, ... with adapters/policy and preferences.jsonl each, and

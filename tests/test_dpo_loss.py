@@ -2,18 +2,19 @@
 
 import json
 import math
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import trl
 from trl.trainer import utils
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
+from lorarlhf.stages import step_size
 from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, dpo_arguments, train_direct
 from lorarlhf.stages.held_out import FEWEST, hold_out
 from lorarlhf.stages.keep_best import KeepBest
@@ -118,18 +119,24 @@ def test_wider_bases_take_smaller_steps(width: int, rate: float) -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "rate"),
     [
-        ("dpo", {}, 5e-4),
-        ("orpo", {}, 5e-4),
-        ("kto", {}, 5e-4),
+        ("dpo", {}, 2.5e-4),
+        ("orpo", {}, 2.5e-4),
+        ("kto", {}, 2.5e-4),
         ("dpo", {"learning_rate": 2e-3}, 2e-3),
         ("kto", {"trl": {"learning_rate": 3e-3}}, 3e-3),
     ],
 )
 def test_a_rate_that_is_given_replaces_the_default(
-    method: str, settings: Row, rate: float, tiny_base: Path, tmp_path: Path
+    method: str,
+    settings: Row,
+    rate: float,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32")
     kind = {"dpo": DPOSettings, "orpo": DirectSettings, "kto": KTOSettings}[method]
+    monkeypatch.setattr(step_size, "MEASURED_WIDTH", backbone.hidden_size / 2)
     made = kind(**{"epochs": 1, "evaluations": 0} | settings)
     run = Run(tmp_path, method, {"seed": 0})
     if method == "kto":
@@ -158,11 +165,13 @@ def test_only_positions_with_a_label_reach_the_lm_head(
         return policy(backbone), list(counts)
 
     before = utils._use_triton
+    assert trl.__version__.startswith(trainer.KNOWN_TRL)
     monkeypatch.setattr(utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=counted))
-    weights, few = trained("labelled")
+    monkeypatch.setattr(trl, "__version__", "1.17.0")
+    weights, all_of_them = trained("another version")
+    monkeypatch.setattr(trl, "__version__", f"{trainer.KNOWN_TRL}0")
+    same, few = trained("labelled")
     assert utils._use_triton is before
-    monkeypatch.setattr(trainer, "labelled_positions_only", nullcontext)
-    same, all_of_them = trained("all")
     torch.testing.assert_close(weights, same)
     assert len(few) == len(all_of_them) == 4  # two steps, policy and reference
     assert all(less < 0.6 * more for less, more in zip(few, all_of_them, strict=True))

@@ -9,7 +9,7 @@ import pytest
 
 from lorarlhf.cli.parser import Parser, build_parser
 from lorarlhf.cli.project_defaults import fill_in, remove_reserved
-from lorarlhf.cli.request import TrainRequest, recorded_fields
+from lorarlhf.cli.request import NO_RUN, TrainRequest, recorded_fields
 from lorarlhf.project.project import create
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
@@ -81,7 +81,9 @@ def test_what_is_recorded_is_what_a_new_run_keeps(tmp_path: Path) -> None:
     assert asked.recorded() == kept | {"judge_function": ["j.py:g", "j.py:h"]}
     run = Run(tmp_path, "ppo", asked.recorded())
     saved = read_json(run.folder / "run.json")["config"]
-    assert request("ppo").restored(saved) == request("ppo").restored(asked.recorded())
+    found = request("ppo").restored(saved, "run.json")
+    assert found == request("ppo").restored(asked.recorded(), "run.json")
+    assert found.recorded() == asked.recorded() | {"init": NO_RUN}
 
 
 def test_existing_files_are_recorded_with_their_absolute_paths(
@@ -112,10 +114,10 @@ def test_a_run_that_recorded_relative_paths_resumes(
     (tmp_path / "r.py").write_text("")
     earlier = {"data": "d.jsonl", "reward_function": ["r.py:f"], "epochs": 2.0}
     Run(tmp_path / "ppo", "ppo", earlier).finish("stopped")
-    resumed, settings = fill_in(request("ppo", "--out", "ppo", "--resume"))
-    assert resumed.data == "d.jsonl"
-    assert {item.name: item.value for item in settings} == earlier
-    assert settings[0].where == str(Path("ppo/run.json"))
+    resumed, _ = fill_in(request("ppo", "--out", "ppo", "--resume"))
+    assert resumed.data == "d.jsonl" and resumed.init is None
+    assert {item.name: item.value for item in resumed.earlier} == earlier
+    assert resumed.earlier[0].where == str(Path("ppo/run.json"))
     log_changed_settings(tmp_path / "ppo", resumed.recorded() | {"epochs": 2.0})
     assert capsys.readouterr().err == ""
     log_changed_settings(tmp_path / "ppo", resumed.recorded() | {"epochs": 3.0})

@@ -41,6 +41,23 @@ def test_defaults_are_those_of_the_stage_and_of_the_backbone() -> None:
     assert settings.trl == {} and settings.given == frozenset()
 
 
+def test_a_run_s_own_values_hold_unless_they_are_named_again() -> None:
+    earlier = [
+        SettingValue("trl", {"loss_type": ["ipo"], "warmup_steps": 3}, "run.json"),
+        SettingValue("epochs", -1.0, "run.json"),  # what this version refuses
+        SettingValue("beta", 0.3, "run.json"),
+        SettingValue("data", "votes.jsonl", "run.json"),
+    ]
+    with pytest.raises(UserError, match="run.json: epochs"):
+        resolve(STAGES["dpo"], inherited=earlier)
+    sets = ["epochs=2", "trl.warmup_steps=5"]
+    settings = resolve(STAGES["dpo"], sets=sets, inherited=earlier)
+    assert settings.trl == {"loss_type": ["ipo"], "warmup_steps": 5}
+    assert settings.own["epochs"] == 2.0 and settings.own["beta"] == 0.3
+    assert settings.given == {"epochs", "trl.warmup_steps"}
+    assert resolve("score", inherited=earlier).trl == {}
+
+
 def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
     config = write(tmp_path, "bits: 8\nseed: 1\nepochs: 2\nlearning_rate: 1e-3\n")
     settings = resolve(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lorarlhf.project.project import create
 from lorarlhf.runtime.files import read_json, write_json, write_jsonl
 from lorarlhf.runtime.run import TIME, Run, earlier_sessions
 from tests.training_steps import PPO, QUESTIONS, Train, rows_of, summary_of
@@ -72,7 +73,9 @@ def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(
             os.kill(os.getpid(), signal.SIGINT)
 
     words = ("sft", "--data", "demos.jsonl", "--json")
-    sets = ["epochs=3", "batch_size=4", "learning_rate=0.003"]
+    (work / "settings.yaml").write_text("batch_size: 2\nepochs: 3\n")
+    words = (*words, "--config", "settings.yaml")
+    sets = ["batch_size=4", "learning_rate=0.003", "trl.lr_scheduler_type=constant"]
     assert summary_of(train(*words, "--out", "unstopped", sets=sets))["steps"] == 6
     monkeypatch.setattr(Run, "log", interrupts)
     status, out, err = train(*words, "--out", "stopped_sft", sets=sets)
@@ -80,8 +83,9 @@ def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(
     assert read_json(work / "stopped_sft/run.json")["status"] == "stopped"
     monkeypatch.setattr(Run, "log", log)
     assert not (work / "stopped_sft/adapters").exists()
-    # The settings are those of the run, without naming them again.
-    status, out, err = train(*words, "--out", "stopped_sft", "--resume", sets=sets[:1])
+    # The settings are those of the run, without naming them again, and whatever its file says now.
+    (work / "settings.yaml").write_text("batch_size: 1\nepochs: 5\n")
+    status, out, err = train(*words[:-2], "--out", "stopped_sft", "--resume", sets=[])
     assert status == 0 and "Continuing after step 4." in err and "other settings" not in err
     assert json.loads(out)["steps"] == 6
     ours, theirs = (rows_of(work / name / "metrics.jsonl") for name in ("stopped_sft", "unstopped"))
@@ -91,6 +95,32 @@ def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(
 
     status, _, err = train(*words, "--out", "stopped_sft", "--resume", sets=[*sets, "lora_rank=8"])
     assert status == 2 and "adapters of another shape" in err
+
+
+def test_a_project_s_run_goes_on_with_its_own_seed_and_start(
+    work: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Run.log
+
+    def interrupts(self: Run, row: dict[str, Any], stage: str | None = None) -> None:
+        log(self, row, stage)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    project = create(work / "mine")
+    assert "seed: 0" in (project.folder / "project.yaml").read_text(encoding="utf-8")
+    words = ("dpo", "mine", "--data", "pairs.jsonl", "--json")
+    monkeypatch.setattr(Run, "log", interrupts)
+    assert train(*words, "--seed", "5", sets=["epochs=2", "plain=true"])[0] == 130
+    monkeypatch.setattr(Run, "log", log)
+    before = read_json(work / "mine/runs/0001-dpo/run.json")["config"]
+    assert before["learning_rate"] == 5e-4 and "init" not in before
+    # A supervised run that came after it is not what it began with.
+    assert train("sft", "mine", "--data", "demos.jsonl", sets=["epochs=1"])[0] == 0
+    status, out, err = train("dpo", "mine", "--resume", "--json", sets=[])
+    assert status == 0 and "other settings" not in err
+    assert json.loads(out)["out"] == "mine/runs/0001-dpo"
+    after = read_json(work / "mine/runs/0001-dpo/run.json")["config"]
+    assert after == before and (after["seed"], after["plain"]) == (5, True)
 
 
 def test_resume_without_a_checkpoint_says_so(work: Path, train: Train) -> None:

@@ -199,6 +199,8 @@ class Training:
 
 def _shown(value: Any) -> str:
     """A setting's value as one would type it."""
+    if value is None:
+        return ""
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -23,7 +23,8 @@ from lorarlhf.backbone.shape import Shape
 
 FLOAT32 = 4
 ADAM = 2 * FLOAT32  # two running means for each weight
-TRL_HEAD = 23  # for each labelled token and vocabulary entry: TRL's fused LM head without Triton
+TRL_HEAD = 34  # for each number of a tile of TRL's fused LM head, without Triton
+TRL_TILE = (4096, 32768)  # most labelled tokens and vocabulary entries of a tile
 FULL_LOGITS = 17  # for each token and vocabulary entry: TRL's full logits (ORPO)
 
 
@@ -208,9 +209,8 @@ def _logits(shape: Shape, plan: Plan) -> int:
         return held + 2 * plan.answered * shape.hidden * FLOAT32  # hidden states and gradients
     if kind == "full":
         return plan.tokens * shape.vocabulary * FULL_LOGITS
-    if plan.device == "cpu":
-        return plan.answered * shape.vocabulary * TRL_HEAD
-    return min(4096, plan.answered) * min(32768, shape.vocabulary) * 2 * plan.float_bytes
+    tile = min(TRL_TILE[0], plan.answered) * min(TRL_TILE[1], shape.vocabulary)
+    return tile * (TRL_HEAD if plan.device == "cpu" else 2 * plan.float_bytes)
 
 
 # ---- sampling

@@ -77,7 +77,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     eval_rows = read_stage_rows(stage, request.eval) if request.eval else None
     sources = _read_sources(request)
     settings = _resolve(request, project, sources)
-    check_same_base(list(sources.values()), "base" in settings.given)
+    check_same_base(list(sources.values()), "base" in settings.given or bool(request.earlier))
     if stage.rewarded:
         ppo_options.check_rewards(request, settings, spec)
         ppo_options.check_pessimism(settings, sources.get("reward"))
@@ -91,6 +91,11 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     own = stage.make_settings(settings.own, settings.trl)
     args = _arguments(request, settings, own)
     base = open_base_of(settings)
+    if settings.own.get("learning_rate", 0.0) is None:
+        from lorarlhf.stages.step_size import fill_in_rate
+
+        fill_in_rate(args, own, base.config.get_text_config().hidden_size)
+        settings.own["learning_rate"] = own.learning_rate = args.learning_rate
     if stage.rewarded:
         ppo_options.check_vllm(settings, base.path)
     rounds = _round_prompts(request, settings, base, rows) if in_rounds else None
@@ -242,13 +247,15 @@ def _resolve(
 ) -> Settings:
     return resolve(
         request.stage,
-        config=request.config,
+        config=request.settings_file,
         sets=request.sets,
         flags={"base": request.base, "seed": request.seed},
-        # The last one counts: the policy's run goes before the reward's, both before the project.
+        # The last one counts: a run that goes on has its own; the policy's run counts more than the
+        # reward's, and both more than the project.
         inherited=[
             *project,
             *(value for source in reversed(sources.values()) for value in source.settings_values()),
+            *request.earlier,
         ],
     )
 

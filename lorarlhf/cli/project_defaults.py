@@ -26,18 +26,15 @@ FEWEST_PROMPTS = 4  # one on each side of a split, and some to learn from
 
 
 def fill_in(request: TrainRequest) -> tuple[TrainRequest, list[SettingValue]]:
-    """The request, completed from its earlier run and its project; and the settings of both.
-
-    Those of the project come last, so that they count.
+    """The request, completed from its earlier run and its project; and the project's settings.
 
     Raises:
         UserError: there is no project and no file, there are too few votes, or project.yaml has a
             key that does not belong there.
     """
     project = Project(request.project) if request.project else None
-    earlier: list[SettingValue] = []
     if request.resume:
-        request, earlier = _with_earlier_run(request, project)
+        request = _with_earlier_run(request, project)
     if project is None:
         if request.data is None:
             stage = request.stage
@@ -45,8 +42,8 @@ def fill_in(request: TrainRequest) -> tuple[TrainRequest, list[SettingValue]]:
                 f"{stage.name} needs {stage.data_option} FILE with {stage.rows}, or a project's "
                 "folder."
             )
-        return _without_init(request), earlier
-    settings = earlier + project_settings(project)
+        return _without_init(request), []
+    settings = project_settings(project)
     request = _with_sources(request, project)
     rows = None if request.data or not request.stage.export else vote_rows(project, request.stage)
     if request.out is None:
@@ -77,10 +74,8 @@ def remove_reserved(request: TrainRequest) -> None:
         Path(request.votes).unlink(missing_ok=True)
 
 
-def _with_earlier_run(
-    request: TrainRequest, project: Project | None
-) -> tuple[TrainRequest, list[SettingValue]]:
-    """The request with the folder and the files of the unfinished run, and that run's settings.
+def _with_earlier_run(request: TrainRequest, project: Project | None) -> TrainRequest:
+    """The request with the folder, the files and the settings of the unfinished run.
 
     Raises:
         UserError: the project has no unfinished run of that stage.
@@ -97,11 +92,10 @@ def _with_earlier_run(
     file = request.folder / "run.json"
     about = read_json(file)
     config = about.get("config")
-    if about.get("stage") != name or not isinstance(config, dict):
-        return request, []
-    # Defaults may have changed since then, and a run goes on with those that it began with.
-    settings = [SettingValue(key, value, str(file)) for key, value in config.items()]
-    return request.restored(config), settings
+    same_stage = about.get("stage") == name
+    return (
+        request.restored(config, str(file)) if same_stage and isinstance(config, dict) else request
+    )
 
 
 def newest_run(folder: str, role: str) -> str:
@@ -165,7 +159,10 @@ def _without_init(request: TrainRequest) -> TrainRequest:
 
 def rounds_of(request: TrainRequest) -> int:
     """How many rounds of new answers are asked for."""
-    return int(resolve(request.stage, config=request.config, sets=request.sets).own["rounds"])
+    settings = resolve(
+        request.stage, config=request.settings_file, sets=request.sets, inherited=request.earlier
+    )
+    return int(settings.own["rounds"])
 
 
 def vote_rows(project: Project, stage: Stage) -> list[dict[str, Any]]:

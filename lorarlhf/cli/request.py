@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.files import absolute_names
 from lorarlhf.stages.table import STAGES
@@ -34,6 +35,7 @@ class TrainRequest:
         init, reward: runs to start from, for the policy and for the reward role.
         reward_function, reward_model, judge_function: as `FILE.py:NAME` and `NAME[#LABEL]`.
         config: a settings file; sets: `KEY=VALUE` settings.
+        earlier: the settings of the run that is resumed.
         minutes: the longest time to train; None: until the stage is done.
         memory_check: whether a run that seems too large is refused.
         reserved: whether a project has made the folder `out` for this run.
@@ -53,6 +55,8 @@ class TrainRequest:
     judge_function: tuple[str, ...] = _recorded(())
     config: str | None = _recorded(None)
     sets: tuple[str, ...] = ()
+    earlier: tuple[SettingValue, ...] = ()
+    config_restored: bool = False
     base: str | None = None
     seed: int | None = None
     out: str | None = None
@@ -84,18 +88,29 @@ class TrainRequest:
         named = {name: getattr(self, name) for name in recorded_fields()}
         return {name: absolute_names(value) for name, value in named.items() if value}
 
-    def restored(self, saved: dict[str, Any]) -> "TrainRequest":
-        """The request with the files of an earlier run where this one names none.
+    @property
+    def settings_file(self) -> str | None:
+        """The file to read settings from. `earlier` has those of an earlier run's file."""
+        return None if self.config_restored else self.config
+
+    def restored(self, saved: dict[str, Any], place: str) -> "TrainRequest":
+        """The request with the settings of an earlier run, and its files where this one names none.
+
+        A run that started from no other goes on like that.
 
         Args:
-            saved: the `config` of the earlier run's run.json.
+            saved: the `config` of the earlier run's run.json; place: that file, for messages.
         """
         missing: dict[str, Any] = {
             name: tuple(saved[name]) if isinstance(saved[name], list) else saved[name]
             for name in recorded_fields()
             if saved.get(name) and not getattr(self, name)
         }
-        return replace(self, **missing)
+        if not saved.get("init") and self.init is None:
+            missing["init"] = NO_RUN
+        # Defaults may have changed since then, and a run goes on with those that it began with.
+        earlier = tuple(SettingValue(key, value, place) for key, value in saved.items())
+        return replace(self, earlier=earlier, config_restored="config" in missing, **missing)
 
 
 def recorded_fields() -> list[str]:

@@ -1,4 +1,4 @@
-"""The settings of a command: defaults < source runs < config file < --set < flags.
+"""The settings of a command: defaults < source runs < resumed run < config file < --set < flags.
 
 The keys are the parameters of `Backbone.load`, the fields of the stage's own settings, and TRL's
 fields under `trl`. Every value is checked as it is read, so an error can name its place.
@@ -103,7 +103,8 @@ def resolve(
             under the stage's name.
         sets: `KEY=VALUE` with the value in YAML; `trl.X=VALUE` for a field of TRL's config.
         flags: values of the command's own options; None means not given.
-        inherited: what source runs were trained with; keys that the stage lacks are left out.
+        inherited: what a project, source runs, or the run that is resumed have; keys that the
+            stage lacks are left out.
 
     Raises:
         UserError: an unknown key (names the nearest), a value of another type or out of range,
@@ -114,7 +115,10 @@ def resolve(
     given = from_file(Path(config), name) if config else []
     given += [from_set(text) for text in sets]
     given += [SettingValue(k, v, f"--{k} {v}") for k, v in (flags or {}).items() if v is not None]
-    items = [item for item in inherited if item.name in keys] + given
+    replaced = {item.name for item in given}
+    takes_trl = {"trl"} if isinstance(command, Stage) else set[str]()
+    known = (keys.keys() | takes_trl) - (replaced - {"trl"})
+    items = [item for item in inherited if item.name in known] + given
     values = {key.name: key.default for key in keys.values()}
     trl: dict[str, Any] = {}
     config_class = _config_class(command, items)

@@ -16,6 +16,8 @@ from lorarlhf.stages.trl.checkpointing import CheckpointingMixin
 from lorarlhf.stages.trl.even_steps import EvenStepsMixin
 from lorarlhf.stages.trl.oom_retry import OOMRetryMixin
 
+KNOWN_TRL = "1.16."
+"""The version whose private function `labelled_positions_only` replaces."""
 MIXINS = (EvenStepsMixin, CheckpointingMixin, OOMRetryMixin)
 
 
@@ -83,15 +85,17 @@ def labelled_positions_only() -> Iterator[None]:
 
     TRL does so on devices with Triton. On others it also computes the prompts and the padding, and
     then throws those away, which makes a step of DPO or KTO on the CPU 1.4 times as long. The rest
-    of what TRL does without Triton stays (TRL 1.16).
+    of what TRL does without Triton stays. Other versions of TRL than `KNOWN_TRL` are left as they
+    are, and take that time, and memory that the estimate does not count.
     """
+    import trl
     from trl.trainer import utils
 
     name = "_use_triton"  # in this module it decides nothing else
-    if not hasattr(utils, name):  # a later TRL: only the time is lost
+    before = getattr(utils, name, None)
+    if before is None or not trl.__version__.startswith(KNOWN_TRL):
         yield
         return
-    before = getattr(utils, name)
     setattr(utils, name, lambda device: True)
     try:
         yield
