@@ -84,7 +84,7 @@ def labelled_positions_only() -> Iterator[None]:
     """Let TRL's fused LM head compute only the positions that have a label on every device.
 
     TRL does so on devices with Triton. On others it also computes the prompts and the padding, and
-    then throws those away, which makes a step of DPO or KTO on the CPU 1.4 times as long. The rest
+    then throws those away, which makes a step of DPO on the CPU 1.4 times as long. The rest
     of what TRL does without Triton stays. Other versions of TRL than `KNOWN_TRL` are left as they
     are, and take that time, and memory that the estimate does not count.
     """
