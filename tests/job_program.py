@@ -101,7 +101,10 @@ def estimate(words: list[str]) -> int:
         print("Reading the rows.\nA setting is a number.", file=sys.stderr)
         return 2
     found = {"needed": 1.5e9, "free": 4e9, "advice": "", "seconds": 240.0}
-    found |= {"time": "about 4 minutes.", "settings": {"updates": 20, "kl_coef": 0.05}}
+    found |= {
+        "time": "about 4 minutes.",
+        "settings": {"updates": 20, "kl_coef": 0.05, "kl_target": None},
+    }
     print(json.dumps(found))
     return 0
 

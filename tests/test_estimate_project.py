@@ -83,6 +83,7 @@ def test_memory_and_time_of_a_stage_on_a_project(
     found = estimate("--stage", "dpo", "--set", "epochs=2")
     assert found["needed"] > 1e6 and found["free"] > 0 and found["fits"] and not found["advice"]
     assert found["settings"]["epochs"] == 2 and "beta" in found["settings"]
+    assert found["settings"]["learning_rate"] == 5e-4  # chosen by the base's width
     assert found["seconds"] > 0 and "first run of its kind" in found["time"]
     assert files() == before
     # A finished run says how fast this machine is: twice the epochs take twice its time.

@@ -331,7 +331,7 @@ def test_memory_and_time_before_the_start(training: Training) -> None:
     view = until(lambda: (v := training.estimate("me", chosen)) and not v["busy"] and v, SECONDS)
     assert "about 1.5 GB at the peak; 4.0 GB are free now" in view["html"]
     assert "Time: about 4 minutes." in view["html"]
-    assert view["values"] == {"updates": "20", "kl_coef": "0.05"}
+    assert view["values"] == {"updates": "20", "kl_coef": "0.05", "kl_target": ""}
     wrong = {"kind": "ppo", "settings": {"updates": "many"}}
     training.estimate("me", wrong)
     with pytest.raises(UserError, match="^A setting is a number.$"):
