@@ -3,12 +3,14 @@
 from argparse import Namespace
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.files import absolute_names
 from lorarlhf.stages.table import STAGES
+
+if TYPE_CHECKING:
+    from lorarlhf.project.settings_sources import SettingValue
 
 NO_RUN = "base"
 """What `--init` names where a project's newest supervised run is not wanted; a folder of that name
@@ -55,7 +57,7 @@ class TrainRequest:
     judge_function: tuple[str, ...] = _recorded(())
     config: str | None = _recorded(None)
     sets: tuple[str, ...] = ()
-    earlier: tuple[SettingValue, ...] = ()
+    earlier: tuple["SettingValue", ...] = ()
     config_restored: bool = False
     base: str | None = None
     seed: int | None = None
@@ -101,6 +103,8 @@ class TrainRequest:
         Args:
             saved: the `config` of the earlier run's run.json; place: that file, for messages.
         """
+        from lorarlhf.project.settings_sources import SettingValue
+
         missing: dict[str, Any] = {
             name: tuple(saved[name]) if isinstance(saved[name], list) else saved[name]
             for name in recorded_fields()
