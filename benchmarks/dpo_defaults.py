@@ -40,7 +40,7 @@ from lorarlhf.stages.kto import KTOSettings, train_kto
 from lorarlhf.stages.preference_watch import likelihoods, sample_figures
 
 HELD_OUT, NOISE = 60, 0.1
-METHODS = ("dpo", "orpo", "kto")
+KINDS: dict[str, Any] = {"dpo": DPOSettings, "orpo": DirectSettings, "kto": KTOSettings}
 OWN = ("sft_weight", "noise")  # settings of DPO alone
 Settings = DirectSettings | KTOSettings
 Row = dict[str, Any]
@@ -147,9 +147,8 @@ def combinations(args: argparse.Namespace) -> list[Settings]:
     for epochs, rate, more, holdout in itertools.product(
         args.epochs, args.rates, list(own), args.holdout
     ):
-        kind = {"dpo": DPOSettings, "orpo": DirectSettings, "kto": KTOSettings}[args.method]
         found.append(
-            kind(
+            KINDS[args.method](
                 epochs=epochs,
                 learning_rate=rate,
                 holdout=holdout,
@@ -164,7 +163,7 @@ def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", default="smollm2-135m", help="name, folder or id of a base")
-    parser.add_argument("--method", choices=METHODS, default="dpo")
+    parser.add_argument("--method", choices=list(KINDS), default="dpo")
     parser.add_argument("--rater", choices=sorted(RATERS), default="cheerful")
     parser.add_argument("--votes", type=int, default=150, help="as far as there are so many")
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4, 1e-3])

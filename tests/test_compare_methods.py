@@ -1,8 +1,6 @@
 """`lorarlhf compare-methods`: methods on the same votes, in the same minutes, in one table."""
 
 import json
-import os
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from lorarlhf.preferences.records import BOTH_GOOD, RANKED, TIE, ImportedVote, V
 from lorarlhf.project.project import Project, create
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_jsonl
-from lorarlhf.runtime.run import Run
+from tests.training_steps import ctrl_c_at
 
 SETTINGS = """
 compute_dtype: float32
@@ -135,21 +133,11 @@ def test_methods_in_one_table_and_done_ones_are_kept(
     assert not (project.folder / "methods").exists()
 
 
-def test_a_stopped_comparison_goes_on_in_the_project(
-    compare: Compare, project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = Run.log
-
-    def interrupts(self: Run, row: dict[str, Any], stage: str | None = None) -> None:
-        log(self, row, stage)
-        if self.stage == "dpo" and row.get("step") == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Run, "log", interrupts)
+def test_a_stopped_comparison_goes_on_in_the_project(compare: Compare, project: Project) -> None:
     words = ("--methods", "kto", "dpo")
-    status, _, err = compare(*words, minutes="9")
+    with ctrl_c_at(3, "dpo"):
+        status, _, err = compare(*words, minutes="9")
     assert status == 130
-    monkeypatch.setattr(Run, "log", log)
     runs = read_json(project.folder / "methods/methods.json")["runs"]
     assert [Path(run).name for run in runs.values()] == ["0001-kto", "0002-dpo"]
     assert read_json(Path(runs["dpo"]) / "run.json")["status"] == "stopped"

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from lorarlhf.runtime.run import Run
 from lorarlhf.stages import ditto
 from lorarlhf.stages.ditto import DittoSettings, train_ditto
 from lorarlhf.stages.trl.arguments import Placement
-from tests.training_steps import rows_of
+from tests.training_steps import ctrl_c_at, rows_of
 
 EDITS = [
     {"prompt": "Name a fish.", "completion": "A cod is a fish.", "worse": ["No fish."]},
@@ -146,18 +144,8 @@ def test_the_minutes_are_those_of_all_parts(
     assert kept["seconds"] == pytest.approx(run.about["trained_seconds"], abs=0.1)
 
 
-def test_ctrl_c_in_the_last_step_of_a_part_stops_after_it(
-    tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = Run.log
-
-    def presses(self: Run, row: dict[str, Any], stage: str | None = None) -> None:
-        log(self, row, stage)
-        if row.get("step") == 5:  # the last one of the first round
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Run, "log", presses)
-    with pytest.raises(KeyboardInterrupt):
+def test_ctrl_c_in_the_last_step_of_a_part_stops_after_it(tiny: Backbone, tmp_path: Path) -> None:
+    with ctrl_c_at(5), pytest.raises(KeyboardInterrupt):  # the last step of the first round
         train(tiny, tmp_path)
     assert (tmp_path / "checkpoints/checkpoint-5").is_dir()
     assert not (tmp_path / "rounds/2").exists()

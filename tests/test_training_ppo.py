@@ -1,8 +1,6 @@
 """The command `ppo`: mixed rewards, reward models, held-out prompts, and RLOO and GRPO."""
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from lorarlhf.cli.main import main
 from lorarlhf.rewards.classifier import load_classifier
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_jsonl
-from lorarlhf.runtime.run import Run as RunRecord
+from tests.training_steps import ctrl_c_at
 
 QUESTIONS = [f"What is {number} and why?" for number in range(8)]
 REWARDS = """
@@ -349,25 +347,17 @@ def test_reward_functions_get_the_same_from_every_algorithm(ppo: Run, tmp_path: 
 
 
 def test_without_a_critic_ctrl_c_ends_after_the_update_and_resume_goes_on(
-    ppo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ppo: Run, tmp_path: Path
 ) -> None:
     """RLOO; GRPO, which shares the code, is killed in tests/invariants."""
-    log = RunRecord.log
-
-    def interrupts(self: RunRecord, row: dict[str, Any], stage: str | None = None) -> None:
-        log(self, row, stage)
-        if row.get("step") == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
     words = ("--reward-function", "rewards.py:length")
     sets = ("algorithm=rloo", "num_generations=2", "updates=4", "save_steps=3")
     sets += ("num_ppo_epochs=2", "num_minibatches=2", "learning_rate=0.01", "lora_dropout=0.1")
     status, out, err = ppo(*words, "--out", "whole", sets=sets)
     assert status == 0, err
-    monkeypatch.setattr(RunRecord, "log", interrupts)
-    status, out, err = ppo(*words, "--out", "parts", sets=sets)
+    with ctrl_c_at(2):
+        status, out, err = ppo(*words, "--out", "parts", sets=sets)
     assert (status, out) == (130, "") and "To resume where it ended" in err
-    monkeypatch.setattr(RunRecord, "log", log)
     assert (tmp_path / "parts/checkpoints/checkpoint-3").is_dir()  # not within an update
     status, out, err = ppo(*words, "--out", "parts", "--resume", sets=sets)
     assert status == 0 and "Continuing after update 3." in err

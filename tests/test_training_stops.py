@@ -13,7 +13,7 @@ import pytest
 from lorarlhf.project.project import create
 from lorarlhf.runtime.files import read_json, write_json, write_jsonl
 from lorarlhf.runtime.run import TIME, Run, earlier_sessions
-from tests.training_steps import PPO, QUESTIONS, Train, rows_of, summary_of
+from tests.training_steps import PPO, QUESTIONS, Train, ctrl_c_at, rows_of, summary_of
 
 pytest_plugins = ("tests.training_steps",)
 
@@ -62,30 +62,20 @@ def test_the_time_of_earlier_sessions_is_without_pauses(tmp_path: Path) -> None:
         assert earlier_sessions(tmp_path) == {}
 
 
-def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(
-    work: Path, train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = Run.log
-
-    def interrupts(self: Run, row: dict[str, Any], stage: str | None = None) -> None:
-        log(self, row, stage)
-        if row.get("step") == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    words = ("sft", "--data", "demos.jsonl", "--json")
+def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(work: Path, train: Train) -> None:
     (work / "settings.yaml").write_text("batch_size: 2\nepochs: 3\n")
-    words = (*words, "--config", "settings.yaml")
+    words = ("sft", "--data", "demos.jsonl", "--json")
+    config = ("--config", "settings.yaml")
     sets = ["batch_size=4", "learning_rate=0.003", "trl.lr_scheduler_type=constant"]
-    assert summary_of(train(*words, "--out", "unstopped", sets=sets))["steps"] == 6
-    monkeypatch.setattr(Run, "log", interrupts)
-    status, out, err = train(*words, "--out", "stopped_sft", sets=sets)
+    assert summary_of(train(*words, *config, "--out", "unstopped", sets=sets))["steps"] == 6
+    with ctrl_c_at(3):
+        status, out, err = train(*words, *config, "--out", "stopped_sft", sets=sets)
     assert (status, out) == (130, "") and "To resume where it ended" in err
     assert read_json(work / "stopped_sft/run.json")["status"] == "stopped"
-    monkeypatch.setattr(Run, "log", log)
     assert not (work / "stopped_sft/adapters").exists()
     # The settings are those of the run, without naming them again, and whatever its file says now.
     (work / "settings.yaml").write_text("batch_size: 1\nepochs: 5\n")
-    status, out, err = train(*words[:-2], "--out", "stopped_sft", "--resume", sets=[])
+    status, out, err = train(*words, "--out", "stopped_sft", "--resume", sets=[])
     assert status == 0 and "Continuing after step 4." in err and "other settings" not in err
     assert json.loads(out)["steps"] == 6
     ours, theirs = (rows_of(work / name / "metrics.jsonl") for name in ("stopped_sft", "unstopped"))
@@ -93,25 +83,17 @@ def test_ctrl_c_ends_a_stage_after_the_step_and_resume_goes_on(
     file = "adapters/policy/adapter_model.safetensors"
     assert (work / "stopped_sft" / file).read_bytes() == (work / "unstopped" / file).read_bytes()
 
-    status, _, err = train(*words, "--out", "stopped_sft", "--resume", sets=[*sets, "lora_rank=8"])
+    words += ("--out", "stopped_sft", "--resume")
+    status, _, err = train(*words, *config, sets=[*sets, "lora_rank=8"])
     assert status == 2 and "adapters of another shape" in err
 
 
-def test_a_project_s_run_goes_on_with_its_own_seed_and_start(
-    work: Path, train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = Run.log
-
-    def interrupts(self: Run, row: dict[str, Any], stage: str | None = None) -> None:
-        log(self, row, stage)
-        os.kill(os.getpid(), signal.SIGINT)
-
+def test_a_project_s_run_goes_on_with_its_own_seed_and_start(work: Path, train: Train) -> None:
     project = create(work / "mine")
     assert "seed: 0" in (project.folder / "project.yaml").read_text(encoding="utf-8")
     words = ("dpo", "mine", "--data", "pairs.jsonl", "--json")
-    monkeypatch.setattr(Run, "log", interrupts)
-    assert train(*words, "--seed", "5", sets=["epochs=2", "plain=true"])[0] == 130
-    monkeypatch.setattr(Run, "log", log)
+    with ctrl_c_at(0):  # as the first figures are written, before the first step
+        assert train(*words, "--seed", "5", sets=["epochs=2", "plain=true"])[0] == 130
     before = read_json(work / "mine/runs/0001-dpo/run.json")["config"]
     assert before["learning_rate"] == 5e-4 and "init" not in before
     # A supervised run that came after it is not what it began with.

@@ -4,7 +4,10 @@ A plugin, as tests/pages.py. PYTEST_DONT_REWRITE
 """
 
 import json
-from collections.abc import Callable, Sequence
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 
 from lorarlhf.cli.main import main
 from lorarlhf.runtime.files import write_jsonl
+from lorarlhf.runtime.run import Run
 
 Train = Callable[..., tuple[int, str, str]]
 QUESTIONS = [f"What is {number} and why?" for number in range(8)]
@@ -75,6 +79,21 @@ def train(
         return status, out, err
 
     return run
+
+
+@contextmanager
+def ctrl_c_at(step: int, of: str | None = None) -> Iterator[None]:
+    """Inside, Ctrl-C is pressed when a run logs a row of this step, of one stage or of any."""
+    log = Run.log
+
+    def presses(self: Run, row: dict[str, Any], stage: str | None = None) -> None:
+        log(self, row, stage)
+        if row.get("step") == step and of in (None, self.stage):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "log", presses)
+        yield
 
 
 def summary_of(result: tuple[int, str, str]) -> dict[str, Any]:

@@ -91,11 +91,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     own = stage.make_settings(settings.own, settings.trl)
     args = _arguments(request, settings, own)
     base = open_base_of(settings)
-    if settings.own.get("learning_rate", 0.0) is None:
-        from lorarlhf.stages.step_size import fill_in_rate
-
-        fill_in_rate(args, own, base.config.get_text_config().hidden_size)
-        settings.own["learning_rate"] = own.learning_rate = args.learning_rate
+    _fill_in_rate(settings, own, args, base)
     if stage.rewarded:
         ppo_options.check_vllm(settings, base.path)
     rounds = _round_prompts(request, settings, base, rows) if in_rounds else None
@@ -277,6 +273,15 @@ def _arguments(request: TrainRequest, settings: Settings, own: Any) -> Any:
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"The settings of {request.stage.name} don't fit: {reason}.") from error
+
+
+def _fill_in_rate(settings: Settings, own: Any, args: Any, base: "BaseFiles") -> None:
+    """Choose the learning rate where the stage leaves it open, so that the record names it."""
+    from lorarlhf.stages.step_size import fill_in_rate
+
+    if settings.own.get("learning_rate", 0.0) is None:
+        fill_in_rate(args, own, base.config.get_text_config().hidden_size)
+        settings.own["learning_rate"] = own.learning_rate = args.learning_rate
 
 
 def _check_rows(

@@ -92,10 +92,9 @@ def _with_earlier_run(request: TrainRequest, project: Project | None) -> TrainRe
     file = request.folder / "run.json"
     about = read_json(file)
     config = about.get("config")
-    same_stage = about.get("stage") == name
-    return (
-        request.restored(config, str(file)) if same_stage and isinstance(config, dict) else request
-    )
+    if about.get("stage") != name or not isinstance(config, dict):
+        return request
+    return request.restored(config, str(file))
 
 
 def newest_run(folder: str, role: str) -> str:

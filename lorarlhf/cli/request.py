@@ -37,7 +37,8 @@ class TrainRequest:
         init, reward: runs to start from, for the policy and for the reward role.
         reward_function, reward_model, judge_function: as `FILE.py:NAME` and `NAME[#LABEL]`.
         config: a settings file; sets: `KEY=VALUE` settings.
-        earlier: the settings of the run that is resumed.
+        earlier: the settings of the run that is resumed; config_restored: whether `config` is that
+            run's file, whose settings are among them.
         minutes: the longest time to train; None: until the stage is done.
         memory_check: whether a run that seems too large is refused.
         reserved: whether a project has made the folder `out` for this run.
@@ -92,7 +93,7 @@ class TrainRequest:
 
     @property
     def settings_file(self) -> str | None:
-        """The file to read settings from. `earlier` has those of an earlier run's file."""
+        """The file to read settings from."""
         return None if self.config_restored else self.config
 
     def restored(self, saved: dict[str, Any], place: str) -> "TrainRequest":

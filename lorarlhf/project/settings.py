@@ -115,14 +115,15 @@ def resolve(
     given = from_file(Path(config), name) if config else []
     given += [from_set(text) for text in sets]
     given += [SettingValue(k, v, f"--{k} {v}") for k, v in (flags or {}).items() if v is not None]
-    replaced = {item.name for item in given}
-    takes_trl = {"trl"} if isinstance(command, Stage) else set[str]()
-    known = (keys.keys() | takes_trl) - (replaced - {"trl"})
-    items = [item for item in inherited if item.name in known] + given
+    items = list(with_trl_flattened(given))
+    named = {item.name for item in items}
+    taken = tuple(keys) if isinstance(command, str) else (*keys, "trl")
+    known = with_trl_flattened([item for item in inherited if item.name in taken])
+    items = [*(item for item in known if item.name not in named), *items]
     values = {key.name: key.default for key in keys.values()}
     trl: dict[str, Any] = {}
     config_class = _config_class(command, items)
-    for item in with_trl_flattened(items):
+    for item in items:
         if item.name.startswith("trl.") and config_class is not None:
             trl[item.name.removeprefix("trl.")] = _trl_value(item, config_class())
         else:
