@@ -1,6 +1,6 @@
 """Every method on one set of simulated votes: `lorarlhf compare-methods`, by raters and seeds.
 
-    python benchmarks/methods.py --out runs/benchmark_methods
+    python benchmarks/methods.py --seeds 3 --results benchmarks/results/methods
     python benchmarks/methods.py --rater brief --seeds 1 --minutes 3 --methods dpo ppo best-of-4
     python benchmarks/methods.py --quick
 
@@ -11,11 +11,12 @@ held-out prompts, by the rater's rule without noise.
 
 Every comparison is a folder in --out with its own table. What is done there is kept: the same
 command goes on where it was stopped. With 8 methods of 5 minutes a comparison takes about an hour
-on 2 free cores. `--picture` writes win rate over KL, with the means over all comparisons.
+on 2 free cores. What each has found is also written to --results, and a comparison that is there is
+not run again: so several computers can share the comparisons. `--picture` writes win rate over KL,
+with the means over all comparisons.
 """
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from lorarlhf.preferences.merge import add_votes
 from lorarlhf.preferences.records import RANKED, TIE, ImportedVote, Verdict
 from lorarlhf.project.project import create, is_project
 from lorarlhf.rewards.raters import RATERS, Answer, Rater
-from lorarlhf.runtime.files import read_json, write_bytes
+from lorarlhf.runtime.files import read_json, write_bytes, write_json
 
 Row = dict[str, Any]
 NOISE, TEMPERATURE = 0.1, 1.0
@@ -51,25 +52,28 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48, help="of the longest answer")
     parser.add_argument("--config", type=Path, help="settings of the methods")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_methods"))
+    parser.add_argument("--results", type=Path, help="one file a comparison (default: in --out)")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="write the picture here")
     parser.add_argument("--quick", action="store_true", help="few votes, seconds, two methods")
     args = parser.parse_args()
     if args.quick:
         args.votes, args.minutes, args.tokens = 12, 0.1, 24
         args.rater, args.methods = args.rater or ["cheerful"], args.methods or ["dpo", "grpo"]
+    results = args.results or args.out / "results"
+    results.mkdir(parents=True, exist_ok=True)
     found = []
     for rater in args.rater or RATERS:
         for seed in range(args.seeds):
-            folder = args.out / f"{rater}-{seed}"
-            make_project(folder, Rater.named(rater, NOISE, seed), args)
-            found.append(compare(folder, rater, seed, args))
-            compared = (folder / "results/comparison.md").read_text(encoding="utf-8")
-            print(f"\n## {rater}, seed {seed}\n\n{compared}")
+            known = results / f"{rater}-{seed}.json"
+            if not known.exists():
+                folder = args.out / f"{rater}-{seed}"
+                make_project(folder, Rater.named(rater, NOISE, seed), args)
+                write_json(known, compare(folder, rater, seed, args))
+            found.append(read_json(known))
     rows = means(found)
     print(f"\n## Means of {len(found)} comparisons\n\n{table(rows)}", flush=True)
     if args.picture:
         write_bytes(args.picture, draw(rows).encode("utf-8"))
-    (args.out / "means.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def make_project(folder: Path, rater: Rater, args: argparse.Namespace) -> None:
@@ -137,39 +141,45 @@ def compare(folder: Path, rater: str, seed: int, args: argparse.Namespace) -> Ro
     words += ["--config", str(args.config)] if args.config else []
     words += ["--no-skills"] if args.quick else []
     done = subprocess.run([sys.executable, "-m", "lorarlhf.cli", *words], stdout=subprocess.PIPE)
-    if done.returncode not in (0, 1):  # 1: a method failed, and the table says so
+    if done.returncode:
         raise SystemExit(f"{folder}: compare-methods failed; its message is above")
-    return read_json(folder / "results" / "comparison.json")
+    compared = (folder / "results" / "comparison.md").read_text(encoding="utf-8")
+    print(f"\n## {rater}, seed {seed}\n\n{compared}", flush=True)
+    methods = read_json(folder / "results" / "comparison.json")["methods"]
+    return {"minutes": args.minutes, "methods": [figures(row) for row in methods if row["judges"]]}
+
+
+def figures(row: Row) -> Row:
+    """One comparison's figures of a method, by the first judge, who is the rater."""
+    won, answers = next(iter(row["judges"].values())), row["answers"]
+    controlled, skills, kl = won["length_controlled"], row["skills"], answers["kl"]
+    return {
+        "method": row["method"],
+        "rate": won["rate"],
+        "ci95": won["ci95"],
+        "equal": controlled["rate"] if controlled else None,
+        "kl": answers["kl_bound"] if kl is None else kl,
+        "kl_is_bound": kl is None,
+        "length": answers["length"],
+        "tasks": skills["change"] if skills else None,
+        "minutes": row.get("minutes"),
+        "peak_mb": row.get("peak_mb"),
+    }
 
 
 def means(found: Sequence[Row]) -> list[Row]:
-    """For each method the means over the comparisons, by the first judge, who is the rater."""
+    """For each method its figures' means over the comparisons, and the `rates` of each."""
     names = list(dict.fromkeys(row["method"] for one in found for row in one["methods"]))
+    averaged = ("rate", "equal", "kl", "length", "tasks", "minutes", "peak_mb")
     rows = []
     for name in names:
         parts = [row for one in found for row in one["methods"] if row["method"] == name]
-        wins = [next(iter(row["judges"].values())) for row in parts if row["judges"]]
-        if not wins:
-            continue
-        answers = [row["answers"] for row in parts if row["answers"]]
-        equal = [win["length_controlled"]["rate"] for win in wins if win["length_controlled"]]
-        tasks = [row["skills"]["change"] for row in parts if row["skills"]]
-        peaks = [row["peak_mb"] for row in parts if row.get("peak_mb")]
-        kl = [one["kl"] if one["kl"] is not None else one["kl_bound"] for one in answers]
-        rows.append(
-            {
-                "method": name,
-                "rates": [win["rate"] for win in wins],
-                "intervals": [win["ci95"] for win in wins],
-                "equal": fmean(equal) if equal else None,
-                "kl": fmean(kl) if None not in kl else None,
-                "kl_is_bound": answers[0]["kl"] is None,
-                "length": fmean(one["length"] for one in answers),
-                "tasks": fmean(tasks) if tasks else None,
-                "minutes": fmean(row.get("minutes") or 0.0 for row in parts),
-                "peak_mb": fmean(peaks) if peaks else None,
-            }
-        )
+        row = {"method": name, "rates": [part["rate"] for part in parts]}
+        row["ci95"] = [fmean(ends) for ends in zip(*(part["ci95"] for part in parts), strict=True)]
+        for key in averaged:
+            known = [part[key] for part in parts if part[key] is not None]
+            row[key] = fmean(known) if known else None
+        rows.append(row | {"kl_is_bound": parts[0]["kl_is_bound"]})
     return rows
 
 
@@ -179,28 +189,26 @@ def table(rows: Sequence[Row]) -> str:
     lines = [[*head, "minutes", "peak, GB"], ["---"] * 9]
     for row in rows:
         bound = "at most " if row["kl_is_bound"] else ""
-        cells = [row["method"], f"{fmean(row['rates']):.0%}"]
+        cells = [row["method"], f"{row['rate']:.0%}"]
         cells += [", ".join(f"{rate:.0%}" for rate in row["rates"])]
         cells += ["-" if row["equal"] is None else f"{row['equal']:.0%}"]
         cells += ["-" if row["kl"] is None else f"{bound}{row['kl']:.2f}", f"{row['length']:.1f}"]
         cells += ["-" if row["tasks"] is None else f"{100 * row['tasks']:+.0f}"]
-        peak = row["peak_mb"]
-        lines.append(
-            [*cells, f"{row['minutes']:.1f}", "-" if peak is None else f"{peak / 1e3:.1f}"]
-        )
+        cells += ["-" if row["minutes"] is None else f"{row['minutes']:.1f}"]
+        lines.append([*cells, "-" if row["peak_mb"] is None else f"{row['peak_mb'] / 1e3:.1f}"])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def draw(rows: Sequence[Row]) -> str:
     """Mean win rate over mean KL; the bars are the mean ends of the intervals."""
-    results, shown = [], []
+    results = [
+        {"candidate": row["method"], "rate": row["rate"], "ci95": row["ci95"]} for row in rows
+    ]
+    shown = []
     for row in rows:
-        lows, highs = zip(*row["intervals"], strict=True)
-        ends = [fmean(lows), fmean(highs)]
-        results.append({"candidate": row["method"], "rate": fmean(row["rates"]), "ci95": ends})
-        bound = row["kl_is_bound"]
+        name, bound = row["method"], row["kl_is_bound"]
         kl = {"kl": None if bound else row["kl"], "kl_bound": row["kl"] if bound else None}
-        shown.append({"method": row["method"], "candidate": row["method"], "answers": kl})
+        shown.append({"method": name, "candidate": name, "answers": kl})
     return picture(0, {"judge": "the rater's rule", "results": results}, shown)
 
 

@@ -1,6 +1,6 @@
 """Three rounds of 50 votes, or one round of 150? `lorarlhf round`, by raters and seeds.
 
-    python benchmarks/rounds.py --out runs/benchmark_rounds
+    python benchmarks/rounds.py --results benchmarks/results/rounds
     python benchmarks/rounds.py --rater brief --seeds 1 --method dpo
     python benchmarks/rounds.py --quick
 
@@ -12,7 +12,9 @@ of DPO is shorter in the first rounds, which have fewer votes.
 
 Every way is a project in --out, and rounds that are done are kept: the same command goes on where
 it was stopped. The last policy is compared with the base on the 60 held-out prompts by the rater's
-rule without noise. A rater and a seed take about a quarter of an hour on 2 free cores.
+rule without noise. A rater and a seed take about a quarter of an hour on 2 free cores. What each
+way has found is also written to --results, and is not run again where it is there: so several
+computers can share the work.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from lorarlhf.preferences.merge import add_votes
 from lorarlhf.project.project import Project, create, is_project
 from lorarlhf.project.rounds import KEPT, rounds
 from lorarlhf.rewards.raters import RATERS, Rater
-from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.files import read_json, write_json
 from lorarlhf.runtime.run import adapter_folder
 
 VOTES, UPDATES, EPOCHS = 150, 30, 3  # together, over all rounds
@@ -48,12 +50,15 @@ def main() -> None:
     parser.add_argument("--method", choices=("ppo", "dpo"), default="ppo")
     parser.add_argument("--tokens", type=int, default=48, help="of the longest answer")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_rounds"))
+    parser.add_argument("--results", type=Path, help="one file each way (default: in --out)")
     parser.add_argument("--quick", action="store_true", help="few votes and updates, to try it")
     args = parser.parse_args()
     args.votes, args.updates, args.epochs = VOTES, UPDATES, EPOCHS
     if args.quick:
         args.votes, args.updates, args.epochs, args.tokens, args.seeds = 36, 3, 3, 12, 1
         args.rater = args.rater or ["cheerful"]
+    args.results = args.results or args.out / "results"
+    args.results.mkdir(parents=True, exist_ok=True)
     raters = args.rater or list(RATERS)
     found: dict[int, list[dict[str, Any]]] = {way: [] for way in WAYS}
     head = ["rater", "seed", "rounds", "wins (95%)", "KL, nats", "after each round"]
@@ -77,8 +82,11 @@ def row(name: str, seed: str, way: int, found: dict[str, Any]) -> str:
 
 
 def measure(name: str, seed: int, way: int, args: argparse.Namespace) -> dict[str, Any]:
-    """The last policy of a project with so many rounds against the base."""
+    """The last policy of a project with so many rounds against the base, unless it is known."""
     folder = args.out / f"{name}-{seed}-{way}"
+    known = args.results / f"{folder.name}.json"
+    if known.exists():
+        return read_json(known)
     if not is_project(folder):
         create(folder, base=args.base)
         with (folder / "project.yaml").open("a", encoding="utf-8") as file:
@@ -88,7 +96,8 @@ def measure(name: str, seed: int, way: int, args: argparse.Namespace) -> dict[st
         one_round(project, Rater.named(name, NOISE, seed), number, way, args)
     policies = [str(project.folder / one.steps["method"]["run"]) for one in rounds(project)[::-1]]
     results = [evaluated(policy, name, seed, args) for policy in policies]
-    return results[-1] | {"each": [one["rate"] for one in results]}
+    write_json(known, results[-1] | {"each": [one["rate"] for one in results]})
+    return read_json(known)
 
 
 def one_round(

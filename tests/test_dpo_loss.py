@@ -99,6 +99,19 @@ def test_the_sft_term_is_added_with_its_weight(tiny_base: Path, tmp_path: Path) 
         assert row["sft_loss"] > 1
 
 
+def test_the_held_out_loss_has_no_sft_term(tiny: Backbone, tmp_path: Path) -> None:
+    def start(name: str, **settings: Any) -> Row:
+        run = Run(tmp_path / name, "dpo", {"seed": 0})
+        made = DPOSettings(**SIZES, evaluations=1, **settings)
+        train_direct(tiny, PAIRS, run, "dpo", made, eval_rows=SWAPPED)
+        return next(row for row in log_of(run) if "eval_loss" in row)
+
+    found = start("both", sft_weight=0.5)
+    assert found["eval_loss"] == pytest.approx(math.log(2), abs=1e-4) and found["eval_sft_loss"] > 1
+    alone = start("alone", trl={"loss_type": ["sft"]})
+    assert alone["eval_loss"] == pytest.approx(alone["eval_sft_loss"], abs=1e-4)
+
+
 def test_the_sft_term_keeps_chosen_answers_likely(tiny_base: Path, tmp_path: Path) -> None:
     ends = []
     for weight in (0.0, 1.0):
@@ -229,12 +242,13 @@ def test_what_held_out_votes_contradict_is_not_kept(
         kind = DPOSettings if method == "dpo" else DirectSettings
         summary = train_direct(tiny, PAIRS, run, method, kind(**SIZES, **more), eval_rows=SWAPPED)
     losses = {row["step"]: row["eval_loss"] for row in log_of(run) if "eval_loss" in row}
-    assert list(losses) == [0, 5, 10]  # two in a row that are not the lowest, of 40 steps
-    assert summary["steps"] == 10 and summary["held_out"] == len(SWAPPED) * (1 + (method == "kto"))
+    # Two in a row that are not the lowest, in the second half of 40 steps.
+    assert list(losses) == [0, 5, 10, 15, 20, 25]
+    assert summary["steps"] == 25 and summary["held_out"] == len(SWAPPED) * (1 + (method == "kto"))
     assert summary["kept_step"] == 0 and summary["eval_loss"] == losses[0]
     assert torch.equal(policy(tiny), before)
     said = capsys.readouterr().err
-    assert "Stopped 30 steps before the end" in said
+    assert "Stopped 15 steps before the end" in said
     assert "the policy is as it was before" in said
 
 
@@ -252,7 +266,7 @@ def test_what_held_out_votes_confirm_is_kept(tiny: Backbone, tmp_path: Path) -> 
 
 def test_the_best_weights_are_in_the_checkpoint(tiny: Backbone) -> None:
     keeper, again = (KeepBest(tiny, "policy", patience=2) for _ in range(2))
-    state = type("State", (), {"global_step": 5, "max_steps": 20})
+    state = type("State", (), {"global_step": 10, "max_steps": 20})
     control = type("Control", (), {"should_training_stop": False})
     keeper.on_evaluate(None, state, control, {"eval_loss": 0.5})
     best = policy(tiny)
@@ -260,12 +274,23 @@ def test_the_best_weights_are_in_the_checkpoint(tiny: Backbone) -> None:
     keeper.on_evaluate(None, state, control, {"eval_loss": 0.6})
     tensors, values = keeper.state_dict()
     again.load_state_dict(tensors, json.loads(json.dumps(values)))
-    assert (again.best_loss, again.best_step, again.waited) == (0.5, 5, 1)
+    assert (again.best_loss, again.best_step, again.waited) == (0.5, 10, 1)
     assert not control.should_training_stop  # type: ignore[attr-defined]
     again.on_evaluate(None, state, control, {"eval_loss": math.nan})
     assert control.should_training_stop  # type: ignore[attr-defined]
     again.restore()
     assert torch.equal(policy(tiny), best)
+
+
+def test_a_training_does_not_stop_in_its_first_half(tiny: Backbone) -> None:
+    keeper = KeepBest(tiny, "policy", patience=2)
+    control = type("Control", (), {"should_training_stop": False})
+    stopped = {}
+    for step, loss in ((0, 0.5), (8, 0.6), (16, 0.7), (24, 0.6), (28, 0.4), (32, 0.6), (36, 0.6)):
+        state = type("State", (), {"global_step": step, "max_steps": 40})
+        keeper.on_evaluate(None, state, control, {"eval_loss": loss})
+        stopped[step] = control.should_training_stop  # type: ignore[attr-defined]
+    assert keeper.best_step == 28 and [step for step, over in stopped.items() if over] == [36]
 
 
 def test_kto_s_held_out_loss_does_not_depend_on_the_forward(

@@ -16,8 +16,9 @@ class KeepBest(TrainerCallback):
     Args:
         role: whose weights.
         min_gain: a loss that is lower by less than this replaces nothing.
-        patience: the training ends after so many measurements in a row that were not the lowest;
-            None: it goes on.
+        patience: the training ends after so many measurements in a row that were not the lowest,
+            of those in its second half; None: it goes on. The step size falls to 0 over a training,
+            and a loss that large steps have raised is often the lowest at the end.
 
     Attributes:
         best_step: the step of those weights; 0 for those at the start.
@@ -39,8 +40,8 @@ class KeepBest(TrainerCallback):
             self.best_loss, self.best_step, self.waited = loss, state.global_step, 0
             self.weights = [p.detach().clone() for p in self.backbone.parameters_of(self.role)]
             return
-        self.waited += 1
         left = state.max_steps - state.global_step
+        self.waited += left <= state.global_step
         if self.patience is not None and self.waited >= self.patience and left > 0:
             control.should_training_stop = True
             log_beside_bars(

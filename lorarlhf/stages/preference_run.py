@@ -14,7 +14,8 @@ from lorarlhf.stages.step_size import fill_in_rate
 from lorarlhf.stages.trl.trainer import run_trl_trainer
 
 PATIENCE = 2
-"""The training ends after so many held-out measurements in a row that were not the lowest."""
+"""The training ends after so many held-out measurements in a row that were not the lowest, of those
+in its second half."""
 
 
 def run_watched(

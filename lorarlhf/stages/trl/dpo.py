@@ -14,6 +14,9 @@ class DPOMixin(_Trainer):
     Here it is each chosen answer's own mean, and the mean of those over the pairs (arXiv
     2404.19733, equation 1).
 
+    The held-out loss leaves it out. It is there to say how well the votes are predicted, and chosen
+    answers become a little less likely in most trainings that learn them well.
+
     Attributes:
         sft_weight: of that term; 0 where the loss has none.
     """
@@ -32,7 +35,7 @@ class DPOMixin(_Trainer):
         self.loss_weights = [weight for name, weight in named if name != "sft"]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        """TRL's loss of the other kinds, plus the weighted SFT term."""
+        """TRL's loss of the other kinds, plus the weighted SFT term while it trains."""
         if not self.sft_weight:
             return super()._compute_loss(model, inputs, return_outputs)
         seen: list[torch.Tensor] = []
@@ -49,6 +52,8 @@ class DPOMixin(_Trainer):
         mode = "train" if self.model.training else "eval"
         gathered = self.accelerator.gather(losses.detach())
         self._metrics[mode]["sft_loss"].append(gathered.mean().item())
+        if mode == "eval" and self.loss_types:
+            return found
         term = self.sft_weight * losses.mean()
         return (found[0] + term, found[1]) if return_outputs else found + term
 
