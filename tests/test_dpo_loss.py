@@ -99,16 +99,25 @@ def test_the_sft_term_is_added_with_its_weight(tiny_base: Path, tmp_path: Path) 
         assert row["sft_loss"] > 1
 
 
-def test_the_held_out_loss_has_no_sft_term(tiny: Backbone, tmp_path: Path) -> None:
-    def start(name: str, **settings: Any) -> Row:
+def test_the_held_out_loss_is_bounded_whatever_the_training_s_is(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    def measured(name: str, **settings: Any) -> list[Row]:
         run = Run(tmp_path / name, "dpo", {"seed": 0})
-        made = DPOSettings(**SIZES, evaluations=1, **settings)
+        made = DPOSettings(**(SIZES | {"evaluations": 1} | settings))
         train_direct(tiny, PAIRS, run, "dpo", made, eval_rows=SWAPPED)
-        return next(row for row in log_of(run) if "eval_loss" in row)
+        return [row for row in log_of(run) if "eval_loss" in row]
 
-    found = start("both", sft_weight=0.5)
-    assert found["eval_loss"] == pytest.approx(math.log(2), abs=1e-4) and found["eval_sft_loss"] > 1
-    alone = start("alone", trl={"loss_type": ["sft"]})
+    for name, settings in {
+        "sft": {"sft_weight": 0.5},
+        "ipo": {"trl": {"loss_type": "ipo"}},
+    }.items():
+        start = measured(name, **settings)[0]
+        assert start["eval_loss"] == pytest.approx(0.5, abs=1e-4)
+    # Wrong about each pair, and sure: the logistic loss would be about the margin.
+    wrong = measured("sure", sft_weight=0.0, epochs=60, learning_rate=5e-2, beta=2.0)[-1]
+    assert wrong["eval_rewards/margins"] < -10 and 0.5 < wrong["eval_loss"] <= 1
+    alone = measured("alone", trl={"loss_type": ["sft"]})[0]
     assert alone["eval_loss"] == pytest.approx(alone["eval_sft_loss"], abs=1e-4)
 
 

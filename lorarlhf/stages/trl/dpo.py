@@ -1,4 +1,4 @@
-"""DPO with an SFT term that does not depend on the size of a forward."""
+"""DPO with an SFT term that does not depend on the size of a forward, and its held-out loss."""
 
 from typing import Any
 
@@ -8,14 +8,15 @@ _Trainer: Any = object  # TRL's DPOTrainer follows in the order of classes
 
 
 class DPOMixin(_Trainer):
-    """Replaces the loss `sft` of TRL's DPOTrainer where it is one of several.
+    """Replaces two things in TRL's DPOTrainer: the loss `sft`, and the loss of held-out pairs.
 
-    TRL's is a mean over the tokens of a forward, so that a step changes with `micro_batch_size`.
-    Here it is each chosen answer's own mean, and the mean of those over the pairs (arXiv
-    2404.19733, equation 1).
+    TRL's SFT term is a mean over the tokens of a forward, so that a step changes with
+    `micro_batch_size`. Here it is each chosen answer's own mean, and the mean of those over the
+    pairs (arXiv 2404.19733, equation 1).
 
-    The held-out loss leaves it out. It is there to say how well the votes are predicted, and chosen
-    answers become a little less likely in most trainings that learn them well.
+    The held-out loss is half of `apo_zero` (arXiv 2408.06266, equation 7), whatever the training's
+    is: 0.5 at the start, and between 0 and 1 for every pair. The logistic loss has no limit. A few
+    pairs that the policy is wrong and sure about raise it while the policy gets better.
 
     Attributes:
         sft_weight: of that term; 0 where the loss has none.
@@ -35,7 +36,9 @@ class DPOMixin(_Trainer):
         self.loss_weights = [weight for name, weight in named if name != "sft"]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        """TRL's loss of the other kinds, plus the weighted SFT term while it trains."""
+        """TRL's loss of the other kinds, plus the weighted SFT term; or the held-out loss."""
+        if self.loss_types and not self.model.training:
+            return self._held_out_loss(model, inputs, return_outputs)
         if not self.sft_weight:
             return super()._compute_loss(model, inputs, return_outputs)
         seen: list[torch.Tensor] = []
@@ -52,10 +55,16 @@ class DPOMixin(_Trainer):
         mode = "train" if self.model.training else "eval"
         gathered = self.accelerator.gather(losses.detach())
         self._metrics[mode]["sft_loss"].append(gathered.mean().item())
-        if mode == "eval" and self.loss_types:
-            return found
         term = self.sft_weight * losses.mean()
         return (found[0] + term, found[1]) if return_outputs else found + term
+
+    def _held_out_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        own = self.loss_types, self.loss_weights
+        self.loss_types, self.loss_weights = ["apo_zero"], [0.5]
+        try:
+            return super()._compute_loss(model, inputs, return_outputs)
+        finally:
+            self.loss_types, self.loss_weights = own
 
 
 def answer_losses(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
