@@ -122,7 +122,11 @@ PLOTS = {
         "step",
         "The loss of this stage: healthy is a fast fall, then a slow one; if held out rises while "
         "train falls, stop earlier or use more data.",
-        (_LOSS, _percent("pairs right", "rewards/accuracies", "eval_rewards/accuracies")),
+        (  # apart, since DPO measures held-out pairs with a loss of its own
+            Panel("train loss", (("loss", ""),)),
+            Panel("held-out loss", (("eval_loss", ""),)),
+            _percent("pairs right", "rewards/accuracies", "eval_rewards/accuracies"),
+        ),
     ),
     "likelihood": Plot(
         "",
