@@ -135,7 +135,19 @@ def test_the_sft_term_keeps_chosen_answers_likely(tiny_base: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(("width", "rate"), [(64, 5e-4), (576, 5e-4), (1152, 2.5e-4), (5760, 5e-5)])
 def test_wider_bases_take_smaller_steps(width: int, rate: float) -> None:
-    assert rate_for(width) == pytest.approx(rate)
+    assert rate_for(width, 450) == rate_for(width, 3) == pytest.approx(rate)
+
+
+def test_many_votes_take_smaller_steps() -> None:
+    assert rate_for(576, 4 * 450) == pytest.approx(2.5e-4)
+    assert rate_for(1152, 100 * 450) == pytest.approx(2.5e-5)
+
+
+@pytest.mark.parametrize(("row", "rate"), [("chosen", 2.5e-4), ("label", 2.5e-4 * 2**0.5)])
+def test_two_single_answers_count_as_a_pair(row: str, rate: float) -> None:
+    args = SimpleNamespace(num_train_epochs=3.0)
+    step_size.fill_in_rate(args, DPOSettings(), 576, [{row: "x"}] * 600)
+    assert args.learning_rate == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(

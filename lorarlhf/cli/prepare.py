@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -91,7 +92,6 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     own = stage.make_settings(settings.own, settings.trl)
     args = _arguments(request, settings, own)
     base = open_base_of(settings)
-    _fill_in_rate(settings, own, args, base)
     if stage.rewarded:
         ppo_options.check_vllm(settings, base.path)
     rounds = _round_prompts(request, settings, base, rows) if in_rounds else None
@@ -100,6 +100,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
         parts = stage.split(rows, eval_rows, own, settings.seed)
     else:  # measured on held-out prompts, so they need no held-out votes
         parts = _votes_to_learn(rows, rounds[1]), None
+    _fill_in_rate(settings, own, args, base, parts[0])
     left_out = len(rows) - len(parts[0])
     rows, eval_rows, estimate = _check_rows(request, settings, base, *parts, rounds)
     inputs = StageInputs(rows, own, args, eval_rows, request.resume)
@@ -275,12 +276,14 @@ def _arguments(request: TrainRequest, settings: Settings, own: Any) -> Any:
         raise UserError(f"The settings of {request.stage.name} don't fit: {reason}.") from error
 
 
-def _fill_in_rate(settings: Settings, own: Any, args: Any, base: "BaseFiles") -> None:
+def _fill_in_rate(
+    settings: Settings, own: Any, args: Any, base: "BaseFiles", rows: Sequence[Row]
+) -> None:
     """Choose the learning rate where the stage leaves it open, so that the record names it."""
     from lorarlhf.stages.step_size import fill_in_rate
 
     if settings.own.get("learning_rate", 0.0) is None:
-        fill_in_rate(args, own, base.config.get_text_config().hidden_size)
+        fill_in_rate(args, own, base.config.get_text_config().hidden_size, rows)
         settings.own["learning_rate"] = own.learning_rate = args.learning_rate
 
 

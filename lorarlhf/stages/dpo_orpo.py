@@ -35,7 +35,7 @@ class DirectSettings:
     """Settings of ORPO, and those that DPO shares; `trl` reaches TRL's other fields."""
 
     epochs: PositiveFloat = 3.0  # passes over the pairs
-    # Step size of the policy's adapter; none: by the base's width, 5e-4 for the small base
+    # Step size of the policy's adapter; none: by the base's width and the votes, at most 5e-4
     learning_rate: NonNegativeFloat | None = None
     batch_size: PositiveInt = 8  # pairs in one optimizer step
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only

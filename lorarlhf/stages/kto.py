@@ -39,7 +39,7 @@ class KTOSettings:
     """
 
     epochs: PositiveFloat = 3.0  # passes over the answers
-    # Step size of the policy's adapter; none: by the base's width, 5e-4 for the small base
+    # Step size of the policy's adapter; none: by the base's width and the votes, at most 5e-4
     learning_rate: NonNegativeFloat | None = None
     batch_size: PositiveInt = 8  # answers in one optimizer step
     micro_batch_size: PositiveInt = 4  # answers in one forward; memory only

@@ -46,7 +46,7 @@ def run_watched(
     keeper = KeepBest(backbone, "policy", patience=PATIENCE) if held is not None else None
     watch = PreferenceWatch(backbone, run, inputs) if inputs.settings.evaluations else None
     inputs.args.eval_on_start = held is not None
-    fill_in_rate(inputs.args, inputs.settings, backbone.hidden_size)
+    fill_in_rate(inputs.args, inputs.settings, backbone.hidden_size, rows)
     trainer = run_trl_trainer(
         trainer_class,
         backbone,
