@@ -12,8 +12,8 @@ held-out prompts, by the rater's rule without noise.
 Every comparison is a folder in --out with its own table. What is done there is kept: the same
 command goes on where it was stopped. With 8 methods of 5 minutes a comparison takes about an hour
 on 2 free cores. What each has found is also written to --results, and a comparison that is there is
-not run again: so several computers can share the comparisons. `--picture` writes win rate over KL,
-with the means over all comparisons.
+not run again: so several computers that are alike can share the comparisons. `--picture` writes win
+rate over KL, with the means over all comparisons.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from lorarlhf.runtime.files import read_json, write_bytes, write_json
 Row = dict[str, Any]
 NOISE, TEMPERATURE = 0.1, 1.0
 BATCH_SIZE = 64
+SETTINGS = ("base", "votes", "minutes", "tokens", "methods")  # and the contents of --config
 
 
 def main() -> None:
@@ -61,19 +62,32 @@ def main() -> None:
         args.rater, args.methods = args.rater or ["cheerful"], args.methods or ["dpo", "grpo"]
     results = args.results or args.out / "results"
     results.mkdir(parents=True, exist_ok=True)
+    settings = {key: getattr(args, key) for key in SETTINGS}
+    settings["config"] = args.config and args.config.read_text(encoding="utf-8")
     found = []
     for rater in args.rater or RATERS:
         for seed in range(args.seeds):
             known = results / f"{rater}-{seed}.json"
-            if not known.exists():
+            one = stored(known, settings)
+            if one is None:
                 folder = args.out / f"{rater}-{seed}"
                 make_project(folder, Rater.named(rater, NOISE, seed), args)
-                write_json(known, compare(folder, rater, seed, args))
-            found.append(read_json(known))
+                one = compare(folder, rater, seed, args) | {"settings": settings}
+                if not one.pop("failed"):
+                    write_json(known, one)
+            found.append(one)
     rows = means(found)
     print(f"\n## Means of {len(found)} comparisons\n\n{table(rows)}", flush=True)
     if args.picture:
         write_bytes(args.picture, draw(rows).encode("utf-8"))
+
+
+def stored(file: Path, settings: Row) -> Row | None:
+    """The result that a file has, or None; results of other settings end the program."""
+    found = read_json(file)
+    if found and found["settings"] != settings:
+        raise SystemExit(f"{file} was measured with other settings: name another --results.")
+    return found or None
 
 
 def make_project(folder: Path, rater: Rater, args: argparse.Namespace) -> None:
@@ -141,12 +155,13 @@ def compare(folder: Path, rater: str, seed: int, args: argparse.Namespace) -> Ro
     words += ["--config", str(args.config)] if args.config else []
     words += ["--no-skills"] if args.quick else []
     done = subprocess.run([sys.executable, "-m", "lorarlhf.cli", *words], stdout=subprocess.PIPE)
-    if done.returncode:
+    if done.returncode not in (0, 1):  # 1: a method failed, and the table says so
         raise SystemExit(f"{folder}: compare-methods failed; its message is above")
     compared = (folder / "results" / "comparison.md").read_text(encoding="utf-8")
     print(f"\n## {rater}, seed {seed}\n\n{compared}", flush=True)
     methods = read_json(folder / "results" / "comparison.json")["methods"]
-    return {"minutes": args.minutes, "methods": [figures(row) for row in methods if row["judges"]]}
+    rows = [figures(row) for row in methods if row["judges"]]
+    return {"methods": rows, "failed": done.returncode == 1}
 
 
 def figures(row: Row) -> Row:

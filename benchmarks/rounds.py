@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from methods import NOISE, cast
+from methods import NOISE, cast, stored
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.data.readers import bundled, read_prompts
@@ -38,6 +38,7 @@ from lorarlhf.runtime.run import adapter_folder
 
 VOTES, UPDATES, EPOCHS = 150, 30, 3  # together, over all rounds
 WAYS = (3, 1)  # rounds
+SETTINGS = ("base", "method", "votes", "updates", "epochs", "tokens")
 PPO = {"rollout_batch_size": 16, "learning_rate": 5e-4, "value_learning_rate": 5e-4}
 
 
@@ -83,10 +84,11 @@ def row(name: str, seed: str, way: int, found: dict[str, Any]) -> str:
 
 def measure(name: str, seed: int, way: int, args: argparse.Namespace) -> dict[str, Any]:
     """The last policy of a project with so many rounds against the base, unless it is known."""
-    folder = args.out / f"{name}-{seed}-{way}"
+    folder = args.out / f"{name}-{seed}-{way}-{args.method}"
     known = args.results / f"{folder.name}.json"
-    if known.exists():
-        return read_json(known)
+    settings = {key: getattr(args, key) for key in SETTINGS}
+    if found := stored(known, settings):
+        return found
     if not is_project(folder):
         create(folder, base=args.base)
         with (folder / "project.yaml").open("a", encoding="utf-8") as file:
@@ -96,8 +98,9 @@ def measure(name: str, seed: int, way: int, args: argparse.Namespace) -> dict[st
         one_round(project, Rater.named(name, NOISE, seed), number, way, args)
     policies = [str(project.folder / one.steps["method"]["run"]) for one in rounds(project)[::-1]]
     results = [evaluated(policy, name, seed, args) for policy in policies]
-    write_json(known, results[-1] | {"each": [one["rate"] for one in results]})
-    return read_json(known)
+    found = results[-1] | {"each": [one["rate"] for one in results], "settings": settings}
+    write_json(known, found)
+    return found
 
 
 def one_round(

@@ -108,9 +108,11 @@ def test_the_held_out_loss_is_bounded_whatever_the_training_s_is(
         train_direct(tiny, PAIRS, run, "dpo", made, eval_rows=SWAPPED)
         return [row for row in log_of(run) if "eval_loss" in row]
 
+    settings: Row
     for name, settings in {
         "sft": {"sft_weight": 0.5},
         "ipo": {"trl": {"loss_type": "ipo"}},
+        "weighted": {"sft_weight": 0.0, "trl": {"use_weighting": True}},
     }.items():
         start = measured(name, **settings)[0]
         assert start["eval_loss"] == pytest.approx(0.5, abs=1e-4)
@@ -145,8 +147,11 @@ def test_many_votes_take_smaller_steps() -> None:
 
 @pytest.mark.parametrize(("row", "rate"), [("chosen", 2.5e-4), ("label", 2.5e-4 * 2**0.5)])
 def test_two_single_answers_count_as_a_pair(row: str, rate: float) -> None:
-    args = SimpleNamespace(num_train_epochs=3.0)
+    args = SimpleNamespace(num_train_epochs=3.0, max_steps=-1)
     step_size.fill_in_rate(args, DPOSettings(), 576, [{row: "x"}] * 600)
+    assert args.learning_rate == pytest.approx(rate)
+    args.max_steps, args.num_train_epochs = 225, 90.0  # 1,800 rows, and the steps count more
+    step_size.fill_in_rate(args, DPOSettings(), 576, [{row: "x"}] * 30)
     assert args.learning_rate == pytest.approx(rate)
 
 

@@ -1,6 +1,5 @@
 """How the benchmarks of methods and rounds put the results of several comparisons together."""
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -13,7 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import methods
 import rounds
 
+from lorarlhf.runtime.files import write_json
+
 Row = dict[str, Any]
+SETTINGS = {"base": "smollm2-135m", "votes": 150, "minutes": 5.0, "tokens": 48}
+SETTINGS |= {"methods": None, "config": None}
 
 
 def a_method(name: str, rate: float, **others: Any) -> Row:
@@ -58,7 +61,7 @@ def test_comparisons_whose_results_are_there_are_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed, one in enumerate(some_results()):
-        (tmp_path / f"plain-{seed}.json").write_text(json.dumps(one), encoding="utf-8")
+        write_json(tmp_path / f"plain-{seed}.json", one | {"settings": SETTINGS})
     picture = tmp_path / "picture.svg"
     words = ["methods.py", "--rater", "plain", "--seeds", "2", "--out", str(tmp_path / "out")]
     words += ["--results", str(tmp_path), "--picture", str(picture)]
@@ -68,12 +71,16 @@ def test_comparisons_whose_results_are_there_are_not_run_again(
     assert "Means of 2 comparisons" in said and "| dpo | 65% | 60%, 70% |" in said
     drawn = picture.read_text(encoding="utf-8")
     assert "best-of-4" in drawn and "</svg>" in drawn and not (tmp_path / "out").exists()
+    monkeypatch.setattr(sys, "argv", [*words, "--minutes", "3"])
+    with pytest.raises(SystemExit, match="other settings"):
+        methods.main()
 
 
 def test_rounds_whose_result_is_there_are_not_run_again(tmp_path: Path) -> None:
-    known = {"rate": 0.6, "ci95": [0.5, 0.7], "kl": 3.14, "each": [0.52, 0.6]}
-    (tmp_path / "brief-0-3.json").write_text(json.dumps(known), encoding="utf-8")
-    args = Namespace(out=tmp_path / "out", results=tmp_path)
+    sizes: Row = {"base": "b", "method": "dpo", "votes": 9, "updates": 3, "epochs": 3, "tokens": 12}
+    known = {"rate": 0.6, "ci95": [0.5, 0.7], "kl": 3.14, "each": [0.52, 0.6], "settings": sizes}
+    write_json(tmp_path / "brief-0-3-dpo.json", known)
+    args = Namespace(out=tmp_path / "out", results=tmp_path, **sizes)
     found = rounds.measure("brief", 0, 3, args)
     assert found == known and not (tmp_path / "out").exists()
     line = rounds.row("brief", "0", 3, found)

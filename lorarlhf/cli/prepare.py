@@ -100,7 +100,8 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
         parts = stage.split(rows, eval_rows, own, settings.seed)
     else:  # measured on held-out prompts, so they need no held-out votes
         parts = _votes_to_learn(rows, rounds[1]), None
-    _fill_in_rate(settings, own, args, base, parts[0])
+    if rounds is None:  # each round of new answers has its own number of pairs
+        _fill_in_rate(settings, own, args, base, parts[0])
     left_out = len(rows) - len(parts[0])
     rows, eval_rows, estimate = _check_rows(request, settings, base, *parts, rounds)
     inputs = StageInputs(rows, own, args, eval_rows, request.resume)

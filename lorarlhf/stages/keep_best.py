@@ -18,7 +18,7 @@ class KeepBest(TrainerCallback):
         min_gain: a loss that is lower by less than this replaces nothing.
         patience: the training ends after so many measurements in a row that were not the lowest,
             of those in its second half; None: it goes on. The step size falls to 0 over a training,
-            and a loss that large steps have raised is often the lowest at the end.
+            and a loss that large steps have raised may fall again as they get smaller.
 
     Attributes:
         best_step: the step of those weights; 0 for those at the start.

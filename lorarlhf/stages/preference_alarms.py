@@ -75,8 +75,7 @@ ALARMS = (
         "people agree with each other on about three of four pairs (arXiv 2203.02155).",
         problem="The margins explode (on average {0:.1f}): the policy is surer of the votes than "
         "people are.",
-        advice="Lower epochs or halve learning_rate. With held-out pairs (holdout, --eval) the "
-        "weights from before are kept.",
+        advice="Lower epochs or halve learning_rate.",
     ),
     Alarm(
         name="repetition",

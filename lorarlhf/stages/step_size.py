@@ -5,7 +5,7 @@ from typing import Any
 
 MEASURED_RATE, MEASURED_WIDTH, MEASURED_PAIRS = 5e-4, 576, 450
 """Found by a sweep on SmolLM2-135M (`benchmarks/dpo_defaults.py`): the rate, the base's hidden
-size, and the pairs that were read: three passes over 150 votes."""
+size, and the pairs that were read: three passes over 150 votes, at the default batch size."""
 
 
 def rate_for(width: int, pairs: float) -> float:
@@ -38,4 +38,7 @@ def fill_in_rate(args: Any, settings: Any, width: int, rows: Sequence[Mapping[st
     """
     if settings.learning_rate is None and "learning_rate" not in settings.trl:
         pairs = sum(1.0 if "chosen" in row else 0.5 for row in rows)
-        args.learning_rate = rate_for(width, pairs * args.num_train_epochs)
+        passes = args.num_train_epochs
+        if args.max_steps > 0:  # counts more in TRL
+            passes = args.max_steps * settings.batch_size / len(rows)
+        args.learning_rate = rate_for(width, pairs * passes)

@@ -15,8 +15,10 @@ class DPOMixin(_Trainer):
     pairs (arXiv 2404.19733, equation 1).
 
     The held-out loss is half of `apo_zero` (arXiv 2408.06266, equation 7), whatever the training's
-    is: 0.5 at the start, and between 0 and 1 for every pair. The logistic loss has no limit. A few
-    pairs that the policy is wrong and sure about raise it while the policy gets better.
+    is: 0.5 at the start, and between 0 and 1 for every pair. The logistic loss is unbounded, and a
+    few pairs that the policy confidently ranks wrong raise it while the policy gets better. Each
+    answer counts for itself, so chosen answers that become far less likely raise the loss even
+    where the rejected ones fall further.
 
     Attributes:
         sft_weight: of that term; 0 where the loss has none.
@@ -25,6 +27,7 @@ class DPOMixin(_Trainer):
     sft_weight = 0.0
     loss_types: list[str]
     loss_weights: list[float]
+    use_weighting: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,7 +40,7 @@ class DPOMixin(_Trainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         """TRL's loss of the other kinds, plus the weighted SFT term; or the held-out loss."""
-        if self.loss_types and not self.model.training:
+        if not self.model.training and {*self.loss_types} - {"sft"}:
             return self._held_out_loss(model, inputs, return_outputs)
         if not self.sft_weight:
             return super()._compute_loss(model, inputs, return_outputs)
@@ -59,12 +62,12 @@ class DPOMixin(_Trainer):
         return (found[0] + term, found[1]) if return_outputs else found + term
 
     def _held_out_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        own = self.loss_types, self.loss_weights
-        self.loss_types, self.loss_weights = ["apo_zero"], [0.5]
+        own = self.loss_types, self.loss_weights, self.use_weighting
+        self.loss_types, self.loss_weights, self.use_weighting = ["apo_zero"], [0.5], False
         try:
             return super()._compute_loss(model, inputs, return_outputs)
         finally:
-            self.loss_types, self.loss_weights = own
+            self.loss_types, self.loss_weights, self.use_weighting = own
 
 
 def answer_losses(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
