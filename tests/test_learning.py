@@ -18,7 +18,7 @@ from tests.forked import context
 PROMPTS = ["Hi", "Name a fish that lives in cold water.", "Why?", "What is a candle made of?"]
 PROMPTS += ["Tell me about tea", "Is it late?", "One word for happy", "Where do crows sleep?"]
 PROMPTS += ["Good morning"]
-UPDATES = 28
+UPDATES = 36  # scores stay near 0.25 up to update 21 in some seeds, by rounding
 LOST = UPDATES // 4
 
 
