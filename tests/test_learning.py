@@ -18,7 +18,7 @@ from tests.forked import context
 PROMPTS = ["Hi", "Name a fish that lives in cold water.", "Why?", "What is a candle made of?"]
 PROMPTS += ["Tell me about tea", "Is it late?", "One word for happy", "Where do crows sleep?"]
 PROMPTS += ["Good morning"]
-UPDATES = 36  # scores stay near 0.25 up to update 21 in some seeds, by rounding
+UPDATES = 36  # in some seeds the scores stay near 0.2 up to update 27; rounding decides
 LOST = UPDATES // 4
 
 
@@ -100,7 +100,7 @@ def test_it_learns_in_float16(tiny_base: Path, tmp_path: Path) -> None:
 def test_it_learns_with_a_quarter_of_the_episodes_lost(
     tiny_base: Path, tmp_path: Path, seed: int
 ) -> None:
-    """As many episodes as above are sampled, and the last quarter before the kill is lost.
+    """A quarter of a training's updates is lost to the kill, and made again.
 
     Two seeds are enough: tests/invariants/test_kills.py holds that a resumed run is the same run.
     """
@@ -108,7 +108,7 @@ def test_it_learns_with_a_quarter_of_the_episodes_lost(
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    trainer = toy(tiny_base, tmp_path, seed, UPDATES - LOST)
+    trainer = toy(tiny_base, tmp_path, seed, UPDATES)
     trainer.train(resume_from_checkpoint=True)
-    assert [row["step"] for row in trainer.state.log_history] == list(range(1, UPDATES - LOST + 1))
+    assert [row["step"] for row in trainer.state.log_history] == list(range(1, UPDATES + 1))
     has_learned(trainer)
