@@ -14,6 +14,9 @@ How long a vote and an edit take is assumed, not measured: 15 and 90 seconds, so
 much as six votes. `--vote-seconds` and `--edit-seconds` change that. The editor of `cheerful` reads
 eight answers before it edits one, and no time is added for that.
 
+All stages have their default learning rates; `--rate` and `--sft-rate` give DITTO's rounds and
+supervised tuning (DITTO's too) others.
+
 The answers of the base are those of `votes_to_accuracy.py`: sampled once, and kept in the cache
 folder. `--quick` has one rater, one budget and a few tokens, to see that it runs.
 """
@@ -43,7 +46,6 @@ VOTE_SECONDS, EDIT_SECONDS = 15.0, 90.0
 NOISE, SEEDS, HELD_OUT = 0.1, 3, 60
 LOOKED_AT = {"cheerful": 8}  # answers that the editor chooses from; 2 otherwise
 METHODS = ("votes: dpo", "edits: sft", "edits: dpo", "edits: ditto")
-SFT_LEARNING_RATE = 1e-3  # as in the recipes for the small base
 Row = dict[str, Any]
 
 
@@ -98,16 +100,19 @@ def looked_at(
     return answers
 
 
-def train(method: str, backbone: Backbone, rows: list[Row], seed: int, tokens: int) -> int:
+def train(
+    method: str, backbone: Backbone, rows: list[Row], seed: int, args: argparse.Namespace
+) -> int:
     """Train the policy; returns the number of rows that it learned from."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(folder, method.replace(": ", "-"), {"seed": seed})
         if method == "edits: sft":
             kept = [{name: row[name] for name in ("prompt", "completion")} for row in rows]
-            train_sft(backbone, kept, run, SFTSettings(learning_rate=SFT_LEARNING_RATE))
+            train_sft(backbone, kept, run, SFTSettings(learning_rate=args.sft_rate))
         elif method == "edits: ditto":
-            sizes = {"max_new_tokens": tokens} | ({} if tokens > 12 else {"rounds": 1, "steps": 1})
-            settings = DittoSettings(sft_learning_rate=SFT_LEARNING_RATE, **sizes)
+            sizes = {"rounds": 1, "steps": 1} if args.quick else {}
+            rates = {"learning_rate": args.rate, "sft_learning_rate": args.sft_rate}
+            settings = DittoSettings(max_new_tokens=args.tokens, **rates, **sizes)
             train_ditto(backbone, rows, run, settings)
         else:
             if method == "edits: dpo":
@@ -118,29 +123,24 @@ def train(method: str, backbone: Backbone, rows: list[Row], seed: int, tokens: i
         return len(rows)
 
 
-def measure(base: str, pool: Pool, rater: Rater, seconds: Row, tokens: int, held: int) -> Row:
-    """For each method, its win rate with so many votes or edits.
-
-    Args:
-        seconds: of the rater (`budget`), of a vote and of an edit.
-        held: how many prompts at the end of the pool are held out.
-    """
+def measure(pool: Pool, rater: Rater, minutes: float, args: argparse.Namespace) -> Row:
+    """For each method, its win rate with the votes or edits that so many minutes give."""
+    held, tokens = args.held_out, args.tokens
     seen = len(pool.prompts) - held
     order = np.random.default_rng(rater.seed).permutation(seen).tolist()
-    votes = vote_rows(pool, rater, order, int(seconds["budget"] / seconds["vote"]))
-    places = order[: int(seconds["budget"] / seconds["edit"])]
+    votes = vote_rows(pool, rater, order, int(60 * minutes / args.vote_seconds))
+    places = order[: int(60 * minutes / args.edit_seconds)]
     found: Row = {}
     edits: list[Row] = []
-    for method in METHODS:
-        backbone = Backbone.load(base, seed=rater.seed)
+    for method in args.method or METHODS:
+        backbone = Backbone.load(args.base, seed=rater.seed)
         if method.startswith("edits") and not edits:
             count = LOOKED_AT.get(rater.name, 2)
             answers = looked_at(backbone, pool, places, count, tokens)
             edits = edit_rows([pool.prompts[place] for place in places], answers, rater)
         started = time.perf_counter()
-        rows = train(
-            method, backbone, votes if method == "votes: dpo" else edits, rater.seed, tokens
-        )
+        learned = votes if method == "votes: dpo" else edits
+        rows = train(method, backbone, learned, rater.seed, args)
         trained = time.perf_counter() - started
         how: dict[str, Any] = {"max_new_tokens": tokens, "batch_size": 64, "seed": 100}
         ours = [Answer.of(one) for one in generate(backbone, pool.prompts[seen:], **how)]
@@ -156,7 +156,7 @@ def measure(base: str, pool: Pool, rater: Rater, seconds: Row, tokens: int, held
 def print_line(name: str, minutes: float, results: list[Row]) -> None:
     """A line of the table: the mean win rate of each method over seeds, and each seed's."""
     cells = []
-    for method in METHODS:
+    for method in results[0]:
         rates = [found[method]["win_rate"]["rate"] for found in results]
         each = ", ".join(f"{rate:.0%}" for rate in rates)
         cells.append(f"{np.mean(rates):.0%} ({each})")
@@ -173,33 +173,37 @@ def main() -> None:
     )
     parser.add_argument("--vote-seconds", type=float, default=VOTE_SECONDS, help="assumed")
     parser.add_argument("--edit-seconds", type=float, default=EDIT_SECONDS, help="assumed")
+    parser.add_argument("--method", choices=METHODS, action="append", help="several times")
+    parser.add_argument("--rate", type=float, help="learning rate of DITTO's rounds")
+    parser.add_argument("--sft-rate", type=float, help="learning rate of supervised tuning")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     parser.add_argument("--quick", action="store_true", help="one rater and budget, 12 tokens")
     args = parser.parse_args()
-    prompts, seeds, held, tokens = bundled_prompts(), args.seeds, HELD_OUT, MAX_NEW_TOKENS
+    prompts, args.held_out, args.tokens = bundled_prompts(), HELD_OUT, MAX_NEW_TOKENS
     budgets, raters = args.minutes or list(MINUTES), args.rater or list(EDITS)
     if args.quick:
-        prompts, seeds, held, tokens = [*prompts[:20], *prompts[-8:]], 1, 8, 12
+        prompts, args.seeds = [*prompts[:20], *prompts[-8:]], 1
+        args.held_out, args.tokens = 8, 12
         budgets, raters = [4.5], ["brief"]
-    pool = sample_pool(Backbone.load(args.base), tokens, 1.0, prompts)
-    seconds = {"vote": args.vote_seconds, "edit": args.edit_seconds}
+    pool = sample_pool(Backbone.load(args.base), args.tokens, 1.0, prompts)
     results: list[Row] = []
     for name in raters:
         for minutes in budgets:
-            budget = seconds | {"budget": 60 * minutes}
-            for seed in range(seeds):
+            for seed in range(args.seeds):
                 rater = Rater.named(name, noise=NOISE, seed=seed)
-                found = measure(args.base, pool, rater, budget, tokens, held)
+                found = measure(pool, rater, minutes, args)
                 results.append({"rater": name, "minutes": minutes, "seed": seed, "found": found})
-    print(f"| rater | minutes | {' | '.join(METHODS)} |\n|---|---|{'---|' * len(METHODS)}")
+    shown = args.method or METHODS
+    print(f"| rater | minutes | {' | '.join(shown)} |\n|---|---|{'---|' * len(shown)}")
     for name in raters:
         for minutes in budgets:
             key = (name, minutes)
             print_line(*key, [r["found"] for r in results if (r["rater"], r["minutes"]) == key])
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        written = {"assumed_seconds": seconds, "results": results}
+        assumed = {"vote": args.vote_seconds, "edit": args.edit_seconds}
+        written = {"assumed_seconds": assumed, "results": results}
         args.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 

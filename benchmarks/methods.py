@@ -6,6 +6,8 @@
 
 For each rater and seed the base answers bundled prompts twice, and the rater votes, a tenth of the
 time against its own rule, until 150 of its votes name a better answer; its ties stay in the votes.
+Where 280 prompts do not suffice, the base answers them again: `brief` calls most pairs of cut-off
+answers equal.
 Then every method trains for the same minutes on them and is compared with the base on the 60
 held-out prompts, by the rater's rule without noise.
 
@@ -21,6 +23,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,6 +41,7 @@ from lorarlhf.runtime.files import read_json, write_bytes, write_json
 Row = dict[str, Any]
 NOISE, TEMPERATURE = 0.1, 1.0
 BATCH_SIZE = 64
+PASSES = 10  # over the prompts, at most
 SETTINGS = ("base", "votes", "minutes", "tokens", "methods")  # and the contents of --config
 
 
@@ -107,10 +111,13 @@ def make_project(folder: Path, rater: Rater, args: argparse.Namespace) -> None:
 def cast(
     backbone: Backbone, role: str, rater: Rater, prompts: Sequence[Any], wanted: int, tokens: int
 ) -> list[ImportedVote]:
-    """Votes on two answers of a role to each prompt, until so many of them name a better one."""
+    """Votes on two answers of a role to each prompt, until so many of them name a better one.
+
+    After the last prompt the role answers them all again. After `PASSES` times the votes are fewer.
+    """
     votes: list[ImportedVote] = []
     decided = 0
-    for start in range(0, len(prompts), BATCH_SIZE):
+    for number, start in product(range(PASSES), range(0, len(prompts), BATCH_SIZE)):
         if decided >= wanted:
             break
         some = prompts[start : start + BATCH_SIZE]
@@ -122,7 +129,7 @@ def cast(
                 max_new_tokens=tokens,
                 temperature=TEMPERATURE,
                 batch_size=BATCH_SIZE,
-                seed=1000 * rater.seed + 10 * start + side,
+                seed=100_000 * rater.seed + 10_000 * number + 10 * start + side,
             )
             for side in range(2)
         ]

@@ -29,7 +29,7 @@ from lorarlhf.stages.sft import SFTSettings
 BASE = "smollm2-135m"  # or a folder, or a Hugging Face id
 DATA = bundled("demonstrations")  # 70 questions, each with an answer of about 40 words
 EPOCHS = 3  # passes over the demonstrations
-LEARNING_RATE = 1e-3  # high, because the base is small; use 2e-4 from 1B parameters on
+LEARNING_RATE = None  # by the base's width, at most 1e-3
 BATCH_SIZE = 8  # demonstrations per optimizer step
 MAX_NEW_TOKENS = 64  # length of the answers that are shown
 TEMPERATURE = 0.7  # for those answers; 0 always takes the likeliest token

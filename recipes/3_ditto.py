@@ -38,7 +38,6 @@ EDITS = 10
 SEEN = 2  # answers that the editor sees before each edit
 ROUNDS = 3
 MAX_NEW_TOKENS = 64
-SFT_LEARNING_RATE = 1e-3  # high, because the base is small; use 2e-4 from 1B parameters on
 RATER = "cheerful"  # edits by its rule, and judges at the end without noise
 SEED = 0
 
@@ -66,7 +65,6 @@ def main() -> None:
     settings = DittoSettings(
         rounds=2 if args.quick else ROUNDS,
         steps=1 if args.quick else 10,
-        sft_learning_rate=SFT_LEARNING_RATE,
         max_new_tokens=length,
     )
     archive_earlier_run(folder)

@@ -14,12 +14,10 @@ from trl.trainer import utils
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.run import Run
-from lorarlhf.stages import step_size
 from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, dpo_arguments, train_direct
 from lorarlhf.stages.held_out import FEWEST, hold_out
 from lorarlhf.stages.keep_best import KeepBest
 from lorarlhf.stages.kto import KTOSettings, train_kto
-from lorarlhf.stages.step_size import rate_for
 from lorarlhf.stages.trl import trainer
 from lorarlhf.stages.trl.arguments import Placement
 from lorarlhf.stages.trl.dpo import answer_losses
@@ -133,57 +131,6 @@ def test_the_sft_term_keeps_chosen_answers_likely(tiny_base: Path, tmp_path: Pat
         first, last = [row["chosen_logp"] for row in log_of(run) if "chosen_logp" in row]
         ends.append(last - first)
     assert ends[1] > ends[0] + 0.5
-
-
-@pytest.mark.parametrize(("width", "rate"), [(64, 5e-4), (576, 5e-4), (1152, 2.5e-4), (5760, 5e-5)])
-def test_wider_bases_take_smaller_steps(width: int, rate: float) -> None:
-    assert rate_for(width, 450) == rate_for(width, 3) == pytest.approx(rate)
-
-
-def test_many_votes_take_smaller_steps() -> None:
-    assert rate_for(576, 4 * 450) == pytest.approx(2.5e-4)
-    assert rate_for(1152, 100 * 450) == pytest.approx(2.5e-5)
-
-
-@pytest.mark.parametrize(("row", "rate"), [("chosen", 2.5e-4), ("label", 2.5e-4 * 2**0.5)])
-def test_two_single_answers_count_as_a_pair(row: str, rate: float) -> None:
-    args = SimpleNamespace(num_train_epochs=3.0, max_steps=-1)
-    step_size.fill_in_rate(args, DPOSettings(), 576, [{row: "x"}] * 600)
-    assert args.learning_rate == pytest.approx(rate)
-    args.max_steps, args.num_train_epochs = 225, 90.0  # 1,800 rows, and the steps count more
-    step_size.fill_in_rate(args, DPOSettings(), 576, [{row: "x"}] * 30)
-    assert args.learning_rate == pytest.approx(rate)
-
-
-@pytest.mark.parametrize(
-    ("method", "settings", "rate"),
-    [
-        ("dpo", {}, 2.5e-4),
-        ("orpo", {}, 2.5e-4),
-        ("kto", {}, 2.5e-4),
-        ("dpo", {"learning_rate": 2e-3}, 2e-3),
-        ("kto", {"trl": {"learning_rate": 3e-3}}, 3e-3),
-    ],
-)
-def test_a_rate_that_is_given_replaces_the_default(
-    method: str,
-    settings: Row,
-    rate: float,
-    tiny_base: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    backbone = Backbone.load(str(tiny_base), bits=16, compute_dtype="float32")
-    kind = {"dpo": DPOSettings, "orpo": DirectSettings, "kto": KTOSettings}[method]
-    monkeypatch.setattr(step_size, "MEASURED_WIDTH", backbone.hidden_size / 2)
-    made = kind(**{"epochs": 1, "evaluations": 0} | settings)
-    run = Run(tmp_path, method, {"seed": 0})
-    if method == "kto":
-        found = train_kto(backbone, PAIRS, run, made)
-    else:
-        found = train_direct(backbone, PAIRS, run, method, made)
-    assert found["learning_rate"] == rate
-    assert log_of(run)[0]["learning_rate"] == pytest.approx(rate)
 
 
 def test_only_positions_with_a_label_reach_the_lm_head(

@@ -3,7 +3,7 @@
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import methods
 import rounds
 
+from lorarlhf.backbone.generation import Completion
+from lorarlhf.rewards.raters import Rater
 from lorarlhf.runtime.files import write_json
 
 Row = dict[str, Any]
@@ -82,3 +84,24 @@ def test_rounds_whose_result_is_there_are_not_run_again(tmp_path: Path) -> None:
     assert found == known and not (tmp_path / "out").exists()
     line = rounds.row("brief", "0", 3, found)
     assert line == "| brief | 0 | 3 | 60% (50% to 70%) | 3.1 | 52%, 60% |"
+
+
+def test_prompts_are_asked_again_until_so_many_votes_name_a_better_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[list[Any], int]] = []
+
+    def generate(_: Any, prompts: list[Any], *, seed: int, **__: Any) -> list[Completion]:
+        asked.append((prompts, seed))
+        words = "yes no" if len(asked) % 4 == 1 else "yes"  # the first of each second pair
+        return [Completion(words, [1], ended=True) for _ in prompts]
+
+    monkeypatch.setattr(methods, "generate", generate)
+    rater = Rater.named("brief", 0.0, 3)
+    votes = methods.cast(cast(Any, None), "base", rater, ["Why?", "How?"], 3, 5)
+    # The first pass names two better answers, the second none, the third the last one.
+    assert len(votes) == 5 and sum(map(methods.is_decided, votes)) == 3
+    assert [one.prompt for one in votes] == ["Why?", "How?", "Why?", "How?", "Why?"]
+    assert len({seed for _, seed in asked}) == 6  # no answers twice
+    monkeypatch.setattr(methods, "PASSES", 1)
+    assert len(methods.cast(cast(Any, None), "base", rater, ["Why?"], 3, 5)) == 1

@@ -101,7 +101,7 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     else:  # measured on held-out prompts, so they need no held-out votes
         parts = _votes_to_learn(rows, rounds[1]), None
     if rounds is None:  # each round of new answers has its own number of pairs
-        _fill_in_rate(settings, own, args, base, parts[0])
+        _fill_in_rates(request.stage, settings, own, args, base, parts[0])
     left_out = len(rows) - len(parts[0])
     rows, eval_rows, estimate = _check_rows(request, settings, base, *parts, rounds)
     inputs = StageInputs(rows, own, args, eval_rows, request.resume)
@@ -277,15 +277,14 @@ def _arguments(request: TrainRequest, settings: Settings, own: Any) -> Any:
         raise UserError(f"The settings of {request.stage.name} don't fit: {reason}.") from error
 
 
-def _fill_in_rate(
-    settings: Settings, own: Any, args: Any, base: "BaseFiles", rows: Sequence[Row]
+def _fill_in_rates(
+    stage: Stage, settings: Settings, own: Any, args: Any, base: "BaseFiles", rows: Sequence[Row]
 ) -> None:
-    """Choose the learning rate where the stage leaves it open, so that the record names it."""
-    from lorarlhf.stages.step_size import fill_in_rate
-
-    if settings.own.get("learning_rate", 0.0) is None:
-        fill_in_rate(args, own, base.config.get_text_config().hidden_size, rows)
-        settings.own["learning_rate"] = own.learning_rate = args.learning_rate
+    """Choose the learning rates that the settings leave open, so that the record names them."""
+    width = base.config.get_text_config().hidden_size
+    for name, rate in stage.fill_in_rates(args, own, width, rows).items():
+        settings.own[name] = rate
+        setattr(own, name, rate)
 
 
 def _check_rows(

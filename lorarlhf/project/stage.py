@@ -38,6 +38,7 @@ class Stage:
         check: checks all rows together before anything is loaded; "" if the stage has no check.
         hold_out: splits rows into training and held-out rows, with none in both; "" if the stage
             has no split.
+        rates: chooses the learning rates that the settings leave open; "" if none can be open.
         configs: TRL's classes for other values of the setting `algorithm`, by value.
         rewarded: whether it takes rewards and judges, and prompts instead of answers.
         rounds: whether it can also learn, in rounds, from answers that a reward role labels.
@@ -60,6 +61,7 @@ class Stage:
     keys: str
     check: str = ""
     hold_out: str = ""
+    rates: str = ""
     configs: Mapping[str, str] = field(default_factory=dict, hash=False)
     rewarded: bool = False
     rounds: bool = False
@@ -113,6 +115,24 @@ class Stage:
     def make_arguments(self, placement: Any, settings: Any) -> Any:
         """TRL's configuration. Raises `UserError` or `ValueError` for values it does not take."""
         return load_named(self.arguments)(placement, settings)
+
+    def fill_in_rates(
+        self, args: Any, settings: Any, width: int, rows: Sequence[Row]
+    ) -> dict[str, float]:
+        """Choose the learning rates that the settings leave open.
+
+        Args:
+            args: TRL's configuration, whose `learning_rate` is set.
+            width: the base's hidden size.
+            rows: what is learned from.
+
+        Returns:
+            the settings that were open, with their values.
+        """
+        if not self.rates:
+            return {}
+        found: dict[str, float] = load_named(self.rates)(args, settings, width, rows)
+        return found
 
     def train(self, backbone: Any, run: Any, inputs: Any) -> Row:
         """Run the stage; returns its summary."""

@@ -8,7 +8,7 @@ import copy
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lorarlhf.stages.callbacks import log_beside_bars
 from lorarlhf.stages.conversations import Row, conversational
 from lorarlhf.stages.ditto_callbacks import KeepReference, RoundCallback
 from lorarlhf.stages.inputs import StageInputs
+from lorarlhf.stages.step_size import fill_in_ditto_rates, given_rate
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.trainer import last_logged, loss_summary, run_trl_trainer
 
@@ -44,8 +45,10 @@ class DittoSettings:
     steps: PositiveInt = 10  # optimizer steps in a round
     answers: PositiveInt = 4  # answers of the policy to each prompt, in each round
     sft_epochs: NonNegativeFloat = 3.0  # passes over the edited answers before the first round
-    sft_learning_rate: NonNegativeFloat = 2e-4  # step size of those passes
-    learning_rate: NonNegativeFloat = 1e-4  # step size in the rounds
+    # Step size of those passes; none: by the base's width, at most 1e-3
+    sft_learning_rate: NonNegativeFloat | None = None
+    # Step size in the rounds; none: by the base's width and the pairs of all rounds, at most 5e-4
+    learning_rate: NonNegativeFloat | None = None
     batch_size: PositiveInt = 8  # pairs in one optimizer step
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together
@@ -118,7 +121,7 @@ def arguments(placement: Placement, settings: DittoSettings) -> Any:
 
     own = {
         "num_train_epochs": 1,  # the rows of a round are as many as its steps take
-        "learning_rate": settings.learning_rate,
+        **given_rate(settings),
         **batch_arguments(settings.batch_size, settings.micro_batch_size),
         "max_length": settings.max_tokens,
         "beta": settings.beta,
@@ -135,7 +138,10 @@ def arguments(placement: Placement, settings: DittoSettings) -> Any:
 
 def run_ditto(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]:
     """`train_ditto` from prepared inputs."""
-    rows, settings, seed = list(inputs.rows), inputs.settings, inputs.args.seed
+    rows, seed = list(inputs.rows), inputs.args.seed
+    rates = fill_in_ditto_rates(inputs.args, inputs.settings, backbone.hidden_size, rows)
+    settings = replace(inputs.settings, **rates)
+    inputs = replace(inputs, settings=settings)
     done = _restore(backbone, run.folder) if inputs.resume else None
     stopped = False
     if done is None:

@@ -10,7 +10,7 @@ from lorarlhf.stages.conversations import Row
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.keep_best import KeepBest
 from lorarlhf.stages.preference_watch import PreferenceWatch
-from lorarlhf.stages.step_size import fill_in_rate
+from lorarlhf.stages.step_size import fill_in_pair_rate
 from lorarlhf.stages.trl.trainer import run_trl_trainer
 
 PATIENCE = 2
@@ -46,7 +46,7 @@ def run_watched(
     keeper = KeepBest(backbone, "policy", patience=PATIENCE) if held is not None else None
     watch = PreferenceWatch(backbone, run, inputs) if inputs.settings.evaluations else None
     inputs.args.eval_on_start = held is not None
-    fill_in_rate(inputs.args, inputs.settings, backbone.hidden_size, rows)
+    fill_in_pair_rate(inputs.args, inputs.settings, backbone.hidden_size, rows)
     trainer = run_trl_trainer(
         trainer_class,
         backbone,

@@ -11,6 +11,7 @@ from lorarlhf.stages.assistant_turns import assistant_tokens
 from lorarlhf.stages.callbacks import RunCallback
 from lorarlhf.stages.conversations import Row, conversational
 from lorarlhf.stages.inputs import StageInputs
+from lorarlhf.stages.step_size import fill_in_sft_rate, given_rate
 from lorarlhf.stages.trl.arguments import Placement, batch_arguments, trl_arguments
 from lorarlhf.stages.trl.checkpointing import saving
 from lorarlhf.stages.trl.trainer import loss_summary, run_trl_trainer
@@ -21,7 +22,8 @@ class SFTSettings:
     """Settings of supervised tuning; `trl` reaches every other field of TRL's `SFTConfig`."""
 
     epochs: PositiveFloat = 3.0  # passes over the demonstrations
-    learning_rate: NonNegativeFloat = 2e-4  # step size of the policy's adapter
+    # Step size of the policy's adapter; none: by the base's width, at most 1e-3
+    learning_rate: NonNegativeFloat | None = None
     batch_size: PositiveInt = 8  # demonstrations in one optimizer step
     micro_batch_size: PositiveInt = 4  # demonstrations in one forward; memory only
     max_tokens: PositiveInt = 1024  # longer demonstrations are cut by TRL
@@ -49,7 +51,7 @@ def train_sft(
         resume: continue from the run's newest checkpoint, if there is one.
 
     Returns:
-        a summary: rows, steps, first and last loss.
+        a summary: rows, `learning_rate` at the start, steps, first and last loss.
     """
     settings = settings or SFTSettings()
     made = conversational(rows, backbone, settings.plain)
@@ -63,7 +65,7 @@ def arguments(placement: Placement, settings: SFTSettings) -> Any:
 
     own = {
         "num_train_epochs": settings.epochs,
-        "learning_rate": settings.learning_rate,
+        **given_rate(settings),
         **batch_arguments(settings.batch_size, settings.micro_batch_size),
         "max_length": settings.max_tokens,
         **saving(settings.save_steps),
@@ -86,6 +88,7 @@ def run_sft(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
         rows = [
             part for row in rows for part in assistant_tokens(backbone.encoder, row["messages"])
         ]
+    fill_in_sft_rate(inputs.args, settings, backbone.hidden_size, rows)
     trainer = run_trl_trainer(
         SFTTrainer,
         backbone,
@@ -98,4 +101,5 @@ def run_sft(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, Any]
     backbone.freeze_reference()
     for role in ("policy", "reference"):
         backbone.save(role, run.folder / "adapters" / role)
-    return {"rows": len(inputs.rows)} | loss_summary(trainer)
+    found = {"rows": len(inputs.rows), "learning_rate": inputs.args.learning_rate}
+    return found | loss_summary(trainer)

@@ -1,27 +1,43 @@
-"""The learning rate of DPO, ORPO and KTO where none is set."""
+"""The learning rates of SFT, DPO, ORPO, KTO and DITTO where none is set.
+
+Adam's step size for hidden weights is in inverse proportion to a base's width (Tensor Programs V,
+arXiv 2203.03466, table 3). So a rate that was measured on a narrow base falls with the width, and
+it is never above the measured one.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MEASURED_RATE, MEASURED_WIDTH, MEASURED_PAIRS = 5e-4, 576, 450
-"""Found by a sweep on SmolLM2-135M (`benchmarks/dpo_defaults.py`): the rate, the base's hidden
-size, and the pairs that were read: three passes over 150 votes, at the default batch size."""
+MEASURED_WIDTH = 576
+"""The hidden size of SmolLM2-135M, on which the rates were measured."""
+MEASURED_RATE, MEASURED_PAIRS = 5e-4, 450
+"""Found by a sweep (`benchmarks/dpo_defaults.py`): the rate, and the pairs that were read: three
+passes over 150 votes, at the default batch size."""
+DEMONSTRATION_RATE = 1e-3
+"""Of supervised tuning (`benchmarks/sft_rates.py`)."""
 
 
 def rate_for(width: int, pairs: float) -> float:
-    """The default step size of a LoRA adapter.
+    """The default step size of a LoRA adapter that learns from preference pairs.
 
-    In bases that are wider than the measured one it is in inverse proportion to the width, as
-    Adam's is for hidden weights (Tensor Programs V, arXiv 2203.03466, table 3). Where more pairs
-    are read it falls with the square root of their number. Then the noise of the steps moves the
-    weights as far as in the sweep, as in a random walk.
+    Where more pairs are read it falls with the square root of their number. Then the noise of the
+    steps moves the weights as far as in the sweep, as in a random walk.
 
     Args:
         width: the base's hidden size.
         pairs: how many pairs are read in all passes together.
     """
     longer = min(1.0, MEASURED_PAIRS / max(1.0, pairs)) ** 0.5
-    return MEASURED_RATE * min(1.0, MEASURED_WIDTH / width) * longer
+    return MEASURED_RATE * _narrower(width) * longer
+
+
+def demonstration_rate(width: int) -> float:
+    """The default step size of a LoRA adapter that learns from demonstrations."""
+    return DEMONSTRATION_RATE * _narrower(width)
+
+
+def _narrower(width: int) -> float:
+    return min(1.0, MEASURED_WIDTH / width)
 
 
 def given_rate(settings: Any) -> dict[str, float]:
@@ -29,16 +45,47 @@ def given_rate(settings: Any) -> dict[str, float]:
     return {} if settings.learning_rate is None else {"learning_rate": settings.learning_rate}
 
 
-def fill_in_rate(args: Any, settings: Any, width: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Set the default in TRL's configuration, unless the settings name a rate.
+# ---- what the record of a run names. Each of these sets TRL's `learning_rate` unless the settings
+# ---- name one, and returns the settings that were open, with their values.
+
+
+def fill_in_pair_rate(
+    args: Any, settings: Any, width: int, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """For DPO, ORPO and KTO.
 
     Args:
+        args: TRL's configuration.
         width: the base's hidden size.
         rows: what is learned from: pairs, or single answers, of which two count as a pair.
     """
-    if settings.learning_rate is None and "learning_rate" not in settings.trl:
-        pairs = sum(1.0 if "chosen" in row else 0.5 for row in rows)
-        passes = args.num_train_epochs
-        if args.max_steps > 0:  # counts more in TRL
-            passes = args.max_steps * settings.batch_size / len(rows)
-        args.learning_rate = rate_for(width, pairs * passes)
+    pairs = sum(1.0 if "chosen" in row else 0.5 for row in rows)
+    passes = args.num_train_epochs
+    if args.max_steps > 0:  # counts more in TRL
+        passes = args.max_steps * settings.batch_size / len(rows)
+    return _fill_in(args, settings, rate_for(width, pairs * passes))
+
+
+def fill_in_sft_rate(
+    args: Any, settings: Any, width: int, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """For supervised tuning."""
+    return _fill_in(args, settings, demonstration_rate(width))
+
+
+def fill_in_ditto_rates(
+    args: Any, settings: Any, width: int, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """For DITTO's rounds, with the pairs of all rounds, and for its supervised part."""
+    pairs = settings.rounds * settings.steps * settings.batch_size
+    found = _fill_in(args, settings, rate_for(width, pairs))
+    if settings.sft_learning_rate is None:
+        found["sft_learning_rate"] = demonstration_rate(width)
+    return found
+
+
+def _fill_in(args: Any, settings: Any, rate: float) -> dict[str, float]:
+    if settings.learning_rate is not None or "learning_rate" in settings.trl:
+        return {}
+    args.learning_rate = rate
+    return {"learning_rate": rate}
