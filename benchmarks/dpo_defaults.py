@@ -1,8 +1,9 @@
-"""DPO by learning rate, passes and SFT term: what it wins, and whether the answers fall apart.
+"""DPO by learning rate, passes, beta and SFT term: its wins, and whether answers fall apart.
 
     python benchmarks/dpo_defaults.py --out runs/dpo_defaults.json
     python benchmarks/dpo_defaults.py --votes 2000 --rates 5e-4 --epochs 3 --holdout 0.1
     python benchmarks/dpo_defaults.py --method kto --rates 1e-4 5e-4 --epochs 1 3
+    python benchmarks/dpo_defaults.py --method orpo --rates 5e-4 --epochs 3 --beta 0.1 1 5
 
 A simulated rater, a tenth of whose votes are wrong, votes on answers of the base to the 280 bundled
 prompts. Each setting trains the base's policy on these votes. The policy then answers each of the
@@ -119,16 +120,16 @@ class Bench:
 
 
 HEAD = (
-    "| rate | passes | SFT term | noise | held out | wins (95%) | repeated | ended | tokens "
-    "| chosen | rejected | margin | kept | alarms |\n" + "|---" * 14 + "|"
+    "| rate | passes | beta | SFT term | noise | held out | wins (95%) | repeated | ended | tokens "
+    "| chosen | rejected | margin | kept | alarms |\n" + "|---" * 15 + "|"
 )
 
 
 def table_row(settings: Settings | None, found: Row) -> str:
     """One line of the table; without settings that of the base."""
-    cells = ["the base", "", "", "", ""]
+    cells = ["the base", *[""] * 5]
     if settings is not None:
-        made = [settings.learning_rate, settings.epochs]
+        made = [settings.learning_rate, settings.epochs, settings.beta]
         made += [getattr(settings, name, 0.0) for name in OWN]
         cells = [f"{value:g}" for value in (*made, settings.holdout)]
     won = found["win_rate"]
@@ -144,13 +145,14 @@ def combinations(args: argparse.Namespace) -> list[Settings]:
     """All settings that the options name; the SFT term and the noise are DPO's alone."""
     found: list[Settings] = []
     own = itertools.product(args.sft, args.noise) if args.method == "dpo" else [()]
-    for epochs, rate, more, holdout in itertools.product(
-        args.epochs, args.rates, list(own), args.holdout
+    for epochs, rate, beta, more, holdout in itertools.product(
+        args.epochs, args.rates, args.beta, list(own), args.holdout
     ):
         found.append(
             KINDS[args.method](
                 epochs=epochs,
                 learning_rate=rate,
+                beta=beta,
                 holdout=holdout,
                 evaluations=4 if holdout else 1,  # for the alarms the start and the end are enough
                 **dict(zip(OWN, more, strict=False)),
@@ -168,6 +170,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--votes", type=int, default=150, help="as far as there are so many")
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4, 1e-3])
     parser.add_argument("--epochs", type=float, nargs="+", default=[1.0, 3.0], help="passes")
+    parser.add_argument("--beta", type=float, nargs="+", default=[0.1])
     parser.add_argument("--sft", type=float, nargs="+", default=[0.0, 0.2, 1.0], help="sft_weight")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0], help="robust loss above 0")
     parser.add_argument("--holdout", type=float, nargs="+", default=[0.0])

@@ -41,8 +41,8 @@ def test_every_combination_has_its_settings_and_its_line() -> None:
     found |= {"chosen": -0.2, "rejected": -1.0, "margin": 2.5, "kept": 19, "alarms": ["repetition"]}
     line = dpo_defaults.table_row(made[1], found)
     assert line == (
-        "| 0.0001 | 1 | 1 | 0 | 0.2 | 60% (50% to 70%) | 1.2% | 50% | 40.0 | -0.20 | -1.00 | 2.5 "
-        "| 19 | repetition |"
+        "| 0.0001 | 1 | 0.1 | 1 | 0 | 0.2 | 60% (50% to 70%) | 1.2% | 50% | 40.0 | -0.20 | -1.00 "
+        "| 2.5 | 19 | repetition |"
     )
     cells = dpo_defaults.HEAD.splitlines()[0].count("|")
     assert line.count("|") == dpo_defaults.table_row(None, found).count("|") == cells
@@ -50,7 +50,8 @@ def test_every_combination_has_its_settings_and_its_line() -> None:
 
 def test_the_other_methods_have_settings_without_dpo_s_own() -> None:
     for method, kind in (("orpo", DirectSettings), ("kto", KTOSettings)):
-        words = ["--method", method, "--rates", "1e-3", "--epochs", "1", "3"]
+        words = ["--method", method, "--rates", "1e-3", "--epochs", "1", "3", "--beta", "2"]
         made = dpo_defaults.combinations(dpo_defaults.options().parse_args(words))
         assert [type(one) for one in made] == [kind, kind]
         assert [(one.epochs, one.learning_rate) for one in made] == [(1.0, 1e-3), (3.0, 1e-3)]
+        assert [one.beta for one in made] == [2.0, 2.0]
