@@ -14,8 +14,8 @@ How long a vote and an edit take is assumed, not measured: 15 and 90 seconds, so
 much as six votes. `--vote-seconds` and `--edit-seconds` change that. The editor of `cheerful` reads
 eight answers before it edits one, and no time is added for that.
 
-All stages have their default learning rates; `--rate` and `--sft-rate` give DITTO's rounds and
-supervised tuning (DITTO's too) others.
+All stages have their default learning rates. `--rate` sets another one for DITTO's rounds, and
+`--sft-rate` for supervised tuning, in DITTO too.
 
 The answers of the base are those of `votes_to_accuracy.py`: sampled once, and kept in the cache
 folder. `--quick` has one rater, one budget and a few tokens, to see that it runs.
@@ -203,7 +203,8 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         assumed = {"vote": args.vote_seconds, "edit": args.edit_seconds}
-        written = {"assumed_seconds": assumed, "results": results}
+        rates = {"ditto": args.rate, "sft": args.sft_rate}  # None: the default
+        written = {"assumed_seconds": assumed, "rates": rates, "results": results}
         args.out.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 

@@ -104,8 +104,6 @@ def make_project(folder: Path, rater: Rater, args: argparse.Namespace) -> None:
     votes = cast(backbone, "base", rater, prompts, args.votes, args.tokens)
     project = create(folder, base=args.base)
     add_votes(project.store(), votes)
-    decided = sum(map(is_decided, votes))
-    print(f"{folder}: {len(votes)} votes, {decided} of them name a better answer", flush=True)
 
 
 def cast(
@@ -137,6 +135,12 @@ def cast(
             if decided < wanted:
                 votes.append(vote(rater, prompt, [Answer.of(one) for one in pair]))
                 decided += is_decided(votes[-1])
+    print(
+        f"{rater.name}, seed {rater.seed}: {len(votes)} votes on answers of the {role}, {decided} "
+        "of them name a better answer",
+        file=sys.stderr,
+        flush=True,
+    )
     return votes
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from methods import NOISE, cast, is_decided, stored
+from methods import NOISE, cast, stored
 
 from lorarlhf.backbone.base import Backbone
 from lorarlhf.data.readers import bundled, read_prompts
@@ -135,10 +135,7 @@ def vote(project: Project, rater: Rater, number: int, way: int, args: argparse.N
         role, newest = "policy", project.folder / rounds(project)[0].steps["method"]["run"]
         backbone.load_role("policy", adapter_folder(newest, "policy"))
     some = prompts[number * share : (number + 1) * share]
-    votes = cast(backbone, role, rater, some, args.votes // way, args.tokens)
-    decided = sum(map(is_decided, votes))
-    print(f"{project.folder}: {len(votes)} votes, {decided} name a better answer", file=sys.stderr)
-    add_votes(project.store(), votes)
+    add_votes(project.store(), cast(backbone, role, rater, some, args.votes // way, args.tokens))
 
 
 def evaluated(policy: str, name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -281,6 +281,8 @@ def _fill_in_rates(
     stage: Stage, settings: Settings, own: Any, args: Any, base: "BaseFiles", rows: Sequence[Row]
 ) -> None:
     """Choose the learning rates that the settings leave open, so that the record names them."""
+    if not stage.rates:
+        return
     width = base.config.get_text_config().hidden_size
     for name, rate in stage.fill_in_rates(args, own, width, rows).items():
         settings.own[name] = rate

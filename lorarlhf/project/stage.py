@@ -119,7 +119,7 @@ class Stage:
     def fill_in_rates(
         self, args: Any, settings: Any, width: int, rows: Sequence[Row]
     ) -> dict[str, float]:
-        """Choose the learning rates that the settings leave open.
+        """Choose the learning rates that the settings leave open, in a stage with `rates`.
 
         Args:
             args: TRL's configuration, whose `learning_rate` is set.
@@ -129,8 +129,6 @@ class Stage:
         Returns:
             the settings that were open, with their values.
         """
-        if not self.rates:
-            return {}
         found: dict[str, float] = load_named(self.rates)(args, settings, width, rows)
         return found
 

@@ -104,7 +104,7 @@ def train_ditto(
 
     Returns:
         a summary: rows, rounds, steps, first and last loss of the rounds, accuracy of the last log
-        line.
+        line, and both learning rates.
 
     Raises:
         UserError: every answer of the policy is blank or equal to the edit.
@@ -163,7 +163,9 @@ def run_ditto(backbone: Backbone, run: Run, inputs: StageInputs) -> dict[str, An
         _save(backbone, run.folder, done)
     for role in TRAINED:
         backbone.save(role, run.folder / "adapters" / role)
-    return {"rows": len(rows), "rounds": done.rounds, "steps": done.steps} | done.losses
+    found = {"rows": len(rows), "rounds": done.rounds, "steps": done.steps} | done.losses
+    used = {"learning_rate": inputs.args.learning_rate}
+    return found | used | {"sft_learning_rate": settings.sft_learning_rate}
 
 
 def _is_over(run: Run, done: _Progress) -> bool:

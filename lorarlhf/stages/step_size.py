@@ -14,7 +14,7 @@ MEASURED_RATE, MEASURED_PAIRS = 5e-4, 450
 """Found by a sweep (`benchmarks/dpo_defaults.py`): the rate, and the pairs that were read: three
 passes over 150 votes, at the default batch size."""
 DEMONSTRATION_RATE = 1e-3
-"""Of supervised tuning (`benchmarks/sft_rates.py`)."""
+"""Of supervised tuning (`benchmarks/sft_rates.py`, `benchmarks/edits_vs_votes.py`)."""
 
 
 def rate_for(width: int, pairs: float) -> float:
@@ -28,16 +28,21 @@ def rate_for(width: int, pairs: float) -> float:
         pairs: how many pairs are read in all passes together.
     """
     longer = min(1.0, MEASURED_PAIRS / max(1.0, pairs)) ** 0.5
-    return MEASURED_RATE * _narrower(width) * longer
+    return _rounded(MEASURED_RATE * _by_width(width) * longer)
 
 
 def demonstration_rate(width: int) -> float:
     """The default step size of a LoRA adapter that learns from demonstrations."""
-    return DEMONSTRATION_RATE * _narrower(width)
+    return _rounded(DEMONSTRATION_RATE * _by_width(width))
 
 
-def _narrower(width: int) -> float:
+def _by_width(width: int) -> float:
     return min(1.0, MEASURED_WIDTH / width)
+
+
+def _rounded(rate: float) -> float:
+    """Three digits: records and forms show it."""
+    return float(f"{rate:.3g}")
 
 
 def given_rate(settings: Any) -> dict[str, float]:
@@ -45,8 +50,8 @@ def given_rate(settings: Any) -> dict[str, float]:
     return {} if settings.learning_rate is None else {"learning_rate": settings.learning_rate}
 
 
-# ---- what the record of a run names. Each of these sets TRL's `learning_rate` unless the settings
-# ---- name one, and returns the settings that were open, with their values.
+# ---- Each of these sets TRL's `learning_rate` unless the settings or their `trl` name one, and
+# ---- returns the settings that were open, with the values that are used.
 
 
 def fill_in_pair_rate(
@@ -85,7 +90,8 @@ def fill_in_ditto_rates(
 
 
 def _fill_in(args: Any, settings: Any, rate: float) -> dict[str, float]:
-    if settings.learning_rate is not None or "learning_rate" in settings.trl:
+    if settings.learning_rate is not None:
         return {}
-    args.learning_rate = rate
-    return {"learning_rate": rate}
+    if "learning_rate" not in settings.trl:
+        args.learning_rate = rate
+    return {"learning_rate": args.learning_rate}
