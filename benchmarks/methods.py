@@ -6,16 +6,15 @@
 
 For each rater and seed the base answers bundled prompts twice, and the rater votes, a tenth of the
 time against its own rule, until 150 of its votes name a better answer; its ties stay in the votes.
-Where 280 prompts do not suffice, the base answers them again: `brief` calls most pairs of cut-off
-answers equal.
-Then every method trains for the same minutes on them and is compared with the base on the 60
-held-out prompts, by the rater's rule without noise.
+Where the prompts do not suffice, the base answers them again: `brief` calls most pairs of cut-off
+answers equal. Then every method trains for the same minutes on the votes and is compared with the
+base on the 60 held-out prompts, by the rater's rule without noise.
 
 Every comparison is a folder in --out with its own table. What is done there is kept: the same
-command goes on where it was stopped. With 8 methods of 5 minutes a comparison takes about an hour
-on 2 free cores. What each has found is also written to --results, and a comparison that is there is
-not run again: so several computers that are alike can share the comparisons. `--picture` writes win
-rate over KL, with the means over all comparisons.
+command goes on where it was stopped. With 8 methods of 8 minutes a comparison takes about 65
+minutes on one core (`OMP_NUM_THREADS=1`). What each has found is also written to --results, and a
+comparison that is there is not run again: so several computers that are alike can share the
+comparisons. `--picture` writes win rate over KL, with the means over all comparisons.
 """
 
 import argparse
