@@ -36,12 +36,12 @@ from lorarlhf.backbone.generation import Completion, generate
 from lorarlhf.rewards.raters import RATERS, Answer, Rater
 from lorarlhf.rewards.role import encode_answer
 from lorarlhf.runtime.run import Run
-from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, train_direct
+from lorarlhf.stages.dpo_orpo import DirectSettings, DPOSettings, ORPOSettings, train_direct
 from lorarlhf.stages.kto import KTOSettings, train_kto
 from lorarlhf.stages.preference_watch import likelihoods, sample_figures
 
 HELD_OUT, NOISE = 60, 0.1
-KINDS: dict[str, Any] = {"dpo": DPOSettings, "orpo": DirectSettings, "kto": KTOSettings}
+KINDS: dict[str, Any] = {"dpo": DPOSettings, "orpo": ORPOSettings, "kto": KTOSettings}
 OWN = ("sft_weight", "noise")  # settings of DPO alone
 Settings = DirectSettings | KTOSettings
 Row = dict[str, Any]
@@ -146,7 +146,7 @@ def combinations(args: argparse.Namespace) -> list[Settings]:
     found: list[Settings] = []
     own = itertools.product(args.sft, args.noise) if args.method == "dpo" else [()]
     for epochs, rate, beta, more, holdout in itertools.product(
-        args.epochs, args.rates, args.beta, list(own), args.holdout
+        args.epochs, args.rates, args.beta or [KINDS[args.method].beta], list(own), args.holdout
     ):
         found.append(
             KINDS[args.method](
@@ -170,7 +170,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--votes", type=int, default=150, help="as far as there are so many")
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-4, 5e-4, 1e-3])
     parser.add_argument("--epochs", type=float, nargs="+", default=[1.0, 3.0], help="passes")
-    parser.add_argument("--beta", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--beta", type=float, nargs="+", help="default: the method's own")
     parser.add_argument("--sft", type=float, nargs="+", default=[0.0, 0.2, 1.0], help="sft_weight")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0], help="robust loss above 0")
     parser.add_argument("--holdout", type=float, nargs="+", default=[0.0])

@@ -27,11 +27,11 @@ from lorarlhf.runtime.errors import exit_on_user_error
 from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import archive_earlier_run
-from lorarlhf.stages.dpo_orpo import DirectSettings
+from lorarlhf.stages.dpo_orpo import ORPOSettings
 
 BASE = "smollm2-135m"
 METHOD = "orpo"
-BETA = 0.1  # weight of the odds ratio against the likelihood
+BETA = 5.0  # weight of the odds ratio against the likelihood
 EPOCHS = 3  # passes over the votes
 LEARNING_RATE = None  # by the base's width and the votes, at most 5e-4
 BATCH_SIZE = 8  # votes per optimizer step
@@ -64,7 +64,7 @@ def main() -> None:
     length = 12 if args.quick else MAX_NEW_TOKENS
     before = generate(backbone, chats, max_new_tokens=length, seed=SEED)
 
-    settings = DirectSettings(
+    settings = ORPOSettings(
         beta=BETA,
         epochs=1 if args.quick else EPOCHS,
         learning_rate=LEARNING_RATE,

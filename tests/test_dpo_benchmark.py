@@ -11,7 +11,7 @@ import dpo_defaults
 from _pools import Pool
 
 from lorarlhf.rewards.raters import Answer, Rater
-from lorarlhf.stages.dpo_orpo import DirectSettings
+from lorarlhf.stages.dpo_orpo import ORPOSettings
 from lorarlhf.stages.kto import KTOSettings
 
 
@@ -49,9 +49,11 @@ def test_every_combination_has_its_settings_and_its_line() -> None:
 
 
 def test_the_other_methods_have_settings_without_dpo_s_own() -> None:
-    for method, kind in (("orpo", DirectSettings), ("kto", KTOSettings)):
+    for method, kind in (("orpo", ORPOSettings), ("kto", KTOSettings)):
         words = ["--method", method, "--rates", "1e-3", "--epochs", "1", "3", "--beta", "2"]
         made = dpo_defaults.combinations(dpo_defaults.options().parse_args(words))
         assert [type(one) for one in made] == [kind, kind]
         assert [(one.epochs, one.learning_rate) for one in made] == [(1.0, 1e-3), (3.0, 1e-3)]
         assert [one.beta for one in made] == [2.0, 2.0]
+        (own,) = dpo_defaults.combinations(dpo_defaults.options().parse_args(words[:6]))
+        assert own.beta == kind().beta

@@ -25,6 +25,7 @@ HINTS = {
     "kl_coef": "the price of moving away from the first policy; a higher one keeps it closer",
     "learning_rate": "how large a step is; halve it if the run becomes unstable",
     "beta": "how closely the policy keeps to where it started; a higher one keeps it closer",
+    "beta of orpo": "how much the votes count beside the likelihood of the chosen answers",
     "holdout": "the share of the prompts that is kept apart to measure on",
     "batch_size": "rows in one step",
 }
@@ -126,7 +127,7 @@ def _group(kind: Kind, first: bool) -> str:
 
 
 def _field(kind: Kind, key: str) -> str:
-    place, hint = f"train-{kind.name}-{key}", HINTS.get(key, "")
+    place, hint = f"train-{kind.name}-{key}", HINTS.get(f"{key} of {kind.name}", HINTS.get(key, ""))
     said = f'<span class="faint" id="{place}-hint">{html.escape(hint)}</span>' if hint else ""
     described = f' aria-describedby="{place}-hint"' if hint else ""
     return (

@@ -32,7 +32,7 @@ SHOWN = ("loss", "rewards/accuracies")
 
 @dataclass
 class DirectSettings:
-    """Settings of ORPO, and those that DPO shares; `trl` reaches TRL's other fields."""
+    """Settings that DPO and ORPO share; `trl` reaches TRL's other fields."""
 
     epochs: PositiveFloat = 3.0  # passes over the pairs
     # Step size of the policy's adapter; none: by the base's width and the votes, at most 5e-4
@@ -40,13 +40,21 @@ class DirectSettings:
     batch_size: PositiveInt = 8  # pairs in one optimizer step
     micro_batch_size: PositiveInt = 4  # pairs in one forward; memory only
     max_tokens: PositiveInt = 1024  # prompt and answer together
-    beta: PositiveFloat = 0.1  # DPO: strength of the reference; ORPO: weight of the odds ratio
+    beta: PositiveFloat = 0.1  # strength of the reference
     holdout: FractionBelow1 = 0.1  # share of the prompts that decides which weights are kept
     evaluations: NonNegativeInt = 4  # how often held-out loss and health are measured; 0: never
     save_steps: PositiveInt = 50  # optimizer steps between checkpoints; in code also 0: none
     plain: bool = False  # texts as they are, without the chat template
     report_to: str = "none"  # trackers that get the metrics too, with commas between them
     trl: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ORPOSettings(DirectSettings):
+    """Settings of ORPO. Its paper has a `beta` of 0.1 to 1 for tens of thousands of pairs."""
+
+    # Weight of the odds ratio beside the likelihood of the chosen answers
+    beta: PositiveFloat = 5.0
 
 
 @dataclass
@@ -89,7 +97,7 @@ def train_direct(
     """
     if method not in METHODS:
         raise UserError(f"The method is one of {', '.join(METHODS)}, not {method}.")
-    settings = settings or (DPOSettings() if method == "dpo" else DirectSettings())
+    settings = settings or (DPOSettings() if method == "dpo" else ORPOSettings())
     train, held = hold_out(rows, eval_rows, settings, run.about["seed"])
     made = conversational(train, backbone, settings.plain)
     test = None if held is None else conversational(held, backbone, settings.plain)
