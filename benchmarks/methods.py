@@ -80,7 +80,8 @@ def main() -> None:
                     write_json(known, one)
             found.append(one)
     rows = means(found)
-    print(f"\n## Means of {len(found)} comparisons\n\n{table(rows)}", flush=True)
+    counted = f"{len(found)} comparison{'s' if len(found) > 1 else ''}"
+    print(f"\n## Means of {counted}\n\n{table(rows)}", flush=True)
     if args.picture:
         write_bytes(args.picture, draw(rows).encode("utf-8"))
 
