@@ -12,7 +12,7 @@ of DPO is shorter in the first rounds, which have fewer votes.
 
 Every way is a project in --out, and rounds that are done are kept: the same command goes on where
 it was stopped. The last policy is compared with the base on the 60 held-out prompts by the rater's
-rule without noise. A rater and a seed take about a quarter of an hour on 2 free cores. What each
+rule without noise. A rater and a seed take about half an hour on 2 free cores. What each
 way has found is also written to --results, and is not run again where it is there: so several
 computers can share the work.
 """

@@ -196,6 +196,7 @@ def test_trl_is_no_key_of_chat() -> None:
         ("ppo", "score_clip=x", 'score_clip is a number or nothing (null), found the text "x"'),
         ("ppo", "gamma=1.5", "gamma is from 0 to 1, found 1.5"),
         ("reward", "learning_rate=.nan", "learning_rate is a number, found nan"),
+        ("sft", "learning_rate=.nan", "learning_rate is a number or nothing (null), found nan"),
         ("sft", "epochs=0", "epochs is above 0, found 0"),
         ("sft", "plain=1", "plain is true or false, found 1"),
         ("sft", "chat_template=5", "chat_template is text or nothing (null), found 5"),

@@ -78,6 +78,11 @@ def loaded(base: Path, monkeypatch: pytest.MonkeyPatch) -> Backbone:
     return backbone
 
 
+def rates_of(folder: Path) -> list[float]:
+    """The step sizes of a run, in their order."""
+    return [row["learning_rate"] for row in rows_of(folder / "metrics.jsonl") if "loss" in row]
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "rate"),
     [
@@ -120,8 +125,7 @@ def test_both_parts_of_ditto_have_their_rates(
     backbone = loaded(tiny_base, monkeypatch)
     found = train_ditto(backbone, EDITS, Run(tmp_path, "ditto", {"seed": 0}), settings)
     assert (found["sft_learning_rate"], found["learning_rate"]) == (5e-4, 2.5e-4)
-    used = [row["learning_rate"] for row in rows_of(tmp_path / "metrics.jsonl") if "loss" in row]
-    assert used == pytest.approx([5e-4, 2.5e-4])
+    assert rates_of(tmp_path) == pytest.approx([5e-4, 2.5e-4])
     assert settings.learning_rate is None  # the caller's own, and fit for another base
 
 
@@ -140,11 +144,6 @@ def command(
         return config
 
     return run
-
-
-def rates_of(folder: Path) -> list[float]:
-    """The step sizes of a run, in their order."""
-    return [row["learning_rate"] for row in rows_of(folder / "metrics.jsonl") if "loss" in row]
 
 
 @pytest.mark.parametrize(
