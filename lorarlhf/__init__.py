@@ -19,6 +19,7 @@ _HOMES = {
     "generate": "lorarlhf.backbone.generation",
     "train_direct": "lorarlhf.stages.dpo_orpo",
     "train_ditto": "lorarlhf.stages.ditto",
+    "train_iterated_dpo": "lorarlhf.stages.iterated_dpo",
     "train_kto": "lorarlhf.stages.kto",
     "train_ppo": "lorarlhf.stages.ppo",
     "train_reward_model": "lorarlhf.stages.reward_model",

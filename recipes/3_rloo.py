@@ -4,13 +4,15 @@ The policy answers each prompt several times. An answer is compared with the oth
 prompt, so nothing has to predict how good it will be, and there is no value adapter.
 
     python recipes/3_rloo.py
+    python recipes/3_rloo.py --algorithm grpo
 
 Costs: as many answers as 3_ppo.py, and no memory for a value adapter; the progress bar shows the
 remaining time.
 You should see: the score rises, and the KL rises to a few nats an answer. At the end, the script
 prints how many comparisons the new answers win on held-out prompts.
-You get: runs/3_rloo with adapters/policy, report.html, samples.jsonl and metrics.jsonl. If you run
-it again, the earlier run is kept in runs/3_rloo/earlier-1.
+You get: runs/3_rloo (or runs/3_grpo) with adapters/policy, report.html, samples.jsonl (a few
+answers during the training), comparison.jsonl (the answers before and after) and metrics.jsonl. If
+you run it again, the earlier run is kept in runs/3_rloo/earlier-1.
 
 More answers to a prompt (num_generations) make the comparison steadier and leave fewer prompts in
 an update. It has to divide rollout_batch_size.
@@ -34,7 +36,6 @@ from lorarlhf.stages.inputs import PPOSettings, RewardSpec
 
 BASE = "smollm2-135m"
 PROMPTS = bundled("prompts")
-ALGORITHM = "rloo"  # or "grpo"
 GENERATIONS = 4  # answers to a prompt
 SETTINGS = {
     "updates": 30,
@@ -56,8 +57,9 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), help="folder of all recipes' runs"
     )
+    parser.add_argument("--algorithm", choices=("rloo", "grpo"), default="rloo")
     args = parser.parse_args()
-    folder = args.out / "3_rloo"
+    folder = args.out / f"3_{args.algorithm}"
     supervised = args.out / "1_supervised" / "adapters" / "policy"
     reward = args.out / "2_reward_model" / "adapters" / "reward"
     for needed, recipe in ((supervised, "1_supervised.py"), (reward, "2_reward_model.py")):
@@ -75,18 +77,18 @@ def main() -> None:
     before = generate(backbone, chats, max_new_tokens=length, seed=SEED)
 
     archive_earlier_run(folder)
-    run = Run(folder, "ppo", {"seed": SEED, "algorithm": ALGORITHM, **settings})
+    run = Run(folder, "ppo", {"seed": SEED, "algorithm": args.algorithm, **settings})
     run.base(backbone)
     config = PPOConfig(output_dir=str(folder), seed=SEED, disable_tqdm=True, **settings)
     rows = [{"prompt": as_conversation(row["prompt"])} for row in read_prompts(PROMPTS)]
-    own = PPOSettings(algorithm=ALGORITHM, num_generations=GENERATIONS)
+    own = PPOSettings(algorithm=args.algorithm, num_generations=GENERATIONS)
     trained = train_critic_free(backbone, rows, run, config, RewardSpec(), own)
 
     after = generate(backbone, chats, max_new_tokens=length, seed=SEED + 1)
     old, new = ([Answer.of(completion) for completion in side] for side in (before, after))
     figures, samples = judge(Rater.named(RATER, noise=0), prompts, old, new, SEED)
     print(samples_as_text(samples))
-    write_jsonl(folder / "samples.jsonl", samples)
+    write_jsonl(folder / "comparison.jsonl", samples)
     summary = run.finish("done", trained | figures)
     write_json(folder / "summary.json", summary)
     write_report(folder)

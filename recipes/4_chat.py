@@ -39,11 +39,10 @@ def main() -> None:
         "--out", type=Path, default=Path("runs"), help="folder of all recipes' runs"
     )
     args = parser.parse_args()
-    names = [RUN] if RUN else ["3_ppo", "3_rloo", "3_dpo", "3_orpo", "3_kto", "3_ditto"]
-    weights = [args.out / name / "adapters/policy/adapter_model.safetensors" for name in names]
-    found = sorted((file for file in weights if file.is_file()), key=lambda f: f.stat().st_mtime)
+    weights = args.out.glob(f"{RUN or '3_*'}/adapters/policy/adapter_model.safetensors")
+    found = sorted(weights, key=lambda file: file.stat().st_mtime)
     if not found:
-        where = " or ".join(str(args.out / name) for name in names)
+        where = args.out / RUN if RUN else args.out
         raise UserError(
             f"There is no tuned policy in {where} yet. Run first: python recipes/3_ppo.py"
         )

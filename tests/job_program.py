@@ -61,8 +61,9 @@ def stand_in(folder: Path, monkeypatch: "pytest.MonkeyPatch") -> Iterator["Proje
 def main(words: list[str]) -> int:
     """Do what the first word says.
 
-    `wait FILE` says that it has begun and waits for the file; Ctrl-C ends it as a training. `fail`
-    ends with an error, and `end` at once. With `--out` a run folder is written.
+    `wait FILE` says that it has begun and waits for the file; Ctrl-C ends it as a training. After
+    Ctrl-C, `full FILE` fails, as a training that can't write its checkpoint. `fail` ends with an
+    error, and `end` at once. With `--out` a run folder is written.
     """
     out = Path(words[words.index("--out") + 1]) if "--out" in words else None
     stops = 0
@@ -85,10 +86,13 @@ def main(words: list[str]) -> int:
         print("The votes are gone.\nBring them back.", file=sys.stderr)
         return 2
     note("running")
-    while words[0] in ("wait", "stubborn") and not Path(words[1]).exists():
+    while words[0] in ("wait", "stubborn", "full") and not Path(words[1]).exists():
         if stops and words[0] == "wait":
             note("stopped")
             return 130
+        if stops and words[0] == "full":
+            print("The disk is full.", file=sys.stderr)
+            return 2
         time.sleep(0.01)
     note("done")
     return 0

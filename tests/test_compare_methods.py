@@ -18,6 +18,7 @@ from lorarlhf.preferences.records import BOTH_GOOD, RANKED, TIE, ImportedVote, V
 from lorarlhf.project.project import Project, create
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_jsonl
+from lorarlhf.runtime.lock import hold
 from tests.training_steps import ctrl_c_at
 
 SETTINGS = """
@@ -234,6 +235,46 @@ def test_a_method_that_fails_stops_no_other(
     assert "orpo failed: " in err and "a prompt as long as max_tokens" in out
     assert "| dpo |" in out and "| orpo | - | - |" in out
     assert "orpo" not in read_json(tmp_path / "results/methods.json")["runs"]
+
+
+def test_the_same_command_tries_again_what_has_failed(
+    compare: Compare, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = compare_methods.run_command
+
+    def fails(words: Sequence[str], log: Path) -> int:
+        log.write_text("No memory.")
+        return 2 if words[0] == "orpo" else run(words, log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare_methods, "run_command", fails)
+        status, out, _ = compare("--methods", "dpo", "orpo")
+    assert status == 1 and "The same command tries again what has failed" in out
+    status, out, err = compare("--methods", "dpo", "orpo")
+    assert status == 0 and "dpo: trained already" in err and "tries again" not in out
+    assert not (project.folder / "methods-2").exists()
+    # Other settings are another comparison, and so is the next one after that was finished.
+    status, _, err = compare("--methods", "dpo", "--seed", "1")
+    assert status == 0 and (project.folder / "methods-2/comparison.json").is_file(), err
+
+
+def test_a_training_that_a_killed_comparison_has_left_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, (dpo,), held = tmp_path / "dpo", find_methods(["dpo"]), hold(tmp_path / "dpo", "")
+    held.__enter__()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            held.__exit__(None, None, None)
+
+    monkeypatch.setattr(compare_methods.time, "sleep", sleep)
+    compare_methods._wait_for(run, dpo)
+    assert slept == [1.0] * 3 and "an earlier process still trains it" in capsys.readouterr().err
+    compare_methods._wait_for(run, dpo)
+    assert len(slept) == 3
 
 
 @pytest.mark.parametrize(

@@ -229,10 +229,18 @@ def test_rounds_that_were_stopped_go_on(
     assert head["seconds"] > 0
     write_jsonl(file, [head | {"seconds": 100.0}, *pairs])  # it took long
     answers = file.read_bytes()
+    # The pairs name prompts by their number, so other prompts would be other pairs.
+    prompts = rows_of(work / "prompts.jsonl")
+    write_jsonl(work / "prompts.jsonl", prompts[::-1])
+    status, _, err = train(*words, "--out", "parts", "--resume", sets=sets)
+    assert status == 2 and "The prompts have changed" in err and "in another order" in err
+    write_jsonl(work / "prompts.jsonl", [*prompts, {"prompt": "Typed on the Rate page?"}])
     kept = work / "parts/rounds/1/metrics.jsonl"
     write_jsonl(kept, [row | {"trained_seconds": 50.0} for row in rows_of(kept)])
     status, out, err = train(*words, "--out", "parts", "--resume", sets=sets)
+    write_jsonl(work / "prompts.jsonl", prompts)
     assert status == 0 and "Continuing after step 0." in err, err
+    assert "1 prompts were added since this run began; it goes on without them." in err
     assert (work / "parts/rounds/1/pairs.jsonl").read_bytes() == answers
     assert json.loads(out)["rounds"] == 2
     # What was spent on the round before the stop is not given again.

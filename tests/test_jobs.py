@@ -143,6 +143,14 @@ def test_stop_lets_a_command_save_and_resume_goes_on(project: Project, tmp_path:
     assert [path.name for path in project.runs()] == ["0001-sft"]
 
 
+def test_a_stop_that_could_not_save_is_a_failure(project: Project, tmp_path: Path) -> None:
+    words = ["full", str(tmp_path / "never")]
+    job = begun(start_job(project, words, "Full", stage="sft"), "words: full")
+    stop_job(job)
+    failed = wait_for(job, FAILED)
+    assert failed.message == "The disk is full." and failed.can_resume
+
+
 def test_stop_again_and_again_ends_what_does_not_listen(project: Project, tmp_path: Path) -> None:
     words = ["stubborn", str(tmp_path / "never")]
     job = begun(start_job(project, words, "Stubborn"), "words: stubborn")

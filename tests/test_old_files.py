@@ -165,7 +165,7 @@ def test_the_demo_goes_on(command: Command, project: Project) -> None:
 
 
 @pytest.mark.parametrize("form", EXPORT_FORMS)
-def test_votes_are_exported_as_they_were(form: str, command: Command) -> None:
+def test_votes_are_exported_as_they_were(form: str, command: Command, project: Project) -> None:
     purpose = "all" if form == "own" else "train"
     words = ("--export", form, "--purpose", purpose, "--out", "now.jsonl")
     command("votes", "project", *words)
@@ -173,7 +173,14 @@ def test_votes_are_exported_as_they_were(form: str, command: Command) -> None:
     if form not in ADDED:
         assert now.read_bytes() == old.read_bytes()
         return
-    assert sorted(as_before(rows(now), form)) == sorted(as_before(rows(old), form))
+    found = rows(now)
+    if form == "kto":  # which had no rows of longer rankings
+        store = project.store()
+        longer = {vote.id for vote in store.votes() if len(vote.completions) > 2}
+        store.close()
+        assert longer & {row["vote"] for row in found}
+        found = [row for row in found if row["vote"] not in longer]
+    assert sorted(as_before(found, form)) == sorted(as_before(rows(old), form))
     assert read_votes(old).votes  # both are read
 
 

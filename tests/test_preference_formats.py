@@ -127,13 +127,35 @@ def test_trl_can_train_on_the_rows(votes: list[Vote], tmp_path: Path) -> None:
     assert row["completion"] == [{"role": "assistant", "content": "Drums."}]
 
 
+def test_kto_takes_the_first_and_the_last_of_a_ranking(votes: list[Vote]) -> None:
+    answers = ["a", "b", "c", "d"]
+    four = replace(votes[0], completions=answers, sources=["x"] * 4, sampling=[{}] * 4)
+
+    def labels(ranking: list[list[int]], texts: list[str] = answers) -> dict[str, bool]:
+        vote = replace(four, completions=texts, verdict=Verdict("ranked", ranking))
+        rows = EXPORTS["kto"]([vote]).rows
+        return {row["completion"][0]["content"]: row["label"] for row in rows}
+
+    assert labels([[2], [0], [3], [1]]) == {"c": True, "b": False}
+    assert labels([[2, 0], [3], [1]]) == {"c": True, "a": True, "b": False}
+    # What stands below the line is last.
+    assert labels([[3], [1]]) == {"d": True, "a": False, "c": False}
+    assert labels([[0, 1, 2, 3]]) == {}
+    assert labels([[0], [1], [2], [3]], ["a", "b", "c", "a"]) == {}
+    assert labels([[0], [1], [2], [3]], ["a", "b", "c", " "]) == {}
+    tie = replace(four, verdict=Verdict("tie"))
+    (reason,) = EXPORTS["kto"]([tie]).left_out
+    assert reason == "ties, which call no answer good or bad"
+
+
 def test_kto_keeps_good_and_bad(votes: list[Vote], tmp_path: Path) -> None:
     export = EXPORTS["kto"](votes)
     again, left_out = back(export.rows, tmp_path)
     said = [vote.verdict.verdict for vote in again]
-    assert said == ["ranked", "ranked", "both_good", "both_bad", "ranked", "ranked"]
+    of_three = ["ranked", "both_bad"]  # the best and one of the last; another one of the last
+    assert said == ["ranked", "ranked", "both_good", "both_bad", "ranked", *of_three * 2, "ranked"]
     assert [vote.completions[0] for vote in again][:2] == ["Drawing.", "Drums!"]
-    assert not left_out and export.left_out.total() == 4
+    assert not left_out and export.left_out.total() == 2
     lone = [{"prompt": f"{n}?", "completion": "x", "label": True} for n in range(3)]
     write_jsonl(tmp_path / "lone.jsonl", lone)
     found = read_votes(tmp_path / "lone.jsonl")

@@ -14,8 +14,9 @@ from lorarlhf.preferences.blind_comparisons import comparisons, count_items
 from lorarlhf.preferences.queue import next_shown
 from lorarlhf.project.project import Project
 from lorarlhf.project.rounds import make_round, rounds
-from lorarlhf.runtime.files import read_json, write_json, write_jsonl
+from lorarlhf.runtime.files import append_jsonl, read_json, write_json, write_jsonl
 from tests.project_rounds import small_project, vote
+from tests.training_steps import ctrl_c_at
 
 Command = Callable[..., dict[str, Any]]
 
@@ -127,12 +128,23 @@ def test_a_round_by_an_algorithm_without_a_critic_goes_on_after_its_checkpoint(
     assert one.is_done("reward") and not one.is_done("method")
     one.note("method", seconds=one.steps["method"]["seconds"] + 1000)
     assert [path.name for path in run.glob("checkpoints/*")] == ["checkpoint-1"]
+    append_jsonl(project.prompts, {"prompt": "Typed on the Rate page?"})
     again = command("--resume")
+    assert "1 rows were added since this run began" in again["err"]
     assert "Round 1 continues." in again["err"] and "Continuing after update 1." in again["err"]
     assert again["steps"]["method"]["run"] == "runs/0002-ppo"
     assert again["steps"]["method"]["seconds"] > 1000  # with the time before the stop
     assert config_of(project, "runs/0002-ppo")["algorithm"] == algorithm
     assert not list(run.glob("earlier-*"))
+
+
+def test_ctrl_c_in_the_last_update_stops_the_round(project: Project, command: Command) -> None:
+    with ctrl_c_at(3, "ppo"):  # the last one
+        assert main(["round", "mine"]) == 130
+    one = rounds(project)[0]
+    assert read_json(project.folder / "runs/0002-ppo/run.json")["status"] == "done"
+    assert one.is_done("reward") and not one.is_done("compare") and one.result is None
+    assert command("--resume")["result"]
 
 
 def test_a_round_from_the_base_takes_no_other_run(

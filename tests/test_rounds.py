@@ -22,7 +22,7 @@ from lorarlhf.project.rounds import (
     too_few_votes,
     unfinished,
 )
-from lorarlhf.project.run_labels import read_label
+from lorarlhf.project.run_labels import read_label, set_dropped
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import hold
@@ -124,6 +124,8 @@ def test_the_newest_kept_round_is_the_parent(project: Project) -> None:
     newest = project.newest_with("policy")
     assert newest is not None and newest.name == "0004-ppo"
     assert [one.number for one in rounds(project)] == [2, 1]
+    set_dropped(project.folder / "runs/0004-ppo", True)  # on the Runs page
+    assert make_round(project, "ppo", {}).parents == {"round": 1, "policy": "runs/0002-ppo"}
 
 
 def test_the_first_round_starts_from_the_newest_supervised_run(project: Project) -> None:

@@ -117,7 +117,7 @@ def test_resume_without_a_checkpoint_says_so(work: Path, train: Train) -> None:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        (QUESTIONS + ["What is more?"] * 2, "there were 8, and now there are 10"),
+        (["What is more?"] * 2 + QUESTIONS, "there were 8, and now there are 10"),
         (QUESTIONS[:5], "there were 8, and now there are 5"),
         (QUESTIONS[::-1], "there are 8 as before"),
     ],
@@ -140,8 +140,11 @@ def test_a_run_whose_rows_have_changed_is_not_resumed(
     status, _, err = train(*words, "--resume", sets=sets)
     assert status == 2 and told in err and "without --resume" in err
     assert {path.name: path.stat().st_mtime_ns for path in (work / out).iterdir()} == before
-    write_jsonl(file, [{"prompt": q, "kind": "q", **answer} for q in QUESTIONS])
-    assert train(*words, "--resume", sets=sets)[0] == 0
+    # Rows behind the earlier ones change nothing.
+    write_jsonl(file, [{"prompt": q, "kind": "q", **answer} for q in [*QUESTIONS, "And this?"]])
+    status, _, err = train(*words, "--resume", sets=sets)
+    assert status == 0 and "1 rows were added since this run began" in err
+    assert read_json(work / out / "run.json")["rows"]["count"] == 8
 
 
 def test_the_second_ctrl_c_stops_at_once() -> None:

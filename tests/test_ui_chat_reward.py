@@ -122,7 +122,7 @@ def test_what_cannot_be_picked(bench: Bench, open_bench: OpenBench, project: Pro
     with pytest.raises(UserError, match="best of 1, 4, 8"):
         send(best_of=1000)
     (project.folder / "runs" / "0002-reward" / "run.json").write_text("{}")
-    with pytest.raises(UserError, match="no reward role"):
+    with pytest.raises(UserError, match="no reward model"):
         send(best_of=4)
     assert not bench.engine.live and not bench.conversations.of("ann").turns
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from lorarlhf.project import device_queue
 from lorarlhf.project.project import Project
 from lorarlhf.project.settings import resolve
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.engine_client import BASE, OFF, READY, RESTING, STARTING, Engine
+from lorarlhf_ui import engine_rest
+from lorarlhf_ui.engine_client import BASE, FAILED, OFF, READY, RESTING, STARTING, Engine
 from lorarlhf_ui.engine_rest import EngineRest, resting_words
 from tests.pages import FAST, Bench, FakeEngine, until
 
@@ -86,11 +88,32 @@ def test_the_last_words_of_a_process_that_made_room_change_nothing() -> None:
     assert engine.state == READY and ready == [{"base": "x"}]
 
 
+def test_a_base_that_could_not_be_loaded_is_loaded_again(tiny_base: Path, tmp_path: Path) -> None:
+    settings = partial(resolve, "chat", sets=FAST, flags={"base": str(tmp_path / "base")})
+    engine = Engine(settings, resting="Not now.")
+    engine.load_again()  # it has not failed
+    assert engine.state == RESTING
+    engine.wake()
+    until(lambda: engine.state == FAILED, 60)
+    assert engine.load_failed and "base" in engine.message
+    copytree(tiny_base, tmp_path / "base")
+    engine.load_again()
+    assert engine.inspect().wait(LONG) and engine.state == READY and not engine.load_failed
+    engine.process.kill()  # that is no failed load
+    until(lambda: engine.state == FAILED, 60)
+    engine.load_again()
+    assert engine.state == FAILED and not engine.load_failed
+    engine.close()
+
+
 class Sleeper:
     """What `EngineRest` needs of an engine."""
 
     def __init__(self, state: str) -> None:
-        self.state, self.message = state, ""
+        self.state, self.message, self.loads = state, "", 0
+
+    def load_again(self) -> None:
+        self.loads += 1
 
     def rest(self, message: str) -> None:
         if self.state in (STARTING, READY, RESTING):
@@ -121,6 +144,28 @@ def test_it_rests_while_a_job_of_any_project_has_the_device(
     off: Any = Sleeper(OFF)
     EngineRest(off, tmp_path / "mine").close()
     assert off.state == OFF and device_queue.models() == []
+
+
+def test_after_a_rest_a_failed_load_is_tried_again_from_time_to_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORARLHF_CACHE", str(tmp_path))
+    monkeypatch.setattr(engine_rest, "LOOK_SECONDS", 1e6)  # only when the test looks
+    engine: Any = Sleeper(FAILED)
+    rest = EngineRest(engine, tmp_path / "mine")
+    monkeypatch.setattr(engine_rest, "AGAIN_SECONDS", -1.0)
+    rest.look()
+    assert engine.loads == 0  # it has never loaded: its base may be a wrong one
+    engine.state = RESTING
+    rest.look()
+    engine.state = FAILED
+    rest.look()
+    rest.look()
+    assert engine.loads == 2
+    monkeypatch.setattr(engine_rest, "AGAIN_SECONDS", 60.0)
+    rest.look()
+    assert engine.loads == 2
+    rest.close()
 
 
 def test_a_killed_job_does_not_keep_it_at_rest(

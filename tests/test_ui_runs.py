@@ -138,7 +138,7 @@ def test_every_text_is_escaped(runs: Runs, project: Project) -> None:
 
 def test_a_project_without_runs_says_what_to_do(project: Project) -> None:
     found = Runs(project, project.store())
-    assert "lorarlhf reward" in table(found) and found.runs("me", {})["tree"] == ""
+    assert "on the Train page" in table(found) and found.runs("me", {})["tree"] == ""
     assert "Tick up to 8 runs" in found.curves("me", {})["html"]
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ def test_every_stage_can_be_started_and_other_algorithms_too() -> None:
     assert kinds["rloo"].stage == "ppo" and kinds["rloo"].sets == ("algorithm=rloo",)
     for kind in kinds.values():
         assert len(kind.on_top) == 3, kind.name
+    assert "gamma" in kinds["ppo"].keys and "gamma" not in kinds["rloo"].keys  # it has no critic
+    assert "num_generations" in kinds["grpo"].keys
+    assert not {"kl_budget", "eval_kl_steps"} & {*kinds["ppo"].keys}  # for --eval alone
     assert kinds["ppo"].on_top == ["updates", "kl_coef", "learning_rate"]
     assert kinds["dpo"].on_top == ["epochs", "learning_rate", "beta"]
     assert kinds["reward"].on_top == ["epochs", "learning_rate", "holdout"]
@@ -319,6 +323,23 @@ def test_what_is_free_is_not_shown_while_a_job_has_the_device() -> None:
     shown = estimate_html(found | {"time": "it can't be estimated."})
     assert "how much will be free when its turn comes is not known yet" in shown
     assert "<p>Time: it can&#x27;t be estimated.</p>" in shown
+
+
+def test_what_is_wrong_is_said_at_the_start_without_an_estimate_before(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {"kind": "ppo", "settings": {"updates": "many"}}
+    with pytest.raises(UserError, match="A setting is a number"):
+        training.start("me", wrong)
+    monkeypatch.setattr("lorarlhf_ui.train.ERROR_KEPT_SECONDS", 0.5)
+    time.sleep(0.6)  # it is found out once more
+    with pytest.raises(UserError, match="A setting is a number"):
+        training.start("me", wrong)
+    assert list_jobs(training.project) == []
+    # An estimate that takes too long keeps nobody from starting: the run checks the same.
+    monkeypatch.setattr("lorarlhf_ui.train.CHECKED_SECONDS", 0.0)
+    assert training.start("me", {"kind": "sft", "settings": {"epochs": "x"}})["busy"]
+    assert now(training).title == "SFT (epochs=x)"
 
 
 def test_memory_and_time_before_the_start(training: Training) -> None:

@@ -147,8 +147,7 @@ def test_what_an_export_lacks_is_counted(votes: list[Vote]) -> None:
         export = EXPORTS[form]([skipped])
         assert export.rows == [] and list(export.lost.values()) == [1], form
         assert sum(export.missing().values()) == 2
-    for form in ("kto", "arena"):
-        assert list(EXPORTS[form]([three]).lost.values()) == [1]
+    assert list(EXPORTS["arena"]([three]).lost.values()) == [1]
     assert not EXPORTS["argilla"]([three]).lost and not EXPORTS["own"]([three, skipped]).lost
     tool = replace(votes[0], prompt=[{"role": "tool", "content": "3"}])
     assert EXPORTS["hh"]([tool]).rows == []  # it would come back as a person's turn

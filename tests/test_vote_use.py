@@ -63,12 +63,11 @@ def test_pairs_use_rankings_and_written_answers_but_no_ties(votes: list[Vote]) -
     assert carried_along("edits", votes) == {}  # the one answer that was written has neither
 
 
-def test_labels_use_both_good_and_both_bad_but_no_rankings_of_three(votes: list[Vote]) -> None:
+def test_labels_use_both_good_and_both_bad_and_the_ends_of_rankings(votes: list[Vote]) -> None:
     use = count_use("kto", votes)
-    # Three pairs, both good, both bad and the answer that was written.
-    assert (use.votes, use.used, use.rows) == (8, 5, 3 * 2 + 2 + 3)
+    # Three pairs, both good, both bad with the answer that was written, and a ranking's ends.
+    assert (use.votes, use.used, use.rows) == (8, 6, 3 * 2 + 2 + 3 + 2)
     assert use.left_out == {
-        "rankings of more than two answers, which this format can't express": 1,
         "skipped": 1,
         "ties, which call no answer good or bad": 1,
     }

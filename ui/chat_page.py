@@ -95,7 +95,7 @@ class _ChatPage:
             self.best = gr.Radio(
                 list(BEST_OF),
                 value=1,
-                label="Answers to choose from; you see the first until the reward role has picked",
+                label="Answers that the reward model picks from (you see the first one until then)",
                 visible=False,
                 elem_id="chat-best",
             )

@@ -88,6 +88,7 @@ class Engine:
         state: `starting`, `ready`, `failed`, `off` or `resting`.
         about: the base, its device and the name of its feature space, once ready.
         message: why it failed or rests.
+        load_failed: whether it failed because the base could not be loaded.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Engine:
     ) -> None:
         self.state, self.message = (OFF, "") if settings is None else (RESTING, resting)
         self.about: dict[str, Any] = {}
+        self.load_failed = False
         self._settings = settings
         self._on_ready, self._on_failed = on_ready, on_failed
         self._jobs: dict[int, Job] = {}
@@ -142,11 +144,18 @@ class Engine:
             )
             self.process.start()
             theirs.close()  # otherwise the end of the process would not close the pipe
-            self.state, self.message = STARTING, ""
+            self.state, self.message, self.load_failed = STARTING, "", False
             self._listener = threading.Thread(
                 target=self._listen, args=(self._connection,), daemon=True, name="engine"
             )
             self._listener.start()
+
+    def load_again(self) -> None:
+        """Load the base once more, if that has failed."""
+        with self._changing:
+            if self.state == FAILED and self.load_failed:
+                self.state = RESTING
+                self.wake()
 
     def answer(
         self,
@@ -277,7 +286,7 @@ class Engine:
             if kind == "ready":
                 self.about, self.state = value, READY
             else:
-                self.message, self.state = value, FAILED
+                self.message, self.state, self.load_failed = value, FAILED, True
         if kind != "ready":
             self._on_failed(value)
             return

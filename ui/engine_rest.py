@@ -5,15 +5,18 @@ The queue is that of the machine, so jobs of other projects count, too.
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from lorarlhf.project import device_queue
 from lorarlhf.runtime.errors import UserError
-from lorarlhf_ui.engine_client import READY, RESTING, STARTING, Engine
+from lorarlhf_ui.engine_client import FAILED, READY, RESTING, STARTING, Engine
 
 LOOK_SECONDS = 0.5
-
+AGAIN_SECONDS = 60.0
+"""How long after a rest the base is loaded again if that has failed: a training in a terminal,
+which waits for no turn, may have the memory."""
 
 RESTS = (
     "The answering model rests while a training runs, which needs the memory. It comes back by "
@@ -41,6 +44,7 @@ class EngineRest:
     ) -> None:
         self.engine, self.project, self.woken = engine, project, woken
         self._registered: Path | None = None
+        self._woken_at: float | None = None
         self._closed = threading.Event()
         self._look_if_possible()
         threading.Thread(target=self._watch, daemon=True, name="engine rest").start()
@@ -51,8 +55,9 @@ class EngineRest:
         if reason:
             self.engine.rest(reason)
         elif self.engine.state == RESTING:
-            self.engine.wake()
-            self.woken()
+            self._wake(self.engine.wake)
+        elif self.engine.state == FAILED and self._is_due():
+            self._wake(self.engine.load_again)
         self._register()
 
     def close(self) -> None:
@@ -67,6 +72,16 @@ class EngineRest:
     def _look_if_possible(self) -> None:
         with contextlib.suppress(OSError, UserError):  # the cache folder; it is tried again
             self.look()
+
+    def _is_due(self) -> bool:
+        """Whether to load again; never before the first rest, since it may be a wrong base then."""
+        at = self._woken_at
+        return at is not None and time.monotonic() - at > AGAIN_SECONDS
+
+    def _wake(self, load: Callable[[], None]) -> None:
+        self._woken_at = time.monotonic()
+        load()
+        self.woken()
 
     def _register(self) -> None:
         """Note in the machine's list whether this engine has memory."""

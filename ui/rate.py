@@ -37,7 +37,7 @@ SECONDS_TO_READ = 6
 STREAM_SECONDS = 1.0
 """How long the server waits for new text before it answers a page's request for more."""
 GOALS = (50, 150)
-"""How many votes are worth it: to begin with, and as many as the demo has."""
+"""How many votes are worth it: to begin with, and until each further vote teaches much less."""
 TOO_EARLY = "The answers are still empty or identical. Wait for more text, or skip."
 
 

@@ -21,7 +21,7 @@ a free thread no page would answer."""
 REMEMBERED = 3.0
 """Seconds for which it is known whether there is a reward role: a page that shows growing answers
 asks twice a second, and looking reads a file of every run."""
-NO_REWARD = "There is no reward role in this project yet: train one with `lorarlhf reward`."
+NO_REWARD = "There is no reward model in this project yet: train one on the Train page."
 BUSY = "The model is busy. Ask again later."
 TOO_LONG = (
     f"The prompt and the answer have more than {LONGEST_TEXT:,} characters together: finding out "

@@ -15,10 +15,7 @@ from lorarlhf.project.run_list import NOT_STARTED, RunInfo, Source, kind_of
 from lorarlhf.project.run_words import duration, results_in_words, size, source_in_words
 from lorarlhf_ui.runs_curves import MOST_RUNS, Curves, Series
 
-NO_RUNS = (
-    "There are no runs yet. Rate some answers, then train a reward model with "
-    "<code>lorarlhf reward</code>."
-)
+NO_RUNS = "There are no runs yet. Rate some answers, then train a reward model on the Train page."
 HEADS = ("Show", "Run", "Open", "State", "Result", "Started from", "Started", "Took", "Size")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 280, 64, 12, 10, 40
 TABLE_ROWS = 12

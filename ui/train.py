@@ -39,6 +39,9 @@ CARD_SECONDS = 10.0
 KEPT_SECONDS, ERROR_KEPT_SECONDS = 120.0, 5.0
 """How long an estimate counts: votes and runs may be added, and mistakes mended."""
 MOST_SECONDS = 600
+CHECKED_SECONDS, LOOK_SECONDS = 20.0, 0.05
+"""How long the start waits for the estimate, which knows what is wrong. Otherwise a job that can't
+run would say so only when its turn comes. The run checks the same once more."""
 DOUBLE_CLICK = 1.0
 Wanted = tuple[str, ...]
 """A stage and the options of its command."""
@@ -99,9 +102,9 @@ class Training:
         words = [kind.stage, str(self._folder), *kind.words(settings)]
         if data.get("anyway") is True:
             words.append("--no-memory-check")
-        known = self.estimates.known(kind, settings)
-        if known is not None and "error" in known:
-            raise UserError(known["error"])
+        found = self.estimates.wait(kind, settings, CHECKED_SECONDS)
+        if found is not None and "error" in found:
+            raise UserError(found["error"])
         start_job(self.project, words, kind.title(settings), kind.stage)
         return self.look(rater, {})
 
@@ -242,6 +245,15 @@ class Estimates:
                 self._working = wanted
                 threading.Thread(target=self._work, daemon=True, name="estimate").start()
         return None
+
+    def wait(
+        self, kind: Kind, settings: Mapping[str, str], seconds: float
+    ) -> dict[str, Any] | None:
+        """The estimate as soon as it is there; None if it takes longer."""
+        until = time.monotonic() + seconds
+        while (found := self.get(kind, settings)) is None and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
+        return found
 
     def _work(self) -> None:
         while True:

@@ -34,6 +34,8 @@ ALGORITHMS = {
     "grpo": "tune the policy against rewards, by comparing the answers to one prompt",
 }
 """Other algorithms of a stage that takes rewards, where the stage has a configuration for them."""
+NEED_HELD_OUT = {"kl_budget", "eval_steps", "eval_kl_steps", "keep_best_by"}
+"""PPO's settings that count only with held-out prompts (`--eval FILE`), which no page gives."""
 LONGEST_VALUE = 200
 
 
@@ -92,13 +94,16 @@ def kinds_of(stages: Iterable[Stage]) -> dict[str, Kind]:
     """What can be started, by name: each stage, and the algorithms that it has besides its own."""
     found = {}
     for stage in stages:
-        keys = tuple(key.strip() for key in stage.keys.split(","))
-        found[stage.name] = Kind(stage.name, stage.name, stage.summary, (), keys)
+        found[stage.name] = Kind(stage.name, stage.name, stage.summary, (), _keys(stage))
         for name, summary in ALGORITHMS.items():
             if name in stage.configs:
                 sets = (f"algorithm={name}",)
-                found[name] = Kind(name, stage.name, summary, sets, keys)
+                found[name] = Kind(name, stage.name, summary, sets, _keys(stage, name))
     return found
+
+
+def _keys(stage: Stage, algorithm: str = "") -> tuple[str, ...]:
+    return tuple(key for key in stage.keys_for(algorithm) if key not in NEED_HELD_OUT)
 
 
 def form_html(kinds: Mapping[str, Kind]) -> str:

@@ -7,11 +7,12 @@ steps chosen beforehand would miss it.
 """
 
 import shutil
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lorarlhf.cli.compare_plan import REWARD, ComparePlan, Method, read_plan
+from lorarlhf.cli.compare_plan import RESULTS, REWARD, ComparePlan, Method, read_plan
 from lorarlhf.cli.compare_record import Record
 from lorarlhf.cli.own_process import reason, run_command
 from lorarlhf.cli.result import Result
@@ -19,13 +20,13 @@ from lorarlhf.evaluation.method_table import as_markdown, method_rows, picture
 from lorarlhf.preferences.vote_use import VoteUse
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_bytes, write_json
-from lorarlhf.runtime.lock import hold
+from lorarlhf.runtime.lock import hold, is_held
 from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf.stages.table import STAGES
 
 Row = dict[str, Any]
 IN_USE = "Wait until it is done, or name another folder with --out."
-RESULTS = "comparison.json"
+LOOK_SECONDS = 1.0
 NO_JUDGE = (
     "No independent judge has compared these methods. Name one with --rater or --judge-function, "
     "or compare the runs on the Compare page and give this command with the same --out again."
@@ -51,6 +52,8 @@ def compare_methods(args: Namespace) -> Result:
 
 def _train(plan: ComparePlan, record: Record, method: Method) -> bool:
     """Train a method, or go on with it where it was stopped; False if it was done already."""
+    if method.name in record.runs:
+        _wait_for(record.folder_of(method.name), method)
     about = record.about(method.name)
     if about.get("status") == "done":
         log_to_stderr(f"{method.name}: trained already, in {record.folder_of(method.name)}.")
@@ -71,6 +74,14 @@ def _train(plan: ComparePlan, record: Record, method: Method) -> bool:
         log_to_stderr(f"{method.name} failed: {record.failed[method.name]}")
         record.drop_empty(method.name)
     return status == 0
+
+
+def _wait_for(run: Path, method: Method) -> None:
+    """Wait for the training of a comparison that was killed: its process lives until it is done."""
+    if is_held(run):
+        log_to_stderr(f"{method.name}: an earlier process still trains it. Waiting for its end.")
+    while is_held(run):
+        time.sleep(LOOK_SECONDS)
 
 
 def _evaluate(plan: ComparePlan, record: Record, trained: bool) -> Row:
@@ -115,6 +126,11 @@ def _results(plan: ComparePlan, record: Record, found: Row) -> Result:
     data["people"] = plan.people()
     write_json(plan.folder / RESULTS, data)
     text += f"\n\nThe table, its data and the pictures are in {plan.folder}."
+    if record.failed:
+        text += (
+            " The same command tries again what has failed; for another comparison, name a folder "
+            "with --out."
+        )
     return Result(data, text, status=1 if record.failed else 0)
 
 

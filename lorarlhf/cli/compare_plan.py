@@ -26,8 +26,8 @@ ANSWERS = "num_generations=4"
 BEST_OF = re.compile(r"best-of-(\d+)")
 VOTES = "votes.jsonl"
 """The copy of the votes that all methods learn from."""
-RECORD = "methods.json"
-"""What a comparison has done."""
+RECORD, RESULTS = "methods.json", "comparison.json"
+"""What a comparison has done, and what it has found."""
 FORMS = ("trl", "kto", "demonstrations")
 
 
@@ -211,7 +211,8 @@ def read_plan(args: Namespace) -> ComparePlan:
         load_function(spec)
     if args.prompts:
         read_prompts(args.prompts)
-    folder = Path(args.out).expanduser() if args.out else _unfinished(project)
+    config = read_config(args.config)
+    folder = Path(args.out).expanduser() if args.out else _unfinished(project, args, config)
     record = read_json(folder / RECORD)
     init = args.init
     if init is None and record:  # its own sft run may be the newest one by now
@@ -226,7 +227,6 @@ def read_plan(args: Namespace) -> ComparePlan:
     if reward:
         read_source_run(reward, "reward", "--reward")
     methods = find_methods(args.methods or _by_default(_uses(project, record), reward))
-    config = read_config(args.config)
     blocks = {*STAGES, *METHODS}
     settings, usual = {}, {}
     for method in [REWARD, *(method for method in methods if method.stage)]:
@@ -278,10 +278,17 @@ def _by_default(uses: Mapping[str, VoteUse], reward: str) -> list[str]:
     return found or ["dpo"]
 
 
-def _unfinished(project: Project) -> Path:
-    """The folder of the project's unfinished comparison, or of a new one."""
+def _unfinished(project: Project, args: Namespace, config: Row) -> Path:
+    """The folder of the project's unfinished comparison, or of a new one.
+
+    One in which a method has failed is not finished: the same command goes on with it.
+    """
+    asked = {"minutes": args.minutes, "seed": args.seed, "config": config}
     number, folder = 1, project.folder / "methods"
-    while (folder / "comparison.json").exists():
+    while found := read_json(folder / RESULTS):
+        same = asked.items() <= read_json(folder / RECORD).get("asked", {}).items()
+        if same and any(row.get("failed") for row in found.get("methods", [])):
+            break
         number += 1
         folder = project.folder / f"methods-{number}"
     return folder

@@ -33,9 +33,8 @@ def method_settings(config: Mapping[str, Any], name: str, stage: str, blocks: se
     found = {key: value for key, value in config.items() if key not in blocks}
     block: Row = dict(config.get(stage) or {})
     if name in STAGES["ppo"].configs:  # RLOO and GRPO refuse what is PPO's alone
-        from lorarlhf.stages.critic_free import USED
-
-        block = {key: value for key, value in block.items() if key in USED}
+        used = STAGES["ppo"].keys_for(name)
+        block = {key: value for key, value in block.items() if key in used}
     if name != stage:
         block |= config.get(name) or {}
     return found | ({stage: block} if block else {})

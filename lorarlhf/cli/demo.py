@@ -39,6 +39,7 @@ from lorarlhf.rewards.raters import Answer, Rater, vote_pairs
 from lorarlhf.rewards.role import score_answers
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json, write_jsonl
+from lorarlhf.runtime.interrupt import stopping_what_follows
 from lorarlhf.runtime.lock import hold
 from lorarlhf.runtime.machine import peak_rss_mb
 from lorarlhf.runtime.run import Run
@@ -281,10 +282,11 @@ class _Demo:
             drop_later_rows(self.out)
         args = trl_arguments(PPOConfig, Placement.of(self.backbone, self.run), self.ppo, {})
         rows = prompt_conversations(self.prompts, plain=False)
-        summary = train_ppo(
-            self.backbone, rows, self.run, args, resume=self.options.resume, samples=False
-        )
-        write_json(self.out / "ppo.json", summary)
+        with stopping_what_follows():
+            summary = train_ppo(
+                self.backbone, rows, self.run, args, resume=self.options.resume, samples=False
+            )
+            write_json(self.out / "ppo.json", summary)
         return summary
 
     def _judge(self) -> Row:

@@ -207,7 +207,9 @@ def lm_head() -> Check:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         compiler = "install a C compiler (on Debian and Ubuntu: sudo apt install gcc python3-dev)"
         fix = compiler if triton else install_command("trl")
-        return Check("LM head", False, f"sft and dpo would fail in it, by {kind} ({why})", fix)
+        return Check(
+            "LM head", False, f"sft and dpo would fail: it does not run by {kind} ({why})", fix
+        )
     off = max((a - b).detach().abs().max().item() for a, b in ((found, wanted), grads))
     text = f"TRL's for sft and dpo, by {kind}, is off by {off:.0e} (at most 1e-02)"
     return Check("LM head", off < 1e-2, text, install_command("trl"))

@@ -53,7 +53,9 @@ def expected_time(
     length = _mean_length(prepared)
     flat = settings.flat()
     try:
-        work = passes(stage, flat, prepared.rows["count"], length, layers / shape.layers)
+        work = passes(
+            stage, flat, prepared.fingerprints["rows"]["count"], length, layers / shape.layers
+        )
     except KeyError:  # a stage that is counted in other settings
         return None, UNKNOWN
     if (earlier := _earlier(project, stage, flat, length, layers / shape.layers)) is not None:

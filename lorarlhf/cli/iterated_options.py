@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from lorarlhf.cli.request import TrainRequest
-from lorarlhf.data.readers import read_prompts
 from lorarlhf.project.lineage import SourceRun
 from lorarlhf.project.settings import Settings
 from lorarlhf.runtime import distributed
@@ -59,11 +58,12 @@ def check_rounds(request: TrainRequest, settings: Settings, reward: SourceRun | 
 
 
 def round_prompts(
-    request: TrainRequest, settings: Settings, base: "BaseFiles", votes: "list[Row]"
+    prompts: "list[Row]", settings: Settings, base: "BaseFiles", votes: "list[Row]"
 ) -> "tuple[list[Row], list[Row], Length]":
     """Prompts to learn from, held-out prompts, and the longest row that they can give.
 
     Args:
+        prompts: as they were read.
         votes: the rows of the first round.
 
     Raises:
@@ -72,6 +72,5 @@ def round_prompts(
     from lorarlhf.cli.row_checks import prepare_prompts
     from lorarlhf.stages.round_inputs import split_prompts
 
-    assert request.prompts is not None
-    rows, longest = prepare_prompts(base.encoder, read_prompts(request.prompts), settings.own)
+    rows, longest = prepare_prompts(base.encoder, prompts, settings.own)
     return *split_prompts(rows, settings.seed, votes), longest

@@ -98,7 +98,10 @@ def reason(status: int, log: Path) -> str:
         name = signal.Signals(-status).name
     except ValueError:  # a real-time signal
         name = f"number {-status}"
-    likely = " Most likely the machine ran out of memory: see its log, and lower its sizes."
+    likely = (
+        " Most likely the machine ran out of memory: see its log, and set a smaller "
+        "micro_batch_size."
+    )
     return f"it was killed by the signal {name}.{likely if name == 'SIGKILL' else ''}"
 
 

@@ -128,7 +128,7 @@ def _demo(sub: Parser) -> None:
     sub.add_argument("--bits", type=int, help="4, 8 or 16 (default: 4)")
     sub.add_argument("--adapter-layers", help="upper-half, all or a number of layers")
     sub.add_argument("--quick", action="store_true", help="a minute: shows only that it works")
-    sub.add_argument("--full", action="store_true", help="more prompts, longer answers, 24 updates")
+    sub.add_argument("--full", action="store_true", help="longer answers, 24 updates")
     sub.add_argument("--resume", action="store_true", help="continue after the last finished step")
 
 

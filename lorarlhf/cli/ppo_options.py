@@ -82,11 +82,10 @@ def check_pessimism(settings: Settings, reward: SourceRun | None) -> None:
 
 
 def _check_critic_free(request: TrainRequest, settings: Settings) -> None:
-    from lorarlhf.stages.critic_free import USED
-
     own = settings.own
     start = f"algorithm {own['algorithm']}"
-    unused = sorted(name for name in settings.given & own.keys() if name not in USED)
+    used = request.stage.keys_for(own["algorithm"])
+    unused = sorted(name for name in settings.given & own.keys() if name not in used)
     if unused:
         raise UserError(f"{start} has no critic and does not use {', '.join(unused)}.")
     if distributed.world_size() > 1:

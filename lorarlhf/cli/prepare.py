@@ -1,8 +1,6 @@
 """From a request to everything that a training needs, found once and checked before loading."""
 
-import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from lorarlhf.cli.request import TrainRequest
 from lorarlhf.data.file_formats import FileRow
+from lorarlhf.data.readers import read_prompts
 from lorarlhf.project.lineage import SourceRun, check_same_base, read_source_run
 from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.project.settings_sources import SettingValue
 from lorarlhf.project.stage import Row, Stage
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.run_folder import check_writable
+from lorarlhf.runtime.run_folder import begun_with, check_writable, fingerprint
 from lorarlhf.runtime.terminal import log_to_stderr
 
 if TYPE_CHECKING:
@@ -39,7 +38,8 @@ class Prepared:
         base: with device, dtype, configuration and tokenizer.
         inputs: rows, settings and TRL's configuration.
         estimate: None where the memory can't be counted.
-        rows: how many rows the file has, and their hash, to see at `--resume` whether they changed.
+        fingerprints: of the `rows`, and of the `prompts` of rounds of new answers, to see at
+            `--resume` whether they have changed.
     """
 
     request: TrainRequest
@@ -48,7 +48,7 @@ class Prepared:
     base: "BaseFiles"
     inputs: "StageInputs"
     estimate: "MemoryEstimate | None"
-    rows: dict[str, Any]
+    fingerprints: dict[str, Row]
 
     def record(self) -> dict[str, Any]:
         """The run's `config` in run.json: its files and its settings."""
@@ -68,9 +68,9 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     assert request.data is not None  # `fill_in` has named it or raised an error
     if request.minutes is not None and not request.minutes > 0:
         raise UserError(f"--minutes is above 0, not {request.minutes:g}.")
-    rows = read_stage_rows(stage, request.data)
+    rows = _as_begun(request, read_stage_rows(stage, request.data), "rows")
     stage.check_rows(rows)
-    found = fingerprint(rows)
+    fingerprints = {"rows": fingerprint(rows)}
     if stage.rewarded:
         from lorarlhf.cli import ppo_options
 
@@ -94,13 +94,13 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
     base = open_base_of(settings)
     if stage.rewarded:
         ppo_options.check_vllm(settings, base.path)
-    rounds = _round_prompts(request, settings, base, rows) if in_rounds else None
+    rounds: Any = None
     parts: tuple[Any, Any]
-    if rounds is None:
-        parts = stage.split(rows, eval_rows, own, settings.seed)
-    else:  # measured on held-out prompts, so they need no held-out votes
+    if in_rounds:  # measured on held-out prompts, so they need no held-out votes
+        rounds, fingerprints["prompts"] = _round_prompts(request, settings, base, rows)
         parts = _votes_to_learn(rows, rounds[1]), None
-    if rounds is None:  # each round of new answers has its own number of pairs
+    else:  # each round of new answers has its own number of pairs
+        parts = stage.split(rows, eval_rows, own, settings.seed)
         _fill_in_rates(request.stage, settings, own, args, base, parts[0])
     left_out = len(rows) - len(parts[0])
     rows, eval_rows, estimate = _check_rows(request, settings, base, *parts, rounds)
@@ -113,7 +113,17 @@ def prepare(request: TrainRequest, project: list[SettingValue]) -> Prepared:
         inputs = RoundInputs(
             **vars(inputs), prompts=rounds[0], held_out=rounds[1], votes_left_out=left_out
         )
-    return Prepared(request, settings, sources, base, inputs, estimate, found)
+    return Prepared(request, settings, sources, base, inputs, estimate, fingerprints)
+
+
+def _as_begun(request: TrainRequest, rows: list[Row], kind: str) -> list[Row]:
+    """The rows; those that a run that goes on has begun with, if others were appended since."""
+    if not request.resume:
+        return rows
+    begun = begun_with(request.folder, rows, kind)
+    if more := len(rows) - len(begun):
+        log_to_stderr(f"{more} {kind} were added since this run began; it goes on without them.")
+    return begun
 
 
 def _in_rounds(request: TrainRequest, settings: Settings, sources: dict[str, SourceRun]) -> bool:
@@ -124,10 +134,13 @@ def _in_rounds(request: TrainRequest, settings: Settings, sources: dict[str, Sou
 
 def _round_prompts(
     request: TrainRequest, settings: Settings, base: "BaseFiles", votes: list[Row]
-) -> Any:
+) -> tuple[Any, Row]:
+    """What `round_prompts` finds, and the fingerprint of the prompts."""
     from lorarlhf.cli.iterated_options import round_prompts
 
-    return round_prompts(request, settings, base, votes)
+    assert request.prompts is not None  # `check_rounds` has raised an error
+    prompts = _as_begun(request, read_prompts(request.prompts), "prompts")
+    return round_prompts(prompts, settings, base, votes), fingerprint(prompts)
 
 
 def _votes_to_learn(votes: list[Row], held_out: list[Row]) -> list[Row]:
@@ -222,12 +235,6 @@ def _unjudged(found: "Import") -> str:
         f" It has {len(found.candidates)} sets of answers that nobody has judged. Add them to a "
         "project with `lorarlhf votes PROJECT --import FILE` and rate them on its Rate page."
     )
-
-
-def fingerprint(rows: list[Row]) -> dict[str, Any]:
-    """How many rows there are and a hash of their contents in their order: `rows` in run.json."""
-    text = json.dumps(rows, sort_keys=True, default=str)
-    return {"count": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _read_sources(request: TrainRequest) -> dict[str, SourceRun]:

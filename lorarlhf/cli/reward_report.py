@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorarlhf.cli.prepare import fingerprint, read_stage_rows
+from lorarlhf.cli.prepare import read_stage_rows
 from lorarlhf.cli.project_defaults import newest_run
 from lorarlhf.cli.result import Result, excerpt
 from lorarlhf.cli.reward_sets import PairSet, measure_set, read_sets
@@ -29,6 +29,7 @@ from lorarlhf.rewards.learning_curve import advice
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.run_folder import fingerprint
 from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf.stages.table import STAGES
 

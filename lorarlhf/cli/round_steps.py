@@ -147,6 +147,7 @@ def _run_of(project: Project, one: Round, step: str, stage: Stage) -> Path:
 def _train(one: Round, stage: Stage, run: Path, words: list[str]) -> Row:
     """Run a stage, or continue it; returns its summary."""
     from lorarlhf.cli.train import train
+    from lorarlhf.runtime.interrupt import stopping_what_follows
 
     about = read_json(run / "run.json")
     if about.get("status") != "done":
@@ -163,7 +164,8 @@ def _train(one: Round, stage: Stage, run: Path, words: list[str]) -> Row:
         if about:  # what a killed run has left
             words.append("--resume")
         words = [stage.name, str(one.project_folder), "--out", str(run), *words]
-        train(_parsed(words, one))
+        with stopping_what_follows():
+            train(_parsed(words, one))
         about = read_json(run / "run.json")
     if not (run / "report.html").exists():  # killed after the training
         write_report(run)

@@ -86,7 +86,7 @@ def _open_run(prepared: Prepared) -> tuple[Run, Path | None]:
     try:
         if distributed.is_main():
             if request.resume:
-                check_same_rows(folder, prepared.rows)
+                check_same_rows(folder, prepared.fingerprints)
                 earlier = earlier_sessions(folder)
                 log_changed_settings(folder, config)
                 drop_later_rows(folder, stage)
@@ -99,7 +99,7 @@ def _open_run(prepared: Prepared) -> tuple[Run, Path | None]:
             "with --out."
         ) from error
     run = Run(folder, stage, config, request.minutes, earlier)
-    run.about["rows"] = prepared.rows
+    run.about |= prepared.fingerprints
     return run, kept
 
 

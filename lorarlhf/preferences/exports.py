@@ -59,15 +59,20 @@ def better_and_worse(vote: Vote) -> Iterator[tuple[str, str]]:
 
 
 def _ordered(vote: Vote) -> Iterator[tuple[str, str]]:
-    answers, tiers = vote.completions, vote.verdict.ranking
-    placed = {position for tier in tiers for position in tier}
-    rest = [position for position in range(len(answers)) if position not in placed]
-    if tiers:
-        for upper, lower in combinations([*tiers, rest], 2):
+    answers, levels = vote.completions, _levels(vote)
+    if vote.verdict.ranking:
+        for upper, lower in combinations(levels, 2):
             yield from ((answers[better], answers[worse]) for better in upper for worse in lower)
     if edited := vote.verdict.edited:
-        beaten = tiers[0] if tiers else [] if vote.verdict.verdict == SKIP else rest
+        beaten = [] if vote.verdict.verdict == SKIP else levels[0]
         yield from ((edited, answers[position]) for position in beaten)
+
+
+def _levels(vote: Vote) -> list[list[int]]:
+    """The places of the answers by rank, the best first; what is not ranked is last."""
+    placed = {place for tier in vote.verdict.ranking for place in tier}
+    rest = [place for place in range(len(vote.completions)) if place not in placed]
+    return [*vote.verdict.ranking, *([rest] if rest else [])]
 
 
 def to_pairs(votes: Iterable[Vote], conversational: bool = True) -> Export:
@@ -138,7 +143,8 @@ def to_edits(votes: Iterable[Vote]) -> Export:
 def to_kto(votes: Iterable[Vote]) -> Export:
     """TRL's unpaired rows: `prompt`, `completion`, and `label`: whether it is a good answer.
 
-    An answer that the rater wrote is a good one, with `written`. The rows of a vote have its number
+    Of a ranking, the first answers are good and the last ones bad; those between are left out. An
+    answer that the rater wrote is a good one, with `written`. The rows of a vote have its number
     in `vote`. Blank answers are left out, since no trainer takes them.
     """
     export = Export()
@@ -155,16 +161,16 @@ def to_kto(votes: Iterable[Vote]) -> Export:
 def _labels(vote: Vote) -> list[tuple[str, bool, bool]]:
     """(answer, whether it is good, whether the rater wrote it), the better answer first."""
     verdict, answers = vote.verdict, vote.completions
-    if len(answers) > 2 or verdict.verdict == SKIP:
+    if verdict.verdict == SKIP:
         return []
     labels = []
     if verdict.verdict in (BOTH_GOOD, BOTH_BAD):
         labels = [(answer, verdict.verdict == BOTH_GOOD, False) for answer in answers]
-    elif verdict.verdict == RANKED and answers[0] != answers[1]:
-        best = verdict.ranking[0][0]
-        labels = [(answers[best], True, False), (answers[1 - best], False, False)]
-        if not all(answer.strip() for answer in answers):
-            labels = []
+    elif verdict.verdict == RANKED:
+        levels = _levels(vote)
+        good, bad = ([answers[place] for place in level] for level in (levels[0], levels[-1]))
+        if not {*good} & {*bad} and all(answer.strip() for answer in [*good, *bad]):
+            labels = [*((text, True, False) for text in good), *((t, False, False) for t in bad)]
     written = [(verdict.edited, True, True)] if verdict.edited else []
     return [label for label in [*labels, *written] if label[0].strip()]
 
@@ -292,15 +298,14 @@ def _of_ranked(votes: Iterable[Vote], rows: Callable[[Vote], list[Row]]) -> Expo
 def _reason(vote: Vote, otherwise: str) -> str:
     if vote.verdict.verdict == SKIP:
         return SKIPPED
-    pair = len(vote.completions) == 2
     if len(vote.completions) == 1:
         return SINGLE if otherwise == TIED else SINGLES
-    if vote.verdict.verdict == RANKED and (otherwise == TIED or pair):
+    if vote.verdict.verdict == RANKED and otherwise != TOO_MANY:
         return NOT_EXPRESSIBLE
     named = {BOTH_GOOD: "both good", BOTH_BAD: "both bad"}
     if otherwise == TIED and vote.verdict.verdict in named:
         return f"{named[vote.verdict.verdict]}, which names no better answer"
-    return TOO_MANY if len(vote.completions) > 2 and otherwise != TIED else otherwise
+    return otherwise
 
 
 def _conversation(prompt: Prompt) -> list[dict[str, str]]:

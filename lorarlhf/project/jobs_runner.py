@@ -16,6 +16,7 @@ from lorarlhf.project import device_queue
 from lorarlhf.project.jobs import (
     DONE,
     FAILED,
+    INTERRUPTIONS,
     RUNNING,
     STOPPED,
     carry_out_stop,
@@ -41,6 +42,8 @@ ROOM_SECONDS = 60.0
 the command itself checks the memory."""
 INTERRUPTED_STATUS = 130
 """The exit status of a command after Ctrl-C."""
+FAILURES = (1, 2)
+"""The exit statuses of a command that has failed, and that says why."""
 KILLED = 9
 LOG_END = 8000
 
@@ -152,7 +155,10 @@ class Runner:
 
     def _end(self, status: int, run: Path | None) -> None:
         state = DONE if status == 0 else FAILED
-        if status and (self.stops or status == INTERRUPTED_STATUS):
+        # A command that listens to a stop may fail to save what it has. One that is ended by force
+        # has any status.
+        obeyed = status in FAILURES and self.stops <= INTERRUPTIONS
+        if status == INTERRUPTED_STATUS or (status and self.stops and not obeyed):
             state = STOPPED
         message = why(status, self.file.with_suffix(".log")) if state == FAILED else ""
         if run is not None and run.is_dir() and not any(run.iterdir()):

@@ -45,7 +45,7 @@ seed: 0
 # Some bases can write their thoughts before an answer. They are rated and trained with it.
 # thinking: true
 
-# How `lorarlhf round` tunes the policy: ppo (the default), rloo, dpo, orpo, kto or sft.
+# How `lorarlhf round` tunes the policy: ppo (the default), rloo, grpo, dpo, orpo, kto or sft.
 # method: ppo
 """
 _NO_TEMPLATE = "# chat_template: chat.jinja"

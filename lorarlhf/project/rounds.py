@@ -15,7 +15,7 @@ from typing import Any
 from lorarlhf.preferences.statistics import PairVotes, count_pair_votes
 from lorarlhf.project.jobs import JOBS, RUNNING, Job, list_jobs, start_job, starting
 from lorarlhf.project.project import Project
-from lorarlhf.project.run_labels import set_dropped
+from lorarlhf.project.run_labels import read_label, set_dropped
 from lorarlhf.rewards.learning_curve import MIN_PROMPTS, MIN_VOTES
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json
@@ -93,6 +93,13 @@ class Round:
         return run is not None and (self.project_folder / run).is_dir()
 
     @property
+    def starts_others(self) -> bool:
+        """Whether the next round may start from its policy: somebody may have dropped that run."""
+        if self.verdict != KEPT or "run" not in self.steps.get("method", {}):
+            return False
+        return not read_label(self.project_folder / self.steps["method"]["run"]).dropped
+
+    @property
     def run_names(self) -> set[str]:
         """The names of its runs, and of the one that it starts from."""
         start = self.parents.get("policy")
@@ -149,8 +156,8 @@ def unfinished(project: Project) -> Round | None:
 
 
 def newest_kept(project: Project) -> Round | None:
-    """The newest round that was kept: the next one starts from its policy."""
-    return next((one for one in rounds(project) if one.verdict == KEPT), None)
+    """The newest round that was kept, and its policy not dropped: the next one starts from it."""
+    return next((one for one in rounds(project) if one.starts_others), None)
 
 
 def make_round(project: Project, method: str, options: Row) -> Round:

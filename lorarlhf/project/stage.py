@@ -40,6 +40,7 @@ class Stage:
             has no split.
         rates: chooses the learning rates that the settings leave open; "" if none can be open.
         configs: TRL's classes for other values of the setting `algorithm`, by value.
+        config_keys: the names of the settings that count with one of `configs`.
         rewarded: whether it takes rewards and judges, and prompts instead of answers.
         rounds: whether it can also learn, in rounds, from answers that a reward role labels.
         strengths: whether its loss uses how strong a preference is (the rows' `margin`).
@@ -63,6 +64,7 @@ class Stage:
     hold_out: str = ""
     rates: str = ""
     configs: Mapping[str, str] = field(default_factory=dict, hash=False)
+    config_keys: str = ""
     rewarded: bool = False
     rounds: bool = False
     strengths: bool = False
@@ -92,6 +94,11 @@ class Stage:
     def config_class(self, algorithm: str = "") -> Any:
         """TRL's configuration class, for the algorithm that the settings name."""
         return load_named(self.configs.get(algorithm, self.config))
+
+    def keys_for(self, algorithm: str = "") -> list[str]:
+        """The names of the settings that count: all, or with one of `configs` some of them."""
+        named = self.config_keys if algorithm in self.configs else self.keys
+        return [key.strip() for key in named.split(",")]
 
     def own_settings(self) -> list[Setting]:
         """The settings of its own classes; those of TRL's configuration are under `trl`."""

@@ -3,8 +3,10 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainerCallback
 
@@ -31,7 +33,10 @@ class StopAfterUpdate(TrainerCallback):
 
     Attributes:
         requested: whether Ctrl-C was pressed.
+        presses: how often it was, in all trainings of this process.
     """
+
+    presses: ClassVar[int] = 0
 
     def __init__(self, steps: int = 1) -> None:
         self.requested, self.steps = False, steps
@@ -47,6 +52,7 @@ class StopAfterUpdate(TrainerCallback):
             signal.signal(name, before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        StopAfterUpdate.presses += 1
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
@@ -60,3 +66,18 @@ class StopAfterUpdate(TrainerCallback):
         """Stop the training and save, if any process has received Ctrl-C."""
         if state.global_step % self.steps == 0 and distributed.any_process(self.requested):
             self.requested = control.should_training_stop = control.should_save = True
+
+
+@contextmanager
+def stopping_what_follows() -> Iterator[None]:
+    """Around a training that is a part of something longer.
+
+    Ctrl-C in its last update comes too late to stop the training, and is meant for the rest.
+
+    Raises:
+        KeyboardInterrupt: after a training that was done in spite of Ctrl-C.
+    """
+    before = StopAfterUpdate.presses
+    yield
+    if StopAfterUpdate.presses > before:
+        raise KeyboardInterrupt

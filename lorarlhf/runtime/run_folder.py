@@ -1,10 +1,11 @@
 """Earlier results in a run's folder: archived before a new run, or continued by `--resume`."""
 
+import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorarlhf.runtime.errors import UserError
@@ -93,26 +94,51 @@ def log_changed_settings(folder: Path, config: Row) -> None:
         log_to_stderr(f"Continuing with other settings: {'; '.join(changed)}.")
 
 
-def check_same_rows(folder: Path, now: Row) -> None:
-    """Check that a run that goes on from a checkpoint has the rows that it started with.
+def fingerprint(rows: Sequence[Row]) -> Row:
+    """How many rows there are (`count`), and a hash of them in their order (`sha256`)."""
+    text = json.dumps(rows, sort_keys=True, default=str)
+    return {"count": len(rows), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def begun_with(folder: Path, rows: list[Row], kind: str) -> list[Row]:
+    """The rows that a stopped run began with, where others were appended to their file since.
+
+    A prompt that somebody types on the Rate page is appended to the project's prompts. After any
+    other change all rows come back, and `check_same_rows` refuses them.
+
+    Args:
+        kind: `rows` or `prompts`, as in run.json.
+    """
+    before = read_json(folder / "run.json").get(kind) or {"count": 0}
+    first = rows[: before["count"]]
+    return first if first and fingerprint(first) == before else rows
+
+
+def check_same_rows(folder: Path, now: dict[str, Row]) -> None:
+    """Check that a run that goes on has the rows and the prompts that it started with.
 
     Runs from before version 0.2 are not checked.
 
     Args:
-        now: `count` and `sha256` of the rows.
+        now: what `fingerprint` says of its `rows`, and of the `prompts` of rounds of new answers.
 
     Raises:
         UserError: they differ.
     """
-    before = read_json(folder / "run.json").get("rows", now)
-    if before["sha256"] == now["sha256"] or not any((folder / "checkpoints").glob("*")):
-        return
+    record = read_json(folder / "run.json")
+    kept = [*(folder / "checkpoints").glob("*"), *(folder / ROUNDS).glob("*/pairs.jsonl")]
+    for kind, found in now.items():
+        if kept and (before := record.get(kind, found)) != found:
+            raise _other_rows(folder, kind, before, found)
+
+
+def _other_rows(folder: Path, kind: str, before: Row, now: Row) -> UserError:
     counts = f"there were {before['count']}, and now there are {now['count']}"
     if before["count"] == now["count"]:
         counts = f"there are {now['count']} as before, with other contents or in another order"
-    raise UserError(
-        f"The rows have changed since the run in {folder} was stopped ({counts}), so it can't "
-        "continue. Bring the earlier rows back, or start a new run without --resume."
+    return UserError(
+        f"The {kind} have changed since the run in {folder} was stopped ({counts}), so it can't "
+        f"continue. Bring the earlier {kind} back, or start a new run without --resume."
     )
 
 

@@ -52,14 +52,6 @@ LOGGED = {
     "grad_norm_policy": "grad_norm",
     "seconds": "step_time",
 }
-# PPO's settings that have a meaning without a critic.
-USED = {
-    *("updates", "rollout_batch_size", "num_ppo_epochs", "num_minibatches", "micro_batch_size"),
-    *("max_prompt_tokens", "max_new_tokens", "temperature", "learning_rate", "linear_lr_decay"),
-    *("kl_coef", "clip_range", "gradient_checkpointing", "plain"),
-    *("algorithm", "num_generations", "reward_weights", "save_steps", "reward_pessimism"),
-    "report_to",
-}
 
 
 def train_critic_free(
@@ -78,7 +70,7 @@ def train_critic_free(
 
     Args:
         rows: with a `prompt`; further columns are handed to the reward functions.
-        args: PPO's configuration, of which the fields in `USED` count.
+        args: PPO's configuration, of which the fields in the stage's `config_keys` count.
         spec: functions of TRL's signature, or `"reward"` for the reward role, whose score is
             brought to mean 0 and deviation 1.
         settings: its `algorithm` is rloo or grpo.

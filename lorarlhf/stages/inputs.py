@@ -22,8 +22,6 @@ class StageInputs:
         args: TRL's configuration.
         eval_rows: held-out rows in the same form, for stages that take them.
         resume: continue from the run's newest checkpoint, if there is one.
-        goes_on: whether this training is a part of something, which Ctrl-C has to stop even where
-            it was pressed in the last step.
     """
 
     rows: Sequence[Row]
@@ -31,7 +29,6 @@ class StageInputs:
     args: Any
     eval_rows: Sequence[Row] | None = None
     resume: bool = False
-    goes_on: bool = False
 
 
 @dataclass

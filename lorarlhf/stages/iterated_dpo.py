@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -20,16 +21,17 @@ from lorarlhf.backbone.base import Backbone
 from lorarlhf.backbone.generation import Completion, encode_prompts, generate_encoded
 from lorarlhf.ppo.divergence import sampled_kl
 from lorarlhf.ppo.prompts import PromptOrder
-from lorarlhf.rewards.deviation import score_with_vectors
+from lorarlhf.rewards.deviation import ScoreDeviation, score_with_vectors
 from lorarlhf.rewards.role import score_answers
 from lorarlhf.runtime import checkpoints
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import readable_rows, write_json, write_jsonl
+from lorarlhf.runtime.interrupt import stopping_what_follows
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import drop_later_rows
 from lorarlhf.runtime.terminal import progress_bar
 from lorarlhf.stages.callbacks import log_beside_bars, trained_seconds
-from lorarlhf.stages.conversations import Row
+from lorarlhf.stages.conversations import Row, conversational, prompt_conversations
 from lorarlhf.stages.dpo_orpo import dpo_arguments, run_dpo
 from lorarlhf.stages.inputs import StageInputs
 from lorarlhf.stages.round_alarms import round_alarms
@@ -37,8 +39,11 @@ from lorarlhf.stages.round_inputs import (
     IteratedDPOSettings,
     Labels,
     RoundInputs,
+    as_pair,
     pair_up,
+    split_prompts,
     with_same_columns,
+    without_held_out,
 )
 from lorarlhf.stages.trl.arguments import Placement
 
@@ -50,6 +55,49 @@ def run_dpo_rounds(backbone: Backbone, run: Run, inputs: StageInputs) -> Row:
     """DPO from prepared inputs: on the pairs alone, or in rounds."""
     if not isinstance(inputs, RoundInputs):
         return run_dpo(backbone, run, inputs)
+    return _Rounds(backbone, run, inputs).run()
+
+
+def train_iterated_dpo(
+    backbone: Backbone,
+    votes: Sequence[Row],
+    prompts: Sequence[Row],
+    run: Run,
+    settings: IteratedDPOSettings | None = None,
+    deviation: ScoreDeviation | None = None,
+    resume: bool = False,
+) -> Row:
+    """Train the policy in rounds, on its own answers that the reward role labels.
+
+    Args:
+        backbone: its policy is trained; its reward role labels.
+        votes: pairs for the first round (`prompt`, `chosen`, `rejected`); there may be none.
+        prompts: rows with a `prompt`. A quarter of them, at most 32, is held out to measure on.
+        run: gets the metrics; the policy of the best round is saved under its adapters/.
+        settings: by default three rounds.
+        deviation: of the reward role's scores; without it, `least_gap` leaves out nothing.
+        resume: continue after the last finished round, if there is one.
+
+    Returns:
+        a summary: rounds, the best one, pairs, held-out scores, the `alarms` that are on.
+
+    Raises:
+        UserError: there are fewer than eight prompts.
+    """
+    settings = settings or IteratedDPOSettings(rounds=3)
+    asked = prompt_conversations(prompts, settings.plain)
+    learned, held_out = split_prompts(asked, int(run.about["seed"]), votes)
+    kept = without_held_out(votes, held_out)
+    inputs = RoundInputs(
+        conversational(kept, backbone, settings.plain),
+        settings,
+        dpo_arguments(Placement.of(backbone, run), settings),
+        resume=resume,
+        prompts=learned,
+        held_out=held_out,
+        votes_left_out=len(votes) - len(kept),
+        deviation=deviation,
+    )
     return _Rounds(backbone, run, inputs).run()
 
 
@@ -96,7 +144,7 @@ class _Rounds:
         self.began = time.monotonic()
         folder = self.folder / "rounds" / str(number)
         labels = self._labels(number, folder)
-        pairs = [self._pair(row) for row in labels.pairs]
+        pairs = [as_pair(self.inputs.prompts[row["row"]]["prompt"], row) for row in labels.pairs]
         left = "; ".join(f"{count} {why}" for why, count in labels.left_out.items())
         asked = len(pairs) + labels.left_out.total()
         log_beside_bars(
@@ -157,19 +205,12 @@ class _Rounds:
         name = self.settings.trl.get("run_name") or self.folder.resolve().name
         args.run_name = f"{name}-round-{number}"  # each round is a run of its own in a tracker
         settings = replace(self.settings, evaluations=0)  # the rounds are measured themselves
-        part = StageInputs(pairs, settings, args, resume=resume, goes_on=True)
-        found = run_dpo(self.backbone, inner, part)
+        part = StageInputs(pairs, settings, args, resume=resume)
+        with stopping_what_follows():
+            found = run_dpo(self.backbone, inner, part)
         inner.finish("done", found)
         self._restore_reference()
         return {"loss": found["loss_last"]} if "loss_last" in found else {}
-
-    def _pair(self, row: Row) -> Row:
-        prompt = self.inputs.prompts[row["row"]]["prompt"]
-        sides = {name: row[name] for name in ("chosen", "rejected")}
-        if isinstance(prompt, str):
-            return {"prompt": prompt, **sides}
-        answers = {n: [{"role": "assistant", "content": text}] for n, text in sides.items()}
-        return {"prompt": prompt, **answers}
 
     def _measure(self) -> Row:
         """The policy's figures on the held-out prompts, always with the same seeds."""

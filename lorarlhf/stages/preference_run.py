@@ -65,8 +65,6 @@ def run_watched(
         found |= {"held_out": len(held), "kept_step": kept_step, "eval_loss": keeper.best_loss}
         _log_kept(kept_step, trainer.state.global_step)
     backbone.save("policy", run.folder / "adapters" / "policy")
-    if inputs.goes_on and trainer.interrupted:
-        raise KeyboardInterrupt
     if watch is not None:
         found |= watch.summary(trainer.state.log_history, kept_step)
     return trainer, found

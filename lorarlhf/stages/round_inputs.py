@@ -174,6 +174,15 @@ def best_and_worst(
     return None if same else (best, worst)
 
 
+def as_pair(prompt: Any, labelled: Row) -> Row:
+    """The row that DPO learns from: texts or turns of a conversation, as the prompt is."""
+    sides = {name: labelled[name] for name in ("chosen", "rejected")}
+    if isinstance(prompt, str):
+        return {"prompt": prompt, **sides}
+    answers = {n: [{"role": "assistant", "content": text}] for n, text in sides.items()}
+    return {"prompt": prompt, **answers}
+
+
 def with_same_columns(rows: list[Row]) -> list[Row]:
     """Rows that all have the same columns: votes have a margin or tools that new pairs lack."""
     filled: Row = {"margin": 0.0, "tools": None, "chat_template_kwargs": {}}

@@ -18,6 +18,13 @@ PPO_KEYS = (
     "logging_steps, save_steps, save_total_limit, eval_steps, eval_kl_steps, keep_best_by, "
     "report_to, algorithm, num_generations, reward_weights, plain"
 )
+CRITIC_FREE_KEYS = (
+    "updates, rollout_batch_size, num_ppo_epochs, num_minibatches, micro_batch_size, "
+    "max_prompt_tokens, max_new_tokens, temperature, learning_rate, linear_lr_decay, kl_coef, "
+    "clip_range, reward_pessimism, gradient_checkpointing, save_steps, report_to, algorithm, "
+    "num_generations, reward_weights, plain"
+)
+"""PPO's settings that have a meaning without a critic."""
 _LIST = (
     Stage(
         "sft",
@@ -59,6 +66,7 @@ _LIST = (
         settings="lorarlhf.stages.inputs:PPOSettings",
         config="lorarlhf.ppo.config:PPOConfig",
         configs={"rloo": "trl:RLOOConfig", "grpo": "trl:GRPOConfig"},
+        config_keys=CRITIC_FREE_KEYS,
         arguments="lorarlhf.stages.ppo:arguments",
         run="lorarlhf.stages.ppo:run_ppo",
         keys=PPO_KEYS,

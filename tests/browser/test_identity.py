@@ -80,7 +80,7 @@ def test_a_new_project_says_what_to_do_until_the_first_vote(
     expect(welcome).to_be_visible()
     text = welcome.inner_text()
     assert text.count(". ") == 2 and text.endswith(".")  # three sentences
-    for word in ("choose", "50 votes", "170 votes", "three of four", "lorarlhf reward", "Compare"):
+    for word in ("choose", "50 votes", "230 votes", "four of five", "Train page", "Compare"):
         assert word in text
     own, item = (part(page, name).bounding_box() for name in ("welcome", "item"))
     assert own and item and own["y"] < item["y"]

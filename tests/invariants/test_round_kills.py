@@ -16,7 +16,7 @@ import pytest
 from lorarlhf.preferences.blind_comparisons import comparisons
 from lorarlhf.project.project import Project
 from lorarlhf.project.rounds import rounds
-from lorarlhf.runtime.files import read_json
+from lorarlhf.runtime.files import append_jsonl, read_json
 from tests.forked import context
 from tests.project_rounds import short_answers, small_project, vote
 
@@ -110,6 +110,8 @@ def test_a_round_killed_between_steps_is_the_one_never_killed(
         assert run(parts, when, where) == -signal.SIGKILL, (when, where)
         if place == 0:  # later votes do not change a round that has begun
             vote(Project(parts), range(50, 55))
+        if place == 1:  # nor do prompts that somebody types
+            append_jsonl(Project(parts).prompts, {"prompt": "Typed on the Rate page?"})
     about = read_json(parts / "runs/0002-ppo/run.json")
     assert about["status"] == "done" and not list(parts.glob("runs/*/earlier-*"))
     assert run(parts) == 0

@@ -21,9 +21,13 @@ from lorarlhf.data.readers import read_preferences, read_rows
 RECIPES = Path(__file__).parents[2] / "recipes"
 ORDER = [
     *("1_supervised", "2_reward_model", "3_ppo", "3_rloo", "3_dpo", "3_orpo", "3_ditto"),
-    *("3_best_of_n", "3_kto", "4_chat", "5_evaluate", "6_rounds", "7_export_votes"),
+    *("3_grpo", "3_iterated_dpo", "3_best_of_n", "3_kto", "4_chat", "5_evaluate", "6_rounds"),
+    "7_export_votes",
 ]
-TUNED = ("3_ppo", "3_rloo", "3_dpo", "3_orpo", "3_ditto", "3_kto")
+OTHERS = {"3_grpo": ("3_rloo", "--algorithm", "grpo")}
+"""Recipes that have an option for it, and the option."""
+MOVED = ("3_ppo", "3_rloo", "3_grpo", "3_dpo", "3_orpo", "3_ditto", "3_kto")
+TUNED = (*MOVED, "3_iterated_dpo")  # which keeps the policy of the best round, maybe the start's
 
 
 def run_recipe(name: str, out: Path, *words: str) -> str:
@@ -54,13 +58,18 @@ def base(make_base: Callable[..., Path]) -> str:
 @pytest.fixture(scope="module")
 def printed(out: Path, base: str) -> dict[str, str]:
     """What each recipe printed, after all have run."""
-    return {name: run_recipe(name, out, "--base", base) for name in ORDER}
+    found = {}
+    for name in ORDER:
+        recipe, *words = OTHERS.get(name, (name,))
+        found[name] = run_recipe(recipe, out, "--base", base, *words)
+    return found
 
 
 def test_every_run_is_whole(printed: dict[str, str], out: Path, base: str) -> None:
     roles = {"1_supervised": ["policy", "reference"], "2_reward_model": ["reward"]}
     roles |= {"3_ppo": ["policy", "value"], "3_dpo": ["policy"], "3_orpo": ["policy"]}
     roles |= {"3_kto": ["policy"], "3_rloo": ["policy"], "3_ditto": ["policy", "reference"]}
+    roles |= {"3_grpo": ["policy"], "3_iterated_dpo": ["policy"]}
     others = ("3_best_of_n", "5_evaluate", "6_rounds", "7_export_votes")  # that train no run here
     assert sorted(path.name for path in out.iterdir()) == sorted([*roles, *others])
     for name, saved in roles.items():
@@ -78,9 +87,9 @@ def test_every_run_is_whole(printed: dict[str, str], out: Path, base: str) -> No
 def test_every_step_goes_on_from_the_one_before(printed: dict[str, str], out: Path) -> None:
     weights = {
         name: (out / name / "adapters/policy/adapter_model.safetensors").read_bytes()
-        for name in ("1_supervised", *TUNED, "6_rounds/round_1", "6_rounds/round_2")
+        for name in ("1_supervised", *MOVED, "6_rounds/round_1", "6_rounds/round_2")
     }
-    assert len(set(weights.values())) == 9  # each moved the policy in its own way
+    assert len(set(weights.values())) == 10  # each moved the policy in its own way
     reference = (out / "1_supervised/adapters/reference/adapter_model.safetensors").read_bytes()
     assert reference == weights["1_supervised"]
     assert "untuned base" not in printed["2_reward_model"]
@@ -96,14 +105,20 @@ def test_what_each_recipe_measures(printed: dict[str, str], out: Path) -> None:
     assert (ppo["updates"], ppo["episodes"]) == (2, 8)
     for name in (*TUNED, "3_best_of_n"):
         won = json.loads((out / name / "summary.json").read_text())["win_rate"]
-        # The training of some writes samples of its own.
-        file = "comparison.jsonl" if name in ("3_dpo", "3_orpo", "3_kto") else "samples.jsonl"
+        # The training of most writes samples of its own.
+        alone = name in ("3_ppo", "3_ditto", "3_best_of_n")
+        file = "samples.jsonl" if alone else "comparison.jsonl"
         samples = [row for _, row in read_rows(out / name / file)]
         assert won["n"] == len(samples) == 6
         assert won["wins"] == sum(sample["verdict"] == "tuned" for sample in samples)
         assert all(sample["prompt"] in printed[name] for sample in samples)
-    during = [row for _, row in read_rows(out / "3_dpo/samples.jsonl")]
-    assert {"step", "prompt", "completion"} == set(during[0]) and during[0]["step"] == 0
+    for name, more in (("3_dpo", set()), ("3_grpo", {"score"})):
+        during = [row for _, row in read_rows(out / name / "samples.jsonl")]
+        assert {"step", "prompt", "completion"} | more == set(during[0])
+        assert during[0]["step"] == 0
+    rounds = json.loads((out / "3_iterated_dpo/summary.json").read_text())
+    assert rounds["rounds"] == 1 and rounds["votes"] + rounds["votes_left_out"] == 4
+    assert rounds["score_best"] >= rounds["score_first"]
     report = (out / "3_ppo/report.html").read_text(encoding="utf-8")
     assert "Distance from the reference" in report and "<svg" in report
 
@@ -205,7 +220,7 @@ def test_a_missing_step_is_named(
     assert not (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize("name", [name for name in ORDER if name not in OTHERS])
 def test_a_recipe_is_a_short_straight_script(name: str) -> None:
     source = (RECIPES / f"{name}.py").read_text(encoding="utf-8")
     tree = ast.parse(source)
