@@ -138,6 +138,17 @@ def test_a_round_by_an_algorithm_without_a_critic_goes_on_after_its_checkpoint(
     assert not list(run.glob("earlier-*"))
 
 
+def test_a_round_by_iterated_dpo(project: Project, command: Command) -> None:
+    with project.settings_file.open("a") as file:
+        file.write("method: dpo\n")
+    sets = ("dpo.rounds=1", "dpo.round_prompts=4", "dpo.max_new_tokens=6")
+    steps = command(*[part for text in sets for part in ("--set", text)])["steps"]
+    config = config_of(project, steps["method"]["run"])
+    assert config["rounds"] == 1 and config["reward"].endswith("runs/0001-reward")
+    assert (project.folder / steps["method"]["run"] / "rounds/1/pairs.jsonl").is_file()
+    assert steps["card"]["done"]
+
+
 def test_ctrl_c_in_the_last_update_stops_the_round(project: Project, command: Command) -> None:
     with ctrl_c_at(3, "ppo"):  # the last one
         assert main(["round", "mine"]) == 130

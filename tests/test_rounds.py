@@ -27,7 +27,7 @@ from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import hold
 from lorarlhf.stages.table import STAGES
-from lorarlhf_ui.train_rounds import round_html
+from lorarlhf_ui.train_rounds import check_round, round_html
 from tests.project_rounds import finished_round, vote
 from tests.run_folders import write_run
 
@@ -207,6 +207,8 @@ def test_how_many_votes_are_worth_it_comes_from_the_learning_curve(
     error = refused(capsys, project)
     assert "7 have come since then. Another round needs 20 new ones" in error
     assert "About 60 more votes are worth it." in error
+    with pytest.raises(UserError, match=r"needs 20 new ones.*About 60 more votes are worth it\."):
+        check_round(project)  # as the page says
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from lorarlhf.project.rounds import (
     rounds,
     too_few_votes,
     unfinished,
+    votes_worth_it,
 )
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.lock import hold
@@ -43,14 +44,15 @@ def check_round(project: Project) -> None:
     """See that there is a round to continue, or that a new one may begin.
 
     Raises:
-        UserError: the last one is not decided, or there are too few new votes.
+        UserError: the last one is not decided, or there are too few new votes; it says how many are
+            needed, and how many are worth it.
     """
     if unfinished(project) is not None:
         return
     if open_question := not_decided(project):
         raise UserError(f"{open_question}. Keep or drop it first.")
     if lack := too_few_votes(project):
-        raise UserError(lack)
+        raise UserError(f"{lack}{votes_worth_it(project)}")
 
 
 def decide_round(project: Project, number: object, verdict: str) -> None:

@@ -9,10 +9,10 @@ from lorarlhf.cli.project_defaults import vote_rows
 from lorarlhf.project.project import Project, project_settings
 from lorarlhf.project.rounds import (
     Round,
-    last_used,
     make_round,
     not_decided,
     too_few_votes,
+    votes_worth_it,
 )
 from lorarlhf.project.settings import resolve
 from lorarlhf.project.stage import Stage
@@ -85,24 +85,9 @@ def _check_worth(project: Project) -> None:
     lack = too_few_votes(project)
     if lack:
         raise UserError(
-            f"{lack}{_worth(project)} Rate answers with `lorarlhf ui {project.folder}`, or start "
-            "with --anyway."
+            f"{lack}{votes_worth_it(project)} Rate answers with `lorarlhf ui {project.folder}`, or "
+            "start with --anyway."
         )
-
-
-def _worth(project: Project) -> str:
-    """By the learning curve of the last round's votes, how many more are worth it."""
-    last = last_used(project)
-    if last is None or "run" not in last.steps.get("reward", {}):
-        return ""
-    file = last.project_folder / last.steps["reward"]["run"] / "votes.safetensors"
-    if not file.is_file():
-        return ""
-    from lorarlhf.rewards.learning_curve import forecast, headline
-    from lorarlhf.rewards.vote_fit import VoteFit
-
-    found = forecast(VoteFit.load(file), of=last.votes["count"])
-    return "" if found is None else f" {headline(found)}"
 
 
 # ---- what it is made with

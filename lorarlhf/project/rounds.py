@@ -16,7 +16,8 @@ from lorarlhf.preferences.statistics import PairVotes, count_pair_votes
 from lorarlhf.project.jobs import JOBS, RUNNING, Job, list_jobs, start_job, starting
 from lorarlhf.project.project import Project
 from lorarlhf.project.run_labels import read_label, set_dropped
-from lorarlhf.rewards.learning_curve import MIN_PROMPTS, MIN_VOTES
+from lorarlhf.rewards.learning_curve import MIN_PROMPTS, MIN_VOTES, forecast, headline
+from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_json
 
@@ -263,6 +264,21 @@ def too_few_votes(project: Project) -> str:
         f"Another round needs {least_votes(used):,} new ones: with fewer, the reward role hardly "
         "changes."
     )
+
+
+def votes_worth_it(project: Project) -> str:
+    """By the learning curve of the last round's votes, how many more help; "" if nobody knows.
+
+    It begins with a blank, to follow what `too_few_votes` says.
+    """
+    last = last_used(project)
+    if last is None or "run" not in last.steps.get("reward", {}):
+        return ""
+    file = last.project_folder / last.steps["reward"]["run"] / "votes.safetensors"
+    if not file.is_file():
+        return ""
+    found = forecast(VoteFit.load(file), of=last.votes["count"])
+    return "" if found is None else f" {headline(found)}"
 
 
 def _votes(count: int) -> str:
