@@ -8,7 +8,7 @@ import pytest
 from report_page import HOSTILE, Page
 
 from lorarlhf.evaluation.eval_page import eval_page, write_eval
-from lorarlhf.evaluation.eval_plot import points, win_rate_over_kl, x_limits
+from lorarlhf.evaluation.eval_plot import label_offsets, points, win_rate_over_kl, x_limits
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
 
@@ -114,6 +114,20 @@ def test_the_picture_says_what_it_shows() -> None:
     )
     unknown = [candidate(BEST, None), candidate(PPO, None)]
     assert win_rate_over_kl("kl", JUDGE, unknown) == ""
+
+
+def test_labels_cover_neither_each_other_nor_a_point() -> None:
+    ends = [(90.0, 110.0)] * 4
+    # Alone, a label stands to the right of its point and above it.
+    assert label_offsets(["one"], [(50, 100)], ends[:1]) == [(6, 5)]
+    # A second point is where the label would be: it goes to the left, and the second one's right.
+    assert label_offsets(["one", "two"], [(50, 100), (60, 100)], ends[:2]) == [(-6, 5), (6, 5)]
+    # A third one between them has points on both sides, and stands above their intervals.
+    names, at = ["one", "two", "three"], [(50.0, 100.0), (70.0, 100.0), (60.0, 100.0)]
+    assert label_offsets(names, at, ends[:3]) == [(-6, 5), (6, 5), (6, 17)]
+    # Where nothing is free there is a label all the same.
+    crowd = [(50.0 + 4 * n, 100.0) for n in range(9)]
+    assert label_offsets(["x" * 40] * 9, crowd, [(0.0, 200.0)] * 9)[4] == (6, 5)
 
 
 @pytest.mark.parametrize("kls", [(-0.02, -0.3), (0.0, 0.0), (0.5, 6.0), (-0.1, 2.0)])

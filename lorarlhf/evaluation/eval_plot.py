@@ -9,6 +9,13 @@ from lorarlhf.evaluation.report_plots import draw_svg
 Row = Mapping[str, Any]
 POLICY, SPARE = "#1d5fa6", "#b3480a"
 WIDTH, HEIGHT = 4.6, 3.0  # inches
+FONT = 8.5
+LETTER, LINE = 0.55 * FONT, FONT  # width and height of a label's letters, about
+ASIDE, MARK = 6.0, 4.0
+"""From a point to its label, and half the width of its marker and interval; in points of type."""
+HEIGHTS = (5.0, -12.0, 17.0, -24.0, 29.0, -36.0)
+"""How far above a point its label begins: the first that is free."""
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def win_rate_over_kl(
 def _draw(axes: Any, shown: Sequence[Point]) -> None:
     axes.axhline(0.5, color="#57606a", linestyle=":", linewidth=1)
     axes.plot([0], [0.5], "s", color="#57606a", markersize=5)
-    axes.annotate("base", (0, 0.5), xytext=(5, -11), textcoords="offset points", fontsize=8.5)
+    axes.annotate("base", (0, 0.5), xytext=(5, -11), textcoords="offset points", fontsize=FONT)
     for point in shown:
         color = SPARE if point.bound else POLICY
         spread = [[point.rate - point.low], [point.high - point.rate]]
@@ -76,18 +83,69 @@ def _draw(axes: Any, shown: Sequence[Point]) -> None:
             [point.kl], [point.rate], yerr=spread, fmt="o", color=color, markerfacecolor=face,
             capsize=3, linewidth=1.2, markersize=6,
         )  # fmt: skip
-        axes.annotate(
-            point.name.replace("$", r"\$"),  # no formulas
-            (point.kl, point.rate),
-            xytext=(6, 5),
-            textcoords="offset points",
-            fontsize=8.5,
-        )
     axes.set_xlim(*x_limits(shown))
     axes.set_ylim(-0.02, 1.02)
+    _write_names(axes, shown)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     axes.set_xlabel("KL from the base, nats per answer")
     axes.set_ylabel("win rate")
+
+
+def _write_names(axes: Any, shown: Sequence[Point]) -> None:
+    scale = 72 / axes.figure.dpi
+
+    def place(kl: float, rate: float) -> tuple[float, float]:
+        x, y = axes.transData.transform((kl, rate))
+        return x * scale, y * scale
+
+    at = [place(point.kl, point.rate) for point in shown]
+    ends = [(place(0, point.low)[1], place(0, point.high)[1]) for point in shown]
+    offsets = label_offsets([point.name for point in shown], at, ends)
+    for point, (aside, above) in zip(shown, offsets, strict=True):
+        axes.annotate(
+            point.name.replace("$", r"\$"),  # no formulas
+            (point.kl, point.rate),
+            xytext=(aside, above),
+            textcoords="offset points",
+            ha="left" if aside > 0 else "right",
+            fontsize=FONT,
+        )
+
+
+def label_offsets(
+    names: Sequence[str], at: Sequence[tuple[float, float]], ends: Sequence[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """Where labels stand beside their points, so that none covers a label, a point or an interval.
+
+    Args:
+        at: the points, and `ends` of their intervals from below to above, in points of type.
+
+    Returns:
+        an offset for each: to the right of its point, or to the left (below 0), and above it.
+        Where no place is free it is the first one.
+    """
+    taken: list[Box] = [
+        (x - MARK, min(low, y - MARK), x + MARK, max(high, y + MARK))
+        for (x, y), (low, high) in zip(at, ends, strict=True)
+    ]
+    found = []
+    for name, (x, y) in zip(names, at, strict=True):
+        width = LETTER * len(name)
+        places = [(side, above) for above in HEIGHTS for side in (ASIDE, -ASIDE)]
+        boxes = {place: _box(x, y, width, *place) for place in places}
+        free = (place for place in places if not any(_meet(boxes[place], box) for box in taken))
+        found.append(next(free, places[0]))
+        taken.append(boxes[found[-1]])
+    return found
+
+
+def _box(x: float, y: float, width: float, aside: float, above: float) -> Box:
+    left = x + aside if aside > 0 else x + aside - width
+    return left, y + above, left + width, y + above + LINE
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def x_limits(shown: Sequence[Point]) -> tuple[float, float]:
