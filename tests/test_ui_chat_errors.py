@@ -110,7 +110,7 @@ def test_scores_that_take_too_long_are_an_error(
 ) -> None:
     say(bench, "One?", "a", "b")
     bench.conversations.vote("ann", "left")  # no score is told before
-    with pytest.raises(UserError, match="no reward role"):
+    with pytest.raises(UserError, match="no reward model"):
         bench.conversations.score("ann")
     add_run(project, "0002-reward", role="reward")
 

@@ -289,5 +289,5 @@ def test_nothing_is_told_before_a_blind_comparison_is_over(store: Store) -> None
 def test_without_a_reward_role_there_is_nothing_to_ask(history: History, store: Store) -> None:
     vote = store.votes(rater="me")[0]
     assert not history.open("me", {"id": vote.id})["liked"]
-    with pytest.raises(UserError, match="no reward role"):
+    with pytest.raises(UserError, match="no reward model"):
         history.shares("me", {"id": vote.id})
