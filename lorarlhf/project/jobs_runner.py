@@ -157,8 +157,8 @@ class Runner:
         state = DONE if status == 0 else FAILED
         # A command that listens to a stop may fail to save what it has. One that is ended by force
         # has any status.
-        obeyed = status in FAILURES and self.stops <= INTERRUPTIONS
-        if status == INTERRUPTED_STATUS or (status and self.stops and not obeyed):
+        failed_itself = status in FAILURES and self.stops <= INTERRUPTIONS
+        if status == INTERRUPTED_STATUS or (status and self.stops and not failed_itself):
             state = STOPPED
         message = why(status, self.file.with_suffix(".log")) if state == FAILED else ""
         if run is not None and run.is_dir() and not any(run.iterdir()):

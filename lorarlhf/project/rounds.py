@@ -88,17 +88,22 @@ class Round:
         return [self.project_folder / name for name in named]
 
     @property
+    def policy(self) -> Path | None:
+        """The run of its policy; None before it was begun."""
+        run = self.steps.get("method", {}).get("run")
+        return None if run is None else self.project_folder / run
+
+    @property
     def has_policy(self) -> bool:
         """Whether the run of its policy is there."""
-        run = self.steps.get("method", {}).get("run")
-        return run is not None and (self.project_folder / run).is_dir()
+        return self.policy is not None and self.policy.is_dir()
 
     @property
     def starts_others(self) -> bool:
         """Whether the next round may start from its policy: somebody may have dropped that run."""
-        if self.verdict != KEPT or "run" not in self.steps.get("method", {}):
+        if self.verdict != KEPT or self.policy is None:
             return False
-        return not read_label(self.project_folder / self.steps["method"]["run"]).dropped
+        return not read_label(self.policy).dropped
 
     @property
     def run_names(self) -> set[str]:
