@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +27,17 @@ from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json, write_jsonl
 from lorarlhf.stages import iterated_dpo
+from lorarlhf.stages.iterated_dpo import train_iterated_dpo
 from lorarlhf.stages.round_alarms import round_alarms
 from lorarlhf.stages.round_inputs import (
     CLOSE,
     CUT_OFF,
     EQUAL,
     IteratedDPOSettings,
+    Labels,
     best_and_worst,
+    keep_labels,
+    kept_labels,
     pair_up,
     split_prompts,
     with_same_columns,
@@ -112,6 +117,28 @@ def test_new_pairs_get_the_columns_that_votes_have() -> None:
     rows = with_same_columns([{"prompt": "a", "margin": 2.0}, {"prompt": "b"}])
     assert rows == [{"margin": 2.0, "prompt": "a"}, {"margin": 0.0, "prompt": "b"}]
     assert with_same_columns([{"prompt": "b"}]) == [{"prompt": "b"}]
+
+
+def test_pairs_that_were_kept_belong_to_their_prompts(tmp_path: Path) -> None:
+    file, prompts = tmp_path / "pairs.jsonl", [{"prompt": "a"}, {"prompt": "b"}]
+    labels = Labels([{"row": 1, "chosen": "x", "rejected": "y"}], Counter({EQUAL: 1}), 0.5, 3.0)
+    assert keep_labels(file, labels, prompts) == kept_labels(file, prompts) == labels
+    with pytest.raises(UserError, match=r"not those that the answers in .*pairs\.jsonl belong to"):
+        kept_labels(file, prompts[::-1])
+    head, *pairs = rows_of(file)
+    del head["prompts"], head["seconds"]  # as an older version wrote it
+    write_jsonl(file, [head, *pairs])
+    assert kept_labels(file, prompts[::-1]) == replace(labels, seconds=0.0)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"rounds": 1, "num_generations": 1}])
+def test_settings_that_train_nothing_are_refused(
+    tmp_path: Path, tiny: Backbone, wrong: dict[str, int]
+) -> None:
+    prompts = [{"prompt": str(number)} for number in range(8)]
+    run = iterated_dpo.Run(tmp_path / "run", "dpo", {})
+    with pytest.raises(UserError, match="rounds of 1 or more and num_generations of 2 or more"):
+        train_iterated_dpo(tiny, [], prompts, run, IteratedDPOSettings(**wrong))
 
 
 def test_alarms_of_a_round() -> None:

@@ -144,9 +144,31 @@ def test_a_round_by_iterated_dpo(project: Project, command: Command) -> None:
     sets = ("dpo.rounds=1", "dpo.round_prompts=4", "dpo.max_new_tokens=6")
     steps = command(*[part for text in sets for part in ("--set", text)])["steps"]
     config = config_of(project, steps["method"]["run"])
-    assert config["rounds"] == 1 and config["reward"].endswith("runs/0001-reward")
+    assert config["rounds"] == 1
+    assert Path(config["reward"]) == project.folder / "runs/0001-reward"
     assert (project.folder / steps["method"]["run"] / "rounds/1/pairs.jsonl").is_file()
     assert steps["card"]["done"]
+
+
+def test_rounds_of_new_answers_take_the_reward_role_of_their_round(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no newer one, which somebody may have trained since the round was stopped."""
+    asked = []
+
+    def train(one: Any, stage: Any, run: Path, words: list[str]) -> dict[str, Any]:
+        asked.append(words)
+        return {}
+
+    monkeypatch.setattr(round_steps, "_train", train)
+    for sets in (["dpo.rounds=1"], []):
+        one = make_round(project, "dpo", {"set": sets})
+        one.save()
+        one.note("reward", run="runs/0001-reward", done=True)
+        round_steps.method_step(project, one)
+    named = [words[words.index("--reward") + 1] for words in asked if "--reward" in words]
+    assert len(asked) == 2
+    assert named == [str(project.folder / "runs/0001-reward")]  # the pairs alone need none
 
 
 def test_ctrl_c_in_the_last_update_stops_the_round(project: Project, command: Command) -> None:

@@ -126,6 +126,10 @@ def test_the_newest_kept_round_is_the_parent(project: Project) -> None:
     assert [one.number for one in rounds(project)] == [2, 1]
     set_dropped(project.folder / "runs/0004-ppo", True)  # on the Runs page
     assert make_round(project, "ppo", {}).parents == {"round": 1, "policy": "runs/0002-ppo"}
+    set_dropped(project.folder / "runs/0004-ppo", False)
+    assert make_round(project, "ppo", {}).parents["round"] == 2
+    rmtree(project.folder / "runs/0004-ppo")  # without the Runs page
+    assert make_round(project, "ppo", {}).parents == {"round": 1, "policy": "runs/0002-ppo"}
 
 
 def test_the_first_round_starts_from_the_newest_supervised_run(project: Project) -> None:

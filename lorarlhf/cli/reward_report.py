@@ -29,7 +29,7 @@ from lorarlhf.rewards.learning_curve import advice
 from lorarlhf.rewards.vote_fit import VoteFit
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import read_json
-from lorarlhf.runtime.run_folder import fingerprint
+from lorarlhf.runtime.run_folder import begun_with, fingerprint
 from lorarlhf.runtime.terminal import log_to_stderr
 from lorarlhf.stages.table import STAGES
 
@@ -94,8 +94,10 @@ def rows_of(run: Path, votes: VoteFit) -> list[Row] | None:
         with redirect_stderr(StringIO()):  # what is unusual was said when the run was trained
             rows = read_stage_rows(STAGES["reward"], str(file))
         known = about.get("rows")
-        if isinstance(known, dict) and fingerprint(rows)["sha256"] != known.get("sha256"):
-            return None
+        if isinstance(known, dict):
+            rows = begun_with(run, rows, "rows")  # others may have been appended since
+            if fingerprint(rows)["sha256"] != known.get("sha256"):
+                return None
         if not config.get("eval"):
             rows, _ = split_by_prompt(rows, config["holdout"], about["seed"])
     except (UserError, KeyError):

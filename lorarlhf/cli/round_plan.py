@@ -14,7 +14,7 @@ from lorarlhf.project.rounds import (
     too_few_votes,
     votes_worth_it,
 )
-from lorarlhf.project.settings import resolve
+from lorarlhf.project.settings import Settings, resolve
 from lorarlhf.project.stage import Stage
 from lorarlhf.runtime.errors import UserError
 from lorarlhf.runtime.files import absolute_names, write_jsonl
@@ -147,6 +147,18 @@ def sets_for(stage: Stage, method: str, sets: Sequence[str]) -> Iterator[str]:
             yield text
 
 
+def in_rounds(method: str, options: dict[str, Any]) -> bool:
+    """Whether the method learns from answers that the round's reward role labels, as DPO can."""
+    stage, _ = stage_of(method)
+    return stage.rounds and _settings(stage, method, options).own["rounds"] > 0
+
+
+def _settings(stage: Stage, method: str, options: dict[str, Any]) -> Settings:
+    """The settings of a stage in a round."""
+    sets = [*sets_for(stage, method, options.get("set", []))]
+    return resolve(stage, config=options.get("config"), sets=sets)
+
+
 def _check_options(method: str, options: dict[str, Any]) -> None:
     """Find mistakes now, and not in the middle of the night."""
     from lorarlhf.project.load import open_base_of
@@ -161,8 +173,7 @@ def _check_options(method: str, options: dict[str, Any]) -> None:
                 f"--set {text}: this round runs {REWARD.name} and {main.name}, and not {name}."
             )
     for stage in dict.fromkeys((REWARD, main)):
-        own = [*sets_for(stage, method, sets)]
-        settings = resolve(stage, config=options.get("config"), sets=own)
+        settings = _settings(stage, method, options)
         stage.make_settings(settings.own, settings.trl)
     for spec in options.get("judge_function", []):
         load_function(spec)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorarlhf.cli.request import NO_RUN
-from lorarlhf.cli.round_plan import REWARD, sets_for, stage_of, votes_file
+from lorarlhf.cli.round_plan import REWARD, in_rounds, sets_for, stage_of, votes_file
 from lorarlhf.evaluation.candidates import BASE
 from lorarlhf.evaluation.report import write_report
 from lorarlhf.evaluation.round_card import measured
@@ -43,7 +43,8 @@ def reward_step(project: Project, one: Round) -> Row:
 def method_step(project: Project, one: Round) -> Row:
     """The policy, tuned by the method from the policy of the round before."""
     stage, _ = stage_of(one.method)
-    words = ["--reward", _reward(one)] if stage.rewarded else []
+    rewarded = stage.rewarded or in_rounds(one.method, one.options)
+    words = ["--reward", _reward(one)] if rewarded else []
     if stage.export:
         words += ["--data", str(votes_file(one, stage))]
     return _train(one, stage, _run_of(project, one, "method", stage), words)

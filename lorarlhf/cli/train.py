@@ -98,8 +98,7 @@ def _open_run(prepared: Prepared) -> tuple[Run, Path | None]:
             f"The output folder {folder} can't be written ({error.strerror}). Name another one "
             "with --out."
         ) from error
-    run = Run(folder, stage, config, request.minutes, earlier)
-    run.about |= prepared.fingerprints
+    run = Run(folder, stage, config, request.minutes, earlier, prepared.fingerprints)
     return run, kept
 
 

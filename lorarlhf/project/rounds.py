@@ -101,7 +101,7 @@ class Round:
     @property
     def starts_others(self) -> bool:
         """Whether the next round may start from its policy: somebody may have dropped that run."""
-        if self.verdict != KEPT or self.policy is None:
+        if self.verdict != KEPT or self.policy is None or not self.has_policy:
             return False
         return not read_label(self.policy).dropped
 

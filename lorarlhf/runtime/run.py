@@ -30,6 +30,7 @@ class Run:
         minutes: the longest time that its trainers may train; None: until they are done.
         earlier: when it began and how long it has run, if it goes on after a stop; see
             `earlier_sessions`.
+        rows: by kind, what `fingerprint` says of its rows and prompts.
 
     Raises:
         UserError: the folder can't be written.
@@ -42,6 +43,7 @@ class Run:
         settings: dict[str, Any],
         minutes: float | None = None,
         earlier: dict[str, Any] | None = None,
+        rows: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.folder, self.stage, self.minutes = Path(folder), stage, minutes
         self.started = time.time()
@@ -52,6 +54,7 @@ class Run:
             "seed": settings.get("seed", 0),
             "started": time.strftime(TIME, time.localtime(self.started)),
             "versions": library_versions(),
+            **(rows or {}),
         }
         if earlier:
             self.about |= {"resumed": self.about["started"]} | earlier

@@ -25,7 +25,7 @@ from lorarlhf.rewards.deviation import ScoreDeviation, score_with_vectors
 from lorarlhf.rewards.role import score_answers
 from lorarlhf.runtime import checkpoints
 from lorarlhf.runtime.errors import UserError
-from lorarlhf.runtime.files import readable_rows, write_json, write_jsonl
+from lorarlhf.runtime.files import write_json
 from lorarlhf.runtime.interrupt import stopping_what_follows
 from lorarlhf.runtime.run import Run
 from lorarlhf.runtime.run_folder import drop_later_rows
@@ -40,6 +40,8 @@ from lorarlhf.stages.round_inputs import (
     Labels,
     RoundInputs,
     as_pair,
+    keep_labels,
+    kept_labels,
     pair_up,
     split_prompts,
     with_same_columns,
@@ -82,9 +84,11 @@ def train_iterated_dpo(
         a summary: rounds, the best one, pairs, held-out scores, the `alarms` that are on.
 
     Raises:
-        UserError: there are fewer than eight prompts.
+        UserError: there are fewer than eight prompts, no rounds, or one answer to a prompt.
     """
     settings = settings or IteratedDPOSettings(rounds=3)
+    if settings.rounds < 1 or settings.num_generations < 2:
+        raise UserError("Iterated DPO needs rounds of 1 or more and num_generations of 2 or more.")
     asked = prompt_conversations(prompts, settings.plain)
     learned, held_out = split_prompts(asked, int(run.about["seed"]), votes)
     kept = without_held_out(votes, held_out)
@@ -102,12 +106,7 @@ def train_iterated_dpo(
 
 
 class _Rounds:
-    """The rounds of a run.
-
-    Attributes:
-        rows: their figures, of which the first are those of the start.
-        began: when the running round would have begun if it had not been stopped.
-    """
+    """The rounds of a run, with their figures (`rows`, of which the first are the start's)."""
 
     def __init__(self, backbone: Backbone, run: Run, inputs: RoundInputs) -> None:
         self.backbone, self.run_record, self.inputs = backbone, run, inputs
@@ -116,7 +115,7 @@ class _Rounds:
         self.seed = int(run.about["seed"])
         self.rows: list[Row] = []
         self.alarms: set[str] = set()
-        self.began = 0.0
+        self.began = 0.0  # when the running round would have begun without a stop
 
     def run(self) -> Row:
         """All rounds, or those that are left; returns the summary."""
@@ -165,10 +164,9 @@ class _Rounds:
         """The labelled pairs of a round: those that a stopped run has kept, or new ones."""
         file = folder / "pairs.jsonl"
         if self.inputs.resume and file.exists():
-            head, *pairs = readable_rows(file)
-            seconds = head.get("seconds", 0.0)  # an older version's file has none
-            self.began -= seconds
-            return Labels(pairs, Counter(head["left_out"]), head["score"], seconds)
+            kept = kept_labels(file, self.inputs.prompts)
+            self.began -= kept.seconds
+            return kept
         order, settings = PromptOrder(len(self.inputs.prompts), self.seed), self.settings
         wanted = min(settings.round_prompts, len(self.inputs.prompts))
         for _ in range(number):  # those of the earlier rounds first
@@ -185,9 +183,7 @@ class _Rounds:
         ended = [answer.ended for answer in answers]
         labels = pair_up(asked, texts, scores, doubt, settings, ended)
         labels.seconds = time.monotonic() - self.began
-        head = {name: getattr(labels, name) for name in ("left_out", "score", "seconds")}
-        write_jsonl(file, [head, *labels.pairs])
-        return labels
+        return keep_labels(file, labels, self.inputs.prompts)
 
     def _learn(self, number: int, folder: Path, pairs: list[Row]) -> Row:
         """DPO on the pairs of a round, from the policy that the last one has left."""
@@ -274,7 +270,7 @@ class _Rounds:
     # ---- the end of a round
 
     def _finish(self, row: Row) -> None:
-        """Log a round; keep its policy if it is the best, and a checkpoint."""
+        """Log a round; keep a checkpoint, and its policy if it is the best."""
         self.rows.append(row)
         self.run_record.about["trained_seconds"] = round(self._trained(), 1)
         self.run_record.log(row)
@@ -288,14 +284,13 @@ class _Rounds:
                 log_beside_bars(f"Round {number}, {name}: {words}")
                 self.run_record.log({"step": number, "alarm": name, "value": value, "words": words})
             self.alarms.add(name)
-        if number and self._best() == number:
-            self.backbone.save("policy", self.folder / "adapters" / "policy")
         target = self.folder / "checkpoints" / f"{checkpoints.PREFIX}{number}"
         scratch = checkpoints.make_scratch(target)
         self.backbone.save("policy", scratch / "policy")
         write_json(scratch / "rounds.json", {"rows": self.rows, "alarms": sorted(self.alarms)})
         checkpoints.publish(scratch, target)
         checkpoints.keep_newest(target.parent, 2)
+        self._keep_if_best()
 
     def _load(self) -> bool:
         """Go on after the last finished round; False if there is none."""
@@ -305,8 +300,15 @@ class _Rounds:
         kept = json.loads((place / "rounds.json").read_text(encoding="utf-8"))
         self.rows, self.alarms = kept["rows"], set(kept["alarms"])
         self.backbone.load_role("policy", place / "policy")
+        self._keep_if_best()  # a kill may have come in between
         self._restore_reference()
         return True
+
+    def _keep_if_best(self) -> None:
+        """Save the policy as the run's result if no earlier round is better."""
+        number = len(self.rows) - 1
+        if number and self._best() == number:
+            self.backbone.save("policy", self.folder / "adapters" / "policy")
 
     def _best(self) -> int:
         """The round with the highest held-out score; 0 is the start."""
@@ -329,11 +331,8 @@ class _Rounds:
 
     def _summary(self, reason: str) -> Row:
         best = self._best()
-        left_out: Counter[str] = Counter()
-        for row in self.rows:
-            left_out.update(row.get("left_out", {}))
-        policy = self.folder / "adapters" / "policy"
-        self.backbone.load_role("policy", policy)
+        left_out = sum((Counter[str](row.get("left_out", {})) for row in self.rows), Counter[str]())
+        self.backbone.load_role("policy", self.folder / "adapters" / "policy")
         found = {
             "rounds": len(self.rows) - 1,
             "best_round": best,

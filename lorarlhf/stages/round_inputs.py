@@ -4,11 +4,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lorarlhf.data.twins import normal
 from lorarlhf.runtime.errors import UserError
+from lorarlhf.runtime.files import readable_rows, write_jsonl
+from lorarlhf.runtime.run_folder import fingerprint
 from lorarlhf.runtime.setting_types import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -79,6 +82,32 @@ class Labels:
     left_out: Counter[str] = field(default_factory=Counter)
     score: float = 0.0
     seconds: float = 0.0
+
+
+def keep_labels(file: Path, labels: Labels, prompts: Sequence[Row]) -> Labels:
+    """Write a round's pairs, for `kept_labels`; returns them."""
+    head = {name: getattr(labels, name) for name in ("left_out", "score", "seconds")}
+    write_jsonl(file, [head | {"prompts": fingerprint(prompts)}, *labels.pairs])
+    return labels
+
+
+def kept_labels(file: Path, prompts: Sequence[Row]) -> Labels:
+    """The pairs that a stopped run has kept.
+
+    Args:
+        prompts: those that were answered; a pair names its prompt by its place in them.
+
+    Raises:
+        UserError: they are others than when the answers were written.
+    """
+    head, *pairs = readable_rows(file)
+    now = fingerprint(prompts)
+    if head.get("prompts", now) != now:  # an older version's file does not say
+        raise UserError(
+            f"The prompts are not those that the answers in {file} belong to. Bring the earlier "
+            "prompts back, or start a new run without resuming."
+        )
+    return Labels(pairs, Counter(head["left_out"]), head["score"], head.get("seconds", 0.0))
 
 
 def split_prompts(
