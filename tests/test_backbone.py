@@ -151,6 +151,35 @@ def test_an_unknown_compute_dtype_is_refused() -> None:
         compute_dtype_for(torch.device("cpu"), "float8")
 
 
+@pytest.mark.parametrize(
+    ("capability", "amx", "has_bfloat16", "name", "expected"),
+    [
+        ("AVX512", True, True, "Intel Xeon", torch.bfloat16),
+        ("AVX512", False, True, "Intel Xeon", torch.float32),  # a virtual machine that hides AMX
+        ("AVX512", False, True, "AMD Zen 4", torch.bfloat16),
+        ("AVX512", False, True, None, torch.bfloat16),  # a PyTorch that does not name the CPU
+        ("AVX512", False, False, "AMD Zen 3", torch.float32),
+        ("AVX2", False, False, "Intel Core", torch.float32),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    amx: bool,
+    has_bfloat16: bool,
+    name: str | None,
+    expected: torch.dtype,
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+    if name is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
+    assert compute_dtype_for(torch.device("cpu")) == expected
+
+
 # ---- prompts and tokens
 
 
