@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/compute_dtypes.py
 
 The small base is tuned to answer briefly, by a function, in bfloat16 and in float32 in turn. The
-first update and those that train the value role only are left out.
+first update is left out. All of them train both policy and value role.
 """
 
 import argparse

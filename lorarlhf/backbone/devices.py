@@ -167,7 +167,7 @@ def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32 (AMX, AMD's AVX512-BF16, or Arm's).
 
     Intel's AVX512-BF16 uses one of the two units that multiply float32 and is no faster. Where AMX
-    is missing, as in some virtual machines, an update of PPO takes 1.4 times as long in bfloat16.
+    is missing, as in some virtual machines, an update of PPO takes 1.3 times as long in bfloat16.
     """
     flags = torch.backends.cpu.get_cpu_capability()
     if flags.startswith(("AVX512", "AMX")):
